@@ -1,0 +1,292 @@
+"""The ACKTR update (Wu et al. 2017): natural-gradient actor, Gauss-Newton critic, trust region."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp
+
+from acktr.config import Config
+from acktr.distributions import ActionHead, Distribution
+from acktr.kfac import KFAC, KFACConfig
+from acktr.kfac.optimizer import FisherQuadratic
+from acktr.networks import ActorCritic, SeparateActorCritic, SharedActorCritic
+from acktr.rollout import Batch
+
+LOG_STD_FISHER = 2.0
+"""Fisher information of the log standard deviation of a Gaussian."""
+
+_MIN_ADAPTED_LR = 1e-8
+_SCHEDULE_HORIZON = 1.1
+
+
+def exact_quadratic(
+    module: nn.Module, observations: Tensor, metric: Callable[[Any], Tensor]
+) -> FisherQuadratic:
+    """U -> U^T F U with the exact Fisher, by one Jacobian-vector product.
+
+    F = 1/B sum_b J_b^T H_b J_b with J the Jacobian of the outputs and H the Fisher of the output
+    distribution, so that U^T F U is the mean over the batch of metric(J U).
+
+    Args:
+        module: The network.
+        observations: The batch.
+        metric: Output tangents to t^T H t (B,).
+    """
+    parameters = {name: p.detach() for name, p in module.named_parameters()}
+
+    def forward(values: dict[str, Tensor]) -> Any:
+        return functional_call(module, values, (observations,))
+
+    def quadratic(direction: dict[str, Tensor]) -> Tensor:
+        tangents = {
+            name: direction[name] if name in direction else torch.zeros_like(p)
+            for name, p in parameters.items()
+        }
+        tangent = jvp(forward, (parameters,), (tangents,))[1]
+        return metric(tangent).mean()
+
+    return quadratic
+
+
+def sampled_value_loss(values: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
+    """Sum of negative log-likelihoods of v ~ N(V, sigma^2); its output Fisher is 1 / sigma^2."""
+    noise = torch.randn(values.shape, generator=generator, device=values.device, dtype=values.dtype)
+    target = (values + sigma * noise).detach()
+    return 0.5 * ((values - target) / sigma).square().sum()
+
+
+def adapt_lr(lr: float, kl: float, target: float) -> float:
+    """Divide lr by 1.5 when the KL exceeds twice the target, multiply below half; in [1e-8, 1]."""
+    if kl > 2 * target:
+        lr /= 1.5
+    elif kl < target / 2:
+        lr *= 1.5
+    return min(1.0, max(_MIN_ADAPTED_LR, lr))
+
+
+def scheduled_lr(lr: float, progress: float, schedule: str) -> float:
+    """Step size after a fraction of training; the linear one reaches 0 at 1.1 (Baselines)."""
+    return lr if schedule == "constant" else lr * max(0.0, 1 - progress / _SCHEDULE_HORIZON)
+
+
+class ACKTRLearner:
+    """One ACKTR update per batch, for a shared network or a separate actor and critic.
+
+    Args:
+        network: Policy and value function.
+        head: Action distribution.
+        config: Settings.
+        generator: Source of the sampled Fisher's noise, on the network's device.
+        autocast: Context factory for forward passes.
+    """
+
+    def __init__(
+        self,
+        network: ActorCritic,
+        head: ActionHead,
+        config: Config,
+        generator: torch.Generator,
+        autocast: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        self.network = network
+        self.head = head
+        self.config = config
+        self.generator = generator
+        self.autocast = autocast
+        self._lr = config.acktr.actor.lr
+        if isinstance(network, SharedActorCritic):
+            self.actor = _optimizer(network, config.acktr.actor)
+            self.critic = None
+        else:
+            self.actor = _optimizer(network.actor, config.acktr.actor)
+            self.critic = _optimizer(network.critic, config.acktr.critic)
+
+    def update(self, batch: Batch, progress: float) -> dict[str, float]:
+        """Learn from one batch.
+
+        Args:
+            batch: The samples.
+            progress: Fraction of training done, in [0, 1], for the schedule.
+
+        Returns:
+            Metrics by TensorBoard tag.
+
+        Raises:
+            FactorError: K-FAC cannot go on.
+        """
+        started = time.perf_counter()
+        refreshed = self._refresh_seconds()
+        settings = self.config.acktr
+        if settings.target_kl is None:
+            self.actor.lr = scheduled_lr(settings.actor.lr, progress, settings.lr_schedule)
+        else:
+            self.actor.lr = self._lr
+        if isinstance(self.network, SeparateActorCritic):
+            tensors = self._critic_steps(self.network.critic, batch)
+            tensors |= self._actor_step(self.network.actor, batch)
+        else:
+            tensors = self._joint_step(self.network, batch)
+        metrics = _to_floats(tensors)
+        metrics["train/learning_rate"] = self.actor.lr
+        if settings.target_kl is not None:
+            self._lr = adapt_lr(self._lr, metrics["train/approx_kl"], settings.target_kl)
+        low, high = self.actor.extreme_eigenvalues()
+        metrics |= {"kfac/min_eig": low, "kfac/max_eig": high}
+        metrics["kfac/failures"] = float(self.actor.failures)
+        if self.critic is not None:
+            low, high = self.critic.extreme_eigenvalues()
+            metrics |= {"kfac/critic_min_eig": low, "kfac/critic_max_eig": high}
+            metrics["kfac/failures"] += self.critic.failures
+        metrics["time/refresh"] = self._refresh_seconds() - refreshed
+        metrics["time/update"] = time.perf_counter() - started
+        return metrics
+
+    def _refresh_seconds(self) -> float:
+        critic = 0.0 if self.critic is None else self.critic.refresh_seconds
+        return self.actor.refresh_seconds + critic
+
+    def _advantages(self, batch: Batch) -> Tensor:
+        if not self.config.normalize_advantage:
+            return batch.advantages
+        centred = batch.advantages - batch.advantages.mean()
+        return centred / (centred.square().mean().sqrt() + 1e-8)
+
+    def _policy_terms(self, dist: Distribution, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Policy-gradient loss and mean entropy."""
+        loss = -(self._advantages(batch) * dist.log_prob(batch.actions)).mean()
+        return loss, dist.entropy().mean()
+
+    def _sampled_policy_loss(self, dist: Distribution) -> Tensor:
+        with torch.no_grad():
+            sampled = dist.sample(self.generator)
+        return -dist.log_prob(sampled).sum()
+
+    def _joint_step(self, network: SharedActorCritic, batch: Batch) -> dict[str, Tensor]:
+        sigma = self.config.acktr.value_sigma
+        with self.actor.capture() as captured, self.autocast():
+            parameters, values = network(batch.observations)
+        dist = self.head.make(parameters)
+        fisher = self._sampled_policy_loss(dist) + sampled_value_loss(values, sigma, self.generator)
+        self.actor.update_curvature(captured, fisher)
+        policy_loss, entropy = self._policy_terms(dist, batch)
+        value_loss = (values - batch.returns).square().mean()
+        config = self.config
+        loss = policy_loss - config.ent_coef * entropy + config.vf_coef * value_loss
+        self.actor.zero_grad()
+        torch.autograd.backward(loss)
+        old = self.head.make(parameters.detach())
+
+        def metric(tangent: tuple[Tensor, Tensor]) -> Tensor:
+            return old.fisher_quadratic(tangent[0]) + tangent[1].square() / sigma**2
+
+        quadratic = exact_quadratic(network, batch.observations, metric)
+        self.actor.step(fisher_quadratic=quadratic)
+        with torch.no_grad(), self.autocast():
+            after, _ = network(batch.observations)
+        terms = _policy_metrics(old, after, policy_loss, entropy, self.actor)
+        return terms | _value_metrics(value_loss, batch)
+
+    def _actor_step(self, actor: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        with self.actor.capture() as captured, self.autocast():
+            parameters = actor(batch.observations)
+        dist = self.head.make(parameters)
+        self.actor.update_curvature(captured, self._sampled_policy_loss(dist))
+        policy_loss, entropy = self._policy_terms(dist, batch)
+        self.actor.zero_grad()
+        loss = policy_loss - self.config.ent_coef * entropy
+        torch.autograd.backward(loss)
+        old = self.head.make(parameters.detach())
+        quadratic = exact_quadratic(actor, batch.observations, old.fisher_quadratic)
+        self.actor.step(fisher_quadratic=quadratic)
+        with torch.no_grad(), self.autocast():
+            after = actor(batch.observations)
+        return _policy_metrics(old, after, policy_loss, entropy, self.actor)
+
+    def _critic_steps(self, critic: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        assert self.critic is not None
+        sigma = self.config.acktr.value_sigma
+
+        def metric(tangent: Tensor) -> Tensor:
+            return tangent.square() / sigma**2
+
+        loss = torch.zeros(())
+        for _ in range(self.config.acktr.critic_steps):
+            with self.critic.capture() as captured, self.autocast():
+                values = critic(batch.observations)
+            self.critic.update_curvature(
+                captured, sampled_value_loss(values, sigma, self.generator)
+            )
+            loss = (values - batch.returns).square().mean()
+            self.critic.zero_grad()
+            torch.autograd.backward(loss)
+            quadratic = exact_quadratic(critic, batch.observations, metric)
+            self.critic.step(fisher_quadratic=quadratic)
+        terms = _value_metrics(loss, batch)
+        if self.critic.last_step is not None:
+            terms["train/trust_scale_critic"] = self.critic.last_step.scale
+            terms["train/quadratic_critic"] = self.critic.last_step.quadratic
+        return terms
+
+    def state_dict(self) -> dict[str, Any]:
+        """Optimizers, the adapted step size and the generator (the network saves itself)."""
+        return {
+            "actor": self.actor.state_dict(),
+            "critic": None if self.critic is None else self.critic.state_dict(),
+            "lr": self._lr,
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`; raises ValueError when it is another network's."""
+        if (state["critic"] is None) != (self.critic is None):
+            raise ValueError("checkpoint and configuration disagree about a separate critic")
+        self.actor.load_state_dict(state["actor"])
+        if self.critic is not None:
+            self.critic.load_state_dict(state["critic"])
+        self._lr = float(state["lr"])
+        self.generator.set_state(state["generator"])
+
+
+def _optimizer(module: nn.Module, config: KFACConfig) -> KFAC:
+    known = {
+        name: LOG_STD_FISHER
+        for name, _ in module.named_parameters()
+        if name.rsplit(".", 1)[-1] == "log_std"
+    }
+    return KFAC(module, config, known_fisher=known)
+
+
+def _policy_metrics(
+    old: Distribution, after: Tensor, policy_loss: Tensor, entropy: Tensor, optimizer: KFAC
+) -> dict[str, Tensor]:
+    terms = {
+        "train/approx_kl": old.kl(after).mean(),
+        "train/policy_loss": policy_loss,
+        "train/entropy_loss": -entropy,
+    }
+    if optimizer.last_step is not None:
+        terms["train/kl_quadratic"] = optimizer.last_step.predicted_kl
+        terms["train/trust_scale_actor"] = optimizer.last_step.scale
+        terms["train/quadratic_actor"] = optimizer.last_step.quadratic
+    return terms
+
+
+def _value_metrics(value_loss: Tensor, batch: Batch) -> dict[str, Tensor]:
+    residual = (batch.returns - batch.values).var(correction=0)
+    total = batch.returns.var(correction=0)
+    return {
+        "train/value_loss": value_loss,
+        "train/explained_variance": 1 - residual / total.clamp(min=1e-12),
+    }
+
+
+def _to_floats(tensors: dict[str, Tensor]) -> dict[str, float]:
+    """All scalars in one transfer."""
+    stacked = torch.stack([value.detach().float().reshape(()) for value in tensors.values()])
+    return dict(zip(tensors, stacked.tolist(), strict=True))

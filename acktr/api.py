@@ -1,0 +1,183 @@
+"""The Python interface: an agent that learns, predicts, saves and loads."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import VectorEnv
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
+from numpy.typing import NDArray
+
+from acktr.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from acktr.config import Config, ConfigError, from_dict, to_dict
+from acktr.policy import Policy
+from acktr.presets import preset
+from acktr.train import Trainer, TrainStats
+from envs import check_spaces, make_vec
+
+Callback = Callable[[TrainStats], bool | None]
+"""Receives the statistics of each update; returning False stops the training."""
+
+
+class ACKTR:
+    """An ACKTR agent.
+
+    Args:
+        env: Environment id, or a Gymnasium VectorEnv that declares its autoreset mode.
+        config: Settings; the environment's preset if None. For a VectorEnv, num_envs is its own.
+        seed: Overrides config.seed if given.
+        device: Overrides config.device if given.
+
+    Raises:
+        EnvError: The environment cannot be made or has unsupported spaces.
+        ConfigError: A setting cannot be used.
+    """
+
+    def __init__(
+        self,
+        env: str | VectorEnv[Any, Any, Any],
+        config: Config | None = None,
+        *,
+        seed: int | None = None,
+        device: str | None = None,
+    ) -> None:
+        name = env if isinstance(env, str) else _env_id(env)
+        chosen = config or preset(name)[0]
+        if isinstance(env, str) and chosen.env != env:
+            raise ConfigError(f"env is {env!r} but the configuration is for {chosen.env!r}")
+        if seed is not None:
+            chosen = dataclasses.replace(chosen, seed=seed)
+        if device is not None:
+            chosen = dataclasses.replace(chosen, device=device)
+        if isinstance(env, str):
+            self.envs = make_vec(env, chosen.num_envs, chosen.seed, atari=chosen.atari)
+            self._owns_envs = True
+        else:
+            check_spaces(env.single_observation_space, env.single_action_space)
+            chosen = dataclasses.replace(chosen, env=name, num_envs=env.num_envs)
+            self.envs = _with_statistics(env)
+            self._owns_envs = False
+        self.config = chosen
+        self.trainer = Trainer(chosen, self.envs)
+        self.policy = Policy(
+            self.trainer.network,
+            self.trainer.head,
+            self.envs.single_observation_space,
+            self.envs.single_action_space,
+            self.trainer.collector.observation_normalizer,
+            chosen.seed,
+        )
+
+    @property
+    def num_timesteps(self) -> int:
+        """Environment steps learned from so far."""
+        return self.trainer.timesteps
+
+    def learn(self, total_timesteps: int, callback: Callback | None = None) -> ACKTR:
+        """Train for this many more environment steps (rounded up to whole updates).
+
+        Args:
+            total_timesteps: Steps, summed over the parallel environments.
+            callback: Called after each update; returning False stops.
+
+        Returns:
+            The agent itself.
+        """
+        if total_timesteps < 1:
+            raise ValueError(f"total_timesteps must be at least 1, got {total_timesteps}")
+        for stats in self.trainer.run(self.trainer.timesteps + total_timesteps):
+            if callback is not None and callback(stats) is False:
+                break
+        return self
+
+    def predict(
+        self,
+        observation: NDArray[Any] | int,
+        state: tuple[NDArray[Any], ...] | None = None,
+        episode_start: NDArray[Any] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...] | None]:
+        """Action of one observation, or actions of a batch of them.
+
+        Args:
+            observation: Raw observation (*shape) or batch (N, *shape).
+            state: Recurrent state; passed through, the networks have none.
+            episode_start: Ignored, for recurrent policies.
+            deterministic: The most likely action instead of a sample.
+
+        Returns:
+            Action or actions as the environment takes them, and the state.
+
+        Raises:
+            ValueError: The observation has another shape than the environment's.
+        """
+        array = np.asarray(observation)
+        shape = tuple(self.policy.observation_space.shape or ())
+        if array.shape == shape:
+            return self.policy.act(array[None], deterministic)[0], state
+        if array.shape[1:] == shape and array.ndim == len(shape) + 1:
+            return self.policy.act(array, deterministic), state
+        raise ValueError(f"observation has shape {array.shape}; {shape} or (N, *{shape}) is needed")
+
+    def save(self, path: str | Path) -> None:
+        """Write everything to a folder (safetensors and JSON with hashes).
+
+        Raises:
+            CheckpointError: The folder cannot be written.
+        """
+        meta = {"format": "acktr-agent", "config": to_dict(self.config)}
+        save_checkpoint(Path(path), self.trainer.state_dict(), meta)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        env: VectorEnv[Any, Any, Any] | None = None,
+        *,
+        device: str | None = None,
+    ) -> ACKTR:
+        """Read an agent written by :meth:`save`, or the checkpoint of a training run.
+
+        Args:
+            path: The folder.
+            env: Vector environment to use; the saved environment id is made anew if None.
+            device: Overrides the saved device.
+
+        Raises:
+            CheckpointError: The folder is damaged, foreign, or fits another environment.
+        """
+        state, meta = load_checkpoint(Path(path))
+        try:
+            config = from_dict(meta["config"])
+        except (KeyError, TypeError, ConfigError) as error:
+            raise CheckpointError(f"{path}: no usable configuration in it ({error})") from None
+        agent = cls(config.env if env is None else env, config, device=device)
+        try:
+            agent.trainer.load_state_dict(state)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            agent.close()
+            raise CheckpointError(f"{path}: {error}") from None
+        return agent
+
+    def close(self) -> None:
+        """Close the environments, if the agent made them."""
+        if self._owns_envs:
+            self.envs.close()
+
+
+def _env_id(env: VectorEnv[Any, Any, Any]) -> str:
+    return env.spec.id if env.spec is not None else type(env.unwrapped).__name__
+
+
+def _with_statistics(env: VectorEnv[Any, Any, Any]) -> VectorEnv[Any, Any, Any]:
+    """Add episode statistics unless a wrapper already does."""
+    layer: Any = env
+    while layer is not None:
+        if isinstance(layer, RecordEpisodeStatistics) or hasattr(layer, "reports_episodes"):
+            return env
+        layer = getattr(layer, "env", None)
+    return RecordEpisodeStatistics(env)

@@ -1,0 +1,326 @@
+"""Checkpoints: a folder of tensors and JSON, written atomically and verified when read.
+
+A checkpoint holds ``state.safetensors`` (tensors and arrays by path in the tree), ``state.json``
+(the tree with everything else), ``meta.json`` and ``manifest.json`` (format version, size and
+SHA-256 of the others). Reading one never runs code. The hashes guard against damage, not against
+an author who recomputes them; what such an author can do is limited to wrong numbers.
+
+``save_checkpoint`` writes a complete ``NAME.tmp-XXXXXXXX`` beside the target, renames an existing
+``NAME`` to ``NAME.old``, the new one to ``NAME``, and removes ``NAME.old``. Whenever a crash stops
+it, ``NAME`` or, if that name is missing, ``NAME.old`` is a complete checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+
+from acktr.files import read_limited, reason, sync_folder, write_synced
+
+FORMAT = "acktr-checkpoint"
+VERSION = 1
+
+_TENSORS, _TREE, _META, _MANIFEST = "state.safetensors", "state.json", "meta.json", "manifest.json"
+_CAPS = {_TENSORS: 4 << 30, _TREE: 64 << 20, _META: 4 << 20, _MANIFEST: 1 << 16}
+_HEADER_CAP = 16 << 20
+_MAX_DEPTH = 64
+_EXACT_INT = 1 << 53
+_FLOATS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+_DTYPES = frozenset(
+    {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool}
+    | {torch.int64, torch.int32, torch.int16, torch.int8}
+    | {torch.uint64, torch.uint32, torch.uint16, torch.uint8}
+)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written or read; one line naming the file and the reason."""
+
+
+def save_checkpoint(folder: Path, state: Mapping[str, object], meta: Mapping[str, object]) -> None:
+    """Write a checkpoint, replacing an older one of the same name.
+
+    Both trees are made of dicts with string keys, lists, tuples, int, float, bool, str and None;
+    ``state`` may also hold tensors and arrays (saved contiguous, without gradient). All types come
+    back exactly, except that NumPy scalars become Python numbers.
+
+    Raises:
+        CheckpointError: if it cannot be written; an older checkpoint is intact then.
+        TypeError: if a tree holds something else; the message names where.
+    """
+    target = Path(os.path.abspath(folder))
+    files = _encode_files(target, state, meta)
+    temporary = target.with_name(f"{target.name}.tmp-{secrets.token_hex(4)}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _refuse_foreign(target)
+        _sweep(target)
+        temporary.mkdir()
+        for name, data in files.items():
+            write_synced(temporary / name, data)
+        sync_folder(temporary)
+        _swap(temporary, target)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot write the checkpoint: {reason(error)}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read a checkpoint: ``(state, meta)``, tensors on the CPU.
+
+    Raises:
+        CheckpointError: if there is none, or any file is damaged, foreign or too large.
+    """
+    target = Path(os.path.abspath(folder))
+    if not os.path.lexists(target) and os.path.lexists(_old(target)):
+        target = _old(target)
+    files = _read_verified(target)
+    try:
+        tensors = _decode_tensors(files[_TENSORS])
+    except Exception as error:
+        raise _bad(target / _TENSORS, "not a valid tensor file") from error
+    try:
+        state = _decode(_parse_json(files[_TREE]), tensors, 0)
+        if tensors:
+            raise ValueError("tensors left over")
+    except Exception as error:
+        raise _bad(target / _TREE, "not a valid state") from error
+    try:
+        meta = _decode(_parse_json(files[_META]), {}, 0)
+    except Exception as error:
+        raise _bad(target / _META, "not valid JSON of this format") from error
+    if not isinstance(state, dict) or not isinstance(meta, dict):
+        raise _bad(target, "state and meta must be dicts")
+    return state, meta
+
+
+def checkpoint_exists(folder: Path) -> bool:
+    """Whether ``load_checkpoint`` would find something to read (which may still be damaged)."""
+    target = Path(os.path.abspath(folder))
+    return any((path / _MANIFEST).is_file() for path in (target, _old(target)))
+
+
+def _bad(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"{path}: {why}; the checkpoint is damaged or not from this program")
+
+
+def _old(target: Path) -> Path:
+    return target.with_name(f"{target.name}.old")
+
+
+def _refuse_foreign(target: Path) -> None:
+    """Never replace a folder that is not a checkpoint."""
+    if not os.path.lexists(target) or (target / _MANIFEST).is_file():
+        return
+    if target.is_symlink() or not target.is_dir() or any(target.iterdir()):
+        raise OSError(None, "something that is not a checkpoint has this name")
+
+
+def _sweep(target: Path) -> None:
+    """Remove what killed writers left (one writer per checkpoint name is assumed)."""
+    stale = re.compile(re.escape(target.name) + r"\.tmp-[0-9a-f]{8}")
+    for path in target.parent.iterdir():
+        if stale.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _swap(temporary: Path, target: Path) -> None:
+    old = _old(target)
+    if not os.path.lexists(target):
+        os.rename(temporary, target)
+    else:
+        if os.path.lexists(old):
+            shutil.rmtree(old)
+        os.rename(target, old)
+        try:
+            os.rename(temporary, target)
+        except BaseException:
+            os.rename(old, target)
+            raise
+    sync_folder(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _encode_files(
+    target: Path, state: Mapping[str, object], meta: Mapping[str, object]
+) -> dict[str, bytes]:
+    tensors: dict[str, torch.Tensor] = {}
+    tree = _encode(state, "state", tensors, 0)
+    meta_tensors: dict[str, torch.Tensor] = {}
+    described = _encode(meta, "meta", meta_tensors, 0)
+    if meta_tensors:
+        raise TypeError(f"{min(meta_tensors)}: meta cannot hold tensors or arrays")
+    files = {
+        _TENSORS: safetensors.torch.save(tensors),
+        _TREE: json.dumps(tree, allow_nan=False).encode(),
+        _META: (json.dumps(described, allow_nan=False, indent=1) + "\n").encode(),
+    }
+    for name, data in files.items():
+        if len(data) > _CAPS[name]:
+            raise CheckpointError(f"{target / name}: {len(data)} bytes; at most {_CAPS[name]} fit")
+    files[_MANIFEST] = _manifest({name: _entry(data) for name, data in files.items()})
+    return files
+
+
+def _entry(data: bytes) -> dict[str, object]:
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _manifest(entries: Mapping[str, object]) -> bytes:
+    """The one accepted spelling of a manifest."""
+    content = {"format": FORMAT, "version": VERSION, "files": entries}
+    return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _read_verified(target: Path) -> dict[str, bytes]:
+    """The three content files, checked against the manifest before anything is parsed."""
+    entries = _read_manifest(target)
+    files = {}
+    for name in (_TENSORS, _TREE, _META):
+        files[name] = _read(target / name, _CAPS[name])
+        if _entry(files[name]) != entries[name]:
+            raise _bad(target / name, "differs from its size or SHA-256 in manifest.json")
+    return files
+
+
+def _read_manifest(target: Path) -> dict[str, Any]:
+    if not target.is_dir():
+        raise CheckpointError(f"{target}: no checkpoint folder here")
+    path = target / _MANIFEST
+    data = _read(path, _CAPS[_MANIFEST])
+    try:
+        content = _parse_json(data)
+    except Exception as error:
+        raise _bad(path, "not valid JSON") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise _bad(path, "not a checkpoint manifest")
+    version = content.get("version")
+    if type(version) is not int or version != VERSION:
+        raise CheckpointError(
+            f"{path}: format version {str(version)[:20]!r} is unknown; this program reads {VERSION}"
+        )
+    entries = content.get("files")
+    if not isinstance(entries, dict) or set(entries) != {_TENSORS, _TREE, _META}:
+        raise _bad(path, "does not list the files of a checkpoint")
+    if _manifest(entries) != data:
+        raise _bad(path, "was altered")
+    return entries
+
+
+def _read(path: Path, cap: int) -> bytes:
+    try:
+        return read_limited(path, cap)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot read the checkpoint: {reason(error)}") from error
+
+
+def _parse_json(data: bytes) -> Any:
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is not JSON")
+
+    return json.loads(data.decode("ascii"), parse_constant=refuse)
+
+
+def _encode(node: object, path: str, tensors: dict[str, torch.Tensor], depth: int) -> object:
+    """A JSON tree in which every dict key that starts with ``$`` is a tag (``$$`` is a literal)."""
+    if depth > _MAX_DEPTH:
+        raise TypeError(f"{path[:80]}: nested deeper than {_MAX_DEPTH}")
+    if isinstance(node, Mapping):
+        encoded: dict[str, object] = {}
+        for key, value in node.items():
+            if type(key) is not str:
+                raise TypeError(f"{path}: key {key!r:.80} must be a str")
+            part = quote(key, safe="", errors="surrogatepass")
+            name = f"${key}" if key.startswith("$") else key
+            encoded[name] = _encode(value, f"{path}/{part}", tensors, depth + 1)
+        return encoded
+    if isinstance(node, list | tuple):
+        items = [_encode(item, f"{path}/{i}", tensors, depth + 1) for i, item in enumerate(node)]
+        return {"$tuple": items} if isinstance(node, tuple) else items
+    if isinstance(node, torch.Tensor):
+        tensors[path] = _plain_tensor(node, path)
+        return {"$tensor": path}
+    if isinstance(node, np.ndarray):
+        tensors[path] = _array_tensor(node, path)
+        return {"$array": path}
+    return _encode_scalar(node, path)
+
+
+def _encode_scalar(node: object, path: str) -> object:
+    value = node.item() if isinstance(node, np.bool_ | np.integer | np.floating) else node
+    if value is None or type(value) in (bool, str):
+        return value
+    if type(value) is int:
+        return value if abs(value) <= _EXACT_INT else {"$int": hex(value)}
+    if type(value) is float:
+        return value if math.isfinite(value) else {"$float": repr(value)}
+    raise TypeError(f"{path}: a {type(node).__name__} cannot be saved")
+
+
+def _plain_tensor(tensor: torch.Tensor, path: str) -> torch.Tensor:
+    """A contiguous CPU copy that shares memory with nothing."""
+    if tensor.layout != torch.strided or tensor.dtype not in _DTYPES or tensor.is_meta:
+        raise TypeError(f"{path}: a {tensor.layout} {tensor.dtype} tensor cannot be saved")
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def _array_tensor(array: NDArray[Any], path: str) -> torch.Tensor:
+    try:
+        tensor = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
+    except (TypeError, ValueError):
+        raise TypeError(f"{path}: an array of {array.dtype} cannot be saved") from None
+    return _plain_tensor(tensor, path)
+
+
+def _decode_tensors(data: bytes) -> dict[str, torch.Tensor]:
+    if int.from_bytes(data[:8], "little") > _HEADER_CAP:
+        raise ValueError("header too large")
+    return dict(safetensors.torch.load(data))
+
+
+def _decode(node: Any, tensors: dict[str, torch.Tensor], depth: int) -> Any:
+    """Inverse of ``_encode``; takes what it uses out of ``tensors``, so nothing is used twice."""
+    if depth > _MAX_DEPTH:
+        raise ValueError("nested too deeply")
+    if isinstance(node, list):
+        return [_decode(item, tensors, depth + 1) for item in node]
+    if not isinstance(node, dict):
+        return node
+    tags = [key for key in node if key.startswith("$") and not key.startswith("$$")]
+    if tags:
+        if len(node) != 1:
+            raise ValueError("a tag among other keys")
+        return _decode_tag(tags[0], node[tags[0]], tensors, depth)
+    return {
+        key[1:] if key.startswith("$$") else key: _decode(value, tensors, depth + 1)
+        for key, value in node.items()
+    }
+
+
+def _decode_tag(tag: str, value: Any, tensors: dict[str, torch.Tensor], depth: int) -> Any:
+    if tag == "$tensor":
+        return tensors.pop(value)
+    if tag == "$array":
+        return tensors.pop(value).numpy()
+    if tag == "$int":
+        return int(value, 16)
+    if tag == "$float":
+        return _FLOATS[value]
+    if tag == "$tuple" and isinstance(value, list):
+        return tuple(_decode(item, tensors, depth + 1) for item in value)
+    raise ValueError(f"unknown tag {tag}")

@@ -1,0 +1,57 @@
+"""Where and in which precision to compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from acktr.config import ConfigError
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of a name: auto (CUDA where there is one), cpu, cuda or cuda:N.
+
+    Raises:
+        ConfigError: The name is unknown or the device is absent.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device {name!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices"
+        )
+    return device
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 products run in hardware (AMX or AVX512-BF16 on CPU, CUDA 8.0 or later)."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
+def autocast_context(
+    device: torch.device, precision: str, convolutional: bool
+) -> tuple[str, Callable[[], AbstractContextManager[Any]]]:
+    """The precision in use and a context factory for forward passes.
+
+    Args:
+        device: Where the network lives.
+        precision: auto, float32 or bfloat16. auto means bfloat16 for convolutional networks on
+            hardware that is fast at it, float32 otherwise.
+        convolutional: Whether the network is convolutional.
+    """
+    if precision == "auto":
+        precision = "bfloat16" if convolutional and fast_bfloat16(device) else "float32"
+    if precision == "float32":
+        return precision, nullcontext
+    return precision, lambda: torch.autocast(device.type, dtype=torch.bfloat16)

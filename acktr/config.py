@@ -1,0 +1,241 @@
+"""The configuration of a training run: frozen dataclasses, checked when constructed."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from acktr.kfac import KFACConfig
+from envs.settings import AtariSettings
+
+Activation = Literal["tanh", "relu", "elu"]
+
+
+class ConfigError(ValueError):
+    """A hyper-parameter that cannot be used; the message is one line."""
+
+
+def _check_integer(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name} must be an integer >= {least}, got {value}")
+
+
+def _check_number(name: str, value: float, low: float, high: float, *, open_low: bool) -> None:
+    inside = math.isfinite(value) and (low < value if open_low else low <= value) and value <= high
+    if not inside:
+        limit = f" and <= {high:g}" if math.isfinite(high) else ""
+        sign = ">" if open_low else ">="
+        raise ConfigError(f"{name} must be a finite number {sign} {low:g}{limit}, got {value}")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """Actor and critic networks."""
+
+    shared: bool = True
+    """One trunk with two heads (joint Fisher) instead of a separate actor and critic."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Widths of the actor's (or the shared trunk's) hidden layers, for vector observations."""
+    critic_hidden: tuple[int, ...] = (64, 64)
+    """Widths of a separate critic's hidden layers, for vector observations."""
+    activation: Activation = "tanh"
+    """Activation of the actor (or shared trunk), for vector observations; conv nets use ReLU."""
+    critic_activation: Activation = "tanh"
+    """Activation of a separate critic, for vector observations."""
+    policy_gain: float = 0.01
+    """Gain of the orthogonal initialisation of the policy head."""
+    log_std_init: float = 0.0
+    """Initial log standard deviation of Gaussian policies (independent of the state)."""
+
+    def __post_init__(self) -> None:
+        """Check every value; raises ConfigError naming the field."""
+        for name in ("hidden", "critic_hidden"):
+            for width in getattr(self, name):
+                _check_integer(f"each width of {name}", width, 1)
+        for name in ("activation", "critic_activation"):
+            _check_choice(name, getattr(self, name), typing.get_args(Activation))
+        _check_number("policy_gain", self.policy_gain, 0, math.inf, open_low=True)
+        _check_number("log_std_init", self.log_std_init, -20, 2, open_low=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ACKTRConfig:
+    """ACKTR (Wu et al. 2017): K-FAC steps for actor and critic."""
+
+    actor: KFACConfig = field(default_factory=KFACConfig)
+    """K-FAC of the actor, or of the whole network when the trunk is shared."""
+    critic: KFACConfig = field(default_factory=KFACConfig)
+    """K-FAC of a separate critic (Gauss-Newton metric)."""
+    critic_steps: int = 1
+    """Steps of a separate critic on each batch."""
+    target_kl: float | None = None
+    """KL per update to which the actor's lr adapts by factors of 1.5; None: no adaptation."""
+    value_sigma: float = 1.0
+    """Standard deviation of the critic's Gaussian observation model; its Fisher is 1/sigma^2."""
+    lr_schedule: Literal["constant", "linear"] = "linear"
+    """Schedule of the actor's lr over total_timesteps."""
+
+    def __post_init__(self) -> None:
+        """Check every value; raises ConfigError naming the field."""
+        _check_integer("critic_steps", self.critic_steps, 1)
+        if self.target_kl is not None:
+            _check_number("target_kl", self.target_kl, 0, math.inf, open_low=True)
+        _check_number("value_sigma", self.value_sigma, 0, math.inf, open_low=True)
+        _check_choice("lr_schedule", self.lr_schedule, ("constant", "linear"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that defines a training run."""
+
+    env: str
+    """Environment id, for example HalfCheetah-v5, PongNoFrameskip-v4 or module:Id-v0."""
+    algo: Literal["acktr"] = "acktr"
+    """Algorithm."""
+    preset: str = "default"
+    """Preset that the values started from: default (tuned here) or paper (as published)."""
+    seed: int = 0
+    """Seed of environments, networks and sampling."""
+    total_timesteps: int = 1_000_000
+    """Environment steps to train for, summed over the parallel environments."""
+    num_envs: int = 8
+    """Parallel environments."""
+    num_steps: int = 32
+    """Steps of each environment per update."""
+    gamma: float = 0.99
+    """Discount factor."""
+    gae_lambda: float = 1.0
+    """Lambda of generalised advantage estimation; 1 gives n-step returns."""
+    ent_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    vf_coef: float = 0.25
+    """Weight of the mean squared value error in a shared network's loss."""
+    normalize_advantage: bool = False
+    """Standardise advantages over the batch."""
+    normalize_observation: bool = False
+    """Standardise observations by running statistics, clipped to +-10."""
+    normalize_reward: bool = False
+    """Divide rewards by the running deviation of the discounted return, clipped to +-10."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Compute type of convolutional networks; auto: bfloat16 where the hardware is fast at it."""
+    eval_freq: int = 0
+    """Steps between evaluations during training; 0: only at the end."""
+    eval_episodes: int = 10
+    """Episodes of each evaluation during training."""
+    checkpoint_freq: int = 100_000
+    """Steps between checkpoints; one is always written at the end or when stopped."""
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    """Networks."""
+    acktr: ACKTRConfig = field(default_factory=ACKTRConfig)
+    """Settings of ACKTR."""
+    atari: AtariSettings = field(default_factory=AtariSettings)
+    """Atari protocol; ignored by other environments."""
+
+    def __post_init__(self) -> None:
+        """Check every value; raises ConfigError naming the field."""
+        if not self.env:
+            raise ConfigError("env must be an environment id such as HalfCheetah-v5, got nothing")
+        least = {"seed": 0, "total_timesteps": 1, "num_envs": 1, "num_steps": 1}
+        least |= {"eval_freq": 0, "eval_episodes": 1, "checkpoint_freq": 1}
+        for name, minimum in least.items():
+            _check_integer(name, getattr(self, name), minimum)
+        if self.seed >= 2**31 - 2**20:
+            raise ConfigError(f"seed must be below {2**31 - 2**20}, got {self.seed}")
+        for name in ("gamma", "gae_lambda"):
+            _check_number(name, getattr(self, name), 0, 1, open_low=False)
+        for name in ("ent_coef", "vf_coef"):
+            _check_number(name, getattr(self, name), 0, math.inf, open_low=False)
+        _check_choice("algo", self.algo, ("acktr",))
+        _check_choice("precision", self.precision, ("auto", "float32", "bfloat16"))
+        if self.num_envs * self.num_steps < 2:
+            raise ConfigError("num_envs * num_steps must be at least 2")
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The configuration as JSON values."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """The configuration of :func:`to_dict`, or part of one.
+
+    Raises:
+        ConfigError: An unknown key (with a suggestion), a wrong type or a value out of range.
+    """
+    config: Config = _build(Config, values, "")
+    return config
+
+
+def merge(config: Config, values: Any) -> Config:
+    """The configuration with part of it replaced, nested settings one by one.
+
+    Raises:
+        ConfigError: As :func:`from_dict`.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError("configuration: the file must be an object of settings")
+    return from_dict(_overlay(to_dict(config), values))
+
+
+def _overlay(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in values.items():
+        old = base.get(key)
+        nested = isinstance(old, Mapping) and isinstance(value, Mapping)
+        merged[key] = _overlay(old or {}, value) if nested else value
+    return merged
+
+
+def _build(kind: type[Any], values: Any, path: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"configuration: {path or 'the file'} must be an object of settings")
+    hints = typing.get_type_hints(kind)
+    chosen = {}
+    for key, value in values.items():
+        where = f"{path}.{key}" if path else str(key)
+        if key not in hints:
+            close = difflib.get_close_matches(str(key), hints, 1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            raise ConfigError(f"configuration: unknown setting {where}{hint}")
+        chosen[key] = _convert(hints[key], value, where)
+    try:
+        return kind(**chosen)
+    except TypeError:
+        raise ConfigError("configuration: env is missing") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}.{error}" if path else str(error)) from None
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """Value as the field's type; JSON has lists for tuples and may write 1 for 1.0."""
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast("type[Any]", hint), value, where)
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        if value is None:
+            return None
+        return _convert(next(arg for arg in args if arg is not type(None)), value, where)
+    if origin is Literal:
+        _check_choice(where, value, args)
+        return value
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_convert(args[0], item, where) for item in value)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, str, bool) and type(value) is hint:
+        return value
+    wanted = "a list of integers" if origin is tuple else getattr(hint, "__name__", str(hint))
+    raise ConfigError(f"configuration: {where} must be {wanted}, got {value!r}")

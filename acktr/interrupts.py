@@ -1,0 +1,81 @@
+"""SIGINT and SIGTERM as an orderly stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(KeyboardInterrupt):
+    """The program was asked to stop.
+
+    Args:
+        signum: The signal.
+        note: What the user should know, one line.
+    """
+
+    def __init__(self, signum: int, note: str = "stopped") -> None:
+        super().__init__(note)
+        self.signum = signum
+        self.note = note
+
+
+class Interrupts:
+    """While entered, SIGINT and SIGTERM raise :class:`Stopped` in the main thread.
+
+    Inside :meth:`deferred` the first one is only recorded in ``requested``; a second one raises.
+    """
+
+    def __init__(self) -> None:
+        self.requested: int | None = None
+        self._waits = False
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._previous.clear()
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Record the first signal in ``requested`` instead of raising."""
+        with self._waiting(True):
+            yield
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside :meth:`deferred`: raise after all, also for a signal recorded before."""
+        with self._waiting(False):
+            if self.requested is not None:
+                raise Stopped(self.requested)
+            yield
+
+    @contextmanager
+    def _waiting(self, waits: bool) -> Iterator[None]:
+        before, self._waits = self._waits, waits
+        try:
+            yield
+        finally:
+            self._waits = before
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        first, self.requested = self.requested is None, signum
+        if not (first and self._waits):
+            raise Stopped(signum)

@@ -1,0 +1,179 @@
+"""Starting configurations by environment: exact id, then family, then default."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+
+from acktr.config import ACKTRConfig, Config, ConfigError, NetworkConfig
+from acktr.kfac import KFACConfig
+from envs import is_atari
+
+PRESETS = ("default", "paper")
+"""Names that --preset takes: our tuned values, or the published ones."""
+
+_MUJOCO = re.compile(
+    r"^(Ant|HalfCheetah|Hopper|Humanoid|HumanoidStandup|InvertedDoublePendulum|InvertedPendulum"
+    r"|Pusher|Reacher|Swimmer|Walker2d)-v\d+$"
+)
+
+
+def _atari(env: str) -> Config:
+    """Shared 32-64-32-512 network, joint Fisher, 32 x 20 samples (Wu et al. 2017)."""
+    return Config(
+        env=env,
+        total_timesteps=10_000_000,
+        num_envs=32,
+        num_steps=20,
+        gae_lambda=1.0,
+        ent_coef=0.01,
+        vf_coef=0.25,
+        checkpoint_freq=500_000,
+        network=NetworkConfig(shared=True),
+        acktr=ACKTRConfig(
+            actor=KFACConfig(lr=0.25, kl_clip=0.001, cold_steps=10, stat_fraction=0.25)
+        ),
+    )
+
+
+def _atari_paper(env: str) -> Config:
+    """The first public release's values: value Fisher 4, lr 0.25 linear, 11 cold steps at 0.25."""
+    base = _atari(env)
+    actor = dataclasses.replace(base.acktr.actor, cold_steps=11, cold_lr=0.25, stat_fraction=1.0)
+    acktr = dataclasses.replace(base.acktr, actor=actor, value_sigma=0.5)
+    return dataclasses.replace(base, acktr=acktr)
+
+
+def _mujoco(env: str) -> Config:
+    """Separate tanh networks; the actor's step has an exactly predicted KL of 0.01."""
+    return Config(
+        env=env,
+        total_timesteps=1_000_000,
+        num_envs=8,
+        num_steps=256,
+        gae_lambda=0.95,
+        normalize_advantage=True,
+        normalize_observation=True,
+        normalize_reward=True,
+        network=NetworkConfig(shared=False),
+        acktr=ACKTRConfig(
+            actor=KFACConfig(
+                lr=1.0, kl_clip=0.02, quadratic="exact", momentum=0.0, refresh_interval=1
+            ),
+            critic=KFACConfig(
+                lr=0.3,
+                kl_clip=0.3,
+                quadratic="exact",
+                damping=0.1,
+                stat_decay=0.95,
+                refresh_interval=5,
+            ),
+            critic_steps=10,
+            lr_schedule="constant",
+        ),
+    )
+
+
+def _mujoco_paper(env: str) -> Config:
+    """The authors' MuJoCo values: one environment, 2500 steps, KL 0.002, 25 ELU-critic steps."""
+    return Config(
+        env=env,
+        total_timesteps=1_000_000,
+        num_envs=1,
+        num_steps=2500,
+        gae_lambda=0.97,
+        normalize_advantage=True,
+        normalize_observation=True,
+        network=NetworkConfig(shared=False, critic_activation="elu", policy_gain=0.1),
+        acktr=ACKTRConfig(
+            actor=KFACConfig(
+                lr=0.03, kl_clip=0.01, refresh_interval=2, cold_steps=2, cold_lr=0.003
+            ),
+            critic=KFACConfig(
+                lr=0.001,
+                kl_clip=0.3,
+                damping=0.1,
+                stat_decay=0.95,
+                weight_decay=3e-4,
+                refresh_interval=2,
+                cold_steps=51,
+                cold_lr=1e-4,
+                cold_max_grad_norm=1.0,
+            ),
+            critic_steps=25,
+            target_kl=0.002,
+            value_sigma=0.5,
+            lr_schedule="constant",
+        ),
+    )
+
+
+def _general(env: str) -> Config:
+    """Separate tanh networks and running normalisation, for any other environment."""
+    return Config(
+        env=env,
+        total_timesteps=500_000,
+        num_envs=8,
+        num_steps=32,
+        gae_lambda=0.95,
+        normalize_advantage=True,
+        normalize_observation=True,
+        normalize_reward=True,
+        network=NetworkConfig(shared=False),
+        acktr=ACKTRConfig(
+            actor=KFACConfig(lr=0.25, kl_clip=0.01, quadratic="exact", momentum=0.0),
+            critic=KFACConfig(lr=0.25, kl_clip=1.0, quadratic="exact"),
+            critic_steps=5,
+        ),
+    )
+
+
+def _cartpole(env: str) -> Config:
+    """CartPole-v1 within 100,000 steps."""
+    return dataclasses.replace(
+        _general(env),
+        total_timesteps=100_000,
+        normalize_observation=False,
+        normalize_reward=False,
+    )
+
+
+_EXACT: dict[tuple[str, str], Callable[[str], Config]] = {("CartPole-v1", "default"): _cartpole}
+_FAMILY: dict[tuple[str, str], Callable[[str], Config]] = {
+    ("Atari", "default"): _atari,
+    ("Atari", "paper"): _atari_paper,
+    ("MuJoCo", "default"): _mujoco,
+    ("MuJoCo", "paper"): _mujoco_paper,
+}
+
+
+def family(env: str) -> str | None:
+    """Atari, MuJoCo or None."""
+    if is_atari(env):
+        return "Atari"
+    return "MuJoCo" if _MUJOCO.match(env) else None
+
+
+def preset(env: str, algo: str = "acktr", name: str = "default") -> tuple[Config, str]:
+    """The configuration to start from, and one line that says where it comes from.
+
+    Raises:
+        ConfigError: Unknown algorithm or preset, or no published values for this environment.
+    """
+    if algo != "acktr":
+        raise ConfigError(f"algo must be acktr, got {algo!r}")
+    if name not in PRESETS:
+        raise ConfigError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
+    group = family(env)
+    if (env, name) in _EXACT:
+        maker, source = _EXACT[env, name], f"exact id {env}"
+    elif group is not None:
+        maker, source = _FAMILY[group, name], f"{group} family"
+    elif name == "default":
+        maker, source = _general, "any environment"
+    else:
+        raise ConfigError(f"the paper has no configuration for {env}: use --preset default")
+    summary = (maker.__doc__ or "").strip()
+    config = dataclasses.replace(maker(env), preset=name)
+    return config, f"preset {name} for {algo}, {source}: {summary}"

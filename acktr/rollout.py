@@ -1,0 +1,370 @@
+"""Rollouts: stepping the environments with the policy, and turning steps into a batch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from numpy.typing import NDArray
+from torch import Tensor
+
+from acktr.distributions import ActionHead, to_environment
+from acktr.networks import ActorCritic
+from acktr.normalize import ObservationNormalizer, RewardScaler
+
+Array = NDArray[Any]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class EpisodeEnd:
+    """An episode that ended during a rollout, in the environment's own reward."""
+
+    reward: float
+    length: int
+    moment: float
+    """time.perf_counter() when it ended."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """T steps of N environments; arrays are (T, N, ...) unless noted."""
+
+    observations: Array
+    """As the network takes them (normalised)."""
+    actions: Tensor
+    rewards: NDArray[np.float32]
+    """As learning takes them (scaled)."""
+    values: NDArray[np.float32]
+    next_values: NDArray[np.float32]
+    """V of the true successor state, the final observation where an episode was truncated."""
+    terminated: Bools
+    ended: Bools
+    """Terminated or truncated."""
+    valid: Bools
+    """Steps to learn from: the agent's own action in a running episode."""
+    episodes: tuple[EpisodeEnd, ...]
+    env_steps: int
+    """Environment steps taken (reset steps of next-step autoreset are none)."""
+    env_seconds: float
+    forward_seconds: float
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one update, B rows on the network's device."""
+
+    observations: Tensor
+    actions: Tensor
+    advantages: Tensor
+    """(B,), not standardised."""
+    returns: Tensor
+    """(B,) targets of the critic: advantage + value."""
+    values: Tensor
+    """(B,) predictions made during the rollout."""
+
+    def __len__(self) -> int:
+        return len(self.advantages)
+
+
+def gae(
+    rewards: Array,
+    values: Array,
+    next_values: Array,
+    terminated: Bools,
+    ended: Bools,
+    gamma: float,
+    gae_lambda: float,
+) -> NDArray[np.float64]:
+    """Generalised advantage estimates (T, N) (Schulman et al. 2016, equation 16).
+
+    delta_t = r_t + gamma (1 - terminated_t) V(s_{t+1}) - V(s_t)
+    A_t = delta_t + gamma lambda (1 - ended_t) A_{t+1}
+
+    A terminated episode has no future value; a truncated one is bootstrapped from the value of its
+    final observation, and neither passes advantages across its end. A rollout's end is treated as
+    a truncation.
+
+    Args:
+        rewards: r_t (T, N).
+        values: V(s_t) (T, N).
+        next_values: V(s_{t+1}) (T, N) of the true successor.
+        terminated: Whether step t ended in a terminal state.
+        ended: Whether step t ended an episode, terminal or truncated.
+        gamma: Discount factor.
+        gae_lambda: lambda.
+    """
+    delta = rewards + gamma * np.where(terminated, 0.0, next_values) - values
+    carry = gamma * gae_lambda * ~ended
+    advantages = np.zeros(rewards.shape, np.float64)
+    running = np.zeros(rewards.shape[1:], np.float64)
+    for step in range(len(rewards) - 1, -1, -1):
+        running = delta[step] + carry[step] * running
+        advantages[step] = running
+    return advantages
+
+
+def make_batch(rollout: Rollout, gamma: float, gae_lambda: float, device: torch.device) -> Batch:
+    """Advantages and returns of a rollout's valid steps, flattened to (B, ...)."""
+    advantages = gae(
+        rollout.rewards,
+        rollout.values,
+        rollout.next_values,
+        rollout.terminated,
+        rollout.ended,
+        gamma,
+        gae_lambda,
+    )
+    chosen = rollout.valid.reshape(-1)
+    whole = bool(chosen.all())
+
+    def flat(array: Array) -> Tensor:
+        rows = array.reshape(-1, *array.shape[2:])
+        return torch.from_numpy(rows if whole else rows[chosen]).to(device)
+
+    actions = rollout.actions.flatten(0, 1)
+    return Batch(
+        observations=flat(rollout.observations),
+        actions=actions if whole else actions[torch.from_numpy(chosen).to(actions.device)],
+        advantages=flat(advantages.astype(np.float32)),
+        returns=flat((advantages + rollout.values).astype(np.float32)),
+        values=flat(rollout.values),
+    )
+
+
+class Collector:
+    """Steps a vector environment with a policy; owns what lives between rollouts.
+
+    Args:
+        envs: Vector environment with ``metadata["autoreset_mode"]`` NEXT_STEP or SAME_STEP.
+        network: Policy and value function.
+        head: Action distribution.
+        device: Device of the network.
+        generator: Source of the action noise, on that device.
+        autocast: Context factory for the network's forward pass.
+        observation_normalizer: Applied to every observation if given.
+        reward_scaler: Applied to every reward if given.
+
+    Raises:
+        ValueError: The environment does not declare a supported autoreset mode.
+    """
+
+    def __init__(
+        self,
+        envs: VectorEnv[Any, Any, Any],
+        network: ActorCritic,
+        head: ActionHead,
+        device: torch.device,
+        generator: torch.Generator,
+        autocast: Callable[[], AbstractContextManager[Any]],
+        observation_normalizer: ObservationNormalizer | None = None,
+        reward_scaler: RewardScaler | None = None,
+    ) -> None:
+        mode = envs.metadata.get("autoreset_mode")
+        if mode not in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP):
+            raise ValueError(
+                f"the vector environment declares autoreset mode {mode}; NEXT_STEP or SAME_STEP"
+                ' is needed in metadata["autoreset_mode"]'
+            )
+        self.envs = envs
+        self.network = network
+        self.head = head
+        self.device = device
+        self.generator = generator
+        self.autocast = autocast
+        self.observation_normalizer = observation_normalizer
+        self.reward_scaler = reward_scaler
+        self._next_step = mode == AutoresetMode.NEXT_STEP
+        self._observation: Array | None = None
+        self._dead: Bools = np.zeros(envs.num_envs, np.bool_)
+
+    def reset(self, seed: int | None) -> None:
+        """Start new episodes everywhere."""
+        self._observation, _ = self.envs.reset(seed=seed)
+        self._dead = np.zeros(self.envs.num_envs, np.bool_)
+
+    def _normalize(self, observation: Array, valid: Bools | None) -> Array:
+        if self.observation_normalizer is None:
+            return observation
+        if valid is not None:
+            self.observation_normalizer.moments.update(observation[valid])
+        return self.observation_normalizer(observation)
+
+    @torch.no_grad()
+    def _forward(self, observation: Array) -> tuple[Tensor, NDArray[np.float32]]:
+        tensor = torch.from_numpy(observation).to(self.device)
+        with self.autocast():
+            parameters, values = self.network(tensor)
+        return parameters, values.float().cpu().numpy()
+
+    def collect(self, num_steps: int) -> Rollout:
+        """Take num_steps steps in every environment."""
+        if self._observation is None:
+            self.reset(None)
+        recorder = _Recorder()
+        for _ in range(num_steps):
+            self._step(recorder)
+        assert self._observation is not None
+        observation = self._normalize(self._observation, None)
+        started = time.perf_counter()
+        _, last = self._forward(observation)
+        recorder.forward_seconds += time.perf_counter() - started
+        return recorder.finish(last)
+
+    def _step(self, recorder: _Recorder) -> None:
+        assert self._observation is not None
+        started = time.perf_counter()
+        alive = ~self._dead
+        observation = self._normalize(self._observation, alive)
+        parameters, values = self._forward(observation)
+        with torch.no_grad():
+            actions = self.head.make(parameters).sample(self.generator)
+        taken = to_environment(actions.cpu().numpy(), self.envs.single_action_space)
+        acted = time.perf_counter()
+        following, rewards, terminated, truncated, infos = self.envs.step(taken)
+        stepped = time.perf_counter()
+        valid = alive.copy()
+        if "forced" in infos:
+            valid &= ~np.asarray(infos["forced"], np.bool_)
+        terminated = np.asarray(terminated, np.bool_) & alive
+        ended = (terminated | np.asarray(truncated, np.bool_)) & alive
+        bootstrap = self._final_values(infos, ended & ~terminated)
+        rewards = np.asarray(rewards, np.float64)
+        if self.reward_scaler is not None:
+            rewards = self.reward_scaler(rewards, ended, alive)
+        recorder.add(
+            observation, actions, rewards, values, terminated, ended, valid, bootstrap, alive
+        )
+        recorder.episodes += _finished(infos, stepped)
+        recorder.env_seconds += stepped - acted
+        recorder.forward_seconds += acted - started + time.perf_counter() - stepped
+        self._observation = following
+        self._dead = ended if self._next_step else np.zeros_like(ended)
+
+    def _final_values(self, infos: dict[str, Any], truncated: Bools) -> tuple[Bools, Array] | None:
+        """Values of the final observations of truncated episodes under same-step autoreset."""
+        if self._next_step or not truncated.any():
+            return None
+        finals = np.stack([np.asarray(infos["final_obs"][i]) for i in np.flatnonzero(truncated)])
+        finals = finals.astype(self.envs.single_observation_space.dtype, copy=False)
+        return truncated, self._forward(self._normalize(finals, None))[1]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Normalisers, the generator, and the environments where they can be saved.
+
+        Environments that offer ``state_dict`` continue exactly; others start new episodes.
+        """
+        saver = _member(self.envs, "state_dict")
+        exact = saver is not None and self._observation is not None
+        return {
+            "observation_normalizer": _state(self.observation_normalizer),
+            "reward_scaler": _state(self.reward_scaler),
+            "generator": self.generator.get_state(),
+            "envs": saver() if saver is not None and exact else None,
+            "observation": np.asarray(self._observation).copy() if exact else None,
+            "dead": self._dead.copy(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`; environments without saved state must be reset after it."""
+        for name in ("observation_normalizer", "reward_scaler"):
+            target = getattr(self, name)
+            if (target is None) != (state[name] is None):
+                raise ValueError(f"checkpoint and configuration disagree about the {name}")
+            if target is not None:
+                target.load_state_dict(state[name])
+        self.generator.set_state(state["generator"])
+        loader = _member(self.envs, "load_state_dict")
+        if loader is not None and state["envs"] is not None:
+            loader(state["envs"])
+            self._observation = state["observation"].copy()
+            self._dead = state["dead"].copy()
+
+
+class _Recorder:
+    """Lists of per-step arrays that become a :class:`Rollout`."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[Array, ...]] = []
+        self.actions: list[Tensor] = []
+        self.bootstraps: list[tuple[Bools, Array] | None] = []
+        self.episodes: tuple[EpisodeEnd, ...] = ()
+        self.env_steps = 0
+        self.env_seconds = 0.0
+        self.forward_seconds = 0.0
+
+    def add(
+        self,
+        observation: Array,
+        actions: Tensor,
+        rewards: Array,
+        values: Array,
+        terminated: Bools,
+        ended: Bools,
+        valid: Bools,
+        bootstrap: tuple[Bools, Array] | None,
+        alive: Bools,
+    ) -> None:
+        self.steps.append((observation, rewards, values, terminated, ended, valid))
+        self.actions.append(actions)
+        self.bootstraps.append(bootstrap)
+        self.env_steps += int(alive.sum())
+
+    def finish(self, last_values: Array) -> Rollout:
+        observations, rewards, values, terminated, ended, valid = (
+            np.stack(column) for column in zip(*self.steps, strict=True)
+        )
+        next_values = np.concatenate([values[1:], last_values[None]])
+        for step, found in enumerate(self.bootstraps):
+            if found is not None:
+                next_values[step, found[0]] = found[1]
+        return Rollout(
+            observations=observations,
+            actions=torch.stack(self.actions),
+            rewards=rewards.astype(np.float32),
+            values=values,
+            next_values=next_values,
+            terminated=terminated,
+            ended=ended,
+            valid=valid,
+            episodes=self.episodes,
+            env_steps=self.env_steps,
+            env_seconds=self.env_seconds,
+            forward_seconds=self.forward_seconds,
+        )
+
+
+def _finished(infos: dict[str, Any], moment: float) -> tuple[EpisodeEnd, ...]:
+    if "episode" not in infos:
+        return ()
+    rewards, lengths = infos["episode"]["r"], infos["episode"]["l"]
+    return tuple(
+        EpisodeEnd(float(rewards[i]), int(lengths[i]), moment)
+        for i in np.flatnonzero(infos["_episode"])
+    )
+
+
+def _state(stateful: ObservationNormalizer | RewardScaler | None) -> dict[str, Any] | None:
+    return None if stateful is None else stateful.state_dict()
+
+
+def _member(envs: VectorEnv[Any, Any, Any], name: str) -> Callable[..., Any] | None:
+    """A method of the innermost environment, or None."""
+    found = getattr(envs.unwrapped, name, None)
+    return found if callable(found) else None
+
+
+def normalizable(space: gymnasium.Space[Any]) -> bool:
+    """Whether observations are real vectors, which running normalisation applies to."""
+    return (
+        isinstance(space, gymnasium.spaces.Box)
+        and space.dtype is not None
+        and (np.issubdtype(space.dtype, np.floating))
+    )

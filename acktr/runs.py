@@ -1,0 +1,283 @@
+"""Starting and resuming runs: everything is checked before the disk is touched."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from acktr.checkpoint import CheckpointError, checkpoint_exists
+from acktr.config import Config, ConfigError, from_dict, to_dict
+from acktr.files import reason, write_atomic
+from acktr.interrupts import Interrupts
+from acktr.kfac import FactorError
+from acktr.log import RunError, RunFolder, RunLogger
+from acktr.progress import Progress
+from acktr.saved import SavedAgent, limit_threads, read_agent
+from acktr.session import Session
+from acktr.tables import read_table
+from acktr.train import NonFiniteError, Trainer
+from envs import EnvFault, describe, make_vec
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+class TrainingFault(RuntimeError):  # noqa: N818 - as EnvFault
+    """Training cannot go on; the message names the cause and the last good checkpoint.
+
+    Args:
+        message: One line.
+        environment: Whether the environment is at fault rather than the numbers.
+    """
+
+    def __init__(self, message: str, environment: bool) -> None:
+        super().__init__(message)
+        self.environment = environment
+
+
+def run_path(run_dir: Path, config: Config) -> Path:
+    """RUN_DIR/ENV/ALGO/seedN, with characters that are not for file names replaced by ``_``."""
+    env = re.sub(r"[^\w.\-]", "_", config.env)
+    return run_dir / env / config.algo / f"seed{config.seed}"
+
+
+def start(
+    config: Config, run_dir: Path, source: str, interrupts: Interrupts, argv: Sequence[str]
+) -> str:
+    """Train a new run.
+
+    Args:
+        config: The run.
+        run_dir: Folder of all runs.
+        source: The line that says where the configuration comes from.
+        interrupts: Entered by the caller.
+        argv: The command line, for command.txt.
+
+    Returns:
+        A line that sums the run up.
+
+    Raises:
+        ConfigError, EnvError: The run cannot be made; nothing is left on the disk.
+        RunError: The folder exists already or cannot be written.
+        TrainingFault: Training failed; the last good checkpoint is kept.
+        Stopped: A signal came.
+    """
+    path = run_path(run_dir, config)
+    if path.is_dir() and any(path.iterdir()):
+        RunFolder.create(path)  # says what is wrong
+    facts = describe(config.env, config.atari, True)
+    with ExitStack() as stack:
+        trainer = stack.enter_context(_trainer(config))
+        with _new_folder(path) as folder:
+            stack.enter_context(_locked(folder))
+            folder.write_config(to_dict(config))
+            folder.write_versions()
+            folder.write_command(argv)
+            protocol = {"preset": source, **_compute(trainer), "environment": facts}
+            _write_json(path / "protocol.json", protocol)
+            logger = stack.enter_context(RunLogger(folder, config.env))
+            progress = stack.enter_context(Progress(config.total_timesteps))
+            session = Session(folder, trainer, logger, progress, interrupts)
+            session.save()
+        progress.header(_header(source, trainer, facts))
+        return _guarded(session)
+
+
+def stored_config(path: Path) -> Config:
+    """The configuration in a run's config.json.
+
+    Raises:
+        RunError: There is no run, or its configuration cannot be used.
+    """
+    if not path.is_dir():
+        raise RunError(f"{path}: no such run folder")
+    folder = RunFolder.open(path)
+    try:
+        return from_dict(folder.read_config())
+    except ConfigError as error:
+        raise RunError(f"{folder.config}: {error}") from error
+
+
+def resume(path: Path, total: int | None, interrupts: Interrupts, argv: Sequence[str]) -> str:
+    """Go on with a run.
+
+    Args:
+        path: The run's folder.
+        total: New total of environment steps; the run's own if None.
+        interrupts: Entered by the caller.
+        argv: The command line, for command.txt.
+
+    Returns:
+        A line that sums the run up.
+
+    Raises:
+        RunError: There is no run that can be resumed, or another process trains it.
+        CheckpointError: Its last checkpoint is damaged, or fits another environment.
+        EnvError, ConfigError: Its environment or device is not there.
+        TrainingFault: Training failed; the last good checkpoint is kept.
+        Stopped: A signal came.
+    """
+    stored = stored_config(path)
+    folder = RunFolder(path)
+    agent = _last_agent(folder, stored)
+    config = dataclasses.replace(stored, total_timesteps=total or stored.total_timesteps)
+    done = agent.timesteps
+    if done >= config.total_timesteps and _evaluated(folder, done):
+        return (
+            f"{path} is complete: {done:,} of {config.total_timesteps:,} steps;"
+            " a larger --total-timesteps continues it"
+        )
+    facts = describe(config.env, config.atari, True)
+    with ExitStack() as stack:
+        stack.enter_context(_locked(folder))
+        trainer = stack.enter_context(_trainer(config))
+        _load(trainer, agent)
+        best = _best_score(folder)
+        logger = stack.enter_context(RunLogger(folder, config.env, done))
+        folder.write_config(to_dict(config))
+        folder.write_command(argv)
+        progress = Progress(config.total_timesteps, start_timesteps=done)
+        stack.enter_context(progress)
+        session = Session(folder, trainer, logger, progress, interrupts, best)
+        progress.header(_header(f"resuming {path} at step {done:,}", trainer, facts))
+        return _guarded(session)
+
+
+@contextmanager
+def _trainer(config: Config) -> Iterator[Trainer]:
+    """A trainer with its environments, which are closed at the end."""
+    envs = make_vec(config.env, config.num_envs, config.seed, atari=config.atari)
+    try:
+        limit_threads(envs.single_observation_space)
+        yield Trainer(config, envs)
+    finally:
+        envs.close()
+
+
+def _guarded(session: Session) -> str:
+    try:
+        return session.run()
+    except EnvFault as error:
+        raise TrainingFault(f"{error}; {session.last_good}", environment=True) from error
+    except (NonFiniteError, FactorError) as error:
+        raise TrainingFault(f"{error}; {session.last_good}", environment=False) from error
+
+
+def _last_agent(folder: RunFolder, stored: Config) -> SavedAgent:
+    if not checkpoint_exists(folder.last):
+        raise RunError(f"{folder.path}: no checkpoint to resume from; delete it and start again")
+    agent = read_agent(folder.last)
+    same = dataclasses.replace(agent.config, total_timesteps=stored.total_timesteps)
+    if same != stored:
+        ours, theirs = _flat(to_dict(stored)), _flat(to_dict(same))
+        name = next(key for key in ours if ours[key] != theirs[key])
+        raise RunError(
+            f"{folder.config}: {name} is {ours[name]!r} but the checkpoint was trained with "
+            f"{theirs[name]!r}; only total_timesteps may be changed"
+        )
+    return agent
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {}
+        if not isinstance(value, Mapping):
+            flat[prefix + key] = value
+    return flat
+
+
+def _load(trainer: Trainer, agent: SavedAgent) -> None:
+    try:
+        trainer.load_state_dict(agent.state)
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(f"{agent.path}: {' '.join(str(error).split())}") from error
+
+
+def _best_score(folder: RunFolder) -> float | None:
+    """Score of the best checkpoint; a damaged one counts as none and will be replaced."""
+    try:
+        return read_agent(folder.best).score if checkpoint_exists(folder.best) else None
+    except CheckpointError:
+        return None
+
+
+def _evaluated(folder: RunFolder, timesteps: int) -> bool:
+    """Whether eval.csv has an evaluation of this step."""
+    try:
+        rows = read_table(folder.evaluations).rows
+    except (OSError, ValueError):
+        return False
+    return any(row.get("timesteps") == str(timesteps) for row in rows)
+
+
+def _compute(trainer: Trainer) -> dict[str, object]:
+    return {
+        "device": str(trainer.device),
+        "precision": trainer.precision,
+        "torch_threads": torch.get_num_threads(),
+    }
+
+
+def _header(first: str, trainer: Trainer, facts: Mapping[str, object]) -> list[str]:
+    compute = ", ".join(f"{name} {value}" for name, value in _compute(trainer).items())
+    protocol = ", ".join(f"{name}={value}" for name, value in facts.items())
+    return [first, compute.replace("_", " "), f"protocol: {protocol}"]
+
+
+@contextmanager
+def _new_folder(path: Path) -> Iterator[RunFolder]:
+    """A new run's folder that is removed again, with parents made for it, if anything fails."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    created = False
+    try:
+        folder = RunFolder.create(path)
+        created = True
+        yield folder
+    except BaseException:
+        if created:
+            shutil.rmtree(path, ignore_errors=True)
+        for folder_made in missing:
+            with suppress(OSError):
+                folder_made.rmdir()  # empty ones only
+        raise
+
+
+@contextmanager
+def _locked(folder: RunFolder) -> Iterator[None]:
+    """Keep other processes from training the same run, where the system can."""
+    if fcntl is None:
+        yield
+        return
+    try:
+        handle = os.open(folder.path, os.O_RDONLY)
+    except OSError as error:
+        raise RunError(f"{folder.path}: cannot open: {reason(error)}") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"{folder.path}: another process is training this run") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(handle)
+
+
+def _write_json(path: Path, values: Mapping[str, object]) -> None:
+    try:
+        write_atomic(path, (json.dumps(values, indent=2) + "\n").encode())
+    except OSError as error:
+        raise RunError(f"{path}: cannot write: {reason(error)}") from error

@@ -1,0 +1,173 @@
+"""The training loop: yields statistics, knows nothing of logging, checkpoints or progress."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from gymnasium.vector import VectorEnv
+
+from acktr.acktr import ACKTRLearner
+from acktr.compute import autocast_context, resolve_device
+from acktr.config import Config
+from acktr.distributions import action_head
+from acktr.networks import build_network
+from acktr.normalize import ObservationNormalizer, RewardScaler
+from acktr.rollout import Collector, make_batch, normalizable
+from envs import is_image
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One finished episode, in the environment's own (unclipped, unscaled) reward."""
+
+    reward: float
+    """Sum of rewards."""
+    length: int
+    """Steps."""
+    seconds: float
+    """Wall-clock seconds of training when it ended, earlier sessions included."""
+
+
+@dataclass(frozen=True)
+class TrainStats:
+    """What one update reports."""
+
+    timesteps: int
+    """Environment steps so far."""
+    updates: int
+    """Updates so far."""
+    metrics: dict[str, float]
+    """Scalars by TensorBoard tag, for example train/approx_kl, kfac/min_eig, time/fps."""
+    episodes: tuple[Episode, ...]
+    """Episodes that ended during this update's rollout."""
+
+
+class NonFiniteError(RuntimeError):
+    """The policy or the value function produced NaN or Inf."""
+
+
+class Trainer:
+    """Everything that learns: environments, network, rollout, learner and counters.
+
+    Args:
+        config: The run.
+        envs: Vector environment; the caller closes it.
+
+    Raises:
+        ConfigError: The device is absent.
+        ValueError: Unsupported spaces or autoreset mode.
+    """
+
+    def __init__(self, config: Config, envs: VectorEnv[Any, Any, Any]) -> None:
+        self.config = config
+        self.envs = envs
+        self.device = resolve_device(config.device)
+        space = envs.single_observation_space
+        self.head = action_head(envs.single_action_space)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.network = build_network(space, self.head, config.network).to(self.device)
+        self.precision, autocast = autocast_context(self.device, config.precision, is_image(space))
+        observations = None
+        if config.normalize_observation and normalizable(space):
+            observations = ObservationNormalizer(tuple(space.shape or ()))
+        rewards = RewardScaler(envs.num_envs, config.gamma) if config.normalize_reward else None
+        self.collector = Collector(
+            envs,
+            self.network,
+            self.head,
+            self.device,
+            torch.Generator(self.device).manual_seed(2 * config.seed + 1),
+            autocast,
+            observations,
+            rewards,
+        )
+        self.learner = ACKTRLearner(
+            self.network,
+            self.head,
+            config,
+            torch.Generator(self.device).manual_seed(2 * config.seed + 2),
+            autocast,
+        )
+        self.timesteps = 0
+        self.updates = 0
+        self.seconds = 0.0
+        self._needs_reset = True
+
+    def run(self, total_timesteps: int) -> Iterator[TrainStats]:
+        """Train until ``timesteps`` reaches the total, yielding after every update.
+
+        The state may be saved whenever the generator is suspended.
+
+        Raises:
+            EnvFault: An environment returned NaN or Inf.
+            NonFiniteError: The network did.
+            FactorError: K-FAC cannot go on.
+        """
+        if self._needs_reset:
+            self.collector.reset(self.config.seed + self.timesteps)
+            self._needs_reset = False
+        origin = time.perf_counter() - self.seconds
+        while self.timesteps < total_timesteps:
+            started = time.perf_counter()
+            rollout = self.collector.collect(self.config.num_steps)
+            batch = make_batch(rollout, self.config.gamma, self.config.gae_lambda, self.device)
+            if not bool(torch.isfinite(batch.returns).all()):
+                raise NonFiniteError(
+                    f"the value function is NaN or Inf at step {self.timesteps}: lower lr or"
+                    " kl_clip, raise damping, or normalise rewards"
+                )
+            metrics: dict[str, float] = {}
+            if len(batch) > 1:
+                metrics = self.learner.update(batch, self.timesteps / total_timesteps)
+            self.timesteps += rollout.env_steps
+            self.updates += 1
+            self.seconds = time.perf_counter() - origin
+            metrics["time/env"] = rollout.env_seconds
+            metrics["time/forward"] = rollout.forward_seconds
+            metrics["time/fps"] = rollout.env_steps / (time.perf_counter() - started)
+            episodes = tuple(
+                Episode(end.reward, end.length, end.moment - origin) for end in rollout.episodes
+            )
+            yield TrainStats(self.timesteps, self.updates, metrics, episodes)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a later session needs to go on."""
+        return {
+            "network": {k: v.detach().clone() for k, v in self.network.state_dict().items()},
+            "learner": self.learner.state_dict(),
+            "collector": self.collector.state_dict(),
+            "timesteps": self.timesteps,
+            "updates": self.updates,
+            "seconds": self.seconds,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`.
+
+        Environments that cannot restore their own state start new episodes, seeded by the seed
+        and the number of steps done.
+
+        Raises:
+            ValueError: The state belongs to another network, algorithm or environment.
+        """
+        own = self.network.state_dict()
+        saved = state["network"]
+        wrong = [
+            name
+            for name in sorted(set(own) | set(saved))
+            if name not in own or name not in saved or own[name].shape != saved[name].shape
+        ]
+        if wrong:
+            raise ValueError(f"checkpoint does not fit the network: {', '.join(wrong[:4])}")
+        self.learner.load_state_dict(state["learner"])
+        self.collector.load_state_dict(state["collector"])
+        self.network.load_state_dict(saved)
+        self.timesteps = int(state["timesteps"])
+        self.updates = int(state["updates"])
+        self.seconds = float(state["seconds"])
+        self._needs_reset = state["collector"]["envs"] is None

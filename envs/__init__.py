@@ -1,0 +1,41 @@
+"""Environments behind one interface; knows Gymnasium and ale-py, and nothing of learning.
+
+`make_vec` returns a `gymnasium.vector.VectorEnv` that keeps these promises:
+
+1. `metadata["autoreset_mode"]` is `AutoresetMode.SAME_STEP`: an episode that ends is reset within
+   the same step, and no step is wasted.
+2. When an episode ends, `infos["episode"]` holds the arrays `r` (sum of raw rewards), `l` (agent
+   steps) and `t` (seconds), valid where `infos["_episode"]` is true.
+3. At the same steps `infos["final_obs"]` is a numeric array like the observations with the last
+   observations of the episodes where `infos["_final_obs"]` is true, and zeros elsewhere. The
+   masks mark the true ends of episodes: `terminated` alone may also mean a lost life.
+4. `infos["forced"]`, where present, marks environments that executed FIRE instead of the agent's
+   action: such a transition must not be learned from as if it were the agent's choice. In
+   training a lost life sets `terminated` while the game and the observations go on.
+5. A NaN or infinity in a floating-point observation or reward raises `EnvFault` with the index of
+   the environment and the step (counted from 1 since construction), and so does an exception in
+   an environment.
+6. Actions are checked for shape, type, range and finiteness before they are executed. Box actions
+   are not clipped. Discrete spaces always start at zero.
+7. `reset(seed=s)` seeds the environments by `env_seeds(s, num_envs)`; the first reset without a
+   seed uses the one given to `make_vec`. `close()` may be called twice.
+"""
+
+from envs.factory import describe, make_single, make_vec
+from envs.registry import is_atari
+from envs.seeding import env_seeds
+from envs.settings import AtariSettings, EnvError, EnvFault
+from envs.spaces import check_spaces, is_image
+
+__all__ = [
+    "AtariSettings",
+    "EnvError",
+    "EnvFault",
+    "check_spaces",
+    "describe",
+    "env_seeds",
+    "is_atari",
+    "is_image",
+    "make_single",
+    "make_vec",
+]

@@ -1,0 +1,156 @@
+"""Atari games on ale-py's native vector environment, with the published protocol."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from ale_py.vector_env import AtariVectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
+from numpy.typing import NDArray
+
+from envs.guard import AnyVectorWrapper, Array, StepResult
+from envs.registry import AtariGame
+from envs.seeding import check_seed, env_seeds
+from envs.settings import AtariSettings
+from envs.spaces import check_actions
+from envs.stats import EpisodeStats
+
+FIRE = 1
+
+
+class AtariEnvs(AnyVectorWrapper):
+    """Reward clipping, life loss and FIRE after it, on top of `AtariVectorEnv`.
+
+    The native environment runs without reward clipping and without any treatment of lives, so
+    that its `terminated` means the end of the game only; a life loss is a fall of `lives` to a
+    value above zero within a game (Baselines' `EpisodicLifeEnv`). The native FIRE at the start of
+    a game is one emulator frame, in any game whose action set contains FIRE. FIRE after a life
+    loss is one agent step, in games whose second action is FIRE and that have three actions or
+    more (the rule of Baselines' `FireResetEnv`); `infos["forced"]` marks these steps.
+
+    Attributes:
+        executed: the actions of the last step as executed, shape (num_envs,).
+    """
+
+    def __init__(
+        self,
+        env: VectorEnv[Any, Any, Any],
+        settings: AtariSettings,
+        *,
+        training: bool,
+        press_fire: bool,
+        seed: int,
+    ) -> None:
+        super().__init__(env)
+        self._clip = training and settings.clip_reward
+        self._life_ends = training and settings.life_loss_ends_return
+        self._press_fire = press_fire
+        self._seed: int | None = check_seed(seed)
+        self._stats = EpisodeStats(env.num_envs)
+        self._lives = np.zeros(env.num_envs, np.int32)
+        self._press = np.zeros(env.num_envs, np.bool_)
+        self.executed = np.zeros(env.num_envs, np.int64)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Array, dict[str, Any]]:
+        """Start new games in all environments, or in those of `options["reset_mask"]`."""
+        seed, self._seed = (self._seed if seed is None else check_seed(seed)), None
+        mask = (options or {}).get("reset_mask")
+        seeds: Array | None = None
+        if seed is not None:
+            seeds = np.array(env_seeds(seed, self.num_envs), np.int64)
+            seeds = seeds if mask is None else seeds[mask]
+        # The native environment takes an array of seeds although the base class does not say so.
+        obs, infos = self.env.reset(seed=seeds, options=options)  # type: ignore[arg-type]
+        self._stats.reset(mask)
+        self._lives = infos["lives"].copy()
+        self._press[slice(None) if mask is None else mask] = False
+        return obs, infos
+
+    def step(self, actions: Any) -> StepResult:
+        """Step all games; games that end are reset within the step."""
+        batch = check_actions(actions, self.single_action_space, self.num_envs)
+        forced = self._press
+        self.executed = np.where(forced, FIRE, batch)
+        obs, rewards, terminated, truncated, infos = self.env.step(self.executed)
+        dones = terminated | truncated
+        raw = rewards.astype(np.float64)
+        lost = self._life_loss(infos["lives"], dones)
+        infos["forced"] = forced
+        infos.update(self._stats.step(raw, dones))
+        if dones.any():
+            final = infos["final_obs"].copy()
+            final[~dones] = 0  # rows of unfinished games are undefined
+            infos["final_obs"], infos["_final_obs"] = final, dones.copy()
+        if self._life_ends:
+            terminated = terminated | lost
+        return obs, np.sign(raw) if self._clip else raw, terminated, truncated, infos
+
+    def _life_loss(self, lives: Array, dones: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which games lost a life and go on; they press FIRE at the next step."""
+        lost: NDArray[np.bool_] = (lives < self._lives) & (lives > 0) & ~dones
+        self._lives = lives.copy()
+        self._press = lost if self._press_fire else np.zeros_like(lost)
+        return lost
+
+
+def native_envs(
+    game: AtariGame,
+    num_envs: int,
+    settings: AtariSettings,
+    *,
+    screen: tuple[int, int] | None = None,
+) -> AtariVectorEnv:
+    """The native environment with same-step resets; all values are checked before.
+
+    Args:
+        game: game; its stickiness applies where the settings leave it open.
+        num_envs: number of environments.
+        settings: protocol.
+        screen: None for stacked grey observations of shape (num_envs, stack, size, size), or
+            (height, width) for single colour images of shape (num_envs, 1, height, width, 3).
+    """
+    size = settings.screen_size
+    height, width = screen or (size, size)
+    return AtariVectorEnv(
+        game.rom,
+        num_envs,
+        num_threads=min(settings.num_threads, num_envs),
+        max_num_frames_per_episode=settings.max_frames,
+        repeat_action_probability=sticky(game, settings),
+        full_action_space=settings.full_action_space,
+        autoreset_mode=AutoresetMode.SAME_STEP,
+        img_height=height,
+        img_width=width,
+        grayscale=screen is None,
+        stack_num=settings.frame_stack if screen is None else 1,
+        frameskip=settings.frame_skip,
+        maxpool=True,
+        noop_max=settings.noop_max,
+        episodic_life=False,
+        life_loss_info=False,
+        reward_clipping=False,
+        use_fire_reset=settings.fire_reset,
+    )
+
+
+def make_atari(
+    game: AtariGame, num_envs: int, seed: int, settings: AtariSettings, *, training: bool
+) -> AtariEnvs:
+    """Parallel games with the protocol of `settings`."""
+    native = native_envs(game, num_envs, settings)
+    press_fire = settings.fire_after_life_loss and needs_fire(native)
+    return AtariEnvs(native, settings, training=training, press_fire=press_fire, seed=seed)
+
+
+def needs_fire(env: AtariVectorEnv) -> bool:
+    """Whether the second of three or more actions is FIRE (the rule of Baselines)."""
+    names = [str(action.name) for action in env.ale.get_action_set()]
+    return len(names) >= 3 and names[FIRE] == "FIRE"
+
+
+def sticky(game: AtariGame, settings: AtariSettings) -> float:
+    """Probability of repeating the last action: the setting, or what the id stands for."""
+    return game.sticky if settings.sticky is None else float(settings.sticky)

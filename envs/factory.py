@@ -1,0 +1,185 @@
+"""Construction of vector and single environments by id."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import gymnasium
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+
+from envs.guard import GuardedVectorEnv, SafeEnv, one_line
+from envs.quiet import quiet_mujoco
+from envs.registry import atari_game, is_atari_spec, lookup, mujoco_py_replacements
+from envs.seeding import check_seed
+from envs.settings import AtariSettings, EnvError
+from envs.spaces import check_spaces
+
+MAX_ENVS = 16_384
+
+AnyEnv = gymnasium.Env[Any, Any]
+AnyVectorEnv = VectorEnv[Any, Any, Any]
+Scalar = str | int | float | bool | None
+
+
+def make_vec(
+    env_id: str,
+    num_envs: int,
+    seed: int = 0,
+    *,
+    training: bool = True,
+    atari: AtariSettings | None = None,
+    render_mode: str | None = None,
+) -> AnyVectorEnv:
+    """Make parallel environments that keep the promises listed in the package's docstring.
+
+    Args:
+        env_id: Gymnasium id, `module:Id-v0`, `<Game>NoFrameskip-v4` or `ALE/<Game>-v5`.
+        num_envs: number of environments.
+        seed: used by the first `reset()` that is given no seed.
+        training: for Atari: clip rewards and let lost lives end returns, as the settings say.
+        atari: the Atari protocol; ignored by other environments.
+        render_mode: Gymnasium's render mode; Atari games are rendered by `make_single` only.
+
+    Raises:
+        EnvError: unknown id, bad argument, missing dependency or unsupported space; one line.
+    """
+    check_seed(seed)
+    if isinstance(num_envs, bool) or not isinstance(num_envs, int) or not 1 <= num_envs <= MAX_ENVS:
+        raise EnvError(f"num_envs must be an integer from 1 to {MAX_ENVS}, got {num_envs!r}")
+    spec = lookup(env_id)
+    if not is_atari_spec(spec):
+        return _make_sync(spec, num_envs, seed, render_mode)
+    if render_mode is not None:
+        raise EnvError("parallel Atari games cannot be rendered; render a single one")
+    from envs.atari import make_atari  # ale-py is loaded for Atari ids only
+
+    settings = atari or AtariSettings()
+    return make_atari(atari_game(spec), num_envs, seed, settings, training=training)
+
+
+def make_single(
+    env_id: str, *, atari: AtariSettings | None = None, render_mode: str | None = "rgb_array"
+) -> AnyEnv:
+    """Make one environment with the protocol of evaluation, for videos.
+
+    It does not reset by itself. Rewards are raw and only the end of the game terminates; Atari
+    observations and FIRE are those of `make_vec(..., training=False)`.
+
+    Raises:
+        EnvError: unknown id, bad render mode, missing dependency or unsupported space.
+    """
+    spec = lookup(env_id)
+    if not is_atari_spec(spec):
+        return _make_one(spec, 0, render_mode)
+    if render_mode not in (None, "rgb_array"):
+        raise EnvError(f"render_mode of Atari games must be 'rgb_array', got {render_mode!r}")
+    from envs.atari_single import AtariSingle
+
+    return AtariSingle(atari_game(spec), atari or AtariSettings(), render_mode=render_mode)
+
+
+def describe(
+    env_id: str, atari: AtariSettings | None = None, training: bool = True
+) -> dict[str, Scalar]:
+    """The protocol of `make_vec(env_id, ...)` as JSON scalars, for logs and config files.
+
+    Raises:
+        EnvError: as `make_vec` for the id.
+    """
+    spec = lookup(env_id)
+    facts: dict[str, Scalar] = {
+        "env_id": spec.id,
+        "autoreset_mode": AutoresetMode.SAME_STEP.value,
+        "gymnasium": gymnasium.__version__,
+    }
+    if is_atari_spec(spec):
+        return facts | _describe_atari(spec, atari or AtariSettings(), training)
+    if isinstance(spec.entry_point, str) and "mujoco" in spec.entry_point:
+        facts["mujoco"] = _version("mujoco")
+    return facts | {"kind": "gymnasium", "max_episode_steps": spec.max_episode_steps}
+
+
+def _describe_atari(spec: EnvSpec, settings: AtariSettings, training: bool) -> dict[str, Scalar]:
+    game = atari_game(spec)
+    return {
+        "kind": "atari",
+        "ale_py": _version("ale-py"),
+        "game": game.rom,
+        "training": training,
+        "sticky": game.sticky if settings.sticky is None else float(settings.sticky),
+        "frame_skip": settings.frame_skip,
+        "max_pool": True,
+        "screen_size": settings.screen_size,
+        "grayscale": True,
+        "frame_stack": settings.frame_stack,
+        "noop_max": settings.noop_max,
+        "fire_reset": settings.fire_reset,
+        "fire_after_life_loss": settings.fire_after_life_loss,
+        "life_loss_ends_return": training and settings.life_loss_ends_return,
+        "clip_reward": training and settings.clip_reward,
+        "full_action_space": settings.full_action_space,
+        "max_frames": settings.max_frames,
+        "num_threads": settings.num_threads,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _make_sync(spec: EnvSpec, num_envs: int, seed: int, render_mode: str | None) -> AnyVectorEnv:
+    built: list[AnyEnv] = []
+    try:
+        for index in range(num_envs):
+            built.append(_make_one(spec, index, render_mode))
+        makers = [_giver(env) for env in built]
+        vector = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
+    except Exception as error:
+        for env in built:
+            with suppress(Exception):
+                env.close()
+        if isinstance(error, EnvError):
+            raise
+        raise EnvError(f"{spec.id} cannot be run in parallel: {one_line(error)}") from error
+    return GuardedVectorEnv(vector, spec.id, seed)
+
+
+def _giver(env: AnyEnv) -> Callable[[], AnyEnv]:
+    return lambda: env
+
+
+def _make_one(spec: EnvSpec, index: int, render_mode: str | None) -> AnyEnv:
+    """One checked environment; the specification instead of the id avoids version warnings."""
+    replacements = mujoco_py_replacements(spec)
+    if replacements:
+        choice = " or ".join(sorted(replacements, reverse=True))
+        raise EnvError(f"{spec.id} needs the retired mujoco-py package; use {choice}")
+    try:
+        with quiet_mujoco(spec), warnings.catch_warnings():
+            # A render mode that the environment does not have is an error below.
+            warnings.filterwarnings("ignore", message=".*is being initialised with render_mode")
+            env: AnyEnv = gymnasium.make(spec, render_mode=render_mode)
+    except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
+        raise EnvError(f"{spec.id} needs a package that is missing: {one_line(error)}") from error
+    except Exception as error:
+        raise EnvError(
+            f"{spec.id} could not be made: {type(error).__name__}: {one_line(error)}"
+        ) from error
+    modes = env.metadata.get("render_modes") or []
+    try:
+        if render_mode is not None and render_mode not in modes:
+            raise EnvError(f"{spec.id} cannot render {render_mode!r}; it offers {list(modes)}")
+        safe = SafeEnv(env, spec.id, index)
+        check_spaces(safe.observation_space, safe.action_space)
+    except EnvError:
+        env.close()
+        raise
+    return safe

@@ -1,0 +1,130 @@
+"""Which observation and action spaces are supported, and checks of actions against them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from envs.settings import EnvError, EnvFault
+
+OBSERVATIONS = "Box (float, integer, or uint8 images) and Discrete"
+ACTIONS = "Discrete, Box (float, 1-D or more), MultiDiscrete (1-D) and MultiBinary (1-D)"
+
+
+def is_image(space: spaces.Space[Any]) -> bool:
+    """Whether `space` is a uint8 Box with three axes (HWC or CHW)."""
+    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
+
+
+def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+    """Check that a single environment's spaces are supported.
+
+    Raises:
+        EnvError: one line with the space and what is supported.
+    """
+    problem = _observation_problem(observation_space)
+    if problem is not None:
+        raise EnvError(
+            f"unsupported observation space {_show(observation_space)}: {problem}; "
+            f"supported are {OBSERVATIONS}"
+        )
+    problem = _action_problem(action_space)
+    if problem is not None:
+        raise EnvError(
+            f"unsupported action space {_show(action_space)}: {problem}; supported are {ACTIONS}"
+        )
+
+
+def check_actions(
+    actions: Any,
+    space: spaces.Space[Any],
+    num_envs: int,
+) -> NDArray[Any]:
+    """Check a batch of actions and return it in the dtype that the environments expect.
+
+    Box actions must be finite; they are not clipped to the bounds.
+
+    Args:
+        actions: array of shape (num_envs, *action shape).
+        space: a supported action space of a single environment, starting at zero.
+        num_envs: number of environments.
+
+    Raises:
+        EnvFault: wrong shape or dtype, a value out of range, or not finite.
+    """
+    array = np.asarray(actions)
+    shape = (num_envs, *(space.shape or ()))
+    if array.shape != shape:
+        raise EnvFault(f"actions must have shape {shape} for {_show(space)}, got {array.shape}")
+    if isinstance(space, spaces.Box):
+        if array.dtype.kind != "f":
+            raise EnvFault(f"actions for {_show(space)} must be floats, got {array.dtype}")
+        _report_bad(np.isfinite(array), array, space, "a finite number")
+        return array.astype(space.dtype, copy=False)
+    if array.dtype.kind not in "iu" and not (
+        array.dtype.kind == "b" and isinstance(space, spaces.MultiBinary)
+    ):
+        raise EnvFault(f"actions for {_show(space)} must be integers, got {array.dtype}")
+    if isinstance(space, spaces.Discrete):
+        limit: Any = int(space.n)
+    elif isinstance(space, spaces.MultiDiscrete):
+        limit = space.nvec
+    else:
+        limit = 2
+    _report_bad((array >= 0) & (array < limit), array, space, "in range")
+    return array.astype(space.dtype, copy=False)
+
+
+def _report_bad(
+    good: NDArray[np.bool_], array: NDArray[Any], space: spaces.Space[Any], wanted: str
+) -> None:
+    if good.all():
+        return
+    where = tuple(int(i) for i in np.argwhere(~good)[0])
+    raise EnvFault(
+        f"action {array[where]} of environment {where[0]} is not {wanted} for {_show(space)}"
+    )
+
+
+def _observation_problem(space: spaces.Space[Any]) -> str | None:
+    if isinstance(space, spaces.Discrete):
+        return None
+    if not isinstance(space, spaces.Box):
+        return "this kind is not supported"
+    if np.dtype(space.dtype).kind not in "fiu":
+        return f"its dtype {space.dtype} is not a number"
+    if 0 in space.shape:
+        return "it has no elements"
+    return None
+
+
+def _action_problem(space: spaces.Space[Any]) -> str | None:
+    if isinstance(space, spaces.Discrete):
+        return None
+    if isinstance(space, spaces.MultiDiscrete):
+        return None if space.nvec.ndim == 1 and space.nvec.size else "it is not 1-D"
+    if isinstance(space, spaces.MultiBinary):
+        return None if len(space.shape) == 1 and space.shape[0] else "it is not 1-D"
+    if isinstance(space, spaces.Box):
+        return _box_action_problem(space)
+    return "this kind is not supported"
+
+
+def _box_action_problem(space: spaces.Box) -> str | None:
+    if np.dtype(space.dtype).kind != "f":
+        return f"its dtype {space.dtype} is not a float"
+    if not space.shape or 0 in space.shape:
+        return "it has no axes or no elements"
+    if np.isnan(space.low).any() or np.isnan(space.high).any():
+        return "a bound is NaN"
+    if (space.low > space.high).any():
+        return "a lower bound is above its upper bound"
+    return None
+
+
+def _show(space: object) -> str:
+    text = " ".join(repr(space).split())
+    return text if len(text) <= 200 else text[:197] + "..."

@@ -1,0 +1,258 @@
+"""Running averages, preconditioning and failure handling of the blocks."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from acktr.kfac import KFACConfig, KroneckerBlock
+from acktr.kfac.blocks import RunningAverage
+from tests.kfac.helpers import (
+    EXACT,
+    block,
+    build,
+    dense_fisher,
+    factors,
+    flat,
+    kfac,
+    kronecker,
+    observe,
+    observe_gaussian,
+    randn,
+    set_gradients,
+)
+
+
+def with_factors(a: Tensor, g: Tensor, bias: bool = False) -> KroneckerBlock:
+    """A linear layer's block whose running factors are exactly a and g."""
+    layer = nn.Linear(len(a) - bias, len(g), bias=bias).to(a.dtype)
+    made = KroneckerBlock("0", layer, "weight", "bias" if bias else None)
+    for average, value in ((made.a, a), (made.g, g)):
+        average.value, average.weight = value.clone(), value.new_ones(())
+    return made
+
+
+def random_psd(size: int, rank: int | None = None, seed: int = 0) -> Tensor:
+    rows = randn(rank or 2 * size, size, seed=seed)
+    return rows.mT @ rows / len(rows)
+
+
+# --- running averages -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.95, 0.99])
+def test_the_average_is_the_normalised_exponential_weighting(decay: float) -> None:
+    average = RunningAverage()
+    batches = [randn(3, 3, seed=i) for i in range(7)]
+    for count in range(1, 8):
+        average.update(batches[count - 1], decay)
+        weights = [decay ** (count - 1 - i) if decay or i == count - 1 else 0 for i in range(count)]
+        expected = sum(w * b for w, b in zip(weights, batches, strict=False)) / sum(weights)
+        torch.testing.assert_close(average.mean(), expected, rtol=1e-12, atol=1e-13)
+
+
+def test_the_average_of_one_batch_is_the_batch() -> None:
+    average = RunningAverage()
+    average.update(randn(3, 3), 0.99)
+    torch.testing.assert_close(average.mean(), randn(3, 3), rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_batch_that_is_not_finite_is_as_if_it_had_not_been(bad: float) -> None:
+    clean, dirty = RunningAverage(), RunningAverage()
+    poisoned = randn(3, 3)
+    poisoned[1, 2] = bad
+    dirty.update(poisoned, 0.9)
+    assert torch.isnan(dirty.mean()).all()
+    for index in range(3):
+        for average in (clean, dirty):
+            average.update(randn(3, 3, seed=index), 0.9)
+        dirty.update(poisoned, 0.9)
+    torch.testing.assert_close(dirty.mean(), clean.mean(), rtol=1e-14, atol=1e-15)
+
+
+def test_update_does_not_change_its_argument_or_an_earlier_value() -> None:
+    average = RunningAverage()
+    first = randn(2, 2)
+    kept = first.clone()
+    average.update(first, 0.9)
+    value = average.value
+    assert value is not None
+    earlier = value.clone()
+    average.update(randn(2, 2, seed=1), 0.9)
+    assert torch.equal(first, kept)
+    assert torch.equal(value, earlier)
+
+
+def test_layer_factors_are_averaged_over_batches() -> None:
+    model = build(nn.Linear(3, 2))
+    running = kfac(model, stat_decay=0.8)
+    parts = []
+    for index in range(3):
+        inputs = randn(4 + index, 3, seed=index)
+        observe(running, model, inputs, seed=index)
+        single = kfac(model)
+        observe(single, model, inputs, seed=index)
+        parts.append(factors(single, "0"))
+    weights = (0.64, 0.8, 1.0)
+    for which in (0, 1):
+        expected = sum(w * p[which] for w, p in zip(weights, parts, strict=True)) / sum(weights)
+        torch.testing.assert_close(factors(running, "0")[which], expected, **EXACT)
+
+
+# --- preconditioning against dense inverses -------------------------------------------------------
+
+
+def dense_damped(optimizer: Any, name: str, config: KFACConfig) -> Tensor:
+    a, g = factors(optimizer, name)
+    damping = config.damping + config.weight_decay
+    if not config.factored_damping:
+        product = torch.kron(g, a)
+        return product + damping * torch.eye(len(product)).double()
+    pi = ((a.trace() / len(a)) / (g.trace() / len(g))).sqrt()
+    root = math.sqrt(damping)
+    return torch.kron(
+        g + root / pi * torch.eye(len(g)).double(), a + root * pi * torch.eye(len(a)).double()
+    )
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+@pytest.mark.parametrize("damping", [1e-3, 1.0])
+@pytest.mark.parametrize("factored", [False, True])
+@pytest.mark.parametrize("kind", ["linear", "linear-no-bias", "conv", "conv-no-bias"])
+def test_the_direction_solves_the_dense_damped_system(
+    kind: str, factored: bool, damping: float, weight_decay: float
+) -> None:
+    bias = not kind.endswith("no-bias")
+    if kind.startswith("conv"):
+        model, inputs = build(nn.Conv2d(2, 3, (2, 3), bias=bias)), randn(5, 2, 4, 5)
+    else:
+        model, inputs = build(nn.Linear(4, 3, bias=bias)), randn(9, 4)
+    optimizer = kfac(model, damping=damping, factored_damping=factored, weight_decay=weight_decay)
+    observe(optimizer, model, inputs)
+    optimizer.refresh()
+    gradients = set_gradients(model)
+    gradients["0.weight"] += weight_decay * model[0].weight.detach()
+
+    layer = block(optimizer, "0")
+    system = dense_damped(optimizer, "0", optimizer.config)
+    expected = torch.linalg.solve(system, flat(gradients, layer))
+    torch.testing.assert_close(flat(optimizer.direction(), layer), expected, rtol=1e-9, atol=1e-10)
+
+
+def test_the_direction_is_the_natural_gradient_where_the_block_is_exact() -> None:
+    model = build(nn.Linear(4, 3), nn.Linear(3, 2))
+    optimizer = kfac(model, damping=1e-2)
+    inputs = randn(8, 4)
+    observe_gaussian(optimizer, model, inputs)
+    optimizer.refresh()
+    gradients = set_gradients(model)
+    direction = optimizer.direction()
+    for name in ("0", "1"):
+        layer = block(optimizer, name)
+        system = dense_fisher(model, layer, inputs)
+        system = system + 1e-2 * torch.eye(len(system)).double()
+        expected = torch.linalg.solve(system, flat(gradients, layer))
+        torch.testing.assert_close(flat(direction, layer), expected, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("factored", [False, True])
+def test_large_damping_gives_the_scaled_gradient(factored: bool) -> None:
+    model = build(nn.Conv2d(2, 3, 2), nn.Flatten(), nn.Linear(12, 2))
+    optimizer = kfac(model, damping=1e14, factored_damping=factored)
+    observe(optimizer, model, randn(6, 2, 3, 3))
+    optimizer.refresh()
+    gradients = set_gradients(model)
+    for name, step in optimizer.direction().items():
+        torch.testing.assert_close(step * 1e14, gradients[name], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("factored", [False, True])
+def test_identity_factors_without_damping_give_the_gradient(factored: bool) -> None:
+    made = with_factors(torch.eye(5).double(), torch.eye(3).double(), bias=True)
+    config = KFACConfig(damping=1e-24, factored_damping=factored)
+    made.refresh(config)
+    gradients = {"weight": randn(3, 4), "bias": randn(3, seed=1)}
+    step = made.precondition(gradients, config)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(step[name], gradient, rtol=1e-11, atol=1e-12)
+
+
+def test_null_directions_step_by_the_gradient_over_the_damping() -> None:
+    made = with_factors(random_psd(4, rank=1), random_psd(3))
+    config = KFACConfig(damping=0.01)
+    made.refresh(config)
+    null = torch.linalg.svd(made.a.mean())[2][1:]
+    gradient = randn(3, 3) @ null
+    step = made.precondition({"weight": gradient}, config)["weight"]
+    torch.testing.assert_close(step, gradient / 0.01, rtol=1e-9, atol=1e-9)
+
+
+def test_before_any_refresh_the_direction_is_the_gradient() -> None:
+    model = build(nn.Linear(4, 3))
+    optimizer = kfac(model)
+    observe(optimizer, model, randn(6, 4))
+    gradients = set_gradients(model)
+    for name, step in optimizer.direction().items():
+        assert torch.equal(step, gradients[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("factored", [False, True])
+@pytest.mark.parametrize("kind", ["zero", "rank-one", "repeated", "full"])
+def test_extreme_factors_give_finite_directions(
+    kind: str, factored: bool, dtype: torch.dtype
+) -> None:
+    shapes = {
+        "zero": lambda n: torch.zeros(n, n).double(),
+        "rank-one": lambda n: random_psd(n, rank=1),
+        "repeated": lambda n: torch.eye(n).double(),
+        "full": random_psd,
+    }
+    config = KFACConfig(factored_damping=factored)
+    for a_scale in (1e-30, 1e-15, 1.0, 1e15, 1e30):
+        for g_scale in (1e-30, 1e-15, 1.0, 1e15, 1e30):
+            a = (a_scale * shapes[kind](4)).to(dtype)
+            g = (g_scale * shapes[kind](3)).to(dtype)
+            made = with_factors(a, g)
+            made.refresh(config)
+            assert made.failures == 0
+            gradient = randn(3, 4).to(dtype)
+            step = made.precondition({"weight": gradient}, config)["weight"]
+            assert torch.isfinite(step).all(), (a_scale, g_scale)
+            # (F + lambda)^-1 is positive and never larger than 1 / lambda.
+            assert (step * gradient).sum() >= 0, (a_scale, g_scale)
+            assert step.norm() <= gradient.norm() / 0.01 * 1.001, (a_scale, g_scale)
+
+
+def test_a_layer_with_one_missing_gradient_steps_by_the_other() -> None:
+    model = build(nn.Linear(4, 3))
+    optimizer = kfac(model)
+    observe(optimizer, model, randn(6, 4))
+    optimizer.refresh()
+    gradients = set_gradients(model)
+    model[0].bias.grad = None
+    step = optimizer.direction()
+    assert set(step) == {"0.weight"}
+    assert torch.equal(step["0.weight"], gradients["0.weight"])
+
+
+def test_extreme_eigenvalues_are_those_of_the_products() -> None:
+    model = build(nn.Linear(4, 3), nn.Linear(3, 2))
+    optimizer = kfac(model)
+    assert all(math.isnan(v) for v in optimizer.extreme_eigenvalues())
+    observe(optimizer, model, randn(20, 4))
+    optimizer.refresh()
+    values = torch.cat([torch.linalg.eigvalsh(kronecker(optimizer, name)) for name in ("0", "1")])
+    low, high = optimizer.extreme_eigenvalues()
+    assert low == pytest.approx(float(values.min()), rel=1e-6)
+    assert high == pytest.approx(float(values.max()), rel=1e-9)
+
+
+def test_a_block_for_another_module_is_refused() -> None:
+    with pytest.raises(TypeError, match="no Kronecker block for BatchNorm1d"):
+        KroneckerBlock("x", nn.BatchNorm1d(2), "weight", "bias")

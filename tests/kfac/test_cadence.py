@@ -1,0 +1,143 @@
+"""Refreshes, host synchronisation and the cold start."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from acktr.kfac import KFACConfig
+from tests.kfac.helpers import (
+    HostSyncError,
+    NoHostSync,
+    block,
+    build,
+    counted_eigh,
+    kfac,
+    mlp,
+    moved,
+    observe,
+    parameters,
+    randn,
+    set_gradients,
+)
+
+# --- refreshes ------------------------------------------------------------------------------------
+
+
+def test_refresh_cadence(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = mlp()
+    optimizer = kfac(model, refresh_interval=3, cold_steps=3)
+    calls = []
+    for index in range(9):
+        observe(optimizer, model, randn(6, 4, seed=index))
+        set_gradients(model, seed=index)
+        due = optimizer.needs_refresh
+        with counted_eigh(monkeypatch) as sizes:
+            optimizer.step()
+        calls.append(len(sizes))
+        assert due == bool(sizes)
+        if sizes:
+            assert sorted(sizes) == [3, 5, 5, 6]
+    assert calls == [0, 0, 0, 4, 0, 0, 4, 0, 0]
+    assert optimizer.steps == 9
+
+
+def test_between_refreshes_the_old_basis_is_used() -> None:
+    model = mlp()
+    optimizer = kfac(model, refresh_interval=5)
+    observe(optimizer, model, randn(6, 4))
+    set_gradients(model)
+    optimizer.step()
+    kept = block(optimizer, "0").basis
+    observe(optimizer, model, 10 * randn(6, 4, seed=1))
+    optimizer.step()
+    assert block(optimizer, "0").basis is kept
+    optimizer.refresh()
+    assert block(optimizer, "0").basis is not kept
+
+
+def test_no_host_synchronisation_between_refreshes() -> None:
+    model = build(
+        nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(48, 3)
+    )
+    model.register_parameter("extra", nn.Parameter(torch.ones(3).double()))
+    optimizer = kfac(
+        model, refresh_interval=100, cold_steps=1, weight_decay=0.1, known_fisher={"extra": 2.0}
+    )
+
+    def update() -> None:
+        with optimizer.capture() as captured:
+            output = model(randn(6, 2, 4, 4)) + model.extra
+        optimizer.update_curvature(captured, (randn(6, 3, seed=1) * output).sum())
+        optimizer.zero_grad()
+        output.square().mean().backward()
+        optimizer.step()
+
+    with NoHostSync():
+        update()  # cold
+    with pytest.raises(HostSyncError), NoHostSync():
+        update()  # refresh: the guard sees the checks of the eigendecomposition
+    update()
+    for factored in (False, True):
+        optimizer.config = KFACConfig(refresh_interval=100, cold_steps=1, factored_damping=factored)
+        with NoHostSync():
+            update()
+    assert optimizer.steps == 4
+
+
+# --- cold start -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [1e-3, 10.0])
+def test_cold_steps_are_clipped_sgd_with_momentum(scale: float) -> None:
+    model = mlp()
+    optimizer = kfac(model, cold_steps=4, cold_lr=0.02, cold_max_grad_norm=0.3, momentum=0.8)
+    expected = parameters(model)
+    velocity = {name: torch.zeros_like(p) for name, p in expected.items()}
+    for index in range(4):
+        observe(optimizer, model, randn(6, 4, seed=index))
+        gradients = set_gradients(model, seed=index, scale=scale)
+        norm = math.sqrt(sum(float(g.square().sum()) for g in gradients.values()))
+        clip = min(1.0, 0.3 / (norm + 1e-6))
+        assert (clip < 1) == (scale > 1)
+        for name, gradient in gradients.items():
+            velocity[name] = 0.8 * velocity[name] + clip * gradient
+            expected[name] = expected[name] - 0.02 * velocity[name]
+        optimizer.step()
+        for name, parameter in parameters(model).items():
+            torch.testing.assert_close(parameter, expected[name], rtol=0, atol=1e-12)
+        assert block(optimizer, "0").basis is None
+    weight = block(optimizer, "0").a.weight
+    assert weight is not None
+    assert float(weight) == pytest.approx(1 - 0.99**4)
+
+
+def test_momentum_is_cleared_after_the_cold_steps() -> None:
+    model = mlp()
+    optimizer = kfac(model, cold_steps=2, cold_lr=1.0, momentum=0.9)
+    for index in range(2):
+        observe(optimizer, model, randn(6, 4, seed=index))
+        set_gradients(model, seed=index)
+        optimizer.step()
+    optimizer.refresh()
+    set_gradients(model, seed=2)
+    step = optimizer.direction()
+    before = parameters(model)
+    optimizer.step()
+    assert optimizer.last_step is not None
+    rate = optimizer.lr * (1 - 0.9) * float(optimizer.last_step.scale)
+    for name, change in moved(before, model).items():
+        torch.testing.assert_close(change, rate * step[name], rtol=1e-9, atol=1e-14)
+
+
+def test_a_cold_step_with_a_gradient_that_is_not_finite_moves_nothing() -> None:
+    model = mlp()
+    optimizer = kfac(model, cold_steps=2)
+    set_gradients(model)
+    model[0].weight.grad[1, 2] = math.nan
+    before = parameters(model)
+    optimizer.step()
+    assert all(torch.equal(p, before[n]) for n, p in parameters(model).items())

@@ -1,0 +1,132 @@
+"""Failed eigendecompositions and statistics that are not finite."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from acktr.kfac import FactorError
+from tests.kfac.helpers import (
+    EXACT,
+    block,
+    build,
+    kfac,
+    mlp,
+    moved,
+    observe,
+    parameters,
+    randn,
+    set_gradients,
+)
+
+
+class Failure:
+    """Replaces eigh by one that fails while ``on``."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+        self.on = False
+        real = torch.linalg.eigh
+
+        def eigh(matrix: Tensor) -> Any:
+            if self.on and mode == "raise":
+                raise torch.linalg.LinAlgError("injected")
+            values, vectors = real(matrix)
+            return (values, vectors * math.nan) if self.on else (values, vectors)
+
+        monkeypatch.setattr(torch.linalg, "eigh", eigh)
+
+
+@pytest.mark.parametrize("mode", ["raise", "nan"])
+def test_a_failed_refresh_keeps_the_basis_and_the_step_proceeds(
+    monkeypatch: pytest.MonkeyPatch, mode: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = mlp()
+    optimizer = kfac(model, refresh_interval=1, momentum=0.0, max_failures=3)
+    failure = Failure(monkeypatch, mode)
+    observe(optimizer, model, randn(6, 4))
+    set_gradients(model)
+    optimizer.step()
+    basis = block(optimizer, "0").basis
+    assert optimizer.failures == 0
+
+    failure.on = True
+    observe(optimizer, model, 5 * randn(6, 4, seed=1))
+    set_gradients(model, seed=1)
+    step = optimizer.direction()  # with the old basis
+    before = parameters(model)
+    optimizer.step()
+    assert block(optimizer, "0").basis is basis
+    assert optimizer.failures == 2  # one per layer
+    assert "'0'" in caplog.text
+    assert "former basis" in caplog.text
+    assert optimizer.last_step is not None
+    rate = optimizer.lr * float(optimizer.last_step.scale)
+    for name, change in moved(before, model).items():
+        assert step[name].abs().max() > 0
+        torch.testing.assert_close(change, rate * step[name], rtol=1e-9, atol=1e-14)
+
+
+def test_failures_in_a_row_raise_and_a_success_starts_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = mlp()
+    optimizer = kfac(model, refresh_interval=1, max_failures=3)
+    failure = Failure(monkeypatch, "raise")
+
+    def step() -> None:
+        observe(optimizer, model, randn(6, 4))
+        set_gradients(model)
+        optimizer.step()
+
+    step()
+    for _ in range(2):
+        failure.on = True
+        step()
+        step()
+        failure.on = False
+        step()
+    assert optimizer.failures == 8
+    failure.on = True
+    step()
+    step()
+    before = parameters(model)
+    with pytest.raises(FactorError, match=r"layer '0'.*3 refreshes failed in a row"):
+        step()
+    assert all(torch.equal(p, before[n]) for n, p in parameters(model).items())
+
+
+def test_one_batch_of_nan_statistics_is_ignored() -> None:
+    model, clean_model = mlp(), mlp()
+    optimizer, clean = kfac(model, refresh_interval=1), kfac(clean_model, refresh_interval=1)
+    for index in range(3):
+        for opt, net in ((optimizer, model), (clean, clean_model)):
+            observe(opt, net, randn(6, 4, seed=index))
+        with optimizer.capture() as captured:
+            output = model(randn(6, 4) * math.nan)
+        optimizer.update_curvature(captured, output.sum())
+        for opt, net in ((optimizer, model), (clean, clean_model)):
+            set_gradients(net, seed=index)
+            opt.step()
+    for name, parameter in parameters(model).items():
+        torch.testing.assert_close(parameter, parameters(clean_model)[name], **EXACT)
+    assert optimizer.failures == 0
+
+
+def test_only_nan_statistics_are_counted_and_the_step_is_the_gradient() -> None:
+    model = build(nn.Linear(4, 3))
+    optimizer = kfac(model, refresh_interval=1, max_failures=2, momentum=0.0)
+    with optimizer.capture() as captured:
+        output = model(randn(6, 4) * math.nan)
+    optimizer.update_curvature(captured, output.sum())
+    gradients = set_gradients(model)
+    before = parameters(model)
+    optimizer.step()
+    assert optimizer.failures == 1
+    assert optimizer.last_step is not None
+    rate = optimizer.lr * float(optimizer.last_step.scale)
+    for name, change in moved(before, model).items():
+        torch.testing.assert_close(change, rate * gradients[name], rtol=1e-9, atol=1e-14)
