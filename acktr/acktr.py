@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
+from acktr.compute import restore_generator
 from acktr.config import Config
 from acktr.distributions import ActionHead, Distribution
 from acktr.kfac import KFAC, KFACConfig
@@ -250,7 +251,7 @@ class ACKTRLearner:
         if self.critic is not None:
             self.critic.load_state_dict(state["critic"])
         self._lr = float(state["lr"])
-        self.generator.set_state(state["generator"])
+        restore_generator(self.generator, state["generator"])
 
 
 def _optimizer(module: nn.Module, config: KFACConfig) -> KFAC:

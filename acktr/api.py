@@ -158,7 +158,7 @@ class ACKTR:
         agent = cls(config.env if env is None else env, config, device=device)
         try:
             agent.trainer.load_state_dict(state)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             agent.close()
             raise CheckpointError(f"{path}: {error}") from None
         return agent

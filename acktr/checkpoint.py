@@ -290,7 +290,8 @@ def _array_tensor(array: NDArray[Any], path: str) -> torch.Tensor:
 def _decode_tensors(data: bytes) -> dict[str, torch.Tensor]:
     if int.from_bytes(data[:8], "little") > _HEADER_CAP:
         raise ValueError("header too large")
-    return dict(safetensors.torch.load(data))
+    # Clones lie in torch's own aligned memory: products of unaligned ones may round differently.
+    return {name: value.clone() for name, value in safetensors.torch.load(data).items()}
 
 
 def _decode(node: Any, tensors: dict[str, torch.Tensor], depth: int) -> Any:

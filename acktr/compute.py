@@ -55,3 +55,17 @@ def autocast_context(
     if precision == "float32":
         return precision, nullcontext
     return precision, lambda: torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def restore_generator(generator: torch.Generator, state: torch.Tensor) -> None:
+    """Continue a saved stream; one of another kind of device does not fit and is left alone.
+
+    Raises:
+        ValueError: The state is not a generator's.
+    """
+    if state.shape != generator.get_state().shape:
+        return
+    try:
+        generator.set_state(state)
+    except (RuntimeError, TypeError):
+        raise ValueError("checkpoint: damaged state of a random generator") from None

@@ -64,7 +64,10 @@ class Features(nn.Module):
         if not self.image:
             return observations.flatten(1).to(torch.get_default_dtype())
         images = observations.permute(0, 3, 1, 2) if self.channels_last else observations
-        return images.to(memory_format=torch.channels_last, dtype=torch.get_default_dtype()) / 255
+        kind = images.device.type
+        autocast = torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if autocast else torch.get_default_dtype()
+        return images.to(memory_format=torch.channels_last, dtype=dtype).mul_(1 / 255)
 
 
 def mlp(inputs: int, widths: Sequence[int], activation: Activation) -> nn.Sequential:

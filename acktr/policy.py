@@ -14,7 +14,7 @@ from acktr.config import Config
 from acktr.distributions import ActionHead, action_head, to_environment
 from acktr.networks import ActorCritic, build_network
 from acktr.normalize import ObservationNormalizer
-from acktr.rollout import normalizable
+from acktr.rollout import normalizable, to_tensor
 
 
 class Policy:
@@ -87,7 +87,7 @@ class Policy:
         """Actions, as the environment takes them, of a batch of raw observations (N, ...)."""
         if self.normalizer is not None:
             observations = self.normalizer(observations)
-        tensor = torch.from_numpy(np.ascontiguousarray(observations)).to(self.device)
+        tensor = to_tensor(np.ascontiguousarray(observations), self.device)
         dist = self.head.make(self.network(tensor)[0])
         chosen = dist.mode() if deterministic else dist.sample(self.generator)
         return to_environment(chosen.cpu().numpy(), self.action_space)

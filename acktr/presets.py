@@ -8,14 +8,14 @@ from collections.abc import Callable
 
 from acktr.config import ACKTRConfig, Config, ConfigError, NetworkConfig
 from acktr.kfac import KFACConfig
-from envs import is_atari
+from envs import EnvError, is_atari
 
 PRESETS = ("default", "paper")
 """Names that --preset takes: our tuned values, or the published ones."""
 
 _MUJOCO = re.compile(
     r"^(Ant|HalfCheetah|Hopper|Humanoid|HumanoidStandup|InvertedDoublePendulum|InvertedPendulum"
-    r"|Pusher|Reacher|Swimmer|Walker2d)-v\d+$"
+    r"|Pusher|Reacher|Swimmer|Walker2d)(-v\d+)?$"
 )
 
 
@@ -149,10 +149,13 @@ _FAMILY: dict[tuple[str, str], Callable[[str], Config]] = {
 
 
 def family(env: str) -> str | None:
-    """Atari, MuJoCo or None."""
-    if is_atari(env):
-        return "Atari"
-    return "MuJoCo" if _MUJOCO.match(env) else None
+    """Atari, MuJoCo or None (also for an environment that Gymnasium does not know)."""
+    if _MUJOCO.match(env):
+        return "MuJoCo"
+    try:
+        return "Atari" if is_atari(env) else None
+    except EnvError:
+        return None
 
 
 def preset(env: str, algo: str = "acktr", name: str = "default") -> tuple[Config, str]:

@@ -15,6 +15,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
+from acktr.compute import restore_generator
 from acktr.distributions import ActionHead, to_environment
 from acktr.networks import ActorCritic
 from acktr.normalize import ObservationNormalizer, RewardScaler
@@ -111,6 +112,15 @@ def gae(
     return advantages
 
 
+def to_tensor(array: Array, device: torch.device) -> Tensor:
+    """The array as a tensor in torch's own, 64-byte aligned memory.
+
+    Matrix products may round differently on numpy's less aligned memory, which would make a run
+    depend on where its arrays happen to lie.
+    """
+    return torch.from_numpy(array).clone().to(device)
+
+
 def make_batch(rollout: Rollout, gamma: float, gae_lambda: float, device: torch.device) -> Batch:
     """Advantages and returns of a rollout's valid steps, flattened to (B, ...)."""
     advantages = gae(
@@ -127,7 +137,7 @@ def make_batch(rollout: Rollout, gamma: float, gae_lambda: float, device: torch.
 
     def flat(array: Array) -> Tensor:
         rows = array.reshape(-1, *array.shape[2:])
-        return torch.from_numpy(rows if whole else rows[chosen]).to(device)
+        return to_tensor(rows if whole else rows[chosen], device)
 
     actions = rollout.actions.flatten(0, 1)
     return Batch(
@@ -199,7 +209,7 @@ class Collector:
 
     @torch.no_grad()
     def _forward(self, observation: Array) -> tuple[Tensor, NDArray[np.float32]]:
-        tensor = torch.from_numpy(observation).to(self.device)
+        tensor = to_tensor(observation, self.device)
         with self.autocast():
             parameters, values = self.network(tensor)
         return parameters, values.float().cpu().numpy()
@@ -280,7 +290,7 @@ class Collector:
                 raise ValueError(f"checkpoint and configuration disagree about the {name}")
             if target is not None:
                 target.load_state_dict(state[name])
-        self.generator.set_state(state["generator"])
+        restore_generator(self.generator, state["generator"])
         loader = _member(self.envs, "load_state_dict")
         if loader is not None and state["envs"] is not None:
             loader(state["envs"])

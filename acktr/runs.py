@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -27,10 +28,8 @@ from acktr.tables import read_table
 from acktr.train import NonFiniteError, Trainer
 from envs import EnvFault, describe, make_vec
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 
 class TrainingFault(RuntimeError):  # noqa: N818 - as EnvFault
@@ -160,7 +159,11 @@ def _trainer(config: Config) -> Iterator[Trainer]:
     envs = make_vec(config.env, config.num_envs, config.seed, atari=config.atari)
     try:
         limit_threads(envs.single_observation_space)
-        yield Trainer(config, envs)
+        try:
+            trainer = Trainer(config, envs)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        yield trainer
     finally:
         envs.close()
 
@@ -257,7 +260,7 @@ def _new_folder(path: Path) -> Iterator[RunFolder]:
 @contextmanager
 def _locked(folder: RunFolder) -> Iterator[None]:
     """Keep other processes from training the same run, where the system can."""
-    if fcntl is None:
+    if sys.platform == "win32":
         yield
         return
     try:

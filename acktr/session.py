@@ -134,9 +134,8 @@ class Session:
         self._try_keep(None)  # an interrupted evaluation loses no training
         with self.interrupts.at_once():
             evaluation = self._evaluate()
-        self.progress.note(
-            f"evaluation at step {stats.timesteps:,}: {evaluation.mean:,.1f} +- {evaluation.std:,.1f}"
-        )
+        result = f"{evaluation.mean:,.1f} +- {evaluation.std:,.1f}"
+        self.progress.note(f"evaluation at step {stats.timesteps:,}: {result}")
         self._try_improve(evaluation.mean)
 
     def _maybe_checkpoint(self, stats: TrainStats) -> None:
@@ -216,6 +215,9 @@ class Session:
 
     def _draw(self) -> None:
         """Draw the learning curve if there is one to draw."""
+        if self.logger.ep_rew_mean is None:
+            self.progress.note("no learning curve: no training episode has ended")
+            return
         published = published_curves(self.config.env, (self.config.algo,))
         try:
             plot_runs([self.folder.path], self.folder.curve, published=published)

@@ -33,6 +33,9 @@ class AtariEnvs(AnyVectorWrapper):
         executed: the actions of the last step as executed, shape (num_envs,).
     """
 
+    reports_episodes = True
+    """Its infos have the statistics of ended episodes."""
+
     def __init__(
         self,
         env: VectorEnv[Any, Any, Any],

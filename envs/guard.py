@@ -84,6 +84,9 @@ class SafeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
 class GuardedVectorEnv(AnyVectorWrapper):
     """A Gymnasium vector environment with the guarantees of `envs` (see the package)."""
 
+    reports_episodes = True
+    """Its infos have the statistics of ended episodes."""
+
     def __init__(self, env: VectorEnv[Any, Any, Any], name: str, seed: int) -> None:
         super().__init__(env)
         self._name = name

@@ -16,6 +16,20 @@ from acktr.kfac.linalg import FactorError, symmetric_eigen
 _logger = logging.getLogger(__name__)
 
 
+def check_tensor(value: object, shape: tuple[int, ...], dtype: torch.dtype, what: str) -> None:
+    """Raise ValueError unless value is a finite tensor of this shape and type."""
+    if not isinstance(value, Tensor) or tuple(value.shape) != shape:
+        raise ValueError(f"{what} does not fit {shape}")
+    if value.dtype != dtype or not bool(torch.isfinite(value).all()):
+        raise ValueError(f"{what} must be finite {dtype}")
+
+
+def check_count(value: object, what: str) -> None:
+    """Raise ValueError unless value is an integer >= 0."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{what} must be an integer >= 0, got {value!r}")
+
+
 class PlainBlock:
     """A parameter without curvature: its step direction is its gradient."""
 
@@ -51,12 +65,12 @@ class RunningAverage:
         self.value: Tensor | None = None
         self.weight: Tensor | None = None
 
-    def update(self, new: Tensor, decay: float) -> None:
+    def update(self, new: Tensor, decay: float, valid: Tensor | None = None) -> None:
         """S <- decay S + (1 - decay) S_new, and the same for the weight with 1 in place of S."""
         if self.value is None or self.weight is None:
             self.value = torch.zeros_like(new)
             self.weight = new.new_zeros(())
-        finite = torch.isfinite(new.sum())
+        finite = torch.isfinite(new).all() if valid is None else valid
         old_weight = self.weight
         target = torch.where(finite, new, self.value)
         grown = torch.where(finite, torch.ones_like(old_weight), old_weight)
@@ -115,8 +129,9 @@ class KroneckerBlock:
         else:
             a = linear_input_factor(inputs, bias, "expand")
             g = output_factor(gradients, -1, "expand")
-        self.a.update(a, config.stat_decay)
-        self.g.update(g, config.stat_decay)
+        valid = torch.isfinite(a).all() & torch.isfinite(g).all()
+        self.a.update(a, config.stat_decay, valid)
+        self.g.update(g, config.stat_decay, valid)
 
     @torch.no_grad()
     def refresh(self, config: KFACConfig) -> None:
@@ -201,28 +216,47 @@ class KroneckerBlock:
             "total_failures": self.total_failures,
         }
 
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Raise ValueError when a state does not fit the layer."""
+        weight = self.module.weight
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        rows, width = len(weight), weight[0].numel() + (self.bias_name is not None)
+        shapes = {"a": (width, width), "a_weight": (), "g": (rows, rows), "g_weight": ()}
+        where = f"K-FAC layer {self.name!r}"
+        keys = {*shapes, "basis", "failures", "total_failures"}
+        if not isinstance(state, dict) or set(state) != keys:
+            raise ValueError(f"{where}: its state must have the entries {sorted(keys)}")
+        for key, shape in shapes.items():
+            if state[key] is not None:
+                check_tensor(state[key], shape, dtype, f"{where}: {key}")
+        if len({state[key] is None for key in shapes}) != 1:
+            raise ValueError(f"{where}: some of the factors are missing")
+        basis = state["basis"]
+        sizes = ((width,), (width, width), (rows,), (rows, rows))
+        if basis is not None:
+            if not isinstance(basis, list) or len(basis) != len(sizes):
+                raise ValueError(f"{where}: basis must be {len(sizes)} tensors")
+            for tensor, size in zip(basis, sizes, strict=True):
+                check_tensor(tensor, size, dtype, f"{where}: basis")
+        for key in ("failures", "total_failures"):
+            check_count(state[key], f"{where}: {key}")
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore; raises ValueError when a factor's size does not fit the layer."""
-        place = self.module.weight
-        width = place[0].numel() + (self.bias_name is not None)
-        sizes = {"a": (width, width), "g": (len(place), len(place))}
-        for key, size in sizes.items():
-            if state[key] is not None and tuple(state[key].shape) != size:
-                raise ValueError(f"layer {self.name!r}: factor {key} does not fit {size}")
+        """Restore; raises ValueError, and changes nothing, when the state does not fit."""
+        self.check_state(state)
+        device = self.module.weight.device
 
         def load(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value.to(place.device)
+            return None if value is None else value.to(device)
 
         self.a.value, self.a.weight = load(state["a"]), load(state["a_weight"])
         self.g.value, self.g.weight = load(state["g"]), load(state["g_weight"])
-        basis = state["basis"]
-        if basis is None:
-            self.basis = None
-        else:
-            first, second, third, fourth = (tensor.to(place.device) for tensor in basis)
+        self.basis = None
+        if state["basis"] is not None:
+            first, second, third, fourth = (tensor.to(device) for tensor in state["basis"])
             self.basis = (first, second, third, fourth)
-        self.failures = int(state["failures"])
-        self.total_failures = int(state["total_failures"])
+        self.failures = state["failures"]
+        self.total_failures = state["total_failures"]
 
 
 Block = KroneckerBlock | KnownBlock | PlainBlock

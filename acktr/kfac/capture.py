@@ -18,6 +18,8 @@ class LayerRecord:
 
     inputs: list[Tensor] = field(default_factory=list)
     """Detached inputs."""
+    shapes: list[torch.Size] = field(default_factory=list)
+    """Shapes of the outputs."""
     edges: list[GradientEdge] = field(default_factory=list)
     """Where the gradient of each output appears in the autograd graph."""
 
@@ -35,13 +37,21 @@ class Capture:
     def __init__(self) -> None:
         self.layers: dict[str, LayerRecord] = {}
 
-    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
+    def _hook(
+        self, name: str
+    ) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Tensor], None]:
         record = self.layers.setdefault(name, LayerRecord())
 
-        def hook(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        def hook(
+            _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+        ) -> None:
             if output.requires_grad:
-                record.inputs.append(args[0].detach())
-                record.edges.append(get_gradient_edge(output))
+                record.inputs.append((args[0] if args else kwargs["input"]).detach())
+                record.shapes.append(output.shape)
+                # nn.Linear returns a view for (N, T, in); an in-place operation on a view cuts the
+                # view's own node out of the graph, but not that of the tensor underneath.
+                base = output._base if output._is_view() else None
+                record.edges.append(get_gradient_edge(output if base is None else base))
 
         return hook
 
@@ -58,14 +68,20 @@ class Capture:
         if not edges:
             return {}
         found = iter(torch.autograd.grad(loss, edges, retain_graph=True, allow_unused=True))
-        return {name: [next(found) for _ in rec.edges] for name, rec in self.layers.items()}
+        return {
+            name: [None if (g := next(found)) is None else g.reshape(shape) for shape in rec.shapes]
+            for name, rec in self.layers.items()
+        }
 
 
 @contextmanager
 def capture(modules: Mapping[str, nn.Module]) -> Iterator[Capture]:
     """Record the named modules during the forward passes inside the context only."""
     record = Capture()
-    handles = [module.register_forward_hook(record._hook(name)) for name, module in modules.items()]
+    handles = [
+        module.register_forward_hook(record._hook(name), with_kwargs=True)
+        for name, module in modules.items()
+    ]
     try:
         yield record
     finally:

@@ -62,4 +62,5 @@ def symmetric_eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     if result is None:
         raise FactorError("eigendecomposition did not converge, also not in float64 with jitter")
     values, vectors = result
-    return values.clamp(min=0).to(matrix.dtype), vectors.to(matrix.dtype)
+    # Row-major, as a checkpoint gives them back: products round alike before and after a resume.
+    return values.clamp(min=0).to(matrix.dtype), vectors.to(matrix.dtype).contiguous()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -12,7 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac.blocks import Block, KnownBlock, KroneckerBlock, PlainBlock
+from acktr.kfac.blocks import (
+    Block,
+    KnownBlock,
+    KroneckerBlock,
+    PlainBlock,
+    check_count,
+    check_tensor,
+)
 from acktr.kfac.capture import Capture, capture
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.linalg import trust_scale
@@ -212,8 +220,10 @@ class KFAC(torch.optim.Optimizer):
             return
         norm = torch.stack([grad.square().sum() for grad in gradients.values()]).sum().sqrt()
         clip = (self.config.cold_max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        finite = torch.isfinite(norm)
         for name, grad in gradients.items():
-            self._move(name, clip * grad, self.config.cold_lr)
+            update = torch.where(finite, clip * grad, torch.zeros_like(grad))
+            self._move(name, update, self.config.cold_lr)
         zero = torch.zeros_like(norm)
         self.last_step = StepInfo(zero, torch.ones_like(norm), zero)
 
@@ -253,7 +263,7 @@ class KFAC(torch.optim.Optimizer):
             "refreshes": self._refreshes,
             "statistics": self._statistics,
             "momentum": {
-                name: self.state[p]["momentum"]
+                name: self.state[p]["momentum"].clone()
                 for name, p in self._named.items()
                 if p in self.state
             },
@@ -261,23 +271,39 @@ class KFAC(torch.optim.Optimizer):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`; raises ValueError when it belongs to another network."""
-        if set(state_dict["layers"]) != set(self._layers):
-            raise ValueError("K-FAC state belongs to a network with other layers")
-        momentum = state_dict["momentum"]
-        for name, value in momentum.items():
-            if name not in self._named or value.shape != self._named[name].shape:
-                raise ValueError(f"K-FAC state has momentum for an unknown parameter {name!r}")
+        """Restore :meth:`state_dict`; ValueError and no change if it does not fit."""
+        self._check_state(state_dict)
         for name, block in self._layers.items():
             block.load_state_dict(state_dict["layers"][name])
         self.state.clear()
-        for name, value in momentum.items():
+        for name, value in state_dict["momentum"].items():
             parameter = self._named[name]
             self.state[parameter]["momentum"] = value.to(parameter.device).clone()
         self.lr = float(state_dict["lr"])
-        self._steps = int(state_dict["steps"])
-        self._refreshes = int(state_dict["refreshes"])
-        self._statistics = int(state_dict["statistics"])
+        self._steps = state_dict["steps"]
+        self._refreshes = state_dict["refreshes"]
+        self._statistics = state_dict["statistics"]
+
+    def _check_state(self, state: dict[str, Any]) -> None:
+        keys = {"lr", "steps", "refreshes", "statistics", "momentum", "layers"}
+        if not isinstance(state, dict) or set(state) != keys:
+            raise ValueError(f"K-FAC state must have the entries {sorted(keys)}")
+        if not isinstance(state["layers"], dict) or set(state["layers"]) != set(self._layers):
+            raise ValueError("K-FAC state belongs to a network with other layers")
+        for name, block in self._layers.items():
+            block.check_state(state["layers"][name])
+        if not isinstance(state["momentum"], dict):
+            raise ValueError("K-FAC state: momentum must be a dict")
+        for name, value in state["momentum"].items():
+            if name not in self._named:
+                raise ValueError(f"K-FAC state has momentum for an unknown parameter {name!r}")
+            place = self._named[name]
+            check_tensor(value, tuple(place.shape), place.dtype, f"K-FAC momentum of {name!r}")
+        for key in ("steps", "refreshes", "statistics"):
+            check_count(state[key], f"K-FAC {key}")
+        lr = state["lr"]
+        if isinstance(lr, bool) or not isinstance(lr, int | float) or not 0 <= lr < math.inf:
+            raise ValueError(f"K-FAC lr must be a finite number >= 0, got {lr!r}")
 
 
 def _build_blocks(
@@ -295,7 +321,7 @@ def _build_blocks(
     blocks: list[Block] = []
     taken: set[str] = set()
     for path, layer in module.named_modules():
-        block = _layer_block(path, layer, named, uses)
+        block = _layer_block(path, layer, named, uses, known)
         if block is not None:
             blocks.append(block)
             taken.update(block.names)
@@ -307,13 +333,17 @@ def _build_blocks(
         warnings.warn(
             f"no curvature block for {', '.join(left)}: plain gradient steps",
             UnsupportedParameterWarning,
-            stacklevel=4,
+            stacklevel=3,
         )
     return [*blocks, *(PlainBlock(name) for name in left)]
 
 
 def _layer_block(
-    path: str, layer: nn.Module, named: dict[str, nn.Parameter], uses: dict[int, int]
+    path: str,
+    layer: nn.Module,
+    named: dict[str, nn.Parameter],
+    uses: dict[int, int],
+    known: Mapping[str, float],
 ) -> KroneckerBlock | None:
     """The block of a supported layer; None for others and for tied or frozen weights."""
     if type(layer) not in (nn.Linear, nn.Conv2d):
@@ -322,7 +352,8 @@ def _layer_block(
         return None
     prefix = f"{path}." if path else ""
     weight = f"{prefix}weight"
-    if weight not in named or uses[id(named[weight])] > 1:
+    bias = f"{prefix}bias"
+    if weight not in named or weight in known or uses[id(named[weight])] > 1:
         return None
-    has_bias = f"{prefix}bias" in named and uses[id(named[f"{prefix}bias"])] == 1
-    return KroneckerBlock(path, layer, weight, f"{prefix}bias" if has_bias else None)
+    has_bias = bias in named and bias not in known and uses[id(named[bias])] == 1
+    return KroneckerBlock(path, layer, weight, bias if has_bias else None)

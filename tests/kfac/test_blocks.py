@@ -23,6 +23,7 @@ from tests.kfac.helpers import (
     observe,
     observe_gaussian,
     randn,
+    seeded,
     set_gradients,
 )
 
@@ -102,6 +103,31 @@ def test_layer_factors_are_averaged_over_batches() -> None:
     for which in (0, 1):
         expected = sum(w * p[which] for w, p in zip(weights, parts, strict=True)) / sum(weights)
         torch.testing.assert_close(factors(running, "0")[which], expected, **EXACT)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(3, 2), nn.Conv2d(3, 2, 2)])
+def test_a_fraction_of_the_batch_is_every_kth_sample_in_turn(layer: nn.Module) -> None:
+    model = build(layer)
+    sampled = kfac(model, stat_fraction=1 / 3, stat_decay=0.0)
+    shape = (7, 3) if isinstance(layer, nn.Linear) else (7, 3, 4, 4)
+    for turn in range(5):
+        inputs = randn(*shape, seed=turn)
+        output = observe(sampled, model, inputs, seed=turn)
+        noise = torch.randn(output.shape, generator=seeded(turn), dtype=torch.float64)
+        reference = kfac(model)
+        chosen = slice(turn % 3, None, 3)
+        with reference.capture() as captured:
+            part = model(inputs[chosen])
+        reference.update_curvature(captured, (noise[chosen] * part).sum())
+        torch.testing.assert_close(factors(sampled, "0"), factors(reference, "0"), **EXACT)
+
+
+def test_a_fraction_smaller_than_one_sample_takes_one() -> None:
+    model = build(nn.Linear(3, 2))
+    optimizer = kfac(model, stat_fraction=0.01)
+    for turn in range(4):
+        observe(optimizer, model, randn(3, 3, seed=turn))
+    assert torch.isfinite(factors(optimizer, "0")[0]).all()
 
 
 # --- preconditioning against dense inverses -------------------------------------------------------

@@ -20,7 +20,9 @@ from tests.kfac.helpers import (
     snapshot,
 )
 
-SETTINGS = KFACConfig(refresh_interval=4, cold_steps=2, stat_decay=0.9, weight_decay=0.01)
+SETTINGS = KFACConfig(
+    refresh_interval=4, cold_steps=2, stat_decay=0.9, weight_decay=0.01, stat_fraction=0.5
+)
 
 
 def network(hidden: int = 5, seed: int = 0) -> nn.Sequential:
@@ -173,6 +175,7 @@ def changed(state: dict[str, Any], value: Any, *path: str) -> dict[str, Any]:
         ("lr",),
         ("steps",),
         ("refreshes",),
+        ("statistics",),
         ("momentum",),
         ("layers",),
         ("layers", "4"),

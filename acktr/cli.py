@@ -1,0 +1,205 @@
+"""The command line: ``acktr train``, ``eval``, ``record`` and ``plot``.
+
+Exit codes: 0 done; 2 bad command, configuration, environment, run or checkpoint; 70 training broke
+down numerically; 75 stopped by SIGTERM; 76 the environment misbehaved; 130 stopped by Ctrl-C.
+Except for 0 the last line on standard error says why; with 2 it is the only one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from acktr import __version__
+from acktr.checkpoint import CheckpointError
+from acktr.config import ConfigError
+from acktr.interrupts import Interrupts, Stopped
+from acktr.log import RunError, RunFolder
+from acktr.options import (
+    EvalOptions,
+    PlotOptions,
+    RecordOptions,
+    UsageError,
+    parse,
+    parse_train,
+)
+from acktr.plot import plot_runs, published_curves
+from acktr.record import RecordError, record
+from acktr.runs import TrainingFault, resume, start
+from acktr.saved import find_agent, play, usually_deterministic
+from envs import EnvError, EnvFault
+
+BAD_INPUT, NUMERIC_FAILURE, ENVIRONMENT_FAULT, BROKEN_PIPE = 2, 70, 76, 141
+STOPPED = {signal.SIGINT: 130, signal.SIGTERM: 75}
+
+_HELP = """\
+usage: acktr COMMAND [OPTIONS]
+
+ACKTR: actor-critic with Kronecker-factored trust regions.
+
+commands:
+  train   train an agent, or resume a run:  acktr train --env HalfCheetah-v5 --seed 0
+                                            acktr train --resume RUN
+  eval    play episodes and report returns: acktr eval RUN --episodes 20
+  record  record a video:                   acktr record RUN --out clip.mp4
+  plot    draw learning curves:             acktr plot RUN... --out curves.png
+
+options:
+  -h, --help   this text; after a command, its options
+  --version    the version
+
+A run is a folder RUN_DIR/ENV/ALGO/seedN, for example runs/HalfCheetah-v5/acktr/seed0.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line (``sys.argv`` if none is given) and return the exit code.
+
+    Raises:
+        SystemExit: With code 0, after the help of a command.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        with Interrupts() as interrupts:
+            return _run(args, interrupts)
+    except (TrainingFault, EnvFault) as error:
+        _complain(f"error: {error}")
+        numeric = isinstance(error, TrainingFault) and not error.environment
+        return NUMERIC_FAILURE if numeric else ENVIRONMENT_FAULT
+    except _EXPECTED as error:
+        hint = "; is its folder in PYTHONPATH?" if "No module named" in str(error) else ""
+        _complain(f"error: {error}{hint}")
+        return BAD_INPUT
+    except Stopped as stop:
+        _complain(stop.note)
+        return STOPPED[signal.Signals(stop.signum)]
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+
+
+_EXPECTED = (UsageError, ConfigError, EnvError, RunError, CheckpointError, RecordError)
+
+
+def _run(args: list[str], interrupts: Interrupts) -> int:
+    if not args:
+        raise UsageError(f"no command given: {', '.join(_COMMANDS)}; see acktr --help")
+    name, rest = args[0], args[1:]
+    if name in ("-h", "--help"):
+        _say(_HELP.rstrip("\n"))
+    elif name == "--version":
+        _say(f"acktr {__version__}")
+    elif name in _COMMANDS:
+        _COMMANDS[name](rest, interrupts)
+    else:
+        near = difflib.get_close_matches(name, _COMMANDS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"use {', '.join(_COMMANDS)}"
+        raise UsageError(f"unknown command {name!r}; {hint}")
+    return 0
+
+
+def _train(args: list[str], interrupts: Interrupts) -> None:
+    options, source = parse_train(args)
+    argv = ["acktr", "train", *args]
+    if options.resume is not None:
+        _say(resume(options.resume, options.settings.total_timesteps, interrupts, argv))
+    else:
+        _say(start(options.settings, options.run_dir, source, interrupts, argv))
+
+
+def _eval(args: list[str], interrupts: Interrupts) -> None:
+    options = parse(EvalOptions, args, "eval")
+    agent = find_agent(options.run, options.checkpoint)
+    deterministic = options.deterministic
+    if not options.stochastic and not options.deterministic:
+        deterministic = usually_deterministic(agent.config.env)
+    found = play(
+        agent,
+        options.episodes,
+        seed=options.seed,
+        num_envs=options.num_envs,
+        deterministic=deterministic,
+        device=options.device,
+    )
+    report: dict[str, Any] = {
+        "env": agent.config.env,
+        "algo": agent.config.algo,
+        "seed": agent.config.seed,
+        "timesteps": agent.timesteps,
+        "episodes": len(found.returns),
+        "mean_reward": found.mean,
+        "std_reward": found.std,
+        "mean_length": sum(found.lengths) / len(found.lengths),
+        "returns": list(found.returns),
+        "lengths": list(found.lengths),
+        "deterministic": deterministic,
+        "eval_seed": options.seed,
+        "checkpoint": str(agent.path),
+    }
+    if options.json:
+        _say(json.dumps(report))
+        return
+    _say(
+        f"{agent.config.env}, {agent.config.algo}, seed {agent.config.seed}, step "
+        f"{agent.timesteps:,}: return {found.mean:,.2f} +- {found.std:,.2f} "
+        f"({len(found.returns)} episodes, mean length {report['mean_length']:,.1f}, "
+        f"{'most likely' if deterministic else 'sampled'} actions)"
+    )
+
+
+def _record(args: list[str], interrupts: Interrupts) -> None:
+    options = parse(RecordOptions, args, "record")
+    agent = find_agent(options.run, options.checkpoint)
+    out = options.run / "clip.mp4" if options.out is None else options.out
+    returns = record(
+        agent,
+        out,
+        episodes=options.episodes,
+        max_steps=options.max_steps,
+        seed=options.seed,
+        device=options.device,
+    )
+    _say(f"{out}: returns {', '.join(f'{value:,.1f}' for value in returns)}")
+
+
+def _plot(args: list[str], interrupts: Interrupts) -> None:
+    options = parse(PlotOptions, args, "plot")
+    envs = {_env_of(run) for run in options.runs} if options.published else set()
+    curves = [found for env in sorted(envs) for found in published_curves(env)]
+    try:
+        numbers = plot_runs(options.runs, options.out, published=curves, title=options.title)
+    except (ValueError, OSError) as error:
+        raise UsageError(str(error)) from error
+    _say(f"{options.out} and {numbers}")
+
+
+def _env_of(run: Path) -> str:
+    if not run.is_dir():
+        raise RunError(f"{run}: no such run folder")
+    return str(RunFolder.open(run).read_config().get("env"))
+
+
+_COMMANDS: dict[str, Callable[[list[str], Interrupts], None]] = {
+    "train": _train,
+    "eval": _eval,
+    "record": _record,
+    "plot": _plot,
+}
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def _complain(text: str) -> None:
+    """One line on standard error, whatever the text."""
+    line = "".join(c if c.isprintable() else " " for c in text)
+    sys.stderr.write(f"acktr: {line}\n")
+    sys.stderr.flush()

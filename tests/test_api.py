@@ -1,0 +1,152 @@
+"""The Python interface, and what Stable-Baselines3 expects of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+
+from acktr import ACKTR, CheckpointError, Config, ConfigError, EnvError, TrainStats, preset
+from acktr.evaluate import evaluate
+from envs import make_vec
+
+
+def tiny(env: str = "CartPole-v1", **changes: Any) -> Config:
+    return dataclasses.replace(preset(env)[0], num_envs=2, num_steps=8, **changes)
+
+
+def test_learn_counts_steps_and_returns_itself() -> None:
+    agent = ACKTR("CartPole-v1", tiny())
+    assert agent.learn(100) is agent
+    assert agent.num_timesteps == 112
+    agent.learn(16)
+    assert agent.num_timesteps == 128
+    agent.close()
+
+
+def test_callback_receives_statistics_and_may_stop() -> None:
+    seen: list[TrainStats] = []
+
+    def callback(stats: TrainStats) -> bool:
+        seen.append(stats)
+        return len(seen) < 3
+
+    agent = ACKTR("CartPole-v1", tiny()).learn(10_000, callback)
+    assert [stats.timesteps for stats in seen] == [16, 32, 48]
+    assert agent.num_timesteps == 48
+    agent.learn(16, lambda stats: None)
+    assert agent.num_timesteps == 64
+
+
+def test_predict_takes_one_observation_or_a_batch() -> None:
+    agent = ACKTR("CartPole-v1", tiny(), seed=1)
+    one = np.array([0.1, 0.2, 0.3, 0.4], np.float32)
+    action, state = agent.predict(one, deterministic=True)
+    assert action.shape == ()
+    assert agent.envs.single_action_space.contains(action)
+    assert state is None
+    batch, _ = agent.predict(np.stack([one, -one, one]), deterministic=True)
+    assert batch.shape == (3,)
+    assert batch[0] == batch[2] == action
+    with pytest.raises(ValueError, match=r"shape \(3,\); \(4,\) or \(N, \*\(4,\)\) is needed"):
+        agent.predict(np.zeros(3))
+    samples = {int(agent.predict(one)[0]) for _ in range(50)}
+    assert samples == {0, 1}
+
+
+def test_predict_clips_to_the_bounds() -> None:
+    agent = ACKTR("Pendulum-v1", tiny("Pendulum-v1"), seed=1)
+    actions = np.concatenate([agent.predict(np.zeros(3, np.float32))[0] for _ in range(200)])
+    assert actions.min() >= -2
+    assert actions.max() <= 2
+
+
+def test_save_and_load_give_the_same_agent(tmp_path: Path) -> None:
+    agent = ACKTR("Pendulum-v1", tiny("Pendulum-v1"), seed=3).learn(64)
+    agent.save(tmp_path / "agent")
+    loaded = ACKTR.load(tmp_path / "agent")
+    observations = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    first, _ = agent.predict(observations, deterministic=True)
+    second, _ = loaded.predict(observations, deterministic=True)
+    np.testing.assert_array_equal(first, second)
+    assert loaded.config == agent.config
+    assert loaded.num_timesteps == 64
+    loaded.learn(16)
+    assert loaded.num_timesteps == 80
+
+
+def test_foreign_and_unfit_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError):
+        ACKTR.load(tmp_path / "nothing")
+    agent = ACKTR("CartPole-v1", tiny())
+    agent.save(tmp_path / "agent")
+    other = make_vec("Pendulum-v1", 2, 0)
+    with pytest.raises(CheckpointError, match="does not fit the network"):
+        ACKTR.load(tmp_path / "agent", other)
+    other.close()
+
+
+def test_vector_environments_are_taken_as_they_are() -> None:
+    for mode in ("SAME_STEP", "NEXT_STEP"):
+        envs = gymnasium.make_vec(
+            "CartPole-v1",
+            3,
+            vectorization_mode="sync",
+            vector_kwargs={"autoreset_mode": gymnasium.vector.AutoresetMode[mode]},
+        )
+        agent = ACKTR(envs, tiny())
+        assert agent.config.num_envs == 3
+        assert agent.config.env == "CartPole-v1"
+        episodes: list[Any] = []
+        agent.learn(400, lambda stats, found=episodes: found.extend(stats.episodes))  # type: ignore[misc]
+        assert episodes
+        assert all(episode.reward == episode.length for episode in episodes)
+        envs.close()
+
+
+def test_bad_arguments_are_refused_in_one_line() -> None:
+    with pytest.raises(EnvError) as caught:
+        ACKTR("NoSuchEnv-v0")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match="env is 'Pendulum-v1' but the configuration is for"):
+        ACKTR("Pendulum-v1", tiny())
+    with pytest.raises(ConfigError, match="seed must be an integer >= 0, got -1"):
+        ACKTR("CartPole-v1", tiny(), seed=-1)
+    with pytest.raises(ConfigError, match="device must be auto, cpu, cuda"):
+        ACKTR("CartPole-v1", tiny(), device="tpu")
+    with pytest.raises(ValueError, match="total_timesteps must be at least 1"):
+        ACKTR("CartPole-v1", tiny()).learn(0)
+
+
+def test_stable_baselines_evaluate_policy_accepts_the_agent() -> None:
+    evaluation = pytest.importorskip("stable_baselines3.common.evaluation")
+    monitor = pytest.importorskip("stable_baselines3.common.monitor")
+    agent = ACKTR("CartPole-v1", tiny(), seed=0).learn(2000)
+    env = monitor.Monitor(gymnasium.make("CartPole-v1"))
+    mean, _ = evaluation.evaluate_policy(agent, env, n_eval_episodes=5)
+    assert 8 <= mean <= 500
+    returns, lengths = evaluation.evaluate_policy(
+        agent, env, n_eval_episodes=5, return_episode_rewards=True
+    )
+    assert returns == lengths
+
+
+def test_evaluation_plays_equal_shares_with_frozen_statistics() -> None:
+    agent = ACKTR("Pendulum-v1", tiny("Pendulum-v1"), seed=0).learn(64)
+    normalizer = agent.trainer.collector.observation_normalizer
+    assert normalizer is not None
+    before = normalizer.moments.count
+    envs = make_vec("Pendulum-v1", 3, 0, training=False)
+    found = evaluate(agent.policy, envs, 7, seed=5)
+    again = evaluate(agent.policy, envs, 7, seed=5)
+    assert found == again
+    assert found.lengths == (200,) * 7
+    assert normalizer.moments.count == before
+    assert found.mean == pytest.approx(np.mean(found.returns))
+    with pytest.raises(ValueError, match="episodes must be at least 1"):
+        evaluate(agent.policy, envs, 0, seed=5)
+    envs.close()

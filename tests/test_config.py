@@ -1,0 +1,102 @@
+"""Configurations and presets: round trips, strict checks, suggestions."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from acktr.config import Config, ConfigError, from_dict, to_dict
+from acktr.presets import PRESETS, preset
+
+ENVIRONMENTS = ["HalfCheetah-v5", "PongNoFrameskip-v4", "ALE/Breakout-v5", "CartPole-v1", "X-v0"]
+
+
+@pytest.mark.parametrize("env", ENVIRONMENTS)
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_survive_json(env: str, name: str) -> None:
+    if name == "paper" and env in ("CartPole-v1", "X-v0"):
+        with pytest.raises(ConfigError, match="no configuration for"):
+            preset(env, "acktr", name)
+        return
+    config, line = preset(env, "acktr", name)
+    assert config.env == env
+    assert config.preset == name
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    assert line.startswith(f"preset {name} for acktr")
+    assert "\n" not in line
+
+
+def test_presets_go_by_exact_id_then_family_then_default() -> None:
+    assert "exact id CartPole-v1" in preset("CartPole-v1")[1]
+    assert "Atari family" in preset("ALE/Pong-v5")[1]
+    assert "MuJoCo family" in preset("Ant-v4")[1]
+    assert "any environment" in preset("Pendulum-v1")[1]
+
+
+def test_published_atari_values() -> None:
+    config = preset("PongNoFrameskip-v4", "acktr", "paper")[0]
+    assert (config.num_envs, config.num_steps, config.gamma) == (32, 20, 0.99)
+    assert (config.ent_coef, config.vf_coef) == (0.01, 0.25)
+    actor = config.acktr.actor
+    assert (actor.lr, actor.kl_clip, actor.damping, actor.momentum) == (0.25, 0.001, 0.01, 0.9)
+    assert (actor.cold_steps, actor.cold_lr, actor.cold_max_grad_norm) == (11, 0.25, 0.5)
+    assert not actor.factored_damping
+    assert config.acktr.value_sigma == 0.5
+
+
+def test_published_mujoco_values() -> None:
+    config = preset("Hopper-v5", "acktr", "paper")[0]
+    assert config.num_envs * config.num_steps == 2500
+    assert (config.gamma, config.gae_lambda) == (0.99, 0.97)
+    assert config.acktr.target_kl == 0.002
+    assert config.acktr.critic_steps == 25
+    critic = config.acktr.critic
+    assert (critic.lr, critic.kl_clip, critic.damping) == (0.001, 0.3, 0.1)
+    assert (critic.stat_decay, critic.cold_steps) == (0.95, 51)
+    assert config.network.critic_activation == "elu"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gamma": 1.5}, "gamma must be a finite number >= 0 and <= 1, got 1.5"),
+        ({"gamma": float("nan")}, "gamma must be a finite number"),
+        ({"ent_coef": -0.1}, "ent_coef must be a finite number >= 0, got -0.1"),
+        ({"num_envs": 0}, "num_envs must be an integer >= 1, got 0"),
+        ({"num_envs": 1.5}, "configuration: num_envs must be int, got 1.5"),
+        ({"num_envs": True}, "configuration: num_envs must be int, got True"),
+        ({"seed": -1}, "seed must be an integer >= 0, got -1"),
+        ({"algo": "ppo"}, "algo must be one of acktr, got 'ppo'"),
+        ({"gama": 0.9}, r"unknown setting gama \(did you mean gamma\?\)"),
+        ({"acktr": {"actor": {"lr": -1.0}}}, "acktr.actor.lr must be a finite number > 0, got -1"),
+        ({"acktr": {"actor": {"dampin": 1}}}, r"acktr.actor.dampin \(did you mean damping\?\)"),
+        ({"acktr": 3}, "acktr must be an object"),
+        ({"network": {"hidden": 64}}, "network.hidden must be a list of integers, got 64"),
+        ({"network": {"hidden": [0]}}, "each width of hidden must be an integer >= 1, got 0"),
+        ({"network": {"activation": "gelu"}}, "activation must be one of tanh, relu, elu"),
+        ({"num_envs": 1, "num_steps": 1}, r"num_envs \* num_steps must be at least 2"),
+        ({"atari": {"sticky": 2.0}}, "sticky"),
+    ],
+)
+def test_bad_values_are_refused_in_one_line(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        from_dict({"env": "CartPole-v1", **change})
+    assert "\n" not in str(caught.value)
+
+
+def test_environment_is_needed() -> None:
+    with pytest.raises(ConfigError, match="env is missing"):
+        from_dict({"gamma": 0.9})
+    with pytest.raises(ConfigError, match="env must be an environment id"):
+        Config(env="")
+
+
+def test_integers_are_taken_for_floats_and_lists_for_tuples() -> None:
+    config = from_dict({"env": "X-v0", "gamma": 1, "network": {"hidden": [3, 4]}})
+    assert config.gamma == 1.0
+    assert isinstance(config.gamma, float)
+    assert config.network.hidden == (3, 4)
+    assert dataclasses.replace(config) == config
