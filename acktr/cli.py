@@ -77,6 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(f"error: {error}{hint}")
         return BAD_INPUT
     except Stopped as stop:
+        if argv is None:  # nothing is left to do but to leave with the right exit code
+            for number in STOPPED:
+                signal.signal(number, signal.SIG_IGN)
         _complain(stop.note)
         return STOPPED[signal.Signals(stop.signum)]
     except BrokenPipeError:

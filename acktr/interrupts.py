@@ -63,9 +63,13 @@ class Interrupts:
     def at_once(self) -> Iterator[None]:
         """Inside :meth:`deferred`: raise after all, also for a signal recorded before."""
         with self._waiting(False):
-            if self.requested is not None:
-                raise Stopped(self.requested)
+            self.check()
             yield
+
+    def check(self) -> None:
+        """Raise Stopped if a signal was recorded."""
+        if self.requested is not None:
+            raise Stopped(self.requested)
 
     @contextmanager
     def _waiting(self, waits: bool) -> Iterator[None]:

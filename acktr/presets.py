@@ -51,12 +51,12 @@ def _mujoco(env: str) -> Config:
         env=env,
         total_timesteps=1_000_000,
         num_envs=8,
-        num_steps=256,
+        num_steps=128,
         gae_lambda=0.95,
         normalize_advantage=True,
         normalize_observation=True,
         normalize_reward=True,
-        network=NetworkConfig(shared=False),
+        network=NetworkConfig(shared=False, log_std_init=-0.5),
         acktr=ACKTRConfig(
             actor=KFACConfig(
                 lr=1.0, kl_clip=0.02, quadratic="exact", momentum=0.0, refresh_interval=1

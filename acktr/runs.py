@@ -78,6 +78,7 @@ def start(
     facts = describe(config.env, config.atari, True)
     with ExitStack() as stack:
         trainer = stack.enter_context(_trainer(config))
+        stack.enter_context(interrupts.deferred())  # now the run can be left in an orderly way
         with _new_folder(path) as folder:
             stack.enter_context(_locked(folder))
             folder.write_config(to_dict(config))
@@ -143,6 +144,7 @@ def resume(path: Path, total: int | None, interrupts: Interrupts, argv: Sequence
         trainer = stack.enter_context(_trainer(config))
         _load(trainer, agent)
         best = _best_score(folder)
+        stack.enter_context(interrupts.deferred())
         logger = stack.enter_context(RunLogger(folder, config.env, done))
         folder.write_config(to_dict(config))
         folder.write_command(argv)

@@ -114,15 +114,15 @@ class Session:
         return f"last good checkpoint: {self.folder.last}, step {self._marks.good:,}"
 
     def _train(self) -> None:
+        self.interrupts.check()
         for stats in self.trainer.run(self.config.total_timesteps):
             self.logger.write(stats)
             self.progress.update(stats, self.logger.ep_rew_mean)
             self._maybe_evaluate(stats)
             self._maybe_checkpoint(stats)
-            if self.interrupts.requested is not None:
-                if self._marks.good != stats.timesteps:
-                    self.save()
-                raise Stopped(self.interrupts.requested)
+            if self.interrupts.requested is not None and self._marks.good != stats.timesteps:
+                self.save()
+            self.interrupts.check()
         if self._marks.good != self.trainer.timesteps:
             self._keep(self.logger.ep_rew_mean if self.config.eval_freq == 0 else None)
 

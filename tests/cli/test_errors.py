@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import pytest
+import torch
+from gymnasium import spaces
+
+from acktr.checkpoint import load_checkpoint
+from tests import toys
+from tests.cli.helpers import ROOT, RUN, SMALL, call, table, tree
+
+BAD = {
+    "no command": ("", "no command given"),
+    "misspelt command": ("trian", "did you mean train?"),
+    "no environment": ("train", "which environment?"),
+    "unknown environment": ("train --env CartPol-v1", "did you mean 'CartPole-v1'?"),
+    "retired environment": ("train --env Hopper-v2", "Hopper-v5"),
+    "unknown module": ("train --env nomod:X-v0", "is its folder in PYTHONPATH?"),
+    "existing run": ("train --env CartPole-v1", "already holds a run"),
+    "misspelt flag": ("train --env CartPole-v1 --acktr.actor.dampin 1", "--acktr.actor.damping"),
+    "flag without group": ("train --env CartPole-v1 --kl-clip 1", "or --acktr.critic.kl-clip?"),
+    "half a flag": ("train --env CartPole-v1 --tot 5", "unknown option --tot"),
+    "stray word": ("train --env CartPole-v1 stray", "unexpected argument 'stray'"),
+    "no value": ("train --env CartPole-v1 --gamma", "--gamma"),
+    "no number": ("train --env CartPole-v1 --gamma x", "--gamma: a number is needed, not 'x'"),
+    "no integer": ("train --env CartPole-v1 --seed 1.5", "--seed: an integer is needed"),
+    "no choice": ("train --env CartPole-v1 --precision half", "'float32', 'bfloat16'"),
+    "neither": ("train --env CartPole-v1 --acktr.target-kl y", "{None}|FLOAT is needed, not 'y'"),
+    "NaN": ("train --env CartPole-v1 --acktr.actor.lr nan", "acktr.actor.lr must be a finite"),
+    "negative": ("train --env CartPole-v1 --num-envs -1", "num_envs must be an integer >= 1"),
+    "above one": ("train --env CartPole-v1 --gamma 2", "gamma must be"),
+    "no width": ("train --env CartPole-v1 --network.hidden 0", "each width of hidden"),
+    "Atari setting": ("train --env CartPole-v1 --atari.sticky 2", "atari.sticky must be"),
+    "algorithm": ("train --env CartPole-v1 --algo ppo", "algo must be acktr"),
+    "preset": ("train --env CartPole-v1 --preset best", "preset must be one of default, paper"),
+    "unpublished": ("train --env CartPole-v1 --preset paper", "the paper has no configuration"),
+    "no config file": ("train --env CartPole-v1 --config no.json", "no.json: cannot read"),
+    "no JSON": ("train --env CartPole-v1 --config bad/text.json", "not valid JSON"),
+    "JSON list": ("train --env CartPole-v1 --config bad/list.json", "a JSON object"),
+    "deep JSON": ("train --env CartPole-v1 --config bad/deep.json", "not valid JSON"),
+    "unknown key": ("train --env CartPole-v1 --config bad/key.json", "did you mean gamma?"),
+    "wrong type": ("train --env CartPole-v1 --config bad/type.json", "acktr.actor must be"),
+    "NaN in JSON": ("train --env CartPole-v1 --config bad/nan.json", "gamma must be a finite"),
+    "huge JSON": ("train --env CartPole-v1 --config bad/huge.json", "are allowed"),
+    "absent device": ("train --env CartPole-v1 --seed 9 --device cuda:77", "is not there"),
+    "no device": ("train --env CartPole-v1 --seed 9 --device tpu", "device must be"),
+    "spaces": ("train --env tests.toys:toys/BadSpace-v0", "Tuple"),
+    "file as folder": ("train --env CartPole-v1 --run-dir bad/text.json", "cannot create"),
+    "resume nothing": ("train --resume nowhere", "no such run folder"),
+    "resume no run": ("train --resume bad", "not a run folder"),
+    "resume and change": ("train --resume RUN --gamma 0.5", "only --total-timesteps can"),
+    "resume damaged": ("train --resume bad/run --total-timesteps 5000", "damaged"),
+    "resume bad total": ("train --resume RUN --total-timesteps 0", "total_timesteps must be"),
+    "eval without run": ("eval", "RUN is missing"),
+    "eval nothing": ("eval nowhere", "no such folder"),
+    "eval no run": ("eval bad", "not a run folder"),
+    "eval damaged": ("eval bad/run", "damaged"),
+    "eval no best": ("eval bad/run --checkpoint best", "use --checkpoint last"),
+    "eval misspelt": ("eval RUN --epsiodes 3", "did you mean --episodes?"),
+    "eval none": ("eval RUN --episodes 0", "--episodes must be at least 1, got 0"),
+    "eval both": ("eval RUN --stochastic --deterministic", "exclude each other"),
+    "eval seed": ("eval RUN --seed 99999999999", "seed"),
+    "plot nothing": ("plot", "no runs to plot"),
+    "plot no run": ("plot nowhere", "no such run folder"),
+    "plot suffix": ("plot RUN --out fig.exe", "must end in .png or .svg"),
+    "record suffix": ("record RUN --out clip.exe", "must end in .mp4 or .gif"),
+    "record nothing": ("record nowhere", "no such folder"),
+}
+
+
+@pytest.fixture
+def bad_files(here: Path) -> Path:
+    bad = here / "bad"
+    bad.mkdir()
+    (bad / "text.json").write_text("gamma: 1")
+    (bad / "list.json").write_text("[1]")
+    (bad / "deep.json").write_text("[" * 100_000)
+    (bad / "key.json").write_text('{"gama": 1}')
+    (bad / "type.json").write_text('{"acktr": {"actor": 3}}')
+    (bad / "nan.json").write_text('{"gamma": NaN}')
+    (bad / "huge.json").write_text(" " * (1 << 20) + "{}")
+    shutil.copytree(RUN, bad / "run")
+    shutil.rmtree(bad / "run/checkpoints/best")
+    state = bad / "run/checkpoints/last/state.safetensors"
+    data = bytearray(state.read_bytes())
+    data[-1] ^= 1
+    state.write_bytes(data)
+    return here
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(name: str, bad_files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 2, one line that helps, and nothing on the disk has changed."""
+    register_bad_space()
+    before = tree(bad_files)
+    command, expected = BAD[name]
+    argv = [str(RUN) if word == "RUN" else word for word in command.split()]
+    code, out, err = call(capsys, *argv)
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1 and err.startswith("acktr: error: "), err
+    assert expected in err
+    assert tree(bad_files) == before
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_message_without_line_drawing(encoding: str, here: Path) -> None:
+    """The parser draws boxes that depend on the terminal; the line must not."""
+    argv = [sys.executable, "-m", "acktr", "eval", "RUN", "--episodes", "many"]
+    path = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(
+        argv,
+        env={**os.environ, **path, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == "acktr: error: --episodes: an integer is needed, not 'many'\n"
+
+
+def register_bad_space() -> None:
+    if "toys/BadSpace-v0" not in gymnasium.registry:
+        observations = spaces.Tuple((spaces.Discrete(2),))
+        kwargs = {"observation_space": observations, "action_space": spaces.Discrete(2)}
+        maker: Any = toys.SpacesEnv
+        gymnasium.register("toys/BadSpace-v0", entry_point=maker, kwargs=kwargs)
+
+
+class TestFaults:
+    def test_environment(self, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        toys.FaultyEnv.made = 0
+        env = toys.variant(toys.FaultyEnv, {"at": 200, "index": 2, "what": "reward"})
+        argv = ("--env", f"tests.toys:{env}", *SMALL, "--checkpoint-freq", "512")
+        code, _, err = call(capsys, "train", *argv)
+        assert code == 76
+        line = err.splitlines()[-1]
+        assert line.startswith(f"acktr: error: environment 2 of {env} returned a non-finite reward")
+        assert "step 200" in line
+        last = next((here / "runs").glob("tests.toys_toys_Variant*/acktr/seed0/checkpoints/last"))
+        assert line.endswith(f"last good checkpoint: {last.relative_to(here)}, step 512")
+        assert load_checkpoint(last)[0]["timesteps"] == 512
+        assert table(last.parents[1] / "progress.csv")[-1]["timesteps"] == "768"
+        assert "Traceback" not in err
+
+    def test_first_update(self, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        toys.FaultyEnv.made = 0
+        env = toys.variant(toys.FaultyEnv, {"what": "exception"})
+        code, _, err = call(capsys, "train", "--env", env, *SMALL)
+        assert code == 76
+        assert "raised ZeroDivisionError at step 3: the toy broke" in err
+        assert err.rstrip().endswith("step 0")
+
+    def test_numeric(self, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        toys.FaultyEnv.made = 0
+        env = toys.variant(toys.FaultyEnv, {"at": 100, "what": "reward", "value": 1e300})
+        flags = ("--no-normalize-reward", "--checkpoint-freq", "128")
+        code, _, err = call(capsys, "train", "--env", env, *SMALL, *flags)
+        assert code == 70
+        line = err.splitlines()[-1]
+        assert "NaN or Inf" in line
+        assert "last good checkpoint" in line and line.endswith("step 384")
+        last = next((here / "runs").glob("toys_Variant*/acktr/seed0/checkpoints/last"))
+        network = load_checkpoint(last)[0]["network"]
+        assert all(bool(torch.isfinite(value).all()) for value in network.values())
