@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import torch
@@ -45,6 +46,8 @@ class KnownBlock:
     """A parameter whose Fisher is known in closed form and diagonal, such as 2 I of a log-std."""
 
     def __init__(self, name: str, fisher: float) -> None:
+        if not 0 <= fisher < math.inf:
+            raise ValueError(f"known_fisher of {name} must be finite and >= 0, got {fisher}")
         self.names = (name,)
         self.fisher = fisher
 
@@ -100,6 +103,7 @@ class KroneckerBlock:
         self.basis: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
         self.failures = 0
         self.total_failures = 0
+        self.rejected = torch.zeros((), dtype=torch.int64, device=module.weight.device)
 
     @torch.no_grad()
     def update(
@@ -130,6 +134,7 @@ class KroneckerBlock:
             a = linear_input_factor(inputs, bias, "expand")
             g = output_factor(gradients, -1, "expand")
         valid = torch.isfinite(a).all() & torch.isfinite(g).all()
+        self.rejected = torch.where(valid, 0, self.rejected + 1)
         self.a.update(a, config.stat_decay, valid)
         self.g.update(g, config.stat_decay, valid)
 
@@ -138,10 +143,16 @@ class KroneckerBlock:
         """Renew the eigenbases; on failure keep the former ones.
 
         Raises:
-            FactorError: After ``max_failures`` failures in a row.
+            FactorError: After ``max_failures`` failures, or batches of NaN or Inf, in a row.
         """
         if self.a.value is None:
             return
+        rejected = int(self.rejected)
+        if rejected >= config.max_failures:
+            raise FactorError(
+                f"K-FAC layer {self.name!r}: the statistics of {rejected} batches in a row were"
+                " NaN or Inf (lower lr or kl_clip, or normalise rewards)"
+            )
         try:
             a_values, a_vectors = symmetric_eigen(self.a.mean())
             g_values, g_vectors = symmetric_eigen(self.g.mean())
@@ -214,6 +225,7 @@ class KroneckerBlock:
             "basis": basis,
             "failures": self.failures,
             "total_failures": self.total_failures,
+            "rejected": int(self.rejected),
         }
 
     def check_state(self, state: dict[str, Any]) -> None:
@@ -223,7 +235,8 @@ class KroneckerBlock:
         rows, width = len(weight), weight[0].numel() + (self.bias_name is not None)
         shapes = {"a": (width, width), "a_weight": (), "g": (rows, rows), "g_weight": ()}
         where = f"K-FAC layer {self.name!r}"
-        keys = {*shapes, "basis", "failures", "total_failures"}
+        counts = ("failures", "total_failures", "rejected")
+        keys = {*shapes, "basis", *counts}
         if not isinstance(state, dict) or set(state) != keys:
             raise ValueError(f"{where}: its state must have the entries {sorted(keys)}")
         for key, shape in shapes.items():
@@ -238,7 +251,7 @@ class KroneckerBlock:
                 raise ValueError(f"{where}: basis must be {len(sizes)} tensors")
             for tensor, size in zip(basis, sizes, strict=True):
                 check_tensor(tensor, size, dtype, f"{where}: basis")
-        for key in ("failures", "total_failures"):
+        for key in counts:
             check_count(state[key], f"{where}: {key}")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -257,6 +270,7 @@ class KroneckerBlock:
             self.basis = (first, second, third, fourth)
         self.failures = state["failures"]
         self.total_failures = state["total_failures"]
+        self.rejected = torch.tensor(state["rejected"], device=device)
 
 
 Block = KroneckerBlock | KnownBlock | PlainBlock

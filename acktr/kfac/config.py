@@ -44,7 +44,7 @@ class KFACConfig:
     quadratic: Literal["kronecker", "exact"] = "kronecker"
     """Where q comes from: the damped Kronecker factors, or the exact Fisher by one JVP."""
     max_failures: int = 10
-    """Eigendecomposition failures in a row of one factor before an error is raised."""
+    """Failed eigendecompositions, or batches of NaN, in a row before an error is raised."""
 
     def __post_init__(self) -> None:
         """Check every value; raises ValueError naming the field."""
@@ -58,7 +58,7 @@ class KFACConfig:
             ("weight_decay", 0.0, math.inf, "a finite number >= 0"),
             ("stat_decay", 0.0, below_one, "a number in [0, 1)"),
             ("momentum", 0.0, below_one, "a number in [0, 1)"),
-            ("stat_fraction", _TINY, 1.0, "a number in (0, 1]"),
+            ("stat_fraction", 1e-6, 1.0, "a number in [1e-6, 1]"),
         ):
             number = getattr(self, name)
             if not (math.isfinite(number) and low <= number <= high):

@@ -212,7 +212,9 @@ class KFAC(torch.optim.Optimizer):
         for name, update in step.items():
             scaled = torch.where(skip, torch.zeros_like(update), scale * update)
             self._move(name, scaled, lr * (1 - self.config.momentum))
-        self.last_step = StepInfo(quadratic, scale, 0.5 * lr * lr * scale * scale * quadratic)
+        predicted = 0.5 * (lr * scale).square() * quadratic
+        predicted = torch.where(skip, torch.zeros_like(predicted), predicted)
+        self.last_step = StepInfo(quadratic, scale, predicted)
 
     def _cold_step(self) -> None:
         gradients = self._gradients()
@@ -312,7 +314,7 @@ def _build_blocks(
     """One block per layer, per known parameter, and per parameter that is left."""
     unknown = sorted(set(known) - set(named))
     if unknown:
-        raise ValueError(f"known_fisher names no parameter of the module: {unknown}")
+        raise ValueError(f"known_fisher names no trainable parameter of the module: {unknown}")
     uses: dict[int, int] = {}
     for layer in module.modules():
         for parameter in layer._parameters.values():

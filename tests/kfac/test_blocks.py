@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac import KFACConfig, KroneckerBlock
+from acktr.kfac import FactorError, KFACConfig, KroneckerBlock
 from acktr.kfac.blocks import RunningAverage
 from tests.kfac.helpers import (
     EXACT,
@@ -282,3 +282,27 @@ def test_extreme_eigenvalues_are_those_of_the_products() -> None:
 def test_a_block_for_another_module_is_refused() -> None:
     with pytest.raises(TypeError, match="no Kronecker block for BatchNorm1d"):
         KroneckerBlock("x", nn.BatchNorm1d(2), "weight", "bias")
+
+
+def test_a_run_of_bad_batches_ends_in_the_documented_error() -> None:
+    """NaN statistics leave the factors alone; max_failures of them in a row are an error."""
+    model = build(nn.Linear(4, 3))
+    optimizer = kfac(model, max_failures=2)
+    observe(optimizer, model, randn(8, 4))
+    optimizer.refresh()
+    good = [tensor.clone() for tensor in factors(optimizer, "0")]
+    bad = torch.full((8, 4), float("nan"), dtype=torch.float64)
+    observe(optimizer, model, bad)
+    optimizer.refresh()
+    observe(optimizer, model, bad)
+    with pytest.raises(FactorError, match="statistics of 2 batches in a row were NaN or Inf"):
+        optimizer.refresh()
+    assert all(map(torch.equal, factors(optimizer, "0"), good))
+    observe(optimizer, model, randn(8, 4))
+    optimizer.refresh()
+
+
+@pytest.mark.parametrize("fisher", [-1.0, float("nan"), float("inf")])
+def test_known_fisher_must_be_a_curvature(fisher: float) -> None:
+    with pytest.raises(ValueError, match=r"known_fisher of 0\.bias must be finite and >= 0"):
+        kfac(build(nn.Linear(4, 3)), known_fisher={"0.bias": fisher})
