@@ -46,7 +46,7 @@ def _atari_paper(env: str) -> Config:
 
 
 def _mujoco(env: str) -> Config:
-    """Separate tanh networks; the actor's step has an exactly predicted KL of 0.01."""
+    """Separate tanh networks; an exactly predicted KL of 0.01 until the lr decays."""
     return Config(
         env=env,
         total_timesteps=1_000_000,
@@ -59,7 +59,7 @@ def _mujoco(env: str) -> Config:
         network=NetworkConfig(shared=False, log_std_init=-0.5),
         acktr=ACKTRConfig(
             actor=KFACConfig(
-                lr=1.0, kl_clip=0.02, quadratic="exact", momentum=0.0, refresh_interval=1
+                lr=0.1, kl_clip=0.02, quadratic="exact", momentum=0.0, refresh_interval=1
             ),
             critic=KFACConfig(
                 lr=0.3,
@@ -70,7 +70,7 @@ def _mujoco(env: str) -> Config:
                 refresh_interval=5,
             ),
             critic_steps=10,
-            lr_schedule="constant",
+            lr_schedule="linear",
         ),
     )
 
@@ -135,7 +135,6 @@ def _cartpole(env: str) -> Config:
         _general(env),
         total_timesteps=100_000,
         normalize_observation=False,
-        normalize_reward=False,
     )
 
 
