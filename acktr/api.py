@@ -9,15 +9,20 @@ from typing import Any
 
 import numpy as np
 from gymnasium.vector import VectorEnv
-from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from numpy.typing import NDArray
 
-from acktr.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from acktr.config import Config, ConfigError, from_dict, to_dict
+from acktr.checkpoint import (
+    CheckpointError,
+    checkpoint_exists,
+    load_checkpoint,
+    save_checkpoint,
+)
+from acktr.compute import resolve_device
+from acktr.config import Config, ConfigError, from_dict, refuse_import, to_dict
 from acktr.policy import Policy
 from acktr.presets import preset
 from acktr.train import Trainer, TrainStats
-from envs import check_spaces, make_vec
+from envs import GuardedVectorEnv, check_spaces, make_vec
 
 Callback = Callable[[TrainStats], bool | None]
 """Receives the statistics of each update; returning False stops the training."""
@@ -41,7 +46,6 @@ class ACKTR:
         self,
         env: str | VectorEnv[Any, Any, Any],
         config: Config | None = None,
-        *,
         seed: int | None = None,
         device: str | None = None,
     ) -> None:
@@ -53,13 +57,14 @@ class ACKTR:
             chosen = dataclasses.replace(chosen, seed=seed)
         if device is not None:
             chosen = dataclasses.replace(chosen, device=device)
+        resolve_device(chosen.device)
         if isinstance(env, str):
             self.envs = make_vec(env, chosen.num_envs, chosen.seed, atari=chosen.atari)
             self._owns_envs = True
         else:
             check_spaces(env.single_observation_space, env.single_action_space)
             chosen = dataclasses.replace(chosen, env=name, num_envs=env.num_envs)
-            self.envs = _with_statistics(env)
+            self.envs = _guarded(env, name, chosen.seed)
             self._owns_envs = False
         self.config = chosen
         self.trainer = Trainer(chosen, self.envs)
@@ -80,6 +85,9 @@ class ACKTR:
     def learn(self, total_timesteps: int, callback: Callback | None = None) -> ACKTR:
         """Train for this many more environment steps (rounded up to whole updates).
 
+        New episodes begin, and a linear schedule runs over the steps of this call, as in
+        Stable-Baselines3.
+
         Args:
             total_timesteps: Steps, summed over the parallel environments.
             callback: Called after each update; returning False stops.
@@ -89,7 +97,8 @@ class ACKTR:
         """
         if total_timesteps < 1:
             raise ValueError(f"total_timesteps must be at least 1, got {total_timesteps}")
-        for stats in self.trainer.run(self.trainer.timesteps + total_timesteps):
+        start = self.trainer.timesteps
+        for stats in self.trainer.run(start + total_timesteps, start=start):
             if callback is not None and callback(stats) is False:
                 break
         return self
@@ -104,7 +113,8 @@ class ACKTR:
         """Action of one observation, or actions of a batch of them.
 
         Args:
-            observation: Raw observation (*shape) or batch (N, *shape).
+            observation: Raw observation (*shape) or batch (N, *shape), as ``envs`` gives it
+                (Discrete spaces of environments made from an id start at zero).
             state: Recurrent state; passed through, the networks have none.
             episode_start: Ignored, for recurrent policies.
             deterministic: The most likely action instead of a sample.
@@ -143,16 +153,20 @@ class ACKTR:
         """Read an agent written by :meth:`save`, or the checkpoint of a training run.
 
         Args:
-            path: The folder.
+            path: The folder, or a run's folder.
             env: Vector environment to use; the saved environment id is made anew if None.
             device: Overrides the saved device.
 
         Raises:
             CheckpointError: The folder is damaged, foreign, or fits another environment.
         """
-        state, meta = load_checkpoint(Path(path))
+        folder = Path(path)
+        if checkpoint_exists(folder / "checkpoints" / "last"):
+            folder = folder / "checkpoints" / "last"
+        state, meta = load_checkpoint(folder)
         try:
             config = from_dict(meta["config"])
+            refuse_import(config.env)
         except (KeyError, TypeError, ConfigError) as error:
             raise CheckpointError(f"{path}: no usable configuration in it ({error})") from None
         agent = cls(config.env if env is None else env, config, device=device)
@@ -173,11 +187,11 @@ def _env_id(env: VectorEnv[Any, Any, Any]) -> str:
     return env.spec.id if env.spec is not None else type(env.unwrapped).__name__
 
 
-def _with_statistics(env: VectorEnv[Any, Any, Any]) -> VectorEnv[Any, Any, Any]:
-    """Add episode statistics unless a wrapper already does."""
+def _guarded(env: VectorEnv[Any, Any, Any], name: str, seed: int) -> VectorEnv[Any, Any, Any]:
+    """Add finite checks and episode statistics unless the environment has them from make_vec."""
     layer: Any = env
     while layer is not None:
-        if isinstance(layer, RecordEpisodeStatistics) or hasattr(layer, "reports_episodes"):
+        if getattr(type(layer), "reports_episodes", False):
             return env
         layer = getattr(layer, "env", None)
-    return RecordEpisodeStatistics(env)
+    return GuardedVectorEnv(env, name, seed, foreign=True)

@@ -8,6 +8,7 @@ Except for 0 the last line on standard error says why; with 2 it is the only one
 from __future__ import annotations
 
 import difflib
+import importlib
 import json
 import os
 import signal
@@ -28,6 +29,7 @@ from acktr.options import (
     UsageError,
     parse,
     parse_train,
+    peek,
 )
 from acktr.plot import plot_runs, published_curves
 from acktr.record import RecordError, record
@@ -99,12 +101,22 @@ def _run(args: list[str], interrupts: Interrupts) -> int:
     elif name == "--version":
         _say(f"acktr {__version__}")
     elif name in _COMMANDS:
+        _import(peek(rest, "import"))
         _COMMANDS[name](rest, interrupts)
     else:
         near = difflib.get_close_matches(name, _COMMANDS, 1)
         hint = f"did you mean {near[0]}?" if near else f"use {', '.join(_COMMANDS)}"
         raise UsageError(f"unknown command {name!r}; {hint}")
     return 0
+
+
+def _import(module: str | None) -> None:
+    """Import what --import names."""
+    if module is not None:
+        try:
+            importlib.import_module(module)
+        except (ImportError, ValueError) as error:
+            raise UsageError(f"--import {module}: {error}") from error
 
 
 def _train(args: list[str], interrupts: Interrupts) -> None:
@@ -159,7 +171,8 @@ def _eval(args: list[str], interrupts: Interrupts) -> None:
 def _record(args: list[str], interrupts: Interrupts) -> None:
     options = parse(RecordOptions, args, "record")
     agent = find_agent(options.run, options.checkpoint)
-    out = options.run / "clip.mp4" if options.out is None else options.out
+    beside = options.run if (options.run / "config.json").is_file() else Path()
+    out = beside / "clip.mp4" if options.out is None else options.out
     returns = record(
         agent,
         out,

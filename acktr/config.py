@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ from acktr.kfac import KFACConfig
 from envs.settings import AtariSettings
 
 Activation = Literal["tanh", "relu", "elu"]
+
+_WIDEST = 16_384
 
 
 class ConfigError(ValueError):
@@ -27,6 +30,8 @@ def _check_integer(name: str, value: int, least: int) -> None:
 
 
 def _check_number(name: str, value: float, low: float, high: float, *, open_low: bool) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{name} must be a number, got {value!r}")
     inside = math.isfinite(value) and (low < value if open_low else low <= value) and value <= high
     if not inside:
         limit = f" and <= {high:g}" if math.isfinite(high) else ""
@@ -63,6 +68,8 @@ class NetworkConfig:
         for name in ("hidden", "critic_hidden"):
             for width in getattr(self, name):
                 _check_integer(f"each width of {name}", width, 1)
+                if width > _WIDEST:
+                    raise ConfigError(f"each width of {name} must be <= {_WIDEST}, got {width}")
         for name in ("activation", "critic_activation"):
             _check_choice(name, getattr(self, name), typing.get_args(Activation))
         _check_number("policy_gain", self.policy_gain, 0, math.inf, open_low=True)
@@ -80,7 +87,7 @@ class ACKTRConfig:
     critic_steps: int = 1
     """Steps of a separate critic on each batch."""
     target_kl: float | None = None
-    """KL per update to which the actor's lr adapts by factors of 1.5; None: no adaptation."""
+    """KL per update to which the actor's lr adapts by factors of 1.5, in place of the schedule."""
     value_sigma: float = 1.0
     """Standard deviation of the critic's Gaussian observation model; its Fisher is 1/sigma^2."""
     lr_schedule: Literal["constant", "linear"] = "linear"
@@ -164,6 +171,20 @@ class Config:
             raise ConfigError("num_envs * num_steps must be at least 2")
 
 
+def refuse_import(env: str) -> None:
+    """Refuse an id from a file that would import a module which is not imported already.
+
+    Raises:
+        ConfigError: ``module:Id`` with a module that nobody asked for.
+    """
+    module, colon, _ = env.rpartition(":")
+    if colon and module not in sys.modules:
+        raise ConfigError(
+            f"its environment {env} would import the module {module}; import it first if you"
+            f" trust it (on the command line: --import {module})"
+        )
+
+
 def to_dict(config: Config) -> dict[str, Any]:
     """The configuration as JSON values."""
     return dataclasses.asdict(config)
@@ -234,7 +255,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_convert(args[0], item, where) for item in value)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ConfigError(f"configuration: {where} is too large") from None
     if hint in (int, str, bool) and type(value) is hint:
         return value
     wanted = "a list of integers" if origin is tuple else getattr(hint, "__name__", str(hint))

@@ -10,6 +10,9 @@ from gymnasium.vector import VectorEnv
 
 from acktr.policy import Policy
 
+MAX_EPISODE_STEPS = 27_000
+"""Steps after which an episode of an environment without a time limit is cut short."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -17,6 +20,8 @@ class Evaluation:
 
     returns: tuple[float, ...]
     lengths: tuple[int, ...]
+    cut: int = 0
+    """Episodes cut short after the largest number of steps; they count with what they had."""
 
     @property
     def mean(self) -> float:
@@ -36,6 +41,7 @@ def evaluate(
     *,
     seed: int,
     deterministic: bool = True,
+    max_episode_steps: int = MAX_EPISODE_STEPS,
 ) -> Evaluation:
     """Play whole episodes.
 
@@ -47,6 +53,8 @@ def evaluate(
         episodes: How many.
         seed: Of the environments.
         deterministic: The most likely action instead of a sample.
+        max_episode_steps: Longer episodes are cut, so that a policy that never ends one does not
+            play forever.
 
     Raises:
         ValueError: episodes is not positive.
@@ -56,12 +64,24 @@ def evaluate(
     shares = (episodes + np.arange(envs.num_envs)[::-1]) // envs.num_envs
     returns: list[float] = []
     lengths: list[int] = []
+    cut = 0
     observation, _ = envs.reset(seed=seed)
+    running, steps = np.zeros(envs.num_envs), np.zeros(envs.num_envs, np.int64)
     while shares.any():
-        observation, _, _, _, infos = envs.step(policy.act(observation, deterministic))
-        for index in np.flatnonzero(infos.get("_episode", ())):
-            if shares[index] > 0:
-                shares[index] -= 1
-                returns.append(float(infos["episode"]["r"][index]))
-                lengths.append(int(infos["episode"]["l"][index]))
-    return Evaluation(tuple(returns), tuple(lengths))
+        actions = policy.act(observation, deterministic)
+        observation, rewards, _, _, infos = envs.step(actions)
+        running += rewards
+        steps += 1
+        ended = np.asarray(infos.get("_episode", np.zeros(envs.num_envs)), np.bool_)
+        late = ~ended & (steps >= max_episode_steps)
+        for index in np.flatnonzero((ended | late) & (shares > 0)):
+            shares[index] -= 1
+            cut += int(late[index])
+            finished = infos["episode"]["r"][index] if ended[index] else running[index]
+            returns.append(float(finished))
+            lengths.append(int(steps[index]))
+        if late.any():
+            observation, _ = envs.reset(options={"reset_mask": late})
+        running[ended | late] = 0.0
+        steps[ended | late] = 0
+    return Evaluation(tuple(returns), tuple(lengths), cut)

@@ -100,13 +100,18 @@ class RewardScaler:
         scaled = rewards / np.sqrt(self.moments.variance + 1e-8)
         return np.clip(scaled, -self.clip, self.clip).astype(np.float32)
 
+    def reset(self) -> None:
+        """Begin new episodes everywhere."""
+        self.returns[:] = 0.0
+
     def state_dict(self) -> dict[str, Any]:
         """Moments and the running discounted returns."""
         return {"returns": self.returns.copy(), "moments": self.moments.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore; raises ValueError when the number of environments differs."""
-        if state["returns"].shape != self.returns.shape:
-            raise ValueError("reward scaler state has another number of environments")
-        self.returns = state["returns"].copy()
+        """Restore; with another number of environments the running returns start at zero."""
         self.moments.load_state_dict(state["moments"])
+        if state["returns"].shape == self.returns.shape:
+            self.returns = state["returns"].copy()
+        else:
+            self.reset()

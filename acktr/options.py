@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from acktr.config import Config, ConfigError, merge
+from acktr.config import Config, ConfigError, merge, refuse_import
 from acktr.files import read_limited, reason
 from acktr.presets import preset
 from acktr.runs import stored_config
@@ -27,6 +27,9 @@ _CONFIG_CAP = 1 << 20
 _HELP_ENV = "HalfCheetah-v5"
 
 Parsed = TypeVar("Parsed")
+
+
+_WITH_RESUME = ("--resume", "--total-timesteps", "--import")
 
 
 class UsageError(ValueError):
@@ -47,6 +50,8 @@ class TrainOptions:
     """Folder of all runs; this one goes to RUN_DIR/ENV/ALGO/seedN."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     """Run folder to go on with; only --total-timesteps may be given besides."""
+    import_module: Annotated[str | None, tyro.conf.arg(name="import", metavar="MODULE")] = None
+    """Python module that registers the environment; needed where a file names MODULE:Id."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +62,7 @@ class EvalOptions:
     """Run folder, or a checkpoint folder."""
     episodes: int = 20
     """Episodes to play."""
-    seed: int = 10_000
+    seed: int = 1_000_000
     """Seed of the environments and of sampled actions."""
     num_envs: int = 8
     """Parallel environments."""
@@ -69,6 +74,8 @@ class EvalOptions:
     """Sample the actions; the default in Atari games."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    import_module: Annotated[str | None, tyro.conf.arg(name="import", metavar="MODULE")] = None
+    """Python module that registers the environment; needed where a file names MODULE:Id."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Write one JSON object and nothing else to standard output."""
 
@@ -91,12 +98,15 @@ class RecordOptions:
     """Episodes to record."""
     max_steps: int = 27_000
     """Most steps of each episode."""
-    seed: int = 10_000
+    seed: int = 1_000_000
     """Seed of the environment and of sampled actions."""
     checkpoint: Literal["last", "best"] = "last"
     """Which checkpoint of the run."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+
+    import_module: Annotated[str | None, tyro.conf.arg(name="import", metavar="MODULE")] = None
+    """Python module that registers the environment; needed where a file names MODULE:Id."""
 
     def __post_init__(self) -> None:
         _at_least(1, episodes=self.episodes, max_steps=self.max_steps)
@@ -135,7 +145,7 @@ def parse_train(args: Sequence[str]) -> tuple[TrainOptions, str]:
         return options, source
     for arg in args:
         name = _flag_name(arg)
-        if name is not None and name not in ("--resume", "--total-timesteps"):
+        if name is not None and name not in _WITH_RESUME:
             raise UsageError(f"{name} cannot be given with --resume, only --total-timesteps can")
     return options, source
 
@@ -149,6 +159,8 @@ def _defaults(args: Sequence[str]) -> tuple[Config, str]:
         env = _HELP_ENV
     if env is None:
         raise UsageError(f"which environment? For example: acktr train --env {_HELP_ENV}")
+    if "env" in values and peek(args, "env") is None:
+        refuse_import(env)
     name = peek(args, "preset") or _name(values, "preset") or "default"
     config, source = preset(env, algo or "acktr", name)
     if file is None:

@@ -19,9 +19,14 @@ from acktr.compute import restore_generator
 from acktr.distributions import ActionHead, to_environment
 from acktr.networks import ActorCritic
 from acktr.normalize import ObservationNormalizer, RewardScaler
+from envs import is_image
 
 Array = NDArray[Any]
 Bools = NDArray[np.bool_]
+
+
+class NonFiniteError(RuntimeError):
+    """The policy or the value function produced NaN or Inf."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +202,9 @@ class Collector:
 
     def reset(self, seed: int | None) -> None:
         """Start new episodes everywhere."""
-        self._observation, _ = self.envs.reset(seed=seed)
+        self._observation = np.array(self.envs.reset(seed=seed)[0])
+        if self.reward_scaler is not None:
+            self.reward_scaler.reset()
         self._dead = np.zeros(self.envs.num_envs, np.bool_)
 
     def _normalize(self, observation: Array, valid: Bools | None) -> Array:
@@ -234,6 +241,11 @@ class Collector:
         alive = ~self._dead
         observation = self._normalize(self._observation, alive)
         parameters, values = self._forward(observation)
+        if not bool(torch.isfinite(parameters).all()):
+            raise NonFiniteError(
+                "the policy's output is NaN or Inf: lower lr or kl_clip, raise damping, or"
+                " normalise observations and rewards"
+            )
         with torch.no_grad():
             actions = self.head.make(parameters).sample(self.generator)
         taken = to_environment(actions.cpu().numpy(), self.envs.single_action_space)
@@ -255,7 +267,7 @@ class Collector:
         recorder.episodes += _finished(infos, stepped)
         recorder.env_seconds += stepped - acted
         recorder.forward_seconds += acted - started + time.perf_counter() - stepped
-        self._observation = following
+        self._observation = np.array(following)  # the environment may reuse its buffer
         self._dead = ended if self._next_step else np.zeros_like(ended)
 
     def _final_values(self, infos: dict[str, Any], truncated: Bools) -> tuple[Bools, Array] | None:
@@ -372,9 +384,5 @@ def _member(envs: VectorEnv[Any, Any, Any], name: str) -> Callable[..., Any] | N
 
 
 def normalizable(space: gymnasium.Space[Any]) -> bool:
-    """Whether observations are real vectors, which running normalisation applies to."""
-    return (
-        isinstance(space, gymnasium.spaces.Box)
-        and space.dtype is not None
-        and (np.issubdtype(space.dtype, np.floating))
-    )
+    """Whether observations are vectors of numbers, which running normalisation applies to."""
+    return isinstance(space, gymnasium.spaces.Box) and not is_image(space)

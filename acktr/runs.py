@@ -16,16 +16,17 @@ from typing import Any
 import torch
 
 from acktr.checkpoint import CheckpointError, checkpoint_exists
-from acktr.config import Config, ConfigError, from_dict, to_dict
+from acktr.config import Config, ConfigError, from_dict, refuse_import, to_dict
 from acktr.files import reason, write_atomic
 from acktr.interrupts import Interrupts
 from acktr.kfac import FactorError
 from acktr.log import RunError, RunFolder, RunLogger
 from acktr.progress import Progress
+from acktr.rollout import NonFiniteError
 from acktr.saved import SavedAgent, limit_threads, read_agent
 from acktr.session import Session
 from acktr.tables import read_table
-from acktr.train import NonFiniteError, Trainer
+from acktr.train import Trainer
 from envs import EnvFault, describe, make_vec
 
 if sys.platform != "win32":
@@ -104,7 +105,9 @@ def stored_config(path: Path) -> Config:
         raise RunError(f"{path}: no such run folder")
     folder = RunFolder.open(path)
     try:
-        return from_dict(folder.read_config())
+        config = from_dict(folder.read_config())
+        refuse_import(config.env)
+        return config
     except ConfigError as error:
         raise RunError(f"{folder.config}: {error}") from error
 

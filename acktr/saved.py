@@ -12,7 +12,7 @@ import torch
 
 from acktr.checkpoint import CheckpointError, checkpoint_exists, load_checkpoint
 from acktr.compute import resolve_device
-from acktr.config import Config, ConfigError, from_dict
+from acktr.config import Config, ConfigError, from_dict, refuse_import
 from acktr.evaluate import Evaluation, evaluate
 from acktr.log import RunError, RunFolder
 from acktr.policy import Policy
@@ -62,6 +62,7 @@ def read_agent(path: Path) -> SavedAgent:
     state, meta = load_checkpoint(path)
     try:
         config = from_dict(meta["config"])
+        refuse_import(config.env)
         timesteps, score = state["timesteps"], meta.get("score")
     except (KeyError, ConfigError, ValueError) as error:
         raise CheckpointError(f"{path}: no usable configuration in it ({error})") from error

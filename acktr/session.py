@@ -19,8 +19,9 @@ from acktr.log import RunFolder, RunLogger
 from acktr.plot import plot_runs, published_curves
 from acktr.policy import Policy
 from acktr.progress import Progress
+from acktr.rollout import NonFiniteError
 from acktr.saved import usually_deterministic
-from acktr.train import NonFiniteError, Trainer, TrainStats
+from acktr.train import Trainer, TrainStats
 from envs import make_vec
 
 EVALUATION_SEED = 10_000
@@ -163,6 +164,8 @@ class Session:
             found = evaluate(policy, envs, config.eval_episodes, seed=seed, deterministic=likeliest)
         finally:
             envs.close()
+        if found.cut:
+            self.progress.note(f"{found.cut} episodes of the evaluation were cut short")
         self.logger.write_evaluation(trainer.timesteps, found.returns, found.lengths)
         self._evaluation = (trainer.timesteps, found)
         return found

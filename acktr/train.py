@@ -16,7 +16,7 @@ from acktr.config import Config
 from acktr.distributions import action_head
 from acktr.networks import build_network
 from acktr.normalize import ObservationNormalizer, RewardScaler
-from acktr.rollout import Collector, make_batch, normalizable
+from acktr.rollout import Collector, NonFiniteError, make_batch, normalizable
 from envs import is_image
 
 
@@ -44,10 +44,6 @@ class TrainStats:
     """Scalars by TensorBoard tag, for example train/approx_kl, kfac/min_eig, time/fps."""
     episodes: tuple[Episode, ...]
     """Episodes that ended during this update's rollout."""
-
-
-class NonFiniteError(RuntimeError):
-    """The policy or the value function produced NaN or Inf."""
 
 
 class Trainer:
@@ -98,10 +94,11 @@ class Trainer:
         self.seconds = 0.0
         self._needs_reset = True
 
-    def run(self, total_timesteps: int) -> Iterator[TrainStats]:
+    def run(self, total_timesteps: int, start: int = 0) -> Iterator[TrainStats]:
         """Train until ``timesteps`` reaches the total, yielding after every update.
 
-        The state may be saved whenever the generator is suspended.
+        The state may be saved whenever the generator is suspended. Schedules run from start to
+        the total; a resumed run keeps start at 0, so that they go on where they were.
 
         Raises:
             EnvFault: An environment returned NaN or Inf.
@@ -123,7 +120,9 @@ class Trainer:
                 )
             metrics: dict[str, float] = {}
             if len(batch) > 1:
-                metrics = self.learner.update(batch, self.timesteps / total_timesteps)
+                metrics = self.learner.update(
+                    batch, (self.timesteps - start) / (total_timesteps - start)
+                )
             self.timesteps += rollout.env_steps
             self.updates += 1
             self.seconds = time.perf_counter() - origin

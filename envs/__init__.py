@@ -22,6 +22,7 @@
 """
 
 from envs.factory import describe, make_single, make_vec
+from envs.guard import GuardedVectorEnv
 from envs.registry import is_atari
 from envs.seeding import env_seeds
 from envs.settings import AtariSettings, EnvError, EnvFault
@@ -31,6 +32,7 @@ __all__ = [
     "AtariSettings",
     "EnvError",
     "EnvFault",
+    "GuardedVectorEnv",
     "check_spaces",
     "describe",
     "env_seeds",

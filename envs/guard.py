@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 
 from envs.seeding import check_seed, env_seeds
@@ -82,13 +82,26 @@ class SafeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 class GuardedVectorEnv(AnyVectorWrapper):
-    """A Gymnasium vector environment with the guarantees of `envs` (see the package)."""
+    """A Gymnasium vector environment with the guarantees of `envs` (see the package).
+
+    Args:
+        env: The vector environment, under either same-step or next-step autoreset.
+        name: For messages.
+        seed: Of the first reset.
+        foreign: Made by somebody else: its seeds, actions and infos are passed through as they
+            are, except for the statistics of episodes.
+    """
 
     reports_episodes = True
     """Its infos have the statistics of ended episodes."""
 
-    def __init__(self, env: VectorEnv[Any, Any, Any], name: str, seed: int) -> None:
+    def __init__(
+        self, env: VectorEnv[Any, Any, Any], name: str, seed: int, *, foreign: bool = False
+    ) -> None:
         super().__init__(env)
+        self._foreign = foreign
+        self._next_step = env.metadata.get("autoreset_mode") == AutoresetMode.NEXT_STEP
+        self._dead = np.zeros(env.num_envs, np.bool_)
         self._name = name
         self._seed: int | None = check_seed(seed)
         self._steps = 0
@@ -100,16 +113,20 @@ class GuardedVectorEnv(AnyVectorWrapper):
         """Reset all environments, or those of `options["reset_mask"]`."""
         seed, self._seed = (self._seed if seed is None else check_seed(seed)), None
         mask = (options or {}).get("reset_mask")
-        seeds = None if seed is None else env_seeds(seed, self.num_envs)
-        # Sync environments take a list of seeds although the base class does not say so.
-        obs, infos = self.env.reset(seed=seeds, options=options)  # type: ignore[arg-type]
+        seeds: Any = seed
+        if seed is not None and not self._foreign:
+            seeds = env_seeds(seed, self.num_envs)  # sync environments take a list of seeds
+        obs, infos = self.env.reset(seed=seeds, options=options)
         self._check_finite(obs, "observation", "reset")
         self._stats.reset(mask)
+        self._dead[slice(None) if mask is None else mask] = False
         return obs, infos
 
     def step(self, actions: Any) -> StepResult:
         """Step all environments."""
-        batch = check_actions(actions, self.single_action_space, self.num_envs)
+        batch = actions
+        if not self._foreign:
+            batch = check_actions(actions, self.single_action_space, self.num_envs)
         self._steps += 1
         when = f"step {self._steps}"
         try:
@@ -120,16 +137,20 @@ class GuardedVectorEnv(AnyVectorWrapper):
             raise EnvFault(
                 f"{self._name} failed at {when}: {type(error).__name__}: {one_line(error)}"
             ) from error
-        dones = terminated | truncated
+        alive = ~self._dead
+        dones = (terminated | truncated) & alive
+        self._dead = dones & self._next_step
         self._check_finite(rewards, "reward", when)
-        if dones.any():
+        if dones.any() and not self._next_step:
             infos["final_obs"] = _dense(infos["final_obs"], dones, obs)
             infos["_final_obs"] = dones.copy()
             self._check_finite(infos["final_obs"], "final observation", when)
         self._check_finite(obs, "observation", when)
-        for key in ("episode", "_episode", "forced", "_forced"):
+        for key in ("episode", "_episode"):
             infos.pop(key, None)
-        infos.update(self._stats.step(rewards, dones))
+        if not self._foreign:
+            infos.pop("forced", None)
+        infos.update(self._stats.step(rewards, dones, alive))
         return obs, rewards, terminated, truncated, infos
 
     def _check_finite(self, values: Array, what: str, when: str) -> None:

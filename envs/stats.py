@@ -28,19 +28,28 @@ class EpisodeStats:
         self.lengths[which] = 0
         self._start[which] = time.perf_counter()
 
-    def step(self, rewards: NDArray[Any], dones: NDArray[np.bool_]) -> dict[str, Any]:
+    def step(
+        self,
+        rewards: NDArray[Any],
+        dones: NDArray[np.bool_],
+        counted: NDArray[np.bool_] | None = None,
+    ) -> dict[str, Any]:
         """Add one step.
 
         Args:
             rewards: raw rewards of shape (num_envs,).
             dones: episodes that ended at this step, shape (num_envs,).
+            counted: steps that belong to an episode, all if None; the reset steps of next-step
+                autoreset do not.
 
         Returns:
             Nothing when no episode ended, otherwise `episode` (a dict of return `r`, length `l`
             in steps and duration `t` in seconds; zero where none ended) and the mask `_episode`.
         """
-        self.returns += rewards
-        self.lengths += 1
+        if counted is None:
+            counted = np.ones(len(dones), np.bool_)
+        self.returns[counted] += rewards[counted]
+        self.lengths += counted
         if not dones.any():
             return {}
         elapsed = time.perf_counter() - self._start

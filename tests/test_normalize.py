@@ -62,5 +62,10 @@ def test_state_round_trip_and_wrong_shapes() -> None:
     with pytest.raises(ValueError, match="another shape"):
         ObservationNormalizer((3,)).load_state_dict(normalizer.state_dict())
     scaler = RewardScaler(2, 0.9)
-    with pytest.raises(ValueError, match="another number of environments"):
-        RewardScaler(3, 0.9).load_state_dict(scaler.state_dict())
+    scaler(np.ones(2), np.zeros(2, bool), np.ones(2, bool))
+    same, other = RewardScaler(2, 0.9), RewardScaler(3, 0.9)
+    same.load_state_dict(scaler.state_dict())
+    other.load_state_dict(scaler.state_dict())
+    np.testing.assert_array_equal(same.returns, scaler.returns)
+    np.testing.assert_array_equal(other.returns, np.zeros(3))
+    assert other.moments.count == 2

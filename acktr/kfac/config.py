@@ -26,7 +26,7 @@ class KFACConfig:
     stat_decay: float = 0.99
     """Decay of the running averages of the factors (bias-corrected)."""
     stat_fraction: float = 1.0
-    """Part of the batch that the factors are computed from: every k-th sample, k = 1/fraction."""
+    """Part of the batch that the factors are computed from: every round(1/fraction)-th sample."""
     momentum: float = 0.9
     """Momentum mu of v <- mu v + U, theta <- theta - lr (1 - mu) v."""
     weight_decay: float = 0.0
@@ -61,7 +61,8 @@ class KFACConfig:
             ("stat_fraction", 1e-6, 1.0, "a number in [1e-6, 1]"),
         ):
             number = getattr(self, name)
-            if not (math.isfinite(number) and low <= number <= high):
+            real = isinstance(number, int | float) and math.isfinite(number)
+            if not (real and low <= number <= high):
                 raise ValueError(f"{name} must be {kind}, got {number}")
         for name, least in (("refresh_interval", 1), ("max_failures", 1), ("cold_steps", 0)):
             count = getattr(self, name)
