@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,21 @@ import gymnasium
 import numpy as np
 import pytest
 
-from acktr import ACKTR, CheckpointError, Config, ConfigError, EnvError, TrainStats, preset
+from acktr import (
+    ACKTR,
+    CheckpointError,
+    Config,
+    ConfigError,
+    EnvError,
+    EnvFault,
+    TrainStats,
+    preset,
+)
+from acktr.checkpoint import save_checkpoint
+from acktr.config import to_dict
 from acktr.evaluate import evaluate
 from envs import make_vec
+from tests.toys import CountingEnv, FaultyEnv, SpacesEnv, variant
 
 
 def tiny(env: str = "CartPole-v1", **changes: Any) -> Config:
@@ -150,3 +163,81 @@ def test_evaluation_plays_equal_shares_with_frozen_statistics() -> None:
     with pytest.raises(ValueError, match="episodes must be at least 1"):
         evaluate(agent.policy, envs, 0, seed=5)
     envs.close()
+
+
+def test_reused_observation_buffers_do_not_corrupt_the_rollout() -> None:
+    maker = [lambda: gymnasium.make("CartPole-v1")] * 2
+    mode = gymnasium.vector.AutoresetMode.SAME_STEP
+    envs = gymnasium.vector.SyncVectorEnv(maker, copy=False, autoreset_mode=mode)
+    agent = ACKTR(envs, tiny())
+    observations = agent.trainer.collector.collect(6).observations
+    assert len(np.unique(observations[:, 0], axis=0)) == 6
+
+
+@pytest.mark.parametrize("mode", ["SAME_STEP", "NEXT_STEP"])
+@pytest.mark.parametrize("what", ["observation", "reward", "exception"])
+def test_faults_of_vector_environments_name_index_and_step(mode: str, what: str) -> None:
+    FaultyEnv.made = 0
+    maker = [lambda: FaultyEnv(what, at=3, index=1)] * 3
+    autoreset = gymnasium.vector.AutoresetMode[mode]
+    envs = gymnasium.vector.SyncVectorEnv(maker, autoreset_mode=autoreset)
+    agent = ACKTR(envs, tiny())
+    with pytest.raises(EnvFault, match="step 3") as caught:
+        agent.learn(100)
+    assert "\n" not in str(caught.value)
+    assert what == "exception" or "environment 1 of" in str(caught.value)
+
+
+def test_inner_statistics_wrappers_are_harmless() -> None:
+    wrapper = gymnasium.wrappers.RecordEpisodeStatistics
+    maker = [lambda: wrapper(gymnasium.make("CartPole-v1"))] * 2
+    for mode in gymnasium.vector.AutoresetMode.SAME_STEP, gymnasium.vector.AutoresetMode.NEXT_STEP:
+        envs = gymnasium.vector.SyncVectorEnv(maker, autoreset_mode=mode)
+        found: list[Any] = []
+        ACKTR(envs, tiny()).learn(400, lambda stats, to=found: to.extend(stats.episodes))  # type: ignore[misc]
+        assert found
+        assert all(episode.reward == episode.length for episode in found)
+
+
+def test_schedule_runs_anew_in_each_call_of_learn() -> None:
+    agent = ACKTR("CartPole-v1", tiny())
+    rates: list[float] = []
+    for _ in range(2):
+        agent.learn(64, lambda stats: rates.append(stats.metrics["train/learning_rate"]))
+    assert rates[:4] == rates[4:]
+    assert rates[0] > rates[3]
+
+
+def test_agent_moves_to_another_number_of_environments(tmp_path: Path) -> None:
+    ACKTR("Pendulum-v1", tiny("Pendulum-v1")).learn(64).save(tmp_path / "agent")
+    envs = gymnasium.make_vec("Pendulum-v1", 1, vectorization_mode="sync")
+    assert ACKTR.load(tmp_path / "agent", envs).learn(8).num_timesteps == 72
+
+
+def test_integer_vectors_are_normalised() -> None:
+    space = gymnasium.spaces.Box(0, 255, (4,), np.uint8)
+    maker = [lambda: SpacesEnv(space, gymnasium.spaces.Discrete(2))] * 2
+    mode = gymnasium.vector.AutoresetMode.SAME_STEP
+    agent = ACKTR(gymnasium.vector.SyncVectorEnv(maker, autoreset_mode=mode), tiny("Pendulum-v1"))
+    observations = agent.learn(64).trainer.collector.collect(16).observations
+    assert np.abs(observations).max() < 5
+
+
+def test_an_evaluation_ends_though_the_policy_never_ends_an_episode() -> None:
+    env = variant(CountingEnv, {})
+    agent = ACKTR(env, tiny(env)).learn(16)
+    envs = make_vec(env, 2, 0, training=False)
+    found = evaluate(agent.policy, envs, 3, seed=0, max_episode_steps=10)
+    assert found.lengths == (10, 10, 10)
+    assert found.returns == (55.0, 55.0, 55.0)
+    assert found.cut == 3
+
+
+def test_a_file_cannot_name_a_module_to_import(tmp_path: Path) -> None:
+    agent = ACKTR("CartPole-v1", tiny())
+    config = {**to_dict(agent.config), "env": "this:CartPole-v1"}
+    meta = {"format": "acktr-agent", "config": config}
+    save_checkpoint(tmp_path / "evil", agent.trainer.state_dict(), meta)
+    with pytest.raises(CheckpointError, match="would import the module this; import it first"):
+        ACKTR.load(tmp_path / "evil")
+    assert "this" not in sys.modules

@@ -79,6 +79,11 @@ def test_published_mujoco_values() -> None:
         ({"network": {"activation": "gelu"}}, "activation must be one of tanh, relu, elu"),
         ({"num_envs": 1, "num_steps": 1}, r"num_envs \* num_steps must be at least 2"),
         ({"atari": {"sticky": 2.0}}, "sticky"),
+        ({"gamma": 10**400}, "configuration: gamma is too large"),
+        (
+            {"network": {"hidden": [3_000_000]}},
+            "each width of hidden must be <= 16384, got 3000000",
+        ),
     ],
 )
 def test_bad_values_are_refused_in_one_line(change: dict[str, Any], message: str) -> None:
@@ -100,3 +105,8 @@ def test_integers_are_taken_for_floats_and_lists_for_tuples() -> None:
     assert isinstance(config.gamma, float)
     assert config.network.hidden == (3, 4)
     assert dataclasses.replace(config) == config
+
+
+def test_wrong_types_are_configuration_errors_in_python_too() -> None:
+    with pytest.raises(ConfigError, match="gamma must be a number, got 'a'"):
+        Config(env="X-v0", gamma="a")  # type: ignore[arg-type]

@@ -197,6 +197,15 @@ def test_normalisers_see_each_true_observation_once() -> None:
         assert scaler.moments.count == 6
 
 
+def test_a_reset_ends_the_running_discounted_returns() -> None:
+    scaler = RewardScaler(1, gamma=0.9)
+    runner = collector(counting(AutoresetMode.SAME_STEP), reward_scaler=scaler)
+    runner.collect(3)
+    assert scaler.returns[0] > 0
+    runner.reset(0)
+    assert scaler.returns[0] == 0
+
+
 def test_undeclared_autoreset_mode_is_refused() -> None:
     envs = counting(AutoresetMode.SAME_STEP)
     envs.unwrapped.metadata = {}

@@ -201,6 +201,15 @@ def test_diverged_network_stops_with_one_line() -> None:
         next(trainer.run(320))
 
 
+def test_diverged_policy_is_a_divergence_and_no_fault_of_the_environment() -> None:
+    trainer = Trainer(small(), SavableIdentity(4, AutoresetMode.SAME_STEP))
+    with torch.no_grad():
+        for parameter in trainer.network.actor.parameters():  # type: ignore[union-attr]
+            parameter.fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match="policy's output is NaN or Inf"):
+        next(trainer.run(320))
+
+
 def test_every_documented_scalar_is_reported() -> None:
     trainer = Trainer(small(), SavableIdentity(4, AutoresetMode.SAME_STEP))
     stats = list(trainer.run(320))[-1]
