@@ -50,15 +50,17 @@ def copy_run(run: Path, out: Path) -> Path:
 def summary(run: Path) -> dict[str, object]:
     """Last-100-episode return, final evaluation, steps and wall-clock of a run."""
     monitor = load_monitor(run)
-    with (run / "eval.csv").open(newline="") as handle:
-        evaluation = list(csv.DictReader(handle))[-1]
+    evaluation = ""
+    if (run / "eval.csv").exists():  # an unfinished run has none yet
+        with (run / "eval.csv").open(newline="") as handle:
+            evaluation = f"{float(list(csv.DictReader(handle))[-1]['mean_reward']):.1f}"
     config = json.loads((run / "config.json").read_text())
     return {
         "env": config["env"],
         "seed": config["seed"],
-        "steps": int(evaluation["timesteps"]),
+        "steps": int(monitor.steps[-1]),
         "last100": float(np.mean(monitor.returns[-100:])),
-        "evaluation": float(evaluation["mean_reward"]),
+        "evaluation": evaluation or "unfinished",
         "minutes": float(monitor.seconds[-1]) / 60,
     }
 
@@ -70,7 +72,7 @@ def table(rows: list[dict[str, object]]) -> str:
     for row in rows:
         lines.append(
             f"| {row['env']} | {row['seed']} | {row['steps']:,} | {row['last100']:.1f}"
-            f" | {row['evaluation']:.1f} | {row['minutes']:.1f} |"
+            f" | {row['evaluation']} | {row['minutes']:.1f} |"
         )
     return "\n".join(lines) + "\n"
 
