@@ -93,7 +93,7 @@ def main() -> int:
     for env in dict.fromkeys(str(row["env"]) for row in rows):
         folders = sorted((options.out / env.replace("/", "_")).glob("seed*"))
         figure = options.out / f"{env.replace('/', '_')}.png"
-        plot_runs(folders, figure, published=published_curves(env, ("acktr",)), title=env)
+        plot_runs(folders, figure, published=published_curves(env, ("acktr",)))
     (options.out / "table.md").write_text(table(rows))
     sys.stdout.write(table(rows))
     return 0
