@@ -19,7 +19,6 @@ from acktr.checkpoint import (
 )
 from acktr.compute import resolve_device
 from acktr.config import Config, ConfigError, from_dict, refuse_import, to_dict
-from acktr.policy import Policy
 from acktr.presets import preset
 from acktr.train import Trainer, TrainStats
 from envs import GuardedVectorEnv, check_spaces, make_vec
@@ -68,14 +67,7 @@ class ACKTR:
             self._owns_envs = False
         self.config = chosen
         self.trainer = Trainer(chosen, self.envs)
-        self.policy = Policy(
-            self.trainer.network,
-            self.trainer.head,
-            self.envs.single_observation_space,
-            self.envs.single_action_space,
-            self.trainer.collector.observation_normalizer,
-            chosen.seed,
-        )
+        self.policy = self.trainer.policy(chosen.seed)
 
     @property
     def num_timesteps(self) -> int:

@@ -17,7 +17,6 @@ from acktr.evaluate import Evaluation, evaluate
 from acktr.interrupts import Interrupts, Stopped
 from acktr.log import RunFolder, RunLogger
 from acktr.plot import plot_runs, published_curves
-from acktr.policy import Policy
 from acktr.progress import Progress
 from acktr.rollout import NonFiniteError
 from acktr.saved import usually_deterministic
@@ -152,14 +151,7 @@ class Session:
         seed, count = config.seed + EVALUATION_SEED, min(config.eval_episodes, _EVALUATION_ENVS)
         envs = make_vec(config.env, count, seed, training=False, atari=config.atari)
         try:
-            policy = Policy(
-                trainer.network,
-                trainer.head,
-                envs.single_observation_space,
-                envs.single_action_space,
-                trainer.collector.observation_normalizer,
-                seed,
-            )
+            policy = trainer.policy(seed)
             likeliest = usually_deterministic(config.env)
             found = evaluate(policy, envs, config.eval_episodes, seed=seed, deterministic=likeliest)
         finally:

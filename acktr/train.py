@@ -16,6 +16,7 @@ from acktr.config import Config
 from acktr.distributions import action_head
 from acktr.networks import build_network
 from acktr.normalize import ObservationNormalizer, RewardScaler
+from acktr.policy import Policy
 from acktr.rollout import Collector, NonFiniteError, make_batch, normalizable
 from envs import is_image
 
@@ -133,6 +134,17 @@ class Trainer:
                 Episode(end.reward, end.length, end.moment - origin) for end in rollout.episodes
             )
             yield TrainStats(self.timesteps, self.updates, metrics, episodes)
+
+    def policy(self, seed: int) -> Policy:
+        """The policy as it is at any moment, with frozen statistics and its own action noise."""
+        return Policy(
+            self.network,
+            self.head,
+            self.envs.single_observation_space,
+            self.envs.single_action_space,
+            self.collector.observation_normalizer,
+            seed,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a later session needs to go on."""

@@ -11,7 +11,6 @@ import torch
 
 from acktr.config import Config
 from acktr.evaluate import evaluate
-from acktr.policy import Policy
 from acktr.presets import preset
 from acktr.train import Trainer
 from envs import make_vec
@@ -63,14 +62,7 @@ def test_kl_of_the_tuned_mujoco_step_is_the_predicted_one() -> None:
 
 def evaluation(trainer: Trainer, episodes: int = 40) -> float:
     envs = make_vec(trainer.config.env, 8, 0, training=False)
-    policy = Policy(
-        trainer.network,
-        trainer.head,
-        envs.single_observation_space,
-        envs.single_action_space,
-        trainer.collector.observation_normalizer,
-    )
-    found = evaluate(policy, envs, episodes, seed=12_345)
+    found = evaluate(trainer.policy(0), envs, episodes, seed=12_345)
     envs.close()
     return found.mean
 
