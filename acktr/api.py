@@ -77,8 +77,8 @@ class ACKTR:
     def learn(self, total_timesteps: int, callback: Callback | None = None) -> ACKTR:
         """Train for this many more environment steps (rounded up to whole updates).
 
-        New episodes begin, and a linear schedule runs over the steps of this call, as in
-        Stable-Baselines3.
+        A linear schedule runs over the steps of this call, as in Stable-Baselines3; episodes that
+        an earlier call left running go on.
 
         Args:
             total_timesteps: Steps, summed over the parallel environments.

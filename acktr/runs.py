@@ -28,6 +28,7 @@ from acktr.session import Session
 from acktr.tables import read_table
 from acktr.train import Trainer
 from envs import EnvFault, describe, make_vec
+from envs.guard import one_line
 
 if sys.platform != "win32":
     import fcntl
@@ -210,7 +211,7 @@ def _load(trainer: Trainer, agent: SavedAgent) -> None:
     try:
         trainer.load_state_dict(agent.state)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise CheckpointError(f"{agent.path}: {' '.join(str(error).split())}") from error
+        raise CheckpointError(f"{agent.path}: {one_line(error)}") from error
 
 
 def _best_score(folder: RunFolder) -> float | None:

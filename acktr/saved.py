@@ -17,6 +17,7 @@ from acktr.evaluate import Evaluation, evaluate
 from acktr.log import RunError, RunFolder
 from acktr.policy import Policy
 from envs import is_atari, is_image, make_vec
+from envs.guard import one_line
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class SavedAgent:
         try:
             return Policy.from_state(self.config, *spaces, self.state, device, seed)
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-            raise CheckpointError(f"{self.path}: {_one_line(error)}") from error
+            raise CheckpointError(f"{self.path}: {one_line(error)}") from error
 
 
 def read_agent(path: Path) -> SavedAgent:
@@ -132,7 +133,3 @@ def play(
         return evaluate(policy, envs, episodes, seed=seed, deterministic=deterministic)
     finally:
         envs.close()
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
