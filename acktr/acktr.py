@@ -15,7 +15,7 @@ from acktr.compute import restore_generator
 from acktr.config import Config
 from acktr.distributions import ActionHead, Distribution
 from acktr.kfac import KFAC, KFACConfig
-from acktr.kfac.optimizer import FisherQuadratic
+from acktr.kfac.trust import FisherQuadratic
 from acktr.networks import ActorCritic, SeparateActorCritic, SharedActorCritic
 from acktr.rollout import Batch
 

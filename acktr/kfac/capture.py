@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,12 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from acktr.kfac.statistics import Observation, Use
+
 
 @dataclass
 class LayerRecord:
     """What one layer saw: one entry per use of the layer in the forward pass."""
 
-    inputs: list[Tensor] = field(default_factory=list)
+    module: nn.Module
+    """The layer."""
+    args: list[tuple[Tensor, ...]] = field(default_factory=list)
     """Detached inputs."""
     shapes: list[torch.Size] = field(default_factory=list)
     """Shapes of the outputs."""
@@ -36,17 +40,20 @@ class Capture:
 
     def __init__(self) -> None:
         self.layers: dict[str, LayerRecord] = {}
+        self.args: tuple[Any, ...] | None = None
+        """Positional inputs of the whole module in the last forward pass."""
 
     def _hook(
-        self, name: str
+        self, name: str, module: nn.Module
     ) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Tensor], None]:
-        record = self.layers.setdefault(name, LayerRecord())
+        record = self.layers.setdefault(name, LayerRecord(module))
 
         def hook(
-            _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+            _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
         ) -> None:
-            if output.requires_grad:
-                record.inputs.append((args[0] if args else kwargs["input"]).detach())
+            if isinstance(output, Tensor) and output.requires_grad:
+                inputs = (*args, *kwargs.values())
+                record.args.append(tuple(x.detach() for x in inputs if isinstance(x, Tensor)))
                 record.shapes.append(output.shape)
                 # nn.Linear returns a view for (N, T, in); an in-place operation on a view cuts the
                 # view's own node out of the graph, but not that of the tensor underneath.
@@ -54,6 +61,9 @@ class Capture:
                 record.edges.append(get_gradient_edge(output if base is None else base))
 
         return hook
+
+    def _keep_args(self, _module: nn.Module, args: tuple[Any, ...]) -> None:
+        self.args = args
 
     def output_gradients(self, loss: Tensor) -> dict[str, list[Tensor | None]]:
         """Gradients of a scalar with respect to every recorded output, the graph kept.
@@ -75,15 +85,67 @@ class Capture:
 
 
 @contextmanager
-def capture(modules: Mapping[str, nn.Module]) -> Iterator[Capture]:
-    """Record the named modules during the forward passes inside the context only."""
+def capture(modules: Mapping[str, nn.Module], root: nn.Module | None = None) -> Iterator[Capture]:
+    """Record the named modules during the forward passes inside the context only.
+
+    Args:
+        modules: Layers by name.
+        root: The module whose inputs are kept as :attr:`Capture.args`.
+    """
     record = Capture()
     handles = [
-        module.register_forward_hook(record._hook(name), with_kwargs=True)
+        module.register_forward_hook(record._hook(name, module), with_kwargs=True)
         for name, module in modules.items()
     ]
+    if root is not None:
+        handles.append(root.register_forward_pre_hook(record._keep_args))
     try:
         yield record
     finally:
         for handle in handles:
             handle.remove()
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Output gradients of the curvature scalars over one forward pass."""
+
+    captured: Capture
+    scalars: list[dict[str, list[Tensor | None]]]
+    """Per scalar and layer, one gradient per use."""
+    weights: list[float]
+    """w_c of each scalar."""
+    normalizer: float | None
+    """Z of this part of the batch; 0 for a sum over the batch; None for its number of samples."""
+
+    def observation(
+        self, paths: Iterable[str], stride: int, turn: int, *, first: bool
+    ) -> Observation | None:
+        """What a block of these layers sees; uses that no scalar depends on are left out.
+
+        Args:
+            paths: The block's layers.
+            stride: Every stride-th sample is taken, starting from the turn-th.
+            turn: Number of the batch.
+            first: Whether this is the first part of the batch.
+        """
+        uses = []
+        full, kept = 1, 1
+        for path in paths:
+            record = self.captured.layers[path]
+            for place, args in enumerate(record.args):
+                found = [scalar[path][place] for scalar in self.scalars]
+                some = next((gradient for gradient in found if gradient is not None), None)
+                if some is None:
+                    continue
+                full = len(some)
+                cut = slice(turn % min(stride, full), None, stride)
+                filled = [(torch.zeros_like(some) if g is None else g)[cut] for g in found]
+                uses.append(Use(record.module, tuple(arg[cut] for arg in args), tuple(filled)))
+                kept = len(filled[0])
+        if not uses:
+            return None
+        if self.normalizer == 0:
+            return Observation(uses, self.weights, full / kept, float(first))
+        total = full if self.normalizer is None else self.normalizer
+        return Observation(uses, self.weights, 1.0, total * kept / full)

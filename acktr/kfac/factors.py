@@ -1,10 +1,10 @@
-"""Kronecker factors of linear and convolutional layers, as pure functions.
+"""Kronecker factors of linear, convolutional and embedding layers, as pure functions.
 
 For a layer with weight W (out x in) the Fisher block is approximated by A (x) G, where A is built
 from layer inputs a (with a 1 appended for the bias) and G from the gradients g of one sample's
 log-likelihood with respect to the layer's output (Martens & Grosse 2015, section 3; Grosse &
 Martens 2016 for convolutions). N is the number of samples, T the number of positions at which the
-weights are used for one sample (1 for a plain linear layer):
+weights are used for one sample (1 for a plain linear layer that is used once):
 
     expand   A = 1/(N T) sum_{n,t} a a^T        G = 1/N sum_{n,t} g g^T
     reduce   A = 1/N sum_n abar abar^T          G = 1/N sum_n gsum gsum^T
@@ -12,6 +12,8 @@ weights are used for one sample (1 for a plain linear layer):
 with abar the mean of a and gsum the sum of g over positions (Eschenhagen et al. 2023). In the
 "expand" form A (x) G is the product Omega (x) Gamma of KFC; only a scalar T moves between the two.
 Gradients must belong to the *sum* of the samples' log-likelihoods, so that no 1/N is in them.
+
+A convolution with k groups has k pairs of factors, stacked along a leading dimension.
 """
 
 from __future__ import annotations
@@ -24,106 +26,192 @@ from torch.nn import functional
 
 from acktr.kfac.config import Sharing
 
+Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
+"""A convolution that K-FAC handles."""
+
 _CHUNK_ELEMENTS = 2**24
 
 
+def accumulation_type(tensor: Tensor) -> torch.dtype:
+    """The type in which statistics of a tensor are summed: at least float32."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def append_one(rows: Tensor) -> Tensor:
+    """Rows (..., d) with the homogeneous coordinate 1 appended."""
+    return torch.cat([rows, torch.ones_like(rows[..., :1])], dim=-1)
+
+
 def _gram(rows: Tensor, bias: bool) -> Tensor:
-    """Sum of r r^T over rows (m, d), with a 1 appended to each r if bias."""
-    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    """Sum of r r^T over rows (..., m, d), with a 1 appended to each r if bias."""
+    rows = rows.to(accumulation_type(rows))
     gram = rows.mT @ rows
     if not bias:
         return gram
-    edge = rows.sum(0)
-    count = edge.new_full((1,), rows.shape[0])
-    return torch.cat(
-        [torch.cat([gram, edge[:, None]], dim=1), torch.cat([edge, count])[None]], dim=0
-    )
+    edge = rows.sum(-2)
+    count = edge.new_full((*edge.shape[:-1], 1), rows.shape[-2])
+    top = torch.cat([gram, edge[..., :, None]], dim=-1)
+    return torch.cat([top, torch.cat([edge, count], dim=-1)[..., None, :]], dim=-2)
 
 
-def _positions(inputs: Tensor) -> Tensor:
+def positions(inputs: Tensor) -> Tensor:
     """Reshape (N, ..., d) to (N, T, d)."""
     return inputs.reshape(inputs.shape[0], -1, inputs.shape[-1])
 
 
-def conv_patches(inputs: Tensor, conv: nn.Conv2d) -> Tensor:
-    """Input patches seen by a convolution, (N, Oh, Ow, kh, kw, C), as a strided view.
+def conv_patches(inputs: Tensor, conv: Conv) -> Tensor:
+    """Input patches seen by a convolution, (N, *output, *kernel, C), as a strided view.
 
     Args:
-        inputs: Layer input (N, C, H, W).
-        conv: The layer (one group; any stride, padding, dilation and padding mode).
+        inputs: Layer input (N, C, *spatial).
+        conv: The layer (any stride, padding, dilation and padding mode; C counts all groups).
     """
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
     padding = list(conv._reversed_padding_repeated_twice)
-    padded = functional.pad(inputs, padding, mode=mode) if any(padding) else inputs
-    kh, kw = conv.kernel_size
-    dh, dw = conv.dilation
-    windows = padded.unfold(2, dh * (kh - 1) + 1, conv.stride[0])
-    windows = windows.unfold(3, dw * (kw - 1) + 1, conv.stride[1])
-    return windows[..., ::dh, ::dw].permute(0, 2, 3, 4, 5, 1)
+    patches = functional.pad(inputs, padding, mode=mode) if any(padding) else inputs
+    sizes = zip(conv.kernel_size, conv.dilation, conv.stride, strict=True)
+    for axis, (kernel, dilation, stride) in enumerate(sizes):
+        patches = patches.unfold(2 + axis, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
+    return patches.movedim(1, -1)
 
 
-def _channel_major(matrix: Tensor, conv: nn.Conv2d, bias: bool) -> Tensor:
-    """Reorder a factor from (kh, kw, C) to the weight's own order (C, kh, kw)."""
-    kh, kw = conv.kernel_size
-    order = torch.arange(kh * kw * conv.in_channels, device=matrix.device)
-    order = order.view(kh, kw, conv.in_channels).permute(2, 0, 1).reshape(-1)
-    if bias:
-        order = torch.cat([order, order.new_full((1,), len(order))])
-    return matrix[order][:, order]
+def _group_rows(patches: Tensor, conv: Conv) -> Tensor:
+    """Patches to (N, T, width) rows, or (k, N, T, width) with k groups; order (*kernel, C)."""
+    num = len(patches)
+    spots = patches.shape[1 : 1 + len(conv.kernel_size)].numel()
+    if conv.groups == 1:
+        return patches.reshape(num, spots, -1)
+    rows = patches.reshape(num, spots, -1, conv.groups, conv.in_channels // conv.groups)
+    return rows.permute(3, 0, 1, 2, 4).reshape(conv.groups, num, spots, -1)
+
+
+def _channel_order(conv: Conv, bias: bool, device: torch.device) -> Tensor:
+    """Index that takes (*kernel, C) to the weight's own order (C, *kernel)."""
+    channels = conv.in_channels // conv.groups
+    order = torch.arange(conv.weight[0].numel(), device=device)
+    order = order.view(-1, channels).mT.reshape(-1)
+    return torch.cat([order, order.new_full((1,), len(order))]) if bias else order
+
+
+def conv_rows(inputs: Tensor, conv: Conv, bias: bool) -> Tensor:
+    """Patches as rows in the weight's order, ([k,] N, T, width [+ 1])."""
+    rows = _group_rows(conv_patches(inputs, conv), conv)
+    order = _channel_order(conv, False, inputs.device)
+    rows = rows[..., order].to(accumulation_type(rows))
+    return append_one(rows) if bias else rows
 
 
 def conv_input_factor(
-    inputs: Sequence[Tensor], conv: nn.Conv2d, bias: bool, sharing: Sharing
-) -> Tensor:
-    """Factor A of a convolution, (C kh kw [+ 1]) square; one entry of inputs per use."""
+    inputs: Sequence[Tensor], conv: Conv, bias: bool, sharing: Sharing
+) -> tuple[Tensor, int]:
+    """Factor A of a convolution as (sum, divisor); one entry of inputs per use.
+
+    The sum is (C kh kw [+ 1]) square, with a leading dimension of groups if there are several.
+    """
     total: Tensor | None = None
-    rows = 0
+    divisor, spots = 0, 0
+    sums: list[Tensor] = []
     for used in inputs:
         patches = conv_patches(used, conv)
-        num, oh, ow = patches.shape[:3]
-        width = conv.in_channels * conv.kernel_size[0] * conv.kernel_size[1]
-        chunk = max(1, _CHUNK_ELEMENTS // (oh * ow * width))
-        for part in torch.split(patches, chunk):
-            flat = part.reshape(len(part), oh * ow, width)
-            flat = flat.reshape(-1, width) if sharing == "expand" else flat.mean(1)
-            gram = _gram(flat, bias)
+        spatial = patches.shape[1 : 1 + len(conv.kernel_size)].numel()
+        chunk = max(1, _CHUNK_ELEMENTS // max(1, patches[0].numel()))
+        parts = (_group_rows(part, conv) for part in torch.split(patches, chunk))
+        if sharing == "reduce":
+            sums.append(torch.cat([part.sum(-2) for part in parts], dim=-2))
+            spots += spatial
+            continue
+        for part in parts:
+            gram = _gram(part.flatten(-3, -2), bias)
             total = gram if total is None else total.add_(gram)
-        rows += num * (oh * ow if sharing == "expand" else 1)
+        divisor += len(used) * spatial
+    if sums:
+        mean = torch.stack(sums).sum(0) / spots
+        total, divisor = _gram(mean, bias), mean.shape[-2]
     if total is None:
         raise ValueError("a factor needs at least one input")
-    return _channel_major(total / rows, conv, bias)
+    order = _channel_order(conv, bias, total.device)
+    return total[..., order, :][..., order], divisor
 
 
-def linear_input_factor(inputs: Sequence[Tensor], bias: bool, sharing: Sharing) -> Tensor:
-    """Factor A of a linear layer, (in [+ 1]) square; inputs (N, ..., in), one entry per use."""
-    total: Tensor | None = None
-    rows = 0
-    for used in inputs:
-        spread = _positions(used)
-        flat = spread.reshape(-1, spread.shape[-1]) if sharing == "expand" else spread.mean(1)
-        gram = _gram(flat, bias)
-        total = gram if total is None else total + gram
-        rows += len(flat)
-    if total is None:
+def linear_input_factor(
+    inputs: Sequence[Tensor], bias: bool, sharing: Sharing
+) -> tuple[Tensor, int]:
+    """Factor A of a linear layer as (sum, divisor); inputs (N, ..., in), one entry per use."""
+    if not inputs:
         raise ValueError("a factor needs at least one input")
-    return total / rows
+    spread = [positions(used) for used in inputs]
+    if sharing == "reduce":
+        count = sum(used.shape[1] for used in spread)
+        rows = [torch.stack([used.sum(1) for used in spread]).sum(0) / count]
+    else:
+        rows = [used.reshape(-1, used.shape[-1]) for used in spread]
+    total = _gram(rows[0], bias)
+    for more in rows[1:]:
+        total = total + _gram(more, bias)
+    return total, sum(map(len, rows))
 
 
-def output_factor(gradients: Sequence[Tensor], channel_dim: int, sharing: Sharing) -> Tensor:
-    """Factor G, (out) square.
+def embedding_input_factor(inputs: Sequence[Tensor], module: nn.Embedding) -> tuple[Tensor, int]:
+    """Diagonal factor A of an embedding, the token frequencies (V,), as (sum, divisor).
+
+    The input of an embedding is one-hot, so that A is diagonal; a padding index has no gradient and
+    counts as a zero input.
+    """
+    if not inputs:
+        raise ValueError("a factor needs at least one input")
+    tokens = torch.cat([used.reshape(-1) for used in inputs])
+    counts = torch.bincount(tokens, minlength=module.num_embeddings)
+    counts = counts.to(accumulation_type(module.weight))
+    if module.padding_idx is not None:
+        counts[module.padding_idx] = 0
+    return counts, len(tokens)
+
+
+def output_factor(
+    gradients: Sequence[Tensor], channel_dim: int, sharing: Sharing, groups: int = 1
+) -> Tensor:
+    """Factor G before its division by the number of samples, (out) square.
 
     Args:
         gradients: Gradients of the summed log-likelihood with respect to the layer's output, one
-            entry per use; (N, ..., out) or, for convolutions, (N, out, Oh, Ow).
+            entry per use; (N, ..., out) or, for convolutions, (N, out, *spatial).
         channel_dim: Index of the output dimension: -1 for linear layers, 1 for convolutions.
         sharing: "expand" or "reduce".
+        groups: Groups k of a convolution; more than one gives (k, out / k, out / k).
     """
-    total: Tensor | None = None
-    for gradient in gradients:
-        spread = _positions(gradient.movedim(channel_dim, -1))
-        flat = spread.reshape(-1, spread.shape[-1]) if sharing == "expand" else spread.sum(1)
-        gram = _gram(flat, bias=False)
-        total = gram if total is None else total + gram
-    if total is None:
+    if not gradients:
         raise ValueError("a factor needs at least one gradient")
-    return total / gradients[0].shape[0]
+    spread = [output_rows(gradient, channel_dim, groups) for gradient in gradients]
+    if sharing == "reduce":
+        return _gram(torch.stack([rows.sum(-2) for rows in spread]).sum(0), bias=False)
+    total = _gram(spread[0].flatten(-3, -2), bias=False)
+    for rows in spread[1:]:
+        total = total + _gram(rows.flatten(-3, -2), bias=False)
+    return total
+
+
+def output_rows(gradient: Tensor, channel_dim: int, groups: int = 1) -> Tensor:
+    """Output gradients as rows, (N, T, out), or (k, N, T, out / k) with k groups."""
+    rows = positions(gradient.movedim(channel_dim, -1))
+    if groups == 1:
+        return rows
+    return rows.reshape(*rows.shape[:2], groups, -1).movedim(2, 0)
+
+
+def squared_gradients(inputs: Tensor, gradients: Tensor) -> Tensor:
+    """Sum over samples of the elementwise square of sum_t g a^T, ([k,] out, in).
+
+    Args:
+        inputs: Rows a, ([k,] N, T, in).
+        gradients: Rows g, ([k,] N, T, out).
+    """
+    if inputs.shape[-2] == 1:
+        return gradients[..., 0, :].square().mT @ inputs[..., 0, :].square()
+    chunk = max(1, _CHUNK_ELEMENTS // (inputs.shape[-1] * gradients.shape[-1]))
+    total: Tensor | None = None
+    pieces = zip(torch.split(inputs, chunk, -3), torch.split(gradients, chunk, -3), strict=True)
+    for a, g in pieces:
+        square = (g.mT @ a).square().sum(-3)
+        total = square if total is None else total + square
+    assert total is not None
+    return total

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Literal
+
 import torch
 from torch import Tensor
+
+Inverse = Literal["eigen", "cholesky"]
+Parts = tuple[Tensor, ...]
+"""A decomposition: (values, vectors) of an eigendecomposition or (inverse,)."""
+Request = tuple[Tensor, Inverse]
+"""A factor, ([k,] d, d) or the diagonal (d,) of one, and how to decompose it."""
 
 
 class FactorError(RuntimeError):
@@ -29,7 +38,16 @@ def trust_scale(quadratic: Tensor, lr: float, kl_clip: float) -> Tensor:
     return torch.where(torch.isfinite(q), scale, torch.zeros_like(scale))
 
 
-def _attempt(matrix: Tensor) -> tuple[Tensor, Tensor] | None:
+def trace_ratio(a: Tensor, g: Tensor) -> Tensor:
+    """The trace ratio pi = sqrt(mean(a) / mean(g)) of eigenvalues or diagonals, ([k,] 1).
+
+    Martens & Grosse 2015, section 6.3; kept in [1e-10, 1e10].
+    """
+    ratio = a.mean(-1, keepdim=True) / g.mean(-1, keepdim=True).clamp(min=1e-30)
+    return ratio.clamp(1e-20, 1e20).sqrt()
+
+
+def _attempt(matrix: Tensor) -> Parts | None:
     try:
         values, vectors = torch.linalg.eigh(matrix)
     except RuntimeError:  # LinAlgError and its CUDA relatives
@@ -39,28 +57,110 @@ def _attempt(matrix: Tensor) -> tuple[Tensor, Tensor] | None:
     return None
 
 
+def _attempt_inverse(matrix: Tensor) -> Parts | None:
+    root, failed = torch.linalg.cholesky_ex(matrix)
+    if bool(failed.any()):
+        return None
+    inverse = torch.cholesky_inverse(root)
+    return (inverse,) if bool(torch.isfinite(inverse).all()) else None
+
+
+def _ladder(matrix: Tensor, attempt: Callable[[Tensor], Parts | None], what: str) -> Parts:
+    """Attempts as it is, in float64, and in float64 with a jitter of 1e-6 of the mean diagonal."""
+    sym = (matrix + matrix.mT) / 2
+    if not bool(torch.isfinite(sym).all()):
+        raise FactorError("factor has NaN or Inf entries")
+    result = attempt(sym)
+    if result is None:
+        result = attempt(sym.double())
+    if result is None:
+        wide = sym.double()
+        jitter = 1e-6 * wide.diagonal(dim1=-2, dim2=-1).mean().abs().clamp(min=1e-30)
+        eye = torch.eye(wide.shape[-1], dtype=wide.dtype, device=sym.device)
+        result = attempt(wide + jitter * eye)
+    if result is None:
+        raise FactorError(f"{what}, also not in float64 with jitter")
+    return result
+
+
+def _finish_eigen(parts: Parts, dtype: torch.dtype) -> Parts:
+    values, vectors = parts
+    # Row-major, as a checkpoint gives them back: products round alike before and after a resume.
+    return values.clamp(min=0).to(dtype), vectors.to(dtype).contiguous()
+
+
 def symmetric_eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues (ascending, clamped at 0) and eigenvectors (columns) of a symmetric PSD matrix.
 
-    The matrix is symmetrised and checked first (LAPACK reads one triangle only and returns NaN
-    silently). Three attempts follow: as it is, in float64, and in float64 with a jitter of 1e-6
-    of the mean diagonal.
+    The matrix, or every one of a stack, is symmetrised and checked first (LAPACK reads one triangle
+    only and returns NaN silently). Three attempts follow: as it is, in float64, and in float64 with
+    a jitter of 1e-6 of the mean diagonal.
 
     Raises:
         FactorError: The matrix is not finite, or every attempt failed.
     """
-    sym = (matrix + matrix.mT) / 2
-    if not bool(torch.isfinite(sym).all()):
-        raise FactorError("factor has NaN or Inf entries")
-    result = _attempt(sym)
-    if result is None:
-        result = _attempt(sym.double())
-    if result is None:
-        wide = sym.double()
-        jitter = 1e-6 * wide.diagonal().mean().abs().clamp(min=1e-30)
-        result = _attempt(wide + jitter * torch.eye(len(wide), dtype=wide.dtype, device=sym.device))
-    if result is None:
-        raise FactorError("eigendecomposition did not converge, also not in float64 with jitter")
-    values, vectors = result
-    # Row-major, as a checkpoint gives them back: products round alike before and after a resume.
-    return values.clamp(min=0).to(matrix.dtype), vectors.to(matrix.dtype).contiguous()
+    parts = _ladder(matrix, _attempt, "eigendecomposition did not converge")
+    values, vectors = _finish_eigen(parts, matrix.dtype)
+    return values, vectors
+
+
+def symmetric_inverse(matrix: Tensor) -> Tensor:
+    """Inverse of a symmetric positive definite matrix, or stack, by Cholesky with the same ladder.
+
+    Raises:
+        FactorError: The matrix is not finite, or not positive definite even with jitter.
+    """
+    (inverse,) = _ladder(matrix, _attempt_inverse, "factor is not positive definite")
+    return inverse.to(matrix.dtype).contiguous()
+
+
+def _one(matrix: Tensor, method: Inverse) -> Parts | FactorError:
+    if matrix.dim() == 1:
+        if not bool(torch.isfinite(matrix).all()):
+            return FactorError("factor has NaN or Inf entries")
+        return (matrix.clamp(min=0) if method == "eigen" else 1 / matrix,)
+    try:
+        if method == "eigen":
+            return symmetric_eigen(matrix)
+        return (symmetric_inverse(matrix),)
+    except FactorError as error:
+        return error
+
+
+def decompose(requests: Sequence[Request]) -> list[Parts | FactorError]:
+    """Decompose many factors, those of equal size in one batched call.
+
+    A batch in which anything fails is done again one by one, so that a bad factor spoils no other;
+    what fails even then is returned as its error.
+
+    Args:
+        requests: Symmetric matrices, or stacks of them, with "eigen" for (values, vectors) or
+            "cholesky" for (inverse,); for a diagonal the parts are (values,) or (inverse,).
+    """
+    results: dict[int, Parts | FactorError] = {}
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for index, (matrix, method) in enumerate(requests):
+        key = (method, matrix.shape, matrix.dtype, matrix.device)
+        groups.setdefault(key, []).append(index)
+    for members in groups.values():
+        method = requests[members[0]][1]
+        matrices = [requests[index][0] for index in members]
+        batch = _batch(matrices, method) if len(matrices) > 1 and matrices[0].dim() > 1 else None
+        for place, index in enumerate(members):
+            results[index] = _one(matrices[place], method) if batch is None else batch[place]
+    return [results[index] for index in range(len(requests))]
+
+
+def _batch(matrices: Sequence[Tensor], method: Inverse) -> list[Parts] | None:
+    """All of them in one call, or None when anything fails."""
+    stack = torch.stack(list(matrices))
+    stack = (stack + stack.mT) / 2
+    if not bool(torch.isfinite(stack).all()):
+        return None
+    parts = _attempt(stack) if method == "eigen" else _attempt_inverse(stack)
+    if parts is None:
+        return None
+    slices = [tuple(part[place] for part in parts) for place in range(len(matrices))]
+    if method == "eigen":
+        return [_finish_eigen(mine, stack.dtype) for mine in slices]
+    return [(mine[0].contiguous(),) for mine in slices]

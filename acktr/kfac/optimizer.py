@@ -2,76 +2,64 @@
 
 from __future__ import annotations
 
-import math
-import time
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac.blocks import (
-    Block,
-    KnownBlock,
-    KroneckerBlock,
-    PlainBlock,
-    check_count,
-    check_tensor,
-)
-from acktr.kfac.capture import Capture, capture
+from acktr.kfac.blocks import Block
+from acktr.kfac.capture import Capture
 from acktr.kfac.config import KFACConfig
-from acktr.kfac.linalg import trust_scale
+from acktr.kfac.groups import check_groups, group_state, make_groups
+from acktr.kfac.losses import OutputLoss
+from acktr.kfac.model import QuadraticModel
+from acktr.kfac.preconditioner import Preconditioner
+from acktr.kfac.quadratic import LevenbergMarquardt, LMConfig, reduction_ratio
+from acktr.kfac.sources import Source
+from acktr.kfac.statistics import check_count, check_tensor
+from acktr.kfac.trust import FisherQuadratic, StepInfo, clip_scale, rescale
 
-FisherQuadratic = Callable[[dict[str, Tensor]], Tensor]
-
-
-class UnsupportedParameterWarning(UserWarning):
-    """A parameter without a curvature block follows its plain gradient."""
-
-
-@dataclass(frozen=True)
-class StepInfo:
-    """What the last step did; tensors stay on the device until somebody reads them."""
-
-    quadratic: Tensor
-    """q = U^T F U."""
-    scale: Tensor
-    """nu of the trust region; 1 in cold steps."""
-    predicted_kl: Tensor
-    """lr^2 nu^2 q / 2, the KL that the quadratic model predicts for the step without momentum."""
+StepRule = Literal["trust_region", "quadratic_model"]
+Named = dict[str, Tensor]
 
 
 class KFAC(torch.optim.Optimizer):
     """Natural gradient descent with Kronecker-factored curvature and a KL trust region.
 
-    Linear and Conv2d layers (one group) get a block A (x) G with the bias as a homogeneous
-    coordinate; parameters named in ``known_fisher`` get that constant diagonal Fisher; everything
-    else follows its plain gradient, is counted in the quadratic form, and is warned of once. The
-    module is not changed.
-
-    One update with one forward pass::
+    The curvature, and what every kind of layer gets, is that of
+    :class:`acktr.kfac.Preconditioner`. One update with one forward pass::
 
         with optimizer.capture() as captured:
             output = model(inputs)
-        optimizer.update_curvature(captured, log_likelihood_of_sampled_targets.sum())
+        optimizer.observe(captured, output, loss)
         optimizer.zero_grad()
-        loss(output).backward()
+        loss(output, targets).backward()
         optimizer.step()
 
     The update is U = (F + lambda)^-1 g, nu = min(1, sqrt(c / (lr^2 q))) with q = U^T F U,
     v <- mu v + nu U, theta <- theta - lr (1 - mu) v (Martens & Grosse 2015; Wu et al. 2017,
-    section 3.3; the trust region comes before momentum).
+    section 3.3; the trust region comes before momentum). With ``step_rule="quadratic_model"`` it is
+    theta <- theta + alpha (-U) + mu delta_0, delta_0 the last change, where alpha and mu minimise
+    the quadratic model with the exact Fisher of the observed batch (Martens & Grosse 2015, sections
+    6.4 and 7); lr and momentum are then not used.
 
     Args:
         module: The network; its parameters are optimised.
         config: Settings.
         known_fisher: Diagonal Fisher by parameter name, for parameters outside of layers.
+        param_groups: As for every torch optimizer: dicts with "params" and any of "lr", "momentum",
+            "weight_decay"; what they do not name stays as it is. Parameters of one layer belong to
+            one group.
+        step_rule: How long the step is, see above.
+        adaptive: Levenberg-Marquardt adaptation of the damping; needs ``objective`` in
+            :meth:`step`.
+        seed: Seed of the generator that sampled targets are drawn with.
 
     Raises:
-        ValueError: ``known_fisher`` names a parameter that does not exist.
+        ValueError: ``known_fisher`` names a parameter that does not exist, or a group does not fit.
     """
 
     def __init__(
@@ -80,22 +68,93 @@ class KFAC(torch.optim.Optimizer):
         config: KFACConfig | None = None,
         *,
         known_fisher: Mapping[str, float] | None = None,
+        param_groups: Sequence[dict[str, Any]] | None = None,
+        step_rule: StepRule = "trust_region",
+        adaptive: LMConfig | None = None,
+        seed: int = 0,
     ) -> None:
+        if step_rule not in ("trust_region", "quadratic_model"):
+            raise ValueError(
+                f"step_rule must be trust_region or quadratic_model, got {step_rule!r}"
+            )
         self.config = config or KFACConfig()
-        named = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        super().__init__(list(named.values()), {"lr": self.config.lr})
-        self._named = named
-        self.blocks = _build_blocks(module, named, dict(known_fisher or {}))
-        self._layers = {b.name: b for b in self.blocks if isinstance(b, KroneckerBlock)}
+        self.step_rule = step_rule
+        self.curvature = Preconditioner(module, self.config, known_fisher=known_fisher, seed=seed)
+        self._named = self.curvature.named
+        groups = make_groups(self._named, self.curvature.blocks, self.config, param_groups)
+        super().__init__(groups, {})
+        self._grouped = {
+            name: index
+            for index, group in enumerate(self.param_groups)
+            for name in group["param_names"]
+        }
+        self.adaptive = (
+            None if adaptive is None else LevenbergMarquardt(adaptive, self.config.damping)
+        )
         self._steps = 0
-        self._refreshes = 0
-        self._statistics = 0
-        self.refresh_seconds = 0.0
         self.last_step: StepInfo | None = None
+
+    # --- what belongs to the curvature ------------------------------------------------------------
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The curvature blocks."""
+        return self.curvature.blocks
+
+    @property
+    def refresh_seconds(self) -> float:
+        """Time spent in refreshes."""
+        return self.curvature.seconds["refresh"]
+
+    @property
+    def failures(self) -> int:
+        """Failed decompositions so far, over all blocks."""
+        return self.curvature.failures
+
+    @property
+    def damping(self) -> float:
+        """The present damping lambda."""
+        return self.curvature.damping
+
+    def capture(self) -> AbstractContextManager[Capture]:
+        """Context in which forward passes are recorded for :meth:`observe`."""
+        return self.curvature.capture()
+
+    def observe(
+        self,
+        captured: Capture,
+        output: Any,
+        loss: OutputLoss[Any],
+        *,
+        source: Source | None = None,
+        last: bool = True,
+    ) -> None:
+        """Fold one batch into the curvature, see :meth:`Preconditioner.observe`."""
+        self.curvature.observe(captured, output, loss, source=source, last=last)
+
+    def update_curvature(
+        self, captured: Capture, log_likelihood: Tensor, *, last: bool = True
+    ) -> None:
+        """The same for a summed log-likelihood, see :meth:`Preconditioner.update_curvature`."""
+        self.curvature.update_curvature(captured, log_likelihood, last=last)
+
+    def refresh(self) -> None:
+        """Renew every decomposition now; raises FactorError after max_failures in a row."""
+        self.curvature.refresh()
+
+    def close(self) -> None:
+        """Wait for a running background refresh and forget it; no thread is left."""
+        self.curvature.close()
+
+    def extreme_eigenvalues(self) -> tuple[float, float]:
+        """Smallest and largest eigenvalue over all Kronecker blocks; NaN before a refresh."""
+        return self.curvature.extreme_eigenvalues()
+
+    # --- step -------------------------------------------------------------------------------------
 
     @property
     def lr(self) -> float:
-        """Step size of the next step (a scheduler may change it in param_groups)."""
+        """Step size of the next step, of the first group (a scheduler may change it there)."""
         return float(self.param_groups[0]["lr"])
 
     @lr.setter
@@ -107,49 +166,23 @@ class KFAC(torch.optim.Optimizer):
         """Steps taken so far."""
         return self._steps
 
-    def capture(self) -> AbstractContextManager[Capture]:
-        """Context in which forward passes are recorded for :meth:`update_curvature`."""
-        return capture({name: block.module for name, block in self._layers.items()})
-
-    def update_curvature(self, captured: Capture, log_likelihood: Tensor) -> None:
-        """Fold one batch into the Fisher factors.
-
-        Args:
-            captured: The records of the forward pass.
-            log_likelihood: *Sum* over the samples of the log-likelihood (its sign is irrelevant) of
-                targets sampled from the model's own output distribution, which gives the true
-                Fisher. No weight gradient is computed.
-        """
-        gradients = captured.output_gradients(log_likelihood)
-        for name, block in self._layers.items():
-            if gradients.get(name):
-                block.update(captured.layers[name], gradients[name], self.config, self._statistics)
-        self._statistics += 1
-
-    def refresh(self) -> None:
-        """Renew every eigenbasis now; raises FactorError after max_failures in a row."""
-        started = time.perf_counter()
-        for block in self._layers.values():
-            block.refresh(self.config)
-        self._refreshes += 1
-        self.refresh_seconds += time.perf_counter() - started
-
     @property
     def needs_refresh(self) -> bool:
-        """Whether the next step renews the eigenbases."""
-        due = self._steps - self.config.cold_steps
-        return due >= 0 and due % self.config.refresh_interval == 0
+        """Whether the next step renews the decompositions."""
+        return self._steps >= self.config.cold_steps and self.curvature.needs_refresh
+
+    def _decay(self) -> dict[str, float]:
+        groups = self.param_groups
+        return {name: float(groups[i]["weight_decay"]) for name, i in self._grouped.items()}
+
+    def _gradients(self) -> Named:
+        found = self.curvature.gradients(self._decay())
+        return {name: grad for name, grad in found.items() if name in self._grouped}
 
     @torch.no_grad()
-    def direction(self) -> dict[str, Tensor]:
+    def direction(self) -> Named:
         """U = (F + lambda)^-1 (g + weight decay) by parameter name, from the current gradients."""
-        return self._precondition(self._gradients())
-
-    def _precondition(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-        step: dict[str, Tensor] = {}
-        for block in self.blocks:
-            step.update(block.precondition(gradients, self.config))
-        return step
+        return self.curvature.direction(self._gradients(), self._decay())
 
     @torch.no_grad()
     def step(  # type: ignore[override]
@@ -157,18 +190,23 @@ class KFAC(torch.optim.Optimizer):
         closure: Callable[[], Tensor] | None = None,
         *,
         fisher_quadratic: FisherQuadratic | None = None,
+        objective: Callable[[], Tensor] | None = None,
+        model_inputs: tuple[Any, ...] | None = None,
     ) -> Tensor | None:
         """Take one step.
 
         Args:
             closure: Optional re-evaluation of the loss, as for every torch optimizer.
-            fisher_quadratic: U -> U^T F U with the exact Fisher, used when the configuration says
-                ``quadratic="exact"``; otherwise q = g . U, which is U^T (F + lambda) U for the
-                Kronecker factors.
+            fisher_quadratic: U -> U^T F U with the exact Fisher, for ``quadratic="exact"``; without
+                it the Fisher of the last observed batch is taken. Otherwise q = g . U, which is
+                U^T (F + lambda) U for the Kronecker factors.
+            objective: The loss on the batch of the gradient, at the present parameters, without
+                weight decay; evaluated around the steps that adapt the damping.
+            model_inputs: Inputs for the quadratic model's Fisher; by default the observed ones.
 
         Raises:
             FactorError: A factor could not be decomposed ``max_failures`` times in a row.
-            ValueError: ``quadratic="exact"`` without ``fisher_quadratic``.
+            ValueError: An exact quadratic form, or the adaptation, has nothing to work with.
         """
         loss = None
         if closure is not None:
@@ -179,42 +217,93 @@ class KFAC(torch.optim.Optimizer):
         else:
             if self._steps == self.config.cold_steps:
                 self._clear_momentum()
-            if self.needs_refresh:
-                self.refresh()
-            self._natural_step(fisher_quadratic)
+            self._natural_step(fisher_quadratic, objective, model_inputs)
         self._steps += 1
         return loss
 
-    def _gradients(self) -> dict[str, Tensor]:
-        decay = self.config.weight_decay
-        weights = {block.weight_name for block in self._layers.values()}
-        found: dict[str, Tensor] = {}
-        for name, parameter in self._named.items():
-            if parameter.grad is not None:
-                grad = parameter.grad
-                found[name] = grad.add(parameter, alpha=decay) if name in weights else grad
-        return found
-
-    def _natural_step(self, fisher_quadratic: FisherQuadratic | None) -> None:
+    def _natural_step(
+        self,
+        fisher_quadratic: FisherQuadratic | None,
+        objective: Callable[[], Tensor] | None,
+        model_inputs: tuple[Any, ...] | None,
+    ) -> None:
+        rule = self.adaptive
+        due = rule is not None and rule.due(self._steps - self.config.cold_steps)
+        if due and objective is None:
+            raise ValueError("adaptive damping needs objective in step()")
+        self.curvature.prepare()
         gradients = self._gradients()
-        step = self._precondition(gradients)
+        step = self.curvature.direction(gradients, self._decay())
         if not step:
             return
-        if self.config.quadratic == "exact":
-            if fisher_quadratic is None:
-                raise ValueError('quadratic="exact" needs fisher_quadratic in step()')
-            quadratic = fisher_quadratic(step).detach()
+        before = self._objective(objective) if due and objective is not None else 0.0
+        if self.step_rule == "trust_region":
+            change = self._trust_region(gradients, step, fisher_quadratic)
+            predicted = self._predicted(gradients, change, model_inputs) if due else None
         else:
-            quadratic = torch.stack([(gradients[name] * step[name]).sum() for name in step]).sum()
-        lr = self.lr
-        scale = trust_scale(quadratic, lr, self.config.kl_clip)
-        skip = scale == 0
+            predicted = self._quadratic_model(gradients, step, model_inputs)
+        if rule is not None and due and objective is not None and predicted is not None:
+            rho = reduction_ratio(before, self._objective(objective), float(predicted))
+            self.curvature.damping = rule.update(rho)
+            assert self.last_step is not None
+            self.last_step = replace(self.last_step, rho=rho)
+
+    def _trust_region(
+        self, gradients: Named, step: Named, fisher_quadratic: FisherQuadratic | None
+    ) -> Named:
+        """Scale, average and apply the step; returns the change of the parameters."""
+        rates = {name: float(self.param_groups[i]["lr"]) for name, i in self._grouped.items()}
+        lr = max(rates.values())
+        if any(rate != lr for rate in rates.values()) and lr > 0:
+            step = {name: update * (rates[name] / lr) for name, update in step.items()}
+        exact = self.config.quadratic == "exact"
+        quadratic = (fisher_quadratic or self.curvature.exact_quadratic) if exact else None
+        info = rescale(gradients, step, self.config, lr, quadratic)
+        change = {}
         for name, update in step.items():
-            scaled = torch.where(skip, torch.zeros_like(update), scale * update)
-            self._move(name, scaled, lr * (1 - self.config.momentum))
-        predicted = 0.5 * (lr * scale).square() * quadratic
-        predicted = torch.where(skip, torch.zeros_like(predicted), predicted)
-        self.last_step = StepInfo(quadratic, scale, predicted)
+            momentum = float(self.param_groups[self._grouped[name]]["momentum"])
+            change[name] = self._move(name, info.scaled(update), lr * (1 - momentum), momentum)
+        self.last_step = info
+        return change
+
+    def _quadratic_model(
+        self, gradients: Named, step: Named, inputs: tuple[Any, ...] | None
+    ) -> Tensor:
+        """Take the best combination of -U and the last change; returns the predicted change."""
+        ahead = {name: -update for name, update in step.items()}
+        last = {
+            name: self.state[self._named[name]]["momentum"]
+            for name in step
+            if "momentum" in self.state[self._named[name]]
+        }
+        vectors = [ahead, last] if last else [ahead]
+        model = QuadraticModel.of(self.curvature, gradients, vectors, self._decay(), inputs)
+        coefficients = model.minimum()
+        change = {name: coefficients[0] * update for name, update in ahead.items()}
+        for name, update in last.items():
+            change[name] = change[name] + coefficients[1] * update
+        quadratic = coefficients @ model.fisher @ coefficients
+        scale = clip_scale(quadratic, change, 1.0, self.config)
+        self.last_step = StepInfo(
+            quadratic, scale, 0.5 * scale.square() * quadratic, coefficients * scale
+        )
+        for name, update in change.items():
+            moved = self.last_step.scaled(update)
+            self._named[name].add_(moved)
+            self.state[self._named[name]]["momentum"] = moved
+        return model.predicted(coefficients * scale)
+
+    def _predicted(self, gradients: Named, change: Named, inputs: tuple[Any, ...] | None) -> Tensor:
+        model = QuadraticModel.of(self.curvature, gradients, [change], self._decay(), inputs)
+        return model.predicted(torch.ones_like(model.slopes))
+
+    def _objective(self, objective: Callable[[], Tensor]) -> float:
+        """The loss with its weight decay."""
+        total = objective().detach().double()
+        for name, decay in self._decay().items():
+            if decay and name in self.curvature.weights:
+                total = total + 0.5 * decay * self._named[name].double().square().sum()
+        return float(total)
 
     def _cold_step(self) -> None:
         gradients = self._gradients()
@@ -225,75 +314,60 @@ class KFAC(torch.optim.Optimizer):
         finite = torch.isfinite(norm)
         for name, grad in gradients.items():
             update = torch.where(finite, clip * grad, torch.zeros_like(grad))
-            self._move(name, update, self.config.cold_lr)
+            self._move(name, update, self.config.cold_lr, self.config.momentum)
         zero = torch.zeros_like(norm)
         self.last_step = StepInfo(zero, torch.ones_like(norm), zero)
 
-    def _move(self, name: str, update: Tensor, rate: float) -> None:
-        """V <- mu v + update, theta <- theta - rate v."""
+    def _move(self, name: str, update: Tensor, rate: float, momentum: float) -> Tensor:
+        """V <- mu v + update, theta <- theta - rate v; returns the change of theta."""
         parameter = self._named[name]
         state = self.state[parameter]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(parameter)
-        velocity = state["momentum"].mul_(self.config.momentum).add_(update)
+        velocity: Tensor = state["momentum"].mul_(momentum).add_(update)
         parameter.add_(velocity, alpha=-rate)
+        return velocity if self.adaptive is None else velocity * -rate
 
     def _clear_momentum(self) -> None:
         for state in self.state.values():
             state["momentum"].zero_()
 
-    def extreme_eigenvalues(self) -> tuple[float, float]:
-        """Smallest and largest eigenvalue over all Kronecker blocks; NaN before a refresh."""
-        pairs = [block.extreme_eigenvalues() for block in self._layers.values()]
-        found = [pair for pair in pairs if pair is not None]
-        if not found:
-            return float("nan"), float("nan")
-        low = torch.stack([pair[0] for pair in found]).min()
-        high = torch.stack([pair[1] for pair in found]).max()
-        return float(low), float(high)
-
-    @property
-    def failures(self) -> int:
-        """Failed eigendecompositions so far, over all layers."""
-        return sum(block.total_failures for block in self._layers.values())
+    # --- state ------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a bit-exact resume needs: factors, stale bases, momentum, counters, lr."""
+        """Everything a bit-exact resume needs: curvature, momentum, counters, groups' settings."""
         return {
-            "lr": self.lr,
+            "groups": group_state(self.param_groups),
             "steps": self._steps,
-            "refreshes": self._refreshes,
-            "statistics": self._statistics,
             "momentum": {
                 name: self.state[p]["momentum"].clone()
                 for name, p in self._named.items()
                 if p in self.state
             },
-            "layers": {name: block.state_dict() for name, block in self._layers.items()},
+            "curvature": self.curvature.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`; ValueError and no change if it does not fit."""
         self._check_state(state_dict)
-        for name, block in self._layers.items():
-            block.load_state_dict(state_dict["layers"][name])
+        self.curvature.load_state_dict(state_dict["curvature"])
         self.state.clear()
         for name, value in state_dict["momentum"].items():
             parameter = self._named[name]
             self.state[parameter]["momentum"] = value.to(parameter.device).clone()
-        self.lr = float(state_dict["lr"])
+        for group, stored in zip(self.param_groups, state_dict["groups"], strict=True):
+            group.update(stored)
         self._steps = state_dict["steps"]
-        self._refreshes = state_dict["refreshes"]
-        self._statistics = state_dict["statistics"]
+        if self.adaptive is not None:
+            self.adaptive.load_state_dict({"damping": self.curvature.damping})
 
     def _check_state(self, state: dict[str, Any]) -> None:
-        keys = {"lr", "steps", "refreshes", "statistics", "momentum", "layers"}
+        keys = {"groups", "steps", "momentum", "curvature"}
         if not isinstance(state, dict) or set(state) != keys:
             raise ValueError(f"K-FAC state must have the entries {sorted(keys)}")
-        if not isinstance(state["layers"], dict) or set(state["layers"]) != set(self._layers):
-            raise ValueError("K-FAC state belongs to a network with other layers")
-        for name, block in self._layers.items():
-            block.check_state(state["layers"][name])
+        self.curvature.check_state(state["curvature"])
+        if self.adaptive is not None:
+            self.adaptive.check_state({"damping": state["curvature"]["damping"]})
         if not isinstance(state["momentum"], dict):
             raise ValueError("K-FAC state: momentum must be a dict")
         for name, value in state["momentum"].items():
@@ -301,61 +375,5 @@ class KFAC(torch.optim.Optimizer):
                 raise ValueError(f"K-FAC state has momentum for an unknown parameter {name!r}")
             place = self._named[name]
             check_tensor(value, tuple(place.shape), place.dtype, f"K-FAC momentum of {name!r}")
-        for key in ("steps", "refreshes", "statistics"):
-            check_count(state[key], f"K-FAC {key}")
-        lr = state["lr"]
-        if isinstance(lr, bool) or not isinstance(lr, int | float) or not 0 <= lr < math.inf:
-            raise ValueError(f"K-FAC lr must be a finite number >= 0, got {lr!r}")
-
-
-def _build_blocks(
-    module: nn.Module, named: dict[str, nn.Parameter], known: dict[str, float]
-) -> list[Block]:
-    """One block per layer, per known parameter, and per parameter that is left."""
-    unknown = sorted(set(known) - set(named))
-    if unknown:
-        raise ValueError(f"known_fisher names no trainable parameter of the module: {unknown}")
-    uses: dict[int, int] = {}
-    for layer in module.modules():
-        for parameter in layer._parameters.values():
-            if parameter is not None:
-                uses[id(parameter)] = uses.get(id(parameter), 0) + 1
-    blocks: list[Block] = []
-    taken: set[str] = set()
-    for path, layer in module.named_modules():
-        block = _layer_block(path, layer, named, uses, known)
-        if block is not None:
-            blocks.append(block)
-            taken.update(block.names)
-    for name, fisher in known.items():
-        blocks.append(KnownBlock(name, fisher))
-        taken.add(name)
-    left = [name for name in named if name not in taken]
-    if left:
-        warnings.warn(
-            f"no curvature block for {', '.join(left)}: plain gradient steps",
-            UnsupportedParameterWarning,
-            stacklevel=3,
-        )
-    return [*blocks, *(PlainBlock(name) for name in left)]
-
-
-def _layer_block(
-    path: str,
-    layer: nn.Module,
-    named: dict[str, nn.Parameter],
-    uses: dict[int, int],
-    known: Mapping[str, float],
-) -> KroneckerBlock | None:
-    """The block of a supported layer; None for others and for tied or frozen weights."""
-    if type(layer) not in (nn.Linear, nn.Conv2d):
-        return None
-    if isinstance(layer, nn.Conv2d) and layer.groups != 1:
-        return None
-    prefix = f"{path}." if path else ""
-    weight = f"{prefix}weight"
-    bias = f"{prefix}bias"
-    if weight not in named or weight in known or uses[id(named[weight])] > 1:
-        return None
-    has_bias = bias in named and bias not in known and uses[id(named[bias])] == 1
-    return KroneckerBlock(path, layer, weight, bias if has_bias else None)
+        check_count(state["steps"], "K-FAC steps")
+        check_groups(state["groups"], self.param_groups)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from acktr.kfac import FactorError, KFACConfig, KroneckerBlock
-from acktr.kfac.blocks import RunningAverage
+from acktr.kfac.statistics import RunningAverage
 from tests.kfac.helpers import (
     EXACT,
     block,
@@ -35,6 +35,11 @@ def with_factors(a: Tensor, g: Tensor, bias: bool = False) -> KroneckerBlock:
     for average, value in ((made.a, a), (made.g, g)):
         average.value, average.weight = value.clone(), value.new_ones(())
     return made
+
+
+def precondition(made: KroneckerBlock, gradient: Tensor, config: KFACConfig) -> Tensor:
+    given = {"weight": gradient}
+    return made.precondition(given, config.damping, config.factored_damping)["weight"]
 
 
 def random_psd(size: int, rank: int | None = None, seed: int = 0) -> Tensor:
@@ -203,7 +208,7 @@ def test_identity_factors_without_damping_give_the_gradient(factored: bool) -> N
     config = KFACConfig(damping=1e-24, factored_damping=factored)
     made.refresh(config)
     gradients = {"weight": randn(3, 4), "bias": randn(3, seed=1)}
-    step = made.precondition(gradients, config)
+    step = made.precondition(gradients, config.damping, config.factored_damping)
     for name, gradient in gradients.items():
         torch.testing.assert_close(step[name], gradient, rtol=1e-11, atol=1e-12)
 
@@ -214,7 +219,7 @@ def test_null_directions_step_by_the_gradient_over_the_damping() -> None:
     made.refresh(config)
     null = torch.linalg.svd(made.a.mean())[2][1:]
     gradient = randn(3, 3) @ null
-    step = made.precondition({"weight": gradient}, config)["weight"]
+    step = precondition(made, gradient, config)
     torch.testing.assert_close(step, gradient / 0.01, rtol=1e-9, atol=1e-9)
 
 
@@ -248,7 +253,7 @@ def test_extreme_factors_give_finite_directions(
             made.refresh(config)
             assert made.failures == 0
             gradient = randn(3, 4).to(dtype)
-            step = made.precondition({"weight": gradient}, config)["weight"]
+            step = precondition(made, gradient, config)
             assert torch.isfinite(step).all(), (a_scale, g_scale)
             # (F + lambda)^-1 is positive and never larger than 1 / lambda.
             assert (step * gradient).sum() >= 0, (a_scale, g_scale)

@@ -23,7 +23,7 @@ from tests.kfac.helpers import (
 
 
 class Mixed(nn.Module):
-    """Every kind of parameter that has no Kronecker block."""
+    """Layers with every kind of block, and a parameter without any."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,15 +43,19 @@ class Mixed(nn.Module):
         return self.tied_again(self.tied(hidden).tanh()) * self.scale
 
 
-PLAIN = {
+PLAIN = {"scale"}
+CURVED = {
+    "conv.weight",
+    "conv.bias",
     "norm.weight",
     "norm.bias",
     "grouped.weight",
     "grouped.bias",
     "layer_norm.weight",
     "layer_norm.bias",
+    "linear.weight",
+    "linear.bias",
     "tied.weight",
-    "scale",
 }
 
 
@@ -61,7 +65,7 @@ def test_unsupported_parameters_step_by_their_gradient_and_count_in_q() -> None:
         optimizer = kfac(model, momentum=0.0)
     assert len(caught) == 1
     assert all(name in str(caught[0].message) for name in PLAIN)
-    assert not any(n in str(caught[0].message) for n in ("conv.weight", "linear.weight"))
+    assert not any(n in str(caught[0].message) for n in CURVED)
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -79,13 +83,14 @@ def test_unsupported_parameters_step_by_their_gradient_and_count_in_q() -> None:
     changes = moved(before, model)
     for name in PLAIN:
         torch.testing.assert_close(changes[name], rate * gradients[name], rtol=1e-8, atol=1e-14)
-    for name in ("conv.weight", "linear.weight"):
+    assert set(before) == {*PLAIN, *CURVED}
+    for name in CURVED:
         assert not torch.allclose(changes[name], rate * gradients[name], rtol=1e-3)
 
 
 def test_the_warning_points_at_the_caller() -> None:
     with pytest.warns(UnsupportedParameterWarning) as caught:
-        KFAC(nn.LayerNorm(3))
+        KFAC(Mixed())
     assert caught[0].filename == __file__
 
 
@@ -112,15 +117,21 @@ def test_frozen_parameters_are_ignored() -> None:
     assert still == {"0.weight", "0.bias", "1.weight", "1.bias", "2.bias"}
 
 
-def test_a_frozen_weight_leaves_its_bias_to_the_gradient() -> None:
+def test_the_bias_of_a_frozen_weight_has_a_block_of_its_own() -> None:
     model = mlp()
     model[0].weight.requires_grad_(False)
-    with pytest.warns(UnsupportedParameterWarning, match=r"0\.bias"):
-        optimizer = kfac(model)
-    observe(optimizer, model, randn(6, 4))
+    optimizer = kfac(model, damping=0.3)
+    with optimizer.capture() as captured:
+        output = model(randn(6, 4))
+    noise = randn(6, 3, seed=2)
+    optimizer.update_curvature(captured, (noise * output).sum())
     optimizer.refresh()
+    hidden = model[0](randn(6, 4)).tanh()
+    rows = (noise @ model[2].weight) * (1 - hidden.square())
+    fisher = rows.mT @ rows / 6 + 0.3 * torch.eye(5).double()
     gradients = set_gradients(model)
-    assert torch.equal(optimizer.direction()["0.bias"], gradients["0.bias"])
+    expected = torch.linalg.solve(fisher, gradients["0.bias"])
+    torch.testing.assert_close(optimizer.direction()["0.bias"], expected, rtol=1e-9, atol=1e-12)
 
 
 def test_known_fisher() -> None:

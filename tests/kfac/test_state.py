@@ -64,7 +64,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(saved_at: int) -
     resumed = made(resumed_model)
     resumed.load_state_dict(state)
     assert same(snapshot(resumed), state)
-    assert resumed.lr == state["lr"]
+    assert resumed.lr == state["groups"][0]["lr"]
     train(resumed, resumed_model, range(saved_at, 12))
     assert same(parameters(resumed_model), parameters(model))
     assert same(snapshot(resumed), snapshot(optimizer))
@@ -172,16 +172,19 @@ def changed(state: dict[str, Any], value: Any, *path: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "path",
     [
-        ("lr",),
+        ("groups",),
         ("steps",),
-        ("refreshes",),
-        ("statistics",),
         ("momentum",),
-        ("layers",),
-        ("layers", "4"),
-        ("layers", "4", "basis"),
-        ("layers", "4", "g_weight"),
-        ("layers", "4", "failures"),
+        ("curvature",),
+        ("curvature", "turn"),
+        ("curvature", "statistics"),
+        ("curvature", "generator"),
+        ("curvature", "pending"),
+        ("curvature", "layers"),
+        ("curvature", "layers", "4"),
+        ("curvature", "layers", "4", "basis"),
+        ("curvature", "layers", "4", "g_weight"),
+        ("curvature", "layers", "4", "failures"),
     ],
     ids=".".join,
 )
@@ -197,13 +200,26 @@ def eye(size: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        (("lr",), "fast"),
+        (("groups",), "fast"),
+        (("groups",), []),
+        (("groups",), [{"lr": "fast", "momentum": 0.9, "weight_decay": 0.0}]),
+        (("groups",), [{"lr": 0.1, "momentum": 1.0, "weight_decay": 0.0}]),
+        (("groups",), [{"lr": 0.1}]),
         (("steps",), "many"),
-        (("layers", "4", "basis"), [torch.ones(3), eye(3), torch.ones(2), eye(2)]),
-        (("layers", "4", "basis"), [torch.ones(6).double(), eye(6)]),
-        (("layers", "4", "a"), "matrix"),
-        (("layers", "4", "a_weight"), torch.ones(3).double()),
-        (("layers", "4", "failures"), "none"),
+        (("curvature", "damping"), 0.0),
+        (("curvature", "generator"), torch.zeros(3, dtype=torch.uint8)),
+        (("curvature", "pending"), {"due": 3, "names": [], "places": [], "matrices": []}),
+        (("curvature", "chain"), {}),
+        (
+            ("curvature", "layers", "4", "basis"),
+            [torch.ones(3), eye(3), torch.ones(2), eye(2)],
+        ),
+        (("curvature", "layers", "4", "basis"), [torch.ones(6).double(), eye(6)]),
+        (("curvature", "layers", "4", "inverses"), [eye(6)]),
+        (("curvature", "layers", "4", "scales"), torch.ones(2, 6).double()),
+        (("curvature", "layers", "4", "a"), "matrix"),
+        (("curvature", "layers", "4", "a_weight"), torch.ones(3).double()),
+        (("curvature", "layers", "4", "failures"), "none"),
         (("momentum", "extra"), None),
     ],
     ids=lambda value: ".".join(value) if isinstance(value, tuple) else type(value).__name__,

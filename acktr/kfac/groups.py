@@ -1,0 +1,91 @@
+"""Parameter groups of the K-FAC optimizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from acktr.kfac.blocks import Block
+from acktr.kfac.config import KFACConfig
+
+_OPTIONS = {"lr": math.inf, "momentum": math.nextafter(1.0, 0.0), "weight_decay": math.inf}
+"""Settings of a group and their largest values."""
+
+
+def _check(value: object, name: str, where: str) -> None:
+    real = not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
+    if not (real and 0 <= float(value) <= _OPTIONS[name]):  # type: ignore[arg-type]
+        limit = "[0, 1)" if name == "momentum" else ">= 0"
+        raise ValueError(f"{where} {name} must be a finite number {limit}, got {value!r}")
+
+
+def make_groups(
+    named: Mapping[str, nn.Parameter],
+    blocks: Sequence[Block],
+    config: KFACConfig,
+    wanted: Sequence[dict[str, Any]] | None,
+) -> list[dict[str, Any]]:
+    """Complete groups for torch, with the names of their parameters.
+
+    Args:
+        named: Trainable parameters of the module.
+        blocks: The curvature blocks, none of which may lie in two groups.
+        config: What a group does not say.
+        wanted: The caller's groups; None for one group of everything.
+
+    Raises:
+        ValueError: A group has unknown options, foreign or repeated parameters, or half a layer.
+    """
+    names = {id(parameter): name for name, parameter in named.items()}
+    default = {name: getattr(config, name) for name in _OPTIONS}
+    if wanted is None:
+        parameters = list(named.values())
+        return [{"params": parameters, **default, "param_names": list(named)}]
+    groups = []
+    place: dict[str, int] = {}
+    for index, given in enumerate(wanted):
+        extra = sorted(set(given) - {"params", *_OPTIONS})
+        if extra or "params" not in given:
+            raise ValueError(
+                f"parameter group {index} may have params, {', '.join(_OPTIONS)}; got"
+                f" {', '.join(extra) or 'no params'}"
+            )
+        parameters = list(given["params"])
+        for parameter in parameters:
+            name = names.get(id(parameter))
+            if name is None:
+                raise ValueError(
+                    f"parameter group {index} has a parameter that is not trainable in the module"
+                )
+            if name in place:
+                raise ValueError(f"parameter {name!r} is in two groups")
+            place[name] = index
+        group = {**default, **given, "params": parameters}
+        for option in _OPTIONS:
+            _check(group[option], option, f"parameter group {index}:")
+        groups.append({**group, "param_names": [names[id(p)] for p in parameters]})
+    for block in blocks:
+        if len({place.get(name) for name in block.names}) > 1:
+            raise ValueError(
+                f"{' and '.join(block.names)} share a curvature block: give them one group"
+            )
+    return groups
+
+
+def group_state(groups: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
+    """The settings of each group."""
+    return [{name: float(group[name]) for name in _OPTIONS} for group in groups]
+
+
+def check_groups(state: object, groups: Sequence[dict[str, Any]]) -> None:
+    """Raise ValueError when stored settings do not fit the groups."""
+    if not isinstance(state, list) or len(state) != len(groups):
+        raise ValueError(f"K-FAC state must have the settings of {len(groups)} parameter groups")
+    for index, stored in enumerate(state):
+        if not isinstance(stored, dict) or set(stored) != set(_OPTIONS):
+            raise ValueError(f"K-FAC group {index} must have the entries {sorted(_OPTIONS)}")
+        for name in _OPTIONS:
+            _check(stored[name], name, f"K-FAC group {index}:")

@@ -1,0 +1,395 @@
+"""Curvature of a whole module: statistics, refreshes and preconditioning."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from acktr.kfac.background import BackgroundJob
+from acktr.kfac.blocks import StatBlock
+from acktr.kfac.capture import Capture, Gradients, capture
+from acktr.kfac.chain import Chain
+from acktr.kfac.config import KFACConfig
+from acktr.kfac.kronecker import KroneckerBlock
+from acktr.kfac.losses import OutputLoss
+from acktr.kfac.products import fisher_gram
+from acktr.kfac.registry import ROOT, Registry
+from acktr.kfac.sources import Sampled, Source, curvature_scalars
+from acktr.kfac.stale import Plan, Refresh
+from acktr.kfac.statistics import check_count, check_positive, check_tensor
+from acktr.kfac.trust import FisherQuadratic, StepInfo, rescale
+
+_SUM = 0.0
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Inputs and loss of the last observation, for products with the exact Fisher."""
+
+    args: tuple[Any, ...]
+    loss: OutputLoss[Any]
+
+
+class Preconditioner:
+    """Kronecker-factored curvature in front of any torch optimizer.
+
+    Linear, convolution and embedding layers get a block A (x) G with the bias as a homogeneous
+    coordinate; normalisations and lone biases the second moment of their gradients; parameters
+    named in ``known_fisher`` that constant diagonal Fisher; everything else what
+    ``config.small_parameters`` says. Layers that share a weight share a block. The module is not
+    changed. One step::
+
+        with curvature.capture() as captured:
+            output = model(inputs)
+        curvature.observe(captured, output, loss)
+        optimizer.zero_grad()
+        loss(output, targets).backward()
+        curvature.precondition(lr=optimizer.param_groups[0]["lr"])
+        optimizer.step()
+
+    Args:
+        module: The network.
+        config: Settings; those of momentum and cold steps are for :class:`acktr.kfac.KFAC` only.
+        known_fisher: Diagonal Fisher by parameter name, for parameters outside of layers.
+        seed: Seed of the generator that sampled targets are drawn with.
+
+    Raises:
+        ValueError: ``known_fisher`` names a parameter that does not exist, or the structure does
+            not fit the module.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        config: KFACConfig | None = None,
+        *,
+        known_fisher: Mapping[str, float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.module = module
+        self.config = config or KFACConfig()
+        self.named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.blocks = Registry(module, self.named, known_fisher or {}, self.config).build()
+        self.stats: dict[str, StatBlock] = {
+            block.name: block for block in self.blocks if isinstance(block, StatBlock)
+        }
+        self.chain: Chain | None = None
+        if self.config.structure == "tridiagonal":
+            self.chain = Chain([b for b in self.blocks if isinstance(b, KroneckerBlock)])
+        self.damping = self.config.damping
+        device = next(module.parameters()).device
+        self.generator = torch.Generator(device).manual_seed(seed)
+        self.observed: Observed | None = None
+        self.seconds = {"fisher": 0.0, "factors": 0.0, "refresh": 0.0, "apply": 0.0}
+        self.weights = {b.weight_name for b in self.blocks if isinstance(b, KroneckerBlock)}
+        self._turn = 0
+        self._statistics = 0
+        self._open = False
+        self._job: tuple[Plan, BackgroundJob[Refresh]] | None = None
+        self._due = 0
+
+    # --- statistics -------------------------------------------------------------------------------
+
+    def capture(self) -> AbstractContextManager[Capture]:
+        """Context in which forward passes are recorded for :meth:`observe`."""
+        modules = dict(self.module.named_modules())
+        modules[ROOT] = self.module
+        wanted = {path: modules[path] for block in self.stats.values() for path in block.paths}
+        return capture(wanted, self.module)
+
+    def observe(
+        self,
+        captured: Capture,
+        output: Any,
+        loss: OutputLoss[Any],
+        *,
+        source: Source | None = None,
+        last: bool = True,
+    ) -> None:
+        """Fold one batch into the curvature.
+
+        Args:
+            captured: The records of the forward pass.
+            output: The module's output in that pass, with its graph (which is kept).
+            loss: What the output means: it draws targets and knows the objective's scale.
+            source: Sampled(n), Exact() or Empirical(target); by default one sampled target.
+            last: False for all micro-batches of a large batch but the last.
+        """
+        scalars = curvature_scalars(source or Sampled(), loss, output, self.generator)
+        normalizer = loss.normalizer(output)
+        if captured.args is not None:
+            self.observed = Observed(captured.args, loss)
+        self._observe(captured, scalars, _SUM if normalizer is None else normalizer, last)
+
+    def update_curvature(
+        self, captured: Capture, log_likelihood: Tensor, *, last: bool = True
+    ) -> None:
+        """Fold one batch into the Fisher factors, for a loss of the caller's own.
+
+        Args:
+            captured: The records of the forward pass.
+            log_likelihood: *Sum* over the samples of the log-likelihood (its sign is irrelevant) of
+                targets sampled from the model's own output distribution, which gives the true
+                Fisher of a mean over samples. No weight gradient is computed.
+            last: False for all micro-batches of a large batch but the last.
+        """
+        self._observe(captured, [(log_likelihood, 1.0)], None, last)
+
+    def _observe(
+        self,
+        captured: Capture,
+        scalars: Iterable[tuple[Tensor, float]],
+        normalizer: float | None,
+        last: bool,
+    ) -> None:
+        with self._timed("fisher"):
+            pairs = [(captured.output_gradients(scalar), weight) for scalar, weight in scalars]
+        found = Gradients(captured, [p[0] for p in pairs], [p[1] for p in pairs], normalizer)
+        stride = max(1, round(1 / self.config.stat_fraction))
+        with self._timed("factors"):
+            seen = {}
+            for name, block in self.stats.items():
+                mine = found.observation(
+                    block.paths, stride, self._statistics, first=not self._open
+                )
+                if mine is not None:
+                    seen[name] = mine
+                    block.observe(mine, self.config)
+            if self.chain is not None:
+                self.chain.observe(seen)
+            self._open = not last
+            if last:
+                for folding in (*self.stats.values(), *self._chains()):
+                    folding.fold(self.config.stat_decay)
+                self._statistics += 1
+
+    # --- refreshes --------------------------------------------------------------------------------
+
+    @property
+    def needs_refresh(self) -> bool:
+        """Whether the next step renews decompositions."""
+        return self._turn % self.config.refresh_interval == 0
+
+    def refresh(self) -> None:
+        """Renew the decompositions now; raises FactorError after max_failures in a row."""
+        with self._timed("refresh"):
+            self._settle()
+            plan = self._plan()
+            self._install(plan, plan.compute())
+
+    def prepare(self) -> None:
+        """Before a step: install a background result that is due, and refresh if it is time.
+
+        Raises:
+            FactorError: A factor could not be decomposed ``max_failures`` times in a row, or the
+                background refresh failed.
+        """
+        if self._job is not None and self._turn >= self._due:
+            with self._timed("refresh"):
+                self._settle()
+        if self.needs_refresh:
+            delay = self.config.refresh_delay
+            if delay is None:
+                self.refresh()
+            else:
+                with self._timed("refresh"):
+                    self._settle()
+                    self._start(self._plan(), self._turn + delay)
+                    if delay == 0 or self._turn == 0:  # the first one cannot be late
+                        self._settle()
+        self._turn += 1
+
+    def _plan(self) -> Plan:
+        return Plan.make(self.stats, self.chain, self.config, self._block_damping)
+
+    def _start(self, plan: Plan, due: int) -> None:
+        self._job = (plan, BackgroundJob(plan.compute))
+        self._due = due
+
+    def _settle(self) -> None:
+        """Wait for a running background refresh and install its result."""
+        if self._job is not None:
+            (plan, job), self._job = self._job, None
+            self._install(plan, job.collect())
+
+    def _install(self, plan: Plan, found: Refresh) -> None:
+        plan.install(self.stats, self.chain, self.config, found)
+
+    def close(self) -> None:
+        """Wait for a running background refresh and forget it; no thread is left."""
+        if self._job is not None:
+            (_, job), self._job = self._job, None
+            job.wait()
+
+    # --- preconditioning --------------------------------------------------------------------------
+
+    def _block_damping(self, block: StatBlock, decay: Mapping[str, float] | None = None) -> float:
+        if not isinstance(block, KroneckerBlock):
+            return self.damping
+        extra = self.config.weight_decay if decay is None else decay[block.weight_name]
+        return self.damping + extra
+
+    def gradients(self, decay: Mapping[str, float] | None = None) -> dict[str, Tensor]:
+        """Present gradients by name, with weight decay added to those of weight matrices."""
+        found: dict[str, Tensor] = {}
+        for name, parameter in self.named.items():
+            if parameter.grad is None:
+                continue
+            extra = self.config.weight_decay if decay is None else decay.get(name, 0.0)
+            decays = name in self.weights
+            grad = parameter.grad
+            found[name] = grad.add(parameter, alpha=extra) if decays else grad
+        return found
+
+    @torch.no_grad()
+    def direction(
+        self, gradients: dict[str, Tensor], decay: Mapping[str, float] | None = None
+    ) -> dict[str, Tensor]:
+        """U = (F + lambda)^-1 g by parameter name.
+
+        Args:
+            gradients: g by name.
+            decay: Weight decay by name of the weight, which adds to its damping; by default that of
+                the settings.
+        """
+        with self._timed("apply"):
+            step: dict[str, Tensor] = {}
+            chained = None if self.chain is None else self.chain.precondition(gradients)
+            for block in self.blocks:
+                if chained is not None and isinstance(block, KroneckerBlock):
+                    continue
+                damping = self.damping
+                if isinstance(block, KroneckerBlock):
+                    damping = self._block_damping(block, decay)
+                step.update(block.precondition(gradients, damping, self.config.factored_damping))
+            return step | (chained or {})
+
+    def exact_quadratic(self, step: dict[str, Tensor]) -> Tensor:
+        """U^T F U with the exact Fisher of the last observed batch.
+
+        Raises:
+            ValueError: Nothing was observed with a loss.
+        """
+        if self.observed is None:
+            raise ValueError('quadratic="exact" needs fisher_quadratic in step(), or observe()')
+        observed = self.observed
+        return fisher_gram(self.module, observed.args, observed.loss, [step])[0, 0]
+
+    @torch.no_grad()
+    def precondition(self, *, lr: float) -> StepInfo | None:
+        """Replace every gradient by nu U, which the torch optimizer then steps along.
+
+        Args:
+            lr: The optimizer's step size, which the trust region must know.
+
+        Returns:
+            What was done; None without any gradient.
+        """
+        self.prepare()
+        gradients = self.gradients()
+        step = self.direction(gradients)
+        if not step:
+            return None
+        info = rescale(gradients, step, self.config, lr, self._quadratic_function())
+        for name, update in step.items():
+            grad = self.named[name].grad
+            assert grad is not None
+            grad.copy_(info.scaled(update))
+        return info
+
+    def _quadratic_function(self) -> FisherQuadratic | None:
+        return self.exact_quadratic if self.config.quadratic == "exact" else None
+
+    # --- inspection and state ---------------------------------------------------------------------
+
+    def extreme_eigenvalues(self) -> tuple[float, float]:
+        """Smallest and largest eigenvalue over all Kronecker blocks; NaN before a refresh."""
+        layers = [block for block in self.blocks if isinstance(block, KroneckerBlock)]
+        pairs = [block.extreme_eigenvalues() for block in layers]
+        found = [pair for pair in pairs if pair is not None]
+        if not found:
+            return float("nan"), float("nan")
+        low = torch.stack([pair[0] for pair in found]).min()
+        high = torch.stack([pair[1] for pair in found]).max()
+        return float(low), float(high)
+
+    @property
+    def failures(self) -> int:
+        """Failed decompositions so far, over all blocks."""
+        return sum(block.total_failures for block in (*self.stats.values(), *self._chains()))
+
+    def _chains(self) -> list[Chain]:
+        return [] if self.chain is None else [self.chain]
+
+    @contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[what] += time.perf_counter() - started
+
+    def state_dict(self) -> dict[str, Any]:
+        """Statistics, the possibly stale decompositions, a refresh under way, and the generator.
+
+        What :meth:`observe` collected with ``last=False`` is not part of it.
+        """
+        pending = None
+        if self._job is not None:
+            pending = {"due": self._due, **self._job[0].state_dict()}
+        return {
+            "turn": self._turn,
+            "statistics": self._statistics,
+            "damping": self.damping,
+            "generator": self.generator.get_state(),
+            "pending": pending,
+            "chain": None if self.chain is None else self.chain.state_dict(),
+            "layers": {name: block.state_dict() for name, block in self.stats.items()},
+        }
+
+    def check_state(self, state: object) -> None:
+        """Raise ValueError when a state does not fit the module or the settings."""
+        keys = {"turn", "statistics", "damping", "generator", "pending", "chain", "layers"}
+        if not isinstance(state, dict) or set(state) != keys:
+            raise ValueError(f"K-FAC curvature must have the entries {sorted(keys)}")
+        if not isinstance(state["layers"], dict) or set(state["layers"]) != set(self.stats):
+            raise ValueError("K-FAC state belongs to a network with other layers")
+        for name, block in self.stats.items():
+            block.check_state(state["layers"][name])
+        if (state["chain"] is None) != (self.chain is None):
+            raise ValueError("K-FAC state belongs to another structure")
+        if self.chain is not None:
+            self.chain.check_state(state["chain"])
+        for key in ("turn", "statistics"):
+            check_count(state[key], f"K-FAC {key}")
+        check_positive(state["damping"], "K-FAC damping")
+        size = tuple(self.generator.get_state().shape)
+        check_tensor(state["generator"], size, torch.uint8, "K-FAC generator")
+        if state["pending"] is not None:
+            if self.config.refresh_delay is None:
+                raise ValueError("K-FAC state has a refresh under way, but refresh_delay is None")
+            Plan.restored(state["pending"], self.stats, self.config)
+            check_count(state["pending"].get("due"), "K-FAC pending due")
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`; ValueError and no change if it does not fit."""
+        self.check_state(state)
+        self.close()
+        for name, block in self.stats.items():
+            block.load_state_dict(state["layers"][name])
+        if self.chain is not None:
+            self.chain.load_state_dict(state["chain"])
+        self._turn = state["turn"]
+        self._statistics = state["statistics"]
+        self.damping = float(state["damping"])
+        self.generator.set_state(state["generator"].cpu())
+        self.observed, self._open = None, False
+        if state["pending"] is not None:
+            plan = Plan.restored(state["pending"], self.stats, self.config)
+            self._start(plan, state["pending"]["due"])

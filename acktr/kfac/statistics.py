@@ -1,0 +1,132 @@
+"""What blocks share: observations of one batch, running averages, checks of stored state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from acktr.kfac.linalg import FactorError
+
+
+def check_tensor(value: object, shape: tuple[int, ...], dtype: torch.dtype, what: str) -> None:
+    """Raise ValueError unless value is a finite tensor of this shape and type."""
+    if not isinstance(value, Tensor) or tuple(value.shape) != shape:
+        raise ValueError(f"{what} does not fit {shape}")
+    if value.dtype != dtype or not bool(torch.isfinite(value).all()):
+        raise ValueError(f"{what} must be finite {dtype}")
+
+
+def check_count(value: object, what: str) -> None:
+    """Raise ValueError unless value is an integer >= 0."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{what} must be an integer >= 0, got {value!r}")
+
+
+def check_positive(value: object, what: str) -> None:
+    """Raise ValueError unless value is a finite number > 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{what} must be a finite number > 0, got {value!r}")
+
+
+def check_list(
+    found: object, shapes: Sequence[tuple[int, ...] | None], dtype: torch.dtype, what: str
+) -> None:
+    """Raise ValueError unless found is None or a list of such tensors (None where no shape is)."""
+    if found is None:
+        return
+    if not isinstance(found, list) or len(found) != len(shapes):
+        raise ValueError(f"{what} must be {len(shapes)} tensors")
+    for tensor, shape in zip(found, shapes, strict=True):
+        if shape is not None:
+            check_tensor(tensor, shape, dtype, what)
+        elif tensor is not None:
+            raise ValueError(f"{what} has vectors for a diagonal factor")
+
+
+@dataclass(frozen=True)
+class Use:
+    """One use of a layer in a forward pass."""
+
+    module: nn.Module
+    """The layer (tied layers share a block)."""
+    args: tuple[Tensor, ...]
+    """Inputs, (N, ...)."""
+    gradients: tuple[Tensor, ...]
+    """Gradient of each curvature scalar with respect to the output, (N, ...)."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a block sees of one batch.
+
+    The gradients belong to scalars s_c with weights w_c; the curvature of the objective is
+    1/Z sum_n sum_c w_c g g^T. With a subsample of the batch the sum over it is scaled up.
+    """
+
+    uses: Sequence[Use]
+    weights: Sequence[float]
+    """w_c, one per curvature scalar."""
+    factor: float
+    """What sums over samples are multiplied with (1 but for subsampled sum losses)."""
+    count: float
+    """What this batch adds to the divisor Z."""
+
+
+class RunningAverage:
+    """Bias-corrected exponential average of a matrix: value and weight decay together.
+
+    A batch whose statistic is not finite leaves the average as it was; this is decided on the
+    device, without a host synchronisation. A batch may come in parts (:meth:`add`), which
+    :meth:`take` joins.
+    """
+
+    def __init__(self) -> None:
+        self.value: Tensor | None = None
+        self.weight: Tensor | None = None
+        self._total: Tensor | None = None
+        self._count = 0.0
+
+    def add(self, total: Tensor, count: float) -> None:
+        """Join the sum of a part of a batch, and what it adds to the divisor."""
+        self._total = total if self._total is None else self._total + total
+        self._count += count
+
+    def take(self) -> Tensor | None:
+        """The joined batch's mean, or None when there was no part; the parts are forgotten."""
+        if self._total is None:
+            return None
+        mean = self._total / self._count
+        self._total, self._count = None, 0.0
+        return mean
+
+    def update(self, new: Tensor, decay: float, valid: Tensor | None = None) -> None:
+        """S <- decay S + (1 - decay) S_new, and the same for the weight with 1 in place of S."""
+        if self.value is None or self.weight is None:
+            self.value = torch.zeros_like(new)
+            self.weight = new.new_zeros(())
+        finite = torch.isfinite(new).all() if valid is None else valid
+        old_weight = self.weight
+        target = torch.where(finite, new, self.value)
+        grown = torch.where(finite, torch.ones_like(old_weight), old_weight)
+        self.value = self.value.lerp(target, 1 - decay)
+        self.weight = old_weight + (1 - decay) * (grown - old_weight)
+
+    def mean(self) -> Tensor:
+        """The corrected average S / weight; NaN before the first finite batch."""
+        if self.value is None or self.weight is None:
+            raise FactorError("factor has no statistics yet")
+        return self.value / self.weight
+
+    def tensors(self) -> tuple[Tensor | None, Tensor | None]:
+        """Value and weight, for a state."""
+        return self.value, self.weight
+
+    def load(self, value: Tensor | None, weight: Tensor | None, device: torch.device) -> None:
+        """Restore :meth:`tensors`; parts of an unfinished batch are dropped."""
+        self.value = None if value is None else value.to(device)
+        self.weight = None if weight is None else weight.to(device)
+        self._total, self._count = None, 0.0
