@@ -1,0 +1,109 @@
+"""Every number that the comparison fixes: grids, epochs and constants of each optimizer."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from itertools import product
+from typing import Literal
+
+from acktr.kfac import KFACConfig, LMConfig
+
+ProblemName = Literal["autoencoder", "convnet"]
+Setting = dict[str, float]
+"""The tuned values of an optimizer, for example {"lr": 1.0, "damping": 9.0}."""
+
+OPTIMIZERS = ("kfac", "kfac-adaptive", "sgd", "adam")
+SGD_MOMENTUM = 0.9
+
+
+def _grid(**values: tuple[float, ...]) -> tuple[Setting, ...]:
+    return tuple(dict(zip(values, chosen, strict=True)) for chosen in product(*values.values()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What belongs to one optimizer on one problem."""
+
+    grid: tuple[Setting, ...]
+    """Settings to choose from; all optimizers of a problem have equally many."""
+    epochs: int
+    """Epochs of a full run."""
+    small_epochs: int
+    """Epochs of a full run on the built-in data."""
+
+
+RECIPES: dict[ProblemName, dict[str, Recipe]] = {
+    "autoencoder": {
+        "kfac": Recipe(
+            grid=_grid(lr=(0.3, 1.0), damping=(3.0, 9.0, 27.0)), epochs=10, small_epochs=10
+        ),
+        "kfac-adaptive": Recipe(
+            grid=_grid(damping=(3.0, 9.0, 27.0, 50.0, 100.0, 150.0)), epochs=10, small_epochs=10
+        ),
+        "sgd": Recipe(
+            grid=_grid(lr=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)), epochs=100, small_epochs=40
+        ),
+        "adam": Recipe(
+            grid=_grid(lr=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)), epochs=100, small_epochs=40
+        ),
+    },
+    "convnet": {
+        "kfac": Recipe(
+            grid=_grid(kl_clip=(0.003, 0.03), damping=(0.003, 0.03, 0.3)), epochs=5, small_epochs=5
+        ),
+        "kfac-adaptive": Recipe(
+            grid=_grid(damping=(0.003, 0.01, 0.03, 0.1, 0.3, 1.0)), epochs=5, small_epochs=5
+        ),
+        "sgd": Recipe(
+            grid=_grid(lr=(1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3)), epochs=10, small_epochs=10
+        ),
+        "adam": Recipe(
+            grid=_grid(lr=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)), epochs=10, small_epochs=10
+        ),
+    },
+}
+
+KFAC_CONSTANTS: dict[ProblemName, KFACConfig] = {
+    "autoencoder": KFACConfig(
+        factored_damping=True,
+        stat_decay=0.9,
+        momentum=0.9,
+        refresh_interval=20,
+        kl_clip=None,
+    ),
+    "convnet": KFACConfig(
+        lr=0.3,
+        stat_decay=0.95,
+        momentum=0.9,
+        refresh_interval=10,
+    ),
+}
+"""K-FAC settings that are not tuned; the tuned ones and L2 are filled in."""
+
+LM = LMConfig()
+"""How kfac-adaptive adapts its damping; its step comes from the quadratic model, unclipped."""
+
+WEIGHT_DECAY: dict[ProblemName, float] = {"autoencoder": 1e-5, "convnet": 0.0}
+"""L2 coefficient of weight matrices, the same for all optimizers; not part of the reported loss."""
+
+STATISTICS_PART: dict[ProblemName, int] = {"autoencoder": 8, "convnet": 1}
+"""K-FAC's statistics come from the first 1/k of each batch."""
+
+BATCH: dict[ProblemName, int] = {"autoencoder": 1000, "convnet": 128}
+SMALL_BATCH = 64
+"""Batch on the built-in data."""
+
+WIDTHS: tuple[int, ...] = (1000, 500, 250, 30)
+"""Encoder of the autoencoder, after the input; the decoder mirrors it."""
+SMALL_WIDTHS: tuple[int, ...] = (128, 64, 32, 8)
+"""The same for the built-in data."""
+
+TUNE_EPOCHS = 5.0
+TUNE_SEED = 1000
+
+
+def kfac_constants(problem: ProblemName) -> dict[str, object]:
+    """The constants that differ from the library's defaults, to tell runs apart by."""
+    defaults = asdict(KFACConfig())
+    chosen = asdict(KFAC_CONSTANTS[problem])
+    return {name: value for name, value in chosen.items() if value != defaults[name]}
