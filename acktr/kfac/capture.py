@@ -26,6 +26,8 @@ class LayerRecord:
     """Shapes of the outputs."""
     edges: list[GradientEdge] = field(default_factory=list)
     """Where the gradient of each output appears in the autograd graph."""
+    parts: list[int | None] = field(default_factory=list)
+    """Place of each output in the tuple that the layer returned; None outside of a tuple."""
 
 
 class Capture:
@@ -51,14 +53,15 @@ class Capture:
         def hook(
             _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
         ) -> None:
-            if isinstance(output, Tensor) and output.requires_grad:
+            several = isinstance(output, tuple)
+            for place, part in enumerate(output if several else (output,)):
+                if not isinstance(part, Tensor) or not part.requires_grad:
+                    continue
                 inputs = (*args, *kwargs.values())
                 record.args.append(tuple(x.detach() for x in inputs if isinstance(x, Tensor)))
-                record.shapes.append(output.shape)
-                # nn.Linear returns a view for (N, T, in); an in-place operation on a view cuts the
-                # view's own node out of the graph, but not that of the tensor underneath.
-                base = output._base if output._is_view() else None
-                record.edges.append(get_gradient_edge(output if base is None else base))
+                record.shapes.append(part.shape)
+                record.edges.append(get_gradient_edge(_underneath(part)))
+                record.parts.append(place if several else None)
 
         return hook
 
@@ -82,6 +85,18 @@ class Capture:
             name: [None if (g := next(found)) is None else g.reshape(shape) for shape in rec.shapes]
             for name, rec in self.layers.items()
         }
+
+
+def _underneath(output: Tensor) -> Tensor:
+    """The tensor that an output is a reshaped view of, or else the output itself.
+
+    nn.Linear returns a view for (N, T, in); an in-place operation on a view cuts the view's own
+    node out of the graph, but not that of the tensor underneath.
+    """
+    base = output._base if output._is_view() else None
+    if base is None or base.numel() != output.numel():
+        return output
+    return base if base.is_contiguous() and output.is_contiguous() else output
 
 
 @contextmanager
@@ -141,7 +156,9 @@ class Gradients:
                 full = len(some)
                 cut = slice(turn % min(stride, full), None, stride)
                 filled = [(torch.zeros_like(some) if g is None else g)[cut] for g in found]
-                uses.append(Use(record.module, tuple(arg[cut] for arg in args), tuple(filled)))
+                kept_args = tuple(arg[cut] for arg in args)
+                part = record.parts[place]
+                uses.append(Use(record.module, kept_args, tuple(filled), args, cut, part))
                 kept = len(filled[0])
         if not uses:
             return None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from acktr.kfac.blocks import Block
 from acktr.kfac.config import KFACConfig
+from acktr.kfac.kronecker import KroneckerBlock
 
 _OPTIONS = {"lr": math.inf, "momentum": math.nextafter(1.0, 0.0), "weight_decay": math.inf}
 """Settings of a group and their largest values."""
@@ -44,16 +45,12 @@ def make_groups(
     if wanted is None:
         parameters = list(named.values())
         return [{"params": parameters, **default, "param_names": list(named)}]
+    if not isinstance(wanted, Sequence):
+        raise ValueError(f"param_groups must be a list of dicts, got {type(wanted).__name__}")
     groups = []
     place: dict[str, int] = {}
     for index, given in enumerate(wanted):
-        extra = sorted(set(given) - {"params", *_OPTIONS})
-        if extra or "params" not in given:
-            raise ValueError(
-                f"parameter group {index} may have params, {', '.join(_OPTIONS)}; got"
-                f" {', '.join(extra) or 'no params'}"
-            )
-        parameters = list(given["params"])
+        parameters = _parameters(given, index)
         for parameter in parameters:
             name = names.get(id(parameter))
             if name is None:
@@ -67,12 +64,38 @@ def make_groups(
         for option in _OPTIONS:
             _check(group[option], option, f"parameter group {index}:")
         groups.append({**group, "param_names": [names[id(p)] for p in parameters]})
+    _check_blocks(blocks, place, config.structure == "tridiagonal")
+    return groups
+
+
+def _parameters(given: dict[str, Any], index: int) -> list[Any]:
+    """What a group lists; raises ValueError for a group that is none."""
+    if not isinstance(given, dict):
+        raise ValueError(f"parameter group {index} must be a dict, got {type(given).__name__}")
+    extra = sorted(map(str, set(given) - {"params", *_OPTIONS}))
+    if extra or "params" not in given:
+        raise ValueError(
+            f"parameter group {index} may have params, {', '.join(_OPTIONS)}; got"
+            f" {', '.join(extra) or 'no params'}"
+        )
+    listed = given["params"]
+    if not isinstance(listed, Iterable):
+        raise ValueError(f"parameter group {index}: params must be parameters, got {listed!r}")
+    return [listed] if isinstance(listed, nn.Parameter) else list(listed)
+
+
+def _check_blocks(blocks: Sequence[Block], place: Mapping[str, int], chain: bool) -> None:
+    """Raise ValueError for a block in two groups, or a chain with a layer in none."""
     for block in blocks:
         if len({place.get(name) for name in block.names}) > 1:
             raise ValueError(
                 f"{' and '.join(block.names)} share a curvature block: give them one group"
             )
-    return groups
+        if chain and isinstance(block, KroneckerBlock) and block.weight_name not in place:
+            raise ValueError(
+                f"structure=tridiagonal needs all layers in a group: {block.weight_name!r} is in"
+                " none (freeze it with requires_grad_(False) instead)"
+            )
 
 
 def group_state(groups: Sequence[dict[str, Any]]) -> list[dict[str, float]]:

@@ -24,6 +24,8 @@ from acktr.kfac.trust import FisherQuadratic, StepInfo, clip_scale, rescale
 
 StepRule = Literal["trust_region", "quadratic_model"]
 Named = dict[str, Tensor]
+Moves = dict[str, tuple[Tensor, float]]
+"""Velocity v and step size by parameter name."""
 
 
 class KFAC(torch.optim.Optimizer):
@@ -140,7 +142,7 @@ class KFAC(torch.optim.Optimizer):
 
     def refresh(self) -> None:
         """Renew every decomposition now; raises FactorError after max_failures in a row."""
-        self.curvature.refresh()
+        self.curvature.refresh(self._decay())
 
     def close(self) -> None:
         """Wait for a running background refresh and forget it; no thread is left."""
@@ -231,15 +233,19 @@ class KFAC(torch.optim.Optimizer):
         due = rule is not None and rule.due(self._steps - self.config.cold_steps)
         if due and objective is None:
             raise ValueError("adaptive damping needs objective in step()")
-        self.curvature.prepare()
+        if due and self.curvature.observed is None:
+            raise ValueError("adaptive damping needs observe() with a loss before the step")
+        self.curvature.prepare(self._decay())
         gradients = self._gradients()
         step = self.curvature.direction(gradients, self._decay())
         if not step:
             return
         before = self._objective(objective) if due and objective is not None else 0.0
         if self.step_rule == "trust_region":
-            change = self._trust_region(gradients, step, fisher_quadratic)
-            predicted = self._predicted(gradients, change, model_inputs) if due else None
+            moves = self._trust_region(gradients, step, fisher_quadratic)
+            predicted = self._predicted(gradients, moves, model_inputs) if due else None
+            for name, (velocity, rate) in moves.items():
+                self._named[name].add_(velocity, alpha=-rate)
         else:
             predicted = self._quadratic_model(gradients, step, model_inputs)
         if rule is not None and due and objective is not None and predicted is not None:
@@ -250,21 +256,27 @@ class KFAC(torch.optim.Optimizer):
 
     def _trust_region(
         self, gradients: Named, step: Named, fisher_quadratic: FisherQuadratic | None
-    ) -> Named:
-        """Scale, average and apply the step; returns the change of the parameters."""
+    ) -> Moves:
+        """Scale and average the step; nothing is moved yet."""
         rates = {name: float(self.param_groups[i]["lr"]) for name, i in self._grouped.items()}
         lr = max(rates.values())
-        if any(rate != lr for rate in rates.values()) and lr > 0:
-            step = {name: update * (rates[name] / lr) for name, update in step.items()}
         exact = self.config.quadratic == "exact"
+        if any(rate != lr for rate in rates.values()) and lr > 0:
+            if self.curvature.chain is not None and not exact and self.config.kl_clip is not None:
+                raise ValueError(
+                    "structure=tridiagonal needs one lr for all groups, or quadratic=exact"
+                )
+            step = {name: update * (rates[name] / lr) for name, update in step.items()}
+            gradients = {name: gradients[name] * (rates[name] / lr) for name in step}
         quadratic = (fisher_quadratic or self.curvature.exact_quadratic) if exact else None
         info = rescale(gradients, step, self.config, lr, quadratic)
-        change = {}
+        moves = {}
         for name, update in step.items():
             momentum = float(self.param_groups[self._grouped[name]]["momentum"])
-            change[name] = self._move(name, info.scaled(update), lr * (1 - momentum), momentum)
+            velocity = self._velocity(name, info.scaled(update), momentum)
+            moves[name] = (velocity, lr * (1 - momentum))
         self.last_step = info
-        return change
+        return moves
 
     def _quadratic_model(
         self, gradients: Named, step: Named, inputs: tuple[Any, ...] | None
@@ -274,7 +286,7 @@ class KFAC(torch.optim.Optimizer):
         last = {
             name: self.state[self._named[name]]["momentum"]
             for name in step
-            if "momentum" in self.state[self._named[name]]
+            if self._named[name] in self.state
         }
         vectors = [ahead, last] if last else [ahead]
         model = QuadraticModel.of(self.curvature, gradients, vectors, self._decay(), inputs)
@@ -283,6 +295,7 @@ class KFAC(torch.optim.Optimizer):
         for name, update in last.items():
             change[name] = change[name] + coefficients[1] * update
         quadratic = coefficients @ model.fisher @ coefficients
+        quadratic = torch.where(torch.isfinite(model.slopes).all(), quadratic, torch.nan)
         scale = clip_scale(quadratic, change, 1.0, self.config)
         self.last_step = StepInfo(
             quadratic, scale, 0.5 * scale.square() * quadratic, coefficients * scale
@@ -293,7 +306,8 @@ class KFAC(torch.optim.Optimizer):
             self.state[self._named[name]]["momentum"] = moved
         return model.predicted(coefficients * scale)
 
-    def _predicted(self, gradients: Named, change: Named, inputs: tuple[Any, ...] | None) -> Tensor:
+    def _predicted(self, gradients: Named, moves: Moves, inputs: tuple[Any, ...] | None) -> Tensor:
+        change = {name: velocity * -rate for name, (velocity, rate) in moves.items()}
         model = QuadraticModel.of(self.curvature, gradients, [change], self._decay(), inputs)
         return model.predicted(torch.ones_like(model.slopes))
 
@@ -314,19 +328,19 @@ class KFAC(torch.optim.Optimizer):
         finite = torch.isfinite(norm)
         for name, grad in gradients.items():
             update = torch.where(finite, clip * grad, torch.zeros_like(grad))
-            self._move(name, update, self.config.cold_lr, self.config.momentum)
+            velocity = self._velocity(name, update, self.config.momentum)
+            self._named[name].add_(velocity, alpha=-self.config.cold_lr)
         zero = torch.zeros_like(norm)
         self.last_step = StepInfo(zero, torch.ones_like(norm), zero)
 
-    def _move(self, name: str, update: Tensor, rate: float, momentum: float) -> Tensor:
-        """V <- mu v + update, theta <- theta - rate v; returns the change of theta."""
+    def _velocity(self, name: str, update: Tensor, momentum: float) -> Tensor:
+        """V <- mu v + update."""
         parameter = self._named[name]
         state = self.state[parameter]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(parameter)
         velocity: Tensor = state["momentum"].mul_(momentum).add_(update)
-        parameter.add_(velocity, alpha=-rate)
-        return velocity if self.adaptive is None else velocity * -rate
+        return velocity
 
     def _clear_momentum(self) -> None:
         for state in self.state.values():

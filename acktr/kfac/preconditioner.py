@@ -6,13 +6,14 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from acktr.kfac.background import BackgroundJob
-from acktr.kfac.blocks import StatBlock
+from acktr.kfac.blocks import Block, StatBlock
 from acktr.kfac.capture import Capture, Gradients, capture
 from acktr.kfac.chain import Chain
 from acktr.kfac.config import KFACConfig
@@ -90,7 +91,7 @@ class Preconditioner:
         self.weights = {b.weight_name for b in self.blocks if isinstance(b, KroneckerBlock)}
         self._turn = 0
         self._statistics = 0
-        self._open = False
+        self._open: set[str] = set()
         self._job: tuple[Plan, BackgroundJob[Refresh]] | None = None
         self._due = 0
 
@@ -155,16 +156,16 @@ class Preconditioner:
         with self._timed("factors"):
             seen = {}
             for name, block in self.stats.items():
-                mine = found.observation(
-                    block.paths, stride, self._statistics, first=not self._open
-                )
+                first = name not in self._open
+                mine = found.observation(block.paths, stride, self._statistics, first=first)
                 if mine is not None:
+                    self._open.add(name)
                     seen[name] = mine
                     block.observe(mine, self.config)
             if self.chain is not None:
                 self.chain.observe(seen)
-            self._open = not last
             if last:
+                self._open.clear()
                 for folding in (*self.stats.values(), *self._chains()):
                     folding.fold(self.config.stat_decay)
                 self._statistics += 1
@@ -176,14 +177,17 @@ class Preconditioner:
         """Whether the next step renews decompositions."""
         return self._turn % self.config.refresh_interval == 0
 
-    def refresh(self) -> None:
-        """Renew the decompositions now; raises FactorError after max_failures in a row."""
+    def refresh(self, decay: Mapping[str, float] | None = None) -> None:
+        """Renew the decompositions now; raises FactorError after max_failures in a row.
+
+        ``decay`` is that of :meth:`direction`, for inverses that hold their damping.
+        """
         with self._timed("refresh"):
             self._settle()
-            plan = self._plan()
+            plan = self._plan(decay)
             self._install(plan, plan.compute())
 
-    def prepare(self) -> None:
+    def prepare(self, decay: Mapping[str, float] | None = None) -> None:
         """Before a step: install a background result that is due, and refresh if it is time.
 
         Raises:
@@ -194,19 +198,20 @@ class Preconditioner:
             with self._timed("refresh"):
                 self._settle()
         if self.needs_refresh:
-            delay = self.config.refresh_delay
-            if delay is None:
-                self.refresh()
+            if (delay := self.config.refresh_delay) is None:
+                self.refresh(decay)
             else:
                 with self._timed("refresh"):
                     self._settle()
-                    self._start(self._plan(), self._turn + delay)
+                    self._start(self._plan(decay), self._turn + delay)
                     if delay == 0 or self._turn == 0:  # the first one cannot be late
                         self._settle()
         self._turn += 1
 
-    def _plan(self) -> Plan:
-        return Plan.make(self.stats, self.chain, self.config, self._block_damping)
+    def _plan(self, decay: Mapping[str, float] | None) -> Plan:
+        return Plan.make(
+            self.stats, self.chain, self.config, partial(self._block_damping, decay=decay)
+        )
 
     def _start(self, plan: Plan, due: int) -> None:
         self._job = (plan, BackgroundJob(plan.compute))
@@ -229,10 +234,10 @@ class Preconditioner:
 
     # --- preconditioning --------------------------------------------------------------------------
 
-    def _block_damping(self, block: StatBlock, decay: Mapping[str, float] | None = None) -> float:
+    def _block_damping(self, block: Block, decay: Mapping[str, float] | None = None) -> float:
         if not isinstance(block, KroneckerBlock):
             return self.damping
-        extra = self.config.weight_decay if decay is None else decay[block.weight_name]
+        extra = self.config.weight_decay if decay is None else decay.get(block.weight_name, 0.0)
         return self.damping + extra
 
     def gradients(self, decay: Mapping[str, float] | None = None) -> dict[str, Tensor]:
@@ -264,9 +269,7 @@ class Preconditioner:
             for block in self.blocks:
                 if chained is not None and isinstance(block, KroneckerBlock):
                     continue
-                damping = self.damping
-                if isinstance(block, KroneckerBlock):
-                    damping = self._block_damping(block, decay)
+                damping = self._block_damping(block, decay)
                 step.update(block.precondition(gradients, damping, self.config.factored_damping))
             return step | (chained or {})
 
@@ -389,7 +392,7 @@ class Preconditioner:
         self._statistics = state["statistics"]
         self.damping = float(state["damping"])
         self.generator.set_state(state["generator"].cpu())
-        self.observed, self._open = None, False
+        self.observed, self._open = None, set()
         if state["pending"] is not None:
             plan = Plan.restored(state["pending"], self.stats, self.config)
             self._start(plan, state["pending"]["due"])

@@ -57,6 +57,12 @@ class Use:
     """Inputs, (N, ...)."""
     gradients: tuple[Tensor, ...]
     """Gradient of each curvature scalar with respect to the output, (N, ...)."""
+    whole: tuple[Tensor, ...]
+    """Inputs of the full batch, of which ``args`` are the samples ``kept``."""
+    kept: slice
+    """Which samples of the batch the statistics are made of."""
+    part: int | None
+    """Place of the output in the tuple that the module returned; None outside of a tuple."""
 
 
 @dataclass(frozen=True)

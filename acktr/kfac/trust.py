@@ -66,10 +66,10 @@ def rescale(
         fisher_quadratic: Gives q; None for q = g . U, which is U^T (F + lambda) U for the damped
             Kronecker factors.
     """
-    if fisher_quadratic is None:
-        quadratic = torch.stack([(gradients[name] * step[name]).sum() for name in step]).sum()
-    else:
-        quadratic = fisher_quadratic(step).detach()
+    quadratic = torch.stack([(gradients[name] * step[name]).sum() for name in step]).sum()
+    if fisher_quadratic is not None:
+        finite = torch.isfinite(quadratic)  # the Fisher may not see a parameter that is not
+        quadratic = torch.where(finite, fisher_quadratic(step).detach(), torch.nan)
     scale = clip_scale(quadratic, step, lr, config)
     predicted = 0.5 * (lr * scale).square() * quadratic
     predicted = torch.where(scale == 0, torch.zeros_like(predicted), predicted)

@@ -34,16 +34,17 @@ class RowSource(Protocol):
         ...
 
 
-def _normalized(inputs: Tensor, module: Norm) -> Tensor:
-    """The module's output before its scale and shift."""
+def _normalized(use: Use, module: Norm) -> Tensor:
+    """The module's output before its scale and shift; batch statistics are of the full batch."""
+    inputs = use.args[0]
     if isinstance(module, nn.LayerNorm):
         return functional.layer_norm(inputs, module.normalized_shape, eps=module.eps)
     if isinstance(module, nn.GroupNorm):
         return functional.group_norm(inputs, module.num_groups, eps=module.eps)
-    batch = module.training or module.running_mean is None
-    mean = None if batch else module.running_mean
-    var = None if batch else module.running_var
-    return functional.batch_norm(inputs, mean, var, training=batch, eps=module.eps)
+    if module.training or module.running_mean is None:
+        whole = functional.batch_norm(use.whole[0], None, None, training=True, eps=module.eps)
+        return whole[use.kept]
+    return functional.batch_norm(inputs, module.running_mean, module.running_var, eps=module.eps)
 
 
 class NormRows:
@@ -64,7 +65,7 @@ class NormRows:
         gradient = use.gradients[index]
         parts = []
         if self.weight:
-            parts.append(self._sum(_normalized(use.args[0], module) * gradient, module))
+            parts.append(self._sum(_normalized(use, module) * gradient, module))
         if self.bias:
             parts.append(self._sum(gradient, module))
         return torch.cat(parts, dim=1)
@@ -107,8 +108,9 @@ class ExampleRows:
         def one(cotangent: Tensor, *args: Tensor) -> Tensor:
             def forward(values: dict[str, Tensor]) -> Tensor:
                 inputs = tuple(arg[None] for arg in args)
-                output: Tensor = functional_call(self.module, {**tensors, **values}, inputs)
-                return output
+                output = functional_call(self.module, {**tensors, **values}, inputs)
+                found: Tensor = output if use.part is None else output[use.part]
+                return found
 
             (found,) = vjp(forward, chosen)[1](cotangent[None])
             return torch.cat([found[name].flatten() for name in self.names])

@@ -35,17 +35,13 @@ class Recipe:
 RECIPES: dict[ProblemName, dict[str, Recipe]] = {
     "autoencoder": {
         "kfac": Recipe(
-            grid=_grid(lr=(0.3, 1.0), damping=(3.0, 9.0, 27.0)), epochs=10, small_epochs=10
+            grid=_grid(kl_clip=(3.0, 10.0), damping=(0.1, 0.3)), epochs=10, small_epochs=10
         ),
         "kfac-adaptive": Recipe(
-            grid=_grid(damping=(3.0, 9.0, 27.0, 50.0, 100.0, 150.0)), epochs=10, small_epochs=10
+            grid=_grid(damping=(3.0, 9.0, 27.0, 81.0)), epochs=10, small_epochs=10
         ),
-        "sgd": Recipe(
-            grid=_grid(lr=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)), epochs=100, small_epochs=40
-        ),
-        "adam": Recipe(
-            grid=_grid(lr=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)), epochs=100, small_epochs=40
-        ),
+        "sgd": Recipe(grid=_grid(lr=(1e-3, 3e-3, 1e-2, 3e-2)), epochs=30, small_epochs=40),
+        "adam": Recipe(grid=_grid(lr=(3e-4, 1e-3, 3e-3, 1e-2)), epochs=30, small_epochs=40),
     },
     "convnet": {
         "kfac": Recipe(
@@ -65,11 +61,12 @@ RECIPES: dict[ProblemName, dict[str, Recipe]] = {
 
 KFAC_CONSTANTS: dict[ProblemName, KFACConfig] = {
     "autoencoder": KFACConfig(
+        lr=1.0,
         factored_damping=True,
-        stat_decay=0.9,
+        inverse="cholesky",
+        stat_decay=0.95,
         momentum=0.9,
-        refresh_interval=20,
-        kl_clip=None,
+        refresh_interval=10,
     ),
     "convnet": KFACConfig(
         lr=0.3,
@@ -98,7 +95,7 @@ WIDTHS: tuple[int, ...] = (1000, 500, 250, 30)
 SMALL_WIDTHS: tuple[int, ...] = (128, 64, 32, 8)
 """The same for the built-in data."""
 
-TUNE_EPOCHS = 5.0
+TUNE_EPOCHS = 3.0
 TUNE_SEED = 1000
 
 
