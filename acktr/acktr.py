@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp
 
 from acktr.compute import restore_generator
 from acktr.config import Config
 from acktr.distributions import ActionHead, Distribution
 from acktr.kfac import KFAC, KFACConfig
+from acktr.kfac.products import output_tangents
 from acktr.kfac.trust import FisherQuadratic
 from acktr.networks import ActorCritic, SeparateActorCritic, SharedActorCritic
 from acktr.rollout import Batch
@@ -39,17 +39,9 @@ def exact_quadratic(
         observations: The batch.
         metric: Output tangents to t^T H t (B,).
     """
-    parameters = {name: p.detach() for name, p in module.named_parameters()}
-
-    def forward(values: dict[str, Tensor]) -> Any:
-        return functional_call(module, values, (observations,))
 
     def quadratic(direction: dict[str, Tensor]) -> Tensor:
-        tangents = {
-            name: direction[name] if name in direction else torch.zeros_like(p)
-            for name, p in parameters.items()
-        }
-        tangent = jvp(forward, (parameters,), (tangents,))[1]
+        _, (tangent,) = output_tangents(module, (observations,), [direction])
         return metric(tangent).mean()
 
     return quadratic
