@@ -28,7 +28,7 @@ def test_example_runs(number: int, tmp_path: Path) -> None:
 
 
 def test_there_are_examples() -> None:
-    assert len(examples()) == 2
+    assert len(examples()) == 3
 
 
 def test_every_command_of_the_table_exists() -> None:
