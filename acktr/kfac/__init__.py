@@ -12,6 +12,14 @@ from acktr.kfac.losses import (
     OutputLoss,
     SumLoss,
 )
+from acktr.kfac.operators import (
+    FisherOperator,
+    KFACError,
+    curved_names,
+    dense_inverse,
+    dense_kfac,
+    kfac_error,
+)
 from acktr.kfac.optimizer import KFAC
 from acktr.kfac.preconditioner import Preconditioner
 from acktr.kfac.products import dense_fisher, fisher_gram, fisher_vector_product
@@ -28,8 +36,10 @@ __all__ = [
     "Empirical",
     "Exact",
     "FactorError",
+    "FisherOperator",
     "GaussianLoss",
     "KFACConfig",
+    "KFACError",
     "KroneckerBlock",
     "LMConfig",
     "LearntGaussianLoss",
@@ -40,9 +50,13 @@ __all__ = [
     "SumLoss",
     "UnsupportedParameterWarning",
     "capture",
+    "curved_names",
     "dense_fisher",
+    "dense_inverse",
+    "dense_kfac",
     "fisher_gram",
     "fisher_vector_product",
+    "kfac_error",
     "symmetric_eigen",
     "trust_scale",
 ]

@@ -45,17 +45,11 @@ RECIPES: dict[ProblemName, dict[str, Recipe]] = {
     },
     "convnet": {
         "kfac": Recipe(
-            grid=_grid(kl_clip=(0.003, 0.03), damping=(0.003, 0.03, 0.3)), epochs=5, small_epochs=5
+            grid=_grid(kl_clip=(0.01, 0.03), damping=(0.001, 0.003)), epochs=3, small_epochs=5
         ),
-        "kfac-adaptive": Recipe(
-            grid=_grid(damping=(0.003, 0.01, 0.03, 0.1, 0.3, 1.0)), epochs=5, small_epochs=5
-        ),
-        "sgd": Recipe(
-            grid=_grid(lr=(1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3)), epochs=10, small_epochs=10
-        ),
-        "adam": Recipe(
-            grid=_grid(lr=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)), epochs=10, small_epochs=10
-        ),
+        "kfac-adaptive": Recipe(grid=_grid(damping=(0.1, 0.3, 1.0, 3.0)), epochs=3, small_epochs=5),
+        "sgd": Recipe(grid=_grid(lr=(3e-3, 1e-2, 3e-2, 0.1)), epochs=6, small_epochs=10),
+        "adam": Recipe(grid=_grid(lr=(3e-4, 1e-3, 3e-3, 1e-2)), epochs=6, small_epochs=10),
     },
 }
 
@@ -69,7 +63,9 @@ KFAC_CONSTANTS: dict[ProblemName, KFACConfig] = {
         refresh_interval=10,
     ),
     "convnet": KFACConfig(
-        lr=0.3,
+        lr=1.0,
+        factored_damping=True,
+        inverse="cholesky",
         stat_decay=0.95,
         momentum=0.9,
         refresh_interval=10,
@@ -77,13 +73,19 @@ KFAC_CONSTANTS: dict[ProblemName, KFACConfig] = {
 }
 """K-FAC settings that are not tuned; the tuned ones and L2 are filled in."""
 
-LM = LMConfig()
-"""How kfac-adaptive adapts its damping; its step comes from the quadratic model, unclipped."""
+LM: dict[ProblemName, LMConfig] = {
+    "autoencoder": LMConfig(),
+    "convnet": LMConfig(minimum=1e-3),
+}
+"""How kfac-adaptive adapts its damping; small batches need a floor."""
+
+ADAPTIVE_CLIP: dict[ProblemName, float | None] = {"autoencoder": None, "convnet": 0.03}
+"""kl_clip of kfac-adaptive's steps, which the quadratic model scales."""
 
 WEIGHT_DECAY: dict[ProblemName, float] = {"autoencoder": 1e-5, "convnet": 0.0}
 """L2 coefficient of weight matrices, the same for all optimizers; not part of the reported loss."""
 
-STATISTICS_PART: dict[ProblemName, int] = {"autoencoder": 8, "convnet": 1}
+STATISTICS_PART: dict[ProblemName, int] = {"autoencoder": 8, "convnet": 8}
 """K-FAC's statistics come from the first 1/k of each batch."""
 
 BATCH: dict[ProblemName, int] = {"autoencoder": 1000, "convnet": 128}

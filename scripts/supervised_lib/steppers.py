@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from acktr.kfac import KFAC, Capture
 from supervised_lib.problems import Problem
-from supervised_lib.settings import KFAC_CONSTANTS, LM, SGD_MOMENTUM, WEIGHT_DECAY, Setting
+from supervised_lib.settings import (
+    ADAPTIVE_CLIP,
+    KFAC_CONSTANTS,
+    LM,
+    SGD_MOMENTUM,
+    WEIGHT_DECAY,
+    Setting,
+)
 
 Mark = Callable[[str], None]
 """Told the name of each part of an update when the part ends."""
@@ -57,12 +64,14 @@ def make_stepper(
         base,
         lr=setting.get("lr", base.lr),
         damping=setting.get("damping", base.damping),
-        kl_clip=setting.get("kl_clip", base.kl_clip) if name == "kfac" else None,
+        kl_clip=(
+            setting.get("kl_clip", base.kl_clip) if name == "kfac" else ADAPTIVE_CLIP[problem.name]
+        ),
         weight_decay=WEIGHT_DECAY[problem.name],
         refresh_interval=curvature.refresh_every,
     )
     optimizer = (
-        KFAC(network, config, step_rule="quadratic_model", adaptive=LM, seed=seed)
+        KFAC(network, config, step_rule="quadratic_model", adaptive=LM[problem.name], seed=seed)
         if name == "kfac-adaptive"
         else KFAC(network, config, seed=seed)
     )

@@ -1,0 +1,1 @@
+"""Exact and approximate Fisher matrices of a small classifier, side by side."""

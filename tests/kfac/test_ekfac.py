@@ -1,0 +1,260 @@
+"""EKFAC: its scales, and its distance to the exact block."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from acktr.kfac import CategoricalLoss, Empirical, Exact, GaussianLoss, KroneckerBlock, Sampled
+from acktr.kfac.config import Sharing
+from acktr.kfac.losses import Reduction
+from tests.kfac import exact_helpers
+from tests.kfac.exact_helpers import Seen, close, gap, observed, stored
+from tests.kfac.helpers import build, randn, seeded
+from tests.kfac.loss_helpers import REDUCTIONS
+from tests.kfac.product_cases import Tied, filled
+
+NETS: dict[str, tuple[nn.Module, Tensor, str]] = {
+    "multi-sample MLP": (
+        build(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)),
+        randn(7, 4),
+        "0",
+    ),
+    "shared linear": (
+        build(nn.Linear(4, 5), nn.Tanh(), nn.Flatten(), nn.Linear(15, 3)),
+        randn(6, 3, 4),
+        "0",
+    ),
+    "conv": (
+        build(nn.Conv2d(2, 3, 2, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(48, 3)),
+        randn(6, 2, 3, 3),
+        "0",
+    ),
+    "embedding": (
+        build(nn.Embedding(5, 3, padding_idx=2), nn.Tanh(), nn.Flatten(), nn.Linear(9, 3)),
+        torch.randint(5, (8, 3), generator=seeded(1)),
+        "0",
+    ),
+    "several uses": (filled(Tied()), randn(6, 3), "twice"),
+    "tied": (filled(Tied()), randn(6, 3), "first"),
+}
+every_net = pytest.mark.parametrize("net", NETS)
+
+
+def ekfac(
+    net: str, sharing: Sharing = "expand", reduction: Reduction = "mean", **settings: Any
+) -> tuple[Seen, KroneckerBlock]:
+    """The basis of one batch and, with no memory of the start, the scales of the same batch."""
+    model, inputs, name = NETS[net]
+    seen = observed(
+        model,
+        inputs,
+        CategoricalLoss(reduction=reduction),
+        structure="ekfac",
+        stat_decay=0.0,
+        linear_sharing=sharing,
+        conv_sharing=sharing,
+        **settings,
+    )
+    seen.curvature.refresh()
+    seen.again()
+    return seen, seen.layer(name)
+
+
+def vectors(block: KroneckerBlock) -> tuple[Tensor, Tensor]:
+    assert block.basis is not None
+    values, a_vectors, _, g_vectors = block.basis
+    full = torch.eye(len(values)).double() if a_vectors is None else a_vectors
+    return full, g_vectors
+
+
+def dense(block: KroneckerBlock) -> Tensor:
+    """Q diag(s) Q^T."""
+    a_vectors, g_vectors = vectors(block)
+    q = torch.kron(g_vectors, a_vectors)
+    return q @ block.scales.mean().flatten().diag() @ q.mT
+
+
+def sample_matrices(seen: Seen, block: KroneckerBlock, scalars: Any) -> list[list[Tensor]]:
+    """Gradient of every scalar for every sample as the block's matrix, one backward pass each."""
+    everything = {n: p.detach() for n, p in seen.model.named_parameters()}
+    found = []
+    for n in range(len(seen.inputs)):
+        chosen = {name: everything[name].clone().requires_grad_() for name in block.names}
+        output = functional_call(seen.model, {**everything, **chosen}, (seen.inputs[n : n + 1],))
+        rows = []
+        for scalar in scalars(output, n):
+            grads = torch.autograd.grad(scalar, list(chosen.values()), retain_graph=True)
+            rows.append(block.matrix(dict(zip(chosen, grads, strict=True))))
+        found.append(rows)
+    return found
+
+
+@every_net
+@pytest.mark.parametrize("sharing", ["expand", "reduce"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_scales_are_squared_rotated_gradients_summed_over_positions_first(
+    net: str, sharing: Sharing, reduction: Reduction
+) -> None:
+    seen, block = ekfac(net, sharing, reduction)
+    a_vectors, g_vectors = vectors(block)
+
+    def roots(output: Tensor, _: int) -> Any:
+        return CategoricalLoss().roots(output)
+
+    wanted = torch.zeros_like(block.scales.mean())
+    for rows in sample_matrices(seen, block, roots):
+        for matrix in rows:
+            wanted += (g_vectors.mT @ matrix @ a_vectors).square()
+    if reduction != "sum":
+        wanted /= len(seen.inputs)
+    close(block.scales.mean(), wanted)
+
+
+@every_net
+def test_scales_of_the_empirical_fisher(net: str) -> None:
+    seen, block = ekfac(net)
+    target = torch.randint(3, (len(seen.inputs),), generator=seeded(4))
+    seen.again(Empirical(target))
+    a_vectors, g_vectors = vectors(block)
+
+    def losses(output: Tensor, n: int) -> Any:
+        return [CategoricalLoss()(output, target[n : n + 1])]
+
+    rows = sample_matrices(seen, block, losses)
+    squares = [(g_vectors.mT @ found[0] @ a_vectors).square() for found in rows]
+    close(block.scales.mean(), torch.stack(squares).mean(0))
+
+
+@every_net
+def test_scales_are_the_diagonal_of_the_exact_block_in_the_basis(net: str) -> None:
+    seen, block = ekfac(net)
+    a_vectors, g_vectors = vectors(block)
+    q = torch.kron(g_vectors, a_vectors)
+    truth = seen.truth(block.name)
+    close(block.scales.mean().flatten(), (q.mT @ truth @ q).diagonal())
+
+
+@every_net
+@pytest.mark.parametrize("sharing", ["expand", "reduce"])
+def test_ekfac_is_strictly_closer_to_the_exact_block_than_kfac(net: str, sharing: Sharing) -> None:
+    seen, block = ekfac(net, sharing)
+    truth = seen.truth(block.name)
+    kronecker, corrected = gap(stored(block), truth), gap(dense(block), truth)
+    assert 0 < corrected < kronecker - 1e-3
+
+
+def test_a_grouped_convolution_has_scales_in_every_group() -> None:
+    model = build(nn.Conv1d(4, 6, 2, groups=2), nn.Tanh(), nn.Flatten(), nn.Linear(18, 3), seed=2)
+    seen = observed(model, randn(5, 4, 4), CategoricalLoss(), structure="ekfac", stat_decay=0.0)
+    seen.curvature.refresh()
+    seen.again()
+    block = seen.layer("0")
+    assert block.basis is not None
+    _, a_vectors, _, g_vectors = block.basis
+    assert a_vectors is not None
+    size = len(seen.truth("0")) // 2
+    truth = exact_helpers.within_groups(seen.truth("0"), 2)
+    found = []
+    for k in range(2):
+        q = torch.kron(g_vectors[k], a_vectors[k])
+        part = truth[k * size : (k + 1) * size, k * size : (k + 1) * size]
+        scales = block.scales.mean()[k].flatten()
+        close(scales, (q.mT @ part @ q).diagonal())
+        found.append(q @ scales.diag() @ q.mT)
+    assert gap(torch.block_diag(*found), truth) < gap(stored(block), truth) - 1e-3
+
+
+@every_net
+def test_scales_and_step_do_not_depend_on_the_signs_of_the_eigenvectors(net: str) -> None:
+    seen, block = ekfac(net)
+    scales, matrix = block.scales.mean(), dense(block)
+    gradients = {n: randn(*p.shape, seed=3) for n, p in seen.curvature.named.items()}
+    step = seen.curvature.direction(gradients)
+    assert block.basis is not None
+    a_values, a_vectors, g_values, g_vectors = block.basis
+    g_signs = torch.tensor([(-1.0) ** i for i in range(len(g_values))]).double()
+    a_signs = torch.tensor([(-1.0) ** (i // 2) for i in range(len(a_values))]).double()
+    flipped = None if a_vectors is None else a_vectors * a_signs
+    block.basis = (a_values, flipped, g_values, -g_vectors * g_signs)
+    seen.again()
+    close(block.scales.mean(), scales)
+    close(dense(block), matrix)
+    for name in block.names:
+        close(seen.curvature.direction(gradients)[name], step[name])
+
+
+@every_net
+def test_scales_follow_the_order_of_the_eigenvectors(net: str) -> None:
+    seen, block = ekfac(net)
+    scales, matrix = block.scales.mean(), dense(block)
+    assert block.basis is not None
+    a_values, a_vectors, g_values, g_vectors = block.basis
+    block.basis = (a_values, a_vectors, g_values.flip(0), g_vectors.flip(1))
+    seen.again()
+    close(block.scales.mean(), scales.flip(0))
+    close(dense(block), matrix)
+
+
+# --- how scales are kept --------------------------------------------------------------------------
+
+
+def test_scales_start_at_the_products_of_eigenvalues_and_average_from_there() -> None:
+    model, inputs, _ = NETS["multi-sample MLP"]
+    seen = observed(model, inputs, CategoricalLoss(), structure="ekfac", stat_decay=0.7)
+    block = seen.layer("0")
+    seen.curvature.refresh()
+    assert block.basis is not None
+    start = block.basis[2][:, None] * block.basis[0]
+    close(block.scales.mean(), start)
+    close(dense(block), stored(block))  # K-FAC itself
+    wanted = start
+    for count in range(3):
+        seen.inputs = randn(7, 4, seed=count)
+        seen.again()
+        q = torch.kron(*reversed(vectors(block)))
+        batch = (q.mT @ seen.truth("0") @ q).diagonal().reshape(start.shape)
+        wanted = 0.7 * wanted + 0.3 * batch
+        close(block.scales.mean(), wanted)
+    seen.curvature.refresh()
+    close(dense(block), stored(block))
+
+
+def test_where_kfac_is_exact_ekfac_is_the_same() -> None:
+    model = build(nn.Linear(4, 5), nn.Linear(5, 3, bias=False))
+    seen = observed(model, randn(8, 4), GaussianLoss(), structure="ekfac", stat_decay=0.0)
+    seen.curvature.refresh()
+    seen.again()
+    for name in ("0", "1"):
+        close(dense(seen.layer(name)), seen.truth(name))
+
+
+def test_parts_of_a_batch_give_the_scales_of_the_whole() -> None:
+    seen, block = ekfac("conv")
+    whole = block.scales.mean()
+    for part, last in (
+        (seen.inputs[:1], False),
+        (seen.inputs[1:4], False),
+        (seen.inputs[4:], True),
+    ):
+        with seen.curvature.capture() as captured:
+            output = seen.model(part)
+        seen.curvature.observe(captured, output, seen.loss, source=Exact(), last=last)
+    close(block.scales.mean(), whole)
+
+
+def test_sampled_scales_are_within_four_standard_errors_of_the_exact() -> None:
+    seen, block = ekfac("shared linear")
+    exact = block.scales.mean()
+    draws = []
+    for _ in range(400):
+        seen.again(Sampled())
+        draws.append(block.scales.mean())
+    found = torch.stack(draws)
+    error = found.std(0) / len(found) ** 0.5
+    assert bool(((found.mean(0) - exact).abs() <= 4 * error + 1e-12).all())
+    assert float(error.max()) < 0.15 * float(exact.max())
