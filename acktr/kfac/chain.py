@@ -21,7 +21,8 @@ class Chain:
     E[g_i g_{i+1}^T] (Martens & Grosse 2015, section 4.3).
 
     Args:
-        blocks: The linear layers in the order of the forward pass.
+        blocks: The linear layers in the order of registration, which must be that of the forward
+            pass.
 
     Raises:
         ValueError: There are no layers, or some are not linear layers of their own.

@@ -96,6 +96,12 @@ class KFAC(torch.optim.Optimizer):
         self._steps = 0
         self.last_step: StepInfo | None = None
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Groups are fixed at construction; raises ValueError afterwards."""
+        if hasattr(self, "_grouped"):
+            raise ValueError("K-FAC takes its groups at construction: pass param_groups")
+        super().add_param_group(param_group)
+
     # --- what belongs to the curvature ------------------------------------------------------------
 
     @property

@@ -120,7 +120,8 @@ class Preconditioner:
             output: The module's output in that pass, with its graph (which is kept).
             loss: What the output means: it draws targets and knows the objective's scale.
             source: Sampled(n), Exact() or Empirical(target); by default one sampled target.
-            last: False for all micro-batches of a large batch but the last.
+            last: False for all micro-batches of a large batch but the last, which also gives the
+                exact Fisher of the step.
         """
         scalars = curvature_scalars(source or Sampled(), loss, output, self.generator)
         normalizer = loss.normalizer(output)

@@ -13,7 +13,7 @@ from acktr.kfac.blocks import StatBlock
 from acktr.kfac.chain import Chain
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.linalg import FactorError, Parts, Request, decompose
-from acktr.kfac.statistics import check_count, check_tensor
+from acktr.kfac.statistics import check_count, check_shape
 from acktr.kfac.tridiagonal import ChainInverse
 
 ChainResult = ChainInverse | FactorError | None
@@ -106,7 +106,7 @@ class Plan:
             check_count(place, f"K-FAC layer {name!r}: number of a factor")
             if place >= len(shapes):
                 raise ValueError(f"K-FAC layer {name!r} has no factor number {place}")
-            check_tensor(matrix, shapes[place], block.dtype, f"K-FAC layer {name!r}: pending")
+            check_shape(matrix, shapes[place], block.dtype, f"K-FAC layer {name!r}: pending")
             plan.names.append(name)
             plan.places.append(place)
             plan.requests.append((matrix.to(block.device), block.method(config)))

@@ -12,11 +12,18 @@ from torch import Tensor, nn
 from acktr.kfac.linalg import FactorError
 
 
-def check_tensor(value: object, shape: tuple[int, ...], dtype: torch.dtype, what: str) -> None:
-    """Raise ValueError unless value is a finite tensor of this shape and type."""
+def check_shape(value: object, shape: tuple[int, ...], dtype: torch.dtype, what: str) -> Tensor:
+    """The value if it is a tensor of this shape and type; raises ValueError if not."""
     if not isinstance(value, Tensor) or tuple(value.shape) != shape:
         raise ValueError(f"{what} does not fit {shape}")
-    if value.dtype != dtype or not bool(torch.isfinite(value).all()):
+    if value.dtype != dtype:
+        raise ValueError(f"{what} must be finite {dtype}")
+    return value
+
+
+def check_tensor(value: object, shape: tuple[int, ...], dtype: torch.dtype, what: str) -> None:
+    """Raise ValueError unless value is a finite tensor of this shape and type."""
+    if not bool(torch.isfinite(check_shape(value, shape, dtype, what)).all()):
         raise ValueError(f"{what} must be finite {dtype}")
 
 
