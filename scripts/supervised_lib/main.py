@@ -122,6 +122,7 @@ def _plan(chosen: argparse.Namespace, problem: Problem, batch: int, images: data
         device=str(chosen.device),
         curvature=_curvature(chosen, problem),
         constants=settings.kfac_constants(problem.name),
+        measured=chosen.measure,
     )
     return Plan(
         optimizers=tuple(chosen.optimizers),

@@ -76,6 +76,12 @@ def _add_runs(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--eval-every", type=_count(1), metavar="UPDATES", help="default an epoch")
     group.add_argument(
+        "--measure",
+        type=_count(1),
+        metavar="IMAGES",
+        help="images of each split that losses are measured on; default all",
+    )
+    group.add_argument(
         "--threshold",
         type=_positive,
         metavar="LOSS",

@@ -78,6 +78,7 @@ def summarize(
             "batch": base.batch,
             "updates_per_epoch": plan.updates_per_epoch,
             "eval_every": base.eval_every,
+            "measured": base.measured,
             "widths": list(base.widths),
             "device": base.device,
             "curvature": None if base.curvature is None else asdict(base.curvature),
@@ -160,7 +161,8 @@ def markdown(summary: Mapping[str, Any]) -> str:
         "",
         f"{data['train_images']:,} training and {data['test_images']:,} test images, batch"
         f" {training['batch']}, {training['updates_per_epoch']} updates per epoch, evaluated every"
-        f" {training['eval_every']} updates; seconds are those of training, without evaluation.",
+        f" {training['eval_every']} updates on {training['measured'] or 'all'} images of each"
+        " split; seconds are those of training, without evaluation.",
         "",
         f"Tuned for {tuning['updates']} updates with seed {tuning['seed']}; chosen by training loss"
         " at their end.",

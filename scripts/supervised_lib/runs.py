@@ -46,10 +46,15 @@ class RunSpec:
     """None for optimizers without."""
     constants: dict[str, object] = field(default_factory=dict)
     """Untuned settings of K-FAC, empty for the other optimizers."""
+    measured: int | None = None
+    """Images of each split that losses are measured on; None for all."""
 
     def identity(self) -> str:
         """One line of JSON."""
-        return json.dumps(asdict(self), sort_keys=True)
+        found = asdict(self)
+        if self.measured is None:
+            del found["measured"]
+        return json.dumps(found, sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Row:
     seconds: float
     """Seconds of training until then, evaluations left out."""
     train_loss: float
-    """Loss on all training images; infinite if the run diverged."""
+    """Loss on the measured training images; infinite if the run diverged."""
     test_loss: float
 
 
@@ -82,7 +87,7 @@ def train(spec: RunSpec, problem: Problem, report: Callable[[list[Row], int], No
     network = problem.network().to(device)
     curvature = spec.curvature or Curvature(statistics_part=1, statistics_every=1, refresh_every=1)
     step = make_stepper(spec.optimizer, problem, network, spec.setting, curvature, spec.seed)
-    rows = [_evaluation(problem, network, 0, 0.0)]
+    rows = [_evaluation(spec, problem, network, 0, 0.0)]
     seconds = 0.0
     stream = batches(len(problem.train), spec.batch, spec.seed)
     for update in range(1, spec.updates + 1):
@@ -96,7 +101,7 @@ def train(spec: RunSpec, problem: Problem, report: Callable[[list[Row], int], No
         if not healthy:
             rows.append(Row(update, seconds, math.inf, math.inf))
         elif due:
-            rows.append(_evaluation(problem, network, update, seconds))
+            rows.append(_evaluation(spec, problem, network, update, seconds))
         report(rows, update)
         if not math.isfinite(rows[-1].train_loss):
             break
@@ -112,8 +117,12 @@ def _attempt(step: Stepper, inputs: Tensor, targets: Tensor, *, check: bool) -> 
     return not check or math.isfinite(float(loss))
 
 
-def _evaluation(problem: Problem, network: nn.Module, update: int, seconds: float) -> Row:
-    found = [problem.evaluate(network, split) for split in (problem.train, problem.test)]
+def _evaluation(
+    spec: RunSpec, problem: Problem, network: nn.Module, update: int, seconds: float
+) -> Row:
+    found = [
+        problem.evaluate(network, split, spec.measured) for split in (problem.train, problem.test)
+    ]
     train_loss, test_loss = (value if math.isfinite(value) else math.inf for value in found)
     return Row(update, seconds, train_loss, test_loss)
 

@@ -367,3 +367,15 @@ def test_threshold_and_ratios_on_curves_made_by_hand() -> None:
     assert "not reached" in report.markdown(given)
     picture = figure.draw(outcome.runs, {"kfac": "kfac", "sgd": "sgd"}, 2.5, "x")
     assert picture[:4] == b"\x89PNG"
+
+
+def test_losses_on_a_part_are_those_of_evenly_spread_images() -> None:
+    problem = problem_of("autoencoder")
+    network = problem.network()
+    images = problem.train.images.float().div(255).flatten(1)
+    chosen = images[[index * len(images) // 7 for index in range(7)]]
+    expected = float(problem.objective(network(chosen), chosen))
+    assert problem.evaluate(network, problem.train, 7) == pytest.approx(expected, rel=1e-5)
+    whole = float(problem.objective(network(images), images))
+    assert problem.evaluate(network, problem.train) == pytest.approx(whole, rel=1e-5)
+    assert problem.evaluate(network, problem.train, 10**6) == pytest.approx(whole, rel=1e-5)
