@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import math
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 import torch
+from arguments import integer, positive
+from torch import Tensor
 
 from acktr.files import reason, write_atomic
+from acktr.interrupts import Interrupts, Stopped
+from acktr.kfac import FactorError
 from approximation_lib import figure, report
 from approximation_lib.study import (
     Candidate,
+    Problem,
     Row,
     Settings,
     candidates,
@@ -25,7 +30,9 @@ from approximation_lib.study import (
 )
 
 BAD_INPUT = 2
+STOPPED = {signal.SIGINT: 130, signal.SIGTERM: 75}
 _LARGEST = 4000
+_Singular: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
 _UNDRAWN = "K-FAC (factored damping)"
 
 
@@ -39,14 +46,23 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run a command line and return the exit code: 0, or 2 for bad input."""
+    """Run a command line and return the exit code: 0, 2 bad input, 130 Ctrl-C, 75 SIGTERM."""
     try:
-        _run(argv)
+        with Interrupts():
+            _run(argv)
     except ApproximationError as error:
-        line = "".join(c if c.isprintable() else " " for c in str(error))
-        sys.stderr.write(f"approximation: error: {line}\n")
+        _complain(f"error: {error}")
         return BAD_INPUT
+    except Stopped as stop:
+        _complain("stopped before the results were complete; the same command starts anew")
+        return STOPPED[signal.Signals(stop.signum)]
     return 0
+
+
+def _complain(text: str) -> None:
+    line = "".join(c if c.isprintable() else " " for c in text)
+    sys.stderr.write(f"approximation: {line}\n")
+    sys.stderr.flush()
 
 
 def _run(argv: Sequence[str]) -> None:
@@ -57,7 +73,7 @@ def _run(argv: Sequence[str]) -> None:
     drawn: dict[str, Candidate] = {}
     for damping in settings.dampings:
         exact: Candidate | None = None
-        for name, found in candidates(problem, fisher, damping):
+        for name, found in _inverted(problem, fisher, damping):
             exact = exact or found
             rows.append(compare(problem, exact, name, found, damping))
             if damping == shown and name != _UNDRAWN:
@@ -78,18 +94,28 @@ def _run(argv: Sequence[str]) -> None:
     print(f"{out}: {', '.join(files)}")
 
 
+def _inverted(problem: Problem, fisher: Tensor, damping: float) -> Iterator[tuple[str, Candidate]]:
+    try:
+        yield from candidates(problem, fisher, damping)
+    except (_Singular, FactorError) as error:
+        raise ApproximationError(
+            f"argument --damping: {damping:g} is too small, a matrix cannot be inverted:"
+            " choose a larger one"
+        ) from error
+
+
 def _parsed(argv: Sequence[str]) -> tuple[Path, float, Settings]:
     default = Settings()
     parser = _Parser(prog="approximation", description=__doc__, allow_abbrev=False)
     parser.add_argument("--out", type=Path, required=True, help="results folder")
-    parser.add_argument("--seed", type=_integer(0, 2**63 - 1), default=default.seed)
-    parser.add_argument("--samples", type=_integer(1, 100_000), default=default.samples)
-    parser.add_argument("--steps", type=_integer(0, 100_000), default=default.steps)
-    parser.add_argument("--width", type=_integer(1, 1000), default=default.width)
-    parser.add_argument("--hidden", type=_integer(3, 100), default=default.hidden)
-    parser.add_argument("--damping", type=_positive, nargs="+", default=list(default.dampings))
-    parser.add_argument("--shown", type=_positive, help="damping of the figure (the middle one)")
-    parser.add_argument("--threads", type=_integer(1, 1024), help="threads of torch")
+    parser.add_argument("--seed", type=integer(0, 2**63 - 1), default=default.seed)
+    parser.add_argument("--samples", type=integer(1, 100_000), default=default.samples)
+    parser.add_argument("--steps", type=integer(0, 100_000), default=default.steps)
+    parser.add_argument("--width", type=integer(1, 1000), default=default.width)
+    parser.add_argument("--hidden", type=integer(3, 100), default=default.hidden)
+    parser.add_argument("--damping", type=positive(), nargs="+", default=list(default.dampings))
+    parser.add_argument("--shown", type=positive(), help="damping of the figure (the middle one)")
+    parser.add_argument("--threads", type=integer(1, 1024), help="threads of torch")
     chosen = parser.parse_args(argv)
     dampings = tuple(dict.fromkeys(chosen.damping))
     shown = dampings[len(dampings) // 2] if chosen.shown is None else chosen.shown
@@ -107,26 +133,3 @@ def _parsed(argv: Sequence[str]) -> tuple[Path, float, Settings]:
         chosen.seed, chosen.samples, chosen.steps, chosen.width, chosen.hidden, dampings
     )
     return chosen.out, shown, settings
-
-
-def _integer(least: int, most: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"must be an integer in [{least}, {most}]: {text!r}")
-        return value
-
-    return parse
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a finite number > 0: {text!r}")
-    return value

@@ -11,8 +11,8 @@ from pathlib import Path
 from supervised_lib.errors import SupervisedError
 from supervised_lib.problems import Problem
 from supervised_lib.progress import Progress, Tracker
-from supervised_lib.runs import Row, RunSpec, describe, read_rows, train, write_rows
-from supervised_lib.settings import RECIPES, Setting
+from supervised_lib.runs import Row, RunSpec, describe, is_finished, read_rows, train, write_rows
+from supervised_lib.settings import RECIPES, Setting, adaptive_constants
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ class Campaign:
                 if read_rows(path, spec) is None:
                     self._tracker.plan(name, spec.updates)
             for seed in self._plan.seeds:
-                if not self._run_path(name, seed).exists():
+                if not is_finished(self._run_path(name, seed)):
                     self._tracker.plan(name, self._plan.updates[name])
 
     def _tune(self, name: str, outcome: Outcome) -> Setting:
@@ -130,8 +130,17 @@ class Campaign:
             updates=updates,
             eval_every=every,
             curvature=self._plan.base.curvature if kfac else None,
-            constants=self._plan.base.constants if kfac else {},
+            constants=self._constants(name),
         )
+
+    def _constants(self, name: str) -> dict[str, object]:
+        """What the settings module fixes for an optimizer, to tell runs apart by."""
+        if not name.startswith("kfac"):
+            return {}
+        if name == "kfac-adaptive":
+            adaptive = adaptive_constants(self._problem.name)
+            return {**self._plan.base.constants, "adaptive": adaptive}
+        return self._plan.base.constants
 
     def _do(self, path: Path, spec: RunSpec) -> list[Row]:
         """Read a finished run or make it; the file has another name until the end."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ Arrays = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]
 
 _CAP = 4 << 30
 _BATCH_CAP = 1 << 28
+_ENCRYPTED = 1
+"""Bit of a zip member's flags."""
 _NPZ_FIELDS = ("x_train", "y_train", "x_test", "y_test")
 _IDX = (
     r"train-images[-.]idx3-ubyte(\.gz)?",
@@ -41,6 +44,8 @@ def read(path: Path) -> Arrays:
     """
     if path.is_dir():
         return _read_folder(path)
+    if path.exists() and not path.is_file():
+        raise SupervisedError(f"{path}: not a regular file; need a file or a folder")
     if path.suffix == ".npz":
         return _read_npz(path)
     if any(re.fullmatch(pattern, path.name) for pattern in _IDX):
@@ -77,6 +82,7 @@ def _named(folder: Path, pattern: str) -> list[Path]:
 def _read_npz(path: Path) -> Arrays:
     try:
         with zipfile.ZipFile(path) as archive:
+            _check_members(path, archive.infolist())
             if sum(member.file_size for member in archive.infolist()) > _CAP:
                 raise SupervisedError(f"{path}: more than {_CAP >> 30} GiB when unpacked")
         with np.load(path, allow_pickle=False) as content:
@@ -85,13 +91,30 @@ def _read_npz(path: Path) -> Arrays:
                 raise SupervisedError(
                     f"{path}: no array {missing[0]}; {', '.join(_NPZ_FIELDS)} are needed"
                 )
-            x_train, y_train, x_test, y_test = (content[name] for name in _NPZ_FIELDS)
-    except SupervisedError:
+            arrays = [content[name] for name in _NPZ_FIELDS]
+    except (SupervisedError, OSError, MemoryError):
         raise
-    except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        why = " ".join(str(error).split())
-        raise SupervisedError(f"{path}: not a .npz file of plain arrays: {why}") from error
-    return x_train, y_train, x_test, y_test
+    except Exception as error:  # a hostile archive can raise anything
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise SupervisedError(f"{path}: not a .npz file of plain arrays: {why[:200]}") from error
+    for name, array in zip(_NPZ_FIELDS, arrays, strict=True):
+        if not isinstance(array, np.ndarray):
+            raise SupervisedError(f"{path}: {name} is not an array; numpy.savez writes them")
+    return arrays[0], arrays[1], arrays[2], arrays[3]
+
+
+def _check_members(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
+    """Refuse what numpy does not write; zipfile cannot read all of it."""
+    for member in members:
+        if member.flag_bits & _ENCRYPTED:
+            raise SupervisedError(
+                f"{path}: {member.filename} is encrypted; write it with numpy.savez"
+            )
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise SupervisedError(
+                f"{path}: {member.filename} is compressed with zip method {member.compress_type};"
+                " write it with numpy.savez or numpy.savez_compressed"
+            )
 
 
 def _read_idx(folder: Path) -> Arrays:

@@ -6,7 +6,7 @@ import argparse
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -31,10 +31,21 @@ def main(argv: Sequence[str]) -> int:
     except SupervisedError as error:
         _complain(f"error: {error}")
         return BAD_INPUT
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        _complain("error: not enough memory: choose smaller --widths or a smaller --batch")
+        return BAD_INPUT
     except Stopped as stop:
         _complain("stopped; finished runs are kept, the same command continues")
         return STOPPED[signal.Signals(stop.signum)]
     return 0
+
+
+def _out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """Whether Python or torch could not allocate; torch has no exception of its own on the CPU."""
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
 def _complain(text: str) -> None:
@@ -124,6 +135,7 @@ def _plan(chosen: argparse.Namespace, problem: Problem, batch: int, images: data
         constants=settings.kfac_constants(problem.name),
         measured=chosen.measure,
     )
+    _check_length(epochs, chosen, per_epoch)
     return Plan(
         optimizers=tuple(chosen.optimizers),
         seeds=tuple(chosen.seeds),
@@ -134,6 +146,19 @@ def _plan(chosen: argparse.Namespace, problem: Problem, batch: int, images: data
         updates_per_epoch=per_epoch,
         base=base,
     )
+
+
+def _check_length(epochs: Mapping[str, float], chosen: argparse.Namespace, per_epoch: int) -> None:
+    most = options.MOST_UPDATES / per_epoch
+    asked = {f"--epochs: {name}={epochs[name]:g}": epochs[name] for name in chosen.optimizers}
+    if chosen.tune_updates is None:
+        asked[f"--tune-epochs: {chosen.tune_epochs:g}"] = chosen.tune_epochs
+    for what, value in asked.items():
+        if value > most:
+            raise SupervisedError(
+                f"argument {what} epochs of {per_epoch} updates are too many:"
+                f" at most {most:g} epochs fit"
+            )
 
 
 def _overhead(chosen: argparse.Namespace, problem: Problem, batch: int, command: str) -> None:

@@ -20,6 +20,8 @@ from supervised_lib.settings import ProblemName
 _CHANNELS = (32, 64, 64)
 _DENSE = 128
 _CHUNK = 2000
+_MOST_PARAMETERS = 1 << 28
+"""Of the largest network: 1 GiB in float32."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def make_problem(
     """The problem with its data on a device.
 
     Raises:
-        SupervisedError: The images are too small for the convnet.
+        SupervisedError: The images are too small for the convnet, or the network is too large.
     """
     height, width = data.x_train.shape[1:3]
     if name == "convnet" and min(height, width) < 8:
@@ -105,7 +107,16 @@ def make_problem(
     mean = pixels.mean((0, 2, 3)).reshape(-1, 1, 1)
     std = pixels.std((0, 2, 3)).clamp_min(1e-3).reshape(-1, 1, 1)
     test = _split(data.x_test, data.y_test, device)
-    return Problem(name, train, test, mean, std, data.classes, tuple(widths))
+    problem = Problem(name, train, test, mean, std, data.classes, tuple(widths))
+    with torch.device("meta"):  # sizes alone: nothing is allocated and no random number drawn
+        parameters = sum(p.numel() for p in problem.network().parameters())
+    if parameters > _MOST_PARAMETERS:
+        smaller = "smaller --widths or images" if name == "autoencoder" else "smaller images"
+        raise SupervisedError(
+            f"{name} would have {parameters:,} parameters, at most {_MOST_PARAMETERS:,} fit:"
+            f" choose {smaller}"
+        )
+    return problem
 
 
 def _split(images: NDArray[np.uint8], labels: NDArray[np.int64], device: torch.device) -> Split:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import platform
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -103,6 +104,7 @@ def summarize(
         "chosen": outcome.chosen,
         "threshold": {"train_loss": _finite(goal), "source": source},
         "runs": [_run(name, seed, rows, goal) for (name, seed), rows in outcome.runs.items()],
+        "means": _means(outcome),
         "ratios": _ratios(plan, outcome, goal),
     }
 
@@ -123,6 +125,18 @@ def _run(name: str, seed: int, rows: Sequence[Row], goal: float) -> dict[str, An
         "updates_to_threshold": None if hit is None else hit.update,
         "seconds_to_threshold": None if hit is None else round(hit.seconds, 3),
     }
+
+
+def _means(outcome: Outcome) -> dict[str, Any]:
+    """Mean over the seeds of the final losses of each optimizer; None if a run diverged."""
+    means: dict[str, Any] = {}
+    for name in outcome.chosen:
+        last = [rows[-1] for (of, _), rows in outcome.runs.items() if of == name]
+        means[name] = {
+            "train_loss": _finite(statistics.fmean(row.train_loss for row in last)),
+            "test_loss": _finite(statistics.fmean(row.test_loss for row in last)),
+        }
+    return means
 
 
 def _ratios(plan: Plan, outcome: Outcome, goal: float) -> dict[str, Any]:
@@ -172,6 +186,8 @@ def markdown(summary: Mapping[str, Any]) -> str:
         *_edges(summary),
         "",
         *_run_table(summary),
+        "",
+        *_mean_table(summary),
         "",
         *_ratio_table(summary),
         "",
@@ -228,6 +244,17 @@ def _run_table(summary: Mapping[str, Any]) -> list[str]:
             f" | {'not reached' if updates is None else format(updates, ',')}"
             f" | {'' if seconds is None else format(seconds, '.1f')} |"
         )
+    return lines
+
+
+def _mean_table(summary: Mapping[str, Any]) -> list[str]:
+    lines = [
+        "| optimizer | mean final training loss | mean final test loss |",
+        "|---|---:|---:|",
+    ]
+    for name, mean in summary["means"].items():
+        losses = f"{_number(mean['train_loss'])} | {_number(mean['test_loss'])}"
+        lines.append(f"| {name} | {losses} |")
     return lines
 
 

@@ -148,13 +148,28 @@ def write_rows(path: Path, spec: RunSpec, rows: Sequence[Row], updates_per_epoch
         raise SupervisedError(f"{path}: cannot write: {reason(error)}") from error
 
 
+def is_finished(path: Path) -> bool:
+    """Whether a run's file is there.
+
+    Raises:
+        SupervisedError: There can be no such file, for example because its name is too long.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise SupervisedError(f"{path}: cannot read: {reason(error)}") from error
+    return True
+
+
 def read_rows(path: Path, spec: RunSpec) -> list[Row] | None:
     """The evaluations of a finished run; None if there is no such file.
 
     Raises:
         SupervisedError: The file is damaged or belongs to another run.
     """
-    if not path.exists():
+    if not is_finished(path):
         return None
     try:
         content = read_table(path)
@@ -188,10 +203,14 @@ def _difference(comment: str | None, spec: RunSpec) -> str:
         found = None
     if not isinstance(found, dict):
         return "not a run's file"
-    for name, wanted in json.loads(spec.identity()).items():
-        if found.get(name) != wanted:
-            return f"made with {name} {_short(found.get(name))}, not {_short(wanted)}"
-    return "made by another version of this script"
+    wanted = json.loads(spec.identity())
+    name = ""
+    while isinstance(found, dict) and isinstance(wanted, dict):
+        key = next((key for key in wanted if found.get(key) != wanted[key]), None)
+        if key is None:
+            return "made by another version of this script"
+        name, found, wanted = f"{name}{'.' if name else ''}{key}", found.get(key), wanted[key]
+    return f"made with {name} {_short(found)}, not {_short(wanted)}"
 
 
 def _short(value: object) -> str:

@@ -74,10 +74,10 @@ KFAC_CONSTANTS: dict[ProblemName, KFACConfig] = {
 """K-FAC settings that are not tuned; the tuned ones and L2 are filled in."""
 
 LM: dict[ProblemName, LMConfig] = {
-    "autoencoder": LMConfig(),
+    "autoencoder": LMConfig(minimum=0.1),
     "convnet": LMConfig(minimum=1e-3),
 }
-"""How kfac-adaptive adapts its damping; small batches need a floor."""
+"""How kfac-adaptive adapts its damping; without a floor the noise of batches takes over."""
 
 ADAPTIVE_CLIP: dict[ProblemName, float | None] = {"autoencoder": None, "convnet": 0.03}
 """kl_clip of kfac-adaptive's steps, which the quadratic model scales."""
@@ -106,3 +106,8 @@ def kfac_constants(problem: ProblemName) -> dict[str, object]:
     defaults = asdict(KFACConfig())
     chosen = asdict(KFAC_CONSTANTS[problem])
     return {name: value for name, value in chosen.items() if value != defaults[name]}
+
+
+def adaptive_constants(problem: ProblemName) -> dict[str, object]:
+    """The constants of kfac-adaptive beside those of K-FAC, to tell runs apart by."""
+    return {**asdict(LM[problem]), "kl_clip": ADAPTIVE_CLIP[problem]}

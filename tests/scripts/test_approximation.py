@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -113,9 +116,10 @@ def test_results_are_written_and_repeat(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--damping", "0"], "argument --damping: must be a finite number > 0: '0'"),
-        (["--damping", "nan"], "argument --damping: must be a finite number > 0: 'nan'"),
-        (["--hidden", "2"], "argument --hidden: must be an integer in [3, 100]: '2'"),
+        (["--damping", "0"], "argument --damping: needs a finite number > 0, got '0'"),
+        (["--damping", "nan"], "argument --damping: needs a finite number > 0, got 'nan'"),
+        (["--hidden", "2"], "argument --hidden: needs an integer in [3, 100], got '2'"),
+        (["--threads", "9999"], "argument --threads: needs an integer in [1, 1024], got '9999'"),
         (["--shown", "7"], "argument --shown: must be one of --damping, got 7"),
         (["--width", "100"], "--hidden 5 --width 100 make a matrix of 40400 rows: at most 4000"),
     ],
@@ -129,9 +133,53 @@ def test_bad_options_get_one_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_damping_that_is_too_small_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One sample: the Fisher matrix has rank 9 at most, and 36 rows."""
+    options = ["--width", "3", "--hidden", "4", "--samples", "1", "--steps", "0"]
+    assert main([*options, "--damping", "1e-300", "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("approximation: error: argument --damping: 1e-300 is too small")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_that_cannot_be_made_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
     assert main(["--out", str(tmp_path / "file"), *SMALL]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_ctrl_c_stops_with_one_line(tmp_path: Path) -> None:
+    """The signal comes while it trains, which 100,000 steps keep it doing for long."""
+    begun = tmp_path / "begun"
+    program = (
+        "import sys, pathlib; sys.argv[:1] = []\n"
+        "from approximation_lib import main, study\n"
+        "def trained(settings):\n"
+        f"    pathlib.Path({str(begun)!r}).touch()\n"
+        "    return study.trained(settings)\n"
+        "main.trained = trained\n"
+        "raise SystemExit(main.main(sys.argv))\n"
+    )
+    search = os.pathsep.join([str(ROOT / "scripts"), str(ROOT)])
+    options = [*SMALL[:-1], "100000", "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *options],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": search},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not begun.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == ""
+    assert err.startswith("approximation: stopped") and err.count("\n") == 1
+    assert not (tmp_path / "out").exists()

@@ -161,37 +161,6 @@ def test_ctrl_c_keeps_finished_runs(tmp_path: Path) -> None:
     assert not (tmp_path / "runs" / "sgd" / "seed0.csv").exists()
 
 
-@pytest.mark.parametrize(
-    ("options", "why"),
-    [
-        (("--nonsense",), "unrecognized arguments: --nonsense"),
-        (("--seeds", "x"), "argument --seeds: needs an integer >= 0, got 'x'"),
-        (("--seeds", "1", "1"), "each value may be given once"),
-        (("--seeds", "1000"), "1000 is among --seeds"),
-        (("--batch", "0"), "needs an integer >= 1"),
-        (("--batch", "513"), "513 is more than the 512 training images"),
-        (("--epochs", "kfax=3"), "'kfax' is not among the optimizers"),
-        (("--epochs", "sgd=nan"), "needs a finite number > 0, got 'nan'"),
-        (("--fix", "sgd:damping=1"), "sgd needs lr, got damping"),
-        (("--optimizers", "rmsprop"), "invalid choice: 'rmsprop'"),
-        (("--device", "tpu"), "device must be auto, cpu, cuda"),
-        (("--data", "nowhere.npz"), "nowhere.npz: cannot read"),
-        (("--overhead", "--block-updates", "7"), "7 must be a multiple"),
-    ],
-)
-def test_bad_options_end_with_one_line_and_code_2(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], why: str
-) -> None:
-    out = tmp_path / "out"
-    code, shown, err = run(capsys, out, *options)
-    assert code == 2
-    assert shown == ""
-    assert why in err
-    assert err.startswith("supervised: error: ")
-    assert err.count("\n") == 1
-    assert not out.exists()
-
-
 def test_overhead_of_the_convnet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--batch", "16", "--blocks", "2", "--block-updates", "10", "--warm-up", "2")
     code = main(["convnet", "--overhead", "--out", str(tmp_path), *options])
@@ -362,9 +331,18 @@ def test_threshold_and_ratios_on_curves_made_by_hand() -> None:
     assert found["updates"] == {"0": 10.0, "1": 8.0, "mean": 9.0}
     assert found["seconds"] == {"0": 10.0, "1": 8.0, "mean": 9.0}
     assert "| sgd/kfac | updates | 10.00 | 8.00 | 9.00 |" in report.markdown(summary)
+    assert summary["means"] == {
+        "kfac": {"train_loss": 1.0, "test_loss": 1.0},
+        "sgd": {"train_loss": 2.25, "test_loss": 2.25},
+    }
+    assert "| sgd | 2.25 | 2.25 |" in report.markdown(summary)
     given = report.summarize(plan, outcome, command="c", data=data, threshold=1.5)
     assert given["ratios"]["sgd/kfac"]["updates"] == {"0": None, "1": None, "mean": None}
     assert "not reached" in report.markdown(given)
+    outcome.runs["kfac", 1][-1] = Row(10, 1.0, math.inf, math.inf)
+    broken = report.summarize(plan, outcome, command="c", data=data, threshold=1.5)
+    assert broken["means"]["kfac"] == {"train_loss": None, "test_loss": None}
+    assert "| kfac | diverged | diverged |" in report.markdown(broken)
     picture = figure.draw(outcome.runs, {"kfac": "kfac", "sgd": "sgd"}, 2.5, "x")
     assert picture[:4] == b"\x89PNG"
 

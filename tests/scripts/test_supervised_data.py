@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,50 @@ def test_npz_with_something_wrong_is_refused(
     tmp_path: Path, changes: dict[str, Any], why: str
 ) -> None:
     refused(save_npz(tmp_path / "a.npz", **changes), why)
+
+
+@pytest.mark.parametrize("method", [9, 12, 14, 97], ids=["deflate64", "bzip2", "lzma", "unknown"])
+def test_oddly_compressed_npz_is_refused(tmp_path: Path, method: int) -> None:
+    packed = save_npz(tmp_path / "a.npz")
+    patch_headers(packed, method, flags=0)
+    refused(packed, f"x_train.npy is compressed with zip method {method}")
+    refused(packed, "write it with numpy.savez or numpy.savez_compressed")
+
+
+def patch_headers(path: Path, method: int, flags: int) -> None:
+    """Write flags and compression method into every local and central header of a zip file."""
+    data = bytearray(path.read_bytes())
+    for magic, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        at = data.find(magic)
+        while at >= 0:
+            data[at + offset : at + offset + 4] = flags.to_bytes(2, "little") + method.to_bytes(
+                2, "little"
+            )
+            at = data.find(magic, at + 4)
+    path.write_bytes(data)
+
+
+def test_encrypted_npz_is_refused(tmp_path: Path) -> None:
+    file = save_npz(tmp_path / "a.npz")
+    patch_headers(file, 0, flags=0)
+    assert load(file, "convnet").classes == 3  # so the headers are still good ones
+    patch_headers(file, 0, flags=1)
+    refused(file, "x_train.npy is encrypted; write it with numpy.savez")
+
+
+def test_a_member_that_is_no_array_is_refused(tmp_path: Path) -> None:
+    file = save_npz(tmp_path / "a.npz", y_test=None)
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("y_test", b"0 1 2")
+    refused(file, "y_test is not an array; numpy.savez writes them")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", ["p.npz", "p", "train-images-idx3-ubyte"])
+def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    refused(tmp_path / name, "not a regular file; need a file or a folder")
 
 
 def test_what_is_no_data_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,50 @@
+"""Numbers on the command lines of the scripts, each refused with a line that says what is right."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+
+_LARGEST = 2**63 - 1
+"""What torch takes as a seed or a size."""
+
+
+def integer(least: int, most: int | None = None) -> Callable[[str], int]:
+    """A parser for argparse of integers in [least, most]; without ``most`` below 2^63.
+
+    Its argparse.ArgumentTypeError says what was wrong and what would be right.
+    """
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        limit = _LARGEST if most is None else most
+        if not least <= value <= limit:
+            open_end = most is None and value < least
+            wanted = f">= {least}" if open_end else f"in [{least}, {limit}]"
+            raise argparse.ArgumentTypeError(f"needs an integer {wanted}, got {text!r}")
+        return value
+
+    return parse
+
+
+def positive(most: float = math.inf) -> Callable[[str], float]:
+    """A parser for argparse of finite numbers in (0, most].
+
+    Its argparse.ArgumentTypeError says what was wrong and what would be right.
+    """
+    wanted = "finite number > 0" if most == math.inf else f"number in (0, {most:g}]"
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (0 < value <= most and value < math.inf):
+            raise argparse.ArgumentTypeError(f"needs a {wanted}, got {text!r}")
+        return value
+
+    return parse
