@@ -79,7 +79,7 @@ LM: dict[ProblemName, LMConfig] = {
 }
 """How kfac-adaptive adapts its damping; without a floor the noise of batches takes over."""
 
-ADAPTIVE_CLIP: dict[ProblemName, float | None] = {"autoencoder": None, "convnet": 0.03}
+ADAPTIVE_CLIP: dict[ProblemName, float | None] = {"autoencoder": 10.0, "convnet": 0.03}
 """kl_clip of kfac-adaptive's steps, which the quadratic model scales."""
 
 WEIGHT_DECAY: dict[ProblemName, float] = {"autoencoder": 1e-5, "convnet": 0.0}
