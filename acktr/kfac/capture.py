@@ -11,7 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from acktr.kfac.statistics import Observation, Use
+from acktr.kfac.inputs import Inputs
+from acktr.kfac.losses import OutputLoss
+from acktr.kfac.statistics import Moments, Observation, Use
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_DIMENSIONS: dict[type[nn.Module], int] = {
+    nn.Linear: 2,
+    nn.Embedding: 2,
+    nn.Conv1d: 3,
+    nn.Conv2d: 4,
+    nn.Conv3d: 5,
+}
+"""Least number of dimensions of an output over a batch."""
 
 
 @dataclass
@@ -20,7 +32,7 @@ class LayerRecord:
 
     module: nn.Module
     """The layer."""
-    args: list[tuple[Tensor, ...]] = field(default_factory=list)
+    calls: list[Inputs] = field(default_factory=list)
     """Detached inputs."""
     shapes: list[torch.Size] = field(default_factory=list)
     """Shapes of the outputs."""
@@ -28,6 +40,31 @@ class LayerRecord:
     """Where the gradient of each output appears in the autograd graph."""
     parts: list[int | None] = field(default_factory=list)
     """Place of each output in the tuple that the layer returned; None outside of a tuple."""
+    moments: list[Moments | None] = field(default_factory=list)
+    """Running mean and variance that a batch normalisation used; None for those of the batch."""
+
+    @property
+    def args(self) -> list[tuple[Tensor, ...]]:
+        """The tensors among the inputs."""
+        return [call.tensors() for call in self.calls]
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Inputs and loss of the last observation, for products with the exact Fisher."""
+
+    call: Inputs | None
+    loss: OutputLoss[Any]
+
+    @property
+    def inputs(self) -> Inputs:
+        """The inputs of the whole module; raises ValueError if it was not called."""
+        if self.call is None:
+            raise ValueError(
+                "the exact Fisher needs the inputs of the whole module, but only submodules were"
+                " called inside capture(): call the module itself"
+            )
+        return self.call
 
 
 class Capture:
@@ -42,8 +79,8 @@ class Capture:
 
     def __init__(self) -> None:
         self.layers: dict[str, LayerRecord] = {}
-        self.args: tuple[Any, ...] | None = None
-        """Positional inputs of the whole module in the last forward pass."""
+        self.inputs: Inputs | None = None
+        """Inputs of the whole module in the last forward pass, detached."""
 
     def _hook(
         self, name: str, module: nn.Module
@@ -54,19 +91,22 @@ class Capture:
             _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
         ) -> None:
             several = isinstance(output, tuple)
+            call = Inputs.of(args, kwargs)
             for place, part in enumerate(output if several else (output,)):
                 if not isinstance(part, Tensor) or not part.requires_grad:
                     continue
-                inputs = (*args, *kwargs.values())
-                record.args.append(tuple(x.detach() for x in inputs if isinstance(x, Tensor)))
+                record.calls.append(call)
+                record.moments.append(_moments(module))
                 record.shapes.append(part.shape)
                 record.edges.append(get_gradient_edge(_underneath(part)))
                 record.parts.append(place if several else None)
 
         return hook
 
-    def _keep_args(self, _module: nn.Module, args: tuple[Any, ...]) -> None:
-        self.args = args
+    def _keep_inputs(
+        self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self.inputs = Inputs.of(args, kwargs)
 
     def output_gradients(self, loss: Tensor) -> dict[str, list[Tensor | None]]:
         """Gradients of a scalar with respect to every recorded output, the graph kept.
@@ -87,6 +127,26 @@ class Capture:
         }
 
 
+def _moments(module: nn.Module) -> Moments | None:
+    """What a batch normalisation normalises with now: copies, as training moves them on."""
+    if not isinstance(module, _BATCH_NORMS) or module.training:
+        return None
+    mean, variance = module.running_mean, module.running_var
+    return None if mean is None or variance is None else (mean.clone(), variance.clone())
+
+
+def _check_batched(path: str, module: nn.Module, gradient: Tensor) -> None:
+    """Raise ValueError for a layer's output that has no leading dimension of samples."""
+    least = _DIMENSIONS.get(type(module), 1)
+    if isinstance(module, nn.LayerNorm):
+        least = 1 + len(module.normalized_shape)
+    if gradient.dim() < least:
+        raise ValueError(
+            f"K-FAC layer {path!r} ({type(module).__name__}) must be called with a batch (N, ...):"
+            f" its output has the shape {tuple(gradient.shape)} without N"
+        )
+
+
 def _underneath(output: Tensor) -> Tensor:
     """The tensor that an output is a reshaped view of, or else the output itself.
 
@@ -105,7 +165,7 @@ def capture(modules: Mapping[str, nn.Module], root: nn.Module | None = None) -> 
 
     Args:
         modules: Layers by name.
-        root: The module whose inputs are kept as :attr:`Capture.args`.
+        root: The module whose inputs are kept as :attr:`Capture.inputs`.
     """
     record = Capture()
     handles = [
@@ -113,7 +173,7 @@ def capture(modules: Mapping[str, nn.Module], root: nn.Module | None = None) -> 
         for name, module in modules.items()
     ]
     if root is not None:
-        handles.append(root.register_forward_pre_hook(record._keep_args))
+        handles.append(root.register_forward_pre_hook(record._keep_inputs, with_kwargs=True))
     try:
         yield record
     finally:
@@ -148,17 +208,17 @@ class Gradients:
         full, kept = 1, 1
         for path in paths:
             record = self.captured.layers[path]
-            for place, args in enumerate(record.args):
+            for place, call in enumerate(record.calls):
                 found = [scalar[path][place] for scalar in self.scalars]
                 some = next((gradient for gradient in found if gradient is not None), None)
                 if some is None:
                     continue
+                _check_batched(path, record.module, some)
                 full = len(some)
                 cut = slice(turn % min(stride, full), None, stride)
-                filled = [(torch.zeros_like(some) if g is None else g)[cut] for g in found]
-                kept_args = tuple(arg[cut] for arg in args)
-                part = record.parts[place]
-                uses.append(Use(record.module, kept_args, tuple(filled), args, cut, part))
+                filled = tuple((torch.zeros_like(some) if g is None else g)[cut] for g in found)
+                part, moments = record.parts[place], record.moments[place]
+                uses.append(Use(record.module, call, filled, full, cut, part, moments))
                 kept = len(filled[0])
         if not uses:
             return None

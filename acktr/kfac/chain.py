@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from acktr.kfac.kronecker import KroneckerBlock
 from acktr.kfac.linalg import FactorError, trace_ratio
 from acktr.kfac.statistics import Observation, RunningAverage, check_count, check_tensor
 from acktr.kfac.tridiagonal import ChainInverse, chain_inverse
+
+_logger = logging.getLogger(__name__)
 
 
 class Chain:
@@ -131,6 +134,7 @@ class Chain:
                     f"K-FAC chain: {result}; {self.failures} refreshes failed in a row"
                     " (lower lr or kl_clip, raise damping)"
                 ) from result
+            _logger.warning("the K-FAC chain keeps its former inverse: %s", result)
         elif result is not None:
             self.failures = 0
             self.inverse = result
@@ -141,10 +145,12 @@ class Chain:
             return None
         if any(name not in gradients for block in self.blocks for name in block.names):
             return None
-        steps = self.inverse.apply([block.matrix(gradients) for block in self.blocks])
+        matrices = [block.matrix(gradients) for block in self.blocks]
+        dtype = self.blocks[0].dtype
+        steps = self.inverse.apply([matrix.to(dtype) for matrix in matrices])
         found: dict[str, Tensor] = {}
         for block, step in zip(self.blocks, steps, strict=True):
-            found.update(block.split(step))
+            found.update(block.split(step.to(matrices[0].dtype)))
         return found
 
     def _averages(self) -> dict[str, RunningAverage]:

@@ -68,7 +68,8 @@ class KFACConfig:
     small_parameters: Literal["gradient", "dense", "diagonal"] = "gradient"
     """Parameters outside of known layers: plain gradient, or second moments of gradients."""
     dense_limit: int = 1024
-    """Largest number of parameters in a dense block (normalisations, small parameters)."""
+    """Largest number of parameters in a dense block (normalisations, lone biases, small
+    parameters); above it only the diagonal is kept."""
     quadratic: Literal["kronecker", "exact"] = "kronecker"
     """Where q comes from: the damped Kronecker factors, or the exact Fisher by one JVP."""
     max_failures: int = 10
@@ -115,6 +116,11 @@ class KFACConfig:
             if getattr(self, name) not in allowed:
                 wanted = " or ".join(allowed)
                 raise ValueError(f"{name} must be {wanted}, got {getattr(self, name)!r}")
+        if self.refresh_delay is not None and self.refresh_delay > self.refresh_interval:
+            raise ValueError(
+                f"refresh_delay must be at most refresh_interval ({self.refresh_interval}),"
+                f" got {self.refresh_delay}"
+            )
         if self.inverse == "cholesky" and not self.factored_damping:
             raise ValueError("inverse=cholesky needs factored_damping=True")
         if self.structure == "ekfac" and self.factored_damping:

@@ -160,8 +160,9 @@ def embedding_input_factor(inputs: Sequence[Tensor], module: nn.Embedding) -> tu
     if not inputs:
         raise ValueError("a factor needs at least one input")
     tokens = torch.cat([used.reshape(-1) for used in inputs])
-    counts = torch.bincount(tokens, minlength=module.num_embeddings)
-    counts = counts.to(accumulation_type(module.weight))
+    kind = accumulation_type(module.weight)
+    ones = torch.ones(len(tokens), dtype=kind, device=tokens.device)
+    counts = ones.new_zeros(module.num_embeddings).index_add_(0, tokens, ones)
     if module.padding_idx is not None:
         counts[module.padding_idx] = 0
     return counts, len(tokens)
@@ -215,3 +216,31 @@ def squared_gradients(inputs: Tensor, gradients: Tensor) -> Tensor:
         total = square if total is None else total + square
     assert total is not None
     return total
+
+
+def squared_token_gradients(
+    tokens: Tensor, gradients: Tensor, num: int, padding: int | None
+) -> Tensor:
+    """:func:`squared_gradients` of one-hot inputs, without the one-hot vectors.
+
+    A token that a sample has m times is m rows with the same sum of gradients s, each of which adds
+    s^2 / m.
+
+    Args:
+        tokens: (N, T).
+        gradients: Rows g, (N, T, out).
+        num: Number of tokens V.
+        padding: The token whose input counts as zero.
+
+    Returns:
+        (out, V).
+    """
+    total = gradients.new_zeros(num, gradients.shape[-1])
+    chunk = max(1, _CHUNK_ELEMENTS // (tokens.shape[1] * max(*gradients.shape[1:])))
+    for t, g in zip(torch.split(tokens, chunk), torch.split(gradients, chunk), strict=True):
+        equal = (t[:, :, None] == t[:, None, :]).to(g.dtype)
+        rows = (equal @ g).square() / equal.sum(-1, keepdim=True)
+        total.index_add_(0, t.flatten(), rows.flatten(0, 1))
+    if padding is not None:
+        total[padding] = 0
+    return total.mT

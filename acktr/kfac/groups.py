@@ -14,11 +14,12 @@ from acktr.kfac.kronecker import KroneckerBlock
 
 _OPTIONS = {"lr": math.inf, "momentum": math.nextafter(1.0, 0.0), "weight_decay": math.inf}
 """Settings of a group and their largest values."""
+_INITIAL = "initial_lr"
 
 
 def _check(value: object, name: str, where: str) -> None:
     real = not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
-    if not (real and 0 <= float(value) <= _OPTIONS[name]):  # type: ignore[arg-type]
+    if not (real and 0 <= float(value) <= _OPTIONS.get(name, math.inf)):  # type: ignore[arg-type]
         limit = "[0, 1)" if name == "momentum" else ">= 0"
         raise ValueError(f"{where} {name} must be a finite number {limit}, got {value!r}")
 
@@ -99,8 +100,9 @@ def _check_blocks(blocks: Sequence[Block], place: Mapping[str, int], chain: bool
 
 
 def group_state(groups: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
-    """The settings of each group."""
-    return [{name: float(group[name]) for name in _OPTIONS} for group in groups]
+    """The settings of each group, and the initial lr where a scheduler has left one."""
+    names = (*_OPTIONS, _INITIAL)
+    return [{name: float(group[name]) for name in names if name in group} for group in groups]
 
 
 def check_groups(state: object, groups: Sequence[dict[str, Any]]) -> None:
@@ -108,7 +110,7 @@ def check_groups(state: object, groups: Sequence[dict[str, Any]]) -> None:
     if not isinstance(state, list) or len(state) != len(groups):
         raise ValueError(f"K-FAC state must have the settings of {len(groups)} parameter groups")
     for index, stored in enumerate(state):
-        if not isinstance(stored, dict) or set(stored) != set(_OPTIONS):
+        if not isinstance(stored, dict) or set(stored) - {_INITIAL} != set(_OPTIONS):
             raise ValueError(f"K-FAC group {index} must have the entries {sorted(_OPTIONS)}")
-        for name in _OPTIONS:
+        for name in stored:
             _check(stored[name], name, f"K-FAC group {index}:")

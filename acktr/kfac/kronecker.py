@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from acktr.kfac.config import KFACConfig
-from acktr.kfac.factors import squared_gradients
 from acktr.kfac.failures import COUNTS, FailureCount
 from acktr.kfac.layouts import Layout, layout_of
 from acktr.kfac.linalg import FactorError, Inverse, Parts, Request, decompose, trace_ratio
@@ -18,6 +17,7 @@ from acktr.kfac.statistics import (
     RunningAverage,
     check_count,
     check_list,
+    check_sizes,
     check_tensor,
 )
 
@@ -90,6 +90,8 @@ class KroneckerBlock:
     @torch.no_grad()
     def observe(self, seen: Observation, config: KFACConfig) -> None:
         """Join a part of a batch to the statistics."""
+        if config.structure == "ekfac" or self.layout.reduces(config):
+            check_sizes(seen.uses, self.name)
         self.a.add(*self.layout.input_factor(seen.uses, config))
         total: Tensor | None = None
         for index, weight in enumerate(seen.weights):
@@ -106,12 +108,7 @@ class KroneckerBlock:
         """Sum over samples of (Q_G^T (sum_t g a^T) Q_A)^2 (George et al. 2018, equation 10)."""
         total: Tensor | None = None
         for index, weight in enumerate(seen.weights):
-            pairs = [self.layout.rows(use, index) for use in seen.uses]
-            inputs = torch.cat([pair[0] for pair in pairs], dim=-2)
-            gradients = torch.cat([pair[1] for pair in pairs], dim=-2)
-            if a_vectors is not None:
-                inputs = inputs @ a_vectors.unsqueeze(-3)
-            part = squared_gradients(inputs, gradients @ g_vectors.unsqueeze(-3)) * weight
+            part = self.layout.squares(seen.uses, index, a_vectors, g_vectors) * weight
             total = part if total is None else total + part
         assert total is not None
         return total
@@ -182,8 +179,9 @@ class KroneckerBlock:
             second_parts = (second[0], second[1])
         self.basis = (*first_parts, *second_parts)
         if config.structure == "ekfac":
+            # The eigenvalues' products stand in for one batch, and fade like one.
             self.scales = RunningAverage()
-            self.scales.update(_outer(self.basis[2], self.basis[0]), 0.0)
+            self.scales.update(_outer(self.basis[2], self.basis[0]), config.stat_decay)
 
     @torch.no_grad()
     def refresh(self, config: KFACConfig, damping: float | None = None) -> None:
@@ -219,16 +217,20 @@ class KroneckerBlock:
         with s the second moments of the rotated gradients. Cholesky inverses hold their damping.
         """
         present = {name: gradients[name] for name in self.names if name in gradients}
-        if len(present) < len(self.names):
+        if len(present) < len(self.names) or (self.basis is None and self.inverses is None):
             return present
+        gradient = self.matrix(present)
+        step = self._solve(gradient.to(self.dtype), damping, factored)
+        return self.split(step.to(gradient.dtype))
+
+    def _solve(self, gradient: Tensor, damping: float, factored: bool) -> Tensor:
         if self.inverses is not None:
             a, g = self.inverses
-            step = g @ self.matrix(present)
-            return self.split(step * a if a.dim() == 1 else step @ a)
-        if self.basis is None:
-            return present
+            step = g @ gradient
+            return step * a if a.dim() == 1 else step @ a
+        assert self.basis is not None
         a_values, a_vectors, g_values, g_vectors = self.basis
-        rotated = g_vectors.mT @ self.matrix(present)
+        rotated = g_vectors.mT @ gradient
         rotated = rotated if a_vectors is None else rotated @ a_vectors
         if self.scales.value is not None:
             curvature = self.scales.mean() + damping
@@ -239,7 +241,7 @@ class KroneckerBlock:
         else:
             curvature = _outer(g_values, a_values) + damping
         step = g_vectors @ (rotated / curvature)
-        return self.split(step if a_vectors is None else step @ a_vectors.mT)
+        return step if a_vectors is None else step @ a_vectors.mT
 
     def extreme_eigenvalues(self) -> tuple[Tensor, Tensor] | None:
         """Smallest and largest eigenvalue of A (x) G, or None without eigenvalues."""
@@ -327,6 +329,16 @@ class KroneckerBlock:
             left, right = state["inverses"]
             self.inverses = (left.to(device), right.to(device))
         self.counts.load_state_dict(state)
+
+
+def extreme_eigenvalues(blocks: Iterable[KroneckerBlock]) -> tuple[float, float]:
+    """Smallest and largest eigenvalue over all blocks; NaN before a refresh."""
+    found = [pair for block in blocks if (pair := block.extreme_eigenvalues()) is not None]
+    if not found:
+        return float("nan"), float("nan")
+    low = torch.stack([pair[0] for pair in found]).min()
+    high = torch.stack([pair[1] for pair in found]).max()
+    return float(low), float(high)
 
 
 def _outer(rows: Tensor, columns: Tensor) -> Tensor:

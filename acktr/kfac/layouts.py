@@ -29,6 +29,10 @@ class Layout(Protocol):
         """Shape of factor G."""
         ...
 
+    def reduces(self, config: KFACConfig) -> bool:
+        """Whether all positions and uses of a sample are joined first (sharing "reduce")."""
+        ...
+
     def input_factor(self, uses: Sequence[Use], config: KFACConfig) -> tuple[Tensor, int]:
         """Factor A as (sum, divisor)."""
         ...
@@ -39,6 +43,12 @@ class Layout(Protocol):
 
     def rows(self, use: Use, index: int) -> tuple[Tensor, Tensor]:
         """Rows a ([k,] N, T, in [+ 1]) and g ([k,] N, T, out) of one use."""
+        ...
+
+    def squares(
+        self, uses: Sequence[Use], index: int, a_vectors: Tensor | None, g_vectors: Tensor
+    ) -> Tensor:
+        """Sum over samples of (Q_G^T (sum_t g a^T) Q_A)^2, with Q_A = I where A is diagonal."""
         ...
 
     def matrix(self, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -56,6 +66,13 @@ def _gradients(uses: Sequence[Use], index: int) -> list[Tensor]:
 
 def _inputs(uses: Sequence[Use]) -> list[Tensor]:
     return [use.args[0] for use in uses]
+
+
+def _squares(pairs: Sequence[tuple[Tensor, Tensor]], a_vectors: Tensor, g: Tensor) -> Tensor:
+    """The same from the rows of all uses."""
+    inputs = torch.cat([pair[0] for pair in pairs], dim=-2) @ a_vectors.unsqueeze(-3)
+    gradients = torch.cat([pair[1] for pair in pairs], dim=-2) @ g.unsqueeze(-3)
+    return factors.squared_gradients(inputs, gradients)
 
 
 @dataclass(frozen=True)
@@ -76,6 +93,10 @@ class LinearLayout:
         """(out) square."""
         return self.module.out_features, self.module.out_features
 
+    def reduces(self, config: KFACConfig) -> bool:
+        """Whether all positions and uses of a sample are joined first."""
+        return config.linear_sharing == "reduce"
+
     def input_factor(self, uses: Sequence[Use], config: KFACConfig) -> tuple[Tensor, int]:
         """Factor A as (sum, divisor)."""
         return factors.linear_input_factor(_inputs(uses), self.bias, config.linear_sharing)
@@ -90,6 +111,13 @@ class LinearLayout:
         inputs = inputs.to(factors.accumulation_type(inputs))
         gradients = factors.output_rows(use.gradients[index], -1).to(inputs.dtype)
         return (factors.append_one(inputs) if self.bias else inputs), gradients
+
+    def squares(
+        self, uses: Sequence[Use], index: int, a_vectors: Tensor | None, g_vectors: Tensor
+    ) -> Tensor:
+        """Sum over samples of the squared rotated gradient, (out, in [+ 1])."""
+        assert a_vectors is not None
+        return _squares([self.rows(use, index) for use in uses], a_vectors, g_vectors)
 
     def matrix(self, weight: Tensor, bias: Tensor | None) -> Tensor:
         """(out, in [+ 1])."""
@@ -125,6 +153,10 @@ class ConvLayout:
         out = self.module.out_channels // self.module.groups
         return *self._lead, out, out
 
+    def reduces(self, config: KFACConfig) -> bool:
+        """Whether all positions and uses of a sample are joined first."""
+        return config.conv_sharing == "reduce"
+
     def input_factor(self, uses: Sequence[Use], config: KFACConfig) -> tuple[Tensor, int]:
         """Factor A as (sum, divisor)."""
         inputs = _inputs(uses)
@@ -140,6 +172,13 @@ class ConvLayout:
         inputs = factors.conv_rows(use.args[0], self.module, self.bias)
         gradients = factors.output_rows(use.gradients[index], 1, self.module.groups)
         return inputs, gradients.to(inputs.dtype)
+
+    def squares(
+        self, uses: Sequence[Use], index: int, a_vectors: Tensor | None, g_vectors: Tensor
+    ) -> Tensor:
+        """Sum over samples of the squared rotated gradient, ([k,] out / k, C kh kw [+ 1])."""
+        assert a_vectors is not None
+        return _squares([self.rows(use, index) for use in uses], a_vectors, g_vectors)
 
     def matrix(self, weight: Tensor, bias: Tensor | None) -> Tensor:
         """([k,] out / k, C kh kw [+ 1])."""
@@ -174,6 +213,10 @@ class EmbeddingLayout:
         """(D) square."""
         return self.module.embedding_dim, self.module.embedding_dim
 
+    def reduces(self, config: KFACConfig) -> bool:
+        """Whether all positions and uses of a sample are joined first."""
+        return False
+
     def input_factor(self, uses: Sequence[Use], config: KFACConfig) -> tuple[Tensor, int]:
         """Factor A as (sum, divisor)."""
         return factors.embedding_input_factor(_inputs(uses), self.module)
@@ -186,11 +229,24 @@ class EmbeddingLayout:
         """Rows a (N, T, V), one-hot, and g (N, T, D)."""
         gradients = factors.output_rows(use.gradients[index], -1)
         gradients = gradients.to(factors.accumulation_type(gradients))
-        tokens = use.args[0].reshape(gradients.shape[:2])
-        hot = nn.functional.one_hot(tokens, self.module.num_embeddings).to(gradients.dtype)
+        tokens = use.args[0].reshape(*gradients.shape[:2], 1).long()
+        hot = gradients.new_zeros(*gradients.shape[:2], self.module.num_embeddings)
+        hot.scatter_(2, tokens, 1)
         if self.module.padding_idx is not None:
             hot[..., self.module.padding_idx] = 0
         return hot, gradients
+
+    def squares(
+        self, uses: Sequence[Use], index: int, a_vectors: Tensor | None, g_vectors: Tensor
+    ) -> Tensor:
+        """Sum over samples of the squared rotated gradient, (D, V)."""
+        found = [factors.output_rows(use.gradients[index], -1) for use in uses]
+        rows = torch.cat(found, dim=1)
+        rows = rows.to(factors.accumulation_type(rows)) @ g_vectors
+        pairs = zip(uses, found, strict=True)
+        tokens = torch.cat([use.args[0].reshape(g.shape[:2]) for use, g in pairs], dim=1)
+        num, padding = self.module.num_embeddings, self.module.padding_idx
+        return factors.squared_token_gradients(tokens, rows, num, padding)
 
     def matrix(self, weight: Tensor, bias: Tensor | None) -> Tensor:
         """(D, V), the transposed table."""

@@ -241,13 +241,15 @@ def kfac_error(
         FactorError: As :func:`dense_kfac`.
         ValueError: As :func:`dense_kfac`, or there is no batch to compare with.
     """
-    view = _View(curvature)
+    view, kwargs = _View(curvature), None
     if args is None and loss is None and view.found.observed is not None:
-        args, loss = view.found.observed.args, view.found.observed.loss
+        call, loss = view.found.observed.inputs, view.found.observed.loss
+        args, kwargs = call.args, call.kwargs
     if args is None or loss is None:
         raise ValueError("kfac_error needs both args and loss, or neither after an observe()")
     approximate = view.matrix(damped)
-    exact = dense_fisher(view.found.module, args, loss, view.names).to(approximate.dtype)
+    exact = dense_fisher(view.found.module, args, loss, view.names, kwargs=kwargs)
+    exact = exact.to(approximate.dtype)
     blocks, wrong, size = {}, 0.0, 0.0
     for block in view.blocks:
         where = view.rows(block)

@@ -15,7 +15,7 @@ from acktr.kfac.capture import Capture
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.groups import check_groups, group_state, make_groups
 from acktr.kfac.losses import OutputLoss
-from acktr.kfac.model import QuadraticModel
+from acktr.kfac.model import QuadraticModel, adaptive_objective
 from acktr.kfac.preconditioner import Preconditioner
 from acktr.kfac.quadratic import LevenbergMarquardt, LMConfig, reduction_ratio
 from acktr.kfac.sources import Source
@@ -84,7 +84,8 @@ class KFAC(torch.optim.Optimizer):
         self.curvature = Preconditioner(module, self.config, known_fisher=known_fisher, seed=seed)
         self._named = self.curvature.named
         groups = make_groups(self._named, self.curvature.blocks, self.config, param_groups)
-        super().__init__(groups, {})
+        defaults = ("lr", "momentum", "weight_decay")
+        super().__init__(groups, {name: getattr(self.config, name) for name in defaults})
         self._grouped = {
             name: index
             for index, group in enumerate(self.param_groups)
@@ -141,10 +142,15 @@ class KFAC(torch.optim.Optimizer):
         self.curvature.observe(captured, output, loss, source=source, last=last)
 
     def update_curvature(
-        self, captured: Capture, log_likelihood: Tensor, *, last: bool = True
+        self,
+        captured: Capture,
+        log_likelihood: Tensor,
+        *,
+        samples: int | None = None,
+        last: bool = True,
     ) -> None:
         """The same for a summed log-likelihood, see :meth:`Preconditioner.update_curvature`."""
-        self.curvature.update_curvature(captured, log_likelihood, last=last)
+        self.curvature.update_curvature(captured, log_likelihood, samples=samples, last=last)
 
     def refresh(self) -> None:
         """Renew every decomposition now; raises FactorError after max_failures in a row."""
@@ -157,6 +163,10 @@ class KFAC(torch.optim.Optimizer):
     def extreme_eigenvalues(self) -> tuple[float, float]:
         """Smallest and largest eigenvalue over all Kronecker blocks; NaN before a refresh."""
         return self.curvature.extreme_eigenvalues()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Refuse copies: they would share the module but not its gradients."""
+        raise TypeError("a K-FAC optimizer is copied with state_dict() and load_state_dict()")
 
     # --- step -------------------------------------------------------------------------------------
 
@@ -209,8 +219,9 @@ class KFAC(torch.optim.Optimizer):
                 it the Fisher of the last observed batch is taken. Otherwise q = g . U, which is
                 U^T (F + lambda) U for the Kronecker factors.
             objective: The loss on the batch of the gradient, at the present parameters, without
-                weight decay; evaluated around the steps that adapt the damping.
-            model_inputs: Inputs for the quadratic model's Fisher; by default the observed ones.
+                weight decay; evaluated around the steps that adapt the damping, both times with the
+                same random numbers, and without a trace in the generators or in buffers.
+            model_inputs: Positional inputs for the model's Fisher; by default the observed ones.
 
         Raises:
             FactorError: A factor could not be decomposed ``max_failures`` times in a row.
@@ -235,27 +246,24 @@ class KFAC(torch.optim.Optimizer):
         objective: Callable[[], Tensor] | None,
         model_inputs: tuple[Any, ...] | None,
     ) -> None:
-        rule = self.adaptive
-        due = rule is not None and rule.due(self._steps - self.config.cold_steps)
-        if due and objective is None:
-            raise ValueError("adaptive damping needs objective in step()")
-        if due and self.curvature.observed is None:
-            raise ValueError("adaptive damping needs observe() with a loss before the step")
+        rule, evaluate = self.adaptive, None
+        if rule is not None and rule.due(self._steps - self.config.cold_steps):
+            evaluate = adaptive_objective(self.curvature, objective, self._decay(), model_inputs)
         self.curvature.prepare(self._decay())
         gradients = self._gradients()
         step = self.curvature.direction(gradients, self._decay())
         if not step:
             return
-        before = self._objective(objective) if due and objective is not None else 0.0
+        before = 0.0 if evaluate is None else evaluate()
         if self.step_rule == "trust_region":
             moves = self._trust_region(gradients, step, fisher_quadratic)
-            predicted = self._predicted(gradients, moves, model_inputs) if due else None
+            predicted = self._predicted(gradients, moves, model_inputs) if evaluate else None
             for name, (velocity, rate) in moves.items():
                 self._named[name].add_(velocity, alpha=-rate)
         else:
             predicted = self._quadratic_model(gradients, step, model_inputs)
-        if rule is not None and due and objective is not None and predicted is not None:
-            rho = reduction_ratio(before, self._objective(objective), float(predicted))
+        if rule is not None and evaluate is not None and predicted is not None:
+            rho = reduction_ratio(before, evaluate(), float(predicted))
             self.curvature.damping = rule.update(rho)
             assert self.last_step is not None
             self.last_step = replace(self.last_step, rho=rho)
@@ -316,14 +324,6 @@ class KFAC(torch.optim.Optimizer):
         change = {name: velocity * -rate for name, (velocity, rate) in moves.items()}
         model = QuadraticModel.of(self.curvature, gradients, [change], self._decay(), inputs)
         return model.predicted(torch.ones_like(model.slopes))
-
-    def _objective(self, objective: Callable[[], Tensor]) -> float:
-        """The loss with its weight decay."""
-        total = objective().detach().double()
-        for name, decay in self._decay().items():
-            if decay and name in self.curvature.weights:
-                total = total + 0.5 * decay * self._named[name].double().square().sum()
-        return float(total)
 
     def _cold_step(self) -> None:
         gradients = self._gradients()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,10 +13,11 @@ from torch import Tensor, nn
 
 from acktr.kfac.background import BackgroundJob
 from acktr.kfac.blocks import Block, StatBlock
-from acktr.kfac.capture import Capture, Gradients, capture
+from acktr.kfac.capture import Capture, Gradients, Observed, capture
 from acktr.kfac.chain import Chain
 from acktr.kfac.config import KFACConfig
-from acktr.kfac.kronecker import KroneckerBlock
+from acktr.kfac.gradients import completed, decayed_gradients
+from acktr.kfac.kronecker import KroneckerBlock, extreme_eigenvalues
 from acktr.kfac.losses import OutputLoss
 from acktr.kfac.products import fisher_gram
 from acktr.kfac.registry import ROOT, Registry
@@ -27,14 +27,6 @@ from acktr.kfac.statistics import check_count, check_positive, check_tensor
 from acktr.kfac.trust import FisherQuadratic, StepInfo, rescale
 
 _SUM = 0.0
-
-
-@dataclass(frozen=True)
-class Observed:
-    """Inputs and loss of the last observation, for products with the exact Fisher."""
-
-    args: tuple[Any, ...]
-    loss: OutputLoss[Any]
 
 
 class Preconditioner:
@@ -84,11 +76,13 @@ class Preconditioner:
         if self.config.structure == "tridiagonal":
             self.chain = Chain([b for b in self.blocks if isinstance(b, KroneckerBlock)])
         self.damping = self.config.damping
-        device = next(module.parameters()).device
-        self.generator = torch.Generator(device).manual_seed(seed)
+        place = next(module.parameters(), None)
+        if place is None:
+            raise ValueError("K-FAC needs a module with parameters")
+        self.generator = torch.Generator(place.device).manual_seed(seed)
         self.observed: Observed | None = None
         self.seconds = {"fisher": 0.0, "factors": 0.0, "refresh": 0.0, "apply": 0.0}
-        self.weights = {b.weight_name for b in self.blocks if isinstance(b, KroneckerBlock)}
+        self.weights = {name for name, parameter in self.named.items() if parameter.dim() > 1}
         self._turn = 0
         self._statistics = 0
         self._open: set[str] = set()
@@ -125,12 +119,16 @@ class Preconditioner:
         """
         scalars = curvature_scalars(source or Sampled(), loss, output, self.generator)
         normalizer = loss.normalizer(output)
-        if captured.args is not None:
-            self.observed = Observed(captured.args, loss)
+        self.observed = Observed(captured.inputs, loss)
         self._observe(captured, scalars, _SUM if normalizer is None else normalizer, last)
 
     def update_curvature(
-        self, captured: Capture, log_likelihood: Tensor, *, last: bool = True
+        self,
+        captured: Capture,
+        log_likelihood: Tensor,
+        *,
+        samples: int | None = None,
+        last: bool = True,
     ) -> None:
         """Fold one batch into the Fisher factors, for a loss of the caller's own.
 
@@ -139,9 +137,10 @@ class Preconditioner:
             log_likelihood: *Sum* over the samples of the log-likelihood (its sign is irrelevant) of
                 targets sampled from the model's own output distribution, which gives the true
                 Fisher of a mean over samples. No weight gradient is computed.
+            samples: Their number; by default the leading dimension of each layer's output.
             last: False for all micro-batches of a large batch but the last.
         """
-        self._observe(captured, [(log_likelihood, 1.0)], None, last)
+        self._observe(captured, [(log_likelihood, 1.0)], samples, last)
 
     def _observe(
         self,
@@ -163,6 +162,11 @@ class Preconditioner:
                     self._open.add(name)
                     seen[name] = mine
                     block.observe(mine, self.config)
+            if self.stats and not seen:
+                raise ValueError(
+                    "nothing was recorded: run the forward pass inside capture() with gradients"
+                    " enabled (a module compiled before its first capture() calls no hooks)"
+                )
             if self.chain is not None:
                 self.chain.observe(seen)
             if last:
@@ -242,16 +246,9 @@ class Preconditioner:
         return self.damping + extra
 
     def gradients(self, decay: Mapping[str, float] | None = None) -> dict[str, Tensor]:
-        """Present gradients by name, with weight decay added to those of weight matrices."""
-        found: dict[str, Tensor] = {}
-        for name, parameter in self.named.items():
-            if parameter.grad is None:
-                continue
-            extra = self.config.weight_decay if decay is None else decay.get(name, 0.0)
-            decays = name in self.weights
-            grad = parameter.grad
-            found[name] = grad.add(parameter, alpha=extra) if decays else grad
-        return found
+        """Present gradients by name, with weight decay added to all with two dimensions or more."""
+        chosen = dict.fromkeys(self.named, self.config.weight_decay) if decay is None else decay
+        return decayed_gradients(self.named, self.weights, chosen)
 
     @torch.no_grad()
     def direction(
@@ -266,13 +263,15 @@ class Preconditioner:
         """
         with self._timed("apply"):
             step: dict[str, Tensor] = {}
-            chained = None if self.chain is None else self.chain.precondition(gradients)
+            full = completed(gradients, self.blocks, self.chain, self.named)
+            chained = None if self.chain is None else self.chain.precondition(full)
             for block in self.blocks:
                 if chained is not None and isinstance(block, KroneckerBlock):
                     continue
                 damping = self._block_damping(block, decay)
-                step.update(block.precondition(gradients, damping, self.config.factored_damping))
-            return step | (chained or {})
+                step.update(block.precondition(full, damping, self.config.factored_damping))
+            step |= chained or {}
+            return {name: update for name, update in step.items() if name in gradients}
 
     def exact_quadratic(self, step: dict[str, Tensor]) -> Tensor:
         """U^T F U with the exact Fisher of the last observed batch.
@@ -282,15 +281,17 @@ class Preconditioner:
         """
         if self.observed is None:
             raise ValueError('quadratic="exact" needs fisher_quadratic in step(), or observe()')
-        observed = self.observed
-        return fisher_gram(self.module, observed.args, observed.loss, [step])[0, 0]
+        call, loss = self.observed.inputs, self.observed.loss
+        return fisher_gram(self.module, call.args, loss, [step], kwargs=call.kwargs)[0, 0]
 
     @torch.no_grad()
-    def precondition(self, *, lr: float) -> StepInfo | None:
+    def precondition(self, *, lr: float, momentum: float = 0.0) -> StepInfo | None:
         """Replace every gradient by nu U, which the torch optimizer then steps along.
 
         Args:
             lr: The optimizer's step size, which the trust region must know.
+            momentum: The optimizer's momentum, which makes its steps up to 1 / (1 - momentum) as
+                long.
 
         Returns:
             What was done; None without any gradient.
@@ -300,7 +301,8 @@ class Preconditioner:
         step = self.direction(gradients)
         if not step:
             return None
-        info = rescale(gradients, step, self.config, lr, self._quadratic_function())
+        length = lr / (1 - momentum)
+        info = rescale(gradients, step, self.config, length, self._quadratic_function())
         for name, update in step.items():
             grad = self.named[name].grad
             assert grad is not None
@@ -314,14 +316,7 @@ class Preconditioner:
 
     def extreme_eigenvalues(self) -> tuple[float, float]:
         """Smallest and largest eigenvalue over all Kronecker blocks; NaN before a refresh."""
-        layers = [block for block in self.blocks if isinstance(block, KroneckerBlock)]
-        pairs = [block.extreme_eigenvalues() for block in layers]
-        found = [pair for pair in pairs if pair is not None]
-        if not found:
-            return float("nan"), float("nan")
-        low = torch.stack([pair[0] for pair in found]).min()
-        high = torch.stack([pair[1] for pair in found]).max()
-        return float(low), float(high)
+        return extreme_eigenvalues(b for b in self.blocks if isinstance(b, KroneckerBlock))
 
     @property
     def failures(self) -> int:
@@ -333,9 +328,11 @@ class Preconditioner:
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:
+        """Time a part of the work, which runs at its own precision also inside autocast."""
         started = time.perf_counter()
         try:
-            yield
+            with torch.autocast(self.generator.device.type, enabled=False):
+                yield
         finally:
             self.seconds[what] += time.perf_counter() - started
 

@@ -11,20 +11,20 @@ is assumed. Parameters, directions and results go by name: ``dict[str, Tensor]``
 The module is left as it was: every pass gets its own copies of the buffers, so that the running
 statistics of batch normalisation do not move, and the global random generators are set back, so
 that all passes of one call see the same dropout mask and the caller's random stream goes on
-undisturbed.
+undisturbed. Attention is computed without fused kernels, which have no forward-mode derivative.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, jvp, vjp
 
+from acktr.kfac.inputs import Inputs, undisturbed
 from acktr.kfac.losses import OutputLoss
 
 Output = Tensor | tuple[Tensor, ...]
@@ -35,7 +35,11 @@ Vector = Mapping[str, Tensor]
 
 
 def output_tangents(
-    module: nn.Module, args: tuple[Any, ...], vectors: Sequence[Vector]
+    module: nn.Module,
+    args: tuple[Any, ...],
+    vectors: Sequence[Vector],
+    *,
+    kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[Output, list[Output]]:
     """Output z and its directional derivatives J v, one forward-mode pass for each vector.
 
@@ -43,6 +47,7 @@ def output_tangents(
         module: The network; its output is a tensor or a tuple of tensors.
         args: Positional inputs of the module.
         vectors: Directions; shapes and types are those of the parameters.
+        kwargs: Its inputs given by keyword.
 
     Returns:
         The output, detached, and for each vector its tangent with the structure of the output.
@@ -54,9 +59,9 @@ def output_tangents(
     named = dict(module.named_parameters())
     for vector in vectors:
         _check_vector(vector, named)
-    forward, primals = _as_function(module, args, list(named))
+    forward, primals = _as_function(module, Inputs.of(args, kwargs), list(named))
     if not vectors or not named:
-        with _randomness_kept(named):
+        with undisturbed(named):
             output = forward({})
         return output, [_mapped(torch.zeros_like, output) for _ in vectors]
     first = next(iter(named))
@@ -64,13 +69,18 @@ def output_tangents(
     for vector in vectors:
         direction = dict(vector) or {first: torch.zeros_like(primals[first])}
         start = {name: primals[name] for name in direction}
-        with _randomness_kept(named):
+        with undisturbed(named):
             passes.append(jvp(forward, (start,), (direction,)))
     return passes[0][0], [found[1] for found in passes]
 
 
 def fisher_gram(
-    module: nn.Module, args: tuple[Any, ...], loss: OutputLoss[Any], vectors: Sequence[Vector]
+    module: nn.Module,
+    args: tuple[Any, ...],
+    loss: OutputLoss[Any],
+    vectors: Sequence[Vector],
+    *,
+    kwargs: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """Matrix B of the Fisher's quadratic form on some directions, B_ij = v_i^T F v_j.
 
@@ -82,6 +92,7 @@ def fisher_gram(
         args: Its positional inputs, one batch.
         loss: The objective, which gives H and Z.
         vectors: k >= 1 directions.
+        kwargs: Its inputs given by keyword.
 
     Returns:
         B (k, k), symmetric, without damping.
@@ -91,7 +102,7 @@ def fisher_gram(
     """
     if not vectors:
         raise ValueError("the Fisher's quadratic form needs at least one vector")
-    output, tangents = output_tangents(module, args, vectors)
+    output, tangents = output_tangents(module, args, vectors, kwargs=kwargs)
     wide = _mapped(_widened, output)
     tangents = [_mapped(_widened, tangent) for tangent in tangents]
     curved = [loss.hessian_product(wide, tangent) for tangent in tangents]
@@ -100,7 +111,12 @@ def fisher_gram(
 
 
 def fisher_vector_product(
-    module: nn.Module, args: tuple[Any, ...], loss: OutputLoss[Any], vector: Vector
+    module: nn.Module,
+    args: tuple[Any, ...],
+    loss: OutputLoss[Any],
+    vector: Vector,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
 ) -> dict[str, Tensor]:
     """F v = (1/Z) J^T H J v: a Jacobian-vector, an output-Hessian and a vector-Jacobian product.
 
@@ -109,6 +125,7 @@ def fisher_vector_product(
         args: Its positional inputs, one batch.
         loss: The objective, which gives H and Z.
         vector: The direction v.
+        kwargs: Its inputs given by keyword.
 
     Returns:
         F v for every trainable parameter, also for those that v leaves out.
@@ -116,12 +133,12 @@ def fisher_vector_product(
     Raises:
         ValueError: The vector does not fit the parameters.
     """
-    output, (tangent,) = output_tangents(module, args, [vector])
+    output, (tangent,) = output_tangents(module, args, [vector], kwargs=kwargs)
     wide = _mapped(_widened, output)
     curved = loss.hessian_product(wide, _mapped(_widened, tangent))
     scale = 1 / _normalizer(loss, wide)
-    forward, primals = _as_function(module, args, _trainable(module))
-    with _randomness_kept(primals):
+    forward, primals = _as_function(module, Inputs.of(args, kwargs), _trainable(module))
+    with undisturbed(primals):
         pull = vjp(forward, primals)[1]
     pairs = zip(_parts(output), _parts(curved), strict=True)
     cotangents = tuple((scale * h).to(z.dtype) for z, h in pairs)
@@ -134,6 +151,8 @@ def dense_fisher(
     args: tuple[Any, ...],
     loss: OutputLoss[Any],
     names: Sequence[str] | None = None,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """The Fisher matrix itself, for small networks and as a check of the products.
 
@@ -147,6 +166,7 @@ def dense_fisher(
         loss: The objective, which gives the roots and Z.
         names: Parameters in the order wanted; by default the trainable ones, in the order of
             ``named_parameters``.
+        kwargs: Its inputs given by keyword.
 
     Returns:
         F (P, P) over the parameters, each flattened and then concatenated.
@@ -161,13 +181,13 @@ def dense_fisher(
             "dense_fisher needs distinct names of the module's parameters,"
             f" got {', '.join(unknown or order) or 'none'}"
         )
-    forward, primals = _as_function(module, args, order)
+    forward, primals = _as_function(module, Inputs.of(args, kwargs), order)
 
     def twice(values: dict[str, Tensor]) -> tuple[Any, Any]:
         output = forward(values)
         return output, output
 
-    with _randomness_kept(primals):
+    with undisturbed(primals):
         jacobian, output = jacrev(twice, has_aux=True)(primals)
     blocks = jacobian if isinstance(jacobian, tuple) else (jacobian,)
     rows = [
@@ -212,15 +232,15 @@ def inner_products(first: Sequence[Vector], second: Sequence[Vector]) -> Tensor:
 
 
 def _as_function(
-    module: nn.Module, args: tuple[Any, ...], names: Sequence[str]
+    module: nn.Module, inputs: Inputs, names: Sequence[str]
 ) -> tuple[Callable[[dict[str, Tensor]], Any], dict[str, Tensor]]:
     """The module as a function of the named parameters alone, and their values."""
     parameters = {name: p.detach() for name, p in module.named_parameters()}
-    inputs = tuple(a.detach() if isinstance(a, Tensor) else a for a in args)
 
     def forward(values: dict[str, Tensor]) -> Any:
         buffers = {name: b.detach().clone() for name, b in module.named_buffers()}
-        output = functional_call(module, {**parameters, **buffers, **values}, inputs)
+        everything = {**parameters, **buffers, **values}
+        output = functional_call(module, everything, inputs.args, dict(inputs.kwargs))
         parts = output if isinstance(output, tuple) else (output,)
         if not parts or not all(isinstance(part, Tensor) for part in parts):
             got = type(output).__name__
@@ -228,14 +248,6 @@ def _as_function(
         return output
 
     return forward, {name: parameters[name] for name in names}
-
-
-@contextmanager
-def _randomness_kept(parameters: Mapping[str, Tensor]) -> Iterator[None]:
-    """Set the random generators back afterwards."""
-    cuda = sorted({p.device.index or 0 for p in parameters.values() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=cuda):
-        yield
 
 
 def _check_vector(vector: Vector, named: Mapping[str, Tensor]) -> None:

@@ -9,7 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from acktr.kfac.inputs import Inputs
 from acktr.kfac.linalg import FactorError
+
+Moments = tuple[Tensor, Tensor]
+"""Running mean and variance."""
 
 
 def check_shape(value: object, shape: tuple[int, ...], dtype: torch.dtype, what: str) -> Tensor:
@@ -60,16 +64,38 @@ class Use:
 
     module: nn.Module
     """The layer (tied layers share a block)."""
-    args: tuple[Tensor, ...]
-    """Inputs, (N, ...)."""
+    call: Inputs
+    """Inputs of the full batch."""
     gradients: tuple[Tensor, ...]
-    """Gradient of each curvature scalar with respect to the output, (N, ...)."""
-    whole: tuple[Tensor, ...]
-    """Inputs of the full batch, of which ``args`` are the samples ``kept``."""
+    """Gradient of each curvature scalar with respect to the output, for the samples ``kept``."""
+    size: int
+    """Number of samples of the full batch."""
     kept: slice
     """Which samples of the batch the statistics are made of."""
     part: int | None
     """Place of the output in the tuple that the module returned; None outside of a tuple."""
+    moments: Moments | None
+    """Running mean and variance that a batch normalisation used; None for those of the batch."""
+
+    @property
+    def whole(self) -> tuple[Tensor, ...]:
+        """A layer's input tensors for the full batch."""
+        return self.call.tensors()
+
+    @property
+    def args(self) -> tuple[Tensor, ...]:
+        """A layer's input tensors (N, ...) for the samples ``kept``."""
+        return tuple(tensor[self.kept] for tensor in self.whole)
+
+
+def check_sizes(uses: Sequence[Use], name: str) -> None:
+    """Raise ValueError unless all uses, whose samples are added up, have one batch size."""
+    sizes = [use.size for use in uses]
+    if len(set(sizes)) > 1:
+        raise ValueError(
+            f"K-FAC layer {name!r} was used with different batch sizes in one pass: {sizes}; its"
+            " uses are added up sample by sample and must have the same one"
+        )
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.failures import COUNTS, FailureCount
+from acktr.kfac.inputs import elementary_attention
 from acktr.kfac.linalg import FactorError, Inverse, Parts, Request
 from acktr.kfac.statistics import (
     Observation,
@@ -19,6 +21,7 @@ from acktr.kfac.statistics import (
     Use,
     check_count,
     check_list,
+    check_sizes,
     check_tensor,
 )
 
@@ -41,10 +44,10 @@ def _normalized(use: Use, module: Norm) -> Tensor:
         return functional.layer_norm(inputs, module.normalized_shape, eps=module.eps)
     if isinstance(module, nn.GroupNorm):
         return functional.group_norm(inputs, module.num_groups, eps=module.eps)
-    if module.training or module.running_mean is None:
+    if use.moments is None:
         whole = functional.batch_norm(use.whole[0], None, None, training=True, eps=module.eps)
         return whole[use.kept]
-    return functional.batch_norm(inputs, module.running_mean, module.running_var, eps=module.eps)
+    return functional.batch_norm(inputs, *use.moments, eps=module.eps)
 
 
 class NormRows:
@@ -92,7 +95,9 @@ class BiasRows:
 class ExampleRows:
     """Per-sample gradients of any parameters, by vectorised backward passes of the whole module.
 
-    The module must treat samples independently (no BatchNorm in training mode, no dropout).
+    The module must treat samples independently (no BatchNorm in training mode, no dropout). Input
+    tensors with the batch's leading dimension, also in lists and dicts, are taken sample by sample;
+    all others are shared.
     """
 
     def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
@@ -100,23 +105,54 @@ class ExampleRows:
         self.names = tuple(names)
 
     def rows(self, use: Use, index: int) -> Tensor:
-        """Gradients (N, P), in the order of the names."""
+        """Gradients (N, P), in the order of the names.
+
+        Raises:
+            ValueError: The module, or its output, cannot be taken sample by sample.
+        """
+        if any(isinstance(m, _BatchNorm) and _of_batch(m) for m in self.module.modules()):
+            raise _apart("BatchNorm must be in eval mode")
         tensors = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
         tensors = {name: tensor.detach() for name, tensor in tensors.items()}
         chosen = {name: tensors.pop(name) for name in self.names}
 
-        def one(cotangent: Tensor, *args: Tensor) -> Tensor:
+        whole, rebuilt = use.call.by_sample(use.size)
+
+        def one(cotangent: Tensor, *samples: Tensor) -> Tensor:
+            call = rebuilt(sample[None] for sample in samples)
+
             def forward(values: dict[str, Tensor]) -> Tensor:
-                inputs = tuple(arg[None] for arg in args)
-                output = functional_call(self.module, {**tensors, **values}, inputs)
+                everything = {**tensors, **values}
+                output = functional_call(self.module, everything, call.args, dict(call.kwargs))
                 found: Tensor = output if use.part is None else output[use.part]
                 return found
 
-            (found,) = vjp(forward, chosen)[1](cotangent[None])
+            output, pull = vjp(forward, chosen)[:2]
+            if output.shape != cotangent[None].shape:
+                raise _apart("inputs and outputs must have the samples as leading dimension")
+            (found,) = pull(cotangent[None].to(output.dtype))
             return torch.cat([found[name].flatten() for name in self.names])
 
-        found: Tensor = vmap(one)(use.gradients[index], *use.args)
+        samples = [tensor[use.kept] for tensor in whole]
+        try:
+            with elementary_attention():
+                found: Tensor = vmap(one)(use.gradients[index], *samples)
+        except RuntimeError as error:
+            if "randomness" in str(error):
+                raise _apart("dropout must be in eval mode") from error
+            raise
         return found
+
+
+def _of_batch(module: _BatchNorm) -> bool:
+    return module.training or module.running_mean is None
+
+
+def _apart(what: str) -> ValueError:
+    return ValueError(
+        f"small_parameters needs a module that takes every sample by itself: {what}"
+        ' (or small_parameters="gradient")'
+    )
 
 
 class VectorBlock:
@@ -177,7 +213,8 @@ class VectorBlock:
 
     @torch.no_grad()
     def observe(self, seen: Observation, config: KFACConfig) -> None:
-        """Join a part of a batch to the statistics."""
+        """Join a part of a batch to the statistics; all uses must have one batch size."""
+        check_sizes(seen.uses, self.name)
         total: Tensor | None = None
         for index, weight in enumerate(seen.weights):
             rows = torch.stack([self._source.rows(use, index) for use in seen.uses]).sum(0)

@@ -104,7 +104,7 @@ def install(optimizer: KFAC, found: dict[str, dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize("settings", [VARIANTS[k] for k in ("kfac", "ekfac", "cholesky")], ids=str)
-@pytest.mark.parametrize(("delay", "interval"), [(1, 3), (2, 3), (3, 3), (5, 3), (2, 1)])
+@pytest.mark.parametrize(("delay", "interval"), [(1, 3), (2, 3), (3, 3), (1, 1)])
 def test_results_are_installed_that_many_steps_later(
     settings: dict[str, Any], delay: int, interval: int
 ) -> None:

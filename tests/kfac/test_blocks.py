@@ -260,16 +260,21 @@ def test_extreme_factors_give_finite_directions(
             assert step.norm() <= gradient.norm() / 0.01 * 1.001, (a_scale, g_scale)
 
 
-def test_a_layer_with_one_missing_gradient_steps_by_the_other() -> None:
-    model = build(nn.Linear(4, 3))
+def test_a_missing_gradient_counts_as_zero_and_stays_missing() -> None:
+    model = build(nn.Linear(4, 3), nn.Linear(3, 2))
     optimizer = kfac(model)
     observe(optimizer, model, randn(6, 4))
     optimizer.refresh()
     gradients = set_gradients(model)
+    model[0].bias.grad = torch.zeros_like(model[0].bias)
+    expected = optimizer.direction()["0.weight"]
     model[0].bias.grad = None
+    for parameter in model[1].parameters():
+        parameter.grad = None
     step = optimizer.direction()
     assert set(step) == {"0.weight"}
-    assert torch.equal(step["0.weight"], gradients["0.weight"])
+    assert torch.equal(step["0.weight"], expected)
+    assert not torch.allclose(step["0.weight"], gradients["0.weight"])
 
 
 def test_extreme_eigenvalues_are_those_of_the_products() -> None:

@@ -81,12 +81,13 @@ def test_a_forward_pass_without_gradients_records_nothing(mode: Callable[[], obj
     assert [tuple(a.shape) for (a,) in mixed.layers["0"].args] == [(3, 2, 4, 4)]
 
 
-def test_an_empty_capture_leaves_the_statistics() -> None:
+def test_an_empty_capture_is_refused_and_leaves_the_statistics() -> None:
     model = net()
     optimizer = kfac(model)
     with optimizer.capture() as captured:
         pass
-    optimizer.update_curvature(captured, model(randn(3, 2, 4, 4)).sum())
+    with pytest.raises(ValueError, match=r"nothing was recorded: run the forward pass inside"):
+        optimizer.update_curvature(captured, model(randn(3, 2, 4, 4)).sum())
     assert all(block(optimizer, name).a.value is None for name in ("0", "3", "4"))
 
 

@@ -212,16 +212,30 @@ def test_scales_start_at_the_products_of_eigenvalues_and_average_from_there() ->
     start = block.basis[2][:, None] * block.basis[0]
     close(block.scales.mean(), start)
     close(dense(block), stored(block))  # K-FAC itself
-    wanted = start
+    total, weight = 0.3 * start, 0.3  # the start weighs as much as one batch
     for count in range(3):
         seen.inputs = randn(7, 4, seed=count)
         seen.again()
         q = torch.kron(*reversed(vectors(block)))
         batch = (q.mT @ seen.truth("0") @ q).diagonal().reshape(start.shape)
-        wanted = 0.7 * wanted + 0.3 * batch
-        close(block.scales.mean(), wanted)
+        total, weight = 0.7 * total + 0.3 * batch, 0.7 * weight + 0.3
+        close(block.scales.mean(), total / weight)
     seen.curvature.refresh()
     close(dense(block), stored(block))
+
+
+def test_with_the_usual_decay_the_start_fades_within_an_interval() -> None:
+    model, inputs, _ = NETS["multi-sample MLP"]
+    seen = observed(model, inputs, CategoricalLoss(), structure="ekfac", stat_decay=0.99)
+    block = seen.layer("0")
+    seen.curvature.refresh()
+    start = block.scales.mean()
+    for _ in range(9):
+        seen.again()
+    q = torch.kron(*reversed(vectors(block)))
+    exact = (q.mT @ seen.truth("0") @ q).diagonal().reshape(start.shape)
+    left = (block.scales.mean() - exact).norm() / (start - exact).norm()
+    assert left < 0.11
 
 
 def test_where_kfac_is_exact_ekfac_is_the_same() -> None:

@@ -16,11 +16,15 @@ from acktr.kfac import (
     KroneckerBlock,
     Preconditioner,
     UnsupportedParameterWarning,
+    factors,
 )
 from acktr.kfac.blocks import PlainBlock
 from acktr.kfac.config import Sharing
+from acktr.kfac.inputs import Inputs
+from acktr.kfac.layouts import EmbeddingLayout
+from acktr.kfac.statistics import Use
 from tests.kfac.exact_helpers import Apply, assert_exact, close, gap, observed, stored
-from tests.kfac.helpers import build, randn, seeded
+from tests.kfac.helpers import OpRecorder, build, randn, seeded
 from tests.kfac.loss_helpers import REDUCTIONS
 from tests.kfac.product_cases import filled
 
@@ -61,6 +65,38 @@ def test_one_token_is_exact_with_any_net_behind(token: int) -> None:
         assert float(seen.truth("0").abs().max()) == 0
     else:
         close(stored(seen.block("0")), seen.truth("0"))
+
+
+@pytest.mark.parametrize("chunk", [1, 40, 2**24])
+@pytest.mark.parametrize("padding", [None, 2])
+@pytest.mark.parametrize("shape", [(9,), (9, 1), (7, 4), (3, 2, 5)])
+def test_the_scales_of_an_embedding_are_those_of_one_hot_inputs(
+    shape: tuple[int, ...], padding: int | None, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(factors, "_CHUNK_ELEMENTS", chunk)
+    inputs, gradients = tokens(*shape, size=4), randn(*shape, 3, seed=1)
+    hot = nn.functional.one_hot(inputs, 4).double()
+    if padding is not None:
+        hot[..., padding] = 0
+    vectors = torch.linalg.qr(randn(3, 3, seed=2))[0]
+    layer = nn.Embedding(4, 3, padding_idx=padding)
+    call = Inputs.of((inputs,))
+    use = Use(layer, call, (gradients,), shape[0], slice(None), None, None)
+    found = EmbeddingLayout(layer).squares([use, use], 0, None, vectors)
+    rows = zip(hot.reshape(shape[0], -1, 4), gradients.reshape(shape[0], -1, 3), strict=True)
+    expected = torch.stack([(vectors.mT @ (2 * g.mT @ a)).square() for a, g in rows]).sum(0)
+    close(found, expected)
+
+
+def test_embeddings_need_neither_one_hot_inputs_nor_counts_on_the_host() -> None:
+    model = build(nn.Embedding(5000, 3), nn.Linear(3, 2))
+    seen = observed(model, tokens(8, 3), GaussianLoss(), structure="ekfac")
+    seen.curvature.refresh()
+    with OpRecorder() as recorder:
+        seen.again()
+    assert not recorder.of(torch.ops.aten.bincount.default)
+    sizes = [found.numel() for *_, found in recorder.calls if isinstance(found, Tensor)]
+    assert max(sizes) == 3 * 5000
 
 
 def test_the_padding_row_does_not_move() -> None:

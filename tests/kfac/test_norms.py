@@ -146,6 +146,40 @@ def test_training_leaves_the_running_statistics_to_the_forward_pass() -> None:
         assert torch.equal(buffer, reference.get_buffer(name))
 
 
+def test_rows_belong_to_the_forward_pass_whatever_the_module_does_after_it() -> None:
+    for training in (False, True):
+        model, inputs = with_norm("batch 1d")
+        wanted = observed(model.train(training), inputs, CategoricalLoss())
+        model, _ = with_norm("batch 1d")
+        curvature = Preconditioner(model.train(training))
+        with curvature.capture() as captured:
+            output = model(inputs)
+        model.train(not training)
+        shifted = {n: 3 * b.double() + 1 for n, b in model[1].named_buffers() if "running" in n}
+        for buffer, value in shifted.items():
+            setattr(model[1], buffer, value)
+        curvature.observe(captured, output, CategoricalLoss(), source=Exact())
+        found = curvature.stats["1"].moment.mean()  # type: ignore[union-attr]
+        close(found, stored(wanted.block("1")))
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Normalises channels in the second place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+@pytest.mark.parametrize("side", [4, 5])
+def test_a_subclass_that_changes_the_layout_is_no_normalisation(side: int) -> None:
+    """It has the exact block of any other parameters; with side 4 no shape would tell."""
+    model = filled(nn.Sequential(nn.Conv2d(2, 4, 1), ChannelNorm(4), nn.Flatten(), nn.Tanh()))
+    inputs = randn(3, 2, side, side)
+    seen = observed(model, inputs, CategoricalLoss(), small_parameters="dense")
+    assert sorted(seen.curvature.stats) == ["0", "small_parameters"]
+    close(stored(seen.block("small_parameters")), seen.truth("small_parameters"))
+
+
 # --- lone biases ----------------------------------------------------------------------------------
 
 
