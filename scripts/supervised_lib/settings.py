@@ -38,7 +38,7 @@ RECIPES: dict[ProblemName, dict[str, Recipe]] = {
             grid=_grid(kl_clip=(3.0, 10.0), damping=(0.1, 0.3)), epochs=10, small_epochs=10
         ),
         "kfac-adaptive": Recipe(
-            grid=_grid(damping=(3.0, 9.0, 27.0, 81.0)), epochs=10, small_epochs=10
+            grid=_grid(damping=(1.0, 3.0, 9.0, 27.0)), epochs=10, small_epochs=10
         ),
         "sgd": Recipe(grid=_grid(lr=(1e-3, 3e-3, 1e-2, 3e-2)), epochs=30, small_epochs=40),
         "adam": Recipe(grid=_grid(lr=(3e-4, 1e-3, 3e-3, 1e-2)), epochs=30, small_epochs=40),
