@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from acktr.kfac.kronecker import KroneckerBlock
-from acktr.kfac.linalg import FactorError, trace_ratio
+from acktr.kfac.linalg import FactorError, factored_tikhonov
 from acktr.kfac.statistics import Observation, RunningAverage, check_count, check_tensor
 from acktr.kfac.tridiagonal import ChainInverse, chain_inverse
 
@@ -104,11 +104,9 @@ class Chain:
         own_a, own_g = [], []
         for block in self.blocks:
             block.counts.check_rejected(limit)
-            a, g = block.a.mean(), block.g.mean()
-            pi = trace_ratio(a.diagonal(), g.diagonal())
-            root = damping[block.name] ** 0.5
-            own_a.append(a + root * pi * torch.eye(len(a), dtype=a.dtype, device=a.device))
-            own_g.append(g + root / pi * torch.eye(len(g), dtype=g.dtype, device=g.device))
+            a, g = factored_tikhonov(block.a.mean(), block.g.mean(), damping[block.name])
+            own_a.append(a)
+            own_g.append(g)
         a_cross = [average.mean() for average in self.a_cross]
         g_cross = [average.mean() for average in self.g_cross]
 

@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.failures import COUNTS, FailureCount
 from acktr.kfac.layouts import Layout, layout_of
-from acktr.kfac.linalg import FactorError, Inverse, Parts, Request, decompose, trace_ratio
+from acktr.kfac.linalg import (
+    FactorError,
+    Inverse,
+    Parts,
+    Request,
+    decompose,
+    factored_tikhonov,
+    trace_ratio,
+)
 from acktr.kfac.statistics import (
     Observation,
     RunningAverage,
@@ -140,11 +148,7 @@ class KroneckerBlock:
         self.counts.check_rejected(config.max_failures)
         a, g = self.a.mean(), self.g.mean()
         if config.inverse == "cholesky":
-            a_diagonal = a if a.dim() == 1 else a.diagonal(dim1=-2, dim2=-1)
-            pi = trace_ratio(a_diagonal, g.diagonal(dim1=-2, dim2=-1))
-            root = damping**0.5
-            a = a + root * pi if a.dim() == 1 else _shift(a, root * pi)
-            g = _shift(g, root / pi)
+            a, g = factored_tikhonov(a, g, damping)
         return [(a, config.inverse), (g, config.inverse)]
 
     @torch.no_grad()
@@ -343,9 +347,3 @@ def extreme_eigenvalues(blocks: Iterable[KroneckerBlock]) -> tuple[float, float]
 
 def _outer(rows: Tensor, columns: Tensor) -> Tensor:
     return rows[..., :, None] * columns[..., None, :]
-
-
-def _shift(matrix: Tensor, amount: Tensor) -> Tensor:
-    """Matrix plus amount ([k,] 1) times the identity."""
-    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    return matrix + amount[..., None] * eye

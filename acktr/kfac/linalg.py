@@ -47,6 +47,27 @@ def trace_ratio(a: Tensor, g: Tensor) -> Tensor:
     return ratio.clamp(1e-20, 1e20).sqrt()
 
 
+def factored_tikhonov(a: Tensor, g: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    """A + pi sqrt(lambda) I and G + sqrt(lambda) / pi I (Martens & Grosse 2015, section 6.3).
+
+    Args:
+        a: Factor A, ([k,] in, in), or the diagonal (in,) of one.
+        g: Factor G, ([k,] out, out).
+        damping: lambda.
+    """
+    diagonal = a if a.dim() == 1 else a.diagonal(dim1=-2, dim2=-1)
+    pi = trace_ratio(diagonal, g.diagonal(dim1=-2, dim2=-1))
+    root = damping**0.5
+    shifted = a + root * pi if a.dim() == 1 else _shift(a, root * pi)
+    return shifted, _shift(g, root / pi)
+
+
+def _shift(matrix: Tensor, amount: Tensor) -> Tensor:
+    """Matrix plus amount ([k,] 1) times the identity."""
+    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    return matrix + amount[..., None] * eye
+
+
 def _attempt(matrix: Tensor) -> Parts | None:
     try:
         values, vectors = torch.linalg.eigh(matrix)
