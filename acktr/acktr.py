@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from acktr.compute import restore_generator
 from acktr.config import Config
+from acktr.critic import FirstOrderCritic
 from acktr.distributions import ActionHead, Distribution
 from acktr.kfac import KFAC, KFACConfig
 from acktr.kfac.products import output_tangents
 from acktr.kfac.trust import FisherQuadratic
+from acktr.learner import policy_terms, scheduled_lr, standardised, to_floats, value_metrics
 from acktr.networks import ActorCritic, SeparateActorCritic, SharedActorCritic
 from acktr.rollout import Batch
 
@@ -24,6 +26,7 @@ LOG_STD_FISHER = 2.0
 
 _MIN_ADAPTED_LR = 1e-8
 _SCHEDULE_HORIZON = 1.1
+"""Fraction of training at which the linear schedule would reach 0 (Baselines)."""
 
 
 def exact_quadratic(
@@ -63,11 +66,6 @@ def adapt_lr(lr: float, kl: float, target: float) -> float:
     return min(1.0, max(_MIN_ADAPTED_LR, lr))
 
 
-def scheduled_lr(lr: float, progress: float, schedule: str) -> float:
-    """Step size after a fraction of training; the linear one reaches 0 at 1.1 (Baselines)."""
-    return lr if schedule == "constant" else lr * max(0.0, 1 - progress / _SCHEDULE_HORIZON)
-
-
 class ACKTRLearner:
     """One ACKTR update per batch, for a shared network or a separate actor and critic.
 
@@ -92,13 +90,19 @@ class ACKTRLearner:
         self.config = config
         self.generator = generator
         self.autocast = autocast
-        self._lr = config.acktr.actor.lr
+        settings = config.acktr
+        self._lr = settings.actor.lr
+        self.critic: KFAC | FirstOrderCritic | None = None
         if isinstance(network, SharedActorCritic):
-            self.actor = _optimizer(network, config.acktr.actor)
-            self.critic = None
+            self.actor = _optimizer(network, settings.actor)
+            return
+        self.actor = _optimizer(network.actor, settings.actor)
+        if settings.critic_optimizer == "kfac":
+            self.critic = _optimizer(network.critic, settings.critic)
         else:
-            self.actor = _optimizer(network.actor, config.acktr.actor)
-            self.critic = _optimizer(network.critic, config.acktr.critic)
+            self.critic = FirstOrderCritic(
+                network.critic, settings.first_order, generator, autocast
+            )
 
     def update(self, batch: Batch, progress: float) -> dict[str, float]:
         """Learn from one batch.
@@ -117,22 +121,24 @@ class ACKTRLearner:
         refreshed = self._refresh_seconds()
         settings = self.config.acktr
         if settings.target_kl is None:
-            self.actor.lr = scheduled_lr(settings.actor.lr, progress, settings.lr_schedule)
+            self.actor.lr = scheduled_lr(
+                settings.actor.lr, progress, settings.lr_schedule, _SCHEDULE_HORIZON
+            )
         else:
             self.actor.lr = self._lr
         if isinstance(self.network, SeparateActorCritic):
-            tensors = self._critic_steps(self.network.critic, batch)
+            tensors = self._fit_critic(self.network.critic, batch)
             tensors |= self._actor_step(self.network.actor, batch)
         else:
             tensors = self._joint_step(self.network, batch)
-        metrics = _to_floats(tensors)
+        metrics = to_floats(tensors)
         metrics["train/learning_rate"] = self.actor.lr
         if settings.target_kl is not None:
             self._lr = adapt_lr(self._lr, metrics["train/approx_kl"], settings.target_kl)
         low, high = self.actor.extreme_eigenvalues()
         metrics |= {"kfac/min_eig": low, "kfac/max_eig": high}
         metrics["kfac/failures"] = float(self.actor.failures)
-        if self.critic is not None:
+        if isinstance(self.critic, KFAC):
             low, high = self.critic.extreme_eigenvalues()
             metrics |= {"kfac/critic_min_eig": low, "kfac/critic_max_eig": high}
             metrics["kfac/failures"] += self.critic.failures
@@ -141,19 +147,14 @@ class ACKTRLearner:
         return metrics
 
     def _refresh_seconds(self) -> float:
-        critic = 0.0 if self.critic is None else self.critic.refresh_seconds
+        critic = self.critic.refresh_seconds if isinstance(self.critic, KFAC) else 0.0
         return self.actor.refresh_seconds + critic
 
-    def _advantages(self, batch: Batch) -> Tensor:
-        if not self.config.normalize_advantage:
-            return batch.advantages
-        centred = batch.advantages - batch.advantages.mean()
-        return centred / (centred.square().mean().sqrt() + 1e-8)
-
     def _policy_terms(self, dist: Distribution, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Policy-gradient loss and mean entropy."""
-        loss = -(self._advantages(batch) * dist.log_prob(batch.actions)).mean()
-        return loss, dist.entropy().mean()
+        advantages = batch.advantages
+        if self.config.normalize_advantage:
+            advantages = standardised(advantages)
+        return policy_terms(dist, batch.actions, advantages)
 
     def _sampled_policy_loss(self, dist: Distribution) -> Tensor:
         with torch.no_grad():
@@ -183,7 +184,7 @@ class ACKTRLearner:
         with torch.no_grad(), self.autocast():
             after, _ = network(batch.observations)
         terms = _policy_metrics(old, after, policy_loss, entropy, self.actor)
-        return terms | _value_metrics(value_loss, batch)
+        return terms | value_metrics(value_loss, batch)
 
     def _actor_step(self, actor: nn.Module, batch: Batch) -> dict[str, Tensor]:
         with self.actor.capture() as captured, self.autocast():
@@ -201,8 +202,13 @@ class ACKTRLearner:
             after = actor(batch.observations)
         return _policy_metrics(old, after, policy_loss, entropy, self.actor)
 
-    def _critic_steps(self, critic: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def _fit_critic(self, critic: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        if isinstance(self.critic, FirstOrderCritic):
+            return value_metrics(self.critic.fit(batch), batch)
         assert self.critic is not None
+        return self._critic_steps(critic, self.critic, batch)
+
+    def _critic_steps(self, critic: nn.Module, optimizer: KFAC, batch: Batch) -> dict[str, Tensor]:
         sigma = self.config.acktr.value_sigma
 
         def metric(tangent: Tensor) -> Tensor:
@@ -210,20 +216,18 @@ class ACKTRLearner:
 
         loss = torch.zeros(())
         for _ in range(self.config.acktr.critic_steps):
-            with self.critic.capture() as captured, self.autocast():
+            with optimizer.capture() as captured, self.autocast():
                 values = critic(batch.observations)
-            self.critic.update_curvature(
-                captured, sampled_value_loss(values, sigma, self.generator)
-            )
+            optimizer.update_curvature(captured, sampled_value_loss(values, sigma, self.generator))
             loss = (values - batch.returns).square().mean()
-            self.critic.zero_grad()
+            optimizer.zero_grad()
             torch.autograd.backward(loss)
             quadratic = exact_quadratic(critic, batch.observations, metric)
-            self.critic.step(fisher_quadratic=quadratic)
-        terms = _value_metrics(loss, batch)
-        if self.critic.last_step is not None:
-            terms["train/trust_scale_critic"] = self.critic.last_step.scale
-            terms["train/quadratic_critic"] = self.critic.last_step.quadratic
+            optimizer.step(fisher_quadratic=quadratic)
+        terms = value_metrics(loss, batch)
+        if optimizer.last_step is not None:
+            terms["train/trust_scale_critic"] = optimizer.last_step.scale
+            terms["train/quadratic_critic"] = optimizer.last_step.quadratic
         return terms
 
     def state_dict(self) -> dict[str, Any]:
@@ -268,18 +272,3 @@ def _policy_metrics(
         terms["train/trust_scale_actor"] = optimizer.last_step.scale
         terms["train/quadratic_actor"] = optimizer.last_step.quadratic
     return terms
-
-
-def _value_metrics(value_loss: Tensor, batch: Batch) -> dict[str, Tensor]:
-    residual = (batch.returns - batch.values).var(correction=0)
-    total = batch.returns.var(correction=0)
-    return {
-        "train/value_loss": value_loss,
-        "train/explained_variance": 1 - residual / total.clamp(min=1e-12),
-    }
-
-
-def _to_floats(tensors: dict[str, Tensor]) -> dict[str, float]:
-    """All scalars in one transfer."""
-    stacked = torch.stack([value.detach().float().reshape(()) for value in tensors.values()])
-    return dict(zip(tensors, stacked.tolist(), strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from gymnasium.vector import VectorEnv
@@ -18,7 +18,7 @@ from acktr.checkpoint import (
     save_checkpoint,
 )
 from acktr.compute import resolve_device
-from acktr.config import Config, ConfigError, from_dict, refuse_import, to_dict
+from acktr.config import Algo, Config, ConfigError, from_dict, refuse_import, to_dict
 from acktr.presets import preset
 from acktr.train import Trainer, TrainStats
 from envs import GuardedVectorEnv, check_spaces, make_vec
@@ -27,8 +27,8 @@ Callback = Callable[[TrainStats], bool | None]
 """Receives the statistics of each update; returning False stops the training."""
 
 
-class ACKTR:
-    """An ACKTR agent.
+class Agent:
+    """An agent of any algorithm; :class:`ACKTR`, :class:`A2C` and :class:`TRPO` fix which.
 
     Args:
         env: Environment id, or a Gymnasium VectorEnv that declares its autoreset mode.
@@ -38,8 +38,10 @@ class ACKTR:
 
     Raises:
         EnvError: The environment cannot be made or has unsupported spaces.
-        ConfigError: A setting cannot be used.
+        ConfigError: A setting cannot be used, or the configuration is another algorithm's.
     """
+
+    algo: ClassVar[Algo]
 
     def __init__(
         self,
@@ -49,7 +51,11 @@ class ACKTR:
         device: str | None = None,
     ) -> None:
         name = env if isinstance(env, str) else _env_id(env)
-        chosen = config or preset(name)[0]
+        chosen = config or preset(name, self.algo)[0]
+        if chosen.algo != self.algo:
+            raise ConfigError(
+                f"algo is {chosen.algo!r} in the configuration: use {chosen.algo.upper()}"
+            )
         if isinstance(env, str) and chosen.env != env:
             raise ConfigError(f"env is {env!r} but the configuration is for {chosen.env!r}")
         if seed is not None:
@@ -74,7 +80,7 @@ class ACKTR:
         """Environment steps learned from so far."""
         return self.trainer.timesteps
 
-    def learn(self, total_timesteps: int, callback: Callback | None = None) -> ACKTR:
+    def learn(self, total_timesteps: int, callback: Callback | None = None) -> Self:
         """Train for this many more environment steps (rounded up to whole updates).
 
         A linear schedule runs over the steps of this call, as in Stable-Baselines3; episodes that
@@ -141,7 +147,7 @@ class ACKTR:
         env: VectorEnv[Any, Any, Any] | None = None,
         *,
         device: str | None = None,
-    ) -> ACKTR:
+    ) -> Self:
         """Read an agent written by :meth:`save`, or the checkpoint of a training run.
 
         Args:
@@ -150,7 +156,8 @@ class ACKTR:
             device: Overrides the saved device.
 
         Raises:
-            CheckpointError: The folder is damaged, foreign, or fits another environment.
+            CheckpointError: The folder is damaged, foreign, or fits another environment or
+                algorithm.
         """
         folder = Path(path)
         if checkpoint_exists(folder / "checkpoints" / "last"):
@@ -161,6 +168,10 @@ class ACKTR:
             refuse_import(config.env)
         except (KeyError, TypeError, ConfigError) as error:
             raise CheckpointError(f"{path}: no usable configuration in it ({error})") from None
+        if config.algo != cls.algo:
+            raise CheckpointError(
+                f"{path}: an agent trained by {config.algo}; use {config.algo.upper()}.load"
+            )
         agent = cls(config.env if env is None else env, config, device=device)
         try:
             agent.trainer.load_state_dict(state)
@@ -173,6 +184,24 @@ class ACKTR:
         """Close the environments, if the agent made them."""
         if self._owns_envs:
             self.envs.close()
+
+
+class ACKTR(Agent):
+    """An agent trained by ACKTR (Wu et al. 2017); arguments as :class:`Agent`."""
+
+    algo = "acktr"
+
+
+class A2C(Agent):
+    """An agent trained by A2C (Mnih et al. 2016); arguments as :class:`Agent`."""
+
+    algo = "a2c"
+
+
+class TRPO(Agent):
+    """An agent trained by TRPO (Schulman et al. 2015); arguments as :class:`Agent`."""
+
+    algo = "trpo"
 
 
 def _env_id(env: VectorEnv[Any, Any, Any]) -> str:

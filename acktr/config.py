@@ -16,6 +16,8 @@ from acktr.kfac import KFACConfig
 from envs.settings import AtariSettings
 
 Activation = Literal["tanh", "relu", "elu"]
+Algo = Literal["acktr", "a2c", "trpo"]
+Schedule = Literal["constant", "linear"]
 
 _WIDEST = 16_384
 
@@ -77,6 +79,90 @@ class NetworkConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CriticConfig:
+    """A separate critic's fit by a first-order optimizer (TRPO, and ACKTR's ablations)."""
+
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """Adam, or SGD with momentum (steepest descent in the Euclidean norm)."""
+    lr: float = 1e-3
+    """Step size, constant."""
+    epochs: int = 10
+    """Passes over each batch."""
+    batch_size: int | None = 128
+    """Samples per step; None: the whole batch."""
+    momentum: float = 0.9
+    """Of SGD."""
+    adam_eps: float = 1e-5
+    """Added to Adam's root."""
+
+    def __post_init__(self) -> None:
+        """Check every value; raises ConfigError naming the field."""
+        _check_choice("optimizer", self.optimizer, ("adam", "sgd"))
+        _check_number("lr", self.lr, 0, math.inf, open_low=True)
+        _check_number("adam_eps", self.adam_eps, 0, math.inf, open_low=True)
+        _check_number("momentum", self.momentum, 0, math.nextafter(1.0, 0.0), open_low=False)
+        _check_integer("epochs", self.epochs, 1)
+        if self.batch_size is not None:
+            _check_integer("batch_size", self.batch_size, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class A2CConfig:
+    """A2C (Mnih et al. 2016): one RMSprop step per batch."""
+
+    lr: float = 7e-4
+    """Step size."""
+    lr_schedule: Schedule = "linear"
+    """Schedule of lr over total_timesteps; the linear one ends at 0."""
+    rms_alpha: float = 0.99
+    """Decay of RMSprop's mean square, which starts at 1."""
+    rms_eps: float = 1e-5
+    """Added to the mean square, inside the root."""
+    max_grad_norm: float = 0.5
+    """Largest norm of the gradient over all parameters."""
+
+    def __post_init__(self) -> None:
+        """Check every value; raises ConfigError naming the field."""
+        for name in ("lr", "rms_eps", "max_grad_norm"):
+            _check_number(name, getattr(self, name), 0, math.inf, open_low=True)
+        _check_number("rms_alpha", self.rms_alpha, 0, math.nextafter(1.0, 0.0), open_low=False)
+        _check_choice("lr_schedule", self.lr_schedule, typing.get_args(Schedule))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TRPOConfig:
+    """TRPO (Schulman et al. 2015); the actor and the critic must be separate."""
+
+    max_kl: float = 0.01
+    """Largest mean KL(old || new) of a step, in nats."""
+    cg_iterations: int = 15
+    """Most iterations of conjugate gradient."""
+    cg_damping: float = 0.1
+    """Added to the Fisher matrix."""
+    cg_tolerance: float = 1e-10
+    """Squared norm of the residual at which conjugate gradient stops."""
+    fisher_fraction: float = 1.0
+    """Part of the batch for Fisher products: every round(1/fraction)-th sample."""
+    backtrack_factor: float = 0.8
+    """What the line search multiplies the step by."""
+    backtrack_steps: int = 10
+    """Most steps that the line search tries."""
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    """How the critic is fitted."""
+
+    def __post_init__(self) -> None:
+        """Check every value; raises ConfigError naming the field."""
+        _check_number("max_kl", self.max_kl, 0, math.inf, open_low=True)
+        _check_number("cg_damping", self.cg_damping, 0, math.inf, open_low=False)
+        _check_number("cg_tolerance", self.cg_tolerance, 0, math.inf, open_low=False)
+        _check_number("fisher_fraction", self.fisher_fraction, 0, 1, open_low=True)
+        below_one = math.nextafter(1.0, 0.0)
+        _check_number("backtrack_factor", self.backtrack_factor, 0, below_one, open_low=True)
+        for name in ("cg_iterations", "backtrack_steps"):
+            _check_integer(name, getattr(self, name), 1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ACKTRConfig:
     """ACKTR (Wu et al. 2017): K-FAC steps for actor and critic."""
 
@@ -85,12 +171,18 @@ class ACKTRConfig:
     critic: KFACConfig = field(default_factory=KFACConfig)
     """K-FAC of a separate critic (Gauss-Newton metric)."""
     critic_steps: int = 1
-    """Steps of a separate critic on each batch."""
+    """K-FAC steps of a separate critic on each batch."""
+    critic_optimizer: Literal["kfac", "first_order"] = "kfac"
+    """Gauss-Newton steps by K-FAC, or (the paper's ablations) the first-order fit below."""
+    first_order: CriticConfig = field(
+        default_factory=lambda: CriticConfig(epochs=50, batch_size=None)
+    )
+    """A separate critic's fit without K-FAC: Adam, or SGD for the Euclidean norm."""
     target_kl: float | None = None
     """KL per update to which the actor's lr adapts by factors of 1.5, in place of the schedule."""
     value_sigma: float = 1.0
     """Standard deviation of the critic's Gaussian observation model; its Fisher is 1/sigma^2."""
-    lr_schedule: Literal["constant", "linear"] = "linear"
+    lr_schedule: Schedule = "linear"
     """Schedule of the actor's lr over total_timesteps."""
 
     def __post_init__(self) -> None:
@@ -99,7 +191,8 @@ class ACKTRConfig:
         if self.target_kl is not None:
             _check_number("target_kl", self.target_kl, 0, math.inf, open_low=True)
         _check_number("value_sigma", self.value_sigma, 0, math.inf, open_low=True)
-        _check_choice("lr_schedule", self.lr_schedule, ("constant", "linear"))
+        _check_choice("lr_schedule", self.lr_schedule, typing.get_args(Schedule))
+        _check_choice("critic_optimizer", self.critic_optimizer, ("kfac", "first_order"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +201,7 @@ class Config:
 
     env: str
     """Environment id, for example HalfCheetah-v5, PongNoFrameskip-v4 or module:Id-v0."""
-    algo: Literal["acktr"] = "acktr"
+    algo: Algo = "acktr"
     """Algorithm."""
     preset: str = "default"
     """Preset that the values started from: default (tuned here) or paper (as published)."""
@@ -148,6 +241,10 @@ class Config:
     """Networks."""
     acktr: ACKTRConfig = field(default_factory=ACKTRConfig)
     """Settings of ACKTR."""
+    a2c: A2CConfig = field(default_factory=A2CConfig)
+    """Settings of A2C."""
+    trpo: TRPOConfig = field(default_factory=TRPOConfig)
+    """Settings of TRPO."""
     atari: AtariSettings = field(default_factory=AtariSettings)
     """Atari protocol; ignored by other environments."""
 
@@ -165,10 +262,16 @@ class Config:
             _check_number(name, getattr(self, name), 0, 1, open_low=False)
         for name in ("ent_coef", "vf_coef"):
             _check_number(name, getattr(self, name), 0, math.inf, open_low=False)
-        _check_choice("algo", self.algo, ("acktr",))
+        _check_choice("algo", self.algo, typing.get_args(Algo))
         _check_choice("precision", self.precision, ("auto", "float32", "bfloat16"))
         if self.num_envs * self.num_steps < 2:
             raise ConfigError("num_envs * num_steps must be at least 2")
+        if self.network.shared and self.algo == "trpo":
+            raise ConfigError("trpo needs a separate critic: network.shared must be false")
+        if self.network.shared and self.algo == "acktr" and self.acktr.critic_optimizer != "kfac":
+            raise ConfigError(
+                "acktr.critic_optimizer applies to a separate critic: network.shared must be false"
+            )
 
 
 def refuse_import(env: str) -> None:

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import typing
 from collections.abc import Callable
 
-from acktr.config import ACKTRConfig, Config, ConfigError, NetworkConfig
+from acktr.config import (
+    ACKTRConfig,
+    Algo,
+    Config,
+    ConfigError,
+    CriticConfig,
+    NetworkConfig,
+    TRPOConfig,
+)
 from acktr.kfac import KFACConfig
 from envs import EnvError, is_atari
+
+ALGOS: tuple[Algo, ...] = typing.get_args(Algo)
+"""Algorithms that --algo takes."""
 
 PRESETS = ("default", "paper")
 """Names that --preset takes: our tuned values, or the published ones."""
@@ -145,16 +157,86 @@ def _hopper(env: str) -> Config:
     return dataclasses.replace(base, network=network, gamma=0.995, gae_lambda=0.97)
 
 
-_EXACT: dict[tuple[str, str], Callable[[str], Config]] = {
-    ("CartPole-v1", "default"): _cartpole,
-    ("Hopper-v4", "default"): _hopper,
-    ("Hopper-v5", "default"): _hopper,
+def _atari_a2c(env: str) -> Config:
+    """Baselines' values: 16 x 5 samples, lr 7e-4 falling to 0, the ACKTR network."""
+    return dataclasses.replace(_atari(env), algo="a2c", num_envs=16, num_steps=5)
+
+
+def _atari_trpo(env: str) -> Config:
+    """Baselines' values (KL 0.001, CG 10, lambda 1), 8 x 64 samples, separate networks."""
+    return dataclasses.replace(
+        _atari(env),
+        algo="trpo",
+        num_envs=8,
+        num_steps=64,
+        gamma=0.98,
+        normalize_advantage=True,
+        network=NetworkConfig(shared=False),
+        trpo=TRPOConfig(
+            max_kl=0.001,
+            cg_iterations=10,
+            cg_damping=1e-3,
+            fisher_fraction=0.2,
+            backtrack_factor=0.5,
+            critic=CriticConfig(lr=1e-4, epochs=3, batch_size=64),
+        ),
+    )
+
+
+def _mujoco_a2c(env: str) -> Config:
+    """Separate tanh networks, 16 x 5 samples, lr 7e-4 falling to 0, running normalisation."""
+    return dataclasses.replace(
+        _mujoco(env),
+        algo="a2c",
+        num_envs=16,
+        num_steps=5,
+        vf_coef=0.5,
+        normalize_advantage=False,
+        network=NetworkConfig(shared=False),
+    )
+
+
+def _mujoco_trpo(env: str) -> Config:
+    """Separate tanh networks, 8 x 256 samples, KL 0.01, running normalisation."""
+    return dataclasses.replace(
+        _mujoco(env),
+        algo="trpo",
+        num_steps=256,
+        network=NetworkConfig(shared=False),
+    )
+
+
+def _general_a2c(env: str) -> Config:
+    """Separate tanh networks, 8 x 5 samples and running normalisation."""
+    return dataclasses.replace(
+        _general(env), algo="a2c", num_steps=5, vf_coef=0.5, normalize_advantage=False
+    )
+
+
+def _general_trpo(env: str) -> Config:
+    """Separate tanh networks, 8 x 128 samples and running normalisation."""
+    return dataclasses.replace(_general(env), algo="trpo", num_steps=128)
+
+
+_EXACT: dict[tuple[str, str, str], Callable[[str], Config]] = {
+    ("acktr", "CartPole-v1", "default"): _cartpole,
+    ("acktr", "Hopper-v4", "default"): _hopper,
+    ("acktr", "Hopper-v5", "default"): _hopper,
 }
-_FAMILY: dict[tuple[str, str], Callable[[str], Config]] = {
-    ("Atari", "default"): _atari,
-    ("Atari", "paper"): _atari_paper,
-    ("MuJoCo", "default"): _mujoco,
-    ("MuJoCo", "paper"): _mujoco_paper,
+_FAMILY: dict[tuple[str, str, str], Callable[[str], Config]] = {
+    ("acktr", "Atari", "default"): _atari,
+    ("acktr", "Atari", "paper"): _atari_paper,
+    ("acktr", "MuJoCo", "default"): _mujoco,
+    ("acktr", "MuJoCo", "paper"): _mujoco_paper,
+    ("a2c", "Atari", "default"): _atari_a2c,
+    ("a2c", "MuJoCo", "default"): _mujoco_a2c,
+    ("trpo", "Atari", "default"): _atari_trpo,
+    ("trpo", "MuJoCo", "default"): _mujoco_trpo,
+}
+_GENERAL: dict[str, Callable[[str], Config]] = {
+    "acktr": _general,
+    "a2c": _general_a2c,
+    "trpo": _general_trpo,
 }
 
 
@@ -174,19 +256,21 @@ def preset(env: str, algo: str = "acktr", name: str = "default") -> tuple[Config
     Raises:
         ConfigError: Unknown algorithm or preset, or no published values for this environment.
     """
-    if algo != "acktr":
-        raise ConfigError(f"algo must be acktr, got {algo!r}")
+    if algo not in ALGOS:
+        raise ConfigError(f"algo must be one of {', '.join(ALGOS)}, got {algo!r}")
     if name not in PRESETS:
         raise ConfigError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
     group = family(env)
-    if (env, name) in _EXACT:
-        maker, source = _EXACT[env, name], f"exact id {env}"
-    elif group is not None:
-        maker, source = _FAMILY[group, name], f"{group} family"
+    if (algo, env, name) in _EXACT:
+        maker, source = _EXACT[algo, env, name], f"exact id {env}"
+    elif group is not None and (algo, group, name) in _FAMILY:
+        maker, source = _FAMILY[algo, group, name], f"{group} family"
     elif name == "default":
-        maker, source = _general, "any environment"
-    else:
+        maker, source = _GENERAL[algo], "any environment"
+    elif algo == "acktr":
         raise ConfigError(f"the paper has no configuration for {env}: use --preset default")
+    else:
+        raise ConfigError(f"the paper preset is ACKTR's only: use --preset default with {algo}")
     summary = (maker.__doc__ or "").strip()
     config = dataclasses.replace(maker(env), preset=name)
     return config, f"preset {name} for {algo}, {source}: {summary}"

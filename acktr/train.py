@@ -10,15 +10,24 @@ from typing import Any
 import torch
 from gymnasium.vector import VectorEnv
 
+from acktr.a2c import A2CLearner
 from acktr.acktr import ACKTRLearner
 from acktr.compute import autocast_context, resolve_device
-from acktr.config import Config
+from acktr.config import Algo, Config
 from acktr.distributions import action_head
+from acktr.learner import Learner
 from acktr.networks import build_network
 from acktr.normalize import ObservationNormalizer, RewardScaler
 from acktr.policy import Policy
 from acktr.rollout import Collector, NonFiniteError, make_batch, normalizable
+from acktr.trpo import TRPOLearner
 from envs import is_image
+
+_LEARNERS: dict[Algo, type[ACKTRLearner | A2CLearner | TRPOLearner]] = {
+    "acktr": ACKTRLearner,
+    "a2c": A2CLearner,
+    "trpo": TRPOLearner,
+}
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,7 @@ class Trainer:
             observations,
             rewards,
         )
-        self.learner = ACKTRLearner(
+        self.learner: Learner = _LEARNERS[config.algo](
             self.network,
             self.head,
             config,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from contextlib import nullcontext
 from typing import Any
@@ -19,9 +20,8 @@ from acktr.acktr import (
     adapt_lr,
     exact_quadratic,
     sampled_value_loss,
-    scheduled_lr,
 )
-from acktr.config import ACKTRConfig, Config, NetworkConfig
+from acktr.config import ACKTRConfig, Config, ConfigError, CriticConfig, NetworkConfig
 from acktr.distributions import action_head
 from acktr.kfac import KFACConfig
 from acktr.networks import build_network
@@ -195,8 +195,12 @@ def test_advantages_are_standardised_on_request() -> None:
     scaled = learner("discrete", configuration(shared=False, normalize_advantage=True))
     data = batch(plain)
     standard = (data.advantages - data.advantages.mean()) / data.advantages.std(correction=0)
-    torch.testing.assert_close(scaled._advantages(data), standard)
-    torch.testing.assert_close(plain._advantages(data), data.advantages)
+    dist = plain.head.make(plain.network(data.observations)[0])
+    log_prob = dist.log_prob(data.actions)
+    torch.testing.assert_close(scaled._policy_terms(dist, data)[0], -(standard * log_prob).mean())
+    torch.testing.assert_close(
+        plain._policy_terms(dist, data)[0], -(data.advantages * log_prob).mean()
+    )
 
 
 def test_target_kl_adapts_the_step() -> None:
@@ -213,13 +217,11 @@ def test_target_kl_adapts_the_step() -> None:
 
 
 def test_linear_schedule_reaches_the_optimizer() -> None:
-    assert scheduled_lr(0.25, 0.0, "linear") == 0.25
-    assert scheduled_lr(0.25, 1.0, "linear") == pytest.approx(0.25 / 11)
-    assert scheduled_lr(0.25, 0.7, "constant") == 0.25
     config = configuration(shared=True)
     linear = dataclasses.replace(config.acktr, lr_schedule="linear")
     agent = learner("discrete", dataclasses.replace(config, acktr=linear))
     assert agent.update(batch(agent), 0.55)["train/learning_rate"] == pytest.approx(0.5)
+    assert agent.update(batch(agent), 1.0)["train/learning_rate"] == pytest.approx(1 / 11)
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -242,3 +244,39 @@ def test_state_round_trip_continues_bit_for_bit(shared: bool) -> None:
     other = learner("gaussian", configuration(shared=not shared))
     with pytest.raises(ValueError, match=r"separate critic|other layers"):
         other.load_state_dict(first.state_dict())
+
+
+@pytest.mark.parametrize("kind", ["adam", "sgd"])
+def test_first_order_critic_leaves_the_actors_step_as_it_is(kind: Any) -> None:
+    """The paper's ablations: the actor's K-FAC step is the same, the critic's is torch's own."""
+    fit = CriticConfig(optimizer=kind, lr=0.01, epochs=3, batch_size=None)
+    ablated = {"critic_optimizer": "first_order", "first_order": fit}
+    one = learner("discrete", configuration(shared=False, acktr=ablated))
+    two = learner("discrete", configuration(shared=False))
+    data = batch(one)
+    critic = copy.deepcopy(one.network.critic)  # type: ignore[union-attr]
+    parameters = list(critic.parameters())
+    optimizer: torch.optim.Optimizer = torch.optim.SGD(parameters, 0.01, momentum=0.9)
+    if kind == "adam":
+        optimizer = torch.optim.Adam(parameters, 0.01, eps=1e-5)
+    for _ in range(3):
+        loss = (critic(data.observations) - data.returns).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    metrics = one.update(data, 0.0)
+    assert metrics["train/value_loss"] == pytest.approx(float(loss.detach()), rel=1e-6)
+    for a, b in zip(parameters, one.network.critic.parameters(), strict=True):  # type: ignore[union-attr]
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    two._actor_step(two.network.actor, data)  # type: ignore[union-attr]
+    for a, b in zip(one.network.actor.parameters(), two.network.actor.parameters(), strict=True):  # type: ignore[union-attr]
+        assert torch.equal(a, b)
+    state = one.state_dict()
+    assert state["critic"].keys() == {"optimizer"}
+    with pytest.raises((ValueError, KeyError)):
+        two.load_state_dict(state)
+
+
+def test_first_order_critic_needs_a_separate_one() -> None:
+    with pytest.raises(ConfigError, match="applies to a separate critic"):
+        configuration(shared=True, acktr={"critic_optimizer": "first_order"})

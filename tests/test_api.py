@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from acktr import (
+    A2C,
     ACKTR,
+    TRPO,
     CheckpointError,
     Config,
     ConfigError,
@@ -241,3 +243,22 @@ def test_a_file_cannot_name_a_module_to_import(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="would import the module this; import it first"):
         ACKTR.load(tmp_path / "evil")
     assert "this" not in sys.modules
+
+
+@pytest.mark.parametrize("kind", [A2C, TRPO])
+def test_other_algorithms_have_the_same_interface(kind: Any, tmp_path: Path) -> None:
+    agent = kind("CartPole-v1", seed=2).learn(600)
+    agent.save(tmp_path / "agent")
+    again = kind.load(tmp_path / "agent")
+    assert again.config == agent.config
+    assert again.config.algo == kind.algo
+    observation = np.full(4, 0.1, np.float32)
+    assert (
+        agent.predict(observation, deterministic=True)[0]
+        == again.predict(observation, deterministic=True)[0]
+    )
+    again.learn(100)
+    with pytest.raises(CheckpointError, match=f"use {kind.__name__}.load"):
+        ACKTR.load(tmp_path / "agent")
+    with pytest.raises(ConfigError, match=f"use {kind.__name__}"):
+        ACKTR("CartPole-v1", agent.config)

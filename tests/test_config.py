@@ -9,23 +9,25 @@ from typing import Any
 import pytest
 
 from acktr.config import Config, ConfigError, from_dict, to_dict
-from acktr.presets import PRESETS, preset
+from acktr.presets import ALGOS, PRESETS, preset
 
 ENVIRONMENTS = ["HalfCheetah-v5", "PongNoFrameskip-v4", "ALE/Breakout-v5", "CartPole-v1", "X-v0"]
 
 
 @pytest.mark.parametrize("env", ENVIRONMENTS)
+@pytest.mark.parametrize("algo", ALGOS)
 @pytest.mark.parametrize("name", PRESETS)
-def test_presets_survive_json(env: str, name: str) -> None:
-    if name == "paper" and env in ("CartPole-v1", "X-v0"):
-        with pytest.raises(ConfigError, match="no configuration for"):
-            preset(env, "acktr", name)
+def test_presets_survive_json(env: str, algo: str, name: str) -> None:
+    if name == "paper" and (algo != "acktr" or env in ("CartPole-v1", "X-v0")):
+        with pytest.raises(ConfigError, match=r"no configuration for|ACKTR's only"):
+            preset(env, algo, name)
         return
-    config, line = preset(env, "acktr", name)
+    config, line = preset(env, algo, name)
     assert config.env == env
+    assert config.algo == algo
     assert config.preset == name
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
-    assert line.startswith(f"preset {name} for acktr")
+    assert line.startswith(f"preset {name} for {algo}")
     assert "\n" not in line
 
 
@@ -71,10 +73,13 @@ def test_published_mujoco_values() -> None:
         ({"num_envs": 1.5}, "configuration: num_envs must be int, got 1.5"),
         ({"num_envs": True}, "configuration: num_envs must be int, got True"),
         ({"seed": -1}, "seed must be an integer >= 0, got -1"),
-        ({"algo": "ppo"}, "algo must be one of acktr, got 'ppo'"),
+        ({"algo": "ppo"}, "algo must be one of acktr, a2c, trpo, got 'ppo'"),
         ({"gama": 0.9}, r"unknown setting gama \(did you mean gamma\?\)"),
         ({"acktr": {"actor": {"lr": -1.0}}}, "acktr.actor.lr must be a finite number > 0, got -1"),
         ({"acktr": {"actor": {"dampin": 1}}}, r"acktr.actor.dampin \(did you mean damping\?\)"),
+        ({"a2c": {"rms_alpha": 1.0}}, "a2c.rms_alpha must be a finite number >= 0"),
+        ({"trpo": {"critic": {"epochs": 0}}}, "trpo.critic.epochs must be an integer >= 1"),
+        ({"algo": "trpo"}, "trpo needs a separate critic: network.shared must be false"),
         ({"acktr": 3}, "acktr must be an object"),
         ({"network": {"hidden": 64}}, "network.hidden must be a list of integers, got 64"),
         ({"network": {"hidden": [0]}}, "each width of hidden must be an integer >= 1, got 0"),

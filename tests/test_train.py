@@ -15,7 +15,7 @@ from gymnasium.vector.utils import batch_space
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from acktr.config import Config
-from acktr.presets import preset
+from acktr.presets import ALGOS, preset
 from acktr.rollout import NonFiniteError
 from acktr.train import Trainer
 from tests.toys import IdentityEnv
@@ -77,8 +77,8 @@ class SavableIdentity(VectorEnv[Any, Any, Any]):
         self._ended = state["ended"].copy()
 
 
-def small(**changes: Any) -> Config:
-    config, _ = preset("Toy-v0")
+def small(algo: str = "acktr", **changes: Any) -> Config:
+    config, _ = preset("Toy-v0", algo)
     network = dataclasses.replace(config.network, hidden=(8,), critic_hidden=(8,))
     changes = {"num_envs": 4, "num_steps": 8, "network": network, **changes}
     return dataclasses.replace(config, **changes)
@@ -103,23 +103,27 @@ def same(first: list[Any], second: list[Any]) -> bool:
 MODES = [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP]
 
 
+@pytest.mark.parametrize("algo", ALGOS)
 @pytest.mark.parametrize("mode", MODES)
-def test_same_seed_same_curve_bit_for_bit(mode: AutoresetMode) -> None:
+def test_same_seed_same_curve_bit_for_bit(mode: AutoresetMode, algo: str) -> None:
     runs = []
     for seed in (3, 3, 4):
-        trainer = Trainer(small(seed=seed), SavableIdentity(4, mode))
+        trainer = Trainer(small(algo, seed=seed), SavableIdentity(4, mode))
         runs.append((curve(trainer, 640), fingerprint(trainer)))
     assert runs[0][0] == runs[1][0]
     assert same(runs[0][1], runs[1][1])
     assert not same(runs[0][1], runs[2][1])
 
 
+@pytest.mark.parametrize("algo", ALGOS)
 @pytest.mark.parametrize("mode", MODES)
-def test_resumed_run_equals_the_uninterrupted_one(mode: AutoresetMode, tmp_path: Any) -> None:
+def test_resumed_run_equals_the_uninterrupted_one(
+    mode: AutoresetMode, algo: str, tmp_path: Any
+) -> None:
     """2N steps equal N steps, a checkpoint on disk, and N steps in a new trainer."""
     from acktr.checkpoint import load_checkpoint, save_checkpoint
 
-    config = small(seed=1)
+    config = small(algo, seed=1)
     straight = Trainer(config, SavableIdentity(4, mode))
     whole = curve(straight, 640)
     first = Trainer(config, SavableIdentity(4, mode))

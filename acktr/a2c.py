@@ -1,0 +1,137 @@
+"""A2C: synchronous advantage actor-critic with RMSprop (Mnih et al. 2016)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from acktr.config import Config
+from acktr.distributions import ActionHead
+from acktr.learner import policy_terms, scheduled_lr, standardised, to_floats, value_metrics
+from acktr.networks import ActorCritic
+from acktr.rollout import Batch
+
+
+class RMSpropTF:
+    """RMSprop as TensorFlow defines it, which A2C's published step sizes refer to.
+
+    s <- alpha s + (1 - alpha) g^2 with s_0 = 1;    theta <- theta - lr g / sqrt(s + eps)
+
+    torch's own starts at s_0 = 0 and adds eps outside the root, so that its first steps are larger.
+
+    Args:
+        module: Whose parameters to change.
+        alpha: Decay of the mean square.
+        eps: Added inside the root.
+    """
+
+    def __init__(self, module: nn.Module, alpha: float, eps: float) -> None:
+        self.alpha = alpha
+        self.eps = eps
+        self._parameters = dict(module.named_parameters())
+        self._squares = {name: torch.ones_like(p) for name, p in self._parameters.items()}
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        """Apply the gradients that the parameters hold."""
+        named = [(name, p) for name, p in self._parameters.items() if p.grad is not None]
+        squares = [self._squares[name] for name, _ in named]
+        gradients = [p.grad for _, p in named if p.grad is not None]
+        torch._foreach_mul_(squares, self.alpha)
+        torch._foreach_addcmul_(squares, gradients, gradients, 1 - self.alpha)
+        roots = torch._foreach_add(squares, self.eps)
+        torch._foreach_sqrt_(roots)
+        torch._foreach_addcdiv_([p for _, p in named], gradients, roots, -lr)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The mean squares, by parameter name."""
+        return {name: square.clone() for name, square in self._squares.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore :meth:`state_dict`; raises ValueError when names or shapes differ."""
+        if {name: s.shape for name, s in state.items()} != {
+            name: s.shape for name, s in self._squares.items()
+        }:
+            raise ValueError("RMSprop state belongs to another network")
+        for name, square in self._squares.items():
+            square.copy_(state[name])
+
+
+class A2CLearner:
+    """One RMSprop step per batch on policy, value and entropy loss together.
+
+    L = -mean(A log pi) + vf_coef mean((V - R)^2) - ent_coef mean(H), gradient clipped by its norm
+    over all parameters. The network may be shared or separate.
+
+    Args:
+        network: Policy and value function.
+        head: Action distribution.
+        config: Settings.
+        generator: Unused; every learner takes one.
+        autocast: Context factory for forward passes.
+    """
+
+    def __init__(
+        self,
+        network: ActorCritic,
+        head: ActionHead,
+        config: Config,
+        generator: torch.Generator,
+        autocast: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        self.network = network
+        self.head = head
+        self.config = config
+        self.autocast = autocast
+        settings = config.a2c
+        self.optimizer = RMSpropTF(network, settings.rms_alpha, settings.rms_eps)
+        self._parameters = list(network.parameters())
+
+    def update(self, batch: Batch, progress: float) -> dict[str, float]:
+        """Learn from one batch.
+
+        Args:
+            batch: The samples.
+            progress: Fraction of training done, in [0, 1], for the schedule.
+
+        Returns:
+            Metrics by TensorBoard tag.
+        """
+        started = time.perf_counter()
+        config, settings = self.config, self.config.a2c
+        with self.autocast():
+            parameters, values = self.network(batch.observations)
+        advantages = batch.advantages
+        if config.normalize_advantage:
+            advantages = standardised(advantages)
+        policy_loss, entropy = policy_terms(self.head.make(parameters), batch.actions, advantages)
+        value_loss = (values - batch.returns).square().mean()
+        loss = policy_loss - config.ent_coef * entropy + config.vf_coef * value_loss
+        for parameter in self._parameters:
+            parameter.grad = None
+        torch.autograd.backward(loss)
+        norm = nn.utils.clip_grad_norm_(self._parameters, settings.max_grad_norm)
+        lr = scheduled_lr(settings.lr, progress, settings.lr_schedule)
+        self.optimizer.step(lr)
+        tensors = {
+            "train/policy_loss": policy_loss,
+            "train/entropy_loss": -entropy,
+            "train/grad_norm": norm,
+        }
+        metrics = to_floats(tensors | value_metrics(value_loss, batch))
+        metrics["train/learning_rate"] = lr
+        metrics["time/update"] = time.perf_counter() - started
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizer (the network saves itself)."""
+        return {"rmsprop": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`; raises ValueError when it is another network's."""
+        self.optimizer.load_state_dict(state["rmsprop"])
