@@ -10,6 +10,9 @@ from acktr.config import ACKTRConfig, Config, ConfigError, NetworkConfig
 from acktr.kfac import KFACConfig
 from envs import EnvError, is_atari
 
+ALGOS = ("acktr",)
+"""Algorithms that have presets."""
+
 PRESETS = ("default", "paper")
 """Names that --preset takes: our tuned values, or the published ones."""
 
