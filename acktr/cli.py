@@ -1,8 +1,9 @@
-"""The command line: ``acktr train``, ``eval``, ``record`` and ``plot``.
+"""The command line: ``acktr train``, ``compare``, ``eval``, ``record`` and ``plot``.
 
-Exit codes: 0 done; 2 bad command, configuration, environment, run or checkpoint; 70 training broke
-down numerically; 75 stopped by SIGTERM; 76 the environment misbehaved; 130 stopped by Ctrl-C.
-Except for 0 the last line on standard error says why; with 2 it is the only one.
+Exit codes: 0 done; 1 some runs of a comparison failed; 2 bad command, configuration, environment,
+run or checkpoint; 70 training broke down numerically; 75 stopped by SIGTERM; 76 the environment
+misbehaved; 130 stopped by Ctrl-C. Except for 0 the last line on standard error says why; with 2 it
+is the only one.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import difflib
 import importlib
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -19,10 +21,13 @@ from typing import Any
 
 from acktr import __version__
 from acktr.checkpoint import CheckpointError
-from acktr.config import ConfigError
+from acktr.compare import RunsFailed, compare
+from acktr.config import ConfigError, read_settings
+from acktr.grid import Overlay, make_plans, parse_algo, parse_seeds
 from acktr.interrupts import Interrupts, Stopped
 from acktr.log import RunError, RunFolder
 from acktr.options import (
+    CompareOptions,
     EvalOptions,
     PlotOptions,
     RecordOptions,
@@ -37,7 +42,7 @@ from acktr.runs import TrainingFault, resume, start
 from acktr.saved import find_agent, play, usually_deterministic
 from envs import EnvError, EnvFault
 
-BAD_INPUT, NUMERIC_FAILURE, ENVIRONMENT_FAULT, BROKEN_PIPE = 2, 70, 76, 141
+RUNS_FAILED, BAD_INPUT, NUMERIC_FAILURE, ENVIRONMENT_FAULT, BROKEN_PIPE = 1, 2, 70, 76, 141
 STOPPED = {signal.SIGINT: 130, signal.SIGTERM: 75}
 
 _HELP = """\
@@ -48,6 +53,8 @@ ACKTR: actor-critic with Kronecker-factored trust regions.
 commands:
   train   train an agent, or resume a run:  acktr train --env HalfCheetah-v5 --seed 0
                                             acktr train --resume RUN
+  compare train a grid of environments, algorithms and seeds; skip and continue what is there:
+                                            acktr compare --envs Hopper-v5 --workers 2
   eval    play episodes and report returns: acktr eval RUN --episodes 20
   record  record a video:                   acktr record RUN --out clip.mp4
   plot    draw learning curves:             acktr plot RUN... --out curves.png
@@ -56,7 +63,8 @@ options:
   -h, --help   this text; after a command, its options
   --version    the version
 
-A run is a folder RUN_DIR/ENV/ALGO/seedN, for example runs/HalfCheetah-v5/acktr/seed0.
+A run is a folder RUN_DIR/ENV/LABEL/seedN, for example runs/HalfCheetah-v5/acktr/seed0; the label
+is the algorithm if none is given.
 """
 
 
@@ -74,6 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(f"error: {error}")
         numeric = isinstance(error, TrainingFault) and not error.environment
         return NUMERIC_FAILURE if numeric else ENVIRONMENT_FAULT
+    except RunsFailed as error:
+        _complain(f"error: {error}")
+        return RUNS_FAILED
     except _EXPECTED as error:
         hint = "; is its folder in PYTHONPATH?" if "No module named" in str(error) else ""
         _complain(f"error: {error}{hint}")
@@ -125,7 +136,26 @@ def _train(args: list[str], interrupts: Interrupts) -> None:
     if options.resume is not None:
         _say(resume(options.resume, options.settings.total_timesteps, interrupts, argv))
     else:
-        _say(start(options.settings, options.run_dir, source, interrupts, argv))
+        settings, run_dir = options.settings, options.run_dir
+        _say(start(settings, run_dir, source, interrupts, argv, options.label))
+
+
+def _compare(args: list[str], interrupts: Interrupts) -> None:
+    options = parse(CompareOptions, args, "compare")
+    common = None
+    if options.config is not None:
+        common = Overlay(options.config, read_settings(options.config))
+    limits = {"total_timesteps": options.total_timesteps, "eval_episodes": options.eval_episodes}
+    plans = make_plans(
+        options.envs,
+        [parse_algo(text) for text in options.algos],
+        parse_seeds(options.seeds),
+        options.run_dir,
+        common,
+        {name: value for name, value in limits.items() if value is not None},
+    )
+    command = shlex.join(["acktr", "compare", *args])
+    _say(compare(plans, options.workers, interrupts, command, options.import_module))
 
 
 def _eval(args: list[str], interrupts: Interrupts) -> None:
@@ -203,6 +233,7 @@ def _env_of(run: Path) -> str:
 
 _COMMANDS: dict[str, Callable[[list[str], Interrupts], None]] = {
     "train": _train,
+    "compare": _compare,
     "eval": _eval,
     "record": _record,
     "plot": _plot,

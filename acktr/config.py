@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
 import sys
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
+from acktr.files import read_limited, reason
 from acktr.kfac import KFACConfig
 from envs.settings import AtariSettings
 
@@ -20,6 +23,7 @@ Algo = Literal["acktr", "a2c", "trpo"]
 Schedule = Literal["constant", "linear"]
 
 _WIDEST = 16_384
+_FILE_CAP = 1 << 20
 
 
 class ConfigError(ValueError):
@@ -293,6 +297,23 @@ def to_dict(config: Config) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def read_settings(path: Path) -> Mapping[str, Any]:
+    """The JSON object in a file of settings, which :func:`merge` checks.
+
+    Raises:
+        ConfigError: It cannot be read, is larger than 1 MiB or is no JSON object.
+    """
+    try:
+        values = json.loads(read_limited(path, _FILE_CAP).decode("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read: {reason(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path}: must hold a JSON object of settings")
+    return values
+
+
 def from_dict(values: Mapping[str, Any]) -> Config:
     """The configuration of :func:`to_dict`, or part of one.
 
@@ -312,6 +333,17 @@ def merge(config: Config, values: Any) -> Config:
     if not isinstance(values, Mapping):
         raise ConfigError("configuration: the file must be an object of settings")
     return from_dict(_overlay(to_dict(config), values))
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names, for example acktr.actor.lr."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found
 
 
 def _overlay(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

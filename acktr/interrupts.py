@@ -83,3 +83,18 @@ class Interrupts:
         first, self.requested = self.requested is None, signum
         if not (first and self._waits):
             raise Stopped(signum)
+
+
+@contextmanager
+def hangup_terminates() -> Iterator[None]:
+    """A closed terminal (SIGHUP) counts as SIGTERM, unless something handles or ignores it."""
+    hangup = getattr(signal, "SIGHUP", None)
+    in_main = threading.current_thread() is threading.main_thread()
+    if hangup is None or not in_main or signal.getsignal(hangup) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(hangup, lambda number, frame: signal.raise_signal(signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(hangup, signal.SIG_DFL)

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import difflib
 import io
-import json
 import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,13 +16,11 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from acktr.config import Config, ConfigError, merge, refuse_import
-from acktr.files import read_limited, reason
-from acktr.presets import preset
+from acktr.config import Config, ConfigError, merge, read_settings, refuse_import
+from acktr.presets import ALGOS, preset
 from acktr.runs import stored_config
 from envs import EnvError
 
-_CONFIG_CAP = 1 << 20
 _HELP_ENV = "HalfCheetah-v5"
 
 Parsed = TypeVar("Parsed")
@@ -47,7 +44,9 @@ class TrainOptions:
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """JSON file with settings (all or part of a config.json), between preset and flags."""
     run_dir: Path = Path("runs")
-    """Folder of all runs; this one goes to RUN_DIR/ENV/ALGO/seedN."""
+    """Folder of all runs; this one goes to RUN_DIR/ENV/LABEL/seedN."""
+    label: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Name of the run's folder in place of the algorithm's, to keep variants apart."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     """Run folder to go on with; only --total-timesteps may be given besides."""
     import_module: Annotated[str | None, tyro.conf.arg(name="import", metavar="MODULE")] = None
@@ -127,6 +126,40 @@ class PlotOptions:
     """Whether to add published curves."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """Train a grid of environments, algorithms and seeds, several runs at a time.
+
+    Started again it skips finished runs and continues the others. Settings come from each preset,
+    then --config, then the file of LABEL=FILE, then the options here.
+    """
+
+    envs: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ID...")]
+    """Environments."""
+    algos: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ALGO...")] = ALGOS
+    """ALGO, ALGO-PRESET (as acktr-paper), or LABEL=FILE.json with settings laid over a preset."""
+    seeds: Annotated[tuple[str, ...], tyro.conf.arg(metavar="N...")] = ("0-4",)
+    """Seeds, or ranges of them such as 0-4."""
+    workers: int = 1
+    """Runs at a time; each is a process of one thread."""
+    run_dir: Path = Path("runs")
+    """Folder of all runs; each goes to RUN_DIR/ENV/LABEL/seedN, its output to RUN_DIR/logs."""
+    total_timesteps: int | None = None
+    """Environment steps of every run, in place of the preset's."""
+    eval_episodes: int | None = None
+    """Episodes of each evaluation; 20 if no file says otherwise."""
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """JSON file with settings of all runs; its env, seed, algo and preset do not count."""
+    import_module: Annotated[str | None, tyro.conf.arg(name="import", metavar="MODULE")] = None
+    """Python module that registers the environments."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, workers=self.workers)
+        for name in ("total_timesteps", "eval_episodes"):
+            if getattr(self, name) is not None:
+                _at_least(1, **{name: getattr(self, name)})
+
+
 def parse_train(args: Sequence[str]) -> tuple[TrainOptions, str]:
     """Options of ``train`` and the line that says where the configuration comes from.
 
@@ -153,7 +186,7 @@ def parse_train(args: Sequence[str]) -> tuple[TrainOptions, str]:
 def _defaults(args: Sequence[str]) -> tuple[Config, str]:
     """Preset, overlaid by the --config file."""
     file = peek(args, "config")
-    values: Mapping[str, Any] = {} if file is None else _read_json(Path(file))
+    values: Mapping[str, Any] = {} if file is None else read_settings(Path(file))
     env, algo = (peek(args, name) or _name(values, name) for name in ("env", "algo"))
     if env is None and {"-h", "--help"}.intersection(args):
         env = _HELP_ENV
@@ -169,18 +202,6 @@ def _defaults(args: Sequence[str]) -> tuple[Config, str]:
         return merge(config, {**values, "env": env}), f"{source}; overlaid by {file}"
     except (ConfigError, EnvError) as error:
         raise ConfigError(f"{file}: {error}") from error
-
-
-def _read_json(path: Path) -> Mapping[str, Any]:
-    try:
-        values = json.loads(read_limited(path, _CONFIG_CAP).decode("utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read: {reason(error)}") from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{path}: must hold a JSON object of settings")
-    return values
 
 
 def _name(values: Mapping[str, Any], key: str) -> str | None:

@@ -28,8 +28,11 @@ WINDOW = 60.0
 PARTS = ("env", "forward", "update", "refresh")
 """Parts of the time; the refresh of eigenbases and inverses is included in the update."""
 
-_PANEL_INTERVAL = 0.25
-_BAR_WIDTH = 40
+PANEL_INTERVAL = 0.25
+"""Seconds between two panels."""
+
+BAR_WIDTH = 40
+"""Characters of a panel's bar."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,63 @@ class Meter:
         return Rates((last[1] - first[1]) / elapsed, shares)
 
 
+class Screen:
+    """A text stream with lines and, on a terminal, one live panel below them.
+
+    A stream that fails (closed pipe, full disk) is given up silently: that must stop nothing.
+
+    Args:
+        stream: Where to write; standard error if None.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self._broken = False
+        self._live: Live | None = None
+        console = Console(file=self._stream)
+        if self._stream.isatty() and not console.is_dumb_terminal:
+            self._live = Live(console=console, auto_refresh=False)
+
+    @property
+    def live(self) -> bool:
+        """Whether there can be a panel."""
+        return self._live is not None
+
+    def note(self, text: str) -> None:
+        """Write a line (above the panel), without control characters."""
+        line = printable(text)
+
+        def write() -> None:
+            if self._live is None:
+                self._stream.write(line + "\n")
+                self._stream.flush()
+            else:
+                self._live.console.print(Text(line))
+
+        self._guard(write)
+
+    def show(self, panel: Panel) -> None:
+        """Replace the panel; nothing where there can be none."""
+        live = self._live
+        if live is not None:
+            self._guard(live.start)
+            self._guard(lambda: live.update(panel, refresh=True))
+
+    def close(self) -> None:
+        """Leave the panel as it is; further calls do nothing."""
+        if self._live is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self._live.stop()
+
+    def _guard(self, action: Callable[[], object]) -> None:
+        if self._broken:
+            return
+        try:
+            action()
+        except (OSError, ValueError):
+            self._broken = True
+
+
 class Progress:
     """Shows how training goes on a text stream; a stream that fails is given up silently."""
 
@@ -93,18 +153,13 @@ class Progress:
         """
         self._total = total_timesteps
         self._interval = interval
-        self._stream = sys.stderr if stream is None else stream
+        self._screen = Screen(stream)
         self._clock = clock
         self._meter = Meter(clock(), start_timesteps)
         self._stats: TrainStats | None = None
         self._return: float | None = None
         self._next = -math.inf
         self._shown = True
-        self._broken = False
-        self._live: Live | None = None
-        console = Console(file=self._stream)
-        if self._stream.isatty() and not console.is_dumb_terminal:
-            self._live = Live(console=console, auto_refresh=False)
 
     def header(self, lines: Sequence[str]) -> None:
         """Write the first lines: preset, protocol and so on."""
@@ -113,7 +168,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Write a line (above the panel)."""
-        self._emit(_printable(text))
+        self._screen.note(text)
 
     def update(self, stats: TrainStats, ep_rew_mean: float | None) -> None:
         """Take in one update and show it when it is time to."""
@@ -124,16 +179,14 @@ class Progress:
         self._meter.add(now, stats.timesteps, seconds)
         self._stats, self._return, self._shown = stats, ep_rew_mean, False
         if now >= self._next:
-            self._next = now + (self._interval if self._live is None else _PANEL_INTERVAL)
+            self._next = now + (PANEL_INTERVAL if self._screen.live else self._interval)
             self._show()
 
     def close(self) -> None:
         """Show the last update if it was not shown; further calls do nothing."""
         if not self._shown:
             self._show()
-        if self._live is not None:
-            with contextlib.suppress(OSError, ValueError):
-                self._live.stop()
+        self._screen.close()
 
     def __enter__(self) -> Progress:
         return self
@@ -151,13 +204,10 @@ class Progress:
             return
         self._shown = True
         fields = self._fields(self._stats)
-        if self._live is None:
-            self._emit("  ".join(f"{name} {value}".strip() for name, value in fields))
+        if self._screen.live:
+            self._screen.show(self._panel(fields, self._stats.timesteps))
         else:
-            panel = self._panel(fields, self._stats.timesteps)
-            live = self._live
-            self._guard(live.start)
-            self._guard(lambda: live.update(panel, refresh=True))
+            self._screen.note("  ".join(f"{name} {value}".strip() for name, value in fields))
 
     def _fields(self, stats: TrainStats) -> list[tuple[str, str]]:
         """Name and value of what is shown."""
@@ -169,7 +219,7 @@ class Progress:
         fields = [
             ("steps", f"{stats.timesteps:,}/{self._total:,} ({share:.1%})"),
             ("steps/s", "-" if math.isnan(speed) else f"{speed:,.0f}"),
-            ("ETA", _duration(left / speed) if speed > 0 else "-"),
+            ("ETA", duration(left / speed) if speed > 0 else "-"),
             ("return", "-" if self._return is None else f"{self._return:,.1f}"),
             ("KL", "-" if kl is None else f"{kl:.2g}"),
         ]
@@ -180,38 +230,19 @@ class Progress:
 
     def _panel(self, fields: Sequence[tuple[str, str]], timesteps: int) -> Panel:
         grid = Table.grid(padding=(0, 2))
-        grid.add_row("", ProgressBar(self._total, min(timesteps, self._total), width=_BAR_WIDTH))
+        grid.add_row("", ProgressBar(self._total, min(timesteps, self._total), width=BAR_WIDTH))
         for name, value in fields:
             grid.add_row(Text(name, style="dim"), Text(value))
         return Panel(grid, title="acktr", title_align="left", expand=False)
 
-    def _emit(self, line: str) -> None:
-        def write() -> None:
-            if self._live is None:
-                self._stream.write(line + "\n")
-                self._stream.flush()
-            else:
-                self._live.console.print(Text(line))
 
-        self._guard(write)
-
-    def _guard(self, action: Callable[[], object]) -> None:
-        """Do it unless the stream has failed (closed pipe, full disk); that must stop nothing."""
-        if self._broken:
-            return
-        try:
-            action()
-        except (OSError, ValueError):
-            self._broken = True
-
-
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """H:MM:SS, days before it if there are any."""
     days, rest = divmod(round(seconds), 86_400)
     clock = f"{rest // 3600}:{rest % 3600 // 60:02}:{rest % 60:02}"
     return f"{days}d {clock}" if days else clock
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """The text without control characters, which could drive the terminal."""
     return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from acktr.checkpoint import CheckpointError, checkpoint_exists
-from acktr.config import Config, ConfigError, from_dict, refuse_import, to_dict
+from acktr.compute import resolve_device
+from acktr.config import Config, ConfigError, flat, from_dict, refuse_import, to_dict
 from acktr.files import reason, write_atomic
 from acktr.interrupts import Interrupts
 from acktr.kfac import FactorError
@@ -34,6 +35,9 @@ if sys.platform != "win32":
     import fcntl
 
 
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+
+
 class TrainingFault(RuntimeError):  # noqa: N818 - as EnvFault
     """Training cannot go on; the message names the cause and the last good checkpoint.
 
@@ -47,14 +51,31 @@ class TrainingFault(RuntimeError):  # noqa: N818 - as EnvFault
         self.environment = environment
 
 
-def run_path(run_dir: Path, config: Config) -> Path:
-    """RUN_DIR/ENV/ALGO/seedN, with characters that are not for file names replaced by ``_``."""
+def run_path(run_dir: Path, config: Config, label: str | None = None) -> Path:
+    """RUN_DIR/ENV/LABEL/seedN; the label is the algorithm if None.
+
+    Characters of the environment that are not for file names are replaced by ``_``.
+
+    Raises:
+        ConfigError: The label is not the name of a folder.
+    """
     env = re.sub(r"[^\w.\-]", "_", config.env)
-    return run_dir / env / config.algo / f"seed{config.seed}"
+    name = config.algo if label is None else label
+    if not _LABEL.fullmatch(name):
+        raise ConfigError(
+            f"label must be at most 80 letters, digits, '.', '_' and '-', with a letter or digit"
+            f" first, got {name!r:.100}"
+        )
+    return run_dir / env / name / f"seed{config.seed}"
 
 
 def start(
-    config: Config, run_dir: Path, source: str, interrupts: Interrupts, argv: Sequence[str]
+    config: Config,
+    run_dir: Path,
+    source: str,
+    interrupts: Interrupts,
+    argv: Sequence[str],
+    label: str | None = None,
 ) -> str:
     """Train a new run.
 
@@ -64,6 +85,7 @@ def start(
         source: The line that says where the configuration comes from.
         interrupts: Entered by the caller.
         argv: The command line, for command.txt.
+        label: Name of the folder in place of the algorithm's.
 
     Returns:
         A line that sums the run up.
@@ -74,7 +96,7 @@ def start(
         TrainingFault: Training failed; the last good checkpoint is kept.
         Stopped: A signal came.
     """
-    path = run_path(run_dir, config)
+    path = run_path(run_dir, config, label)
     if path.is_dir() and any(path.iterdir()):
         RunFolder.create(path)  # says what is wrong
     facts = describe(config.env, config.atari, True)
@@ -82,7 +104,7 @@ def start(
         trainer = stack.enter_context(_trainer(config))
         stack.enter_context(interrupts.deferred())  # now the run can be left in an orderly way
         with _new_folder(path) as folder:
-            stack.enter_context(_locked(folder))
+            stack.enter_context(locked(folder))
             folder.write_config(to_dict(config))
             folder.write_versions()
             folder.write_command(argv)
@@ -137,14 +159,14 @@ def resume(path: Path, total: int | None, interrupts: Interrupts, argv: Sequence
     agent = _last_agent(folder, stored)
     config = dataclasses.replace(stored, total_timesteps=total or stored.total_timesteps)
     done = agent.timesteps
-    if done >= config.total_timesteps and _evaluated(folder, done):
+    if done >= config.total_timesteps and evaluated(folder, done):
         return (
             f"{path} is complete: {done:,} of {config.total_timesteps:,} steps;"
             " a larger --total-timesteps continues it"
         )
     facts = describe(config.env, config.atari, True)
     with ExitStack() as stack:
-        stack.enter_context(_locked(folder))
+        stack.enter_context(locked(folder))
         trainer = stack.enter_context(_trainer(config))
         _load(trainer, agent)
         best = _best_score(folder)
@@ -157,6 +179,17 @@ def resume(path: Path, total: int | None, interrupts: Interrupts, argv: Sequence
         session = Session(folder, trainer, logger, progress, interrupts, best)
         progress.header(_header(f"resuming {path} at step {done:,}", trainer, facts))
         return _guarded(session)
+
+
+def check(config: Config) -> None:
+    """Build what the run needs, on the CPU, and drop it again; nothing is written.
+
+    Raises:
+        ConfigError, EnvError: The run cannot be made.
+    """
+    resolve_device(config.device)
+    with _trainer(dataclasses.replace(config, device="cpu")):
+        pass
 
 
 @contextmanager
@@ -188,23 +221,23 @@ def _last_agent(folder: RunFolder, stored: Config) -> SavedAgent:
         raise RunError(f"{folder.path}: no checkpoint to resume from; delete it and start again")
     agent = read_agent(folder.last)
     same = dataclasses.replace(agent.config, total_timesteps=stored.total_timesteps)
-    if same != stored:
-        ours, theirs = _flat(to_dict(stored)), _flat(to_dict(same))
-        name = next(key for key in ours if ours[key] != theirs[key])
+    found = difference(stored, same)
+    if found is not None:
+        name, ours, theirs = found
         raise RunError(
-            f"{folder.config}: {name} is {ours[name]!r} but the checkpoint was trained with "
-            f"{theirs[name]!r}; only total_timesteps may be changed"
+            f"{folder.config}: {name} is {ours!r} but the checkpoint was trained with "
+            f"{theirs!r}; only total_timesteps may be changed"
         )
     return agent
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {}
-        if not isinstance(value, Mapping):
-            flat[prefix + key] = value
-    return flat
+def difference(one: Config, other: Config) -> tuple[str, Any, Any] | None:
+    """The first setting in which two configurations differ, and its values; None if equal."""
+    ours, theirs = flat(to_dict(one)), flat(to_dict(other))
+    for name, value in ours.items():
+        if value != theirs[name]:
+            return name, value, theirs[name]
+    return None
 
 
 def _load(trainer: Trainer, agent: SavedAgent) -> None:
@@ -222,13 +255,13 @@ def _best_score(folder: RunFolder) -> float | None:
         return None
 
 
-def _evaluated(folder: RunFolder, timesteps: int) -> bool:
-    """Whether eval.csv has an evaluation of this step."""
+def evaluated(folder: RunFolder, timesteps: int) -> bool:
+    """Whether eval.csv has an evaluation of this step or a later one."""
     try:
         rows = read_table(folder.evaluations).rows
-    except (OSError, ValueError):
+        return any(int(row["timesteps"]) >= timesteps for row in rows)
+    except (OSError, ValueError, KeyError):
         return False
-    return any(row.get("timesteps") == str(timesteps) for row in rows)
 
 
 def _compute(trainer: Trainer) -> dict[str, object]:
@@ -264,8 +297,12 @@ def _new_folder(path: Path) -> Iterator[RunFolder]:
 
 
 @contextmanager
-def _locked(folder: RunFolder) -> Iterator[None]:
-    """Keep other processes from training the same run, where the system can."""
+def locked(folder: RunFolder) -> Iterator[None]:
+    """Keep other processes from training the same run, where the system can.
+
+    Raises:
+        RunError: Another process trains it, or the folder cannot be opened.
+    """
     if sys.platform == "win32":
         yield
         return

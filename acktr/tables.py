@@ -15,6 +15,9 @@ from acktr.files import read_limited, reason, write_atomic
 SIZE_CAP = 1 << 30
 """Bytes of the largest CSV file that is read."""
 
+_END = 1 << 16
+"""Bytes of a file's beginning and end that :func:`last_row` reads."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -53,6 +56,29 @@ def read_table(path: Path) -> Content:
         if len(row) != len(columns):
             raise ValueError(f"{path}: line {number} has {len(row)} fields, not {len(columns)}")
     return Content(comment, columns, [dict(zip(columns, row, strict=True)) for row in table[1:]])
+
+
+def last_row(path: Path) -> dict[str, str] | None:
+    """The last complete row of a CSV file, read from its two ends only; None if there is none.
+
+    For files that another process writes: whatever is missing, damaged or half-written is None.
+    """
+    try:
+        with path.open("rb") as file:
+            first = file.readline(_END)
+            if first.startswith(b"#"):
+                first = file.readline(_END)
+            begin = file.tell()
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(begin - 1, size - _END))
+            tail = file.read(_END)
+        lines = tail[: tail.rfind(b"\n") + 1].decode("utf-8").split("\n")
+        if len(lines) < 3:  # what is before the first newline may be the end of a longer line
+            return None
+        columns, row = csv.reader([first.decode("utf-8"), lines[-2]], strict=True)
+    except (OSError, ValueError, csv.Error):
+        return None
+    return dict(zip(columns, row, strict=True)) if len(columns) == len(row) else None
 
 
 class Table:

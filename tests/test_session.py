@@ -11,8 +11,8 @@ import torch
 from acktr import session
 from acktr.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from acktr.compute import restore_generator
-from acktr.config import Config, merge
-from acktr.interrupts import Interrupts, Stopped
+from acktr.config import Config, ConfigError, merge
+from acktr.interrupts import Interrupts, Stopped, hangup_terminates
 from acktr.log import RunError
 from acktr.presets import preset
 from acktr.runs import TrainingFault, resume, run_path, start, stored_config
@@ -58,6 +58,37 @@ class TestInterrupts:
         with Interrupts():
             assert signal.getsignal(signal.SIGINT) != before[0]
         assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+class TestHangup:
+    @pytest.fixture(autouse=True)
+    def put_back(self) -> Iterator[None]:
+        before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        yield
+        signal.signal(signal.SIGHUP, before)
+
+    def test_it_counts_as_termination(self) -> None:
+        with Interrupts(), hangup_terminates(), pytest.raises(Stopped) as stop:
+            signal.raise_signal(signal.SIGHUP)
+        assert stop.value.signum == signal.SIGTERM
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+
+    def test_ignored_it_stays_ignored(self) -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with Interrupts() as interrupts, hangup_terminates():
+            signal.raise_signal(signal.SIGHUP)
+        assert interrupts.requested is None
+
+
+def test_label_takes_the_place_of_the_algorithm() -> None:
+    path = run_path(Path("runs"), config(seed=3), "acktr-v.2_x")
+    assert path == Path("runs/CartPole-v1/acktr-v.2_x/seed3")
+
+
+@pytest.mark.parametrize("label", ["", ".", "..", "../x", "a/b", "-x", "a b", "x" * 81, "é", "a\n"])
+def test_label_must_be_the_name_of_a_folder(label: str) -> None:
+    with pytest.raises(ConfigError, match="label must be"):
+        run_path(Path("runs"), config(), label)
 
 
 def test_run_path_has_no_special_characters() -> None:

@@ -236,4 +236,4 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(capsys, "--version")[1] == "acktr 0.1.0\n"
     code, out, _ = call(capsys, "--help")
     assert code == 0
-    assert all(name in out for name in ("train", "eval", "record", "plot", "--version"))
+    assert all(name in out for name in ("train", "compare", "eval", "record", "plot", "--version"))

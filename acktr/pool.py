@@ -1,0 +1,189 @@
+"""Child processes that train, several at a time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Generic, Protocol, TypeVar
+
+from acktr.files import reason
+
+_ONE_THREAD = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM")
+_TAIL = 8192
+
+Job = TypeVar("Job")
+
+
+class Child(Protocol):
+    """A process that was started."""
+
+    def poll(self) -> int | None:
+        """Its exit code, negative for a signal; None while it runs."""
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+
+    def kill(self) -> None:
+        """End it and all that it started, and wait for that."""
+
+    def last_line(self) -> str:
+        """The last line of its output, or nothing."""
+
+
+@dataclass(frozen=True)
+class Ended(Generic[Job]):
+    """A job that no longer runs."""
+
+    job: Job
+    code: int | None
+    """Exit code; None if it could not be started."""
+    line: str
+    """The last line of its output, or why it could not be started."""
+
+
+class ChildProcess:
+    """A child with one thread in a session of its own, so that Ctrl-C reaches only the parent.
+
+    Args:
+        args: Arguments of ``python -m acktr``.
+        log: File that its output is added to.
+
+    Raises:
+        OSError: The file cannot be written or the process not be started.
+    """
+
+    def __init__(self, args: Sequence[str], log: Path) -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._log = log
+        with log.open("ab") as output:
+            self._begin = output.tell()
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "acktr", *args],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=child_environment(os.environ, sys.path),
+                start_new_session=True,
+            )
+
+    def poll(self) -> int | None:
+        """Its exit code, negative for a signal; None while it runs."""
+        return self._process.poll()
+
+    def terminate(self) -> None:
+        """Send SIGTERM, upon which it writes a checkpoint."""
+        self._process.terminate()
+
+    def kill(self) -> None:
+        """Kill its session and wait for its end."""
+        if self._process.poll() is None:
+            if sys.platform == "win32":
+                self._process.kill()
+            else:
+                with suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def last_line(self) -> str:
+        """The last line of its output, or nothing."""
+        try:
+            with self._log.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(self._begin, size - _TAIL))
+                text = file.read(_TAIL).decode("utf-8", "replace")
+        except OSError:
+            return ""
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        return lines[-1].removeprefix("acktr: ") if lines else ""
+
+
+def child_environment(base: Mapping[str, str], path: Sequence[str]) -> dict[str, str]:
+    """Environment in which a child computes with one thread and imports what this process would.
+
+    Args:
+        base: Of this process.
+        path: Its ``sys.path``; an empty entry is the working directory.
+    """
+    threads = {f"{name}_NUM_THREADS": "1" for name in _ONE_THREAD}
+    entries = os.pathsep.join(entry or os.getcwd() for entry in path)
+    return {**base, **threads, "PYTHONPATH": entries}
+
+
+class Pool(Generic[Job]):
+    """Runs jobs in their order, at most so many at a time; on leaving it, none is left running.
+
+    Args:
+        jobs: What to run.
+        workers: How many at a time.
+        launch: Starts one; an OSError counts as its end.
+    """
+
+    def __init__(self, jobs: Sequence[Job], workers: int, launch: Callable[[Job], Child]) -> None:
+        self._waiting = deque(jobs)
+        self._workers = workers
+        self._launch = launch
+        self._running: list[tuple[Job, Child]] = []
+        self._stopping = False
+
+    @property
+    def running(self) -> list[Job]:
+        """Jobs with a process, oldest first."""
+        return [job for job, _ in self._running]
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that have not been started."""
+        return len(self._waiting)
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything runs or will run."""
+        return bool(self._running) or (bool(self._waiting) and not self._stopping)
+
+    def step(self) -> list[Ended[Job]]:
+        """Take note of children that ended and start others in their place."""
+        ended: list[Ended[Job]] = []
+        for job, child in list(self._running):
+            code = child.poll()
+            if code is not None:
+                self._running.remove((job, child))
+                ended.append(Ended(job, code, child.last_line()))
+        while self._waiting and not self._stopping and len(self._running) < self._workers:
+            job = self._waiting.popleft()
+            try:
+                self._running.append((job, self._launch(job)))
+            except OSError as error:
+                where = f"{error.filename}: " if error.filename else ""
+                ended.append(Ended(job, None, f"cannot start: {where}{reason(error)}"))
+        return ended
+
+    def stop(self) -> None:
+        """Start nothing more and ask what runs to end."""
+        self._stopping = True
+        for _, child in self._running:
+            child.terminate()
+
+    def __enter__(self) -> Pool[Job]:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stopping = True
+        left = [child for _, child in self._running]
+        while left:
+            with suppress(KeyboardInterrupt):  # one more signal must not leave anything behind
+                while left:
+                    left[-1].kill()
+                    left.pop()
