@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gymnasium import spaces
+
 from acktr.config import ConfigError
 from acktr.config import to_dict as config_to_dict
 from acktr.files import read_limited, reason
 from acktr.presets import preset
+from envs import make_vec
 from peers_lib.errors import PeerError
 from peers_lib.settings import Settings, overlay, read_settings, to_dict
 from peers_lib.translate import OURS, translate
@@ -41,6 +45,7 @@ def choose(peer: str, env: str, like: Path | None, changes: Path | None) -> Chos
 
     Raises:
         PeerError: There are none, or a file cannot be used; one line.
+        EnvError: The environment cannot be made.
     """
     edits = None if changes is None else read_json(changes)
     found = _published(env, edits is not None) if peer == "sb3-ppo" else _ours(peer, env, like)
@@ -78,7 +83,8 @@ def _ours(peer: str, env: str, like: Path | None) -> Chosen:
     if config.get("env") != env:
         raise PeerError(f"{path}: a configuration for {config.get('env')!r}, not for {env!r}")
     try:
-        return Chosen(translate(peer, config), f"translated from a run of {OURS[peer]}")
+        settings = translate(peer, config, kl_parts(env))
+        return Chosen(settings, f"translated from a run of {OURS[peer]}")
     except PeerError as error:
         raise PeerError(f"{path}: {error}") from error
 
@@ -89,7 +95,19 @@ def _preset(peer: str, env: str) -> Chosen:
     except ConfigError as error:
         raise PeerError(f"{peer} without --like takes our preset: {error}") from error
     values = json.loads(json.dumps(config_to_dict(config)))
-    return Chosen(translate(peer, values), f"translated from {source}")
+    return Chosen(translate(peer, values, kl_parts(env)), f"translated from {source}")
+
+
+def kl_parts(env: str) -> int:
+    """Numbers over which the peers average what is one KL: the dimensions of a vector of actions.
+
+    Raises:
+        EnvError: The environment cannot be made.
+    """
+    envs = make_vec(env, 1)
+    space = envs.single_action_space
+    envs.close()
+    return math.prod(space.shape) if isinstance(space, spaces.Box | spaces.MultiBinary) else 1
 
 
 def _published(env: str, changed: bool) -> Chosen:

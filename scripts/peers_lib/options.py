@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from arguments import integer
+from arguments import integer, parsed
 
 from peers_lib.errors import PeerError
 from peers_lib.settings import PEERS
@@ -50,15 +48,10 @@ def parse(argv: Sequence[str]) -> Options:
     Raises:
         PeerError: One line that says what is wrong.
     """
-    captured = io.StringIO()
     try:
-        with contextlib.redirect_stderr(captured):
-            found = _parser().parse_args(argv)
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        message = captured.getvalue().strip().splitlines()[-1]
-        raise PeerError(message.partition(" error: ")[2] or message) from None
+        found = parsed(_parser(), argv)
+    except ValueError as error:
+        raise PeerError(str(error)) from None
     for flag in ("peers", "envs", "seeds"):
         values = getattr(found, flag)
         if len(set(values)) != len(values):
@@ -85,7 +78,13 @@ def _parser() -> argparse.ArgumentParser:
         prog="peers", description=_DESCRIPTION, epilog=_EPILOG, allow_abbrev=False
     )
     parser.add_argument(
-        "--peers", "--peer", nargs="+", required=True, choices=PEERS, metavar="PEER", help=_list()
+        "--peers",
+        "--peer",
+        nargs="+",
+        required=True,
+        choices=PEERS,
+        metavar="PEER",
+        help=", ".join(PEERS),
     )
     parser.add_argument("--envs", "--env", nargs="+", required=True, metavar="ENV")
     parser.add_argument(
@@ -112,10 +111,6 @@ def _parser() -> argparse.ArgumentParser:
         "--settings", type=Path, metavar="FILE", help="JSON with settings that replace others"
     )
     return parser
-
-
-def _list() -> str:
-    return ", ".join(PEERS)
 
 
 def shared(asked: Options) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -131,6 +132,9 @@ def make(job: Job, run_dir: Path, argv: Sequence[str]) -> str:
     with ExitStack() as stack:
         envs = make_vec(job.env, settings.num_envs, job.seed)
         stack.callback(envs.close)
+        space = envs.single_observation_space
+        if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+            raise PeerError(f"{job.env}: peers need vectors as observations, not {space}")
         model, normalized = make_model(settings, envs, job.seed, job.total_timesteps)
         with _new_folder(path) as folder:
             folder.write_config(job.config())

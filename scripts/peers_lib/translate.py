@@ -1,13 +1,19 @@
 """The settings of a peer that is to equal our own A2C or TRPO, from a run's config.json.
 
+sb3-contrib's TRPO takes the mean KL over samples and action dimensions, not the mean over samples
+of the joint distribution's KL (stable-baselines3 2.9.2, common/distributions.py, kl_divergence: no
+sum for diagonal Gaussians). With A dimensions its bound is A times ours, its Fisher matrix 1/A of
+it. Bound and damping divided by A make the same step: x = (F/A + c/A I)^-1 g is A times ours, and
+sqrt(2 (delta/A) / x^T (F/A + c/A I) x) x is ours.
+
 What stays different, because the libraries define it so (ours first):
 
 - advantages are standardised by the population's deviation, there by the sample's;
 - the mean KL of TRPO's line search is KL(old || new), there KL(new || old), and equal to the bound
   is enough, there it must be below; conjugate gradient starts at 0, there at noise of 1e-4;
-- running statistics start empty, there with 1e-4 samples of mean 0 and variance 1; observations are
-  folded in before they are acted on in both, but the last ones of a batch there already before
-  their value is taken;
+- running statistics start empty, there with 1e-4 samples of mean 0 and variance 1; there they
+  already hold the observation that follows when the value of an episode's or a batch's last one is
+  taken;
 - random numbers: the environments' seeds are the same, weights and action noise are not.
 
 The same are: gains of the orthogonal start, Gaussian actions clipped to the bounds, the reward's
@@ -33,6 +39,7 @@ _ROLLOUT = ("num_envs", "num_steps", "gamma", "gae_lambda")
 _NORMALIZE = ("normalize_advantage", "normalize_observation", "normalize_reward")
 _CG_TOLERANCE = 1e-10
 _POLICY_GAIN = 0.01
+_LARGEST = 1e9
 
 
 class _Section:
@@ -49,6 +56,13 @@ class _Section:
         if name not in self._left:
             raise PeerError(f"configuration: {self._path}{name} is missing")
         return self._left.pop(name)
+
+    def number(self, name: str) -> float:
+        """A number to calculate with."""
+        value = self.take(name)
+        if type(value) not in (int, float) or abs(value) > _LARGEST:
+            raise PeerError(f"configuration: {self._path}{name} must be a number, got {value!r}")
+        return float(value)
 
     def several(self, *names: str) -> dict[str, Any]:
         """Values that the peer has under the same names."""
@@ -79,12 +93,13 @@ class _Section:
             raise PeerError(f"cannot translate {self._path}{name}: unknown to this script")
 
 
-def translate(peer: str, config: Mapping[str, Any]) -> Settings:
+def translate(peer: str, config: Mapping[str, Any], kl_parts: int) -> Settings:
     """Settings with which a peer does what a run of ours with this configuration does.
 
     Args:
         peer: sb3-a2c or sb3-trpo.
         config: JSON values of a run's config.json.
+        kl_parts: Numbers over which the peer averages what is one KL: the action's dimensions.
 
     Raises:
         PeerError: The run is not of the same algorithm, or has a setting that the peer cannot
@@ -100,7 +115,7 @@ def translate(peer: str, config: Mapping[str, Any]) -> Settings:
     run.only("precision", "auto", "float32")
     values: dict[str, Any] = run.several(*_ROLLOUT, *_NORMALIZE)
     values["network"] = _network(run.section("network"))
-    part = _a2c(run) if own == "a2c" else _trpo(run, values["num_envs"], values["num_steps"])
+    part = _a2c(run) if own == "a2c" else _trpo(run, values, kl_parts)
     run.end()
     return read_settings(peer, values | part)
 
@@ -124,7 +139,7 @@ def _a2c(run: _Section) -> dict[str, Any]:
     return {"optimizer": optimizer, "algorithm": loss}
 
 
-def _trpo(run: _Section, num_envs: Any, num_steps: Any) -> dict[str, Any]:
+def _trpo(run: _Section, values: Mapping[str, Any], kl_parts: int) -> dict[str, Any]:
     run.only("ent_coef", 0.0, 0)
     run.ignore("vf_coef")  # of a shared network's loss
     own = run.section("trpo")
@@ -136,12 +151,12 @@ def _trpo(run: _Section, num_envs: Any, num_steps: Any) -> dict[str, Any]:
     optimizer = {"name": "adam", "lr": critic.take("lr"), "lr_schedule": "constant"}
     optimizer |= {"eps": critic.take("adam_eps"), "alpha": None}
     batch_size = critic.take("batch_size")
-    if batch_size is None and isinstance(num_envs, int) and isinstance(num_steps, int):
-        batch_size = num_envs * num_steps
+    if batch_size is None:
+        batch_size = _integer(values, "num_envs") * _integer(values, "num_steps")
     step = {
-        "target_kl": own.take("max_kl"),
+        "target_kl": own.number("max_kl") / kl_parts,
         "cg_max_steps": own.take("cg_iterations"),
-        "cg_damping": own.take("cg_damping"),
+        "cg_damping": own.number("cg_damping") / kl_parts,
         "line_search_shrinking_factor": own.take("backtrack_factor"),
         "line_search_max_iter": own.take("backtrack_steps"),
         "n_critic_updates": critic.take("epochs"),
@@ -150,3 +165,10 @@ def _trpo(run: _Section, num_envs: Any, num_steps: Any) -> dict[str, Any]:
     critic.end()
     own.end()
     return {"optimizer": optimizer, "algorithm": step}
+
+
+def _integer(values: Mapping[str, Any], name: str) -> int:
+    value = values[name]
+    if type(value) is not int:
+        raise PeerError(f"configuration: {name} must be an integer, got {value!r}")
+    return value

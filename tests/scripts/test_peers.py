@@ -116,6 +116,10 @@ def test_a_run_has_the_files_of_our_own_runs(
         (("--peer", "sb3-ppo", "--settings", "nowhere"), "nowhere: cannot read: No such file"),
         (("--peers", "sb3-ppo", "sb3-a2c", "--settings", "x"), "--settings: a file of settings is"),
         (("--peer", "sb3-ppo", "--total-timesteps", "0"), "needs an integer in [1, 10000000000]"),
+        (
+            ("--peer", "sb3-a2c", "--env", "FrozenLake-v1"),
+            "peers need vectors as observations",
+        ),
         (("--workers", "2"), "the following arguments are required: --peers/--peer"),
     ],
 )
@@ -252,7 +256,7 @@ def model_of(settings: Settings, total: int = 320) -> Any:
 
 
 def test_a2c_is_built_as_translated() -> None:
-    model, normalized = model_of(translate("sb3-a2c", ours("a2c", {"ent_coef": 0.03})))
+    model, normalized = model_of(translate("sb3-a2c", ours("a2c", {"ent_coef": 0.03}), 1))
     optimizer = model.policy.optimizer
     assert type(optimizer).__name__ == "RMSpropTFLike"
     group = optimizer.param_groups[0]
@@ -266,7 +270,7 @@ def test_a2c_is_built_as_translated() -> None:
 
 
 def test_trpo_is_built_as_translated() -> None:
-    model, _ = model_of(translate("sb3-trpo", ours("trpo")))
+    model, _ = model_of(translate("sb3-trpo", ours("trpo"), 1))
     group = model.policy.optimizer.param_groups[0]
     assert (group["lr"], group["eps"], group["betas"]) == (3e-3, 1e-6, (0.9, 0.999))
     assert (model.target_kl, model.cg_max_steps, model.cg_damping) == (0.02, 12, 0.05)
@@ -287,7 +291,7 @@ def test_ppo_is_built_as_published() -> None:
 
 
 def test_networks_start_with_the_gains_of_ours() -> None:
-    model, _ = model_of(translate("sb3-a2c", ours("a2c")))
+    model, _ = model_of(translate("sb3-a2c", ours("a2c"), 1))
     policy = model.policy
     parts = policy.mlp_extractor
     assert [layer.out_features for layer in parts.policy_net[::2]] == [32, 16]
@@ -304,7 +308,7 @@ def test_networks_start_with_the_gains_of_ours() -> None:
 
 def test_step_sizes_are_those_of_our_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ours: lr (1 - steps done before the batch / all steps), at every update."""
-    model, _ = model_of(translate("sb3-a2c", ours("a2c")), total=320)
+    model, _ = model_of(translate("sb3-a2c", ours("a2c"), 1), total=320)
     used: list[float] = []
     step = model.policy.optimizer.step
     monkeypatch.setattr(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peers_lib.chosen import choose
+from peers_lib.chosen import choose, kl_parts
 from peers_lib.errors import PeerError
 from peers_lib.settings import overlay, read_settings, to_dict
 from peers_lib.translate import translate
@@ -33,7 +33,7 @@ SHARED = {
 
 
 def test_every_value_of_a2c_is_translated() -> None:
-    assert to_dict(translate("sb3-a2c", ours("a2c", {"ent_coef": 0.03}))) == SHARED | {
+    assert to_dict(translate("sb3-a2c", ours("a2c", {"ent_coef": 0.03}), 1)) == SHARED | {
         "optimizer": {
             "name": "rmsprop_tf",
             "lr": 2e-3,
@@ -46,7 +46,7 @@ def test_every_value_of_a2c_is_translated() -> None:
 
 
 def test_every_value_of_trpo_is_translated() -> None:
-    assert to_dict(translate("sb3-trpo", ours("trpo"))) == SHARED | {
+    assert to_dict(translate("sb3-trpo", ours("trpo"), 1)) == SHARED | {
         "optimizer": {
             "name": "adam",
             "lr": 3e-3,
@@ -66,16 +66,29 @@ def test_every_value_of_trpo_is_translated() -> None:
     }
 
 
+def test_the_kl_of_a_vector_of_actions_is_taken_per_dimension() -> None:
+    """The peer averages over dimensions; the same step needs bound and damping divided."""
+    one, six = (to_dict(translate("sb3-trpo", ours("trpo"), parts)) for parts in (1, 6))
+    assert six["algorithm"].pop("target_kl") == one["algorithm"].pop("target_kl") / 6
+    assert six["algorithm"].pop("cg_damping") == one["algorithm"].pop("cg_damping") / 6
+    assert one == six
+    assert translate("sb3-a2c", ours("a2c"), 6) == translate("sb3-a2c", ours("a2c"), 1)
+    wanted = {"HalfCheetah-v5": 6, "InvertedPendulum-v5": 1, "CartPole-v1": 1}
+    assert {env: kl_parts(env) for env in wanted} == wanted
+
+
 def test_a_full_batch_of_the_critic_is_the_whole_rollout() -> None:
-    found = translate("sb3-trpo", ours("trpo", {"trpo.critic.batch_size": None}))
+    found = translate("sb3-trpo", ours("trpo", {"trpo.critic.batch_size": None}), 1)
     assert to_dict(found)["algorithm"]["batch_size"] == 4 * 8
 
 
 def test_what_does_not_concern_the_peer_changes_nothing() -> None:
     irrelevant = {"seed": 9, "total_timesteps": 1, "trpo.max_kl": 5, "eval_freq": 7, "acktr": {}}
-    assert translate("sb3-a2c", ours("a2c", irrelevant)) == translate("sb3-a2c", ours("a2c"))
+    assert translate("sb3-a2c", ours("a2c", irrelevant), 1) == translate("sb3-a2c", ours("a2c"), 1)
     irrelevant = {"vf_coef": 9.0, "a2c.lr": 5.0, "trpo.critic.momentum": 0.1}
-    assert translate("sb3-trpo", ours("trpo", irrelevant)) == translate("sb3-trpo", ours("trpo"))
+    assert translate("sb3-trpo", ours("trpo", irrelevant), 1) == translate(
+        "sb3-trpo", ours("trpo"), 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -98,6 +111,8 @@ def test_what_does_not_concern_the_peer_changes_nothing() -> None:
         ("trpo", {"trpo.cg_tolerance": 1e-6}, "trpo.cg_tolerance = 1e-06, only 1e-10"),
         ("trpo", {"trpo.fisher_fraction": 0.2}, "trpo.fisher_fraction = 0.2, only 1.0"),
         ("trpo", {"trpo.critic.optimizer": "sgd"}, "trpo.critic.optimizer = 'sgd', only adam"),
+        ("trpo", {"trpo.max_kl": "x"}, "configuration: trpo.max_kl must be a number, got 'x'"),
+        ("trpo", {"trpo.cg_damping": 10**400}, "configuration: trpo.cg_damping must be a number"),
         ("trpo", {"trpo.critic": None}, "configuration: trpo.critic must be an object"),
     ],
 )
@@ -105,7 +120,7 @@ def test_what_the_peer_cannot_express_is_refused(
     algo: str, changes: dict[str, Any], why: str
 ) -> None:
     with pytest.raises(PeerError) as caught:
-        translate(f"sb3-{algo}", ours(algo, changes))
+        translate(f"sb3-{algo}", ours(algo, changes), 1)
     assert why in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -120,11 +135,11 @@ def test_every_setting_of_ours_is_either_needed_or_without_influence(algo: str) 
         config = ours(algo)
         del config[name]
         if name in free:
-            assert translate(f"sb3-{algo}", config) == translate(f"sb3-{algo}", ours(algo))
+            assert translate(f"sb3-{algo}", config, 1) == translate(f"sb3-{algo}", ours(algo), 1)
         else:
             why = "compared with a run of" if name == "algo" else f"{name} is missing"
             with pytest.raises(PeerError, match=why):
-                translate(f"sb3-{algo}", config)
+                translate(f"sb3-{algo}", config, 1)
 
 
 # rl-baselines3-zoo, hyperparams/ppo.yml: what was read there, in its own names.
@@ -215,7 +230,7 @@ def test_bad_files_of_settings_are_refused(tmp_path: Path, content: str, why: st
 def test_like_takes_a_run_folder_of_the_same_environment(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(ours("a2c")))
     found = choose("sb3-a2c", "InvertedPendulum-v5", tmp_path, None)
-    assert found.settings == translate("sb3-a2c", ours("a2c"))
+    assert found.settings == translate("sb3-a2c", ours("a2c"), 1)
     with pytest.raises(PeerError, match="a configuration for 'InvertedPendulum-v5', not for 'Hop"):
         choose("sb3-a2c", "Hopper-v5", tmp_path / "config.json", None)
     with pytest.raises(PeerError, match=r"config\.json: sb3-trpo is compared with a run of trpo"):
@@ -225,7 +240,7 @@ def test_like_takes_a_run_folder_of_the_same_environment(tmp_path: Path) -> None
 
 
 def test_settings_survive_json() -> None:
-    settings = translate("sb3-trpo", ours("trpo"))
+    settings = translate("sb3-trpo", ours("trpo"), 1)
     assert read_settings("sb3-trpo", json.loads(json.dumps(to_dict(settings)))) == settings
     with pytest.raises(PeerError, match=r"setting algorithm\.n_epochs is missing"):
         values = {name: 1 for name in ("ent_coef", "vf_coef", "max_grad_norm")}
