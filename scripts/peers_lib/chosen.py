@@ -83,8 +83,7 @@ def _ours(peer: str, env: str, like: Path | None) -> Chosen:
     if config.get("env") != env:
         raise PeerError(f"{path}: a configuration for {config.get('env')!r}, not for {env!r}")
     try:
-        settings = translate(peer, config, kl_parts(env))
-        return Chosen(settings, f"translated from a run of {OURS[peer]}")
+        return _translated(peer, env, config, f"a run of {OURS[peer]}")
     except PeerError as error:
         raise PeerError(f"{path}: {error}") from error
 
@@ -95,7 +94,14 @@ def _preset(peer: str, env: str) -> Chosen:
     except ConfigError as error:
         raise PeerError(f"{peer} without --like takes our preset: {error}") from error
     values = json.loads(json.dumps(config_to_dict(config)))
-    return Chosen(translate(peer, values, kl_parts(env)), f"translated from {source}")
+    return _translated(peer, env, values, source)
+
+
+def _translated(peer: str, env: str, config: Mapping[str, Any], source: str) -> Chosen:
+    parts = kl_parts(env)
+    settings = translate(peer, config, parts)
+    divided = f"; KL and damping divided by {parts} action dimensions" if parts > 1 else ""
+    return Chosen(settings, f"translated from {source}{divided if peer == 'sb3-trpo' else ''}")
 
 
 def kl_parts(env: str) -> int:

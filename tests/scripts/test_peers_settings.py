@@ -12,6 +12,7 @@ from peers_lib.errors import PeerError
 from peers_lib.settings import overlay, read_settings, to_dict
 from peers_lib.translate import translate
 
+from acktr.presets import preset
 from tests.scripts.peers_helpers import ours
 
 SHARED = {
@@ -75,6 +76,10 @@ def test_the_kl_of_a_vector_of_actions_is_taken_per_dimension() -> None:
     assert translate("sb3-a2c", ours("a2c"), 6) == translate("sb3-a2c", ours("a2c"), 1)
     wanted = {"HalfCheetah-v5": 6, "InvertedPendulum-v5": 1, "CartPole-v1": 1}
     assert {env: kl_parts(env) for env in wanted} == wanted
+    found = choose("sb3-trpo", "HalfCheetah-v5", None, None)
+    bound = to_dict(found.settings)["algorithm"]["target_kl"]
+    assert bound == preset("HalfCheetah-v5", "trpo")[0].trpo.max_kl / 6
+    assert found.source.endswith("; KL and damping divided by 6 action dimensions")
 
 
 def test_a_full_batch_of_the_critic_is_the_whole_rollout() -> None:
