@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from gymnasium.vector import VectorEnv
-
-from acktr.policy import Policy
+from numpy.typing import NDArray
 
 MAX_EPISODE_STEPS = 27_000
 """Steps after which an episode of an environment without a time limit is cut short."""
+
+
+class Player(Protocol):
+    """Who can be evaluated; ``acktr.policy.Policy`` is one."""
+
+    def act(self, observations: NDArray[Any], deterministic: bool = False) -> NDArray[Any]:
+        """Actions, as the environment takes them, of a batch of raw observations (N, ...)."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ class Evaluation:
 
 
 def evaluate(
-    policy: Policy,
+    policy: Player,
     envs: VectorEnv[Any, Any, Any],
     episodes: int,
     *,

@@ -26,7 +26,8 @@ from envs import make_vec
 EVALUATION_SEED = 10_000
 """Added to the run's seed for evaluations during training."""
 
-_EVALUATION_ENVS = 8
+EVALUATION_ENVS = 8
+"""Most parallel environments of such an evaluation."""
 
 
 @dataclass
@@ -148,7 +149,7 @@ class Session:
     def _evaluate(self) -> Evaluation:
         """Play with the present policy in separate environments, and log it."""
         config, trainer = self.config, self.trainer
-        seed, count = config.seed + EVALUATION_SEED, min(config.eval_episodes, _EVALUATION_ENVS)
+        seed, count = config.seed + EVALUATION_SEED, min(config.eval_episodes, EVALUATION_ENVS)
         envs = make_vec(config.env, count, seed, training=False, atari=config.atari)
         try:
             policy = trainer.policy(seed)

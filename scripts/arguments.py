@@ -1,13 +1,32 @@
-"""Numbers on the command lines of the scripts, each refused with a line that says what is right."""
+"""Command lines of the scripts, refused with one line that says what is right."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 _LARGEST = 2**63 - 1
 """What torch takes as a seed or a size."""
+
+
+def parsed(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """Options of a command line; help is printed and ends in SystemExit.
+
+    Raises:
+        ValueError: One line that says what is wrong.
+    """
+    captured = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(captured):
+            return parser.parse_args(argv)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        message = captured.getvalue().strip().splitlines()[-1]
+        raise ValueError(message.partition(" error: ")[2] or message) from None
 
 
 def integer(least: int, most: int | None = None) -> Callable[[str], int]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from arguments import integer, positive
+from arguments import integer, parsed, positive
 
 from acktr.compute import resolve_device
 from acktr.config import ConfigError
@@ -42,15 +40,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
         SupervisedError: One line that says what is wrong.
     """
-    captured = io.StringIO()
     try:
-        with contextlib.redirect_stderr(captured):
-            options = _parser().parse_args(argv)
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        message = captured.getvalue().strip().splitlines()[-1]
-        raise SupervisedError(message.partition(" error: ")[2] or message) from None
+        options = parsed(_parser(), argv)
+    except ValueError as error:
+        raise SupervisedError(str(error)) from None
     _check(options)
     return options
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 import pytest
-from arguments import integer, positive
+from arguments import integer, parsed, positive
 
 
 @pytest.mark.parametrize("text", ["1", "1024", " 7 "])
@@ -52,3 +52,19 @@ def test_other_numbers_are_refused(text: str) -> None:
 def test_a_number_over_the_limit_is_refused() -> None:
     with pytest.raises(argparse.ArgumentTypeError, match=r"in \(0, 10\], got '10.1'"):
         positive(10.0)("10.1")
+
+
+def test_a_bad_command_line_is_one_line_and_nothing_is_printed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    parser = argparse.ArgumentParser(prog="p")
+    parser.add_argument("--n", type=integer(1), required=True)
+    assert parsed(parser, ["--n", "3"]).n == 3
+    with pytest.raises(ValueError, match=r"^argument --n: needs an integer >= 1, got '0'$"):
+        parsed(parser, ["--n", "0"])
+    with pytest.raises(ValueError, match=r"^the following arguments are required: --n$"):
+        parsed(parser, [])
+    assert capsys.readouterr() == ("", "")
+    with pytest.raises(SystemExit) as stop:
+        parsed(parser, ["--help"])
+    assert stop.value.code == 0 and "usage: p" in capsys.readouterr().out

@@ -1,0 +1,258 @@
+"""Settings of peers: translated from ours value by value, published ones as published."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peers_lib.chosen import choose, kl_parts
+from peers_lib.errors import PeerError
+from peers_lib.settings import overlay, read_settings, to_dict
+from peers_lib.translate import translate
+
+from acktr.presets import preset
+from tests.scripts.peers_helpers import ours
+
+SHARED = {
+    "num_envs": 4,
+    "num_steps": 8,
+    "gamma": 0.98,
+    "gae_lambda": 0.9,
+    "normalize_advantage": True,
+    "normalize_observation": True,
+    "normalize_reward": True,
+    "network": {
+        "hidden": (32, 16),
+        "critic_hidden": (24,),
+        "activation": "tanh",
+        "ortho_init": True,
+        "log_std_init": -0.5,
+    },
+}
+
+
+def test_every_value_of_a2c_is_translated() -> None:
+    assert to_dict(translate("sb3-a2c", ours("a2c", {"ent_coef": 0.03}), 1)) == SHARED | {
+        "optimizer": {
+            "name": "rmsprop_tf",
+            "lr": 2e-3,
+            "lr_schedule": "linear",
+            "eps": 1e-4,
+            "alpha": 0.95,
+        },
+        "algorithm": {"ent_coef": 0.03, "vf_coef": 0.4, "max_grad_norm": 0.7},
+    }
+
+
+def test_every_value_of_trpo_is_translated() -> None:
+    assert to_dict(translate("sb3-trpo", ours("trpo"), 1)) == SHARED | {
+        "optimizer": {
+            "name": "adam",
+            "lr": 3e-3,
+            "lr_schedule": "constant",
+            "eps": 1e-6,
+            "alpha": None,
+        },
+        "algorithm": {
+            "target_kl": 0.02,
+            "cg_max_steps": 12,
+            "cg_damping": 0.05,
+            "line_search_shrinking_factor": 0.7,
+            "line_search_max_iter": 9,
+            "n_critic_updates": 6,
+            "batch_size": 16,
+        },
+    }
+
+
+def test_the_kl_of_a_vector_of_actions_is_taken_per_dimension() -> None:
+    """The peer averages over dimensions; the same step needs bound and damping divided."""
+    one, six = (to_dict(translate("sb3-trpo", ours("trpo"), parts)) for parts in (1, 6))
+    assert six["algorithm"].pop("target_kl") == one["algorithm"].pop("target_kl") / 6
+    assert six["algorithm"].pop("cg_damping") == one["algorithm"].pop("cg_damping") / 6
+    assert one == six
+    assert translate("sb3-a2c", ours("a2c"), 6) == translate("sb3-a2c", ours("a2c"), 1)
+    wanted = {"HalfCheetah-v5": 6, "InvertedPendulum-v5": 1, "CartPole-v1": 1}
+    assert {env: kl_parts(env) for env in wanted} == wanted
+    found = choose("sb3-trpo", "HalfCheetah-v5", None, None)
+    bound = to_dict(found.settings)["algorithm"]["target_kl"]
+    assert bound == preset("HalfCheetah-v5", "trpo")[0].trpo.max_kl / 6
+    assert found.source.endswith("; KL and damping divided by 6 action dimensions")
+
+
+def test_a_full_batch_of_the_critic_is_the_whole_rollout() -> None:
+    found = translate("sb3-trpo", ours("trpo", {"trpo.critic.batch_size": None}), 1)
+    assert to_dict(found)["algorithm"]["batch_size"] == 4 * 8
+
+
+def test_what_does_not_concern_the_peer_changes_nothing() -> None:
+    irrelevant = {"seed": 9, "total_timesteps": 1, "trpo.max_kl": 5, "eval_freq": 7, "acktr": {}}
+    assert translate("sb3-a2c", ours("a2c", irrelevant), 1) == translate("sb3-a2c", ours("a2c"), 1)
+    irrelevant = {"vf_coef": 9.0, "a2c.lr": 5.0, "trpo.critic.momentum": 0.1}
+    assert translate("sb3-trpo", ours("trpo", irrelevant), 1) == translate(
+        "sb3-trpo", ours("trpo"), 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("algo", "changes", "why"),
+    [
+        ("a2c", {"network.shared": True}, "cannot express network.shared = True, only False"),
+        ("a2c", {"network.policy_gain": 0.1}, "network.policy_gain = 0.1, only 0.01"),
+        ("a2c", {"network.critic_activation": "elu"}, "critic_activation = 'elu', only tanh"),
+        ("a2c", {"precision": "bfloat16"}, "precision = 'bfloat16', only auto or float32"),
+        ("a2c", {"network.critic_hidden": [0]}, "each of network.critic_hidden must be >= 1"),
+        ("a2c", {"a2c.lr": "fast"}, "optimizer.lr must be float, got 'fast'"),
+        ("a2c", {"a2c.lr": float("nan")}, "optimizer.lr must be > 0"),
+        ("a2c", {"a2c.nesterov": True}, "cannot translate a2c.nesterov: unknown to this script"),
+        ("a2c", {"value_clip": 0.2}, "cannot translate value_clip: unknown to this script"),
+        ("a2c", {"a2c": 3}, "configuration: a2c must be an object"),
+        ("a2c", {"num_envs": True}, "num_envs must be int, got True"),
+        ("a2c", {"num_envs": 1, "num_steps": 1}, "num_envs * num_steps must be at least 2"),
+        ("a2c", {"algo": "trpo"}, "sb3-a2c is compared with a run of a2c, not of 'trpo'"),
+        ("trpo", {"ent_coef": 0.01}, "cannot express ent_coef = 0.01, only 0.0"),
+        ("trpo", {"trpo.cg_tolerance": 1e-6}, "trpo.cg_tolerance = 1e-06, only 1e-10"),
+        ("trpo", {"trpo.fisher_fraction": 0.2}, "trpo.fisher_fraction = 0.2, only 1.0"),
+        ("trpo", {"trpo.critic.optimizer": "sgd"}, "trpo.critic.optimizer = 'sgd', only adam"),
+        ("trpo", {"trpo.max_kl": "x"}, "configuration: trpo.max_kl must be a number, got 'x'"),
+        ("trpo", {"trpo.cg_damping": 10**400}, "configuration: trpo.cg_damping must be a number"),
+        ("trpo", {"trpo.critic": None}, "configuration: trpo.critic must be an object"),
+    ],
+)
+def test_what_the_peer_cannot_express_is_refused(
+    algo: str, changes: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(PeerError) as caught:
+        translate(f"sb3-{algo}", ours(algo, changes), 1)
+    assert why in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("algo", ["a2c", "trpo"])
+def test_every_setting_of_ours_is_either_needed_or_without_influence(algo: str) -> None:
+    """A missing value is noticed, unless another value could not change the outcome."""
+    free = {"env", "preset", "seed", "total_timesteps", "device", "eval_freq", "eval_episodes"}
+    free |= {"checkpoint_freq", "atari", "acktr", "trpo" if algo == "a2c" else "a2c"}
+    free |= {"vf_coef"} if algo == "trpo" else set()
+    for name in ours(algo):
+        config = ours(algo)
+        del config[name]
+        if name in free:
+            assert translate(f"sb3-{algo}", config, 1) == translate(f"sb3-{algo}", ours(algo), 1)
+        else:
+            why = "compared with a run of" if name == "algo" else f"{name} is missing"
+            with pytest.raises(PeerError, match=why):
+                translate(f"sb3-{algo}", config, 1)
+
+
+# rl-baselines3-zoo, hyperparams/ppo.yml: what was read there, in its own names.
+ZOO: dict[str, dict[str, Any]] = {
+    "Ant": {},
+    "Swimmer": {"n_envs": 4, "n_steps": 1024, "gamma": 0.9999, "gae_lambda": 0.98, "lr": 6e-4},
+    "HalfCheetah": {"n_steps": 512, "gamma": 0.98, "gae_lambda": 0.92, "lr": 2.0633e-5},
+    "Hopper": {"n_steps": 512, "gamma": 0.999, "gae_lambda": 0.99, "lr": 9.80828e-5},
+    "Walker2d": {"n_steps": 512, "gamma": 0.99, "gae_lambda": 0.95, "lr": 5.05041e-5},
+    "InvertedPendulum": {"n_steps": 32, "gamma": 0.999, "gae_lambda": 0.9, "lr": 0.000222425},
+    "InvertedDoublePendulum": {"n_steps": 128, "gamma": 0.98, "gae_lambda": 0.8, "lr": 0.000155454},
+    "Reacher": {"n_steps": 512, "gamma": 0.9, "gae_lambda": 1.0, "lr": 0.000104019},
+}
+LOSS = {  # batch_size, n_epochs, clip_range, ent_coef, vf_coef, max_grad_norm
+    "Ant": (64, 10, 0.2, 0.0, 0.5, 0.5),
+    "Swimmer": (256, 10, 0.2, 0.0, 0.5, 0.5),
+    "HalfCheetah": (64, 20, 0.1, 0.000401762, 0.58096, 0.8),
+    "Hopper": (32, 5, 0.2, 0.00229519, 0.835671, 0.7),
+    "Walker2d": (32, 20, 0.1, 0.000585045, 0.871923, 1.0),
+    "InvertedPendulum": (64, 5, 0.4, 1.37976e-7, 0.19816, 0.3),
+    "InvertedDoublePendulum": (512, 10, 0.4, 1.05057e-6, 0.695929, 0.5),
+    "Reacher": (32, 5, 0.3, 7.52585e-8, 0.950368, 0.9),
+}
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_ppo_has_the_published_values(name: str) -> None:
+    found = choose("sb3-ppo", f"{name}-v5", None, None)
+    assert "rl-baselines3-zoo" in found.source
+    settings = to_dict(found.settings)
+    zoo = {"n_envs": 1, "n_steps": 2048, "gamma": 0.99, "gae_lambda": 0.95, "lr": 3e-4} | ZOO[name]
+    rollout = ("num_envs", "num_steps", "gamma", "gae_lambda")
+    assert [settings[key] for key in rollout] + [settings["optimizer"]["lr"]] == list(zoo.values())
+    order = ("batch_size", "n_epochs", "clip_range", "ent_coef", "vf_coef", "max_grad_norm")
+    assert tuple(settings["algorithm"][key] for key in order) == LOSS[name]
+    wide = name in ("HalfCheetah", "Hopper")
+    assert settings["network"] == {
+        "hidden": (256, 256) if wide else (64, 64),
+        "critic_hidden": (256, 256) if wide else (64, 64),
+        "activation": "relu" if wide else "tanh",
+        "ortho_init": not wide,
+        "log_std_init": -2.0 if wide else 0.0,
+    }
+    assert settings["normalize_observation"] and settings["normalize_reward"]
+
+
+def test_ppo_without_published_values_needs_a_file(tmp_path: Path) -> None:
+    with pytest.raises(PeerError, match=r"no published settings of PPO for Pendulum-v1.*Reacher"):
+        choose("sb3-ppo", "Pendulum-v1", None, None)
+    file = tmp_path / "changes.json"
+    file.write_text(json.dumps({"num_steps": 64, "algorithm": {"n_epochs": 2}}))
+    found = choose("sb3-ppo", "Pendulum-v1", None, file)
+    settings = to_dict(found.settings)
+    assert (settings["num_steps"], settings["algorithm"]["n_epochs"]) == (64, 2)
+    assert settings["algorithm"]["batch_size"] == 64
+    assert "defaults" in found.source and "changed by a file" in found.source
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("[]", "not a JSON object"),
+        ("{", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ('{"lr": 1}', "unknown setting lr; there are num_envs, num_steps"),
+        ('{"algorithm": {"clip": 1}}', "unknown setting algorithm.clip"),
+        ('{"algorithm": 3}', "algorithm must be a JSON object"),
+        ('{"gamma": 1.5}', "gamma must be >= 0 and <= 1, got 1.5"),
+        ('{"optimizer": {"lr": Infinity}}', "optimizer.lr must be > 0 and <= "),
+        ('{"optimizer": {"lr": 1' + "0" * 400 + "}}", "optimizer.lr must be float"),
+        ('{"optimizer": {"alpha": 0.9}}', "alpha belongs to rmsprop_tf"),
+        ('{"network": {"activation": "gelu"}}', "must be one of tanh, relu, elu, got 'gelu'"),
+        ('{"network": {"activation": []}}', "must be one of tanh, relu, elu, got []"),
+        ('{"network": {"hidden": 64}}', "network.hidden must be a list of integers, got 64"),
+        ('{"network": {"hidden": ["a"]}}', "each of network.hidden must be int, got 'a'"),
+        ('{"num_steps": 2.5}', "num_steps must be int, got 2.5"),
+    ],
+)
+def test_bad_files_of_settings_are_refused(tmp_path: Path, content: str, why: str) -> None:
+    file = tmp_path / "changes.json"
+    file.write_text(content)
+    with pytest.raises(PeerError) as caught:
+        choose("sb3-ppo", "Hopper-v5", None, file)
+    assert str(caught.value).startswith(f"{file}: ")
+    assert why in str(caught.value)
+
+
+def test_like_takes_a_run_folder_of_the_same_environment(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(ours("a2c")))
+    found = choose("sb3-a2c", "InvertedPendulum-v5", tmp_path, None)
+    assert found.settings == translate("sb3-a2c", ours("a2c"), 1)
+    with pytest.raises(PeerError, match="a configuration for 'InvertedPendulum-v5', not for 'Hop"):
+        choose("sb3-a2c", "Hopper-v5", tmp_path / "config.json", None)
+    with pytest.raises(PeerError, match=r"config\.json: sb3-trpo is compared with a run of trpo"):
+        choose("sb3-trpo", "InvertedPendulum-v5", tmp_path, None)
+    with pytest.raises(PeerError, match="cannot read: No such file"):
+        choose("sb3-trpo", "InvertedPendulum-v5", tmp_path / "nothing", None)
+
+
+def test_settings_survive_json() -> None:
+    settings = translate("sb3-trpo", ours("trpo"), 1)
+    assert read_settings("sb3-trpo", json.loads(json.dumps(to_dict(settings)))) == settings
+    with pytest.raises(PeerError, match=r"setting algorithm\.n_epochs is missing"):
+        values = {name: 1 for name in ("ent_coef", "vf_coef", "max_grad_norm")}
+        read_settings("sb3-ppo", to_dict(settings) | {"algorithm": values})
+
+
+def test_overlay_replaces_nested_values_alone() -> None:
+    base = {"a": 1, "b": {"c": 2, "d": 3}}
+    assert overlay(base, {"b": {"d": 4}}) == {"a": 1, "b": {"c": 2, "d": 4}}
+    assert base == {"a": 1, "b": {"c": 2, "d": 3}}
