@@ -20,6 +20,7 @@ from typing import Any
 from acktr import __version__
 from acktr.checkpoint import CheckpointError
 from acktr.config import ConfigError
+from acktr.curves import published_curves
 from acktr.interrupts import Interrupts, Stopped
 from acktr.log import RunError, RunFolder
 from acktr.options import (
@@ -31,7 +32,7 @@ from acktr.options import (
     parse_train,
     peek,
 )
-from acktr.plot import plot_runs, published_curves
+from acktr.plot import plot_runs
 from acktr.record import RecordError, record
 from acktr.runs import TrainingFault, resume, start
 from acktr.saved import find_agent, play, usually_deterministic

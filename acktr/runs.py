@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ import torch
 
 from acktr.checkpoint import CheckpointError, checkpoint_exists
 from acktr.config import Config, ConfigError, from_dict, refuse_import, to_dict
-from acktr.files import reason, write_atomic
+from acktr.files import reason, safe_name, write_atomic
 from acktr.interrupts import Interrupts
 from acktr.kfac import FactorError
 from acktr.log import RunError, RunFolder, RunLogger
@@ -49,8 +48,7 @@ class TrainingFault(RuntimeError):  # noqa: N818 - as EnvFault
 
 def run_path(run_dir: Path, config: Config) -> Path:
     """RUN_DIR/ENV/ALGO/seedN, with characters that are not for file names replaced by ``_``."""
-    env = re.sub(r"[^\w.\-]", "_", config.env)
-    return run_dir / env / config.algo / f"seed{config.seed}"
+    return run_dir / safe_name(config.env) / config.algo / f"seed{config.seed}"
 
 
 def start(

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from acktr.plot import load_monitor, plot_runs, published_curves
+from acktr.curves import load_monitor, published_curves
+from acktr.plot import plot_runs
 
 MAX_PROGRESS_ROWS = 400
 COPIED = ("config.json", "versions.json", "monitor.csv", "eval.csv")
