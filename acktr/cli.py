@@ -1,4 +1,4 @@
-"""The command line: ``acktr train``, ``compare``, ``eval``, ``record`` and ``plot``.
+"""The command line: ``acktr train``, ``compare``, ``eval``, ``record``, ``plot``, ``report``.
 
 Exit codes: 0 done; 1 some runs of a comparison failed; 2 bad command, configuration, environment,
 run or checkpoint; 70 training broke down numerically; 75 stopped by SIGTERM; 76 the environment
@@ -15,6 +15,7 @@ import os
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from acktr import __version__
 from acktr.checkpoint import CheckpointError
 from acktr.compare import RunsFailed, compare
 from acktr.config import ConfigError, read_settings
+from acktr.curves import published_curves
 from acktr.grid import Overlay, make_plans, parse_algo, parse_seeds
 from acktr.interrupts import Interrupts, Stopped
 from acktr.log import RunError, RunFolder
@@ -31,13 +33,16 @@ from acktr.options import (
     EvalOptions,
     PlotOptions,
     RecordOptions,
+    ReportOptions,
     UsageError,
     parse,
     parse_train,
     peek,
 )
-from acktr.plot import plot_runs, published_curves
+from acktr.plot import plot_runs
 from acktr.record import RecordError, record
+from acktr.references import load_references
+from acktr.report import ReportSettings, write_report
 from acktr.runs import TrainingFault, resume, start
 from acktr.saved import find_agent, play, usually_deterministic
 from envs import EnvError, EnvFault
@@ -58,6 +63,7 @@ commands:
   eval    play episodes and report returns: acktr eval RUN --episodes 20
   record  record a video:                   acktr record RUN --out clip.mp4
   plot    draw learning curves:             acktr plot RUN... --out curves.png
+  report  compare finished runs:            acktr report RUNS... --out DIR
 
 options:
   -h, --help   this text; after a command, its options
@@ -225,6 +231,42 @@ def _plot(args: list[str], interrupts: Interrupts) -> None:
     _say(f"{options.out} and {numbers}")
 
 
+def _report(args: list[str], interrupts: Interrupts) -> None:
+    options = parse(ReportOptions, args, "report")
+    assert options.out is not None
+    try:
+        references = load_references()
+        if options.references is not None:
+            references |= load_references(options.references)
+        settings = ReportSettings(
+            references=references,
+            metric=options.metric,
+            labels=options.labels,
+            baseline=options.baseline,
+            resamples=options.resamples,
+            published=options.published,
+        )
+        argv = ["acktr", "report", *args]
+        _say(write_report(options.runs, options.out, settings, argv, _Countdown("reading runs")))
+    except (ValueError, OSError) as error:
+        raise UsageError(str(error)) from error
+
+
+class _Countdown:
+    """Says on standard error, every few seconds, how much is done and how long the rest takes."""
+
+    def __init__(self, what: str, interval: float = 5.0) -> None:
+        self._what, self._interval = what, interval
+        self._start = self._said = time.monotonic()
+
+    def __call__(self, count: int, total: int) -> None:
+        now = time.monotonic()
+        if count and now - self._said >= self._interval:
+            self._said = now
+            left = (now - self._start) / count * (total - count)
+            _complain(f"{self._what}: {count} of {total}, about {left:.0f} s left")
+
+
 def _env_of(run: Path) -> str:
     if not run.is_dir():
         raise RunError(f"{run}: no such run folder")
@@ -237,6 +279,7 @@ _COMMANDS: dict[str, Callable[[list[str], Interrupts], None]] = {
     "eval": _eval,
     "record": _record,
     "plot": _plot,
+    "report": _report,
 }
 
 

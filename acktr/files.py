@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import stat
 from pathlib import Path
@@ -61,6 +62,11 @@ def write_atomic(path: Path, data: bytes) -> None:
             temporary.unlink()
         raise
     sync_folder(path.parent)
+
+
+def safe_name(text: str) -> str:
+    """Text with characters that are not for file names replaced by ``_``."""
+    return re.sub(r"[^\w.\-]", "_", text)
 
 
 def reason(error: OSError) -> str:

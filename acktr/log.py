@@ -143,6 +143,17 @@ class RunFolder:
             raise RunError(f"{self.config}: not a JSON object")
         return config
 
+    def name_in(self, config: Mapping[str, object], key: str) -> str:
+        """A name in what config.json holds.
+
+        Raises:
+            ValueError: if it is no printable text of 1 to 100 characters.
+        """
+        value = config.get(key)
+        if not isinstance(value, str) or not value.isprintable() or not 0 < len(value) <= 100:
+            raise ValueError(f"{self.config}: {key} must be a printable name")
+        return value
+
     def write_versions(self) -> None:
         """Write versions.json. Raises RunError if that fails."""
         self._write(self.versions, json.dumps(versions(), indent=2) + "\n")

@@ -160,6 +160,37 @@ class CompareOptions:
                 _at_least(1, **{name: getattr(self, name)})
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Compare finished runs: tables with intervals, learning curves, scores over environments."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
+    """Run folders, or folders with runs below them (ENV/LABEL/seedN)."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder for report.md, the CSV files and the figures; needed."""
+    metric: Literal["last100", "eval"] = "last100"
+    """Return of the scores: last 100 training episodes or final evaluation."""
+    labels: Annotated[tuple[str, ...], tyro.conf.arg(metavar="LABEL...")] = ()
+    """Labels to compare, in this order; all if none is given."""
+    baseline: Annotated[str | None, tyro.conf.arg(metavar="LABEL")] = None
+    """Label that the others are compared with; acktr, or the first, if not given."""
+    resamples: int = 2000
+    """Bootstrap resamples of the intervals."""
+    references: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """CSV file with columns env,low,high,threshold, before the shipped ones of MuJoCo."""
+    published: bool = True
+    """Whether to draw published curves."""
+
+    def __post_init__(self) -> None:
+        _within(self.resamples, "--resamples", 100, 100_000)
+        if not self.runs:
+            raise UsageError("no runs to report; for example: acktr report runs --out DIR")
+        if self.out is None:
+            raise UsageError("--out is missing: the folder to write the report to")
+        if len(set(self.labels)) != len(self.labels):
+            raise UsageError("--labels: each label once")
+
+
 def parse_train(args: Sequence[str]) -> tuple[TrainOptions, str]:
     """Options of ``train`` and the line that says where the configuration comes from.
 
@@ -324,6 +355,11 @@ def _message_lines(box: str) -> Iterator[str]:
             yield text
         elif started:
             return
+
+
+def _within(value: int, flag: str, least: int, most: int) -> None:
+    if not least <= value <= most:
+        raise UsageError(f"{flag} must be in [{least}, {most}], got {value}")
 
 
 def _at_least(least: int, **values: int) -> None:

@@ -18,7 +18,7 @@ import torch
 from acktr.checkpoint import CheckpointError, checkpoint_exists
 from acktr.compute import resolve_device
 from acktr.config import Config, ConfigError, flat, from_dict, refuse_import, to_dict
-from acktr.files import reason, write_atomic
+from acktr.files import reason, safe_name, write_atomic
 from acktr.interrupts import Interrupts
 from acktr.kfac import FactorError
 from acktr.log import RunError, RunFolder, RunLogger
@@ -59,14 +59,13 @@ def run_path(run_dir: Path, config: Config, label: str | None = None) -> Path:
     Raises:
         ConfigError: The label is not the name of a folder.
     """
-    env = re.sub(r"[^\w.\-]", "_", config.env)
     name = config.algo if label is None else label
     if not _LABEL.fullmatch(name):
         raise ConfigError(
             f"label must be at most 80 letters, digits, '.', '_' and '-', with a letter or digit"
             f" first, got {name!r:.100}"
         )
-    return run_dir / env / name / f"seed{config.seed}"
+    return run_dir / safe_name(config.env) / name / f"seed{config.seed}"
 
 
 def start(

@@ -13,10 +13,11 @@ import torch
 
 from acktr.checkpoint import CheckpointError, save_checkpoint
 from acktr.config import Config, to_dict
+from acktr.curves import published_curves
 from acktr.evaluate import Evaluation, evaluate
 from acktr.interrupts import Interrupts, Stopped
 from acktr.log import RunFolder, RunLogger
-from acktr.plot import plot_runs, published_curves
+from acktr.plot import plot_runs
 from acktr.progress import Progress
 from acktr.rollout import NonFiniteError
 from acktr.saved import usually_deterministic

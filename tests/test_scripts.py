@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from acktr.cli import main
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -35,8 +37,28 @@ def test_collect_copies_the_small_files_and_writes_a_table(tmp_path: Path) -> No
     assert (tmp_path / "out" / "CartPole-v1.png").stat().st_size > 5_000
 
 
+def test_random_returns() -> None:
+    script = str(SCRIPTS / "random_returns.py")
+    command = [sys.executable, script, "CartPole-v1", "--episodes", "30", "--seed", "3"]
+    one, two = (
+        subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+        for _ in range(2)
+    )
+    assert one == two
+    (row,) = csv.DictReader(one.splitlines())
+    assert (row["env"], row["episodes"]) == ("CartPole-v1", "30")
+    assert 15 < float(row["mean"]) < 35  # about 22
+    assert float(row["standard_error"]) == pytest.approx(float(row["std"]) / 30**0.5, rel=1e-2)
+    command[2] = "CartPol-v1"
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2 and "did you mean 'CartPole-v1'?" in done.stderr
+
+
 def test_collect_refuses_what_is_no_run(tmp_path: Path) -> None:
     done = collect(str(tmp_path), "--out", str(tmp_path / "out"))
     assert done.returncode == 2
     assert done.stderr == f"collect: error: not a run folder: {tmp_path}\n"
+    done = collect(str(tmp_path / "none"), "--compact", "--out", str(tmp_path / "out"))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("collect: error: ") and "no such folder" in done.stderr
     assert not (tmp_path / "out").exists()

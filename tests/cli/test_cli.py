@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from acktr.checkpoint import load_checkpoint
-from acktr.cli import main
+from acktr.cli import _Countdown, main
 from acktr.config import Config, from_dict, merge, to_dict
 from acktr.options import TrainOptions, flags, parse_train, peek
 from acktr.presets import preset
@@ -232,8 +232,38 @@ def test_plot(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert Path("fig.png").read_bytes().startswith(b"\x89PNG")
 
 
+class TestReport:
+    def test_report(self, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        Path("refs.csv").write_text("env,low,high,threshold\nCartPole-v1,0,500,15\n")
+        argv = ("report", "runs", "--out", "r/e", "--references", "refs.csv", "--no-published")
+        code, out, err = call(capsys, *argv, "--resamples", "200", "--labels", "acktr")
+        assert (code, out, err) == (0, "r/e/report.md: 1 runs\n", "")
+        page = Path("r/e/report.md").read_text()
+        assert f"    acktr {' '.join(argv)} --resamples 200 --labels acktr\n" in page
+        found = table(RUN / "monitor.csv")[-100:]
+        mean = sum(float(row["r"]) for row in found) / len(found)
+        assert float(table(Path("r/e/runs.csv"))[0]["last100_mean"]) == pytest.approx(mean)
+        score = next(row for row in table(Path("r/e/aggregate.csv")) if row["statistic"] == "mean")
+        assert float(score["value"]) == pytest.approx(mean / 500)
+        assert (Path("r/e/profiles.svg")).exists()
+
+    def test_countdown(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        now = iter([100.0, 100.0, 104.0, 106.0, 108.0, 112.0])
+        monkeypatch.setattr("acktr.cli.time.monotonic", lambda: next(now))
+        countdown = _Countdown("reading runs")
+        for count in range(5):
+            countdown(count, 10)
+        assert capsys.readouterr().err == (
+            "acktr: reading runs: 2 of 10, about 24 s left\n"
+            "acktr: reading runs: 4 of 10, about 18 s left\n"
+        )
+
+
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(capsys, "--version")[1] == "acktr 0.1.0\n"
     code, out, _ = call(capsys, "--help")
     assert code == 0
-    assert all(name in out for name in ("train", "compare", "eval", "record", "plot", "--version"))
+    names = ("train", "compare", "eval", "record", "plot", "report", "--version")
+    assert all(name in out for name in names)

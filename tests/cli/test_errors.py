@@ -104,6 +104,21 @@ BAD = {
     "plot nothing": ("plot", "no runs to plot"),
     "plot no run": ("plot nowhere", "no such run folder"),
     "plot suffix": ("plot RUN --out fig.exe", "must end in .png or .svg"),
+    "report nothing": ("report --out x", "no runs to report"),
+    "report nowhere": ("report runs", "--out is missing"),
+    "report no folder": ("report nowhere --out x", "nowhere: no such folder"),
+    "report no run": ("report bad/none --out x", "no run in it"),
+    "report unfinished": ("report bad/unfinished --out x", "none of the 1 runs has finished"),
+    "report damaged": ("report bad/monitor --out x", "monitor.csv: columns r, l and t"),
+    "report label": ("report RUN --out x --labels b", "no run of label 'b'; there are acktr"),
+    "report labels": ("report RUN --out x --labels a a", "--labels: each label once"),
+    "report baseline": ("report RUN --out x --baseline b", "the baseline 'b' is not in acktr"),
+    "report metric": ("report RUN --out x --metric best", "'last100', 'eval'"),
+    "report few": ("report RUN --out x --resamples 9", "--resamples must be in [100, 100000]"),
+    "report references": ("report RUN --out x --references no.csv", "no.csv: cannot read"),
+    "report bad CSV": ("report RUN --out x --references bad/list.json", "no header line"),
+    "report on a file": ("report RUN --out bad/text.json", "bad/text.json: is not a folder"),
+    "report over files": ("report RUN --out bad/files", "would be replaced by the report"),
     "record suffix": ("record RUN --out clip.exe", "must end in .mp4 or .gif"),
     "record nothing": ("record nowhere", "no such folder"),
 }
@@ -122,6 +137,15 @@ def bad_files(here: Path) -> Path:
     (bad / "huge.json").write_text(" " * (1 << 20) + "{}")
     shutil.copytree(RUN, bad / "run")
     shutil.rmtree(bad / "run/checkpoints/best")
+    (bad / "none").mkdir()
+    (bad / "files").mkdir()
+    (bad / "files/report.md").write_text("mine")
+    for name, file, content in (
+        ("unfinished", "eval.csv", "timesteps\n"),
+        ("monitor", "monitor.csv", "r,l\n"),
+    ):
+        shutil.copytree(RUN, bad / name, ignore=shutil.ignore_patterns("checkpoints"))
+        (bad / name / file).write_text(content)
     state = bad / "run/checkpoints/last/state.safetensors"
     data = bytearray(state.read_bytes())
     data[-1] ^= 1

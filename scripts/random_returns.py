@@ -1,0 +1,60 @@
+"""Measure the returns of a policy that draws actions uniformly: the lower references of scores.
+
+Usage: python scripts/random_returns.py ENV [ENV ...] --episodes 1000 > FILE.csv
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+
+import numpy as np
+from arguments import integer
+
+from envs import EnvError, env_seeds, make_single
+
+
+def random_returns(env_id: str, episodes: int, seed: int) -> list[float]:
+    """Returns of whole episodes; episodes and actions are seeded."""
+    returns = []
+    env = make_single(env_id)
+    try:
+        env.action_space.seed(seed)
+        for episode_seed in env_seeds(seed, episodes):
+            env.reset(seed=episode_seed)
+            total, done = 0.0, False
+            while not done:
+                _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+                total, done = total + float(reward), terminated or truncated
+            returns.append(total)
+    finally:
+        env.close()
+    return returns
+
+
+def main() -> int:
+    """Measure the environments named on the command line; a row each on standard output."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("envs", nargs="+", metavar="ENV")
+    parser.add_argument("--episodes", type=integer(2), default=1000)
+    parser.add_argument("--seed", type=integer(0, 2**31 - 1), default=0)
+    options = parser.parse_args()
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["env", "episodes", "mean", "std", "standard_error"])
+    for env_id in options.envs:
+        try:
+            returns = random_returns(env_id, options.episodes, options.seed)
+        except EnvError as error:
+            sys.stderr.write(f"random_returns: error: {error}\n")
+            return 2
+        mean, std = np.mean(returns), np.std(returns, ddof=1)
+        error_of_mean = std / np.sqrt(len(returns))
+        row = [env_id, len(returns), f"{mean:.6g}", f"{std:.6g}", f"{error_of_mean:.3g}"]
+        writer.writerow(row)
+        sys.stdout.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,108 @@
+"""Compact copies of runs are small and say the same as the runs."""
+
+from __future__ import annotations
+
+from dataclasses import astuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+from collect import collect_compact
+
+from acktr.curves import curve, load_monitor
+from acktr.references import Reference
+from acktr.report import ReportSettings, write_report
+from tests.run_folders import write_run
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Runs of many and of few episodes, and an unfinished one of many."""
+    root = tmp_path / "runs"
+    for label, seed, episodes, done in (
+        ("acktr", 0, 3000, True),
+        ("acktr", 1, 1000, True),
+        ("a2c", 0, 1001, True),
+        ("a2c", 1, 40, True),
+        ("a2c", 2, 2500, False),
+    ):
+        generator = np.random.default_rng(10 * seed + episodes)
+        returns = (np.linspace(0, 900, episodes) + generator.normal(0, 99, episodes)).round(6)
+        evaluation = (800.0, 900.0) if done else None
+        run = write_run(
+            root, "Hopper-v5", label, seed, returns, total=200_000, evaluation=evaluation
+        )
+        rows = "".join(f"{k},{k}\n" for k in range(1, 700))
+        (run / "progress.csv").write_text("timesteps,updates\n" + rows)
+        (run / "checkpoints").mkdir()
+    return root
+
+
+def test_report_of_compact_copies_is_that_of_the_runs(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert collect_compact([runs], tmp_path / "copies") == 0
+    size = sum(path.stat().st_size for path in (tmp_path / "copies").rglob("*.*"))
+    assert capsys.readouterr().out == f"{tmp_path / 'copies'}: 5 runs, {size / 1e6:.2f} MB\n"
+    references = {"Hopper": Reference("Hopper", 0.0, 1000.0, (400.0, 700.0), "")}
+    settings = ReportSettings(references, resamples=200)
+    for name in ("runs", "copies"):
+        write_report([tmp_path / name], tmp_path / f"of {name}", settings, ["acktr", "report"])
+    reports = [
+        {path.name: path.read_bytes() for path in (tmp_path / f"of {name}").iterdir()}
+        for name in ("runs", "copies")
+    ]
+    assert reports[0] == reports[1]
+    assert b"(2/2)" in reports[0]["report.md"] and b"a2c/seed2" in reports[0]["report.md"]
+
+
+def test_compact_copies_are_small_and_say_what_they_are(runs: Path, tmp_path: Path) -> None:
+    collect_compact([runs], tmp_path / "copies")
+    target = tmp_path / "copies" / "Hopper-v5" / "acktr" / "seed0"
+    names = {"config.json", "versions.json", "monitor.csv", "eval.csv", "command.txt"}
+    names |= {"moving_mean.csv", "progress.csv"}
+    assert {path.name for path in target.iterdir()} == names
+    assert sum(path.stat().st_size for path in target.iterdir()) < 30_000
+    last, all_ = load_monitor(target), load_monitor(runs / "Hopper-v5" / "acktr" / "seed0")
+    for kept, whole in zip(astuple(last), astuple(all_), strict=True):
+        np.testing.assert_array_equal(kept, whole[-100:])
+    assert "last 100 episodes" in (target / "monitor.csv").read_text().splitlines()[0]
+    assert len((target / "progress.csv").read_text().splitlines()) == 101
+    assert str(runs) not in (target / "command.txt").read_text()
+    few = Path("Hopper-v5/acktr/seed1/monitor.csv")
+    assert (tmp_path / "copies" / few).read_bytes() == (runs / few).read_bytes()
+    assert not (tmp_path / "copies" / few).with_name("moving_mean.csv").exists()
+
+
+def test_compact_copy_of_an_unfinished_run_ends_where_it_is(runs: Path, tmp_path: Path) -> None:
+    run = runs / "Hopper-v5" / "a2c" / "seed2"
+    lines = (run / "monitor.csv").read_text().splitlines(keepends=True)
+    (run / "monitor.csv").write_text("".join(lines[: 2 + 1250]))
+    collect_compact([runs], tmp_path / "copies")
+    steps = curve(tmp_path / "copies" / "Hopper-v5" / "a2c" / "seed2").steps
+    assert steps[-1] == 100_000 and len(steps) == 500
+
+
+def test_compact_copies_can_be_copied_again(runs: Path, tmp_path: Path) -> None:
+    collect_compact([runs], tmp_path / "one")
+    collect_compact([tmp_path / "one"], tmp_path / "two")
+    one, two = (
+        {
+            str(path.relative_to(tmp_path / name)): path.read_bytes()
+            for path in (tmp_path / name).rglob("*.*")
+        }
+        for name in ("one", "two")
+    )
+    assert one == two and len(one) == 5 * 6 + 3 - 1
+
+
+def test_compact_refuses_damaged_runs_before_it_writes(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (runs / "Hopper-v5" / "acktr" / "seed1" / "monitor.csv").write_text("r,l\n")
+    done = collect_compact([runs], tmp_path / "copies")
+    error = capsys.readouterr().err
+    assert done == 2
+    assert error.startswith("collect: error: ") and len(error.splitlines()) == 1
+    assert "columns r, l and t are needed" in error
+    assert not (tmp_path / "copies").exists()
