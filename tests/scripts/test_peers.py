@@ -22,8 +22,8 @@ from peers_lib.models import PeerEnvs, linear, make_model
 from peers_lib.settings import Settings
 from peers_lib.translate import translate
 
+from acktr.curves import load_monitor
 from acktr.evaluate import evaluate
-from acktr.plot import load_monitor
 from acktr.session import EVALUATION_SEED
 from acktr.tables import read_table
 from envs import EnvFault, make_vec
