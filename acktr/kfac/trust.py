@@ -32,7 +32,7 @@ class StepInfo:
 
     def scaled(self, update: Tensor) -> Tensor:
         """The update nu U, and exactly 0 where the step is skipped (U may hold NaN)."""
-        return torch.where(self.scale == 0, torch.zeros_like(update), self.scale * update)
+        return torch.where(self.scale == 0, 0.0, self.scale * update)
 
 
 def clip_scale(quadratic: Tensor, step: dict[str, Tensor], lr: float, config: KFACConfig) -> Tensor:
