@@ -304,10 +304,10 @@ class Preconditioner:
             return None
         length = lr / (1 - momentum)
         info = rescale(gradients, step, self.config, length, self._quadratic_function())
-        for name, update in step.items():
+        for name, update in info.scaled(step).items():
             grad = self.named[name].grad
             assert grad is not None
-            grad.copy_(info.scaled(update))
+            grad.copy_(update)
         return info
 
     def _quadratic_function(self) -> FisherQuadratic | None:

@@ -150,9 +150,9 @@ class RunningAverage:
         finite = all_finite(new) if valid is None else valid
         old_weight = self.weight
         target = torch.where(finite, new, self.value)
-        grown = torch.where(finite, torch.ones_like(old_weight), old_weight)
         self.value = self.value.lerp(target, 1 - decay)
-        self.weight = old_weight + (1 - decay) * (grown - old_weight)
+        grown = old_weight + (1 - decay) * (1 - old_weight)
+        self.weight = torch.where(finite, grown, old_weight)
 
     def mean(self) -> Tensor:
         """The corrected average S / weight; NaN before the first finite batch."""
