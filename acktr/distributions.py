@@ -246,8 +246,8 @@ def to_environment(actions: NDArray[Any], space: gymnasium.Space[Any]) -> NDArra
     """
     if isinstance(space, gymnasium.spaces.Box):
         shaped = actions.reshape(len(actions), *space.shape)
-        clipped: NDArray[Any] = np.clip(shaped, space.low, space.high).astype(space.dtype)
-        return clipped
+        clipped: NDArray[Any] = np.minimum(np.maximum(shaped, space.low), space.high)
+        return clipped.astype(space.dtype, copy=False)
     if isinstance(space, gymnasium.spaces.Discrete):
         return actions.astype(np.int64) + int(space.start)
     shaped = actions.reshape(len(actions), *(space.shape or ()))

@@ -17,50 +17,14 @@ from torch import Tensor
 
 from acktr.compute import restore_generator
 from acktr.distributions import ActionHead, to_environment
-from acktr.networks import ActorCritic
+from acktr.networks import ActorCritic, SeparateActorCritic
 from acktr.normalize import ObservationNormalizer, RewardScaler
+from acktr.steps import Array, Bools, EpisodeEnd, Final, Recorder, Rollout
 from envs import is_image
-
-Array = NDArray[Any]
-Bools = NDArray[np.bool_]
 
 
 class NonFiniteError(RuntimeError):
     """The policy or the value function produced NaN or Inf."""
-
-
-@dataclass(frozen=True)
-class EpisodeEnd:
-    """An episode that ended during a rollout, in the environment's own reward."""
-
-    reward: float
-    length: int
-    moment: float
-    """time.perf_counter() when it ended."""
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """T steps of N environments; arrays are (T, N, ...) unless noted."""
-
-    observations: Array
-    """As the network takes them (normalised)."""
-    actions: Tensor
-    rewards: NDArray[np.float32]
-    """As learning takes them (scaled)."""
-    values: NDArray[np.float32]
-    next_values: NDArray[np.float32]
-    """V of the true successor state, the final observation where an episode was truncated."""
-    terminated: Bools
-    ended: Bools
-    """Terminated or truncated."""
-    valid: Bools
-    """Steps to learn from: the agent's own action in a running episode."""
-    episodes: tuple[EpisodeEnd, ...]
-    env_steps: int
-    """Environment steps taken (reset steps of next-step autoreset are none)."""
-    env_seconds: float
-    forward_seconds: float
 
 
 @dataclass(frozen=True)
@@ -214,40 +178,56 @@ class Collector:
             self.observation_normalizer.moments.update(observation[valid])
         return self.observation_normalizer(observation)
 
-    @torch.no_grad()
-    def _forward(self, observation: Array) -> tuple[Tensor, NDArray[np.float32]]:
+    def _policy(self, observation: Array) -> tuple[Tensor, Tensor | None]:
+        """Distribution parameters, and values (N,) where they come from the same forward pass."""
         tensor = to_tensor(observation, self.device)
         with self.autocast():
+            if isinstance(self.network, SeparateActorCritic):
+                return self.network.actor(tensor), None
             parameters, values = self.network(tensor)
-        return parameters, values.float().cpu().numpy()
+        return parameters, values
 
+    def _values(self, observations: Array) -> Tensor:
+        """Values (B,)."""
+        tensor = to_tensor(observations, self.device)
+        with self.autocast():
+            if isinstance(self.network, SeparateActorCritic):
+                values: Tensor = self.network.critic(tensor)
+            else:
+                _, values = self.network(tensor)
+        return values
+
+    @torch.no_grad()
     def collect(self, num_steps: int) -> Rollout:
-        """Take num_steps steps in every environment."""
+        """Take num_steps steps in every environment.
+
+        The values that acting does not give (all of them with a separate critic, else those of the
+        last and of the final observations) come from one forward pass at the end.
+        """
         if self._observation is None:
             self.reset(None)
-        recorder = _Recorder()
+        recorder = Recorder()
         for _ in range(num_steps):
             self._step(recorder)
         assert self._observation is not None
-        observation = self._normalize(self._observation, None)
         started = time.perf_counter()
-        _, last = self._forward(observation)
+        recorder.last = self._normalize(self._observation, None)
+        values = self._values(recorder.unvalued()).float().cpu().numpy()
         recorder.forward_seconds += time.perf_counter() - started
-        return recorder.finish(last)
+        return recorder.finish(values)
 
-    def _step(self, recorder: _Recorder) -> None:
+    def _step(self, recorder: Recorder) -> None:
         assert self._observation is not None
         started = time.perf_counter()
         alive = ~self._dead
         observation = self._normalize(self._observation, alive)
-        parameters, values = self._forward(observation)
-        if not bool(torch.isfinite(parameters).all()):
+        parameters, values = self._policy(observation)
+        if bool((parameters - parameters).any()):  # x - x is 0 for finite numbers alone
             raise NonFiniteError(
                 "the policy's output is NaN or Inf: lower lr or kl_clip, raise damping, or"
                 " normalise observations and rewards"
             )
-        with torch.no_grad():
-            actions = self.head.make(parameters).sample(self.generator)
+        actions = self.head.make(parameters).sample(self.generator)
         taken = to_environment(actions.cpu().numpy(), self.envs.single_action_space)
         acted = time.perf_counter()
         following, rewards, terminated, truncated, infos = self.envs.step(taken)
@@ -257,26 +237,24 @@ class Collector:
             valid &= ~np.asarray(infos["forced"], np.bool_)
         terminated = np.asarray(terminated, np.bool_) & alive
         ended = (terminated | np.asarray(truncated, np.bool_)) & alive
-        bootstrap = self._final_values(infos, ended & ~terminated)
+        final = self._final_observations(infos, ended & ~terminated)
         rewards = np.asarray(rewards, np.float64)
         if self.reward_scaler is not None:
             rewards = self.reward_scaler(rewards, ended, alive)
-        recorder.add(
-            observation, actions, rewards, values, terminated, ended, valid, bootstrap, alive
-        )
+        recorder.add(observation, actions, rewards, values, terminated, ended, valid, final, alive)
         recorder.episodes += _finished(infos, stepped)
         recorder.env_seconds += stepped - acted
         recorder.forward_seconds += acted - started + time.perf_counter() - stepped
         self._observation = np.array(following)  # the environment may reuse its buffer
         self._dead = ended if self._next_step else np.zeros_like(ended)
 
-    def _final_values(self, infos: dict[str, Any], truncated: Bools) -> tuple[Bools, Array] | None:
-        """Values of the final observations of truncated episodes under same-step autoreset."""
+    def _final_observations(self, infos: dict[str, Any], truncated: Bools) -> Final | None:
+        """Normalised final observations of truncated episodes under same-step autoreset."""
         if self._next_step or not truncated.any():
             return None
         finals = np.stack([np.asarray(infos["final_obs"][i]) for i in np.flatnonzero(truncated)])
         finals = finals.astype(self.envs.single_observation_space.dtype, copy=False)
-        return truncated, self._forward(self._normalize(finals, None))[1]
+        return truncated, self._normalize(finals, None)
 
     def state_dict(self) -> dict[str, Any]:
         """Normalisers, the generator, and the environments where they can be saved.
@@ -308,59 +286,6 @@ class Collector:
             loader(state["envs"])
             self._observation = state["observation"].copy()
             self._dead = state["dead"].copy()
-
-
-class _Recorder:
-    """Lists of per-step arrays that become a :class:`Rollout`."""
-
-    def __init__(self) -> None:
-        self.steps: list[tuple[Array, ...]] = []
-        self.actions: list[Tensor] = []
-        self.bootstraps: list[tuple[Bools, Array] | None] = []
-        self.episodes: tuple[EpisodeEnd, ...] = ()
-        self.env_steps = 0
-        self.env_seconds = 0.0
-        self.forward_seconds = 0.0
-
-    def add(
-        self,
-        observation: Array,
-        actions: Tensor,
-        rewards: Array,
-        values: Array,
-        terminated: Bools,
-        ended: Bools,
-        valid: Bools,
-        bootstrap: tuple[Bools, Array] | None,
-        alive: Bools,
-    ) -> None:
-        self.steps.append((observation, rewards, values, terminated, ended, valid))
-        self.actions.append(actions)
-        self.bootstraps.append(bootstrap)
-        self.env_steps += int(alive.sum())
-
-    def finish(self, last_values: Array) -> Rollout:
-        observations, rewards, values, terminated, ended, valid = (
-            np.stack(column) for column in zip(*self.steps, strict=True)
-        )
-        next_values = np.concatenate([values[1:], last_values[None]])
-        for step, found in enumerate(self.bootstraps):
-            if found is not None:
-                next_values[step, found[0]] = found[1]
-        return Rollout(
-            observations=observations,
-            actions=torch.stack(self.actions),
-            rewards=rewards.astype(np.float32),
-            values=values,
-            next_values=next_values,
-            terminated=terminated,
-            ended=ended,
-            valid=valid,
-            episodes=self.episodes,
-            env_steps=self.env_steps,
-            env_seconds=self.env_seconds,
-            forward_seconds=self.forward_seconds,
-        )
 
 
 def _finished(infos: dict[str, Any], moment: float) -> tuple[EpisodeEnd, ...]:

@@ -17,7 +17,8 @@
    an environment.
 6. Actions are checked for shape, type, range and finiteness before they are executed. Box actions
    are not clipped. Discrete spaces always start at zero.
-7. `reset(seed=s)` seeds the environments by `env_seeds(s, num_envs)`; the first reset without a
+7. What single Gymnasium environments put into their infos is dropped.
+8. `reset(seed=s)` seeds the environments by `env_seeds(s, num_envs)`; the first reset without a
    seed uses the one given to `make_vec`. `close()` may be called twice.
 """
 

@@ -15,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from acktr.config import NetworkConfig
 from acktr.distributions import action_head
+from acktr.networks import build_network
 from acktr.normalize import ObservationNormalizer, RewardScaler
 from acktr.rollout import Collector, gae, make_batch
 from tests.toys import CountingEnv
@@ -147,6 +149,35 @@ def test_learned_transitions_are_the_true_ones(mode: AutoresetMode) -> None:
         episodes += len(found.episodes)
         assert all(end.length == 4 and end.reward == 10.0 for end in found.episodes)
     assert rows // 4 - 3 <= episodes <= rows // 4
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_values_at_the_end_are_those_of_each_step(mode: AutoresetMode) -> None:
+    """A separate critic is asked once for a rollout; a joint network gives values step by step."""
+
+    class Joint(nn.Module):
+        def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+            found: tuple[Tensor, Tensor] = separate(observations)
+            return found
+
+    torch.manual_seed(0)
+    space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    config = NetworkConfig(shared=False, hidden=(8,), critic_hidden=(8,))
+    separate = build_network(space, action_head(gymnasium.spaces.Discrete(2)), config)
+    found = []
+    for network in (separate, Joint()):
+        runner = collector(
+            counting(mode, num_envs=3, truncate_at=4),
+            observation_normalizer=ObservationNormalizer((1,)),
+        )
+        runner.network = network  # type: ignore[assignment]
+        found.append(runner.collect(11))
+    once, stepwise = found
+    assert once.ended.sum() == 6
+    assert torch.equal(once.actions, stepwise.actions)
+    assert once.values.shape == once.next_values.shape == (11, 3)
+    np.testing.assert_allclose(once.values, stepwise.values, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(once.next_values, stepwise.next_values, rtol=1e-5, atol=1e-6)
 
 
 def test_infinite_horizon_value_with_time_limits() -> None:

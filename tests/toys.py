@@ -100,7 +100,7 @@ class CountingEnv(gymnasium.Env[Observation, Any]):
     def step(self, action: int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         self._count += 1
         terminated, truncated = (self._count == end for end in self._ends)
-        return self._observe(), float(self._count), terminated, truncated, {}
+        return self._observe(), float(self._count), terminated, truncated, {"count": self._count}
 
     def _observe(self) -> Observation:
         return np.array([self._count], np.float32)

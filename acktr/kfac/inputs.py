@@ -29,6 +29,8 @@ class Inputs:
     @classmethod
     def of(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Inputs:
         """The inputs without the caller's graph, in containers of their own."""
+        if not kwargs and all(isinstance(x, Tensor) for x in args):  # the usual, quickly
+            return cls(tuple(x.detach() for x in args), {})
         return cls(*tree_map(_detached, (tuple(args), dict(kwargs or {}))))
 
     def tensors(self) -> tuple[Tensor, ...]:

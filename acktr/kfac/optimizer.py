@@ -285,9 +285,9 @@ class KFAC(torch.optim.Optimizer):
         quadratic = (fisher_quadratic or self.curvature.exact_quadratic) if exact else None
         info = rescale(gradients, step, self.config, lr, quadratic)
         moves = {}
-        for name, update in step.items():
+        for name, update in info.scaled(step).items():
             momentum = float(self.param_groups[self._grouped[name]]["momentum"])
-            velocity = self._velocity(name, info.scaled(update), momentum)
+            velocity = self._velocity(name, update, momentum)
             moves[name] = (velocity, lr * (1 - momentum))
         self.last_step = info
         return moves
@@ -314,8 +314,7 @@ class KFAC(torch.optim.Optimizer):
         self.last_step = StepInfo(
             quadratic, scale, 0.5 * scale.square() * quadratic, coefficients * scale
         )
-        for name, update in change.items():
-            moved = self.last_step.scaled(update)
+        for name, moved in self.last_step.scaled(change).items():
             self._named[name].add_(moved)
             self.state[self._named[name]]["momentum"] = moved
         return model.predicted(coefficients * scale)

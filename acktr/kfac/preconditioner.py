@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -93,9 +93,10 @@ class Preconditioner:
 
     def capture(self) -> AbstractContextManager[Capture]:
         """Context in which forward passes are recorded for :meth:`observe`."""
-        modules = dict(self.module.named_modules())
-        modules[ROOT] = self.module
-        wanted = {path: modules[path] for block in self.stats.values() for path in block.paths}
+        paths = [path for block in self.stats.values() for path in block.paths]
+        wanted = {
+            path: self.module if path == ROOT else self.module.get_submodule(path) for path in paths
+        }
         return capture(wanted, self.module)
 
     def observe(
@@ -303,10 +304,10 @@ class Preconditioner:
             return None
         length = lr / (1 - momentum)
         info = rescale(gradients, step, self.config, length, self._quadratic_function())
-        for name, update in step.items():
+        for name, update in info.scaled(step).items():
             grad = self.named[name].grad
             assert grad is not None
-            grad.copy_(info.scaled(update))
+            grad.copy_(update)
         return info
 
     def _quadratic_function(self) -> FisherQuadratic | None:
@@ -330,8 +331,10 @@ class Preconditioner:
     def _timed(self, what: str) -> Iterator[None]:
         """Time a part of the work, which runs at its own precision also inside autocast."""
         started = time.perf_counter()
+        kind = self.generator.device.type
+        plain = torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else None
         try:
-            with torch.autocast(self.generator.device.type, enabled=False):
+            with plain or nullcontext():
                 yield
         finally:
             self.seconds[what] += time.perf_counter() - started

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from acktr.kfac.inputs import Inputs
-from acktr.kfac.linalg import FactorError
+from acktr.kfac.linalg import FactorError, all_finite
 
 Moments = tuple[Tensor, Tensor]
 """Running mean and variance."""
@@ -147,12 +147,12 @@ class RunningAverage:
         if self.value is None or self.weight is None:
             self.value = torch.zeros_like(new)
             self.weight = new.new_zeros(())
-        finite = torch.isfinite(new).all() if valid is None else valid
+        finite = all_finite(new) if valid is None else valid
         old_weight = self.weight
         target = torch.where(finite, new, self.value)
-        grown = torch.where(finite, torch.ones_like(old_weight), old_weight)
         self.value = self.value.lerp(target, 1 - decay)
-        self.weight = old_weight + (1 - decay) * (grown - old_weight)
+        grown = old_weight + (1 - decay) * (1 - old_weight)
+        self.weight = torch.where(finite, grown, old_weight)
 
     def mean(self) -> Tensor:
         """The corrected average S / weight; NaN before the first finite batch."""

@@ -30,9 +30,13 @@ class StepInfo:
     rho: float | None = None
     """Actual over predicted reduction, in steps that adapt the damping."""
 
-    def scaled(self, update: Tensor) -> Tensor:
-        """The update nu U, and exactly 0 where the step is skipped (U may hold NaN)."""
-        return torch.where(self.scale == 0, torch.zeros_like(update), self.scale * update)
+    def scaled(self, step: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The update nu U by name, and exactly 0 where the step is skipped (U may hold NaN)."""
+        skipped, zero = self.scale == 0, torch.zeros_like(self.scale)
+        return {
+            name: torch.where(skipped, zero.to(update.dtype), self.scale * update)
+            for name, update in step.items()
+        }
 
 
 def clip_scale(quadratic: Tensor, step: dict[str, Tensor], lr: float, config: KFACConfig) -> Tensor:

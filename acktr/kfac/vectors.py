@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.failures import COUNTS, FailureCount
 from acktr.kfac.inputs import elementary_attention
-from acktr.kfac.linalg import FactorError, Inverse, Parts, Request
+from acktr.kfac.linalg import FactorError, Inverse, Parts, Request, all_finite
 from acktr.kfac.statistics import (
     Observation,
     RunningAverage,
@@ -229,7 +229,7 @@ class VectorBlock:
         """Take the joined batch into the running average."""
         new = self.moment.take()
         if new is not None:
-            valid = torch.isfinite(new).all()
+            valid = all_finite(new)
             self.counts.judge(valid)
             self.moment.update(new, decay, valid)
 

@@ -55,6 +55,16 @@ def test_only_ended_environments_are_marked() -> None:
     vec.close()
 
 
+def test_infos_of_single_environments_are_dropped() -> None:
+    env_id = toys.variant(toys.CountingEnv, {"truncate_at": 2})
+    vec = make_vec(env_id, 2)
+    vec.reset()
+    assert vec.step(np.zeros(2, np.int64))[4] == {}
+    infos = vec.step(np.zeros(2, np.int64))[4]
+    assert set(infos) == {"episode", "_episode", "final_obs", "_final_obs"}
+    vec.close()
+
+
 def test_time_limit_of_gymnasium() -> None:
     vec = make_vec("Pendulum-v1", 2)
     vec.reset(seed=0)

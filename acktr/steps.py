@@ -1,0 +1,123 @@
+"""What a rollout records: the steps of all environments, and the episodes that ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Array = NDArray[Any]
+Bools = NDArray[np.bool_]
+Final = tuple[Bools, Array]
+"""Where episodes were truncated, and the final observations there, as the network takes them."""
+
+
+@dataclass(frozen=True)
+class EpisodeEnd:
+    """An episode that ended during a rollout, in the environment's own reward."""
+
+    reward: float
+    length: int
+    moment: float
+    """time.perf_counter() when it ended."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """T steps of N environments; arrays are (T, N, ...) unless noted."""
+
+    observations: Array
+    """As the network takes them (normalised)."""
+    actions: Tensor
+    rewards: NDArray[np.float32]
+    """As learning takes them (scaled)."""
+    values: NDArray[np.float32]
+    next_values: NDArray[np.float32]
+    """V of the true successor state, the final observation where an episode was truncated."""
+    terminated: Bools
+    ended: Bools
+    """Terminated or truncated."""
+    valid: Bools
+    """Steps to learn from: the agent's own action in a running episode."""
+    episodes: tuple[EpisodeEnd, ...]
+    env_steps: int
+    """Environment steps taken (reset steps of next-step autoreset are none)."""
+    env_seconds: float
+    forward_seconds: float
+
+
+class Recorder:
+    """Lists of per-step arrays that become a :class:`Rollout`."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[Array, ...]] = []
+        self.actions: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self.finals: list[tuple[int, Final]] = []
+        self.last: Array | None = None
+        self.episodes: tuple[EpisodeEnd, ...] = ()
+        self.env_steps = 0
+        self.env_seconds = 0.0
+        self.forward_seconds = 0.0
+
+    def add(
+        self,
+        observation: Array,
+        actions: Tensor,
+        rewards: Array,
+        values: Tensor | None,
+        terminated: Bools,
+        ended: Bools,
+        valid: Bools,
+        final: Final | None,
+        alive: Bools,
+    ) -> None:
+        """One step of all environments; values are None if they are computed at the end."""
+        if final is not None:
+            self.finals.append((len(self.steps), final))
+        if values is not None:
+            self.values.append(values)
+        self.steps.append((observation, rewards, terminated, ended, valid))
+        self.actions.append(actions)
+        self.env_steps += int(alive.sum())
+
+    def unvalued(self) -> Array:
+        """Observations (B, ...) whose values :meth:`finish` needs."""
+        assert self.last is not None
+        steps = [] if self.values else [step[0] for step in self.steps]
+        return np.concatenate([*steps, self.last, *(final[1] for _, final in self.finals)])
+
+    def finish(self, missing: NDArray[np.float32]) -> Rollout:
+        """The rollout, given the values of :meth:`unvalued`."""
+        observations, rewards, terminated, ended, valid = (
+            np.stack(column) for column in zip(*self.steps, strict=True)
+        )
+        if self.values:
+            values = torch.stack(self.values).float().cpu().numpy()
+        else:
+            values, missing = np.split(missing, [rewards.size])
+            values = values.reshape(rewards.shape)
+        num = rewards.shape[1]
+        next_values = np.concatenate([values[1:], missing[None, :num]])
+        missing = missing[num:]
+        for step, (truncated, observed) in self.finals:
+            next_values[step, truncated] = missing[: len(observed)]
+            missing = missing[len(observed) :]
+        return Rollout(
+            observations=observations,
+            actions=torch.stack(self.actions),
+            rewards=rewards.astype(np.float32),
+            values=values,
+            next_values=next_values,
+            terminated=terminated,
+            ended=ended,
+            valid=valid,
+            episodes=self.episodes,
+            env_steps=self.env_steps,
+            env_seconds=self.env_seconds,
+            forward_seconds=self.forward_seconds,
+        )
