@@ -15,7 +15,7 @@ from acktr.config import Config
 from acktr.critic import FirstOrderCritic
 from acktr.distributions import ActionHead, Distribution
 from acktr.kfac import KFAC, KFACConfig
-from acktr.kfac.products import output_tangents
+from acktr.kfac.linearized import Linearized
 from acktr.kfac.trust import FisherQuadratic
 from acktr.learner import policy_terms, scheduled_lr, standardised, to_floats, value_metrics
 from acktr.networks import ActorCritic, SeparateActorCritic, SharedActorCritic
@@ -29,25 +29,29 @@ _SCHEDULE_HORIZON = 1.1
 """Fraction of training at which the linear schedule would reach 0 (Baselines)."""
 
 
-def exact_quadratic(
-    module: nn.Module, observations: Tensor, metric: Callable[[Any], Tensor]
-) -> FisherQuadratic:
-    """U -> U^T F U with the exact Fisher, by one Jacobian-vector product.
+def differentiate(
+    optimizer: KFAC, loss: Tensor, outputs: tuple[Tensor, ...], metric: Callable[..., Tensor]
+) -> FisherQuadratic | None:
+    """Set the gradients of a loss, and give U -> U^T F U with the exact Fisher if it is wanted.
 
     F = 1/B sum_b J_b^T H_b J_b with J the Jacobian of the outputs and H the Fisher of the output
     distribution, so that U^T F U is the mean over the batch of metric(J U).
 
     Args:
-        module: The network.
-        observations: The batch.
-        metric: Output tangents to t^T H t (B,).
+        optimizer: Whose parameters get gradients; its settings say whether F is wanted.
+        loss: A scalar that depends on the parameters through the outputs alone.
+        outputs: What the network returned, with its graph.
+        metric: Tangents t of the outputs to t^T H t (B,).
     """
-
-    def quadratic(direction: dict[str, Tensor]) -> Tensor:
-        _, (tangent,) = output_tangents(module, (observations,), [direction])
-        return metric(tangent).mean()
-
-    return quadratic
+    optimizer.zero_grad()
+    if optimizer.config.quadratic != "exact":
+        torch.autograd.backward(loss)
+        return None
+    named = optimizer.curvature.named
+    linear = Linearized(outputs, named, torch.autograd.grad(loss, outputs))
+    for name, gradient in linear.gradients.items():
+        named[name].grad = gradient
+    return lambda direction: metric(*linear.tangents(direction)).mean()
 
 
 def sampled_value_loss(values: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
@@ -172,14 +176,12 @@ class ACKTRLearner:
         value_loss = (values - batch.returns).square().mean()
         config = self.config
         loss = policy_loss - config.ent_coef * entropy + config.vf_coef * value_loss
-        self.actor.zero_grad()
-        torch.autograd.backward(loss)
         old = self.head.make(parameters.detach())
 
-        def metric(tangent: tuple[Tensor, Tensor]) -> Tensor:
-            return old.fisher_quadratic(tangent[0]) + tangent[1].square() / sigma**2
+        def metric(policy: Tensor, value: Tensor) -> Tensor:
+            return old.fisher_quadratic(policy) + value.square() / sigma**2
 
-        quadratic = exact_quadratic(network, batch.observations, metric)
+        quadratic = differentiate(self.actor, loss, (parameters, values), metric)
         self.actor.step(fisher_quadratic=quadratic)
         with torch.no_grad(), self.autocast():
             after, _ = network(batch.observations)
@@ -192,11 +194,9 @@ class ACKTRLearner:
         dist = self.head.make(parameters)
         self.actor.update_curvature(captured, self._sampled_policy_loss(dist))
         policy_loss, entropy = self._policy_terms(dist, batch)
-        self.actor.zero_grad()
         loss = policy_loss - self.config.ent_coef * entropy
-        torch.autograd.backward(loss)
         old = self.head.make(parameters.detach())
-        quadratic = exact_quadratic(actor, batch.observations, old.fisher_quadratic)
+        quadratic = differentiate(self.actor, loss, (parameters,), old.fisher_quadratic)
         self.actor.step(fisher_quadratic=quadratic)
         with torch.no_grad(), self.autocast():
             after = actor(batch.observations)
@@ -220,9 +220,7 @@ class ACKTRLearner:
                 values = critic(batch.observations)
             optimizer.update_curvature(captured, sampled_value_loss(values, sigma, self.generator))
             loss = (values - batch.returns).square().mean()
-            optimizer.zero_grad()
-            torch.autograd.backward(loss)
-            quadratic = exact_quadratic(critic, batch.observations, metric)
+            quadratic = differentiate(optimizer, loss, (values,), metric)
             optimizer.step(fisher_quadratic=quadratic)
         terms = value_metrics(loss, batch)
         if optimizer.last_step is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -14,6 +14,7 @@ from acktr.compute import restore_generator
 from acktr.config import Config
 from acktr.critic import FirstOrderCritic
 from acktr.distributions import ActionHead, Distribution
+from acktr.kfac.linearized import Linearized
 from acktr.learner import standardised, to_floats, value_metrics
 from acktr.networks import ActorCritic, SeparateActorCritic
 from acktr.rollout import Batch
@@ -22,32 +23,40 @@ Product = Callable[[Tensor], Tensor]
 
 
 def fisher_product(
-    outputs: Tensor, dist: Distribution, parameters: list[nn.Parameter], damping: float
+    outputs: Tensor, dist: Distribution, parameters: Mapping[str, nn.Parameter], damping: float
 ) -> Product:
     """Product v -> (F + damping I) v with the exact Fisher F = 1/B sum_b J_b^T H_b J_b of a batch.
 
-    F is also the Hessian of mean KL(old || new) at the old parameters. J v is the derivative of
-    J^T w in w (two reverse passes in place of a forward one), so that all products share one graph.
+    F is also the Hessian of mean KL(old || new) at the old parameters. All products share the graph
+    of one forward pass.
 
     Args:
         outputs: Distribution parameters (B, P), with their graph.
         dist: The distribution of the same outputs, detached.
-        parameters: What v runs over, one after another, each flattened.
+        parameters: What v runs over by name, one after another, each flattened.
         damping: Added to the diagonal (Schulman et al. 2015, appendix C.1).
     """
-    probe = torch.zeros_like(outputs, requires_grad=True)
-    pulled = torch.autograd.grad(outputs, parameters, probe, create_graph=True)
-    flat = torch.cat([part.reshape(-1) for part in pulled])
+    linear = Linearized([outputs], parameters, [torch.zeros_like(outputs)])
 
     def product(vector: Tensor) -> Tensor:
-        (tangent,) = torch.autograd.grad(flat, probe, vector, retain_graph=True)
+        (tangent,) = linear.tangents(_unflattened(vector, parameters))
         tangent = tangent.detach().requires_grad_()
         form = 0.5 * dist.fisher_quadratic(tangent).mean()
         (curved,) = torch.autograd.grad(form, tangent)
-        back = torch.autograd.grad(outputs, parameters, curved, retain_graph=True)
-        return torch.cat([part.reshape(-1) for part in back]) + damping * vector
+        return flattened(linear.pulled([curved]).values()) + damping * vector
 
     return product
+
+
+def flattened(tensors: Iterable[Tensor]) -> Tensor:
+    """The entries of all tensors as one vector."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def _unflattened(vector: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    parts = torch.split(vector, [tensor.numel() for tensor in like.values()])
+    pairs = zip(like.items(), parts, strict=True)
+    return {name: part.view_as(tensor) for (name, tensor), part in pairs}
 
 
 def conjugate_gradient(
@@ -112,7 +121,7 @@ class TRPOLearner:
         self.generator = generator
         self.autocast = autocast
         self.critic = FirstOrderCritic(network.critic, config.trpo.critic, generator, autocast)
-        self._parameters = list(network.actor.parameters())
+        self._parameters = dict(network.actor.named_parameters())
 
     def update(self, batch: Batch, progress: float) -> dict[str, float]:
         """Learn from one batch.
@@ -141,15 +150,15 @@ class TRPOLearner:
             advantages = standardised(advantages)
         log_prob = old.log_prob(batch.actions)
         surrogate = self._surrogate(outputs, batch.actions, advantages, log_prob)
-        slope = torch.autograd.grad(surrogate, self._parameters, retain_graph=True)
-        gradient = torch.cat([part.reshape(-1) for part in slope])
+        parameters = list(self._parameters.values())
+        gradient = flattened(torch.autograd.grad(surrogate, parameters, retain_graph=True))
         product = self._product(outputs, old, batch)
         found, residual = conjugate_gradient(
             product, gradient, settings.cg_iterations, settings.cg_tolerance
         )
         curvature = found @ product(found)
         direction = found * torch.sqrt(2 * settings.max_kl / curvature.clamp(min=1e-20))
-        before = torch.cat([p.detach().reshape(-1) for p in self._parameters])
+        before = flattened(p.detach() for p in parameters)
         kl, reached, steps, accepted = self._line_search(
             before, direction, batch, old, advantages, log_prob, surrogate.detach()
         )
@@ -209,9 +218,8 @@ class TRPOLearner:
 
     def _assign(self, vector: Tensor) -> None:
         """Copy a flat vector into the parameters, which keep their memory."""
-        parts = torch.split(vector, [p.numel() for p in self._parameters])
-        for parameter, part in zip(self._parameters, parts, strict=True):
-            parameter.copy_(part.view_as(parameter))
+        for name, part in _unflattened(vector, self._parameters).items():
+            self._parameters[name].copy_(part)
 
     def state_dict(self) -> dict[str, Any]:
         """The critic's optimizer and the generator (the network saves itself)."""

@@ -18,7 +18,7 @@ from torch.func import functional_call, jacrev
 from acktr.acktr import (
     ACKTRLearner,
     adapt_lr,
-    exact_quadratic,
+    differentiate,
     sampled_value_loss,
 )
 from acktr.config import ACKTRConfig, Config, ConfigError, CriticConfig, NetworkConfig
@@ -89,10 +89,9 @@ def test_exact_quadratic_equals_the_dense_fisher(space: str, shared: bool) -> No
     dist = agent.head.make(parameters.detach())
     sigma = 0.7
 
-    def metric(tangent: Any) -> Tensor:
-        if not shared:
-            return dist.fisher_quadratic(tangent)
-        return dist.fisher_quadratic(tangent[0]) + tangent[1].square() / sigma**2
+    def metric(policy: Tensor, *value: Tensor) -> Tensor:
+        found = dist.fisher_quadratic(policy)
+        return found + value[0].square() / sigma**2 if shared else found
 
     width = parameters.shape[1]
     fisher = torch.zeros(jacobian.shape[2], jacobian.shape[2])
@@ -107,7 +106,13 @@ def test_exact_quadratic_equals_the_dense_fisher(space: str, shared: bool) -> No
         fisher += jacobian[row].mT @ h @ jacobian[row] / len(data)
     direction = {name: torch.randn_like(p) for name, p in named.items()}
     flat = torch.cat([direction[name].flatten() for name in named])
-    found = exact_quadratic(network, data.observations, metric)(direction)
+    output = network(data.observations) if shared else (network(data.observations),)
+    loss = torch.cat([part.flatten() for part in output]).square().sum()
+    expected = torch.autograd.grad(loss, list(network.parameters()), retain_graph=True)
+    quadratic = differentiate(agent.actor, loss, output, metric)
+    assert all(torch.equal(p.grad, g) for p, g in zip(network.parameters(), expected, strict=True))
+    assert quadratic is not None
+    found = quadratic(direction)
     torch.testing.assert_close(found, flat @ fisher @ flat, rtol=1e-10, atol=1e-12)
 
 

@@ -86,7 +86,7 @@ def test_fisher_product_equals_the_dense_fisher(space: str) -> None:
     data = batch(agent, rows=7)
     outputs = agent.actor(data.observations)
     old = agent.head.make(outputs.detach())
-    product = fisher_product(outputs, old, list(agent.actor.parameters()), damping=0.0)
+    product = fisher_product(outputs, old, dict(agent.actor.named_parameters()), damping=0.0)
     size = parameters(agent).numel()
     found = torch.stack([product(column) for column in torch.eye(size)], dim=1)
     torch.testing.assert_close(found, kl_hessian(agent, data.observations), rtol=1e-9, atol=1e-12)
@@ -118,7 +118,7 @@ def test_fisher_product_equals_the_scores_outer_products(space: str) -> None:
             middle = torch.diag(torch.cat([(-2 * log_std).exp(), torch.full((2,), 2.0)]))
         fisher += jacobian[row].mT @ middle @ jacobian[row] / len(outputs)
     old = agent.head.make(outputs.detach())
-    product = fisher_product(outputs, old, list(agent.actor.parameters()), damping=0.3)
+    product = fisher_product(outputs, old, dict(agent.actor.named_parameters()), damping=0.3)
     vector = torch.randn(len(fisher))
     torch.testing.assert_close(
         product(vector), fisher @ vector + 0.3 * vector, rtol=1e-10, atol=1e-12

@@ -31,9 +31,10 @@ class Linearized:
         parameters: Mapping[str, Tensor],
         cotangents: Sequence[Tensor],
     ) -> None:
+        self._outputs, self._parameters = list(outputs), dict(parameters)
         self._cotangents = [cotangent.detach().requires_grad_() for cotangent in cotangents]
         found = torch.autograd.grad(
-            outputs,
+            self._outputs,
             list(parameters.values()),
             self._cotangents,
             create_graph=True,
@@ -65,3 +66,17 @@ class Linearized:
             )
         pairs = zip(found, self._cotangents, strict=True)
         return [torch.zeros_like(u) if tangent is None else tangent for tangent, u in pairs]
+
+    def pulled(self, cotangents: Sequence[Tensor]) -> dict[str, Tensor]:
+        """J^T w for other cotangents, by parameter name.
+
+        Args:
+            cotangents: w, one for each output and of its shape.
+        """
+        found = torch.autograd.grad(
+            self._outputs,
+            [self._parameters[name] for name in self._pulled],
+            list(cotangents),
+            retain_graph=True,
+        )
+        return dict(zip(self._pulled, found, strict=True))
