@@ -109,8 +109,12 @@ def conv_trunk(shape: tuple[int, ...]) -> nn.Sequential:
 
 def full_precision(layer: nn.Linear | nn.Conv2d, hidden: Tensor) -> Tensor:
     """Apply a layer outside autocast: logits and values keep the precision of the weights."""
-    with torch.autocast(hidden.device.type, enabled=False):
-        output: Tensor = layer(hidden.to(layer.weight.dtype))
+    output: Tensor
+    if torch.is_autocast_enabled(hidden.device.type):
+        with torch.autocast(hidden.device.type, enabled=False):
+            output = layer(hidden.to(layer.weight.dtype))
+    else:
+        output = layer(hidden.to(layer.weight.dtype))
     return output
 
 
