@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -14,13 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from acktr.curves import WINDOW, Curve, curve, grid, on_grid, read_monitor
-from acktr.files import read_limited, reason, safe_name
+from acktr.files import is_label, read_object, reason, safe_name
 from acktr.log import RunError, RunFolder
 from acktr.tables import read_table
 
 _SEED = re.compile(r"seed\d{1,20}")
-_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
-_VERSIONS_CAP = 1 << 20
 _MOST_STEPS = 10**15
 
 
@@ -172,7 +169,7 @@ def _label(run: Path, env: str, algo: str) -> str:
     """Name of the folder that holds seedN, unless it is the environment's; else the algorithm."""
     folder = run.resolve()
     above = folder.parent.name
-    labelled = _SEED.fullmatch(folder.name) and _LABEL.fullmatch(above) and above != safe_name(env)
+    labelled = _SEED.fullmatch(folder.name) and is_label(above) and above != safe_name(env)
     return above if labelled else algo
 
 
@@ -207,17 +204,9 @@ def _versions(path: Path) -> dict[str, str]:
     """Printable texts and numbers of versions.json; empty if there is none."""
     if not path.exists():
         return {}
-    try:
-        values = json.loads(read_limited(path, _VERSIONS_CAP).decode("utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot read: {reason(error)}") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: not a JSON object")
     return {
         key: f"{value!s:.100}"
-        for key, value in values.items()
+        for key, value in read_object(path).items()
         if key.isprintable() and isinstance(value, str | int | float) and str(value).isprintable()
     }
 

@@ -125,7 +125,7 @@ EVAL = "timesteps,mean_reward,std_reward,mean_length,episodes,returns\n"
         ("monitor.csv", "r,l\n", "columns r, l and t are needed"),
         ("moving_mean.csv", "a\n", "columns step, episodes, return are needed"),
         ("versions.json", "{", "not valid JSON"),
-        ("versions.json", "[]", "not a JSON object"),
+        ("versions.json", "[]", "must hold a JSON object"),
         ("versions.json", " " * (1 << 20) + "{}", "are allowed"),
     ],
 )
