@@ -79,10 +79,12 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
     """Run folders among the paths and anywhere below them, each once, sorted by path.
 
     A run folder holds config.json and monitor.csv, or config.json only if it is called seedN (a
-    run that has just begun). Symbolic links are not followed.
+    run that has just begun). Symbolic links are not followed, and folders below the paths whose
+    names start with a dot left out: they are being written, or were left behind.
 
     Raises:
-        RunError: if a path does not exist or has no run in it.
+        RunError: if a path does not exist, has no run in it, or holds a folder that cannot be
+            read.
     """
     found: dict[Path, Path] = {}
     for path in paths:
@@ -97,12 +99,16 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
 
 
 def _below(path: Path) -> Iterable[Path]:
-    for root, folders, files in os.walk(path):
+    for root, folders, files in os.walk(path, onerror=_unreadable):
         named = _SEED.fullmatch(Path(root).resolve().name) is not None
         if "config.json" in files and ("monitor.csv" in files or named):
             folders.clear()
             yield Path(root)
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+
+
+def _unreadable(error: OSError) -> None:
+    raise RunError(f"{error.filename}: cannot read: {reason(error)}") from error
 
 
 def read_results(
@@ -179,22 +185,24 @@ def _final(path: Path, total: int) -> Final | None:
         return None
     try:
         rows = read_table(path).rows
-        if not rows or int(rows[-1]["timesteps"]) < total:
-            return None
-        row = rows[-1]
+    except OSError as error:
+        raise ValueError(f"{path}: cannot read: {reason(error)}") from error
+    if not rows:
+        return None
+    row = rows[-1]
+    try:
         found = Final(
             int(row["timesteps"]),
             float(row["mean_reward"]),
             float(row["std_reward"]),
             int(row["episodes"]),
         )
-    except OSError as error:
-        raise ValueError(f"{path}: cannot read: {reason(error)}") from error
     except KeyError as error:
         raise ValueError(f"{path}: column {error.args[0]} is needed") from error
-    except (ValueError, OverflowError) as error:
-        why = str(error).removeprefix(f"{path}: ")
-        raise ValueError(f"{path}: {why}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: last row: numbers are needed ({error})") from error
+    if found.steps < total:
+        return None
     if not math.isfinite(found.mean) or not math.isfinite(found.std):
         raise ValueError(f"{path}: the last evaluation must be finite")
     return found
