@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import math
 import sys
 import types
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from acktr.files import read_limited, reason
+from acktr.files import read_object
 from acktr.kfac import KFACConfig
 from envs.settings import AtariSettings
 
@@ -23,7 +22,6 @@ Algo = Literal["acktr", "a2c", "trpo"]
 Schedule = Literal["constant", "linear"]
 
 _WIDEST = 16_384
-_FILE_CAP = 1 << 20
 
 
 class ConfigError(ValueError):
@@ -304,14 +302,9 @@ def read_settings(path: Path) -> Mapping[str, Any]:
         ConfigError: It cannot be read, is larger than 1 MiB or is no JSON object.
     """
     try:
-        values = json.loads(read_limited(path, _FILE_CAP).decode("utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read: {reason(error)}") from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{path}: must hold a JSON object of settings")
-    return values
+        return read_object(path)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:

@@ -113,8 +113,10 @@ def read_monitor(run: Path) -> Monitor:
             steps = np.array([int(row["step"]) for row in content.rows], dtype=np.int64)
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{path}: {error}") from error
-    if not np.isfinite(returns).all() or (np.diff(steps, prepend=0) < 0).any():
-        raise ValueError(f"{path}: returns must be finite and steps must not decrease")
+    if not (np.isfinite(returns).all() and np.isfinite(seconds).all()):
+        raise ValueError(f"{path}: r and t must be finite")
+    if (np.diff(steps, prepend=0) < 0).any():
+        raise ValueError(f"{path}: step must not decrease")
     return Monitor(steps, returns, lengths, seconds)
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import secrets
 import stat
 from pathlib import Path
+from typing import Any
+
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 
 def read_limited(path: Path, limit: int) -> bytes:
@@ -26,6 +30,23 @@ def read_limited(path: Path, limit: int) -> bytes:
     if len(data) > limit:
         raise OSError(None, f"more than the {limit} bytes allowed", str(path))
     return data
+
+
+def read_object(path: Path, limit: int = 1 << 20) -> dict[str, Any]:
+    """The object in a JSON file of at most ``limit`` bytes; its contents are not checked.
+
+    Raises:
+        ValueError: if it cannot be read or is no JSON object; one line that names it.
+    """
+    try:
+        found = json.loads(read_limited(path, limit).decode("utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot read: {reason(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: must hold a JSON object")
+    return found
 
 
 def write_synced(path: Path, data: bytes) -> None:
@@ -67,6 +88,11 @@ def write_atomic(path: Path, data: bytes) -> None:
 def safe_name(text: str) -> str:
     """Text with characters that are not for file names replaced by ``_``."""
     return re.sub(r"[^\w.\-]", "_", text)
+
+
+def is_label(text: str) -> bool:
+    """Whether runs may be called so: 1 to 80 of A-Z a-z 0-9 . _ - and no sign first."""
+    return _LABEL.fullmatch(text) is not None
 
 
 def reason(error: OSError) -> str:

@@ -16,7 +16,7 @@ from acktr.checkpoint import CheckpointError, checkpoint_exists
 from acktr.config import Config, ConfigError, flat, merge, read_settings, to_dict
 from acktr.files import reason
 from acktr.log import RunError, RunFolder
-from acktr.presets import ALGOS, PRESETS, preset
+from acktr.presets import ALGOS, PRESETS, PUBLISHED, preset
 from acktr.runs import check, difference, evaluated, locked, run_path, stored_config
 from acktr.saved import read_agent
 from envs import EnvError
@@ -143,6 +143,8 @@ def parse_algo(text: str) -> Entry:
                 f"algos: in {text!r} the preset must be one of {', '.join(PRESETS)}, got {name!r}"
             )
         return Entry(text, algo, name)
+    if not file:
+        raise ConfigError(f"algos: {text!r} must name a file: LABEL=FILE.json")
     values = read_settings(Path(file))
     chosen = _choice(file, values, "algo", ALGOS, algo or ALGOS[0])
     start = _choice(file, values, "preset", PRESETS, name if name in PRESETS else PRESETS[0])
@@ -292,7 +294,7 @@ def _known_prefix(label: str) -> tuple[str | None, str]:
 
 
 def _names() -> str:
-    return ", ".join((*ALGOS, *(f"{algo}-{name}" for algo in ALGOS for name in PRESETS[1:])))
+    return ", ".join((*ALGOS, *(f"{algo}-paper" for algo in PUBLISHED)))
 
 
 def _choice(

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from acktr.board import Board
-from acktr.files import read_limited, reason, write_atomic
+from acktr.files import read_limited, read_object, reason, write_atomic
 from acktr.tables import Table
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 WINDOW = 100
 """Episodes over which rollout/ep_rew_mean and rollout/ep_len_mean are taken."""
 
-_CONFIG_CAP = 1 << 20
+_COMMAND_CAP = 1 << 20
 _MONITOR = ("r", "l", "t", "step")
 _EVAL = ("timesteps", "mean_reward", "std_reward", "mean_length", "episodes", "returns")
 _PACKAGES = ("acktr", "torch", "gymnasium", "ale-py", "mujoco", "numpy")
@@ -134,14 +134,9 @@ class RunFolder:
             RunError: if it cannot be read, is larger than 1 MiB or is no JSON object.
         """
         try:
-            config = json.loads(read_limited(self.config, _CONFIG_CAP).decode("utf-8"))
-        except OSError as error:
-            raise RunError(f"{self.config}: cannot read: {reason(error)}") from error
-        except (ValueError, RecursionError) as error:
-            raise RunError(f"{self.config}: not valid JSON") from error
-        if not isinstance(config, dict):
-            raise RunError(f"{self.config}: not a JSON object")
-        return config
+            return read_object(self.config)
+        except ValueError as error:
+            raise RunError(str(error)) from error
 
     def name_in(self, config: Mapping[str, object], key: str) -> str:
         """A name in what config.json holds.
@@ -161,7 +156,7 @@ class RunFolder:
     def write_command(self, argv: Sequence[str]) -> None:
         """Add a command line to command.txt. Raises RunError if that fails."""
         try:
-            old = read_limited(self.command, _CONFIG_CAP) if self.command.exists() else b""
+            old = read_limited(self.command, _COMMAND_CAP) if self.command.exists() else b""
         except OSError as error:
             raise RunError(f"{self.command}: cannot read: {reason(error)}") from error
         line = shlex.join(argv).encode("utf-8", "surrogateescape") + b"\n"

@@ -250,6 +250,10 @@ def family(env: str) -> str | None:
         return None
 
 
+PUBLISHED = tuple(dict.fromkeys(algo for algo, _, name in _FAMILY if name == "paper"))
+"""Algorithms with a paper preset."""
+
+
 def preset(env: str, algo: str = "acktr", name: str = "default") -> tuple[Config, str]:
     """The configuration to start from, and one line that says where it comes from.
 

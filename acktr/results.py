@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -14,13 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from acktr.curves import WINDOW, Curve, curve, grid, on_grid, read_monitor
-from acktr.files import read_limited, reason, safe_name
+from acktr.files import is_label, read_object, reason, safe_name
 from acktr.log import RunError, RunFolder
 from acktr.tables import read_table
 
 _SEED = re.compile(r"seed\d{1,20}")
-_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
-_VERSIONS_CAP = 1 << 20
 _MOST_STEPS = 10**15
 
 
@@ -82,10 +79,12 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
     """Run folders among the paths and anywhere below them, each once, sorted by path.
 
     A run folder holds config.json and monitor.csv, or config.json only if it is called seedN (a
-    run that has just begun). Symbolic links are not followed.
+    run that has just begun). Symbolic links are not followed, and folders below the paths whose
+    names start with a dot left out: they are being written, or were left behind.
 
     Raises:
-        RunError: if a path does not exist or has no run in it.
+        RunError: if a path does not exist, has no run in it, or holds a folder that cannot be
+            read.
     """
     found: dict[Path, Path] = {}
     for path in paths:
@@ -100,12 +99,16 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
 
 
 def _below(path: Path) -> Iterable[Path]:
-    for root, folders, files in os.walk(path):
+    for root, folders, files in os.walk(path, onerror=_unreadable):
         named = _SEED.fullmatch(Path(root).resolve().name) is not None
         if "config.json" in files and ("monitor.csv" in files or named):
             folders.clear()
             yield Path(root)
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+
+
+def _unreadable(error: OSError) -> None:
+    raise RunError(f"{error.filename}: cannot read: {reason(error)}") from error
 
 
 def read_results(
@@ -172,7 +175,7 @@ def _label(run: Path, env: str, algo: str) -> str:
     """Name of the folder that holds seedN, unless it is the environment's; else the algorithm."""
     folder = run.resolve()
     above = folder.parent.name
-    labelled = _SEED.fullmatch(folder.name) and _LABEL.fullmatch(above) and above != safe_name(env)
+    labelled = _SEED.fullmatch(folder.name) and is_label(above) and above != safe_name(env)
     return above if labelled else algo
 
 
@@ -182,22 +185,24 @@ def _final(path: Path, total: int) -> Final | None:
         return None
     try:
         rows = read_table(path).rows
-        if not rows or int(rows[-1]["timesteps"]) < total:
-            return None
-        row = rows[-1]
+    except OSError as error:
+        raise ValueError(f"{path}: cannot read: {reason(error)}") from error
+    if not rows:
+        return None
+    row = rows[-1]
+    try:
         found = Final(
             int(row["timesteps"]),
             float(row["mean_reward"]),
             float(row["std_reward"]),
             int(row["episodes"]),
         )
-    except OSError as error:
-        raise ValueError(f"{path}: cannot read: {reason(error)}") from error
     except KeyError as error:
         raise ValueError(f"{path}: column {error.args[0]} is needed") from error
-    except (ValueError, OverflowError) as error:
-        why = str(error).removeprefix(f"{path}: ")
-        raise ValueError(f"{path}: {why}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: last row: numbers are needed ({error})") from error
+    if found.steps < total:
+        return None
     if not math.isfinite(found.mean) or not math.isfinite(found.std):
         raise ValueError(f"{path}: the last evaluation must be finite")
     return found
@@ -207,17 +212,9 @@ def _versions(path: Path) -> dict[str, str]:
     """Printable texts and numbers of versions.json; empty if there is none."""
     if not path.exists():
         return {}
-    try:
-        values = json.loads(read_limited(path, _VERSIONS_CAP).decode("utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot read: {reason(error)}") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: not a JSON object")
     return {
         key: f"{value!s:.100}"
-        for key, value in values.items()
+        for key, value in read_object(path).items()
         if key.isprintable() and isinstance(value, str | int | float) and str(value).isprintable()
     }
 

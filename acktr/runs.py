@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ import torch
 from acktr.checkpoint import CheckpointError, checkpoint_exists
 from acktr.compute import resolve_device
 from acktr.config import Config, ConfigError, flat, from_dict, refuse_import, to_dict
-from acktr.files import reason, safe_name, write_atomic
+from acktr.files import is_label, reason, safe_name, write_atomic
 from acktr.interrupts import Interrupts
 from acktr.kfac import FactorError
 from acktr.log import RunError, RunFolder, RunLogger
@@ -33,9 +32,6 @@ from envs.guard import one_line
 
 if sys.platform != "win32":
     import fcntl
-
-
-_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 
 class TrainingFault(RuntimeError):  # noqa: N818 - as EnvFault
@@ -60,7 +56,7 @@ def run_path(run_dir: Path, config: Config, label: str | None = None) -> Path:
         ConfigError: The label is not the name of a folder.
     """
     name = config.algo if label is None else label
-    if not _LABEL.fullmatch(name):
+    if not is_label(name):
         raise ConfigError(
             f"label must be at most 80 letters, digits, '.', '_' and '-', with a letter or digit"
             f" first, got {name!r:.100}"

@@ -2,6 +2,8 @@
 
 Usage: python scripts/collect.py RUN [RUN ...] --out results/FOLDER
 
+Everything is read before anything is written, and files are replaced as a whole.
+
 With --compact RUNs may be folders of runs; they are copied to OUT/ENV/LABEL/seedN, small enough to
 be kept by the hundred, and ``acktr report`` makes the tables and figures: the same from the copies
 as from the runs. Of a run with more than 1,000 episodes monitor.csv keeps the last 100, and
@@ -15,12 +17,13 @@ import csv
 import io
 import json
 import re
-import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from arguments import parsed
 
 from acktr.curves import (
     MOVING_MEAN,
@@ -30,65 +33,60 @@ from acktr.curves import (
     moving_mean_csv,
     published_curves,
 )
-from acktr.files import safe_name, write_atomic
+from acktr.files import read_limited, reason, safe_name, write_atomic
 from acktr.log import RunError
 from acktr.plot import plot_runs
 from acktr.results import Result, find_runs, read_results
+from acktr.tables import SIZE_CAP, read_table
 
 MAX_PROGRESS_ROWS = 400
 COMPACT_PROGRESS_ROWS = 100
 COMPACT_EPISODES = 1000
 COPIED = ("config.json", "versions.json", "monitor.csv", "eval.csv")
 COMPACT_COPIED = ("config.json", "versions.json", "protocol.json", "eval.csv")
+NAMES = (*COMPACT_COPIED, "monitor.csv", MOVING_MEAN, "progress.csv", "command.txt")
+
+Copies = dict[Path, dict[str, bytes]]
+"""By the folder of a copy, its files."""
 
 
-def thin(source: Path, target: Path, most: int = MAX_PROGRESS_ROWS) -> None:
-    """Copy a CSV with at most ``most`` rows, first and last included."""
-    with source.open(newline="") as handle:
-        header, *rows = list(csv.reader(handle))
+def thinned(path: Path, most: int) -> bytes:
+    """A CSV with at most ``most`` of its rows, first and last included."""
+    content = read_table(path)
+    rows = content.rows
     if len(rows) > most:
         keep = np.unique(np.linspace(0, len(rows) - 1, most).round().astype(int))
         rows = [rows[i] for i in keep]
-    with target.open("w", newline="") as handle:
-        csv.writer(handle).writerows([header, *rows])
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([content.columns, *(row.values() for row in rows)])
+    return text.getvalue().encode()
 
 
-def copy_run(run: Path, out: Path) -> Path:
-    """Copy one run's files to OUT/ENV/seedN."""
-    target = out / run.parent.parent.name / run.name
-    copy_files(run, target, COPIED, MAX_PROGRESS_ROWS)
-    return target
-
-
-def copy_files(run: Path, target: Path, names: tuple[str, ...], progress_rows: int) -> None:
-    """Copy whole files, a thinned progress.csv and the command without its paths."""
-    target.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        if (run / name).exists():
-            shutil.copyfile(run / name, target / name)
+def small_files(run: Path, names: Sequence[str], progress_rows: int) -> dict[str, bytes]:
+    """Whole files, a thinned progress.csv and the command without its paths, if they are there."""
+    found = {name: read_limited(run / name, SIZE_CAP) for name in names if (run / name).exists()}
     if (run / "progress.csv").exists():
-        thin(run / "progress.csv", target / "progress.csv", progress_rows)
+        found["progress.csv"] = thinned(run / "progress.csv", progress_rows)
     if (run / "command.txt").exists():
-        command = (run / "command.txt").read_text()
+        command = read_limited(run / "command.txt", SIZE_CAP).decode("utf-8", "replace")
         shown = re.sub(r" --(run-dir|resume)[ =]\S+", r" --\1 ...", command)
-        (target / "command.txt").write_text(shown)
+        found["command.txt"] = shown.encode()
+    return found
 
 
-def copy_compact(result: Result, out: Path) -> Path:
-    """Copy one run to OUT/ENV/LABEL/seedN so that a report of the copy is that of the run."""
+def compact_files(result: Result) -> dict[str, bytes]:
+    """What a report needs of a run, so that a report of the copy is that of the run."""
     run = result.folder
-    target = out / safe_name(result.env) / result.label / f"seed{result.seed}"
-    copy_files(run, target, COMPACT_COPIED, COMPACT_PROGRESS_ROWS)
+    found = small_files(run, COMPACT_COPIED, COMPACT_PROGRESS_ROWS)
     if result.curve is None:  # no episode has ended yet
-        return target
-    whole = len(load_monitor(run).steps) <= COMPACT_EPISODES and not (run / MOVING_MEAN).exists()
-    if whole:
-        shutil.copyfile(run / "monitor.csv", target / "monitor.csv")
-        (target / MOVING_MEAN).unlink(missing_ok=True)
+        return found
+    if len(load_monitor(run).steps) <= COMPACT_EPISODES and not (run / MOVING_MEAN).exists():
+        found["monitor.csv"] = read_limited(run / "monitor.csv", SIZE_CAP)
     else:
-        write_atomic(target / MOVING_MEAN, moving_mean_csv(known(result.curve, result)))
-        write_atomic(target / "monitor.csv", last_episodes(run, result.env))
-    return target
+        found[MOVING_MEAN] = moving_mean_csv(known(result.curve, result))
+        found["monitor.csv"] = last_episodes(run, result.env)
+    return found
 
 
 def known(curve: Curve, result: Result) -> Curve:
@@ -115,77 +113,102 @@ def last_episodes(run: Path, env: str) -> bytes:
     return text.getvalue().encode()
 
 
-def summary(run: Path) -> dict[str, object]:
-    """Last-100-episode return, final evaluation, steps and wall-clock of a run."""
-    monitor = load_monitor(run)
-    evaluation = ""
-    if (run / "eval.csv").exists():  # an unfinished run has none yet
-        with (run / "eval.csv").open(newline="") as handle:
-            evaluation = f"{float(list(csv.DictReader(handle))[-1]['mean_reward']):.1f}"
-    config = json.loads((run / "config.json").read_text())
-    return {
-        "env": config["env"],
-        "seed": config["seed"],
-        "steps": int(monitor.steps[-1]),
-        "last100": float(np.mean(monitor.returns[-100:])),
-        "evaluation": evaluation or "unfinished",
-        "minutes": float(monitor.seconds[-1]) / 60,
-    }
+def add(copies: Copies, target: Path, run: Path, files: dict[str, bytes]) -> None:
+    """Take note of a copy to make.
+
+    Raises:
+        ValueError: The folder is that of another copy, or a run itself.
+    """
+    if target in copies:
+        raise ValueError(f"{run}: another run goes to {target} too; collect them apart")
+    if target.exists() and (target.samefile(run) or (target / "checkpoints").exists()):
+        raise ValueError(f"{target}: is a run, not a copy of one; choose another --out")
+    copies[target] = files
 
 
-def table(rows: list[dict[str, object]]) -> str:
-    """Markdown table of the runs."""
+def write(copies: Copies) -> int:
+    """Write all copies, remove what an older copy had besides; returns the bytes."""
+    for target, files in copies.items():
+        target.mkdir(parents=True, exist_ok=True)
+        for name in NAMES:
+            if name in files:
+                write_atomic(target / name, files[name])
+            else:
+                (target / name).unlink(missing_ok=True)
+    return sum(len(data) for files in copies.values() for data in files.values())
+
+
+def table(results: Sequence[Result]) -> str:
+    """Markdown table of the runs.
+
+    Raises:
+        ValueError: A run has no episodes.
+    """
     head = "| env | seed | steps | last 100 training episodes | final evaluation | minutes |"
     lines = [head, "|---|---:|---:|---:|---:|---:|"]
-    for row in rows:
+    for run in results:
+        if run.last100 is None or run.minutes is None:
+            raise ValueError(f"{run.folder}: no episode has ended yet")
+        evaluation = "unfinished" if run.final is None else f"{run.final.mean:.1f}"
         lines.append(
-            f"| {row['env']} | {row['seed']} | {row['steps']:,} | {row['last100']:.1f}"
-            f" | {row['evaluation']} | {row['minutes']:.1f} |"
+            f"| {run.env} | {run.seed} | {run.steps:,} | {run.last100:.1f}"
+            f" | {evaluation} | {run.minutes:.1f} |"
         )
     return "\n".join(lines) + "\n"
 
 
-def collect_compact(paths: list[Path], out: Path) -> int:
-    """Copy all runs below the paths; everything is read before anything is written."""
-    try:
-        results = read_results(find_runs(paths))
-        size = 0
-        for result in results:
-            target = copy_compact(result, out)
-            size += sum(file.stat().st_size for file in target.iterdir())
-    except (RunError, ValueError, OSError) as error:
-        sys.stderr.write(f"collect: error: {error}\n")
-        return 2
-    sys.stdout.write(f"{out}: {len(results)} runs, {size / 1e6:.2f} MB\n")
-    return 0
+def collect(runs: Sequence[Path], out: Path) -> str:
+    """Copy the runs to OUT/ENV/seedN; returns the table of them, which is in OUT too."""
+    missing = [run for run in runs if not (run / "config.json").is_file()]
+    if missing:
+        raise ValueError(f"not a run folder: {missing[0]}")
+    results = read_results(runs)
+    text = table(results)
+    copies: Copies = {}
+    figures: dict[str, list[Path]] = {}
+    for result in results:
+        target = out / safe_name(result.env) / f"seed{result.seed}"
+        add(copies, target, result.folder, small_files(result.folder, COPIED, MAX_PROGRESS_ROWS))
+        figures.setdefault(result.env, []).append(target)
+    write(copies)
+    for env, folders in figures.items():
+        plot_runs(folders, out / f"{safe_name(env)}.png", published=published_curves(env))
+    write_atomic(out / "table.md", text.encode())
+    return text
 
 
-def main() -> int:
-    """Collect the runs named on the command line."""
+def collect_compact(paths: Sequence[Path], out: Path) -> str:
+    """Copy all runs below the paths to OUT/ENV/LABEL/seedN; returns a line that sums it up."""
+    results = read_results(find_runs(paths))
+    copies: Copies = {}
+    for result in results:
+        target = out / safe_name(result.env) / result.label / f"seed{result.seed}"
+        add(copies, target, result.folder, compact_files(result))
+    size = write(copies)
+    return f"{out}: {len(results)} runs, {size / 1e6:.2f} MB\n"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Collect the runs named on the command line; 2 with one line if that cannot be done."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument(
         "--compact", action="store_true", help="copy to OUT/ENV/LABEL/seedN for acktr report"
     )
-    options = parser.parse_args()
-    if options.compact:
-        return collect_compact(options.runs, options.out)
-    missing = [run for run in options.runs if not (run / "config.json").is_file()]
-    if missing:
-        sys.stderr.write(f"collect: error: not a run folder: {missing[0]}\n")
+    try:
+        options = parsed(parser, argv)
+        make = collect_compact if options.compact else collect
+        sys.stdout.write(make(options.runs, options.out))
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        sys.stderr.write(f"collect: error: {where}{reason(error)}\n")
         return 2
-    rows = sorted((summary(run) for run in options.runs), key=lambda r: (r["env"], r["seed"]))
-    for run in options.runs:
-        copy_run(run, options.out)
-    for env in dict.fromkeys(str(row["env"]) for row in rows):
-        folders = sorted((options.out / env.replace("/", "_")).glob("seed*"))
-        figure = options.out / f"{env.replace('/', '_')}.png"
-        plot_runs(folders, figure, published=published_curves(env, ("acktr",)))
-    (options.out / "table.md").write_text(table(rows))
-    sys.stdout.write(table(rows))
+    except (RunError, ValueError) as error:
+        sys.stderr.write(f"collect: error: {error}\n")
+        return 2
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(sys.argv[1:]))

@@ -99,6 +99,8 @@ class TestAlgo:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
+            ("", "must be one of acktr, a2c, trpo, acktr-paper; or LABEL=FILE.json"),
+            ("x=", "'x=' must name a file"),
             ("akctr", "'akctr' must be one of acktr, .*did you mean acktr"),
             ("acktr-papr", "preset must be one of default, paper, got 'papr'"),
             ("x=none.json", "none.json: cannot read"),

@@ -101,7 +101,7 @@ class TestRunFolder:
             (b"{", "not valid JSON"),
             (b"\xff\xfe", "not valid JSON"),
             (b"[" * 100_000, "not valid JSON"),
-            (b"[1]", "not a JSON object"),
+            (b"[1]", "must hold a JSON object"),
             (b'"' + b"x" * (1 << 20) + b'"', "at most 1048576 are allowed"),
         ],
     )

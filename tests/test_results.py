@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 import shutil
 from pathlib import Path
 
@@ -64,6 +67,7 @@ def test_find(tmp_path: Path) -> None:
     inner.mkdir(parents=True)
     shutil.copy(a / "config.json", inner)
     (tmp_path / "runs" / "config.json").write_text("{}")  # no run: there is no monitor.csv
+    shutil.copytree(a, a.with_name(".seed0.tmp-0123abcd"))  # of a killed scripts/peers.py
     (tmp_path / "runs" / "loop").symlink_to(tmp_path / "runs")
     assert find_runs([tmp_path / "runs"]) == [a, b]
     assert find_runs([b, tmp_path / "runs", a]) == [a, b]
@@ -71,6 +75,21 @@ def test_find(tmp_path: Path) -> None:
     for path, why in ((tmp_path / "empty", "no run in it"), (tmp_path / "no", "no such folder")):
         with pytest.raises(RunError, match=why):
             find_runs([a, path])
+
+
+def test_find_leaves_nothing_out_silently(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path, "X-v0", "a", 0, [1.0])
+    closed = write_run(tmp_path, "X-v0", "b", 0, [1.0]).parent
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if Path(path) == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(RunError, match=rf"{re.escape(str(closed))}: cannot read: Permission"):
+        find_runs([tmp_path])
 
 
 def test_order_and_twins(tmp_path: Path) -> None:
@@ -119,13 +138,15 @@ EVAL = "timesteps,mean_reward,std_reward,mean_length,episodes,returns\n"
     ("name", "content", "why"),
     [
         ("eval.csv", "a,b\n1,2\n", "column timesteps is needed"),
-        ("eval.csv", EVAL + "20000,x,0,5,1,1\n", "could not convert string to float"),
+        ("eval.csv", EVAL + "20000,x,0,5,1,1\n", "last row: numbers are needed"),
         ("eval.csv", EVAL + "20000,nan,0,5,1,1\n", "must be finite"),
         ("eval.csv", EVAL + "20000,1\n", "line 2 has 2 fields"),
+        ("eval.csv", EVAL + "x,1,0,5,1,1\n", "last row: numbers are needed"),
+        ("monitor.csv", "r,l,t\n1,2,nan\n", "r and t must be finite"),
         ("monitor.csv", "r,l\n", "columns r, l and t are needed"),
         ("moving_mean.csv", "a\n", "columns step, episodes, return are needed"),
         ("versions.json", "{", "not valid JSON"),
-        ("versions.json", "[]", "not a JSON object"),
+        ("versions.json", "[]", "must hold a JSON object"),
         ("versions.json", " " * (1 << 20) + "{}", "are allowed"),
     ],
 )

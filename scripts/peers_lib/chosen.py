@@ -14,14 +14,13 @@ from gymnasium import spaces
 
 from acktr.config import ConfigError
 from acktr.config import to_dict as config_to_dict
-from acktr.files import read_limited, reason
+from acktr.files import read_object
 from acktr.presets import preset
 from envs import make_vec
 from peers_lib.errors import PeerError
 from peers_lib.settings import Settings, overlay, read_settings, to_dict
 from peers_lib.translate import OURS, translate
 
-_CAP = 1 << 20
 _PUBLISHED = Path(__file__).with_name("ppo.json")
 _VERSION = re.compile(r"-v\d+$")
 
@@ -65,14 +64,9 @@ def read_json(path: Path) -> dict[str, Any]:
         PeerError: It cannot be read, is larger than 1 MiB or is no JSON object.
     """
     try:
-        values = json.loads(read_limited(path, _CAP).decode("utf-8"))
-    except OSError as error:
-        raise PeerError(f"{path}: cannot read: {reason(error)}") from error
-    except (ValueError, RecursionError) as error:
-        raise PeerError(f"{path}: not valid JSON") from error
-    if not isinstance(values, dict):
-        raise PeerError(f"{path}: not a JSON object")
-    return values
+        return read_object(path)
+    except ValueError as error:
+        raise PeerError(str(error)) from error
 
 
 def _ours(peer: str, env: str, like: Path | None) -> Chosen:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import secrets
 import shutil
 import time
@@ -23,7 +22,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 
 from acktr.evaluate import Evaluation, evaluate
-from acktr.files import reason, write_atomic
+from acktr.files import reason, safe_name, write_atomic
 from acktr.log import RunError, RunFolder, RunLogger, versions
 from acktr.progress import Progress
 from acktr.session import EVALUATION_ENVS, EVALUATION_SEED
@@ -57,8 +56,7 @@ class Job:
 
     def path(self, run_dir: Path) -> Path:
         """RUN_DIR/ENV/PEER/seedN, with characters not for file names replaced by ``_``."""
-        env = re.sub(r"[^\w.\-]", "_", self.env)
-        return run_dir / env / self.peer / f"seed{self.seed}"
+        return run_dir / safe_name(self.env) / self.peer / f"seed{self.seed}"
 
     def config(self) -> dict[str, Any]:
         """What goes into config.json: every value that decides the outcome."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from collect import collect_compact
+from collect import collect_compact, main
 
 from acktr.curves import curve, load_monitor
 from acktr.references import Reference
@@ -38,12 +38,10 @@ def runs(tmp_path: Path) -> Path:
     return root
 
 
-def test_report_of_compact_copies_is_that_of_the_runs(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert collect_compact([runs], tmp_path / "copies") == 0
+def test_report_of_compact_copies_is_that_of_the_runs(runs: Path, tmp_path: Path) -> None:
+    said = collect_compact([runs], tmp_path / "copies")
     size = sum(path.stat().st_size for path in (tmp_path / "copies").rglob("*.*"))
-    assert capsys.readouterr().out == f"{tmp_path / 'copies'}: 5 runs, {size / 1e6:.2f} MB\n"
+    assert said == f"{tmp_path / 'copies'}: 5 runs, {size / 1e6:.2f} MB\n"
     references = {"Hopper": Reference("Hopper", 0.0, 1000.0, (400.0, 700.0), "")}
     settings = ReportSettings(references, resamples=200)
     for name in ("runs", "copies"):
@@ -96,13 +94,57 @@ def test_compact_copies_can_be_copied_again(runs: Path, tmp_path: Path) -> None:
     assert one == two and len(one) == 5 * 6 + 3 - 1
 
 
-def test_compact_refuses_damaged_runs_before_it_writes(
+def test_a_newer_copy_replaces_all_of_an_older_one(runs: Path, tmp_path: Path) -> None:
+    run, copy = (root / "Hopper-v5" / "acktr" / "seed0" for root in (runs, tmp_path / "copies"))
+    collect_compact([run], tmp_path / "copies")
+    lines = (run / "monitor.csv").read_text().splitlines(keepends=True)
+    (run / "monitor.csv").write_text("".join([*lines[:12], "5.0,5,9999,200000\n"]))
+    (run / "progress.csv").unlink()
+    collect_compact([run], tmp_path / "copies")
+    assert {path.name for path in copy.iterdir()} == {
+        *("config.json", "versions.json", "command.txt", "monitor.csv", "eval.csv")
+    }
+
+
+@pytest.mark.parametrize("flags", [[], ["--compact"]])
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("monitor.csv", b"r,l\n", "columns r, l and t are needed"),
+        ("eval.csv", b"timesteps,mean_reward\n1\n", "line 2 has 1 fields"),
+        ("progress.csv", b"", "no header line"),
+        ("progress.csv", b"\xff\n", "not a CSV file"),
+        ("config.json", b"[]", "must hold a JSON object"),
+    ],
+)
+def test_damaged_runs_are_refused_before_anything_is_written(
+    runs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    name: str,
+    content: bytes,
+    why: str,
+) -> None:
+    folders = [runs / "Hopper-v5" / "acktr" / f"seed{seed}" for seed in (0, 1)]
+    (folders[1] / name).write_bytes(content)
+    assert main([*map(str, folders), *flags, "--out", str(tmp_path / "copies")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("collect: error: ") and len(error.splitlines()) == 1
+    assert why in error and str(folders[1] / name) in error
+    assert not (tmp_path / "copies").exists()
+
+
+def test_no_run_is_overwritten(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (runs / "Hopper-v5" / "acktr" / "seed1" / "monitor.csv").write_text("r,l\n")
-    done = collect_compact([runs], tmp_path / "copies")
-    error = capsys.readouterr().err
-    assert done == 2
-    assert error.startswith("collect: error: ") and len(error.splitlines()) == 1
-    assert "columns r, l and t are needed" in error
-    assert not (tmp_path / "copies").exists()
+    before = {path: path.read_bytes() for path in runs.rglob("*.*")}
+    assert main([str(runs), "--compact", "--out", str(runs)]) == 2
+    assert "is a run, not a copy of one; choose another --out" in capsys.readouterr().err
+    same = [str(runs / "Hopper-v5" / label / "seed0") for label in ("acktr", "a2c")]
+    assert main([*same, "--out", str(tmp_path / "out")]) == 2  # OUT/ENV/seed0 both
+    assert "another run goes to" in capsys.readouterr().err
+    assert main([same[0]]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert {path: path.read_bytes() for path in runs.rglob("*.*")} == before
+    assert not (tmp_path / "out").exists()

@@ -206,7 +206,7 @@ def test_ppo_without_published_values_needs_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        ("[]", "not a JSON object"),
+        ("[]", "must hold a JSON object"),
         ("{", "not valid JSON"),
         ("[" * 100_000, "not valid JSON"),
         ('{"lr": 1}', "unknown setting lr; there are num_envs, num_steps"),
