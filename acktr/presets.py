@@ -150,16 +150,9 @@ def _cartpole(env: str) -> Config:
     )
 
 
-def _hopper(env: str) -> Config:
-    """The MuJoCo family with less initial noise and a longer horizon."""
-    base = _mujoco(env)
-    network = dataclasses.replace(base.network, log_std_init=-1.0)
-    return dataclasses.replace(base, network=network, gamma=0.995, gae_lambda=0.97)
-
-
 def _atari_a2c(env: str) -> Config:
     """Baselines' values: 16 x 5 samples, lr 7e-4 falling to 0, the ACKTR network."""
-    return dataclasses.replace(_atari(env), algo="a2c", num_envs=16, num_steps=5)
+    return dataclasses.replace(_atari(env), algo="a2c", num_envs=16, num_steps=5, vf_coef=0.5)
 
 
 def _atari_trpo(env: str) -> Config:
@@ -170,6 +163,7 @@ def _atari_trpo(env: str) -> Config:
         num_envs=8,
         num_steps=64,
         gamma=0.98,
+        ent_coef=0.0,
         normalize_advantage=True,
         network=NetworkConfig(shared=False),
         trpo=TRPOConfig(
@@ -220,8 +214,6 @@ def _general_trpo(env: str) -> Config:
 
 _EXACT: dict[tuple[str, str, str], Callable[[str], Config]] = {
     ("acktr", "CartPole-v1", "default"): _cartpole,
-    ("acktr", "Hopper-v4", "default"): _hopper,
-    ("acktr", "Hopper-v5", "default"): _hopper,
 }
 _FAMILY: dict[tuple[str, str, str], Callable[[str], Config]] = {
     ("acktr", "Atari", "default"): _atari,
