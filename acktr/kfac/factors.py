@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from acktr.kfac import strips
 from acktr.kfac.config import Sharing
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -46,12 +47,16 @@ def _gram(rows: Tensor, bias: bool) -> Tensor:
     """Sum of r r^T over rows (..., m, d), with a 1 appended to each r if bias."""
     rows = rows.to(accumulation_type(rows))
     gram = rows.mT @ rows
+    return _bordered(gram, rows.sum(-2), rows.shape[-2], bias) if bias else gram
+
+
+def _bordered(gram: Tensor, sums: Tensor, count: int, bias: bool) -> Tensor:
+    """Second moments (..., d, d) with those of an appended 1: the rows' sums and their number."""
     if not bias:
         return gram
-    edge = rows.sum(-2)
-    count = edge.new_full((*edge.shape[:-1], 1), rows.shape[-2])
-    top = torch.cat([gram, edge[..., :, None]], dim=-1)
-    return torch.cat([top, torch.cat([edge, count], dim=-1)[..., None, :]], dim=-2)
+    corner = sums.new_full((*sums.shape[:-1], 1), count)
+    top = torch.cat([gram, sums[..., :, None]], dim=-1)
+    return torch.cat([top, torch.cat([sums, corner], dim=-1)[..., None, :]], dim=-2)
 
 
 def positions(inputs: Tensor) -> Tensor:
@@ -59,18 +64,19 @@ def positions(inputs: Tensor) -> Tensor:
     return inputs.reshape(inputs.shape[0], -1, inputs.shape[-1])
 
 
-def conv_patches(inputs: Tensor, conv: Conv) -> Tensor:
+def conv_patches(inputs: Tensor, conv: Conv, start: int = 0) -> Tensor:
     """Input patches seen by a convolution, (N, *output, *kernel, C), as a strided view.
 
     Args:
         inputs: Layer input (N, C, *spatial).
         conv: The layer (any stride, padding, dilation and padding mode; C counts all groups).
+        start: First axis that is cut into patches; those before it stay padded pixels.
     """
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
     padding = list(conv._reversed_padding_repeated_twice)
     patches = functional.pad(inputs, padding, mode=mode) if any(padding) else inputs
-    sizes = zip(conv.kernel_size, conv.dilation, conv.stride, strict=True)
-    for axis, (kernel, dilation, stride) in enumerate(sizes):
+    sizes = list(zip(conv.kernel_size, conv.dilation, conv.stride, strict=True))
+    for axis, (kernel, dilation, stride) in list(enumerate(sizes))[start:]:
         patches = patches.unfold(2 + axis, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
     return patches.movedim(1, -1)
 
@@ -108,29 +114,60 @@ def conv_input_factor(
 
     The sum is (C kh kw [+ 1]) square, with a leading dimension of groups if there are several.
     """
-    total: Tensor | None = None
-    divisor, spots = 0, 0
-    sums: list[Tensor] = []
-    for used in inputs:
-        patches = conv_patches(used, conv)
-        spatial = patches.shape[1 : 1 + len(conv.kernel_size)].numel()
-        chunk = max(1, _CHUNK_ELEMENTS // max(1, patches[0].numel()))
-        parts = (_group_rows(part, conv) for part in torch.split(patches, chunk))
-        if sharing == "reduce":
-            sums.append(torch.cat([part.sum(-2) for part in parts], dim=-2))
-            spots += spatial
-            continue
-        for part in parts:
-            gram = _gram(part.flatten(-3, -2), bias)
-            total = gram if total is None else total.add_(gram)
-        divisor += len(used) * spatial
-    if sums:
-        mean = torch.stack(sums).sum(0) / spots
-        total, divisor = _gram(mean, bias), mean.shape[-2]
-    if total is None:
+    if not inputs:
         raise ValueError("a factor needs at least one input")
+    if sharing == "reduce":
+        total, divisor = _reduced_factor(inputs, conv, bias)
+    else:
+        pairs = [_expanded_factor(used, conv, bias) for used in inputs]
+        total = pairs[0][0]
+        for more, _ in pairs[1:]:
+            total = total + more
+        divisor = sum(count for _, count in pairs)
     order = _channel_order(conv, bias, total.device)
     return total[..., order, :][..., order], divisor
+
+
+def _split(patches: Tensor) -> tuple[Tensor, ...]:
+    """Parts of the batch of which a copy takes little memory."""
+    return torch.split(patches, max(1, _CHUNK_ELEMENTS // max(1, patches[0].numel())))
+
+
+def _reduced_factor(inputs: Sequence[Tensor], conv: Conv, bias: bool) -> tuple[Tensor, int]:
+    """Sum over samples of the moments of mean patches, order (*kernel, C), and their number."""
+    sums: list[Tensor] = []
+    spots = 0
+    for used in inputs:
+        patches = conv_patches(used, conv)
+        spots += patches.shape[1 : 1 + len(conv.kernel_size)].numel()
+        parts = [_group_rows(part, conv).sum(-2) for part in _split(patches)]
+        sums.append(torch.cat(parts, dim=-2))
+    mean = torch.stack(sums).sum(0) / spots
+    return _gram(mean, bias), mean.shape[-2]
+
+
+def _expanded_factor(used: Tensor, conv: Conv, bias: bool) -> tuple[Tensor, int]:
+    """Sum over samples and positions of the patches' moments, order (*kernel, C), their number."""
+    patches = conv_patches(used, conv)
+    outputs = patches.shape[1 : 1 + len(conv.kernel_size)]
+    kernel, stride, dilation = (
+        value[0] for value in (conv.kernel_size, conv.stride, conv.dilation)
+    )
+    total: Tensor | None = None
+    if conv.groups == 1 and strips.saves(kernel, stride, dilation, outputs[0]):
+        cells, width = -(-kernel // stride), patches[0][(0,) * len(outputs)].numel()
+        for part in _split(conv_patches(used, conv, start=1)):
+            rows = strips.cut(part, kernel, stride, outputs[0])
+            moments, sums = strips.patch_moments(rows, cells, outputs[0])
+            count = len(part) * outputs.numel()
+            part_total = _bordered(moments[:width, :width], sums[:width], count, bias)
+            total = part_total if total is None else total.add_(part_total)
+    else:
+        for part in _split(patches):
+            gram = _gram(_group_rows(part, conv).flatten(-3, -2), bias)
+            total = gram if total is None else total.add_(gram)
+    assert total is not None
+    return total, len(used) * outputs.numel()
 
 
 def linear_input_factor(
