@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from acktr.clock import Clock
 from acktr.config import Config
 from acktr.distributions import ActionHead
 from acktr.learner import policy_terms, scheduled_lr, standardised, to_floats, value_metrics
@@ -91,6 +92,12 @@ class A2CLearner:
         settings = config.a2c
         self.optimizer = RMSpropTF(network, settings.rms_alpha, settings.rms_eps)
         self._parameters = list(network.parameters())
+        self._clock = Clock()
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Time so far by part: forward, backward, step."""
+        return dict(self._clock.seconds)
 
     def update(self, batch: Batch, progress: float) -> dict[str, float]:
         """Learn from one batch.
@@ -104,7 +111,7 @@ class A2CLearner:
         """
         started = time.perf_counter()
         config, settings = self.config, self.config.a2c
-        with self.autocast():
+        with self._clock.part("forward"), self.autocast():
             parameters, values = self.network(batch.observations)
         advantages = batch.advantages
         if config.normalize_advantage:
@@ -114,10 +121,12 @@ class A2CLearner:
         loss = policy_loss - config.ent_coef * entropy + config.vf_coef * value_loss
         for parameter in self._parameters:
             parameter.grad = None
-        torch.autograd.backward(loss)
-        norm = nn.utils.clip_grad_norm_(self._parameters, settings.max_grad_norm)
+        with self._clock.part("backward"):
+            torch.autograd.backward(loss)
         lr = scheduled_lr(settings.lr, progress, settings.lr_schedule)
-        self.optimizer.step(lr)
+        with self._clock.part("step"):
+            norm = nn.utils.clip_grad_norm_(self._parameters, settings.max_grad_norm)
+            self.optimizer.step(lr)
         tensors = {
             "train/policy_loss": policy_loss,
             "train/entropy_loss": -entropy,

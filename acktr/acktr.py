@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from acktr.clock import Clock, joined
 from acktr.compute import restore_generator
 from acktr.config import Config
 from acktr.critic import FirstOrderCritic
@@ -94,6 +95,7 @@ class ACKTRLearner:
         self.config = config
         self.generator = generator
         self.autocast = autocast
+        self._clock = Clock()
         settings = config.acktr
         self._lr = settings.actor.lr
         self.critic: KFAC | FirstOrderCritic | None = None
@@ -122,7 +124,7 @@ class ACKTRLearner:
             FactorError: K-FAC cannot go on.
         """
         started = time.perf_counter()
-        refreshed = self._refresh_seconds()
+        refreshed = self.seconds["refresh"]
         settings = self.config.acktr
         if settings.target_kl is None:
             self.actor.lr = scheduled_lr(
@@ -146,13 +148,18 @@ class ACKTRLearner:
             low, high = self.critic.extreme_eigenvalues()
             metrics |= {"kfac/critic_min_eig": low, "kfac/critic_max_eig": high}
             metrics["kfac/failures"] += self.critic.failures
-        metrics["time/refresh"] = self._refresh_seconds() - refreshed
+        metrics["time/refresh"] = self.seconds["refresh"] - refreshed
         metrics["time/update"] = time.perf_counter() - started
         return metrics
 
-    def _refresh_seconds(self) -> float:
-        critic = self.critic.refresh_seconds if isinstance(self.critic, KFAC) else 0.0
-        return self.actor.refresh_seconds + critic
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Time so far by part: forward, fisher, factors, backward, step (with refresh, apply).
+
+        The exact quadratic, where it is wanted, is the rest of step.
+        """
+        optimizers = [o for o in (self.actor, self.critic) if isinstance(o, KFAC)]
+        return joined(self._clock.seconds, *(o.curvature.seconds for o in optimizers))
 
     def _policy_terms(self, dist: Distribution, batch: Batch) -> tuple[Tensor, Tensor]:
         advantages = batch.advantages
@@ -165,9 +172,21 @@ class ACKTRLearner:
             sampled = dist.sample(self.generator)
         return -dist.log_prob(sampled).sum()
 
+    def _take_step(
+        self,
+        optimizer: KFAC,
+        loss: Tensor,
+        outputs: tuple[Tensor, ...],
+        metric: Callable[..., Tensor],
+    ) -> None:
+        with self._clock.part("backward"):
+            quadratic = differentiate(optimizer, loss, outputs, metric)
+        with self._clock.part("step"):
+            optimizer.step(fisher_quadratic=quadratic)
+
     def _joint_step(self, network: SharedActorCritic, batch: Batch) -> dict[str, Tensor]:
         sigma = self.config.acktr.value_sigma
-        with self.actor.capture() as captured, self.autocast():
+        with self._clock.part("forward"), self.actor.capture() as captured, self.autocast():
             parameters, values = network(batch.observations)
         dist = self.head.make(parameters)
         fisher = self._sampled_policy_loss(dist) + sampled_value_loss(values, sigma, self.generator)
@@ -181,24 +200,22 @@ class ACKTRLearner:
         def metric(policy: Tensor, value: Tensor) -> Tensor:
             return old.fisher_quadratic(policy) + value.square() / sigma**2
 
-        quadratic = differentiate(self.actor, loss, (parameters, values), metric)
-        self.actor.step(fisher_quadratic=quadratic)
-        with torch.no_grad(), self.autocast():
+        self._take_step(self.actor, loss, (parameters, values), metric)
+        with self._clock.part("forward"), torch.no_grad(), self.autocast():
             after, _ = network(batch.observations)
         terms = _policy_metrics(old, after, policy_loss, entropy, self.actor)
         return terms | value_metrics(value_loss, batch)
 
     def _actor_step(self, actor: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        with self.actor.capture() as captured, self.autocast():
+        with self._clock.part("forward"), self.actor.capture() as captured, self.autocast():
             parameters = actor(batch.observations)
         dist = self.head.make(parameters)
         self.actor.update_curvature(captured, self._sampled_policy_loss(dist))
         policy_loss, entropy = self._policy_terms(dist, batch)
         loss = policy_loss - self.config.ent_coef * entropy
         old = self.head.make(parameters.detach())
-        quadratic = differentiate(self.actor, loss, (parameters,), old.fisher_quadratic)
-        self.actor.step(fisher_quadratic=quadratic)
-        with torch.no_grad(), self.autocast():
+        self._take_step(self.actor, loss, (parameters,), old.fisher_quadratic)
+        with self._clock.part("forward"), torch.no_grad(), self.autocast():
             after = actor(batch.observations)
         return _policy_metrics(old, after, policy_loss, entropy, self.actor)
 
@@ -216,12 +233,11 @@ class ACKTRLearner:
 
         loss = torch.zeros(())
         for _ in range(self.config.acktr.critic_steps):
-            with optimizer.capture() as captured, self.autocast():
+            with self._clock.part("forward"), optimizer.capture() as captured, self.autocast():
                 values = critic(batch.observations)
             optimizer.update_curvature(captured, sampled_value_loss(values, sigma, self.generator))
             loss = (values - batch.returns).square().mean()
-            quadratic = differentiate(optimizer, loss, (values,), metric)
-            optimizer.step(fisher_quadratic=quadratic)
+            self._take_step(optimizer, loss, (values,), metric)
         terms = value_metrics(loss, batch)
         if optimizer.last_step is not None:
             terms["train/trust_scale_critic"] = optimizer.last_step.scale

@@ -14,6 +14,10 @@ from acktr.rollout import Batch
 class Learner(Protocol):
     """An algorithm: turns batches into changes of the network's parameters."""
 
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Wall-clock time so far by part of the update; a part may hold others."""
+
     def update(self, batch: Batch, progress: float) -> dict[str, float]:
         """Learn from one batch.
 

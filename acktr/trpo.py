@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from acktr.clock import Clock
 from acktr.compute import restore_generator
 from acktr.config import Config
 from acktr.critic import FirstOrderCritic
@@ -122,6 +123,12 @@ class TRPOLearner:
         self.autocast = autocast
         self.critic = FirstOrderCritic(network.critic, config.trpo.critic, generator, autocast)
         self._parameters = dict(network.actor.named_parameters())
+        self._clock = Clock()
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Time so far by part: policy, critic."""
+        return dict(self._clock.seconds)
 
     def update(self, batch: Batch, progress: float) -> dict[str, float]:
         """Learn from one batch.
@@ -134,8 +141,10 @@ class TRPOLearner:
             Metrics by TensorBoard tag; ``train/line_search_steps`` counts shortenings.
         """
         started = time.perf_counter()
-        tensors = self._policy_step(batch)
-        tensors |= value_metrics(self.critic.fit(batch), batch)
+        with self._clock.part("policy"):
+            tensors = self._policy_step(batch)
+        with self._clock.part("critic"):
+            tensors |= value_metrics(self.critic.fit(batch), batch)
         metrics = to_floats(tensors)
         metrics["time/update"] = time.perf_counter() - started
         return metrics

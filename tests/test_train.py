@@ -241,6 +241,16 @@ def test_every_documented_scalar_is_reported() -> None:
     assert stats.metrics["kfac/max_eig"] > stats.metrics["kfac/min_eig"] >= 0
 
 
+@pytest.mark.parametrize("algo", ALGOS)
+def test_parts_of_the_update_take_no_longer_than_it(algo: str) -> None:
+    trainer = Trainer(small(algo), SavableIdentity(4, AutoresetMode.SAME_STEP))
+    stats = next(iter(trainer.run(320)))
+    seconds = trainer.learner.seconds
+    outer = [v for k, v in seconds.items() if k not in ("refresh", "apply")]
+    assert all(value > 0 for value in seconds.values())
+    assert sum(outer) <= stats.metrics["time/update"]
+
+
 def test_vector_environment_must_be_supported() -> None:
     envs = SavableIdentity(4, AutoresetMode.SAME_STEP)
     envs.single_observation_space = gymnasium.spaces.Text(4)  # type: ignore[assignment]
