@@ -172,6 +172,10 @@ class ACKTRLearner:
             sampled = dist.sample(self.generator)
         return -dist.log_prob(sampled).sum()
 
+    def _sample(self) -> slice:
+        """The samples that the KL of a step is measured on: as many as statistics are made of."""
+        return slice(None, None, max(1, round(1 / self.config.acktr.actor.stat_fraction)))
+
     def _take_step(
         self,
         optimizer: KFAC,
@@ -201,9 +205,11 @@ class ACKTRLearner:
             return old.fisher_quadratic(policy) + value.square() / sigma**2
 
         self._take_step(self.actor, loss, (parameters, values), metric)
+        part = self._sample()
         with self._clock.part("forward"), torch.no_grad(), self.autocast():
-            after, _ = network(batch.observations)
-        terms = _policy_metrics(old, after, policy_loss, entropy, self.actor)
+            after, _ = network(batch.observations[part])
+        kl = self.head.make(parameters.detach()[part]).kl(after).mean()
+        terms = _policy_metrics(kl, policy_loss, entropy, self.actor)
         return terms | value_metrics(value_loss, batch)
 
     def _actor_step(self, actor: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -215,9 +221,11 @@ class ACKTRLearner:
         loss = policy_loss - self.config.ent_coef * entropy
         old = self.head.make(parameters.detach())
         self._take_step(self.actor, loss, (parameters,), old.fisher_quadratic)
+        part = self._sample()
         with self._clock.part("forward"), torch.no_grad(), self.autocast():
-            after = actor(batch.observations)
-        return _policy_metrics(old, after, policy_loss, entropy, self.actor)
+            after = actor(batch.observations[part])
+        kl = self.head.make(parameters.detach()[part]).kl(after).mean()
+        return _policy_metrics(kl, policy_loss, entropy, self.actor)
 
     def _fit_critic(self, critic: nn.Module, batch: Batch) -> dict[str, Tensor]:
         if isinstance(self.critic, FirstOrderCritic):
@@ -274,10 +282,10 @@ def _optimizer(module: nn.Module, config: KFACConfig) -> KFAC:
 
 
 def _policy_metrics(
-    old: Distribution, after: Tensor, policy_loss: Tensor, entropy: Tensor, optimizer: KFAC
+    kl: Tensor, policy_loss: Tensor, entropy: Tensor, optimizer: KFAC
 ) -> dict[str, Tensor]:
     terms = {
-        "train/approx_kl": old.kl(after).mean(),
+        "train/approx_kl": kl,
         "train/policy_loss": policy_loss,
         "train/entropy_loss": -entropy,
     }

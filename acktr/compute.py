@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -55,6 +55,21 @@ def autocast_context(
     if precision == "float32":
         return precision, nullcontext
     return precision, lambda: torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute on one thread inside.
+
+    Its other threads spin for a while after each parallel operation, waiting for the next one;
+    between the small forward passes of acting they would take the cores that environments need.
+    """
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)
 
 
 def restore_generator(generator: torch.Generator, state: torch.Tensor) -> None:

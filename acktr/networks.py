@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from acktr.config import Activation, NetworkConfig
 from acktr.distributions import ActionHead
+from acktr.images import channels_last, convert, image_shape
 from envs import is_image
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU}
@@ -32,8 +33,8 @@ def orthogonal(layer: nn.Linear | nn.Conv2d, gain: float) -> nn.Linear | nn.Conv
 class Features(nn.Module):
     """Observations as the first layer takes them.
 
-    Images (B, C, H, W) or (B, H, W, C) uint8 become (B, C, H, W) in [0, 1]; Discrete becomes
-    one-hot; other Boxes are flattened to (B, D).
+    Images (B, C, H, W) or (B, H, W, C) uint8 become (B, C, H, W) in [0, 1], and stay as they are
+    where that has been done; Discrete becomes one-hot; other Boxes are flattened to (B, D).
     """
 
     def __init__(self, space: gymnasium.Space[Any]) -> None:
@@ -46,11 +47,9 @@ class Features(nn.Module):
             self.classes, self.start = int(space.n), int(space.start)
             self.shape: tuple[int, ...] = (self.classes,)
         elif isinstance(space, gymnasium.spaces.Box):
-            self.shape = tuple(space.shape)
             if self.image:
-                self.channels_last = space.shape[-1] < min(space.shape[0], space.shape[1])
-                if self.channels_last:
-                    self.shape = (space.shape[2], space.shape[0], space.shape[1])
+                self.channels_last = channels_last(space)
+                self.shape = image_shape(space)
             else:
                 self.shape = (math.prod(space.shape),)
         else:
@@ -63,11 +62,9 @@ class Features(nn.Module):
             return nn.functional.one_hot(index, self.classes).to(torch.get_default_dtype())
         if not self.image:
             return observations.flatten(1).to(torch.get_default_dtype())
-        images = observations.permute(0, 3, 1, 2) if self.channels_last else observations
-        kind = images.device.type
-        autocast = torch.is_autocast_enabled(kind)
-        dtype = torch.get_autocast_dtype(kind) if autocast else torch.get_default_dtype()
-        return images.to(memory_format=torch.channels_last, dtype=dtype).mul_(1 / 255)
+        if observations.is_floating_point():
+            return observations
+        return convert(observations, self.channels_last)
 
 
 def mlp(inputs: int, widths: Sequence[int], activation: Activation) -> nn.Sequential:

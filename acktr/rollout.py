@@ -15,8 +15,9 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
-from acktr.compute import restore_generator
+from acktr.compute import one_thread, restore_generator
 from acktr.distributions import ActionHead, to_environment
+from acktr.images import FrameStore, compute_type, pack
 from acktr.networks import ActorCritic, SeparateActorCritic
 from acktr.normalize import ObservationNormalizer, RewardScaler
 from acktr.steps import Array, Bools, EpisodeEnd, Final, Recorder, Rollout
@@ -32,6 +33,7 @@ class Batch:
     """Samples of one update, B rows on the network's device."""
 
     observations: Tensor
+    """As the network takes them; images lie in memory that the next rollout overwrites."""
     actions: Tensor
     advantages: Tensor
     """(B,), not standardised."""
@@ -101,16 +103,21 @@ def make_batch(rollout: Rollout, gamma: float, gae_lambda: float, device: torch.
         gamma,
         gae_lambda,
     )
-    chosen = rollout.valid.reshape(-1)
-    whole = bool(chosen.all())
+    valid = rollout.valid.reshape(-1)
+    whole = bool(valid.all())
 
     def flat(array: Array) -> Tensor:
         rows = array.reshape(-1, *array.shape[2:])
         return to_tensor(rows if whole else rows[chosen], device)
 
+    if isinstance(rollout.observations, Tensor):
+        observations, chosen = pack(rollout.observations, valid)
+    else:
+        chosen = np.flatnonzero(valid)
+        observations = flat(rollout.observations)
     actions = rollout.actions.flatten(0, 1)
     return Batch(
-        observations=flat(rollout.observations),
+        observations=observations,
         actions=actions if whole else actions[torch.from_numpy(chosen).to(actions.device)],
         advantages=flat(advantages.astype(np.float32)),
         returns=flat((advantages + rollout.values).astype(np.float32)),
@@ -160,6 +167,8 @@ class Collector:
         self.autocast = autocast
         self.observation_normalizer = observation_normalizer
         self.reward_scaler = reward_scaler
+        space = envs.single_observation_space
+        self._store = FrameStore(space, device) if is_image(space) else None
         self._next_step = mode == AutoresetMode.NEXT_STEP
         self._observation: Array | None = None
         self._dead: Bools = np.zeros(envs.num_envs, np.bool_)
@@ -178,24 +187,29 @@ class Collector:
             self.observation_normalizer.moments.update(observation[valid])
         return self.observation_normalizer(observation)
 
-    def _policy(self, observation: Array) -> tuple[Tensor, Tensor | None]:
+    def _policy(self, observation: Tensor) -> tuple[Tensor, Tensor | None]:
         """Distribution parameters, and values (N,) where they come from the same forward pass."""
-        tensor = to_tensor(observation, self.device)
         with self.autocast():
             if isinstance(self.network, SeparateActorCritic):
-                return self.network.actor(tensor), None
-            parameters, values = self.network(tensor)
+                return self.network.actor(observation), None
+            parameters, values = self.network(observation)
         return parameters, values
 
-    def _values(self, observations: Array) -> Tensor:
+    def _values(self, observations: Tensor) -> NDArray[np.float32]:
         """Values (B,)."""
-        tensor = to_tensor(observations, self.device)
         with self.autocast():
             if isinstance(self.network, SeparateActorCritic):
-                values: Tensor = self.network.critic(tensor)
+                values: Tensor = self.network.critic(observations)
             else:
-                _, values = self.network(tensor)
-        return values
+                _, values = self.network(observations)
+        return values.float().cpu().numpy()
+
+    def _missing(self, recorder: Recorder) -> NDArray[np.float32]:
+        """The values that acting did not give: a separate critic's, and those of the ends."""
+        parts = [self._values(to_tensor(recorder.unvalued(), self.device))]
+        if self._store is not None and not recorder.values:
+            parts.insert(0, self._values(self._store.frames))
+        return np.concatenate(parts)
 
     @torch.no_grad()
     def collect(self, num_steps: int) -> Rollout:
@@ -206,22 +220,27 @@ class Collector:
         """
         if self._observation is None:
             self.reset(None)
+        if self._store is not None:
+            with self.autocast():
+                dtype = compute_type(self.device)
+            self._store.start(num_steps, self.envs.num_envs, dtype)
         recorder = Recorder()
-        for _ in range(num_steps):
-            self._step(recorder)
+        with one_thread():
+            for _ in range(num_steps):
+                self._step(recorder)
         assert self._observation is not None
         started = time.perf_counter()
         recorder.last = self._normalize(self._observation, None)
-        values = self._values(recorder.unvalued()).float().cpu().numpy()
+        values = self._missing(recorder)
         recorder.forward_seconds += time.perf_counter() - started
-        return recorder.finish(values)
+        return recorder.finish(values, None if self._store is None else self._store.frames)
 
     def _step(self, recorder: Recorder) -> None:
         assert self._observation is not None
         started = time.perf_counter()
         alive = ~self._dead
-        observation = self._normalize(self._observation, alive)
-        parameters, values = self._policy(observation)
+        observation, shown = self._show(len(recorder.steps), alive)
+        parameters, values = self._policy(shown)
         if bool((parameters - parameters).any()):  # x - x is 0 for finite numbers alone
             raise NonFiniteError(
                 "the policy's output is NaN or Inf: lower lr or kl_clip, raise damping, or"
@@ -247,6 +266,14 @@ class Collector:
         recorder.forward_seconds += acted - started + time.perf_counter() - stepped
         self._observation = np.array(following)  # the environment may reuse its buffer
         self._dead = ended if self._next_step else np.zeros_like(ended)
+
+    def _show(self, step: int, alive: Bools) -> tuple[Array | None, Tensor]:
+        """The present observation, to record (None where images are stored) and to act on."""
+        assert self._observation is not None
+        if self._store is not None:
+            return None, self._store.put(step, self._observation)
+        observation = self._normalize(self._observation, alive)
+        return observation, to_tensor(observation, self.device)
 
     def _final_observations(self, infos: dict[str, Any], truncated: Bools) -> Final | None:
         """Normalised final observations of truncated episodes under same-step autoreset."""

@@ -30,8 +30,9 @@ class EpisodeEnd:
 class Rollout:
     """T steps of N environments; arrays are (T, N, ...) unless noted."""
 
-    observations: Array
-    """As the network takes them (normalised)."""
+    observations: Array | Tensor
+    """As the network takes them: normalised, or converted images (T * N, C, H, W), which the next
+    rollout overwrites."""
     actions: Tensor
     rewards: NDArray[np.float32]
     """As learning takes them (scaled)."""
@@ -54,6 +55,7 @@ class Recorder:
     """Lists of per-step arrays that become a :class:`Rollout`."""
 
     def __init__(self) -> None:
+        self.observations: list[Array] = []
         self.steps: list[tuple[Array, ...]] = []
         self.actions: list[Tensor] = []
         self.values: list[Tensor] = []
@@ -66,7 +68,7 @@ class Recorder:
 
     def add(
         self,
-        observation: Array,
+        observation: Array | None,
         actions: Tensor,
         rewards: Array,
         values: Tensor | None,
@@ -76,24 +78,35 @@ class Recorder:
         final: Final | None,
         alive: Bools,
     ) -> None:
-        """One step of all environments; values are None if they are computed at the end."""
+        """One step of all environments.
+
+        Values are None if they are computed at the end, observations if they are stored elsewhere.
+        """
         if final is not None:
             self.finals.append((len(self.steps), final))
         if values is not None:
             self.values.append(values)
-        self.steps.append((observation, rewards, terminated, ended, valid))
+        if observation is not None:
+            self.observations.append(observation)
+        self.steps.append((rewards, terminated, ended, valid))
         self.actions.append(actions)
         self.env_steps += int(alive.sum())
 
     def unvalued(self) -> Array:
-        """Observations (B, ...) whose values :meth:`finish` needs."""
+        """Observations kept here (B, ...) whose values :meth:`finish` needs."""
         assert self.last is not None
-        steps = [] if self.values else [step[0] for step in self.steps]
+        steps = [] if self.values else self.observations
         return np.concatenate([*steps, self.last, *(final[1] for _, final in self.finals)])
 
-    def finish(self, missing: NDArray[np.float32]) -> Rollout:
-        """The rollout, given the values of :meth:`unvalued`."""
-        observations, rewards, terminated, ended, valid = (
+    def finish(self, missing: NDArray[np.float32], stored: Tensor | None) -> Rollout:
+        """The rollout.
+
+        Args:
+            missing: Values of the steps, if :meth:`add` had none, of ``last`` and of final
+                observations.
+            stored: The steps' observations, if :meth:`add` had none.
+        """
+        rewards, terminated, ended, valid = (
             np.stack(column) for column in zip(*self.steps, strict=True)
         )
         if self.values:
@@ -108,7 +121,7 @@ class Recorder:
             next_values[step, truncated] = missing[: len(observed)]
             missing = missing[len(observed) :]
         return Rollout(
-            observations=observations,
+            observations=np.stack(self.observations) if stored is None else stored,
             actions=torch.stack(self.actions),
             rewards=rewards.astype(np.float32),
             values=values,

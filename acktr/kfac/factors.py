@@ -26,6 +26,7 @@ from torch.nn import functional
 
 from acktr.kfac import strips
 from acktr.kfac.config import Sharing
+from acktr.kfac.fast import narrow_products
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 """A convolution that K-FAC handles."""
@@ -45,9 +46,10 @@ def append_one(rows: Tensor) -> Tensor:
 
 def _gram(rows: Tensor, bias: bool) -> Tensor:
     """Sum of r r^T over rows (..., m, d), with a 1 appended to each r if bias."""
-    rows = rows.to(accumulation_type(rows))
-    gram = rows.mT @ rows
-    return _bordered(gram, rows.sum(-2), rows.shape[-2], bias) if bias else gram
+    wide = rows.to(accumulation_type(rows))
+    with narrow_products(rows.dtype, rows.device):
+        gram = wide.mT @ wide
+    return _bordered(gram, wide.sum(-2), rows.shape[-2], bias) if bias else gram
 
 
 def _bordered(gram: Tensor, sums: Tensor, count: int, bias: bool) -> Tensor:
@@ -158,7 +160,8 @@ def _expanded_factor(used: Tensor, conv: Conv, bias: bool) -> tuple[Tensor, int]
         cells, width = -(-kernel // stride), patches[0][(0,) * len(outputs)].numel()
         for part in _split(conv_patches(used, conv, start=1)):
             rows = strips.cut(part, kernel, stride, outputs[0])
-            moments, sums = strips.patch_moments(rows, cells, outputs[0])
+            with narrow_products(used.dtype, used.device):
+                moments, sums = strips.patch_moments(rows, cells, outputs[0])
             count = len(part) * outputs.numel()
             part_total = _bordered(moments[:width, :width], sums[:width], count, bias)
             total = part_total if total is None else total.add_(part_total)

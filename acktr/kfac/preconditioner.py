@@ -16,6 +16,7 @@ from acktr.kfac.blocks import Block, StatBlock
 from acktr.kfac.capture import Capture, Gradients, Observed, capture
 from acktr.kfac.chain import Chain
 from acktr.kfac.config import KFACConfig
+from acktr.kfac.fast import LARGE_FACTOR, float32_products
 from acktr.kfac.gradients import completed, decayed_gradients
 from acktr.kfac.kronecker import KroneckerBlock, extreme_eigenvalues
 from acktr.kfac.losses import OutputLoss
@@ -83,6 +84,8 @@ class Preconditioner:
         self.observed: Observed | None = None
         self.seconds = {"fisher": 0.0, "factors": 0.0, "refresh": 0.0, "apply": 0.0}
         self.weights = {name for name, parameter in self.named.items() if parameter.dim() > 1}
+        sizes = [size for block in self.stats.values() for size in block.factor_shapes]
+        self._large = max((max(size) for size in sizes), default=0) >= LARGE_FACTOR
         self._turn = 0
         self._statistics = 0
         self._open: set[str] = set()
@@ -262,7 +265,8 @@ class Preconditioner:
             decay: Weight decay by name of the weight, which adds to its damping; by default that of
                 the settings.
         """
-        with self._timed("apply"):
+        products = float32_products(self.generator.device) if self._large else nullcontext()
+        with self._timed("apply"), products:
             step: dict[str, Tensor] = {}
             full = completed(gradients, self.blocks, self.chain, self.named)
             chained = None if self.chain is None else self.chain.precondition(full)

@@ -1,0 +1,118 @@
+"""Images as convolutions take them: converted once, into memory that is used again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def channels_last(space: gymnasium.Space[Any]) -> bool:
+    """Whether images of the space are (H, W, C) rather than (C, H, W)."""
+    height, width, last = _shape(space)
+    return last < min(height, width)
+
+
+def image_shape(space: gymnasium.Space[Any]) -> tuple[int, int, int]:
+    """(C, H, W) of a space of images."""
+    first, second, third = _shape(space)
+    return (third, first, second) if channels_last(space) else (first, second, third)
+
+
+def _shape(space: gymnasium.Space[Any]) -> tuple[int, int, int]:
+    first, second, third = space.shape or ()
+    return first, second, third
+
+
+def compute_type(device: torch.device) -> torch.dtype:
+    """The type of a convolution's input: that of autocast where it is on."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return torch.get_default_dtype()
+
+
+def convert(images: Tensor, last: bool, out: Tensor | None = None) -> Tensor:
+    """Images of bytes as numbers in [0, 1], (B, C, H, W) with channels last in memory.
+
+    Bytes are converted before channels move: two passes over contiguous memory are faster than one
+    that does both.
+
+    Args:
+        images: (B, C, H, W) or (B, H, W, C), uint8.
+        last: Whether they are (B, H, W, C).
+        out: Where to; by default new memory of the type that :func:`compute_type` gives.
+    """
+    dtype = compute_type(images.device) if out is None else out.dtype
+    scaled = images.to(dtype).mul_(1 / 255)
+    if last:
+        scaled = scaled.permute(0, 3, 1, 2)
+    if out is None:
+        return scaled.contiguous(memory_format=torch.channels_last)
+    return out.copy_(scaled)
+
+
+class FrameStore:
+    """The converted images of one rollout, time after time in the same memory.
+
+    Acting and learning then share one conversion of each image, and nothing large is mapped and
+    unmapped at every update. What :attr:`frames` gives is overwritten by the next rollout.
+
+    Args:
+        space: Of one environment.
+        device: Where the network is.
+    """
+
+    def __init__(self, space: gymnasium.Space[Any], device: torch.device) -> None:
+        self._last = channels_last(space)
+        self._shape = image_shape(space)
+        self._device = device
+        self._frames: Tensor | None = None
+        self._num = 0
+
+    def start(self, steps: int, num: int, dtype: torch.dtype) -> None:
+        """Make room for steps times num images."""
+        rows = steps * num
+        self._num = num
+        if self._frames is None or len(self._frames) != rows or self._frames.dtype != dtype:
+            self._frames = torch.empty(
+                (rows, *self._shape),
+                dtype=dtype,
+                device=self._device,
+                memory_format=torch.channels_last,
+            )
+
+    def put(self, step: int, images: NDArray[np.uint8]) -> Tensor:
+        """Convert the images of one step, (N, ...), and give them as the network takes them."""
+        place = self.frames[step * self._num : (step + 1) * self._num]
+        return convert(torch.from_numpy(images).to(self._device), self._last, place)
+
+    @property
+    def frames(self) -> Tensor:
+        """All images, (T * N, C, H, W), step by step."""
+        assert self._frames is not None
+        return self._frames
+
+
+def pack(frames: Tensor, valid: NDArray[np.bool_]) -> tuple[Tensor, NDArray[np.intp]]:
+    """Valid rows at the front, by moving the last of them into the gaps: nothing else is copied.
+
+    Args:
+        frames: (B, ...), changed in place.
+        valid: (B,).
+
+    Returns:
+        The valid rows, a view, and their numbers in the order in which they now stand.
+    """
+    count = int(valid.sum())
+    order = np.arange(count)
+    gaps = np.flatnonzero(~valid[:count])
+    if len(gaps):
+        movers = count + np.flatnonzero(valid[count:])
+        order[gaps] = movers
+        rows = torch.from_numpy(movers).to(frames.device)
+        frames[torch.from_numpy(gaps).to(frames.device)] = frames[rows]
+    return frames[:count], order
