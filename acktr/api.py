@@ -64,7 +64,13 @@ class Agent:
             chosen = dataclasses.replace(chosen, device=device)
         resolve_device(chosen.device)
         if isinstance(env, str):
-            self.envs = make_vec(env, chosen.num_envs, chosen.seed, atari=chosen.atari)
+            self.envs = make_vec(
+                env,
+                chosen.num_envs,
+                chosen.seed,
+                atari=chosen.atari,
+                env_workers=chosen.env_workers,
+            )
             self._owns_envs = True
         else:
             check_spaces(env.single_observation_space, env.single_action_space)

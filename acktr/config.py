@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from acktr.files import read_object
 from acktr.kfac import KFACConfig
-from envs.settings import AtariSettings
+from envs.settings import AtariSettings, Workers
 
 Activation = Literal["tanh", "relu", "elu"]
 Algo = Literal["acktr", "a2c", "trpo"]
@@ -213,6 +213,8 @@ class Config:
     """Environment steps to train for, summed over the parallel environments."""
     num_envs: int = 8
     """Parallel environments."""
+    env_workers: Workers = "auto"
+    """Processes that step them; auto: all cores for MuJoCo, else 1. Results do not depend on it."""
     num_steps: int = 32
     """Steps of each environment per update."""
     gamma: float = 0.99
@@ -258,6 +260,8 @@ class Config:
         least |= {"eval_freq": 0, "eval_episodes": 1, "checkpoint_freq": 1}
         for name, minimum in least.items():
             _check_integer(name, getattr(self, name), minimum)
+        if self.env_workers != "auto":
+            _check_integer("env_workers", self.env_workers, 1)
         if self.seed >= 2**31 - 2**20:
             raise ConfigError(f"seed must be below {2**31 - 2**20}, got {self.seed}")
         for name in ("gamma", "gae_lambda"):
@@ -373,7 +377,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return _build(typing.cast("type[Any]", hint), value, where)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is types.UnionType:
+    if hint == Workers and value == "auto":
+        return value
+    if origin in (types.UnionType, typing.Union):
         if value is None:
             return None
         return _convert(next(arg for arg in args if arg is not type(None)), value, where)

@@ -333,6 +333,7 @@ _REWORDED = (
         r"\1 is needed, not '\2'",
     ),
     (r"Expected 1 values\.", "One is needed."),
+    (r"INT\|\{auto\} is needed", "auto or an integer is needed"),
     (r"^Missing from acktr (\w+): (\S+) .*", r"\2 is missing: acktr \1 \2; see acktr \1 --help"),
 )
 

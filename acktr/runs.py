@@ -27,11 +27,13 @@ from acktr.saved import SavedAgent, limit_threads, read_agent
 from acktr.session import Session
 from acktr.tables import read_table
 from acktr.train import Trainer
-from envs import EnvFault, describe, make_vec
+from envs import EnvFault, describe, make_vec, workers
 from envs.guard import one_line
 
 if sys.platform != "win32":
     import fcntl
+
+_WITHOUT_EFFECT = ("env_workers",)
 
 
 class TrainingFault(RuntimeError):  # noqa: N818 - as EnvFault
@@ -183,14 +185,20 @@ def check(config: Config) -> None:
         ConfigError, EnvError: The run cannot be made.
     """
     resolve_device(config.device)
-    with _trainer(dataclasses.replace(config, device="cpu")):
+    with _trainer(dataclasses.replace(config, device="cpu", env_workers=1)):
         pass
 
 
 @contextmanager
 def _trainer(config: Config) -> Iterator[Trainer]:
     """A trainer with its environments, which are closed at the end."""
-    envs = make_vec(config.env, config.num_envs, config.seed, atari=config.atari)
+    envs = make_vec(
+        config.env,
+        config.num_envs,
+        config.seed,
+        atari=config.atari,
+        env_workers=config.env_workers,
+    )
     try:
         limit_threads(envs.single_observation_space)
         try:
@@ -227,10 +235,13 @@ def _last_agent(folder: RunFolder, stored: Config) -> SavedAgent:
 
 
 def difference(one: Config, other: Config) -> tuple[str, Any, Any] | None:
-    """The first setting in which two configurations differ, and its values; None if equal."""
+    """The first setting in which two configurations differ, and its values; None if equal.
+
+    What results do not depend on is no difference.
+    """
     ours, theirs = flat(to_dict(one)), flat(to_dict(other))
     for name, value in ours.items():
-        if value != theirs[name]:
+        if name not in _WITHOUT_EFFECT and value != theirs[name]:
             return name, value, theirs[name]
     return None
 
@@ -264,6 +275,7 @@ def _compute(trainer: Trainer) -> dict[str, object]:
         "device": str(trainer.device),
         "precision": trainer.precision,
         "torch_threads": torch.get_num_threads(),
+        "env_workers": workers(trainer.envs),
     }
 
 

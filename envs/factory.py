@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import importlib.metadata
 import warnings
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 
+from envs.chunk import AnyEnv
 from envs.guard import GuardedVectorEnv, SafeEnv, one_line
+from envs.parallel import ParallelEnvs, worker_count
 from envs.quiet import quiet_mujoco
 from envs.registry import atari_game, is_atari_spec, lookup, mujoco_py_replacements
 from envs.seeding import check_seed
-from envs.settings import AtariSettings, EnvError
+from envs.settings import AtariSettings, EnvError, Workers
 from envs.spaces import check_spaces
 
 MAX_ENVS = 16_384
 
-AnyEnv = gymnasium.Env[Any, Any]
 AnyVectorEnv = VectorEnv[Any, Any, Any]
 Scalar = str | int | float | bool | None
 
@@ -34,6 +34,7 @@ def make_vec(
     training: bool = True,
     atari: AtariSettings | None = None,
     render_mode: str | None = None,
+    env_workers: Workers = 1,
 ) -> AnyVectorEnv:
     """Make parallel environments that keep the promises listed in the package's docstring.
 
@@ -44,6 +45,9 @@ def make_vec(
         training: for Atari: clip rewards and let lost lives end returns, as the settings say.
         atari: the Atari protocol; ignored by other environments.
         render_mode: Gymnasium's render mode; Atari games are rendered by `make_single` only.
+        env_workers: processes that step the environments, this one included, or "auto": as many
+            as `envs.parallel.worker_count` says. Steps do not depend on it. Atari games have
+            threads of their own and environments that render stay here: both ignore it.
 
     Raises:
         EnvError: unknown id, bad argument, missing dependency or unsupported space; one line.
@@ -52,8 +56,9 @@ def make_vec(
     if isinstance(num_envs, bool) or not isinstance(num_envs, int) or not 1 <= num_envs <= MAX_ENVS:
         raise EnvError(f"num_envs must be an integer from 1 to {MAX_ENVS}, got {num_envs!r}")
     spec = lookup(env_id)
+    workers = worker_count(env_workers, spec, num_envs)
     if not is_atari_spec(spec):
-        return _make_sync(spec, num_envs, seed, render_mode)
+        return _make_parallel(spec, num_envs, seed, render_mode, 1 if render_mode else workers)
     if render_mode is not None:
         raise EnvError("parallel Atari games cannot be rendered; render a single one")
     from envs.atari import make_atari  # ale-py is loaded for Atari ids only
@@ -135,28 +140,14 @@ def _version(package: str) -> str | None:
         return None
 
 
-class _SyncVector(SyncVectorEnv):
-    """Environments stepped in turn, whose infos are dropped except for final observations.
-
-    Joining the infos of each environment and step into arrays, which nothing here reads, takes
-    several microseconds of each step.
-    """
-
-    def _add_info(
-        self, vector_infos: dict[str, Any], env_info: dict[str, Any], env_num: int
-    ) -> dict[str, Any]:
-        if "final_obs" not in env_info:
-            return vector_infos
-        return super()._add_info(vector_infos, {"final_obs": env_info["final_obs"]}, env_num)
-
-
-def _make_sync(spec: EnvSpec, num_envs: int, seed: int, render_mode: str | None) -> AnyVectorEnv:
+def _make_parallel(
+    spec: EnvSpec, num_envs: int, seed: int, render_mode: str | None, workers: int
+) -> AnyVectorEnv:
     built: list[AnyEnv] = []
     try:
         for index in range(num_envs):
             built.append(_make_one(spec, index, render_mode))
-        makers = [_giver(env) for env in built]
-        vector = _SyncVector(makers, autoreset_mode=AutoresetMode.SAME_STEP)
+        vector = ParallelEnvs(built, spec.id, workers)
     except Exception as error:
         for env in built:
             with suppress(Exception):
@@ -165,10 +156,6 @@ def _make_sync(spec: EnvSpec, num_envs: int, seed: int, render_mode: str | None)
             raise
         raise EnvError(f"{spec.id} cannot be run in parallel: {one_line(error)}") from error
     return GuardedVectorEnv(vector, spec.id, seed)
-
-
-def _giver(env: AnyEnv) -> Callable[[], AnyEnv]:
-    return lambda: env
 
 
 def _make_one(spec: EnvSpec, index: int, render_mode: str | None) -> AnyEnv:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
+
+Workers = int | Literal["auto"]
+"""Processes that step environments, the main one included; "auto": see `envs.parallel`."""
 
 
 class EnvError(ValueError):

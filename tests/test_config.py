@@ -71,6 +71,8 @@ def test_published_mujoco_values() -> None:
         ({"num_envs": 0}, "num_envs must be an integer >= 1, got 0"),
         ({"num_envs": 1.5}, "configuration: num_envs must be int, got 1.5"),
         ({"num_envs": True}, "configuration: num_envs must be int, got True"),
+        ({"env_workers": 0}, "env_workers must be an integer >= 1, got 0"),
+        ({"env_workers": "all"}, "configuration: env_workers must be int, got 'all'"),
         ({"seed": -1}, "seed must be an integer >= 0, got -1"),
         ({"algo": "ppo"}, "algo must be one of acktr, a2c, trpo, got 'ppo'"),
         ({"gama": 0.9}, r"unknown setting gama \(did you mean gamma\?\)"),
@@ -116,3 +118,11 @@ def test_integers_are_taken_for_floats_and_lists_for_tuples() -> None:
 def test_wrong_types_are_configuration_errors_in_python_too() -> None:
     with pytest.raises(ConfigError, match="gamma must be a number, got 'a'"):
         Config(env="X-v0", gamma="a")  # type: ignore[arg-type]
+
+
+def test_processes_of_environments() -> None:
+    assert from_dict({"env": "X-v0"}).env_workers == "auto"  # as in configurations before it
+    assert from_dict({"env": "X-v0", "env_workers": "auto"}).env_workers == "auto"
+    assert from_dict({"env": "X-v0", "env_workers": 3}).env_workers == 3
+    with pytest.raises(ConfigError, match="env_workers must be an integer >= 1, got all"):
+        Config(env="X-v0", env_workers="all")  # type: ignore[arg-type]

@@ -295,6 +295,11 @@ class TestStatus:
         with pytest.raises(RunError, match=r"seed0: its acktr.actor.damping is 0.5 but the grid's"):
             status(plan)
 
+    def test_number_of_processes_is_no_other_configuration(self, tmp_path: Path) -> None:
+        (plan,) = plans(tmp_path)
+        trained(tmp_path, dataclasses.replace(plan.config, env_workers=2))
+        assert status(plan) == grid.Status(State.FINISHED, 128)
+
     def test_damaged_configuration_is_refused(self, tmp_path: Path) -> None:
         (plan,) = plans(tmp_path)
         RunFolder.create(plan.path).config.write_text("{")

@@ -35,7 +35,7 @@ def tree(path: Path) -> dict[str, bytes | None]:
     }
 
 
-def start(here: Path, *argv: str) -> subprocess.Popen[str]:
+def start(here: Path, *argv: str, new_session: bool = False) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(
@@ -45,6 +45,7 @@ def start(here: Path, *argv: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=new_session,
     )
 
 
