@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -288,14 +289,10 @@ def test_a_stop_leaves_nothing(tmp_path: Path, number: int, code: int) -> None:
     )
     assert [path.name for path in tmp_path.iterdir()] == ["tmp"]
     assert not list((tmp_path / "tmp").glob("bench-*"))
-    commands = [path.read_bytes() for path in _command_lines()]
-    assert not any(str(tmp_path).encode() in line for line in commands)
+    assert not any(str(tmp_path).encode() in line for line in _command_lines())
 
 
-def _command_lines() -> Iterator[Path]:
+def _command_lines() -> Iterator[bytes]:
     for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            path.read_bytes()
-        except OSError:
-            continue
-        yield path
+        with contextlib.suppress(OSError):
+            yield path.read_bytes()
