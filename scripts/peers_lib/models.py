@@ -126,12 +126,25 @@ def make_model(
     with warnings.catch_warnings():
         # Published settings have minibatches that do not divide the batch.
         warnings.filterwarnings("ignore", message="You have specified a mini-batch size")
-        model = _make(settings, normalized, lr, seed)
+        model = make_on(settings, normalized, lr, seed)
     model.set_logger(Logger(folder=None, output_formats=[]))
     return model, normalized
 
 
-def _make(settings: Settings, envs: VecNormalize, lr: Any, seed: int) -> OnPolicyAlgorithm:
+def make_on(
+    settings: Settings,
+    envs: VecNormalize,
+    lr: float | Callable[[float], float],
+    seed: int,
+) -> OnPolicyAlgorithm:
+    """A model ready to learn on any environments of the library.
+
+    Args:
+        settings: What to build; its schedule and normalisation are the caller's.
+        envs: Environments.
+        lr: Step size, or step size by the part of the steps that remains.
+        seed: Of weights and action noise.
+    """
     common: dict[str, Any] = {
         "learning_rate": lr,
         "n_steps": settings.num_steps,

@@ -18,6 +18,12 @@ from supervised_lib.report import machine, save
 from supervised_lib.settings import Setting
 from supervised_lib.steppers import Curvature, KFACStepper, Stepper, make_stepper
 
+PARTS = (
+    "Parts are means in milliseconds per update: fisher is the backward pass of sampled targets,"
+    " factors their covariances, refresh the inverses, apply the rest of the step."
+)
+"""What the columns of :func:`table` mean."""
+
 _SEED = 0
 
 
@@ -164,21 +170,11 @@ def _result(contestant: _Contestant, baseline: Sequence[float], updates: int) ->
     }
 
 
-def markdown(found: Mapping[str, Any], command: str) -> str:
-    """The measurement as a table."""
+def table(found: Mapping[str, Any]) -> list[str]:
+    """The contestants of a measurement as lines of a table."""
     contestants: Mapping[str, Any] = found["contestants"]
     parts = list(dict.fromkeys(part for each in contestants.values() for part in each["parts"]))
     lines = [
-        "# Cost of an update",
-        "",
-        f"Command: `{command}`",
-        "",
-        f"Medians over {found['blocks']} alternating blocks of {found['block_updates']} updates"
-        f" after {found['warm_up']} to warm up; batch {found['batch']}, statistics from 1/"
-        f"{found['statistics_part']} of it, inverses every {found['refresh_every']} updates."
-        " Parts are means in milliseconds per update: fisher is the backward pass of sampled"
-        " targets, factors their covariances, refresh the inverses, apply the rest of the step.",
-        "",
         f"| optimizer | ms per update | ratio to sgd | {' | '.join(parts)} |",
         "|---|---:|---:|" + "---:|" * len(parts),
     ]
@@ -187,8 +183,27 @@ def markdown(found: Mapping[str, Any], command: str) -> str:
         lines.append(
             f"| {name} | {each['milliseconds']:.3f} | {each['ratio_to_sgd']:.3f} | {cells} |"
         )
+    return lines
+
+
+def markdown(found: Mapping[str, Any], command: str) -> str:
+    """The measurement as a report."""
     described = ", ".join(f"{key} {value}" for key, value in found["machine"].items())
-    return "\n".join([*lines, "", f"Machine: {described}"]) + "\n"
+    lines = [
+        "# Cost of an update",
+        "",
+        f"Command: `{command}`",
+        "",
+        f"Medians over {found['blocks']} alternating blocks of {found['block_updates']} updates"
+        f" after {found['warm_up']} to warm up; batch {found['batch']}, statistics from 1/"
+        f"{found['statistics_part']} of it, inverses every {found['refresh_every']} updates."
+        f" {PARTS}",
+        "",
+        *table(found),
+        "",
+        f"Machine: {described}",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def write(out: Path, found: Mapping[str, Any], command: str) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from machine import cpu_model
 
 from acktr.files import reason, write_atomic
 from acktr.log import versions
@@ -20,7 +21,6 @@ from supervised_lib.runs import Row, describe
 _BASELINES = ("sgd", "adam")
 _OTHERS = ("gymnasium", "ale-py", "mujoco")
 """Packages that have no part in this."""
-_CPU_INFO = Path("/proc/cpuinfo")
 
 
 def machine() -> dict[str, Any]:
@@ -28,16 +28,7 @@ def machine() -> dict[str, Any]:
     found: dict[str, Any] = {
         key: value for key, value in versions().items() if value is not None and key not in _OTHERS
     }
-    return {**found, "cpu": _cpu()}
-
-
-def _cpu() -> str:
-    try:
-        lines = _CPU_INFO.read_text("utf-8", "replace").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    return {**found, "cpu": cpu_model()}
 
 
 def threshold_of(outcome: Outcome, given: float | None) -> tuple[float, str]:

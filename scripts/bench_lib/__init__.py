@@ -1,0 +1,1 @@
+"""Benchmark: throughput, where the time goes, and how far from the limit that is."""

@@ -1,0 +1,94 @@
+"""From the command line to the reports."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from acktr.interrupts import Interrupts, Stopped
+from bench_lib import options, report, worker
+from bench_lib.errors import BenchError
+from bench_lib.runner import WORKER, Outcome, Runner
+from bench_lib.suites import Suite, make_suite, missing
+from envs import EnvError
+
+FAILED, BAD_INPUT = 1, 2
+STOPPED = {signal.SIGINT: 130, signal.SIGTERM: 75}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a command line and return the exit code.
+
+    0 done; 1 some cases failed; 2 bad input; 130 Ctrl-C, 75 SIGTERM.
+    """
+    if len(argv) == 2 and argv[0] == WORKER:
+        worker.work(Path(argv[1]))
+        return 0
+    try:
+        with Interrupts():
+            return _run(argv)
+    except (BenchError, EnvError) as error:
+        _complain(f"error: {error}")
+        return BAD_INPUT
+    except Stopped as stop:
+        _complain("stopped; reports of complete suites are kept")
+        return STOPPED[signal.Signals(stop.signum)]
+
+
+def _complain(text: str) -> None:
+    sys.stderr.write(f"bench: {_printable(text)}\n")
+    sys.stderr.flush()
+
+
+def _say(text: str) -> None:
+    """A line of progress; what is on standard output is the reports."""
+    sys.stderr.write(_printable(text) + "\n")
+    sys.stderr.flush()
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def _run(argv: Sequence[str]) -> int:
+    asked = options.parse(argv)
+    command = shlex.join(["python", "scripts/bench.py", *argv])
+    suites = [make_suite(name, asked.game) for name in asked.suites]
+    skipped = {suite.name: _skipped(suite) for suite in suites}
+    planned = [
+        case for suite in suites for case in suite.cases if case.key not in skipped[suite.name]
+    ]
+    runner = Runner(planned, asked.timing, _say)
+    failed = False
+    for suite in suites:
+        load = report.load_average()
+        outcomes: dict[str, Outcome] = {}
+        for case in suite.cases:
+            if case.key not in skipped[suite.name]:
+                outcomes[case.key] = runner.run(case)
+        about = report.about(command, asked.timing, load)
+        document = report.document(suite, outcomes, skipped[suite.name], about)
+        sys.stdout.write(report.markdown(document))
+        sys.stdout.flush()
+        report.write(asked.out, document)
+        failed = failed or any(outcome.found is None for outcome in outcomes.values())
+    return FAILED if failed else 0
+
+
+def _skipped(suite: Suite) -> dict[str, str]:
+    """Why cases are left out, by their key; each reason is told once."""
+    reasons: dict[str, str] = {}
+    for case in suite.cases:
+        absent = missing(case)
+        if absent:
+            reasons[case.key] = f"{' and '.join(absent)} not installed"
+    for reason in dict.fromkeys(reasons.values()):
+        names = [case.what for case in suite.cases if reasons.get(case.key) == reason]
+        _say(
+            f"{suite.name}: skipping {'; '.join(names)}: {reason}"
+            " (pip install 'acktr[bench]' brings it)"
+        )
+    return reasons

@@ -1,0 +1,129 @@
+"""Measures cases one after another, each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from acktr.files import read_object
+from bench_lib.cases import Case, Timing
+from bench_lib.worker import OUTPUT, RESULT, write_task
+
+WORKER = "--worker"
+"""First argument of a process that measures; the folder with its task is the second."""
+_SCRIPT = Path(__file__).resolve().parents[1] / "bench.py"
+_POLL = 0.1
+_INTERVAL = 30.0
+"""Seconds between lines that say how far it is."""
+_PATIENCE = 5.0
+"""Seconds that a stopped process has before it is killed."""
+_START = 6.0
+"""Seconds of a case outside of warm-up and windows, until a first one has shown it."""
+_CONTESTANTS = 4
+"""Windows' worth of blocks that a supervised case takes at most: SGD, twice K-FAC, a first look."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a case."""
+
+    found: dict[str, Any] | None
+    """The measurement; None if it failed."""
+    failure: str = ""
+    """The last line that a failed process has said."""
+
+
+class Runner:
+    """Measures the cases of all suites in turn.
+
+    Args:
+        planned: All cases there will be, for the time left.
+        timing: Lengths and threads.
+        say: Takes lines for the user.
+    """
+
+    def __init__(self, planned: Sequence[Case], timing: Timing, say: Callable[[str], None]) -> None:
+        self._waiting = list(planned)
+        self._total = len(planned)
+        self._timing = timing
+        self._say = say
+        self._spent = 0.0
+        self._expected = 0.0
+
+    def run(self, case: Case) -> Outcome:
+        """Measure one case; a process that fails stops nothing."""
+        self._waiting.remove(case)
+        number = self._total - len(self._waiting)
+        name = " ".join(part for part in (case.what, case.env) if part)
+        self._say(f"[{number}/{self._total}] {name}, ETA {self._left(case, 0.0)}")
+        started = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+            outcome = self._measure(case, Path(folder), started)
+        self._spent += time.monotonic() - started
+        self._expected += self._estimate(case)
+        if outcome.found is None:
+            self._say(f"  failed: {outcome.failure}")
+        return outcome
+
+    def _measure(self, case: Case, folder: Path, started: float) -> Outcome:
+        write_task(folder, case, self._timing)
+        with (folder / OUTPUT).open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, str(_SCRIPT), WORKER, str(folder)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,  # Ctrl-C reaches it, and its own processes, through _stop
+            )
+            try:
+                self._wait(process, case, started)
+            finally:
+                _stop(process)
+        if process.returncode != 0:
+            return Outcome(None, _last_line(folder / OUTPUT) or f"code {process.returncode}")
+        return Outcome(read_object(folder / RESULT))
+
+    def _wait(self, process: subprocess.Popen[bytes], case: Case, started: float) -> None:
+        shown = started
+        while process.poll() is None:
+            time.sleep(_POLL)
+            now = time.monotonic()
+            if now - shown >= _INTERVAL:
+                shown = now
+                elapsed = timedelta(seconds=round(now - started))
+                self._say(f"  measuring for {elapsed}, ETA {self._left(case, now - started)}")
+
+    def _left(self, case: Case, elapsed: float) -> timedelta:
+        """Time until all cases are measured, by what the finished ones took."""
+        factor = self._spent / self._expected if self._expected else 1.0
+        current = max(0.0, factor * self._estimate(case) - elapsed)
+        others = factor * sum(self._estimate(other) for other in self._waiting)
+        return timedelta(seconds=round(current + others))
+
+    def _estimate(self, case: Case) -> float:
+        measured = self._timing.warm_up + self._timing.windows * self._timing.seconds
+        return _START + measured * (_CONTESTANTS if case.kind == "supervised" else 1)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the process with all processes that it has started."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_PATIENCE)
+
+
+def _last_line(path: Path) -> str:
+    lines = path.read_text("utf-8", "replace").strip().splitlines()
+    return lines[-1].strip() if lines else ""

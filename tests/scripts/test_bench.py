@@ -1,0 +1,298 @@
+"""The benchmark measures what it says, tells its parts apart and stops without a trace."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from bench_lib import main as bench_main
+from bench_lib import suites
+from bench_lib.cases import Case, Timing
+from bench_lib.main import main
+from bench_lib.memory import peak_mib
+from bench_lib.peers import measure_atari, measure_mujoco
+from bench_lib.suites import Suite, compute_key, environment_key, make_suite, missing
+from bench_lib.supervised import measure_supervised
+from bench_lib.tables import PARTS
+from bench_lib.training import measure_compute, measure_environment, measure_training, shares
+from bench_lib.windows import Windows
+
+from acktr.config import Config, from_dict, to_dict
+from acktr.presets import preset
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "bench.py"
+TINY = Timing(threads=1, seconds=0.02, windows=3, warm_up=0.01, warm_up_updates=3)
+FAST = ("--seconds", "0.02", "--warmup", "0.01", "--warmup-updates", "2", "--torch-threads", "1")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As in a process that measures; several threads are slow where other tests run."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(TINY.threads)
+    yield
+    torch.set_num_threads(before)
+
+
+def small(algo: str, env: str = "InvertedPendulum-v5") -> Config:
+    return dataclasses.replace(preset(env, algo)[0], num_envs=2, num_steps=8, device="cpu")
+
+
+def case(kind: str = "training", key: str = "acktr", env: str = "CartPole-v1") -> Case:
+    config = small("acktr", "CartPole-v1")
+    values = json.loads(json.dumps(to_dict(dataclasses.replace(config, env=env))))
+    return Case(key=key, what=key, kind=kind, env=env, num_envs=2, num_steps=8, settings=values)  # type: ignore[arg-type]
+
+
+def test_windows_end_with_updates_and_the_warm_up_does_not_count() -> None:
+    now = iter([100.0, 101, 102.5, 103.5, 105, 109])
+    timing = Timing(threads=1, seconds=2, windows=2, warm_up=2, warm_up_updates=2)
+    windows = Windows(timing, lambda: next(now))
+    seen = []
+    for steps in (10, 20, 30, 40, 60):
+        windows.end_update(steps)
+        seen.append((windows.warm, len(windows.rates)))
+    # Warm at 102.5 with 20 steps; windows end at 105 with 40 and at 109 with 60 steps.
+    assert seen == [(False, 0), (True, 0), (True, 0), (True, 1), (True, 2)]
+    assert windows.done
+    assert windows.rates == [20 / 2.5, 20 / 4]
+    assert windows.seconds == 6.5
+
+
+def test_a_window_needs_the_updates_of_the_warm_up_too() -> None:
+    now = iter(range(100))
+    timing = Timing(threads=1, seconds=1, windows=1, warm_up=0.5, warm_up_updates=3)
+    windows = Windows(timing, lambda: float(next(now)))
+    for steps in (1, 2, 3):
+        assert not windows.warm
+        windows.end_update(steps)
+    assert windows.warm and not windows.done
+    windows.end_update(8)
+    assert windows.result() == {"rates": [5.0], "updates": 1, "seconds": 1.0}
+
+
+def test_shares_are_disjoint_and_sum_to_one() -> None:
+    rollout = {"env": 2.0, "forward": 1.0, "update": 6.0}
+    inside = {"forward": 1.0, "fisher": 0.5, "factors": 0.25, "backward": 1.0}
+    inside |= {"step": 3.0, "refresh": 1.0, "apply": 0.5}
+    assert shares(10.0, rollout, inside) == pytest.approx(
+        {
+            "env": 0.2,
+            "act": 0.1,
+            "batch": 0.1,
+            "forward": 0.1,
+            "fisher": 0.05,
+            "statistics": 0.025,
+            "backward": 0.1,
+            "step": 0.15,
+            "refresh": 0.1,
+            "precondition": 0.05,
+            "rest": 0.025,
+        }
+    )
+
+
+@pytest.mark.parametrize("algo", ["acktr", "a2c", "trpo"])
+def test_training_is_timed_with_its_parts(algo: str) -> None:
+    found = measure_training(small(algo), TINY)
+    assert len(found["rates"]) == 3 and min(found["rates"]) > 0
+    assert found["seconds"] >= 3 * TINY.seconds and found["updates"] >= 3
+    steps = found["updates"] * 16
+    assert steps / found["seconds"] == pytest.approx(sum(found["rates"]) / 3, rel=0.5)
+    parts = found["shares"]
+    assert math.fsum(parts.values()) == pytest.approx(1, abs=1e-9)
+    assert min(parts.values()) >= 0 and set(parts) <= set(PARTS)
+    assert parts["env"] > 0 and parts["act"] > 0
+    expected = {
+        "acktr": {"forward", "fisher", "backward", "statistics", "refresh", "precondition"},
+        "a2c": {"forward", "backward", "step"},
+        "trpo": {"policy", "critic"},
+    }[algo]
+    assert expected <= {name for name, part in parts.items() if part > 0}
+
+
+@pytest.mark.parametrize(("algo", "env"), [("acktr", "CartPole-v1"), ("trpo", "Pendulum-v1")])
+def test_the_limits_are_measured(algo: str, env: str) -> None:
+    for measure in (measure_environment, measure_compute):
+        found = measure(small(algo, env), TINY)
+        assert len(found["rates"]) == 3 and min(found["rates"]) > 0
+    # Every update of the computation alone starts at the same parameters: the speeds are alike.
+    assert found["updates"] >= 3
+
+
+def test_kfac_is_timed_beside_sgd() -> None:
+    settings = {"size": 8, "batch": 16, "statistics_part": 2, "refresh_every": 2}
+    one = Case(key="kfac", what="kfac", kind="supervised", settings=settings)
+    found = measure_supervised(one, TINY)["overhead"]
+    assert found["blocks"] == 3 and found["block_updates"] % 2 == 0
+    assert found["contestants"]["sgd"]["ratio_to_sgd"] == 1
+    assert found["contestants"]["kfac"]["milliseconds"] > 0
+
+
+def peer_cases(name: str) -> dict[str, Case]:
+    found = make_suite(name, "PongNoFrameskip-v4").cases
+    return {each.key: each for each in found if each.kind.endswith("peer")}
+
+
+@pytest.mark.parametrize("peer", ["sb3-trpo", "sb3-ppo"])
+def test_mujoco_peers_are_timed(peer: str) -> None:
+    found = peer_cases("mujoco")[peer]
+    assert (found.env, found.needs) == ("HalfCheetah-v5", ("stable_baselines3", "sb3_contrib"))
+    values = {**found.settings["values"], "num_steps": 64}
+    settings = {**found.settings, "values": values}
+    made = dataclasses.replace(found, env="InvertedPendulum-v5", settings=settings)
+    result = measure_mujoco(made, TINY)
+    assert len(result["rates"]) == 3 and min(result["rates"]) > 0
+    assert result["updates"] >= 3
+
+
+@pytest.mark.parametrize("peer", ["sb3-a2c-DummyVecEnv", "sb3-ppo-DummyVecEnv"])
+def test_atari_peers_are_timed(peer: str) -> None:
+    pytest.importorskip("cv2")
+    found = peer_cases("atari")[peer]
+    settings = {**found.settings, "num_steps": 4, "batch_size": 8}
+    made = dataclasses.replace(found, num_envs=2, num_steps=4, settings=settings)
+    result = measure_atari(made, TINY)
+    assert len(result["rates"]) == 3 and min(result["rates"]) > 0
+
+
+@pytest.mark.parametrize("name", ["atari", "mujoco"])
+def test_every_training_of_a_suite_has_its_limits(name: str) -> None:
+    cases = make_suite(name, "PongNoFrameskip-v4").cases
+    keys = [each.key for each in cases]
+    assert len(set(keys)) == len(keys)
+    for each in cases:
+        if each.kind == "training":
+            assert {environment_key(each), compute_key(each)} <= set(keys)
+            assert from_dict(each.settings).device == "cpu"
+        json.dumps(each.settings, allow_nan=False)
+
+
+def test_atari_compares_at_the_same_batch_and_takes_the_game() -> None:
+    suite = make_suite("atari", "PongNoFrameskip-v4")
+    named = {each.key: each for each in suite.cases}
+    assert {each.env for each in suite.cases} == {"PongNoFrameskip-v4"}
+    assert named["acktr"].batch == named["a2c-equal"].batch == "32 x 20"
+    assert named["a2c"].batch == named["sb3-a2c-DummyVecEnv"].batch == "16 x 5"
+    assert named["acktr"].settings["acktr"]["actor"]["stat_fraction"] == 0.25
+    assert named["acktr-whole"].settings["acktr"]["actor"]["stat_fraction"] == 1
+    assert suite.ratios[0][1:] == ("acktr", "a2c-equal")
+
+
+def test_peak_memory_is_that_of_this_process() -> None:
+    peak = peak_mib()
+    if not Path("/proc/self/status").exists():
+        assert peak is None
+        return
+    assert peak is not None and 50 < peak < 100_000
+
+
+@pytest.fixture
+def tiny_suite(monkeypatch: pytest.MonkeyPatch) -> Iterator[Suite]:
+    gone = dataclasses.replace(case("mujoco peer", "peer"), needs=("no_such_module",))
+    broken = dataclasses.replace(case(key="broken"), settings={"env": "CartPole-v1", "gamma": 7})
+    suite = Suite(name="atari", cases=(case(), gone, broken))
+    monkeypatch.setattr(bench_main, "make_suite", lambda name, game: suite)
+    yield suite
+
+
+def test_a_suite_is_reported_with_what_was_skipped_and_what_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_suite: Suite
+) -> None:
+    out = tmp_path / "out" / "here"
+    assert main(["--suite", "atari", "--out", str(out), *FAST]) == 1
+    captured = capsys.readouterr()
+    lines = captured.err.splitlines()
+    assert lines[0] == (
+        "atari: skipping peer: no_such_module not installed (pip install 'acktr[bench]' brings it)"
+    )
+    assert lines[1].startswith("[1/2] acktr CartPole-v1, ETA 0:00:")
+    failure = "acktr.config.ConfigError: gamma must be a finite number >= 0 and <= 1, got 7.0"
+    assert lines[3] == f"  failed: {failure}"
+
+    assert sorted(path.name for path in out.iterdir()) == ["atari.json", "atari.md"]
+    assert (out / "atari.md").read_text() == captured.out
+    found = json.loads((out / "atari.json").read_text())
+    (row,) = found["rows"]
+    assert row["what"] == "acktr" and row["ratio"] == 1 and row["batch"] == "2 x 8"
+    assert len(row["steps_per_second"]["windows"]) == 3
+    assert math.fsum(row["shares"].values()) == pytest.approx(1, abs=1e-9)
+    assert found["skipped"] == [{"what": "peer", "why": "no_such_module not installed"}]
+    assert found["failed"] == [{"what": "broken", "env": "CartPole-v1", "why": failure}]
+    assert found["command"].startswith("python scripts/bench.py --suite atari --out ")
+    assert found["timing"]["threads"] == 1 and found["machine"]["torch"]
+    assert "- peer: skipped, no_such_module not installed" in captured.out
+
+
+def test_peers_that_are_not_installed_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suites, "find_spec", lambda name: None)
+    peers = peer_cases("atari")
+    assert missing(peers["sb3-a2c-DummyVecEnv"]) == ["stable_baselines3", "sb3_contrib", "cv2"]
+    assert missing(case()) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ((), "the following arguments are required: --suite"),
+        (("--suite", "pong"), "argument --suite: invalid choice: 'pong' (choose from"),
+        (("--suite", "kfac", "kfac"), "argument --suite: each value may be given once"),
+        (("--suite", "kfac", "--env", "PongNoFrameskip-v4"), "argument --env: it replaces the gam"),
+        (("--suite", "atari", "--env", "CartPole-v1"), "argument --env: CartPole-v1 is no Atari"),
+        (("--suite", "atari", "--env", "PonNoFrameskip-v4"), "unknown environment 'PonNoFrames"),
+        (("--suite", "kfac", "--seconds", "nan"), "argument --seconds: needs a number in (0, 3600"),
+        (("--suite", "kfac", "--windows", "0"), "argument --windows: needs an integer in [1, 1000"),
+        (("--suite", "kfac", "--torch-threads", "0"), "argument --torch-threads: needs an integer"),
+        (("--suite", "kfac", "--out", f"{SCRIPT}/x"), f"argument --out: {SCRIPT} is not a folder"),
+    ],
+)
+def test_bad_input_is_one_line(
+    capsys: pytest.CaptureFixture[str], given: tuple[str, ...], why: str
+) -> None:
+    assert main(given) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"bench: error: {why}") and captured.err.count("\n") == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_stop_leaves_nothing(tmp_path: Path, number: int, code: int) -> None:
+    (tmp_path / "tmp").mkdir()
+    command = [sys.executable, str(SCRIPT), "--suite", "kfac", "--torch-threads", "1"]
+    process = subprocess.Popen(
+        [*command, "--out", str(tmp_path / "out")],
+        env={**os.environ, "TMPDIR": str(tmp_path / "tmp")},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("[1/2] K-FAC beside SGD, statistics from 1/8")
+    while not list(tmp_path.glob("tmp/bench-*/output.txt")):
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (
+        code,
+        "bench: stopped; reports of complete suites are kept\n",
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["tmp"]
+    assert not list((tmp_path / "tmp").glob("bench-*"))
+    assert not any(str(tmp_path).encode() in line for line in _command_lines())
+
+
+def _command_lines() -> Iterator[bytes]:
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            yield path.read_bytes()

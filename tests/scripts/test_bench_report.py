@@ -1,0 +1,112 @@
+"""The report's numbers follow from the windows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bench_lib import report
+from bench_lib.cases import Case, Timing
+from bench_lib.errors import BenchError
+from bench_lib.runner import Outcome
+from bench_lib.suites import Suite, limits
+from bench_lib.tables import share_table
+
+TIMING = Timing(threads=2, seconds=1, windows=3, warm_up=1, warm_up_updates=1)
+SHARES = {"env": 0.5, "act": 0.25, "batch": 0.0, "rest": 0.25}
+
+
+def training(key: str, env: str, num_envs: int = 4) -> Case:
+    return Case(
+        key=key,
+        what=key.upper(),
+        kind="training",
+        env=env,
+        num_envs=num_envs,
+        num_steps=5,
+        settings={},
+    )
+
+
+def outcome(*rates: float, parts: dict[str, float] | None = None) -> Outcome:
+    found: dict[str, Any] = {"rates": rates, "updates": 10, "seconds": 2.0, "peak_mib": 1234.6}
+    return Outcome(found if parts is None else {**found, "shares": parts})
+
+
+@pytest.fixture
+def document() -> dict[str, Any]:
+    ours = [training("acktr", "A-v0"), training("a2c", "A-v0"), training("other", "B-v0", 8)]
+    suite = Suite(
+        name="mujoco", cases=(*ours, *limits(ours)), ratios=(("per step", "acktr", "a2c"),)
+    )
+    outcomes = {
+        "acktr": outcome(1200, 1000, 900, parts=SHARES),
+        "a2c": outcome(1250, 1300, 900, parts=SHARES),
+        "other": outcome(50, 70, 60, parts={**SHARES, "policy": 0.0}),
+        "environment-A-v0-4": outcome(6000, 4000, 4500),
+        "compute-acktr": outcome(1500, 1500, 1500),
+        "compute-a2c": Outcome(None, "RuntimeError: no"),
+    }
+    about = report.about("python scripts/bench.py", TIMING, [0.1, 0.2, 0.3])
+    return report.document(suite, outcomes, {"compute-other": "nothing installed"}, about)
+
+
+def test_medians_extremes_and_ratios(document: dict[str, Any]) -> None:
+    rows = {row["key"]: row for row in document["rows"]}
+    assert list(rows) == ["acktr", "a2c", "other"]
+    assert rows["a2c"]["steps_per_second"] == {
+        "median": 1250,
+        "min": 900,
+        "max": 1300,
+        "windows": [1250, 1300, 900],
+    }
+    assert rows["acktr"]["ratio"] == 1 and rows["a2c"]["ratio"] == 1.25
+    assert rows["other"]["ratio"] is None  # another environment
+    assert rows["acktr"]["milliseconds_per_update"] == 200
+    assert document["ratios"] == [{"what": "per step", "value": 1.25}]
+
+
+def test_the_limit_is_that_of_one_after_the_other(document: dict[str, Any]) -> None:
+    (limit,) = document["limits"]  # the others lack a part
+    assert limit["what"] == "ACKTR"
+    assert limit["limit"] == pytest.approx(1125)  # 1 / (1/4500 + 1/1500)
+    assert limit["achieved"] == 1000 and limit["part"] == pytest.approx(1000 / 1125)
+
+
+def test_the_tables_show_them(document: dict[str, Any]) -> None:
+    text = report.markdown(document)
+    for line in (
+        "Command: `python scripts/bench.py`",
+        "| ACKTR | A-v0 | 4 x 5 | 1,000 [900, 1,200] | 1.00 | 200.0 | 1,235 |",
+        "| A2C | A-v0 | 4 x 5 | 1,250 [900, 1,300] | 1.25 | 200.0 | 1,235 |",
+        "| OTHER | B-v0 | 8 x 5 | 60 [50, 70] |  | 200.0 | 1,235 |",
+        "- per step: 1.250",
+        "| what | environment | environments | act | convert, batch | policy | rest of update |",
+        "| ACKTR | A-v0 | 50.0 | 25.0 | 0.0 |  | 25.0 |",
+        "| ACKTR | A-v0 | 4 x 5 | 4,500 [4,000, 6,000] | 1,500 [1,500, 1,500] | 1,125 | 1,000"
+        " | 88.9 % |",
+        "- OTHER, computation: skipped, nothing installed",
+        "- A2C, computation A-v0: failed: RuntimeError: no",
+    ):
+        assert f"{line}\n" in text
+    assert "load_average_before [0.1, 0.2, 0.3]" in text and "torch threads 2." in text
+
+
+def test_a_part_without_a_heading_is_no_part_that_is_left_out() -> None:
+    row = {"what": "x", "env": "y", "shares": {"env": 0.5, "new": 0.5}}
+    with pytest.raises(ValueError, match="parts of the time without a heading: new"):
+        share_table([row])
+
+
+def test_files_are_written_whole_or_refused_in_one_line(
+    tmp_path: Path, document: dict[str, Any]
+) -> None:
+    report.write(tmp_path / "a" / "b", document)
+    assert json.loads((tmp_path / "a" / "b" / "mujoco.json").read_text()) == document
+    assert (tmp_path / "a" / "b" / "mujoco.md").read_text() == report.markdown(document)
+    (tmp_path / "file").touch()
+    with pytest.raises(BenchError, match=r"file/mujoco\.json: cannot write: ") as caught:
+        report.write(tmp_path / "file", document)
+    assert "\n" not in str(caught.value)
