@@ -215,6 +215,8 @@ class Config:
     """Parallel environments."""
     num_steps: int = 32
     """Steps of each environment per update."""
+    micro_batch: int | None = None
+    """Most samples in memory at once in an update of acktr or a2c; None: the whole batch."""
     gamma: float = 0.99
     """Discount factor."""
     gae_lambda: float = 1.0
@@ -256,6 +258,7 @@ class Config:
             raise ConfigError("env must be an environment id such as HalfCheetah-v5, got nothing")
         least = {"seed": 0, "total_timesteps": 1, "num_envs": 1, "num_steps": 1}
         least |= {"eval_freq": 0, "eval_episodes": 1, "checkpoint_freq": 1}
+        least |= {} if self.micro_batch is None else {"micro_batch": 1}
         for name, minimum in least.items():
             _check_integer(name, getattr(self, name), minimum)
         if self.seed >= 2**31 - 2**20:
@@ -268,6 +271,8 @@ class Config:
         _check_choice("precision", self.precision, ("auto", "float32", "bfloat16"))
         if self.num_envs * self.num_steps < 2:
             raise ConfigError("num_envs * num_steps must be at least 2")
+        if self.micro_batch is not None and self.algo == "trpo":
+            raise ConfigError("trpo takes whole batches: micro_batch must be null")
         if self.network.shared and self.algo == "trpo":
             raise ConfigError("trpo needs a separate critic: network.shared must be false")
         if self.network.shared and self.algo == "acktr" and self.acktr.critic_optimizer != "kfac":

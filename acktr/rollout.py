@@ -15,6 +15,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
+from acktr.accumulate import outputs_of
 from acktr.compute import restore_generator
 from acktr.distributions import ActionHead, to_environment
 from acktr.networks import ActorCritic, SeparateActorCritic
@@ -130,6 +131,7 @@ class Collector:
         autocast: Context factory for the network's forward pass.
         observation_normalizer: Applied to every observation if given.
         reward_scaler: Applied to every reward if given.
+        micro_batch: Most observations that are valued at once; None: all of a rollout's.
 
     Raises:
         ValueError: The environment does not declare a supported autoreset mode.
@@ -145,6 +147,7 @@ class Collector:
         autocast: Callable[[], AbstractContextManager[Any]],
         observation_normalizer: ObservationNormalizer | None = None,
         reward_scaler: RewardScaler | None = None,
+        micro_batch: int | None = None,
     ) -> None:
         mode = envs.metadata.get("autoreset_mode")
         if mode not in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP):
@@ -160,6 +163,7 @@ class Collector:
         self.autocast = autocast
         self.observation_normalizer = observation_normalizer
         self.reward_scaler = reward_scaler
+        self.micro_batch = micro_batch
         self._next_step = mode == AutoresetMode.NEXT_STEP
         self._observation: Array | None = None
         self._dead: Bools = np.zeros(envs.num_envs, np.bool_)
@@ -187,14 +191,13 @@ class Collector:
             parameters, values = self.network(tensor)
         return parameters, values
 
-    def _values(self, observations: Array) -> Tensor:
+    def _values(self, observations: Tensor) -> Tensor:
         """Values (B,)."""
-        tensor = to_tensor(observations, self.device)
         with self.autocast():
             if isinstance(self.network, SeparateActorCritic):
-                values: Tensor = self.network.critic(tensor)
+                values: Tensor = self.network.critic(observations)
             else:
-                _, values = self.network(tensor)
+                _, values = self.network(observations)
         return values
 
     @torch.no_grad()
@@ -212,7 +215,8 @@ class Collector:
         assert self._observation is not None
         started = time.perf_counter()
         recorder.last = self._normalize(self._observation, None)
-        values = self._values(recorder.unvalued()).float().cpu().numpy()
+        unvalued = to_tensor(recorder.unvalued(), self.device)
+        values = outputs_of(self._values, unvalued, self.micro_batch).float().cpu().numpy()
         recorder.forward_seconds += time.perf_counter() - started
         return recorder.finish(values)
 
