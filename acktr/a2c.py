@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from acktr.accumulate import MicroBatch, add_means, micro_batches
 from acktr.clock import Clock
 from acktr.config import Config
 from acktr.distributions import ActionHead
@@ -110,32 +111,42 @@ class A2CLearner:
             Metrics by TensorBoard tag.
         """
         started = time.perf_counter()
-        config, settings = self.config, self.config.a2c
-        with self._clock.part("forward"), self.autocast():
-            parameters, values = self.network(batch.observations)
-        advantages = batch.advantages
-        if config.normalize_advantage:
-            advantages = standardised(advantages)
-        policy_loss, entropy = policy_terms(self.head.make(parameters), batch.actions, advantages)
-        value_loss = (values - batch.returns).square().mean()
-        loss = policy_loss - config.ent_coef * entropy + config.vf_coef * value_loss
+        settings = self.config.a2c
         for parameter in self._parameters:
             parameter.grad = None
-        with self._clock.part("backward"):
-            torch.autograd.backward(loss)
+        means: dict[str, Tensor] = {}
+        for part in micro_batches(len(batch), self.config.micro_batch):
+            add_means(means, self._add_gradients(batch, part), part.share)
         lr = scheduled_lr(settings.lr, progress, settings.lr_schedule)
         with self._clock.part("step"):
             norm = nn.utils.clip_grad_norm_(self._parameters, settings.max_grad_norm)
             self.optimizer.step(lr)
-        tensors = {
-            "train/policy_loss": policy_loss,
-            "train/entropy_loss": -entropy,
-            "train/grad_norm": norm,
-        }
-        metrics = to_floats(tensors | value_metrics(value_loss, batch))
+        value_loss = means.pop("train/value_loss")
+        tensors = means | {"train/grad_norm": norm} | value_metrics(value_loss, batch)
+        metrics = to_floats(tensors)
         metrics["train/learning_rate"] = lr
         metrics["time/update"] = time.perf_counter() - started
         return metrics
+
+    def _add_gradients(self, batch: Batch, part: MicroBatch) -> dict[str, Tensor]:
+        """Add the gradients of a part of the batch to those that the parameters hold."""
+        config, rows = self.config, part.rows
+        with self._clock.part("forward"), self.autocast():
+            parameters, values = self.network(batch.observations[rows])
+        advantages = batch.advantages
+        if config.normalize_advantage:
+            advantages = standardised(advantages)
+        dist = self.head.make(parameters)
+        policy_loss, entropy = policy_terms(dist, batch.actions[rows], advantages[rows])
+        value_loss = (values - batch.returns[rows]).square().mean()
+        loss = policy_loss - config.ent_coef * entropy + config.vf_coef * value_loss
+        with self._clock.part("backward"):
+            torch.autograd.backward(part.share * loss)
+        return {
+            "train/policy_loss": policy_loss,
+            "train/entropy_loss": -entropy,
+            "train/value_loss": value_loss,
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer (the network saves itself)."""

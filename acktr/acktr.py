@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from acktr.accumulate import MicroBatch, add_means, micro_batches, outputs_of
 from acktr.clock import Clock, joined
 from acktr.compute import restore_generator
 from acktr.config import Config
@@ -21,6 +22,7 @@ from acktr.kfac.trust import FisherQuadratic
 from acktr.learner import policy_terms, scheduled_lr, standardised, to_floats, value_metrics
 from acktr.networks import ActorCritic, SeparateActorCritic, SharedActorCritic
 from acktr.rollout import Batch
+from acktr.task import Losses, Outputs, Task, as_outputs
 
 LOG_STD_FISHER = 2.0
 """Fisher information of the log standard deviation of a Gaussian."""
@@ -55,9 +57,23 @@ def differentiate(
     return lambda direction: metric(*linear.tangents(direction)).mean()
 
 
-def sampled_value_loss(values: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
-    """Sum of negative log-likelihoods of v ~ N(V, sigma^2); its output Fisher is 1 / sigma^2."""
-    noise = torch.randn(values.shape, generator=generator, device=values.device, dtype=values.dtype)
+def sampled_policy_loss(dist: Distribution, noise: Tensor) -> Tensor:
+    """Sum of negative log-likelihoods of actions that the distribution makes of the noise."""
+    with torch.no_grad():
+        sampled = dist.action(noise)
+    return -dist.log_prob(sampled).sum()
+
+
+def sampled_value_loss(values: Tensor, sigma: float, noise: Tensor | torch.Generator) -> Tensor:
+    """Sum of negative log-likelihoods of v ~ N(V, sigma^2); its output Fisher is 1 / sigma^2.
+
+    Args:
+        values: V (B,).
+        sigma: Standard deviation.
+        noise: Standard normal numbers (B,), or what to draw them with.
+    """
+    if isinstance(noise, torch.Generator):
+        noise = torch.randn(values.shape, generator=noise, device=values.device, dtype=values.dtype)
     target = (values + sigma * noise).detach()
     return 0.5 * ((values - target) / sigma).square().sum()
 
@@ -73,6 +89,10 @@ def adapt_lr(lr: float, kl: float, target: float) -> float:
 
 class ACKTRLearner:
     """One ACKTR update per batch, for a shared network or a separate actor and critic.
+
+    A batch may be taken in micro-batches, whose gradients and factors add up to those of the whole.
+    The sampled Fisher's noise is drawn for the whole batch first, and its subsample is every k-th
+    sample of the whole batch, so that both are the same ones however the batch is split.
 
     Args:
         network: Policy and value function.
@@ -107,7 +127,7 @@ class ACKTRLearner:
             self.critic = _optimizer(network.critic, settings.critic)
         else:
             self.critic = FirstOrderCritic(
-                network.critic, settings.first_order, generator, autocast
+                network.critic, settings.first_order, generator, autocast, config.micro_batch
             )
 
     def update(self, batch: Batch, progress: float) -> dict[str, float]:
@@ -161,71 +181,111 @@ class ACKTRLearner:
         optimizers = [o for o in (self.actor, self.critic) if isinstance(o, KFAC)]
         return joined(self._clock.seconds, *(o.curvature.seconds for o in optimizers))
 
-    def _policy_terms(self, dist: Distribution, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _policy_terms(
+        self, dist: Distribution, batch: Batch, rows: slice = slice(None)
+    ) -> tuple[Tensor, Tensor]:
+        """Policy loss and entropy of some rows; advantages are standardised over the batch."""
         advantages = batch.advantages
         if self.config.normalize_advantage:
             advantages = standardised(advantages)
-        return policy_terms(dist, batch.actions, advantages)
+        return policy_terms(dist, batch.actions[rows], advantages[rows])
 
-    def _sampled_policy_loss(self, dist: Distribution) -> Tensor:
-        with torch.no_grad():
-            sampled = dist.sample(self.generator)
-        return -dist.log_prob(sampled).sum()
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.network.parameters()).dtype
 
-    def _sample(self) -> slice:
-        """The samples that the KL of a step is measured on: as many as statistics are made of."""
-        return slice(None, None, max(1, round(1 / self.config.acktr.actor.stat_fraction)))
+    def _policy_noise(self, batch: Batch) -> Tensor:
+        return self.head.noise(len(batch), self.generator, self._dtype)
 
-    def _take_step(
-        self,
-        optimizer: KFAC,
-        loss: Tensor,
-        outputs: tuple[Tensor, ...],
-        metric: Callable[..., Tensor],
-    ) -> None:
-        with self._clock.part("backward"):
-            quadratic = differentiate(optimizer, loss, outputs, metric)
+    def _value_noise(self, batch: Batch) -> Tensor:
+        draw = self.generator
+        return torch.randn(len(batch), generator=draw, device=draw.device, dtype=self._dtype)
+
+    def _take_step(self, task: Task, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        """One K-FAC step.
+
+        Returns:
+            The terms' means over the batch, and the network's first output before the step.
+        """
+        parts = micro_batches(len(batch), self.config.micro_batch)
+        task.optimizer.zero_grad()
+        means: dict[str, Tensor] = {}
+        before: list[Tensor] = []
+        quadratic: FisherQuadratic | None = None
+        for part in parts:
+            terms, output, quadratic = self._learn(task, batch, part)
+            add_means(means, terms, part.share)
+            before.append(output)
+        if len(parts) > 1 and task.optimizer.config.quadratic == "exact":
+            quadratic = task.summed_quadratic(batch.observations, parts, self.autocast)
         with self._clock.part("step"):
-            optimizer.step(fisher_quadratic=quadratic)
+            task.optimizer.step(fisher_quadratic=quadratic)
+        return means, torch.cat(before)
+
+    def _learn(
+        self, task: Task, batch: Batch, part: MicroBatch
+    ) -> tuple[dict[str, Tensor], Tensor, FisherQuadratic | None]:
+        """Add a part of the batch to the factors and gradients; the quadratic if it is all."""
+        optimizer, rows = task.optimizer, part.rows
+        with self._clock.part("forward"), optimizer.capture() as captured, self.autocast():
+            outputs = as_outputs(task.network(batch.observations[rows]))
+        losses = task.losses(outputs, rows)
+        optimizer.update_curvature(captured, losses.fisher, last=part.last)
+        quadratic: FisherQuadratic | None = None
+        with self._clock.part("backward"):
+            if part.share == 1:
+                metric = task.metric(outputs)
+                quadratic = differentiate(optimizer, losses.objective, outputs, metric)
+            else:
+                torch.autograd.backward(part.share * losses.objective)
+        return losses.terms, outputs[0].detach(), quadratic
 
     def _joint_step(self, network: SharedActorCritic, batch: Batch) -> dict[str, Tensor]:
-        sigma = self.config.acktr.value_sigma
-        with self._clock.part("forward"), self.actor.capture() as captured, self.autocast():
-            parameters, values = network(batch.observations)
-        dist = self.head.make(parameters)
-        fisher = self._sampled_policy_loss(dist) + sampled_value_loss(values, sigma, self.generator)
-        self.actor.update_curvature(captured, fisher)
-        policy_loss, entropy = self._policy_terms(dist, batch)
-        value_loss = (values - batch.returns).square().mean()
-        config = self.config
-        loss = policy_loss - config.ent_coef * entropy + config.vf_coef * value_loss
-        old = self.head.make(parameters.detach())
+        config, sigma = self.config, self.config.acktr.value_sigma
+        noise, value_noise = self._policy_noise(batch), self._value_noise(batch)
 
-        def metric(policy: Tensor, value: Tensor) -> Tensor:
-            return old.fisher_quadratic(policy) + value.square() / sigma**2
+        def losses(outputs: Outputs, rows: slice) -> Losses:
+            parameters, values = outputs
+            dist = self.head.make(parameters)
+            fisher = sampled_policy_loss(dist, noise[rows])
+            fisher = fisher + sampled_value_loss(values, sigma, value_noise[rows])
+            policy_loss, entropy = self._policy_terms(dist, batch, rows)
+            value_loss = (values - batch.returns[rows]).square().mean()
+            loss = policy_loss - config.ent_coef * entropy + config.vf_coef * value_loss
+            terms = {"policy_loss": policy_loss, "entropy": entropy, "value_loss": value_loss}
+            return Losses(fisher, loss, terms)
 
-        self._take_step(self.actor, loss, (parameters, values), metric)
-        part = self._sample()
-        with self._clock.part("forward"), torch.no_grad(), self.autocast():
-            after, _ = network(batch.observations[part])
-        kl = self.head.make(parameters.detach()[part]).kl(after).mean()
-        terms = _policy_metrics(kl, policy_loss, entropy, self.actor)
-        return terms | value_metrics(value_loss, batch)
+        def metric(outputs: Outputs) -> Callable[..., Tensor]:
+            old = self.head.make(outputs[0].detach())
+            return lambda policy, value: old.fisher_quadratic(policy) + value.square() / sigma**2
+
+        means, before = self._take_step(Task(network, self.actor, losses, metric), batch)
+        kl = self._kl(lambda observations: network(observations)[0], before, batch)
+        terms = _policy_metrics(kl, means, self.actor)
+        return terms | value_metrics(means["value_loss"], batch)
 
     def _actor_step(self, actor: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        with self._clock.part("forward"), self.actor.capture() as captured, self.autocast():
-            parameters = actor(batch.observations)
-        dist = self.head.make(parameters)
-        self.actor.update_curvature(captured, self._sampled_policy_loss(dist))
-        policy_loss, entropy = self._policy_terms(dist, batch)
-        loss = policy_loss - self.config.ent_coef * entropy
-        old = self.head.make(parameters.detach())
-        self._take_step(self.actor, loss, (parameters,), old.fisher_quadratic)
-        part = self._sample()
-        with self._clock.part("forward"), torch.no_grad(), self.autocast():
-            after = actor(batch.observations[part])
-        kl = self.head.make(parameters.detach()[part]).kl(after).mean()
-        return _policy_metrics(kl, policy_loss, entropy, self.actor)
+        noise = self._policy_noise(batch)
+
+        def losses(outputs: Outputs, rows: slice) -> Losses:
+            dist = self.head.make(outputs[0])
+            fisher = sampled_policy_loss(dist, noise[rows])
+            policy_loss, entropy = self._policy_terms(dist, batch, rows)
+            loss = policy_loss - self.config.ent_coef * entropy
+            return Losses(fisher, loss, {"policy_loss": policy_loss, "entropy": entropy})
+
+        def metric(outputs: Outputs) -> Callable[..., Tensor]:
+            return self.head.make(outputs[0].detach()).fisher_quadratic
+
+        means, before = self._take_step(Task(actor, self.actor, losses, metric), batch)
+        return _policy_metrics(self._kl(actor, before, batch), means, self.actor)
+
+    def _kl(self, forward: Callable[[Tensor], Tensor], before: Tensor, batch: Batch) -> Tensor:
+        """Mean KL of the step, on as many samples as statistics are made of."""
+        rows = slice(None, None, max(1, round(1 / self.config.acktr.actor.stat_fraction)))
+        with self._clock.part("forward"), self.autocast():
+            after = outputs_of(forward, batch.observations[rows], self.config.micro_batch)
+        return self.head.make(before[rows]).kl(after).mean()
 
     def _fit_critic(self, critic: nn.Module, batch: Batch) -> dict[str, Tensor]:
         if isinstance(self.critic, FirstOrderCritic):
@@ -236,17 +296,21 @@ class ACKTRLearner:
     def _critic_steps(self, critic: nn.Module, optimizer: KFAC, batch: Batch) -> dict[str, Tensor]:
         sigma = self.config.acktr.value_sigma
 
-        def metric(tangent: Tensor) -> Tensor:
-            return tangent.square() / sigma**2
+        def metric(_outputs: Outputs) -> Callable[..., Tensor]:
+            return lambda tangent: tangent.square() / sigma**2
 
-        loss = torch.zeros(())
+        means: dict[str, Tensor] = {}
         for _ in range(self.config.acktr.critic_steps):
-            with self._clock.part("forward"), optimizer.capture() as captured, self.autocast():
-                values = critic(batch.observations)
-            optimizer.update_curvature(captured, sampled_value_loss(values, sigma, self.generator))
-            loss = (values - batch.returns).square().mean()
-            self._take_step(optimizer, loss, (values,), metric)
-        terms = value_metrics(loss, batch)
+            noise = self._value_noise(batch)
+
+            def losses(outputs: Outputs, rows: slice, noise: Tensor = noise) -> Losses:
+                values = outputs[0]
+                fisher = sampled_value_loss(values, sigma, noise[rows])
+                loss = (values - batch.returns[rows]).square().mean()
+                return Losses(fisher, loss, {"value_loss": loss})
+
+            means, _ = self._take_step(Task(critic, optimizer, losses, metric), batch)
+        terms = value_metrics(means["value_loss"], batch)
         if optimizer.last_step is not None:
             terms["train/trust_scale_critic"] = optimizer.last_step.scale
             terms["train/quadratic_critic"] = optimizer.last_step.quadratic
@@ -281,13 +345,11 @@ def _optimizer(module: nn.Module, config: KFACConfig) -> KFAC:
     return KFAC(module, config, known_fisher=known)
 
 
-def _policy_metrics(
-    kl: Tensor, policy_loss: Tensor, entropy: Tensor, optimizer: KFAC
-) -> dict[str, Tensor]:
+def _policy_metrics(kl: Tensor, means: dict[str, Tensor], optimizer: KFAC) -> dict[str, Tensor]:
     terms = {
         "train/approx_kl": kl,
-        "train/policy_loss": policy_loss,
-        "train/entropy_loss": -entropy,
+        "train/policy_loss": means["policy_loss"],
+        "train/entropy_loss": -means["entropy"],
     }
     if optimizer.last_step is not None:
         terms["train/kl_quadratic"] = optimizer.last_step.predicted_kl

@@ -217,6 +217,8 @@ class Config:
     """Processes that step them; auto: all cores for MuJoCo, else 1. Results do not depend on it."""
     num_steps: int = 32
     """Steps of each environment per update."""
+    micro_batch: int | None = None
+    """Most samples in memory at once in an update of acktr or a2c; None: the whole batch."""
     gamma: float = 0.99
     """Discount factor."""
     gae_lambda: float = 1.0
@@ -258,6 +260,7 @@ class Config:
             raise ConfigError("env must be an environment id such as HalfCheetah-v5, got nothing")
         least = {"seed": 0, "total_timesteps": 1, "num_envs": 1, "num_steps": 1}
         least |= {"eval_freq": 0, "eval_episodes": 1, "checkpoint_freq": 1}
+        least |= {} if self.micro_batch is None else {"micro_batch": 1}
         for name, minimum in least.items():
             _check_integer(name, getattr(self, name), minimum)
         if self.env_workers != "auto":
@@ -270,11 +273,16 @@ class Config:
             _check_number(name, getattr(self, name), 0, math.inf, open_low=False)
         _check_choice("algo", self.algo, typing.get_args(Algo))
         _check_choice("precision", self.precision, ("auto", "float32", "bfloat16"))
+        self._check_together()
+
+    def _check_together(self) -> None:
         if self.num_envs * self.num_steps < 2:
             raise ConfigError("num_envs * num_steps must be at least 2")
-        if self.network.shared and self.algo == "trpo":
+        if self.algo == "trpo" and self.micro_batch is not None:
+            raise ConfigError("trpo takes whole batches: micro_batch must be null")
+        if self.algo == "trpo" and self.network.shared:
             raise ConfigError("trpo needs a separate critic: network.shared must be false")
-        if self.network.shared and self.algo == "acktr" and self.acktr.critic_optimizer != "kfac":
+        if self.algo == "acktr" and self.network.shared and self.acktr.critic_optimizer != "kfac":
             raise ConfigError(
                 "acktr.critic_optimizer applies to a separate critic: network.shared must be false"
             )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from acktr.accumulate import add_means, micro_batches
 from acktr.config import CriticConfig
 from acktr.learner import load_optimizer_state, optimizer_state
 from acktr.rollout import Batch
@@ -22,6 +23,7 @@ class FirstOrderCritic:
         config: Settings.
         generator: Source of the order of samples, on the critic's device.
         autocast: Context factory for forward passes.
+        micro_batch: Most samples in memory at once; None: all of a step's.
     """
 
     def __init__(
@@ -30,11 +32,13 @@ class FirstOrderCritic:
         config: CriticConfig,
         generator: torch.Generator,
         autocast: Callable[[], AbstractContextManager[Any]],
+        micro_batch: int | None = None,
     ) -> None:
         self.critic = critic
         self.config = config
         self.generator = generator
         self.autocast = autocast
+        self.micro_batch = micro_batch
         self._optimizer = _optimizer(critic, config)
 
     def fit(self, batch: Batch) -> Tensor:
@@ -54,13 +58,16 @@ class FirstOrderCritic:
         return torch.stack(losses).sum()
 
     def _step(self, observations: Tensor, returns: Tensor) -> Tensor:
-        with self.autocast():
-            values = self.critic(observations)
-        loss: Tensor = (values - returns).square().mean()
         self._optimizer.zero_grad()
-        torch.autograd.backward(loss)
+        means: dict[str, Tensor] = {}
+        for part in micro_batches(len(returns), self.micro_batch):
+            with self.autocast():
+                values = self.critic(observations[part.rows])
+            loss = (values - returns[part.rows]).square().mean()
+            torch.autograd.backward(part.share * loss)
+            add_means(means, {"loss": loss}, part.share)
         self._optimizer.step()
-        return loss.detach()
+        return means["loss"]
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's tensors (the generator belongs to the caller)."""

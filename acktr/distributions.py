@@ -25,8 +25,14 @@ _LOG_TWO_PI = math.log(2 * math.pi)
 class Distribution(Protocol):
     """A batch of B action distributions."""
 
+    def noise(self, generator: torch.Generator | None = None) -> Tensor:
+        """What one action per row is made of, (B, ...); it depends on the shape alone."""
+
+    def action(self, noise: Tensor) -> Tensor:
+        """One action per row, from :meth:`noise`."""
+
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """One action per row."""
+        """One action per row: the two together."""
 
     def mode(self) -> Tensor:
         """The most likely action of each row."""
@@ -47,10 +53,11 @@ class Distribution(Protocol):
 DistributionMaker = Callable[[Tensor], Distribution]
 
 
-def _gumbel_argmax(logits: Tensor, generator: torch.Generator | None) -> Tensor:
-    uniform = torch.rand(
-        logits.shape, generator=generator, device=logits.device, dtype=logits.dtype
-    )
+def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.rand(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+
+
+def _gumbel_argmax(logits: Tensor, uniform: Tensor) -> Tensor:
     tiny = torch.finfo(logits.dtype).tiny
     return (logits - (-uniform.clamp(min=tiny).log()).log()).argmax(-1)
 
@@ -61,9 +68,17 @@ class Categorical:
     def __init__(self, logits: Tensor) -> None:
         self.log_p = functional.log_softmax(logits, dim=-1)
 
+    def noise(self, generator: torch.Generator | None = None) -> Tensor:
+        """Uniform numbers (B, K)."""
+        return _uniform(self.log_p, generator)
+
+    def action(self, noise: Tensor) -> Tensor:
+        """The Gumbel-max trick."""
+        return _gumbel_argmax(self.log_p, noise)
+
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Sample by the Gumbel-max trick."""
-        return _gumbel_argmax(self.log_p, generator)
+        """One index per row."""
+        return self.action(self.noise(generator))
 
     def mode(self) -> Tensor:
         """Largest logit."""
@@ -96,9 +111,18 @@ class MultiCategorical:
         self.sizes = sizes
         self.parts = [Categorical(part) for part in torch.split(logits, list(sizes), dim=-1)]
 
+    def noise(self, generator: torch.Generator | None = None) -> Tensor:
+        """Uniform numbers (B, K_1 + ... + K_M), drawn component by component."""
+        return torch.cat([part.noise(generator) for part in self.parts], dim=-1)
+
+    def action(self, noise: Tensor) -> Tensor:
+        """The Gumbel-max trick in each component."""
+        pairs = zip(self.parts, torch.split(noise, list(self.sizes), dim=-1), strict=True)
+        return torch.stack([part.action(drawn) for part, drawn in pairs], dim=-1)
+
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """One index per component."""
-        return torch.stack([part.sample(generator) for part in self.parts], dim=-1)
+        return self.action(self.noise(generator))
 
     def mode(self) -> Tensor:
         """Most likely index of each component."""
@@ -130,15 +154,17 @@ class Bernoulli:
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits
 
+    def noise(self, generator: torch.Generator | None = None) -> Tensor:
+        """Uniform numbers (B, M)."""
+        return _uniform(self.logits, generator)
+
+    def action(self, noise: Tensor) -> Tensor:
+        """1 where the noise is below the probability."""
+        return (noise < self.logits.sigmoid()).long()
+
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """One bit per component."""
-        uniform = torch.rand(
-            self.logits.shape,
-            generator=generator,
-            device=self.logits.device,
-            dtype=self.logits.dtype,
-        )
-        return (uniform < self.logits.sigmoid()).long()
+        return self.action(self.noise(generator))
 
     def mode(self) -> Tensor:
         """1 where the probability exceeds one half."""
@@ -174,12 +200,19 @@ class DiagonalGaussian:
     def __init__(self, parameters: Tensor) -> None:
         self.mean, self.log_std = parameters.chunk(2, dim=-1)
 
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Unbounded sample (B, D), without gradient; it is clipped to bounds only when acting."""
-        noise = torch.randn(
+    def noise(self, generator: torch.Generator | None = None) -> Tensor:
+        """Standard normal numbers (B, D)."""
+        return torch.randn(
             self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype
         )
+
+    def action(self, noise: Tensor) -> Tensor:
+        """Unbounded action (B, D), without gradient; it is clipped to bounds only when acting."""
         return (self.mean + self.log_std.exp() * noise).detach()
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """Unbounded sample (B, D), without gradient."""
+        return self.action(self.noise(generator))
 
     def mode(self) -> Tensor:
         """The mean."""
@@ -217,6 +250,18 @@ class ActionHead:
     """Whether a free log-std parameter of the same width belongs to it."""
     make: DistributionMaker
     """From distribution parameters to the distribution."""
+
+    def noise(self, rows: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+        """:meth:`Distribution.noise` of a batch whose parameters are not known yet.
+
+        Args:
+            rows: B.
+            generator: Source of the noise, whose device is that of the parameters.
+            dtype: Type of the parameters.
+        """
+        width = 2 * self.outputs if self.gaussian else self.outputs
+        parameters = torch.zeros(rows, width, device=generator.device, dtype=dtype)
+        return self.make(parameters).noise(generator)
 
 
 def action_head(space: gymnasium.Space[Any]) -> ActionHead:

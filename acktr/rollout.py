@@ -15,6 +15,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
+from acktr.accumulate import outputs_of
 from acktr.compute import one_thread, restore_generator
 from acktr.distributions import ActionHead, to_environment
 from acktr.images import FrameStore, compute_type, pack
@@ -137,6 +138,7 @@ class Collector:
         autocast: Context factory for the network's forward pass.
         observation_normalizer: Applied to every observation if given.
         reward_scaler: Applied to every reward if given.
+        micro_batch: Most observations that are valued at once; None: all of a rollout's.
 
     Raises:
         ValueError: The environment does not declare a supported autoreset mode.
@@ -152,6 +154,7 @@ class Collector:
         autocast: Callable[[], AbstractContextManager[Any]],
         observation_normalizer: ObservationNormalizer | None = None,
         reward_scaler: RewardScaler | None = None,
+        micro_batch: int | None = None,
     ) -> None:
         mode = envs.metadata.get("autoreset_mode")
         if mode not in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP):
@@ -169,6 +172,7 @@ class Collector:
         self.reward_scaler = reward_scaler
         space = envs.single_observation_space
         self._store = FrameStore(space, device) if is_image(space) else None
+        self.micro_batch = micro_batch
         self._next_step = mode == AutoresetMode.NEXT_STEP
         self._observation: Array | None = None
         self._dead: Bools = np.zeros(envs.num_envs, np.bool_)
@@ -195,20 +199,23 @@ class Collector:
             parameters, values = self.network(observation)
         return parameters, values
 
-    def _values(self, observations: Tensor) -> NDArray[np.float32]:
+    def _values(self, observations: Tensor) -> Tensor:
         """Values (B,)."""
         with self.autocast():
             if isinstance(self.network, SeparateActorCritic):
                 values: Tensor = self.network.critic(observations)
             else:
                 _, values = self.network(observations)
-        return values.float().cpu().numpy()
+        return values
+
+    def _valued(self, observations: Tensor) -> NDArray[np.float32]:
+        return outputs_of(self._values, observations, self.micro_batch).float().cpu().numpy()
 
     def _missing(self, recorder: Recorder) -> NDArray[np.float32]:
         """The values that acting did not give: a separate critic's, and those of the ends."""
-        parts = [self._values(to_tensor(recorder.unvalued(), self.device))]
+        parts = [self._valued(to_tensor(recorder.unvalued(), self.device))]
         if self._store is not None and not recorder.values:
-            parts.insert(0, self._values(self._store.frames))
+            parts.insert(0, self._valued(self._store.frames))
         return np.concatenate(parts)
 
     @torch.no_grad()

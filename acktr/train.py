@@ -91,6 +91,7 @@ class Trainer:
             autocast,
             observations,
             rewards,
+            config.micro_batch,
         )
         self.learner: Learner = _LEARNERS[config.algo](
             self.network,

@@ -153,3 +153,15 @@ def test_environment_actions_respect_the_space() -> None:
 def test_unsupported_action_space_is_refused() -> None:
     with pytest.raises(ValueError, match="unsupported action space Text"):
         action_head(spaces.Text(3))
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_noise_of_a_batch_gives_its_samples_in_parts(name: str) -> None:
+    """The noise is drawn once, without the parameters, and any rows of it act on theirs."""
+    head = action_head(SPACES[name])
+    params = parameters(head, 7)
+    actions = head.make(params).sample(generator(3))
+    noise = head.noise(7, generator(3), torch.float64)
+    cuts = (slice(0, 3), slice(3, 7))
+    parts = [head.make(params[cut]).action(noise[cut]) for cut in cuts]
+    assert torch.equal(torch.cat(parts), actions)

@@ -194,18 +194,19 @@ class Gradients:
     """Z of this part of the batch; 0 for a sum over the batch; None for its number of samples."""
 
     def observation(
-        self, paths: Iterable[str], stride: int, turn: int, *, first: bool
+        self, paths: Iterable[str], stride: int, turn: int, done: int, *, last: bool
     ) -> Observation | None:
         """What a block of these layers sees; uses that no scalar depends on are left out.
 
         Args:
             paths: The block's layers.
-            stride: Every stride-th sample is taken, starting from the turn-th.
+            stride: Every stride-th sample is taken, starting from the turn-th of the whole batch.
             turn: Number of the batch.
-            first: Whether this is the first part of the batch.
+            done: Samples of this batch in its former parts.
+            last: Whether this is the last part of the batch.
         """
         uses = []
-        full, kept = 1, 1
+        full, kept, whole = 1, 1, last and done == 0
         for path in paths:
             record = self.captured.layers[path]
             for place, call in enumerate(record.calls):
@@ -215,14 +216,18 @@ class Gradients:
                     continue
                 _check_batched(path, record.module, some)
                 full = len(some)
-                cut = slice(turn % min(stride, full), None, stride)
+                begin = turn % min(stride, full) if whole else (turn - done) % stride
+                cut = slice(begin, None, stride)
                 filled = tuple((torch.zeros_like(some) if g is None else g)[cut] for g in found)
                 part, moments = record.parts[place], record.moments[place]
                 uses.append(Use(record.module, call, filled, full, cut, part, moments))
                 kept = len(filled[0])
         if not uses:
             return None
+        if kept == 0:
+            return Observation([], self.weights, 1.0, 0.0, full)
         if self.normalizer == 0:
-            return Observation(uses, self.weights, full / kept, float(first))
+            factor = full / kept if whole else stride
+            return Observation(uses, self.weights, factor, float(done <= turn % stride), full)
         total = full if self.normalizer is None else self.normalizer
-        return Observation(uses, self.weights, 1.0, total * kept / full)
+        return Observation(uses, self.weights, 1.0, total * kept / full, full)

@@ -25,7 +25,7 @@ from acktr.kfac.registry import ROOT, Registry
 from acktr.kfac.sources import Sampled, Source, curvature_scalars
 from acktr.kfac.stale import Plan, Refresh
 from acktr.kfac.statistics import check_count, check_positive, check_tensor
-from acktr.kfac.trust import FisherQuadratic, StepInfo, rescale
+from acktr.kfac.trust import StepInfo, rescale
 
 _SUM = 0.0
 
@@ -88,7 +88,7 @@ class Preconditioner:
         self._large = max((max(size) for size in sizes), default=0) >= LARGE_FACTOR
         self._turn = 0
         self._statistics = 0
-        self._open: set[str] = set()
+        self._done: dict[str, int] = {}
         self._job: tuple[Plan, BackgroundJob[Refresh]] | None = None
         self._due = 0
 
@@ -160,21 +160,22 @@ class Preconditioner:
         with self._timed("factors"):
             seen = {}
             for name, block in self.stats.items():
-                first = name not in self._open
-                mine = found.observation(block.paths, stride, self._statistics, first=first)
+                done = self._done.get(name, 0)
+                mine = found.observation(block.paths, stride, self._statistics, done, last=last)
                 if mine is not None:
-                    self._open.add(name)
+                    self._done[name] = done + mine.size
                     seen[name] = mine
-                    block.observe(mine, self.config)
+                    if mine.uses:
+                        block.observe(mine, self.config)
             if self.stats and not seen:
                 raise ValueError(
                     "nothing was recorded: run the forward pass inside capture() with gradients"
                     " enabled (a module compiled before its first capture() calls no hooks)"
                 )
             if self.chain is not None:
-                self.chain.observe(seen)
+                self.chain.observe({name: mine for name, mine in seen.items() if mine.uses})
             if last:
-                self._open.clear()
+                self._done.clear()
                 for folding in (*self.stats.values(), *self._chains()):
                     folding.fold(self.config.stat_decay)
                 self._statistics += 1
@@ -307,15 +308,13 @@ class Preconditioner:
         if not step:
             return None
         length = lr / (1 - momentum)
-        info = rescale(gradients, step, self.config, length, self._quadratic_function())
+        exact = self.exact_quadratic if self.config.quadratic == "exact" else None
+        info = rescale(gradients, step, self.config, length, exact)
         for name, update in info.scaled(step).items():
             grad = self.named[name].grad
             assert grad is not None
             grad.copy_(update)
         return info
-
-    def _quadratic_function(self) -> FisherQuadratic | None:
-        return self.exact_quadratic if self.config.quadratic == "exact" else None
 
     # --- inspection and state ---------------------------------------------------------------------
 
@@ -397,7 +396,7 @@ class Preconditioner:
         self._statistics = state["statistics"]
         self.damping = float(state["damping"])
         self.generator.set_state(state["generator"].cpu())
-        self.observed, self._open = None, set()
+        self.observed, self._done = None, {}
         if state["pending"] is not None:
             plan = Plan.restored(state["pending"], self.stats, self.config)
             self._start(plan, state["pending"]["due"])

@@ -107,12 +107,15 @@ class Observation:
     """
 
     uses: Sequence[Use]
+    """None in a part of a batch that no sample of the subsample lies in."""
     weights: Sequence[float]
     """w_c, one per curvature scalar."""
     factor: float
     """What sums over samples are multiplied with (1 but for subsampled sum losses)."""
     count: float
     """What this batch adds to the divisor Z."""
+    size: int
+    """Number of samples of this part of the batch, the subsample or not."""
 
 
 class RunningAverage:

@@ -1,0 +1,74 @@
+"""What a network learns from a batch by K-FAC, as functions of its outputs for some rows of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from acktr.accumulate import MicroBatch
+from acktr.kfac import KFAC
+from acktr.kfac.products import output_tangents
+from acktr.kfac.trust import FisherQuadratic
+
+Outputs = tuple[Tensor, ...]
+"""What a network returns, always as a tuple."""
+
+
+def as_outputs(returned: Tensor | Outputs) -> Outputs:
+    """A network's return value as a tuple."""
+    return returned if isinstance(returned, tuple) else (returned,)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Of some rows of a batch."""
+
+    fisher: Tensor
+    """Sum of the negative log-likelihoods of targets drawn from the network's distribution."""
+    objective: Tensor
+    """What the step reduces, a mean over the rows."""
+    terms: dict[str, Tensor]
+    """Means over the rows, for metrics."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A network and its losses on one batch."""
+
+    network: nn.Module
+    optimizer: KFAC
+    losses: Callable[[Outputs, slice], Losses]
+    """From the outputs for some rows, and which rows they are."""
+    metric: Callable[[Outputs], Callable[..., Tensor]]
+    """The output distribution's t^T H t (B,), as a function of the tangents t of the outputs."""
+
+    def summed_quadratic(
+        self,
+        observations: Tensor,
+        parts: Sequence[MicroBatch],
+        autocast: Callable[[], AbstractContextManager[Any]],
+    ) -> FisherQuadratic:
+        """U -> U^T F U of a whole batch, by one forward-mode pass for each part of it.
+
+        Args:
+            observations: The whole batch's.
+            parts: How it is split.
+            autocast: Context factory for forward passes.
+        """
+
+        def quadratic(direction: dict[str, Tensor]) -> Tensor:
+            forms = []
+            for part in parts:
+                inputs = (observations[part.rows],)
+                with autocast():
+                    output, (tangent,) = output_tangents(self.network, inputs, [direction])
+                form = self.metric(as_outputs(output))
+                forms.append(part.share * form(*as_outputs(tangent)).mean())
+            return torch.stack(forms).sum()
+
+        return quadratic
