@@ -12,10 +12,12 @@ from torch import Tensor
 from acktr.config import Config
 from acktr.networks import SeparateActorCritic
 from acktr.rollout import make_batch, to_tensor
+from acktr.saved import limit_threads
 from acktr.train import Trainer
 from bench_lib.cases import Timing
 from bench_lib.windows import Windows
 from envs import make_vec
+from envs.factory import AnyVectorEnv
 
 _ENDLESS = 10**12
 """Steps of a training that is stopped before; step sizes stay those of the beginning."""
@@ -36,7 +38,7 @@ def measure_training(config: Config, timing: Timing) -> dict[str, Any]:
     Raises:
         EnvError: The environment cannot be made.
     """
-    envs = make_vec(config.env, config.num_envs, config.seed, atari=config.atari)
+    envs = _environments(config)
     try:
         trainer = Trainer(config, envs)
         windows = Windows(timing)
@@ -55,6 +57,18 @@ def measure_training(config: Config, timing: Timing) -> dict[str, Any]:
         return windows.result() | {"shares": shares(windows.seconds, rollout, inside)}
     finally:
         envs.close()
+
+
+def _environments(config: Config) -> AnyVectorEnv:
+    envs = make_vec(
+        config.env,
+        config.num_envs,
+        config.seed,
+        atari=config.atari,
+        env_workers=config.env_workers,
+    )
+    limit_threads(envs.single_observation_space)  # as acktr train does
+    return envs
 
 
 def shares(
@@ -85,7 +99,7 @@ def shares(
 
 def measure_environment(config: Config, timing: Timing) -> dict[str, Any]:
     """Step the environments of a training with random actions, and do nothing else."""
-    envs = make_vec(config.env, config.num_envs, config.seed, atari=config.atari)
+    envs = _environments(config)
     try:
         envs.reset(seed=config.seed)
         envs.action_space.seed(config.seed)
@@ -108,7 +122,7 @@ def measure_compute(config: Config, timing: Timing) -> dict[str, Any]:
     The parameters are put back after every update, which is not timed, so that all updates are
     alike.
     """
-    envs = make_vec(config.env, config.num_envs, config.seed, atari=config.atari)
+    envs = _environments(config)
     try:
         trainer = Trainer(config, envs)
         trainer.collector.reset(config.seed)
@@ -116,7 +130,12 @@ def measure_compute(config: Config, timing: Timing) -> dict[str, Any]:
     finally:
         envs.close()
     batch = make_batch(rollout, config.gamma, config.gae_lambda, trainer.device)
-    act = _acting(trainer, to_tensor(rollout.observations[-1], trainer.device), batch.observations)
+    seen = rollout.observations
+    if isinstance(seen, Tensor):
+        shown = batch.observations[: config.num_envs].clone()
+    else:
+        shown = to_tensor(seen[-1], trainer.device)
+    act = _acting(trainer, shown, batch.observations)
     named = dict(trainer.network.named_parameters())
     start = {name: parameter.detach().clone() for name, parameter in named.items()}
     spent = 0.0
