@@ -134,18 +134,16 @@ def make(job: Job, run_dir: Path, argv: Sequence[str]) -> str:
         if not isinstance(space, spaces.Box) or len(space.shape) != 1:
             raise PeerError(f"{job.env}: peers need vectors as observations, not {space}")
         model, normalized = make_model(settings, envs, job.seed, job.total_timesteps)
-        with _new_folder(path) as folder:
+        with _new_folder(path) as folder, RunLogger(folder, job.env) as logger:
             folder.write_config(job.config())
             _write_versions(folder)
             folder.write_command(argv)
-            logger = stack.enter_context(RunLogger(folder, job.env))
             with Progress(job.total_timesteps) as progress:
                 progress.header([f"{job.name}: {job.chosen.source}"])
                 reporter = _Reporter(logger, progress)
                 _learn(job, model, reporter)
             found = _evaluate(job, _Player(model, normalized))
             logger.write_evaluation(model.num_timesteps, found.returns, found.lengths)
-            logger.close()
     return _summary(job, path, reporter, found, logger.ep_rew_mean)
 
 

@@ -34,6 +34,8 @@ OURS = {"sb3-a2c": "a2c", "sb3-trpo": "trpo"}
 
 _RUN = ("env", "algo", "preset", "seed", "total_timesteps", "device")
 _RHYTHM = ("eval_freq", "eval_episodes", "checkpoint_freq", "atari")
+_SAME_RESULTS = ("env_workers", "micro_batch")
+"""Settings that results do not depend on."""
 _SECTIONS = ("acktr", "a2c", "trpo")
 _ROLLOUT = ("num_envs", "num_steps", "gamma", "gae_lambda")
 _NORMALIZE = ("normalize_advantage", "normalize_observation", "normalize_reward")
@@ -111,7 +113,7 @@ def translate(peer: str, config: Mapping[str, Any], kl_parts: int) -> Settings:
     own = OURS[peer]
     if config.get("algo") != own:
         raise PeerError(f"{peer} is compared with a run of {own}, not of {config.get('algo')!r}")
-    run.ignore(*_RUN, *_RHYTHM, *(name for name in _SECTIONS if name != own))
+    run.ignore(*_RUN, *_RHYTHM, *_SAME_RESULTS, *(name for name in _SECTIONS if name != own))
     run.only("precision", "auto", "float32")
     values: dict[str, Any] = run.several(*_ROLLOUT, *_NORMALIZE)
     values["network"] = _network(run.section("network"))
