@@ -186,7 +186,7 @@ def _mujoco_a2c(env: str) -> Config:
         num_steps=5,
         vf_coef=0.5,
         normalize_advantage=False,
-        network=NetworkConfig(shared=False),
+        network=NetworkConfig(shared=False, log_std_init=-1.0),
     )
 
 
