@@ -52,8 +52,14 @@ def test_presets_train(env: str, name: str, changes: dict[str, Any]) -> None:
 
 
 def test_kl_of_the_tuned_mujoco_step_is_the_predicted_one() -> None:
-    """The exact Fisher predicts the measured KL of real updates within a few per cent."""
-    _, rows = trained(preset("HalfCheetah-v5")[0], 24 * 1024)
+    """The exact Fisher predicts the measured KL of real updates within a few per cent.
+
+    The rest is of third order and depends on the step's length relative to the policy's deviation,
+    which is fixed here; it vanishes with the length (tests/kfac hold the limit in float64).
+    """
+    config = preset("HalfCheetah-v5")[0]
+    network = dataclasses.replace(config.network, log_std_init=-0.5)
+    _, rows = trained(dataclasses.replace(config, network=network), 8 * 1024)
     measured = np.array([row["train/approx_kl"] for row in rows])
     predicted = np.array([row["train/kl_quadratic"] for row in rows])
     np.testing.assert_allclose(measured, predicted, rtol=0.15)
