@@ -47,8 +47,10 @@ def parse(argv: Sequence[str]) -> Options:
         raise BenchError(str(error)) from None
     if len(set(found.suite)) != len(found.suite):
         raise BenchError("argument --suite: each value may be given once")
-    if found.env is not None and "atari" not in found.suite:
-        raise BenchError("argument --env: it replaces the game of atari, which is not in --suite")
+    if found.env is not None and not {"atari", "batch"} & set(found.suite):
+        raise BenchError(
+            "argument --env: it replaces the game of atari and batch, which are not in --suite"
+        )
     _check_folder(found.out)
     return Options(
         suites=tuple(found.suite),
@@ -69,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--suite", nargs="+", required=True, choices=SUITES, metavar="NAME", help=", ".join(SUITES)
     )
-    parser.add_argument("--env", metavar="ID", help=f"game of the suite atari; default {GAME}")
+    parser.add_argument(
+        "--env", metavar="ID", help=f"game of the suites atari and batch; default {GAME}"
+    )
     parser.add_argument(
         "--out",
         type=Path,

@@ -18,7 +18,7 @@ from bench_lib.cases import Case
 from bench_lib.errors import BenchError
 from envs import is_atari
 
-SUITES = ("atari", "mujoco", "kfac")
+SUITES = ("atari", "mujoco", "kfac", "batch")
 BASELINE = "acktr"
 """Key of the case that others are compared with: ACKTR with its default preset."""
 GAME = "BreakoutNoFrameskip-v4"
@@ -26,6 +26,8 @@ _ROBOT = "HalfCheetah-v5"
 _ROBOTS = ("Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5")
 _ZOO = Path(__file__).with_name("zoo.json")
 _PEERS = {"sb3-a2c": "SB3 A2C", "sb3-ppo": "SB3 PPO", "sb3-trpo": "SB3-contrib TRPO"}
+_BATCH_STEPS = (5, 20, 80)
+_MICRO_BATCH = 640
 _NEEDS = ("stable_baselines3", "sb3_contrib")
 
 
@@ -46,7 +48,7 @@ def make_suite(name: str, game: str) -> Suite:
 
     Args:
         name: One of ``SUITES``.
-        game: Atari game of the suite atari.
+        game: Atari game of the suites atari and batch.
 
     Raises:
         BenchError: The game is no Atari game.
@@ -54,6 +56,8 @@ def make_suite(name: str, game: str) -> Suite:
     """
     if name == "atari":
         return _atari(game)
+    if name == "batch":
+        return _batch(game)
     return _mujoco() if name == "mujoco" else _kfac()
 
 
@@ -62,10 +66,30 @@ def missing(case: Case) -> list[str]:
     return [module for module in case.needs if find_spec(module) is None]
 
 
-def _atari(game: str) -> Suite:
+def _game(game: str) -> str:
     if not is_atari(game):
         raise BenchError(f"argument --env: {game} is no Atari game")
-    acktr, _ = preset(game)
+    return game
+
+
+def _batch(game: str) -> Suite:
+    """ACKTR and A2C at the same batches, and the largest one in parts."""
+    acktr, a2c = preset(_game(game))[0], preset(game, "a2c")[0]
+    cases = []
+    for name, config in (("ACKTR", acktr), ("A2C", a2c)):
+        for steps in _BATCH_STEPS:
+            size = acktr.num_envs * steps
+            key = BASELINE if name == "ACKTR" and steps == acktr.num_steps else f"{name}-{size}"
+            sized = dataclasses.replace(config, num_envs=acktr.num_envs, num_steps=steps)
+            cases.append(_training(key, f"{name}, batch {size}", sized))
+        parts = dataclasses.replace(sized, micro_batch=_MICRO_BATCH)
+        what = f"{name}, batch {size} in parts of {_MICRO_BATCH}"
+        cases.append(_training(f"{name}-parts", what, parts))
+    return Suite(name="batch", cases=tuple(cases))
+
+
+def _atari(game: str) -> Suite:
+    acktr, _ = preset(_game(game))
     whole = merge(acktr, {"acktr": {"actor": {"stat_fraction": 1.0}}})
     a2c, _ = preset(game, "a2c")
     equal = dataclasses.replace(a2c, num_envs=acktr.num_envs, num_steps=acktr.num_steps)

@@ -190,6 +190,19 @@ def test_atari_compares_at_the_same_batch_and_takes_the_game() -> None:
     assert suite.ratios[0][1:] == ("acktr", "a2c-equal")
 
 
+def test_batches_are_the_same_for_both_algorithms_and_the_largest_comes_in_parts() -> None:
+    cases = make_suite("batch", "PongNoFrameskip-v4").cases
+    found = [(each.what, each.batch, each.settings["micro_batch"]) for each in cases]
+    for name, part in (("ACKTR", found[:4]), ("A2C", found[4:])):
+        assert part == [
+            (f"{name}, batch 160", "32 x 5", None),
+            (f"{name}, batch 640", "32 x 20", None),
+            (f"{name}, batch 2560", "32 x 80", None),
+            (f"{name}, batch 2560 in parts of 640", "32 x 80", 640),
+        ]
+    assert [each.key for each in cases].count("acktr") == 1
+
+
 def test_peak_memory_is_that_of_this_process() -> None:
     peak = peak_mib()
     if not Path("/proc/self/status").exists():
