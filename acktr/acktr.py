@@ -161,12 +161,10 @@ class ACKTRLearner:
         metrics["train/learning_rate"] = self.actor.lr
         if settings.target_kl is not None:
             self._lr = adapt_lr(self._lr, metrics["train/approx_kl"], settings.target_kl)
-        low, high = self.actor.extreme_eigenvalues()
-        metrics |= {"kfac/min_eig": low, "kfac/max_eig": high}
+        metrics |= _eigenvalues(self.actor, "")
         metrics["kfac/failures"] = float(self.actor.failures)
         if isinstance(self.critic, KFAC):
-            low, high = self.critic.extreme_eigenvalues()
-            metrics |= {"kfac/critic_min_eig": low, "kfac/critic_max_eig": high}
+            metrics |= _eigenvalues(self.critic, "critic_")
             metrics["kfac/failures"] += self.critic.failures
         metrics["time/refresh"] = self.seconds["refresh"] - refreshed
         metrics["time/update"] = time.perf_counter() - started
@@ -343,6 +341,14 @@ def _optimizer(module: nn.Module, config: KFACConfig) -> KFAC:
         if name.rsplit(".", 1)[-1] == "log_std"
     }
     return KFAC(module, config, known_fisher=known)
+
+
+def _eigenvalues(optimizer: KFAC, prefix: str) -> dict[str, float]:
+    """The extreme eigenvalues of the curvature; nothing where it is inverted without them."""
+    if optimizer.config.inverse != "eigen":
+        return {}
+    low, high = optimizer.extreme_eigenvalues()
+    return {f"kfac/{prefix}min_eig": low, f"kfac/{prefix}max_eig": high}
 
 
 def _policy_metrics(kl: Tensor, means: dict[str, Tensor], optimizer: KFAC) -> dict[str, Tensor]:

@@ -44,7 +44,14 @@ def _atari(env: str) -> Config:
         checkpoint_freq=500_000,
         network=NetworkConfig(shared=True),
         acktr=ACKTRConfig(
-            actor=KFACConfig(lr=0.25, kl_clip=0.001, cold_steps=10, stat_fraction=0.25)
+            actor=KFACConfig(
+                lr=0.25,
+                kl_clip=0.001,
+                factored_damping=True,
+                inverse="cholesky",
+                stat_fraction=0.25,
+                cold_steps=10,
+            )
         ),
     )
 
@@ -52,7 +59,14 @@ def _atari(env: str) -> Config:
 def _atari_paper(env: str) -> Config:
     """The first public release's values: value Fisher 4, lr 0.25 linear, 11 cold steps at 0.25."""
     base = _atari(env)
-    actor = dataclasses.replace(base.acktr.actor, cold_steps=11, cold_lr=0.25, stat_fraction=1.0)
+    actor = dataclasses.replace(
+        base.acktr.actor,
+        factored_damping=False,
+        inverse="eigen",
+        stat_fraction=1.0,
+        cold_steps=11,
+        cold_lr=0.25,
+    )
     acktr = dataclasses.replace(base.acktr, actor=actor, value_sigma=0.5)
     return dataclasses.replace(base, acktr=acktr)
 
