@@ -92,7 +92,8 @@ class ACKTRLearner:
 
     A batch may be taken in micro-batches, whose gradients and factors add up to those of the whole.
     The sampled Fisher's noise is drawn for the whole batch first, and its subsample is every k-th
-    sample of the whole batch, so that both are the same ones however the batch is split.
+    sample of the whole batch, so that both are the same ones however the batch is split (into parts
+    of a batch of at least k samples).
 
     Args:
         network: Policy and value function.
@@ -280,7 +281,8 @@ class ACKTRLearner:
 
     def _kl(self, forward: Callable[[Tensor], Tensor], before: Tensor, batch: Batch) -> Tensor:
         """Mean KL of the step, on as many samples as statistics are made of."""
-        rows = slice(None, None, max(1, round(1 / self.config.acktr.actor.stat_fraction)))
+        every = max(1, round(1 / self.config.acktr.actor.stat_fraction))
+        rows = slice(self.actor.steps % min(every, len(batch)), None, every)
         with self._clock.part("forward"), self.autocast():
             after = outputs_of(forward, batch.observations[rows], self.config.micro_batch)
         return self.head.make(before[rows]).kl(after).mean()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -57,19 +58,40 @@ def autocast_context(
     return precision, lambda: torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch compute on one thread inside.
+class _OneThread:
+    """Lets torch compute on one thread; threads that begin meanwhile find the former number.
 
-    Its other threads spin for a while after each parallel operation, waiting for the next one;
-    between the small forward passes of acting they would take the cores that environments need.
+    torch keeps the number for every thread, and a number that new threads begin with.
     """
-    count = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(count)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._count = 1
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            present = torch.get_num_threads()  # a thread's first call takes the common number
+            if self._users == 0:
+                self._count = present
+            self._users += 1
+            count = self._count
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                torch.set_num_threads(count)
+
+
+one_thread = _OneThread()
+"""Context in which torch computes on one thread.
+
+Its other threads spin for a while after each parallel operation, waiting for the next one; between
+the small forward passes of acting they would take the cores that environments need.
+"""
 
 
 def restore_generator(generator: torch.Generator, state: torch.Tensor) -> None:

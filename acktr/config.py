@@ -214,11 +214,11 @@ class Config:
     num_envs: int = 8
     """Parallel environments."""
     env_workers: Workers = "auto"
-    """Processes that step them; auto: all cores for MuJoCo, else 1. Results do not depend on it."""
+    """Processes that step them, without influence on results; auto: for MuJoCo one per core."""
     num_steps: int = 32
     """Steps of each environment per update."""
     micro_batch: int | None = None
-    """Most samples in memory at once in an update of acktr or a2c; None: the whole batch."""
+    """Most samples whose activations an update of acktr or a2c keeps; None: the whole batch's."""
     gamma: float = 0.99
     """Discount factor."""
     gae_lambda: float = 1.0
@@ -338,17 +338,6 @@ def merge(config: Config, values: Any) -> Config:
     if not isinstance(values, Mapping):
         raise ConfigError("configuration: the file must be an object of settings")
     return from_dict(_overlay(to_dict(config), values))
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted names, for example acktr.actor.lr."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = value
-    return found
 
 
 def _overlay(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

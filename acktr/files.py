@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +99,14 @@ def is_label(text: str) -> bool:
 def reason(error: OSError) -> str:
     """The reason of an operating-system error, without number and path."""
     return error.strerror or str(error) or type(error).__name__
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names, for example acktr.actor.lr."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from acktr.checkpoint import CheckpointError, checkpoint_exists
-from acktr.config import Config, ConfigError, flat, merge, read_settings, to_dict
-from acktr.files import reason
+from acktr.config import Config, ConfigError, merge, read_settings, to_dict
+from acktr.files import flat, reason
 from acktr.log import RunError, RunFolder
 from acktr.presets import ALGOS, PRESETS, PUBLISHED, preset
 from acktr.runs import check, difference, evaluated, locked, run_path, stored_config

@@ -15,6 +15,7 @@ from acktr.distributions import ActionHead, action_head, to_environment
 from acktr.networks import ActorCritic, build_network
 from acktr.normalize import ObservationNormalizer
 from acktr.rollout import normalizable, to_tensor
+from envs import is_image
 
 
 class Policy:
@@ -87,6 +88,8 @@ class Policy:
         """Actions, as the environment takes them, of a batch of raw observations (N, ...)."""
         if self.normalizer is not None:
             observations = self.normalizer(observations)
+        elif is_image(self.observation_space):
+            observations = np.asarray(observations, np.uint8)
         tensor = to_tensor(np.ascontiguousarray(observations), self.device)
         dist = self.head.make(self.network(tensor)[0])
         chosen = dist.mode() if deterministic else dist.sample(self.generator)

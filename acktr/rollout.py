@@ -179,10 +179,14 @@ class Collector:
 
     def reset(self, seed: int | None) -> None:
         """Start new episodes everywhere."""
-        self._observation = np.array(self.envs.reset(seed=seed)[0])
+        self._observation = self._seen(self.envs.reset(seed=seed)[0])
         if self.reward_scaler is not None:
             self.reward_scaler.reset()
         self._dead = np.zeros(self.envs.num_envs, np.bool_)
+
+    def _seen(self, observation: Any) -> Array:
+        """A copy, as the environment may reuse its buffer; images as bytes."""
+        return np.array(observation, dtype=None if self._store is None else np.uint8)
 
     def _normalize(self, observation: Array, valid: Bools | None) -> Array:
         if self.observation_normalizer is None:
@@ -271,7 +275,7 @@ class Collector:
         recorder.episodes += _finished(infos, stepped)
         recorder.env_seconds += stepped - acted
         recorder.forward_seconds += acted - started + time.perf_counter() - stepped
-        self._observation = np.array(following)  # the environment may reuse its buffer
+        self._observation = self._seen(following)
         self._dead = ended if self._next_step else np.zeros_like(ended)
 
     def _show(self, step: int, alive: Bools) -> tuple[Array | None, Tensor]:

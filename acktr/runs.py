@@ -16,8 +16,8 @@ import torch
 
 from acktr.checkpoint import CheckpointError, checkpoint_exists
 from acktr.compute import resolve_device
-from acktr.config import Config, ConfigError, flat, from_dict, refuse_import, to_dict
-from acktr.files import is_label, reason, safe_name, write_atomic
+from acktr.config import Config, ConfigError, from_dict, refuse_import, to_dict
+from acktr.files import flat, is_label, reason, safe_name, write_atomic
 from acktr.interrupts import Interrupts
 from acktr.kfac import FactorError
 from acktr.log import RunError, RunFolder, RunLogger
@@ -29,6 +29,8 @@ from acktr.tables import read_table
 from acktr.train import Trainer
 from envs import EnvFault, describe, make_vec, workers
 from envs.guard import one_line
+from envs.parallel import worker_count
+from envs.registry import lookup
 
 if sys.platform != "win32":
     import fcntl
@@ -185,6 +187,7 @@ def check(config: Config) -> None:
         ConfigError, EnvError: The run cannot be made.
     """
     resolve_device(config.device)
+    worker_count(config.env_workers, lookup(config.env), config.num_envs)
     with _trainer(dataclasses.replace(config, device="cpu", env_workers=1)):
         pass
 

@@ -16,6 +16,7 @@ from acktr.config import NetworkConfig
 from acktr.distributions import action_head
 from acktr.images import FrameStore, convert, image_shape, pack
 from acktr.networks import build_network
+from acktr.policy import Policy
 from acktr.rollout import Collector, make_batch
 
 CPU = torch.device("cpu")
@@ -128,3 +129,34 @@ def test_batches_of_images_pair_each_image_with_its_step(shared: bool, mode: Aut
         with torch.no_grad():
             values = network(batch.observations)[1]
         torch.testing.assert_close(batch.values, values, rtol=1e-4, atol=1e-5)
+
+
+class Floats(gymnasium.vector.VectorWrapper):
+    """Gives the images as float32, against its space."""
+
+    def reset(self, **given: Any) -> Any:
+        observation, infos = self.env.reset(**given)
+        return observation.astype(np.float32), infos
+
+    def step(self, actions: Any) -> Any:
+        observation, *rest = self.env.step(actions)
+        return observation.astype(np.float32), *rest
+
+
+def test_images_that_come_as_floats_are_the_same() -> None:
+    head = action_head(Screen.action_space)
+    torch.manual_seed(0)
+    network = build_network(FIRST, head, NetworkConfig(shared=True))
+    found = []
+    for wrap in (Floats, gymnasium.vector.VectorWrapper):
+        envs: Any = SyncVectorEnv([Screen, Screen], autoreset_mode=AutoresetMode.SAME_STEP)
+        generator = torch.Generator().manual_seed(0)
+        runner = Collector(wrap(envs), network, head, CPU, generator, nullcontext)
+        runner.reset(0)
+        found.append(runner.collect(7))
+    np.testing.assert_array_equal(found[0].values, found[1].values)
+    np.testing.assert_array_equal(found[0].next_values, found[1].next_values)
+    policy = Policy(network, head, FIRST, Screen.action_space, None)
+    raw = images(9)
+    expected = policy.act(raw, deterministic=True)
+    np.testing.assert_array_equal(policy.act(raw.astype(np.float32), deterministic=True), expected)

@@ -44,7 +44,10 @@ class KFACConfig:
     stat_decay: float = 0.99
     """Decay of the running averages of the factors (bias-corrected)."""
     stat_fraction: float = 1.0
-    """Part of the batch that the factors are computed from: every round(1/fraction)-th sample."""
+    """Part of the batch that the factors are computed from: every round(1/fraction)-th sample.
+
+    ACKTR measures the KL of a step, train/approx_kl, on as many samples.
+    """
     momentum: float = 0.9
     """Momentum mu of v <- mu v + U, theta <- theta - lr (1 - mu) v."""
     weight_decay: float = 0.0

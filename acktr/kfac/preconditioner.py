@@ -92,8 +92,6 @@ class Preconditioner:
         self._job: tuple[Plan, BackgroundJob[Refresh]] | None = None
         self._due = 0
 
-    # --- statistics -------------------------------------------------------------------------------
-
     def capture(self) -> AbstractContextManager[Capture]:
         """Context in which forward passes are recorded for :meth:`observe`."""
         paths = [path for block in self.stats.values() for path in block.paths]
@@ -179,8 +177,6 @@ class Preconditioner:
                 for folding in (*self.stats.values(), *self._chains()):
                     folding.fold(self.config.stat_decay)
                 self._statistics += 1
-
-    # --- refreshes --------------------------------------------------------------------------------
 
     @property
     def needs_refresh(self) -> bool:

@@ -18,16 +18,23 @@ def peak_mib() -> float | None:
     Returns:
         None where the system does not tell.
     """
-    children = [child.pid for child in multiprocessing.active_children() if child.pid is not None]
-    peaks = [_peak_kib(process) for process in (os.getpid(), *children)]
+    peaks = [_value(process, "VmHWM") for process in (os.getpid(), *_children())]
     known = [peak for peak in peaks if peak is not None]
     return sum(known) / 1024 if len(known) == len(peaks) else None
 
 
-def _peak_kib(process: int) -> int | None:
+def _children() -> set[int]:
+    """Processes of this one, by fork or by way of multiprocessing's server."""
+    started = {child.pid for child in multiprocessing.active_children() if child.pid is not None}
+    numbers = [int(path.name) for path in _PROCESSES.glob("[0-9]*")]
+    return started | {number for number in numbers if _value(number, "PPid") == os.getpid()}
+
+
+def _value(process: int, name: str) -> int | None:
+    """A number in the status that the system keeps of a process."""
     try:
         lines = (_PROCESSES / str(process) / "status").read_text().splitlines()
     except OSError:
         return None
-    found = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+    found = [line.split()[1] for line in lines if line.startswith(f"{name}:")]
     return int(found[0]) if found else None

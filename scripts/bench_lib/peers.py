@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import Any
 
 import ale_py
@@ -53,18 +54,22 @@ def measure_atari(case: Case, timing: Timing) -> dict[str, Any]:
     Returns:
         JSON values of :class:`Windows`, and the ``peak_mib`` of all processes.
     """
-    gymnasium.register_envs(ale_py)
     envs = VecFrameStack(
         make_atari_env(
-            case.env,
+            partial(_game, case.env),
             case.num_envs,
             _SEED,
-            env_kwargs={"frameskip": 1},  # the wrapper skips frames
             vec_env_cls=SubprocVecEnv if case.settings["processes"] else DummyVecEnv,
         ),
         _STACK,
     )
     return _measure(_atari_model(case.settings, envs), envs, timing)
+
+
+def _game(env_id: str) -> gymnasium.Env[Any, Any]:
+    """One game without skipped frames, which the wrapper skips; also in a process of its own."""
+    gymnasium.register_envs(ale_py)
+    return gymnasium.make(env_id, frameskip=1)
 
 
 def _atari_model(settings: dict[str, Any], envs: VecEnv) -> OnPolicyAlgorithm:

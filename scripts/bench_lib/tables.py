@@ -8,7 +8,7 @@ from typing import Any
 PARTS = {
     "env": "environments",
     "act": "act",
-    "batch": "convert, batch",
+    "batch": "batch",
     "forward": "forward",
     "fisher": "Fisher backward",
     "backward": "loss backward",
@@ -30,8 +30,9 @@ def notes(timing: Mapping[str, Any]) -> str:
         f" {timing['windows']} windows of at least {timing['seconds']:g} s, which end with an"
         f" update, after at least {timing['warm_up']:g} s and {timing['warm_up_updates']} updates"
         f" to warm up. CPU, {timing['threads']} torch threads; every line in a process of its own,"
-        " one after another. The ratio is that of the speeds. Peak memory is resident and includes"
-        " the interpreter and libraries; processes of a SubprocVecEnv are added up. Peers train"
+        " one after another; ours takes one thread for networks of vectors, as acktr train does."
+        " The ratio is that of the speeds. Peak memory is resident and includes"
+        " the interpreter and libraries; processes that step environments are added up. Peers train"
         " with the settings of rl-baselines3-zoo on their own environments."
     )
 
@@ -66,8 +67,9 @@ def share_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if unknown:
         raise ValueError(f"parts of the time without a heading: {', '.join(sorted(unknown))}")
     lines = [
-        "Per cent of the time of the same windows; a line sums to 100. Acting is normalisation,"
-        " the forward passes of the rollout and sampling; statistics are K-FAC's covariances,"
+        "Per cent of the time of the same windows; a line sums to 100. Acting is normalisation or"
+        " the conversion of images, the forward passes of the rollout and sampling; statistics are"
+        " K-FAC's covariances,"
         " precondition the application of the inverses, the rest of the step among others the"
         " exact quadratic form and the change of the weights. Of TRPO, policy and critic are the"
         " whole update.",

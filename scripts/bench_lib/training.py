@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from acktr.compute import one_thread
 from acktr.config import Config
 from acktr.networks import SeparateActorCritic
 from acktr.rollout import make_batch, to_tensor
 from acktr.saved import limit_threads
 from acktr.train import Trainer
 from bench_lib.cases import Timing
+from bench_lib.memory import peak_mib
 from bench_lib.windows import Windows
 from envs import make_vec
 from envs.factory import AnyVectorEnv
@@ -54,7 +56,8 @@ def measure_training(config: Config, timing: Timing) -> dict[str, Any]:
             if windows.done:
                 break
         inside = {name: s - before.get(name, 0.0) for name, s in trainer.learner.seconds.items()}
-        return windows.result() | {"shares": shares(windows.seconds, rollout, inside)}
+        parts = shares(windows.seconds, rollout, inside)
+        return windows.result() | {"shares": parts, "peak_mib": peak_mib()}
     finally:
         envs.close()
 
@@ -166,19 +169,21 @@ def _acting(trainer: Trainer, observations: Tensor, batch: Tensor) -> Callable[[
 
     @torch.no_grad()
     def separate(actor: torch.nn.Module, critic: torch.nn.Module) -> None:
-        for _ in range(trainer.config.num_steps):
-            with collector.autocast():
-                parameters = actor(observations)
-            trainer.head.make(parameters).sample(collector.generator)
+        with one_thread():
+            for _ in range(trainer.config.num_steps):
+                with collector.autocast():
+                    parameters = actor(observations)
+                trainer.head.make(parameters).sample(collector.generator)
         with collector.autocast():
             critic(batch)
 
     @torch.no_grad()
     def shared() -> None:
-        for _ in range(trainer.config.num_steps):
-            with collector.autocast():
-                parameters, _ = network(observations)
-            trainer.head.make(parameters).sample(collector.generator)
+        with one_thread():
+            for _ in range(trainer.config.num_steps):
+                with collector.autocast():
+                    parameters, _ = network(observations)
+                trainer.head.make(parameters).sample(collector.generator)
         with collector.autocast():
             network(observations)
 

@@ -116,3 +116,15 @@ class TestSignals:
 
     def test_closed_terminal(self, empty: Path) -> None:
         assert self.stop(empty, signal.SIGHUP, "SIGTERM") == 75
+
+
+def test_processes_of_environments_are_checked_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("w.json").write_text('{"env_workers": 5000}')
+    given = ("--envs", "Pendulum-v1", "--algos", "acktr", "--seeds", "0", "--config", "w.json")
+    code, _, err = call(capsys, "compare", *given)
+    assert code == 2
+    assert "env_workers must be 'auto' or an integer from 1 to 1024, got 5000" in err
+    assert not Path("runs").exists()

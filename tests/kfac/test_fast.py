@@ -79,3 +79,38 @@ def test_a_processor_that_rounds_is_left_alone(monkeypatch: pytest.MonkeyPatch) 
             assert fast._MKLDNN.matmul.fp32_precision == before
     finally:
         fast._stays_float32.cache_clear()
+
+
+def test_threads_that_overlap_leave_the_setting_as_it_was() -> None:
+    matmul: Any = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    first, second = (narrow_products(torch.bfloat16, CPU) for _ in range(2))
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert matmul.fp32_precision == "bf16"
+    second.__exit__(None, None, None)
+    assert matmul.fp32_precision == before
+
+
+def test_an_inherited_setting_stays_inherited() -> None:
+    backends: Any = torch.backends
+    before = backends.fp32_precision
+    backends.fp32_precision = "ieee"
+    try:
+        with narrow_products(torch.bfloat16, CPU):
+            pass
+    finally:
+        backends.fp32_precision = before
+    assert backends.mkldnn.matmul.fp32_precision == before
+
+
+def test_the_probe_is_of_float32_whatever_the_default_is() -> None:
+    torch.set_default_dtype(torch.float64)
+    fast._stays_float32.cache_clear()
+    try:
+        found = fast._stays_float32()
+    finally:
+        torch.set_default_dtype(torch.float32)
+        fast._stays_float32.cache_clear()
+    assert found == fast._stays_float32()

@@ -30,6 +30,7 @@ from bench_lib.windows import Windows
 
 from acktr.config import Config, from_dict, to_dict
 from acktr.presets import preset
+from envs import make_vec
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "bench.py"
 TINY = Timing(threads=1, seconds=0.02, windows=3, warm_up=0.01, warm_up_updates=3)
@@ -209,6 +210,18 @@ def test_peak_memory_is_that_of_this_process() -> None:
         assert peak is None
         return
     assert peak is not None and 50 < peak < 100_000
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+def test_peak_memory_counts_forked_processes() -> None:
+    alone = peak_mib()
+    envs = make_vec("Pendulum-v1", 4, env_workers=3)
+    try:
+        together = peak_mib()
+    finally:
+        envs.close()
+    assert alone is not None and together is not None
+    assert together > 1.5 * alone
 
 
 @pytest.fixture

@@ -83,7 +83,7 @@ def test_the_tables_show_them(document: dict[str, Any]) -> None:
         "| A2C | A-v0 | 4 x 5 | 1,250 [900, 1,300] | 1.25 | 200.0 | 1,235 |",
         "| OTHER | B-v0 | 8 x 5 | 60 [50, 70] |  | 200.0 | 1,235 |",
         "- per step: 1.250",
-        "| what | environment | environments | act | convert, batch | policy | rest of update |",
+        "| what | environment | environments | act | batch | policy | rest of update |",
         "| ACKTR | A-v0 | 50.0 | 25.0 | 0.0 |  | 25.0 |",
         "| ACKTR | A-v0 | 4 x 5 | 4,500 [4,000, 6,000] | 1,500 [1,500, 1,500] | 1,125 | 1,000"
         " | 88.9 % |",
