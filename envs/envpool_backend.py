@@ -22,10 +22,10 @@ _NAMES = (
     *("Pusher", "Reacher", "Swimmer", "Walker2d"),
 )
 SAME = frozenset(f"{name}-{v}" for name in _NAMES for v in ("v4", "v5")) - {"Pusher-v4"}
-"""Ids that were compared with Gymnasium from equal states: equal steps but for rounding.
+"""Ids whose steps from equal states are those of Gymnasium but for rounding.
 
-Not so Humanoid and HumanoidStandup: EnvPool brings a MuJoCo of its own, whose contact forces,
-which these two observe, are other ones.
+Humanoid and HumanoidStandup are not among them: their v4 observes other contact forces, and their
+v5 moves a little differently in EnvPool's own MuJoCo (3.6.0) than in a later one (3.17.0).
 """
 
 _ENDLESS = 2**30
@@ -74,7 +74,6 @@ class EnvPoolEnvs(VectorEnv[Any, Any, Any]):
         observation_space: Of one environment of Gymnasium's.
         action_space: Of one environment of Gymnasium's.
         threads: That step.
-        max_episode_steps: In place of the specification's, for tests.
 
     Raises:
         EnvError: EnvPool's spaces are other ones.
@@ -87,7 +86,6 @@ class EnvPoolEnvs(VectorEnv[Any, Any, Any]):
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
         threads: int = 1,
-        max_episode_steps: int | None = None,
     ) -> None:
         super().__init__()
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
@@ -97,7 +95,7 @@ class EnvPoolEnvs(VectorEnv[Any, Any, Any]):
         self.observation_space = batch_space(observation_space, self.num_envs)
         self.action_space = batch_space(action_space, self.num_envs)
         self._threads = threads
-        self._limit = max_episode_steps or spec.max_episode_steps or _ENDLESS
+        self._limit = spec.max_episode_steps or _ENDLESS
         self._elapsed = np.zeros(self.num_envs, np.int64)
         self._observations = np.zeros((self.num_envs, *(observation_space.shape or ())))
         self._pool: Any = None
