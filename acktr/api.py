@@ -70,6 +70,7 @@ class Agent:
                 chosen.seed,
                 atari=chosen.atari,
                 env_workers=chosen.env_workers,
+                env_backend=chosen.env_backend,
             )
             self._owns_envs = True
         else:

@@ -98,7 +98,7 @@ def start(
     path = run_path(run_dir, config, label)
     if path.is_dir() and any(path.iterdir()):
         RunFolder.create(path)  # says what is wrong
-    facts = describe(config.env, config.atari, True)
+    facts = describe(config.env, config.atari, True, config.env_backend)
     with ExitStack() as stack:
         trainer = stack.enter_context(_trainer(config))
         stack.enter_context(interrupts.deferred())  # now the run can be left in an orderly way
@@ -163,7 +163,7 @@ def resume(path: Path, total: int | None, interrupts: Interrupts, argv: Sequence
             f"{path} is complete: {done:,} of {config.total_timesteps:,} steps;"
             " a larger --total-timesteps continues it"
         )
-    facts = describe(config.env, config.atari, True)
+    facts = describe(config.env, config.atari, True, config.env_backend)
     with ExitStack() as stack:
         stack.enter_context(locked(folder))
         trainer = stack.enter_context(_trainer(config))
@@ -201,6 +201,7 @@ def _trainer(config: Config) -> Iterator[Trainer]:
         config.seed,
         atari=config.atari,
         env_workers=config.env_workers,
+        env_backend=config.env_backend,
     )
     try:
         limit_threads(envs.single_observation_space)

@@ -20,13 +20,14 @@
 7. What single Gymnasium environments put into their infos is dropped.
 8. `env_workers` processes step the environments, this one included. Nothing else depends on their
    number. One that dies, or takes a minute for a step, raises `EnvFault`; none outlives this one.
+   With `env_backend="envpool"` they are threads, rewards are rounded to float32, and an
+   interrupted step truncates all episodes.
 9. `reset(seed=s)` seeds the environments by `env_seeds(s, num_envs)`; the first reset without a
    seed uses the one given to `make_vec`. `close()` may be called twice.
 """
 
-from envs.factory import describe, make_single, make_vec
+from envs.factory import describe, make_single, make_vec, workers
 from envs.guard import GuardedVectorEnv
-from envs.parallel import workers
 from envs.registry import is_atari
 from envs.seeding import env_seeds
 from envs.settings import AtariSettings, EnvError, EnvFault

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from numpy.typing import NDArray
 
 from envs.chunk import UNSEEDED, AnyEnv, Chunk, step_arrays
 from envs.guard import Array, StepResult
@@ -74,7 +75,7 @@ class ParallelEnvs(SyncVectorEnv):
     ) -> tuple[Array, dict[str, Any]]:
         """Reset all environments, or those of `options["reset_mask"]`; seeds are a list or None."""
         rest = dict(options or {})
-        self._arrays.chosen[:] = self._mask(rest.pop("reset_mask", None))
+        self._arrays.chosen[:] = chosen_envs(rest.pop("reset_mask", None), self.num_envs)
         self._arrays.seeds[:] = UNSEEDED if seed is None else seed
         if rest and self._others:
             raise EnvError(f"reset options {sorted(rest)} cannot be given: set env_workers to 1")
@@ -125,25 +126,23 @@ class ParallelEnvs(SyncVectorEnv):
         if faults:
             raise faults[0]
 
-    def _mask(self, mask: Any) -> Any:
-        if mask is None:
-            return True
-        array = np.asarray(mask)
-        if array.shape != (self.num_envs,) or array.dtype != np.bool_ or not array.any():
-            raise EnvError(
-                f"reset_mask must be {self.num_envs} booleans, not all of them false; got {mask!r}"
-            )
-        return array
-
     def _only_here(self) -> None:
         if self._others:
             raise EnvError("the environments live in other processes: set env_workers to 1")
 
 
-def workers(envs: VectorEnv[Any, Any, Any]) -> int:
-    """How many processes step these environments; 1 for those that are not of `make_vec`."""
-    inner = envs.unwrapped
-    return inner.workers if isinstance(inner, ParallelEnvs) else 1
+def chosen_envs(mask: Any, num_envs: int) -> NDArray[np.bool_]:
+    """The environments of a `reset_mask`, which is None for all.
+
+    Raises:
+        EnvError: It is no mask, or chooses none.
+    """
+    array = np.ones(num_envs, np.bool_) if mask is None else np.asarray(mask)
+    if array.shape != (num_envs,) or array.dtype != np.bool_ or not array.any():
+        raise EnvError(
+            f"reset_mask must be {num_envs} booleans, not all of them false; got {mask!r}"
+        )
+    return array
 
 
 def worker_count(asked: Workers, spec: EnvSpec, num_envs: int) -> int:

@@ -69,6 +69,7 @@ def _environments(config: Config) -> AnyVectorEnv:
         config.seed,
         atari=config.atari,
         env_workers=config.env_workers,
+        env_backend=config.env_backend,
     )
     limit_threads(envs.single_observation_space)  # as acktr train does
     return envs

@@ -115,6 +115,8 @@ def translate(peer: str, config: Mapping[str, Any], kl_parts: int) -> Settings:
         raise PeerError(f"{peer} is compared with a run of {own}, not of {config.get('algo')!r}")
     run.ignore(*_RUN, *_RHYTHM, *_SAME_RESULTS, *(name for name in _SECTIONS if name != own))
     run.only("precision", "auto", "float32")
+    if "env_backend" in config:  # configurations before it have Gymnasium's
+        run.only("env_backend", "gymnasium")
     values: dict[str, Any] = run.several(*_ROLLOUT, *_NORMALIZE)
     values["network"] = _network(run.section("network"))
     part = _a2c(run) if own == "a2c" else _trpo(run, values, kl_parts)

@@ -103,6 +103,7 @@ def test_what_does_not_concern_the_peer_changes_nothing() -> None:
         ("a2c", {"network.policy_gain": 0.1}, "network.policy_gain = 0.1, only 0.01"),
         ("a2c", {"network.critic_activation": "elu"}, "critic_activation = 'elu', only tanh"),
         ("a2c", {"precision": "bfloat16"}, "precision = 'bfloat16', only auto or float32"),
+        ("a2c", {"env_backend": "envpool"}, "env_backend = 'envpool', only gymnasium"),
         ("a2c", {"network.critic_hidden": [0]}, "each of network.critic_hidden must be >= 1"),
         ("a2c", {"a2c.lr": "fast"}, "optimizer.lr must be float, got 'fast'"),
         ("a2c", {"a2c.lr": float("nan")}, "optimizer.lr must be > 0"),
