@@ -49,7 +49,7 @@ def _atari(env: str) -> Config:
                 kl_clip=0.001,
                 factored_damping=True,
                 inverse="cholesky",
-                stat_fraction=0.25,
+                stat_fraction=0.125,
                 cold_steps=10,
             )
         ),

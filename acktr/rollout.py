@@ -236,7 +236,7 @@ class Collector:
                 dtype = compute_type(self.device)
             self._store.start(num_steps, self.envs.num_envs, dtype)
         recorder = Recorder()
-        with one_thread():
+        with one_thread(), self.autocast():  # around all steps: weights are cast once
             for _ in range(num_steps):
                 self._step(recorder)
         assert self._observation is not None
