@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -92,8 +93,7 @@ class ACKTRLearner:
 
     A batch may be taken in micro-batches, whose gradients and factors add up to those of the whole.
     The sampled Fisher's noise is drawn for the whole batch first, and its subsample is every k-th
-    sample of the whole batch, so that both are the same ones however the batch is split (into parts
-    of a batch of at least k samples).
+    sample of the whole batch, so that both are the same ones however the batch is split.
 
     Args:
         network: Policy and value function.
@@ -207,12 +207,15 @@ class ACKTRLearner:
             The terms' means over the batch, and the network's first output before the step.
         """
         parts = micro_batches(len(batch), self.config.micro_batch)
+        sample = task.sample(task.optimizer.steps, len(batch))
+        if sample is not None:
+            self._observe(task, batch, sample)
         task.optimizer.zero_grad()
         means: dict[str, Tensor] = {}
         before: list[Tensor] = []
         quadratic: FisherQuadratic | None = None
         for part in parts:
-            terms, output, quadratic = self._learn(task, batch, part)
+            terms, output, quadratic = self._learn(task, batch, part, observes=sample is None)
             add_means(means, terms, part.share)
             before.append(output)
         if len(parts) > 1 and task.optimizer.config.quadratic == "exact":
@@ -221,15 +224,32 @@ class ACKTRLearner:
             task.optimizer.step(fisher_quadratic=quadratic)
         return means, torch.cat(before)
 
+    def _observe(self, task: Task, batch: Batch, sample: slice) -> None:
+        """Renew the factors from a sample, whose forward pass is cheaper than a whole backward."""
+        numbers = range(len(batch))[sample]
+        for part in micro_batches(len(numbers), self.config.micro_batch):
+            chosen = numbers[part.rows]
+            rows = slice(chosen.start, chosen.stop, chosen.step)
+            with self._clock.part("fisher"), task.optimizer.capture() as captured, self.autocast():
+                outputs = as_outputs(task.network(batch.observations[rows]))
+            fisher = task.losses(outputs, rows).fisher
+            task.optimizer.update_curvature(captured, fisher, last=part.last)
+
     def _learn(
-        self, task: Task, batch: Batch, part: MicroBatch
+        self, task: Task, batch: Batch, part: MicroBatch, *, observes: bool
     ) -> tuple[dict[str, Tensor], Tensor, FisherQuadratic | None]:
-        """Add a part of the batch to the factors and gradients; the quadratic if it is all."""
+        """Add a part of the batch to the gradients, and to the factors if it ``observes``.
+
+        Returns:
+            The terms' means, the first output, and the exact quadratic if the part is the batch.
+        """
         optimizer, rows = task.optimizer, part.rows
-        with self._clock.part("forward"), optimizer.capture() as captured, self.autocast():
+        recording = optimizer.capture() if observes else nullcontext()
+        with self._clock.part("forward"), recording as captured, self.autocast():
             outputs = as_outputs(task.network(batch.observations[rows]))
         losses = task.losses(outputs, rows)
-        optimizer.update_curvature(captured, losses.fisher, last=part.last)
+        if captured is not None:
+            optimizer.update_curvature(captured, losses.fisher, last=part.last)
         quadratic: FisherQuadratic | None = None
         with self._clock.part("backward"):
             if part.share == 1:
@@ -258,8 +278,9 @@ class ACKTRLearner:
             old = self.head.make(outputs[0].detach())
             return lambda policy, value: old.fisher_quadratic(policy) + value.square() / sigma**2
 
-        means, before = self._take_step(Task(network, self.actor, losses, metric), batch)
-        kl = self._kl(lambda observations: network(observations)[0], before, batch)
+        task = Task(network, self.actor, losses, metric, config.acktr.actor.stat_fraction)
+        means, before = self._take_step(task, batch)
+        kl = self._kl(task, lambda observations: network(observations)[0], before, batch)
         terms = _policy_metrics(kl, means, self.actor)
         return terms | value_metrics(means["value_loss"], batch)
 
@@ -276,13 +297,16 @@ class ACKTRLearner:
         def metric(outputs: Outputs) -> Callable[..., Tensor]:
             return self.head.make(outputs[0].detach()).fisher_quadratic
 
-        means, before = self._take_step(Task(actor, self.actor, losses, metric), batch)
-        return _policy_metrics(self._kl(actor, before, batch), means, self.actor)
+        fraction = self.config.acktr.actor.stat_fraction
+        task = Task(actor, self.actor, losses, metric, fraction)
+        means, before = self._take_step(task, batch)
+        return _policy_metrics(self._kl(task, actor, before, batch), means, self.actor)
 
-    def _kl(self, forward: Callable[[Tensor], Tensor], before: Tensor, batch: Batch) -> Tensor:
+    def _kl(
+        self, task: Task, forward: Callable[[Tensor], Tensor], before: Tensor, batch: Batch
+    ) -> Tensor:
         """Mean KL of the step, on as many samples as statistics are made of."""
-        every = max(1, round(1 / self.config.acktr.actor.stat_fraction))
-        rows = slice(self.actor.steps % min(every, len(batch)), None, every)
+        rows = task.sample(task.optimizer.steps, len(batch)) or slice(None)
         with self._clock.part("forward"), self.autocast():
             after = outputs_of(forward, batch.observations[rows], self.config.micro_batch)
         return self.head.make(before[rows]).kl(after).mean()
@@ -309,7 +333,8 @@ class ACKTRLearner:
                 loss = (values - batch.returns[rows]).square().mean()
                 return Losses(fisher, loss, {"value_loss": loss})
 
-            means, _ = self._take_step(Task(critic, optimizer, losses, metric), batch)
+            task = Task(critic, optimizer, losses, metric, self.config.acktr.critic.stat_fraction)
+            means, _ = self._take_step(task, batch)
         terms = value_metrics(means["value_loss"], batch)
         if optimizer.last_step is not None:
             terms["train/trust_scale_critic"] = optimizer.last_step.scale
@@ -342,7 +367,8 @@ def _optimizer(module: nn.Module, config: KFACConfig) -> KFAC:
         for name, _ in module.named_parameters()
         if name.rsplit(".", 1)[-1] == "log_std"
     }
-    return KFAC(module, config, known_fisher=known)
+    # Of a batch's sample everything is observed.
+    return KFAC(module, dataclasses.replace(config, stat_fraction=1.0), known_fisher=known)
 
 
 def _eigenvalues(optimizer: KFAC, prefix: str) -> dict[str, float]:

@@ -46,6 +46,13 @@ class Task:
     """From the outputs for some rows, and which rows they are."""
     metric: Callable[[Outputs], Callable[..., Tensor]]
     """The output distribution's t^T H t (B,), as a function of the tangents t of the outputs."""
+    stat_fraction: float = 1.0
+    """Part of the batch that factors are made of."""
+
+    def sample(self, turn: int, samples: int) -> slice | None:
+        """Every k-th sample of the batch, from another one on each turn; None if that is all."""
+        every = max(1, round(1 / self.stat_fraction))
+        return None if every == 1 else slice(turn % min(every, samples), None, every)
 
     def summed_quadratic(
         self,

@@ -31,7 +31,7 @@ from acktr.kfac.fast import narrow_products
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 """A convolution that K-FAC handles."""
 
-_CHUNK_ELEMENTS = 2**24
+_CHUNK_ELEMENTS = 2**22
 
 
 def accumulation_type(tensor: Tensor) -> torch.dtype:
