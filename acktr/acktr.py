@@ -65,16 +65,14 @@ def sampled_policy_loss(dist: Distribution, noise: Tensor) -> Tensor:
     return -dist.log_prob(sampled).sum()
 
 
-def sampled_value_loss(values: Tensor, sigma: float, noise: Tensor | torch.Generator) -> Tensor:
+def sampled_value_loss(values: Tensor, sigma: float, noise: Tensor) -> Tensor:
     """Sum of negative log-likelihoods of v ~ N(V, sigma^2); its output Fisher is 1 / sigma^2.
 
     Args:
         values: V (B,).
         sigma: Standard deviation.
-        noise: Standard normal numbers (B,), or what to draw them with.
+        noise: Standard normal numbers (B,).
     """
-    if isinstance(noise, torch.Generator):
-        noise = torch.randn(values.shape, generator=noise, device=values.device, dtype=values.dtype)
     target = (values + sigma * noise).detach()
     return 0.5 * ((values - target) / sigma).square().sum()
 

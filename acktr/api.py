@@ -20,8 +20,8 @@ from acktr.checkpoint import (
 from acktr.compute import resolve_device
 from acktr.config import Algo, Config, ConfigError, from_dict, refuse_import, to_dict
 from acktr.presets import preset
-from acktr.train import Trainer, TrainStats
-from envs import GuardedVectorEnv, check_spaces, make_vec
+from acktr.train import Trainer, TrainStats, training_envs
+from envs import GuardedVectorEnv, check_spaces
 
 Callback = Callable[[TrainStats], bool | None]
 """Receives the statistics of each update; returning False stops the training."""
@@ -64,14 +64,7 @@ class Agent:
             chosen = dataclasses.replace(chosen, device=device)
         resolve_device(chosen.device)
         if isinstance(env, str):
-            self.envs = make_vec(
-                env,
-                chosen.num_envs,
-                chosen.seed,
-                atari=chosen.atari,
-                env_workers=chosen.env_workers,
-                env_backend=chosen.env_backend,
-            )
+            self.envs = training_envs(chosen)
             self._owns_envs = True
         else:
             check_spaces(env.single_observation_space, env.single_action_space)

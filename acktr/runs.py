@@ -26,8 +26,8 @@ from acktr.rollout import NonFiniteError
 from acktr.saved import SavedAgent, limit_threads, read_agent
 from acktr.session import Session
 from acktr.tables import read_table
-from acktr.train import Trainer
-from envs import EnvFault, describe, make_vec, workers
+from acktr.train import Trainer, training_envs
+from envs import EnvFault, describe, workers
 from envs.guard import one_line
 from envs.parallel import worker_count
 from envs.registry import lookup
@@ -195,14 +195,7 @@ def check(config: Config) -> None:
 @contextmanager
 def _trainer(config: Config) -> Iterator[Trainer]:
     """A trainer with its environments, which are closed at the end."""
-    envs = make_vec(
-        config.env,
-        config.num_envs,
-        config.seed,
-        atari=config.atari,
-        env_workers=config.env_workers,
-        env_backend=config.env_backend,
-    )
+    envs = training_envs(config)
     try:
         limit_threads(envs.single_observation_space)
         try:

@@ -21,7 +21,8 @@ from acktr.normalize import ObservationNormalizer, RewardScaler
 from acktr.policy import Policy
 from acktr.rollout import Collector, NonFiniteError, make_batch, normalizable
 from acktr.trpo import TRPOLearner
-from envs import is_image
+from envs import is_image, make_vec
+from envs.factory import AnyVectorEnv
 
 _LEARNERS: dict[Algo, type[ACKTRLearner | A2CLearner | TRPOLearner]] = {
     "acktr": ACKTRLearner,
@@ -54,6 +55,22 @@ class TrainStats:
     """Scalars by TensorBoard tag, for example train/approx_kl, kfac/min_eig, time/fps."""
     episodes: tuple[Episode, ...]
     """Episodes that ended during this update's rollout."""
+
+
+def training_envs(config: Config) -> AnyVectorEnv:
+    """The environments that a configuration trains on; the caller closes them.
+
+    Raises:
+        EnvError: They cannot be made; one line.
+    """
+    return make_vec(
+        config.env,
+        config.num_envs,
+        config.seed,
+        atari=config.atari,
+        env_workers=config.env_workers,
+        env_backend=config.env_backend,
+    )
 
 
 class Trainer:

@@ -12,11 +12,15 @@ _LARGEST = 2**63 - 1
 """What torch takes as a seed or a size."""
 
 
-def parsed(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+def parsed(
+    parser: argparse.ArgumentParser, argv: Sequence[str], error: type[Exception] = ValueError
+) -> argparse.Namespace:
     """Options of a command line; help is printed and ends in SystemExit.
 
-    Raises:
-        ValueError: One line that says what is wrong.
+    Args:
+        parser: What it may say.
+        argv: The command line.
+        error: Raised with one line that says what is wrong.
     """
     captured = io.StringIO()
     try:
@@ -26,7 +30,15 @@ def parsed(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Nam
         if stop.code in (0, None):
             raise
         message = captured.getvalue().strip().splitlines()[-1]
-        raise ValueError(message.partition(" error: ")[2] or message) from None
+        raise error(message.partition(" error: ")[2] or message) from None
+
+
+def given_once(found: argparse.Namespace, flags: Sequence[str], error: type[Exception]) -> None:
+    """Refuse values that are repeated in one of the options."""
+    for flag in flags:
+        values = getattr(found, flag)
+        if len(set(values)) != len(values):
+            raise error(f"argument --{flag}: each value may be given once")
 
 
 def integer(least: int, most: int | None = None) -> Callable[[str], int]:

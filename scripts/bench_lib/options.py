@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from arguments import integer, parsed, positive
+from arguments import given_once, integer, parsed, positive
 from machine import cores
 
 from bench_lib.cases import Timing
@@ -41,12 +41,8 @@ def parse(argv: Sequence[str]) -> Options:
     Raises:
         BenchError: One line that says what is wrong.
     """
-    try:
-        found = parsed(_parser(), argv)
-    except ValueError as error:
-        raise BenchError(str(error)) from None
-    if len(set(found.suite)) != len(found.suite):
-        raise BenchError("argument --suite: each value may be given once")
+    found = parsed(_parser(), argv, BenchError)
+    given_once(found, ["suite"], BenchError)
     if found.env is not None and not {"atari", "batch"} & set(found.suite):
         raise BenchError(
             "argument --env: it replaces the game of atari and batch, which are not in --suite"

@@ -14,11 +14,10 @@ from acktr.config import Config
 from acktr.networks import SeparateActorCritic
 from acktr.rollout import make_batch, to_tensor
 from acktr.saved import limit_threads
-from acktr.train import Trainer
+from acktr.train import Trainer, training_envs
 from bench_lib.cases import Timing
 from bench_lib.memory import peak_mib
 from bench_lib.windows import Windows
-from envs import make_vec
 from envs.factory import AnyVectorEnv
 
 _ENDLESS = 10**12
@@ -63,14 +62,7 @@ def measure_training(config: Config, timing: Timing) -> dict[str, Any]:
 
 
 def _environments(config: Config) -> AnyVectorEnv:
-    envs = make_vec(
-        config.env,
-        config.num_envs,
-        config.seed,
-        atari=config.atari,
-        env_workers=config.env_workers,
-        env_backend=config.env_backend,
-    )
+    envs = training_envs(config)
     limit_threads(envs.single_observation_space)  # as acktr train does
     return envs
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from arguments import integer, parsed
+from arguments import given_once, integer, parsed
 
 from peers_lib.errors import PeerError
 from peers_lib.settings import PEERS
@@ -48,14 +48,8 @@ def parse(argv: Sequence[str]) -> Options:
     Raises:
         PeerError: One line that says what is wrong.
     """
-    try:
-        found = parsed(_parser(), argv)
-    except ValueError as error:
-        raise PeerError(str(error)) from None
-    for flag in ("peers", "envs", "seeds"):
-        values = getattr(found, flag)
-        if len(set(values)) != len(values):
-            raise PeerError(f"argument --{flag}: each value may be given once")
+    found = parsed(_parser(), argv, PeerError)
+    given_once(found, ["peers", "envs", "seeds"], PeerError)
     if found.like is not None and not set(found.peers) <= set(OURS):
         raise PeerError(f"argument --like: only {' and '.join(OURS)} are like runs of ours")
     if found.settings is not None and len(found.peers) > 1:

@@ -40,10 +40,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
         SupervisedError: One line that says what is wrong.
     """
-    try:
-        options = parsed(_parser(), argv)
-    except ValueError as error:
-        raise SupervisedError(str(error)) from None
+    options = parsed(_parser(), argv, SupervisedError)
     _check(options)
     return options
 
