@@ -205,15 +205,19 @@ class ACKTRLearner:
             The terms' means over the batch, and the network's first output before the step.
         """
         parts = micro_batches(len(batch), self.config.micro_batch)
-        sample = task.sample(task.optimizer.steps, len(batch))
-        if sample is not None:
+        observing = task.optimizer.observing
+        sample = task.sample(
+            task.optimizer.steps // task.optimizer.config.stat_interval, len(batch)
+        )
+        if observing and sample is not None:
             self._observe(task, batch, sample)
         task.optimizer.zero_grad()
         means: dict[str, Tensor] = {}
         before: list[Tensor] = []
         quadratic: FisherQuadratic | None = None
         for part in parts:
-            terms, output, quadratic = self._learn(task, batch, part, observes=sample is None)
+            observes = observing and sample is None
+            terms, output, quadratic = self._learn(task, batch, part, observes=observes)
             add_means(means, terms, part.share)
             before.append(output)
         if len(parts) > 1 and task.optimizer.config.quadratic == "exact":

@@ -92,7 +92,11 @@ class RewardScaler:
         self.moments = RunningMoments(())
 
     def __call__(
-        self, rewards: Float, ended: NDArray[np.bool_], valid: NDArray[np.bool_]
+        self,
+        rewards: Float,
+        ended: NDArray[np.bool_],
+        valid: NDArray[np.bool_],
+        rows: slice = slice(None),
     ) -> NDArray[np.float32]:
         """Scale the rewards (N,) of one step and fold them in.
 
@@ -100,10 +104,12 @@ class RewardScaler:
             rewards: Rewards of the step.
             ended: Episodes that ended with it.
             valid: Steps that count; others neither change the statistics nor the returns.
+            rows: The environments that they are from, of all.
         """
-        self.returns[valid] = self.gamma * self.returns[valid] + rewards[valid]
-        self.moments.update(self.returns[valid])
-        self.returns[ended] = 0.0
+        returns = self.returns[rows]  # a view
+        returns[valid] = self.gamma * returns[valid] + rewards[valid]
+        self.moments.update(returns[valid])
+        returns[ended] = 0.0
         scaled = rewards / np.sqrt(self.moments.variance + 1e-8)
         return _clipped(scaled, self.clip)
 

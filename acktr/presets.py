@@ -50,6 +50,7 @@ def _atari(env: str) -> Config:
                 factored_damping=True,
                 inverse="cholesky",
                 stat_fraction=0.125,
+                stat_interval=2,
                 cold_steps=10,
             )
         ),
@@ -64,6 +65,7 @@ def _atari_paper(env: str) -> Config:
         factored_damping=False,
         inverse="eigen",
         stat_fraction=1.0,
+        stat_interval=1,
         cold_steps=11,
         cold_lr=0.25,
     )

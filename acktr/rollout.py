@@ -19,6 +19,7 @@ from acktr.accumulate import outputs_of
 from acktr.compute import one_thread, restore_generator
 from acktr.distributions import ActionHead, to_environment
 from acktr.images import FrameStore, compute_type, pack
+from acktr.lanes import Lane, lanes
 from acktr.networks import ActorCritic, SeparateActorCritic
 from acktr.normalize import ObservationNormalizer, RewardScaler
 from acktr.steps import Array, Bools, EpisodeEnd, Final, Recorder, Rollout
@@ -174,15 +175,17 @@ class Collector:
         self._store = FrameStore(space, device) if is_image(space) else None
         self.micro_batch = micro_batch
         self._next_step = mode == AutoresetMode.NEXT_STEP
-        self._observation: Array | None = None
-        self._dead: Bools = np.zeros(envs.num_envs, np.bool_)
+        self._lanes = lanes(envs)
+        self._begun = False
 
     def reset(self, seed: int | None) -> None:
         """Start new episodes everywhere."""
-        self._observation = self._seen(self.envs.reset(seed=seed)[0])
+        observations = self._seen(self.envs.reset(seed=seed)[0])
+        for lane in self._lanes:
+            lane.show(observations)
         if self.reward_scaler is not None:
             self.reward_scaler.reset()
-        self._dead = np.zeros(self.envs.num_envs, np.bool_)
+        self._begun = True
 
     def _seen(self, observation: Any) -> Array:
         """A copy, as the environment may reuse its buffer; images as bytes."""
@@ -229,28 +232,32 @@ class Collector:
         The values that acting does not give (all of them with a separate critic, else those of the
         last and of the final observations) come from one forward pass at the end.
         """
-        if self._observation is None:
+        if not self._begun:
             self.reset(None)
         if self._store is not None:
             with self.autocast():
                 dtype = compute_type(self.device)
-            self._store.start(num_steps, self.envs.num_envs, dtype)
-        recorder = Recorder()
+            rows = num_steps * len(self._lanes)
+            self._store.start(rows, self.envs.num_envs // len(self._lanes), dtype)
+        recorder = Recorder(len(self._lanes))
         with one_thread(), self.autocast():  # around all steps: weights are cast once
-            for _ in range(num_steps):
-                self._step(recorder)
-        assert self._observation is not None
+            for step in range(num_steps + 1):
+                for lane in self._lanes:  # the others are stepped meanwhile
+                    if step > 0:
+                        self._receive(lane, recorder)
+                    if step < num_steps:
+                        self._act(lane, recorder)
         started = time.perf_counter()
-        recorder.last = self._normalize(self._observation, None)
+        last = np.concatenate([lane.observation for lane in self._lanes])
+        recorder.last = self._normalize(last, None)
         values = self._missing(recorder)
         recorder.forward_seconds += time.perf_counter() - started
         return recorder.finish(values, None if self._store is None else self._store.frames)
 
-    def _step(self, recorder: Recorder) -> None:
-        assert self._observation is not None
+    def _act(self, lane: Lane, recorder: Recorder) -> None:
+        """Choose a lane's actions and begin its step."""
         started = time.perf_counter()
-        alive = ~self._dead
-        observation, shown = self._show(len(recorder.steps), alive)
+        observation, shown = self._show(lane, len(recorder.actions))
         parameters, values = self._policy(shown)
         if bool((parameters - parameters).any()):  # x - x is 0 for finite numbers alone
             raise NonFiniteError(
@@ -259,9 +266,18 @@ class Collector:
             )
         actions = self.head.make(parameters).sample(self.generator)
         taken = to_environment(actions.cpu().numpy(), self.envs.single_action_space)
+        recorder.act(observation, actions, values)
         acted = time.perf_counter()
-        following, rewards, terminated, truncated, infos = self.envs.step(taken)
+        lane.stepper.step_async(taken)
+        recorder.forward_seconds += acted - started
+        recorder.env_seconds += time.perf_counter() - acted
+
+    def _receive(self, lane: Lane, recorder: Recorder) -> None:
+        """Wait for a lane's step and record it."""
+        waited = time.perf_counter()
+        following, rewards, terminated, truncated, infos = lane.stepper.step_wait()
         stepped = time.perf_counter()
+        alive = ~lane.dead
         valid = alive.copy()
         if "forced" in infos:
             valid &= ~np.asarray(infos["forced"], np.bool_)
@@ -270,20 +286,19 @@ class Collector:
         final = self._final_observations(infos, ended & ~terminated)
         rewards = np.asarray(rewards, np.float64)
         if self.reward_scaler is not None:
-            rewards = self.reward_scaler(rewards, ended, alive)
-        recorder.add(observation, actions, rewards, values, terminated, ended, valid, final, alive)
+            rewards = self.reward_scaler(rewards, ended, alive, lane.rows)
+        recorder.add(rewards, terminated, ended, valid, final, alive)
         recorder.episodes += _finished(infos, stepped)
-        recorder.env_seconds += stepped - acted
-        recorder.forward_seconds += acted - started + time.perf_counter() - stepped
-        self._observation = self._seen(following)
-        self._dead = ended if self._next_step else np.zeros_like(ended)
+        lane.observation = self._seen(following)
+        lane.dead = ended if self._next_step else np.zeros_like(ended)
+        recorder.env_seconds += stepped - waited
+        recorder.forward_seconds += time.perf_counter() - stepped
 
-    def _show(self, step: int, alive: Bools) -> tuple[Array | None, Tensor]:
+    def _show(self, lane: Lane, row: int) -> tuple[Array | None, Tensor]:
         """The present observation, to record (None where images are stored) and to act on."""
-        assert self._observation is not None
         if self._store is not None:
-            return None, self._store.put(step, self._observation)
-        observation = self._normalize(self._observation, alive)
+            return None, self._store.put(row, lane.observation)
+        observation = self._normalize(lane.observation, ~lane.dead)
         return observation, to_tensor(observation, self.device)
 
     def _final_observations(self, infos: dict[str, Any], truncated: Bools) -> Final | None:
@@ -300,14 +315,16 @@ class Collector:
         Environments that offer ``state_dict`` continue exactly; others start new episodes.
         """
         saver = _member(self.envs, "state_dict")
-        exact = saver is not None and self._observation is not None
+        exact = saver is not None and self._begun
         return {
             "observation_normalizer": _state(self.observation_normalizer),
             "reward_scaler": _state(self.reward_scaler),
             "generator": self.generator.get_state(),
             "envs": saver() if saver is not None and exact else None,
-            "observation": np.asarray(self._observation).copy() if exact else None,
-            "dead": self._dead.copy(),
+            "observation": np.concatenate([lane.observation for lane in self._lanes])
+            if exact
+            else None,
+            "dead": np.concatenate([lane.dead for lane in self._lanes]),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -322,8 +339,9 @@ class Collector:
         loader = _member(self.envs, "load_state_dict")
         if loader is not None and state["envs"] is not None:
             loader(state["envs"])
-            self._observation = state["observation"].copy()
-            self._dead = state["dead"].copy()
+            for lane in self._lanes:
+                lane.show(state["observation"], state["dead"])
+            self._begun = True
 
 
 def _finished(infos: dict[str, Any], moment: float) -> tuple[EpisodeEnd, ...]:

@@ -52,9 +52,15 @@ class Rollout:
 
 
 class Recorder:
-    """Lists of per-step arrays that become a :class:`Rollout`."""
+    """Lists of per-step arrays that become a :class:`Rollout`.
 
-    def __init__(self) -> None:
+    Args:
+        lanes: Groups of n = N / lanes environments; every step is recorded as one step of each, in
+            order, and the T steps become T * lanes rows of n.
+    """
+
+    def __init__(self, lanes: int = 1) -> None:
+        self.lanes = lanes
         self.observations: list[Array] = []
         self.steps: list[tuple[Array, ...]] = []
         self.actions: list[Tensor] = []
@@ -66,30 +72,30 @@ class Recorder:
         self.env_seconds = 0.0
         self.forward_seconds = 0.0
 
+    def act(self, observation: Array | None, actions: Tensor, values: Tensor | None) -> None:
+        """What a lane's policy saw and did.
+
+        Values are None if they are computed at the end, observations if they are stored elsewhere.
+        """
+        if values is not None:
+            self.values.append(values)
+        if observation is not None:
+            self.observations.append(observation)
+        self.actions.append(actions)
+
     def add(
         self,
-        observation: Array | None,
-        actions: Tensor,
         rewards: Array,
-        values: Tensor | None,
         terminated: Bools,
         ended: Bools,
         valid: Bools,
         final: Final | None,
         alive: Bools,
     ) -> None:
-        """One step of all environments.
-
-        Values are None if they are computed at the end, observations if they are stored elsewhere.
-        """
+        """What came of it."""
         if final is not None:
             self.finals.append((len(self.steps), final))
-        if values is not None:
-            self.values.append(values)
-        if observation is not None:
-            self.observations.append(observation)
         self.steps.append((rewards, terminated, ended, valid))
-        self.actions.append(actions)
         self.env_steps += int(alive.sum())
 
     def unvalued(self) -> Array:
@@ -107,22 +113,24 @@ class Recorder:
             stored: The steps' observations, if :meth:`add` had none.
         """
         rewards, terminated, ended, valid = (
-            np.stack(column) for column in zip(*self.steps, strict=True)
+            self._whole(np.stack(column)) for column in zip(*self.steps, strict=True)
         )
         if self.values:
             values = torch.stack(self.values).float().cpu().numpy()
         else:
             values, missing = np.split(missing, [rewards.size])
-            values = values.reshape(rewards.shape)
+        values = values.reshape(rewards.shape)
         num = rewards.shape[1]
         next_values = np.concatenate([values[1:], missing[None, :num]])
+        rows = next_values.reshape(len(self.steps), -1)  # a view
         missing = missing[num:]
-        for step, (truncated, observed) in self.finals:
-            next_values[step, truncated] = missing[: len(observed)]
+        for row, (truncated, observed) in self.finals:
+            rows[row, truncated] = missing[: len(observed)]
             missing = missing[len(observed) :]
+        actions = torch.stack(self.actions)
         return Rollout(
-            observations=np.stack(self.observations) if stored is None else stored,
-            actions=torch.stack(self.actions),
+            observations=self._whole(np.stack(self.observations)) if stored is None else stored,
+            actions=actions.reshape(*rewards.shape, *actions.shape[2:]),
             rewards=rewards.astype(np.float32),
             values=values,
             next_values=next_values,
@@ -134,3 +142,7 @@ class Recorder:
             env_seconds=self.env_seconds,
             forward_seconds=self.forward_seconds,
         )
+
+    def _whole(self, rows: Array) -> Array:
+        """(T * lanes, n, ...) as (T, N, ...)."""
+        return rows.reshape(len(rows) // self.lanes, -1, *rows.shape[2:])

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 from ale_py.vector_env import AtariVectorEnv
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
+from envs.groups import GroupedEnvs
 from envs.guard import AnyVectorWrapper, Array, StepResult
 from envs.registry import AtariGame
 from envs.seeding import check_seed, env_seeds
-from envs.settings import AtariSettings
+from envs.settings import AtariSettings, EnvFault
 from envs.spaces import check_actions
 from envs.stats import EpisodeStats
 
@@ -29,6 +30,14 @@ class AtariEnvs(AnyVectorWrapper):
     loss is one agent step, in games whose second action is FIRE and that have three actions or
     more (the rule of Baselines' `FireResetEnv`); `infos["forced"]` marks these steps.
 
+    Args:
+        env: the native environment.
+        settings: protocol.
+        training: whether rewards are clipped and lost lives end returns, as the settings say.
+        press_fire: whether the game needs FIRE after a lost life.
+        seed: of the first reset.
+        first: number of the first of these games among all that share a seed.
+
     Attributes:
         executed: the actions of the last step as executed, shape (num_envs,).
     """
@@ -38,14 +47,17 @@ class AtariEnvs(AnyVectorWrapper):
 
     def __init__(
         self,
-        env: VectorEnv[Any, Any, Any],
+        env: AtariVectorEnv,
         settings: AtariSettings,
         *,
         training: bool,
         press_fire: bool,
         seed: int,
+        first: int = 0,
     ) -> None:
         super().__init__(env)
+        self._native = env
+        self._first = first
         self._clip = training and settings.clip_reward
         self._life_ends = training and settings.life_loss_ends_return
         self._press_fire = press_fire
@@ -53,6 +65,7 @@ class AtariEnvs(AnyVectorWrapper):
         self._stats = EpisodeStats(env.num_envs)
         self._lives = np.zeros(env.num_envs, np.int32)
         self._press = np.zeros(env.num_envs, np.bool_)
+        self._forced: NDArray[np.bool_] | None = None  # of the step that is under way
         self.executed = np.zeros(env.num_envs, np.int64)
 
     def reset(
@@ -60,10 +73,12 @@ class AtariEnvs(AnyVectorWrapper):
     ) -> tuple[Array, dict[str, Any]]:
         """Start new games in all environments, or in those of `options["reset_mask"]`."""
         seed, self._seed = (self._seed if seed is None else check_seed(seed)), None
+        if self._forced is not None:
+            self.step_wait()  # what is under way would be taken for the next step
         mask = (options or {}).get("reset_mask")
         seeds: Array | None = None
         if seed is not None:
-            seeds = np.array(env_seeds(seed, self.num_envs), np.int64)
+            seeds = np.array(env_seeds(seed, self._first + self.num_envs)[self._first :], np.int64)
             seeds = seeds if mask is None else seeds[mask]
         # The native environment takes an array of seeds although the base class does not say so.
         obs, infos = self.env.reset(seed=seeds, options=options)  # type: ignore[arg-type]
@@ -74,10 +89,32 @@ class AtariEnvs(AnyVectorWrapper):
 
     def step(self, actions: Any) -> StepResult:
         """Step all games; games that end are reset within the step."""
+        self.step_async(actions)
+        return self.step_wait()
+
+    def step_async(self, actions: Any) -> None:
+        """Begin a step; the games run while this thread goes on.
+
+        Raises:
+            EnvFault: the actions cannot be executed, or a step is under way.
+        """
         batch = check_actions(actions, self.single_action_space, self.num_envs)
-        forced = self._press
-        self.executed = np.where(forced, FIRE, batch)
-        obs, rewards, terminated, truncated, infos = self.env.step(self.executed)
+        if self._forced is not None:
+            raise EnvFault("step_async() was called while a step is under way: call step_wait()")
+        self.executed = np.where(self._press, FIRE, batch)
+        self._native.send(self.executed)
+        self._forced = self._press
+
+    def step_wait(self) -> StepResult:
+        """Wait for the end of the step that `step_async` began.
+
+        Raises:
+            EnvFault: no step is under way.
+        """
+        if self._forced is None:
+            raise EnvFault("step_wait() was called while no step is under way: call step_async()")
+        obs, rewards, terminated, truncated, infos = self._native.recv()
+        forced, self._forced = self._forced, None
         dones = terminated | truncated
         raw = rewards.astype(np.float64)
         lost = self._life_loss(infos["lives"], dones)
@@ -141,11 +178,33 @@ def native_envs(
 
 def make_atari(
     game: AtariGame, num_envs: int, seed: int, settings: AtariSettings, *, training: bool
+) -> AtariEnvs | GroupedEnvs:
+    """Parallel games with the protocol of `settings`, in its number of groups if they fit."""
+    groups = settings.num_groups if num_envs % settings.num_groups == 0 else 1
+    if groups == 1:
+        return make_group(game, num_envs, seed, settings, training=training)
+    size = num_envs // groups
+    return GroupedEnvs(
+        [
+            make_group(game, size, seed, settings, training=training, first=first)
+            for first in range(0, num_envs, size)
+        ]
+    )
+
+
+def make_group(
+    game: AtariGame,
+    num_envs: int,
+    seed: int,
+    settings: AtariSettings,
+    *,
+    training: bool,
+    first: int = 0,
 ) -> AtariEnvs:
-    """Parallel games with the protocol of `settings`."""
+    """Parallel games that are stepped together; first is the number of the first of them."""
     native = native_envs(game, num_envs, settings)
-    press_fire = settings.fire_after_life_loss and needs_fire(native)
-    return AtariEnvs(native, settings, training=training, press_fire=press_fire, seed=seed)
+    fire = settings.fire_after_life_loss and needs_fire(native)
+    return AtariEnvs(native, settings, training=training, press_fire=fire, seed=seed, first=first)
 
 
 def needs_fire(env: AtariVectorEnv) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 from ale_py import roms
 from numpy.typing import NDArray
 
-from envs.atari import make_atari, native_envs
+from envs.atari import make_group, native_envs
 from envs.registry import AtariGame
 from envs.seeding import env_seeds
 from envs.settings import AtariSettings, EnvFault
@@ -32,7 +32,7 @@ class AtariSingle(gymnasium.Env[NDArray[np.uint8], Any]):
         fps = FRAMES_PER_SECOND / settings.frame_skip
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": fps}
         self.render_mode = render_mode
-        self._envs = make_atari(game, 1, 0, settings, training=False)
+        self._envs = make_group(game, 1, 0, settings, training=False)
         self._screen = None
         if render_mode is not None:
             self._screen = native_envs(game, 1, settings, screen=_screen_size(game))

@@ -152,6 +152,7 @@ def _describe_atari(spec: EnvSpec, settings: AtariSettings, training: bool) -> d
         "full_action_space": settings.full_action_space,
         "max_frames": settings.max_frames,
         "num_threads": settings.num_threads,
+        "num_groups": settings.num_groups,
     }
 
 

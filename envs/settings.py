@@ -51,7 +51,10 @@ class AtariSettings:
     max_frames: int = 108_000
     """Emulator frames after which a game is truncated (30 minutes of play)."""
     num_threads: int = 0
-    """Threads stepping the emulators; 0: as many as there are cores."""
+    """Threads stepping the emulators of a group; 0: as many as there are cores."""
+    num_groups: int = 2
+    """Groups of equal size: while one is stepped, the actions of another can be chosen. 1 where
+    the number of environments is no multiple of it."""
 
     def __post_init__(self) -> None:
         _check_int("frame_skip", self.frame_skip, 1, 100)
@@ -60,6 +63,7 @@ class AtariSettings:
         _check_int("noop_max", self.noop_max, 0, 10_000)
         _check_int("max_frames", self.max_frames, 1, 100_000_000)
         _check_int("num_threads", self.num_threads, 0, 1024)
+        _check_int("num_groups", self.num_groups, 1, 1024)
         for name in (
             "fire_reset",
             "fire_after_life_loss",

@@ -48,6 +48,11 @@ class KFACConfig:
 
     ACKTR measures the KL of a step, train/approx_kl, on as many samples.
     """
+    stat_interval: int = 1
+    """Steps between renewals of the factors; during the cold steps they are renewed every time.
+
+    Who observes asks :attr:`acktr.kfac.KFAC.observing`.
+    """
     momentum: float = 0.9
     """Momentum mu of v <- mu v + U, theta <- theta - lr (1 - mu) v."""
     weight_decay: float = 0.0
@@ -102,6 +107,7 @@ class KFACConfig:
                 raise ValueError(f"{name} must be {kind}, got {number}")
         for name, least in (
             ("refresh_interval", 1),
+            ("stat_interval", 1),
             ("max_failures", 1),
             ("cold_steps", 0),
             ("dense_limit", 1),

@@ -76,9 +76,8 @@ class KFAC(torch.optim.Optimizer):
         seed: int = 0,
     ) -> None:
         if step_rule not in ("trust_region", "quadratic_model"):
-            raise ValueError(
-                f"step_rule must be trust_region or quadratic_model, got {step_rule!r}"
-            )
+            choice = "trust_region or quadratic_model"
+            raise ValueError(f"step_rule must be {choice}, got {step_rule!r}")
         self.config = config or KFACConfig()
         self.step_rule = step_rule
         self.curvature = Preconditioner(module, self.config, known_fisher=known_fisher, seed=seed)
@@ -91,9 +90,8 @@ class KFAC(torch.optim.Optimizer):
             for index, group in enumerate(self.param_groups)
             for name in group["param_names"]
         }
-        self.adaptive = (
-            None if adaptive is None else LevenbergMarquardt(adaptive, self.config.damping)
-        )
+        damping = self.config.damping
+        self.adaptive = None if adaptive is None else LevenbergMarquardt(adaptive, damping)
         self._steps = 0
         self.last_step: StepInfo | None = None
 
@@ -183,6 +181,11 @@ class KFAC(torch.optim.Optimizer):
     def steps(self) -> int:
         """Steps taken so far."""
         return self._steps
+
+    @property
+    def observing(self) -> bool:
+        """Whether the factors are to be renewed before the next step (``stat_interval``)."""
+        return self._steps < self.config.cold_steps or self._steps % self.config.stat_interval == 0
 
     @property
     def needs_refresh(self) -> bool:
@@ -277,9 +280,8 @@ class KFAC(torch.optim.Optimizer):
         exact = self.config.quadratic == "exact"
         if any(rate != lr for rate in rates.values()) and lr > 0:
             if self.curvature.chain is not None and not exact and self.config.kl_clip is not None:
-                raise ValueError(
-                    "structure=tridiagonal needs one lr for all groups, or quadratic=exact"
-                )
+                reason = "structure=tridiagonal needs one lr for all groups, or quadratic=exact"
+                raise ValueError(reason)
             step = {name: update * (rates[name] / lr) for name, update in step.items()}
             gradients = {name: gradients[name] * (rates[name] / lr) for name in step}
         quadratic = (fisher_quadratic or self.curvature.exact_quadratic) if exact else None

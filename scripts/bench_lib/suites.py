@@ -90,7 +90,7 @@ def _batch(game: str) -> Suite:
 
 def _atari(game: str) -> Suite:
     acktr, _ = preset(_game(game))
-    whole = merge(acktr, {"acktr": {"actor": {"stat_fraction": 1.0}}})
+    whole = merge(acktr, {"acktr": {"actor": {"stat_fraction": 1.0, "stat_interval": 1}}})
     a2c, _ = preset(game, "a2c")
     equal = dataclasses.replace(a2c, num_envs=acktr.num_envs, num_steps=acktr.num_steps)
     ours = [

@@ -293,6 +293,7 @@ def test_invalid_actions_do_not_reach_the_emulator(actions: object, message: str
         ("max_frames", 0),
         ("max_frames", 2**31),
         ("num_threads", -1),
+        ("num_groups", 0),
         ("clip_reward", 1),
         ("fire_reset", None),
     ],

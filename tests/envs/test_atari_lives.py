@@ -27,8 +27,10 @@ class Script(VectorEnv[Any, Any, Any]):
         self.seeds.append(seed)
         return np.full((2, 3), 7, np.uint8), {"lives": np.array(self.lives[self.time], np.int32)}
 
-    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+    def send(self, actions: Any) -> None:
         self.received.append(actions.tolist())
+
+    def recv(self) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         self.time += 1
         infos = {"lives": np.array(self.lives[self.time], np.int32)}
         ends = np.array(self.ends[self.time])
@@ -38,7 +40,7 @@ class Script(VectorEnv[Any, Any, Any]):
         return obs, np.array([2, -3], np.int32), ends, np.zeros(2, bool), infos
 
 
-def layer(native: Script) -> AtariEnvs:
+def layer(native: Any) -> AtariEnvs:
     return AtariEnvs(native, AtariSettings(), training=True, press_fire=True, seed=0)
 
 

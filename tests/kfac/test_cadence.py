@@ -45,6 +45,19 @@ def test_refresh_cadence(monkeypatch: pytest.MonkeyPatch) -> None:
     assert optimizer.steps == 9
 
 
+def test_factors_are_renewed_at_an_interval_and_at_every_cold_step() -> None:
+    model = mlp()
+    optimizer = kfac(model, refresh_interval=5, cold_steps=3, stat_interval=3)
+    due = []
+    for index in range(10):
+        due.append(optimizer.observing)
+        if index == 0:
+            observe(optimizer, model, randn(6, 4))
+        set_gradients(model, seed=index)
+        optimizer.step()
+    assert [index for index in range(10) if due[index]] == [0, 1, 2, 3, 6, 9]
+
+
 def test_between_refreshes_the_old_basis_is_used() -> None:
     model = mlp()
     optimizer = kfac(model, refresh_interval=5)

@@ -27,6 +27,7 @@ from acktr.kfac import KFACConfig
         ("weight_decay", math.inf, "weight_decay must be a finite number >= 0, got inf"),
         ("stat_fraction", 0.0, "stat_fraction must be a number in [1e-6, 1], got 0.0"),
         ("stat_fraction", 1.5, "stat_fraction must be a number in [1e-6, 1], got 1.5"),
+        ("stat_interval", 0, "stat_interval must be an integer >= 1, got 0"),
         ("refresh_interval", 0, "refresh_interval must be an integer >= 1, got 0"),
         ("refresh_interval", 2.5, "refresh_interval must be an integer >= 1, got 2.5"),
         ("refresh_interval", True, "refresh_interval must be an integer >= 1, got True"),
