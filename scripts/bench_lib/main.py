@@ -28,8 +28,8 @@ def main(argv: Sequence[str]) -> int:
         worker.work(Path(argv[1]))
         return 0
     try:
-        with Interrupts():
-            return _run(argv)
+        with Interrupts() as interrupts:
+            return _run(argv, interrupts)
     except (BenchError, EnvError) as error:
         _complain(f"error: {error}")
         return BAD_INPUT
@@ -53,7 +53,7 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)
 
 
-def _run(argv: Sequence[str]) -> int:
+def _run(argv: Sequence[str], interrupts: Interrupts) -> int:
     asked = options.parse(argv)
     command = shlex.join(["python", "scripts/bench.py", *argv])
     suites = [make_suite(name, asked.game) for name in asked.suites]
@@ -61,7 +61,7 @@ def _run(argv: Sequence[str]) -> int:
     planned = [
         case for suite in suites for case in suite.cases if case.key not in skipped[suite.name]
     ]
-    runner = Runner(planned, asked.timing, _say)
+    runner = Runner(planned, asked.timing, _say, interrupts)
     failed = False
     for suite in suites:
         load = report.load_average()

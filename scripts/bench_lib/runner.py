@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from acktr.files import read_object
+from acktr.interrupts import Interrupts
 from bench_lib.cases import Case, Timing
 from bench_lib.worker import OUTPUT, RESULT, write_task
 
@@ -50,13 +51,21 @@ class Runner:
         planned: All cases there will be, for the time left.
         timing: Lengths and threads.
         say: Takes lines for the user.
+        interrupts: Who handles SIGINT and SIGTERM.
     """
 
-    def __init__(self, planned: Sequence[Case], timing: Timing, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        planned: Sequence[Case],
+        timing: Timing,
+        say: Callable[[str], None],
+        interrupts: Interrupts,
+    ) -> None:
         self._waiting = list(planned)
         self._total = len(planned)
         self._timing = timing
         self._say = say
+        self._interrupts = interrupts
         self._spent = 0.0
         self._expected = 0.0
 
@@ -77,7 +86,8 @@ class Runner:
 
     def _measure(self, case: Case, folder: Path, started: float) -> Outcome:
         write_task(folder, case, self._timing)
-        with (folder / OUTPUT).open("wb") as output:
+        # A stop while the process starts would lose sight of it.
+        with (folder / OUTPUT).open("wb") as output, self._interrupts.deferred():
             process = subprocess.Popen(
                 [sys.executable, str(_SCRIPT), WORKER, str(folder)],
                 stdin=subprocess.DEVNULL,
@@ -86,7 +96,8 @@ class Runner:
                 start_new_session=True,  # Ctrl-C reaches it, and its own processes, through _stop
             )
             try:
-                self._wait(process, case, started)
+                with self._interrupts.at_once():
+                    self._wait(process, case, started)
             finally:
                 _stop(process)
         if process.returncode != 0:

@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import IO
 
+from acktr.interrupts import Interrupts
 from peers_lib.runs import Job
 
 _SCRIPT = Path(__file__).resolve().parents[1] / "peers.py"
@@ -51,16 +52,23 @@ class Grid:
         workers: Processes at a time.
         options: Arguments of every worker besides peer, environment and seed.
         say: Takes lines for the user.
+        interrupts: Who handles SIGINT and SIGTERM.
     """
 
     def __init__(
-        self, jobs: Sequence[Job], workers: int, options: Sequence[str], say: Callable[[str], None]
+        self,
+        jobs: Sequence[Job],
+        workers: int,
+        options: Sequence[str],
+        say: Callable[[str], None],
+        interrupts: Interrupts,
     ) -> None:
         self._waiting = list(jobs)
         self._total = len(jobs)
         self._workers = workers
         self._options = list(options)
         self._say = say
+        self._interrupts = interrupts
         self._running: list[_Worker] = []
         self._done = 0
         self._failed: list[str] = []
@@ -75,7 +83,9 @@ class Grid:
         shown = started
         try:
             while self._waiting or self._running:
-                self._start_some()
+                with self._interrupts.deferred():  # a process that starts is not lost sight of
+                    self._start_some()
+                self._interrupts.check()
                 time.sleep(_POLL)
                 self._reap()
                 if time.monotonic() - shown >= _INTERVAL:

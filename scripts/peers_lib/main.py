@@ -24,8 +24,8 @@ def main(argv: Sequence[str]) -> int:
     broke; 130 Ctrl-C, 75 SIGTERM.
     """
     try:
-        with Interrupts():
-            return _run(argv)
+        with Interrupts() as interrupts:
+            return _run(argv, interrupts)
     except (PeerError, EnvError, RunError) as error:
         _complain(f"error: {error}")
         return BAD_INPUT
@@ -48,7 +48,7 @@ def _say(text: str) -> None:
     sys.stdout.flush()
 
 
-def _run(argv: Sequence[str]) -> int:
+def _run(argv: Sequence[str], interrupts: Interrupts) -> int:
     asked = options.parse(argv)
     for module in ("stable_baselines3", "sb3_contrib"):
         if find_spec(module) is None:
@@ -77,7 +77,7 @@ def _run(argv: Sequence[str]) -> int:
         return 0
     left = [job for job in jobs if not is_finished(job, asked.run_dir)]
     _say(f"{len(jobs)} runs, {len(jobs) - len(left)} of them finished")
-    failed = Grid(left, asked.workers, options.shared(asked), _say).run()
+    failed = Grid(left, asked.workers, options.shared(asked), _say, interrupts).run()
     if failed:
         _complain(f"error: {len(failed)} runs failed: {', '.join(failed)}")
     return NUMERIC_FAILURE if failed else 0

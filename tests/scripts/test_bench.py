@@ -222,7 +222,7 @@ def test_peak_memory_counts_forked_processes() -> None:
     finally:
         envs.close()
     assert alone is not None and together is not None
-    assert together > 1.5 * alone
+    assert together > alone + 40  # two processes that have imported torch
 
 
 @pytest.fixture
