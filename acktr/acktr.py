@@ -206,9 +206,7 @@ class ACKTRLearner:
         """
         parts = micro_batches(len(batch), self.config.micro_batch)
         observing = task.optimizer.observing
-        sample = task.sample(
-            task.optimizer.steps // task.optimizer.config.stat_interval, len(batch)
-        )
+        sample = task.sample(task.optimizer.curvature.batches, len(batch))
         if observing and sample is not None:
             self._observe(task, batch, sample)
         task.optimizer.zero_grad()
@@ -308,7 +306,7 @@ class ACKTRLearner:
         self, task: Task, forward: Callable[[Tensor], Tensor], before: Tensor, batch: Batch
     ) -> Tensor:
         """Mean KL of the step, on as many samples as statistics are made of."""
-        rows = task.sample(task.optimizer.steps, len(batch)) or slice(None)
+        rows = task.sample(task.optimizer.curvature.batches, len(batch)) or slice(None)
         with self._clock.part("forward"), self.autocast():
             after = outputs_of(forward, batch.observations[rows], self.config.micro_batch)
         return self.head.make(before[rows]).kl(after).mean()

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from gymnasium.vector import VectorEnv
 
 from acktr.steps import Array, Bools
-from envs.groups import GroupedEnvs
+from envs.groups import GroupedEnvs, Stepper
 from envs.guard import StepResult
-
-
-class Stepper(Protocol):
-    """Whose step has a beginning and an end."""
-
-    def step_async(self, actions: Array) -> None:
-        """Begin."""
-
-    def step_wait(self) -> StepResult:
-        """Wait for the end."""
 
 
 class AtOnce:
@@ -47,16 +37,28 @@ class Lane:
     """
 
     def __init__(self, stepper: Stepper, rows: slice) -> None:
-        self.stepper = stepper
+        self._stepper = stepper
         self.rows = rows
         self.observation: Array = np.empty(0)
         self.dead: Bools = np.zeros(rows.stop - rows.start, np.bool_)
         """Whose next step is the reset of next-step autoreset."""
+        self.under_way = False
+        """Whether a step has begun and not ended."""
 
     def show(self, observations: Array, dead: Bools | None = None) -> None:
         """Take over the rows of all environments' observations and dead flags (None: no)."""
         self.observation = observations[self.rows].copy()
         self.dead = np.zeros(len(self.dead), np.bool_) if dead is None else dead[self.rows].copy()
+
+    def begin(self, actions: Array) -> None:
+        """Begin a step."""
+        self._stepper.step_async(actions)
+        self.under_way = True
+
+    def end(self) -> StepResult:
+        """Wait for its end."""
+        self.under_way = False
+        return self._stepper.step_wait()
 
 
 def lanes(envs: VectorEnv[Any, Any, Any]) -> list[Lane]:

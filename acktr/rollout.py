@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -240,19 +240,30 @@ class Collector:
             rows = num_steps * len(self._lanes)
             self._store.start(rows, self.envs.num_envs // len(self._lanes), dtype)
         recorder = Recorder(len(self._lanes))
-        with one_thread(), self.autocast():  # around all steps: weights are cast once
-            for step in range(num_steps + 1):
-                for lane in self._lanes:  # the others are stepped meanwhile
-                    if step > 0:
+        try:
+            self._walk(num_steps, recorder)
+        except BaseException:
+            for lane in self._lanes:
+                if lane.under_way:  # or the next rollout could not begin
+                    with suppress(Exception):
                         self._receive(lane, recorder)
-                    if step < num_steps:
-                        self._act(lane, recorder)
+            raise
         started = time.perf_counter()
         last = np.concatenate([lane.observation for lane in self._lanes])
         recorder.last = self._normalize(last, None)
         values = self._missing(recorder)
         recorder.forward_seconds += time.perf_counter() - started
         return recorder.finish(values, None if self._store is None else self._store.frames)
+
+    def _walk(self, num_steps: int, recorder: Recorder) -> None:
+        """All steps of a rollout: while the policy acts for a lane, the others are stepped."""
+        with one_thread(), self.autocast():  # around all steps: weights are cast once
+            for step in range(num_steps + 1):
+                for lane in self._lanes:
+                    if step > 0:
+                        self._receive(lane, recorder)
+                    if step < num_steps:
+                        self._act(lane, recorder)
 
     def _act(self, lane: Lane, recorder: Recorder) -> None:
         """Choose a lane's actions and begin its step."""
@@ -268,14 +279,14 @@ class Collector:
         taken = to_environment(actions.cpu().numpy(), self.envs.single_action_space)
         recorder.act(observation, actions, values)
         acted = time.perf_counter()
-        lane.stepper.step_async(taken)
+        lane.begin(taken)
         recorder.forward_seconds += acted - started
         recorder.env_seconds += time.perf_counter() - acted
 
     def _receive(self, lane: Lane, recorder: Recorder) -> None:
         """Wait for a lane's step and record it."""
         waited = time.perf_counter()
-        following, rewards, terminated, truncated, infos = lane.stepper.step_wait()
+        following, rewards, terminated, truncated, infos = lane.end()
         stepped = time.perf_counter()
         alive = ~lane.dead
         valid = alive.copy()

@@ -27,7 +27,7 @@ from acktr.saved import SavedAgent, limit_threads, read_agent
 from acktr.session import Session
 from acktr.tables import read_table
 from acktr.train import Trainer, training_envs
-from envs import EnvFault, describe, workers
+from envs import EnvFault, describe, group_count, workers
 from envs.guard import one_line
 from envs.parallel import worker_count
 from envs.registry import lookup
@@ -273,6 +273,7 @@ def _compute(trainer: Trainer) -> dict[str, object]:
         "precision": trainer.precision,
         "torch_threads": torch.get_num_threads(),
         "env_workers": workers(trainer.envs),
+        "env_groups": group_count(trainer.envs),
     }
 
 

@@ -48,7 +48,9 @@ class Rollout:
     env_steps: int
     """Environment steps taken (reset steps of next-step autoreset are none)."""
     env_seconds: float
+    """Waiting for the environments: what they did while the policy acted is not part of it."""
     forward_seconds: float
+    """Acting and recording."""
 
 
 class Recorder:
@@ -92,7 +94,16 @@ class Recorder:
         final: Final | None,
         alive: Bools,
     ) -> None:
-        """What came of it."""
+        """What came of a lane's step.
+
+        Args:
+            rewards: As learning takes them.
+            terminated: Episodes that ended in a terminal state.
+            ended: Episodes that ended.
+            valid: Steps to learn from.
+            final: Of truncated episodes, where a reset has replaced the observations.
+            alive: Environments that took a step, rather than the reset of next-step autoreset.
+        """
         if final is not None:
             self.finals.append((len(self.steps), final))
         self.steps.append((rewards, terminated, ended, valid))
@@ -108,9 +119,9 @@ class Recorder:
         """The rollout.
 
         Args:
-            missing: Values of the steps, if :meth:`add` had none, of ``last`` and of final
+            missing: Values of the steps, if :meth:`act` had none, of ``last`` and of final
                 observations.
-            stored: The steps' observations, if :meth:`add` had none.
+            stored: The steps' observations, if :meth:`act` had none.
         """
         rewards, terminated, ended, valid = (
             self._whole(np.stack(column)) for column in zip(*self.steps, strict=True)

@@ -22,11 +22,15 @@
    number. One that dies, or takes a minute for a step, raises `EnvFault`; none outlives this one.
    With `env_backend="envpool"` they are threads, rewards are rounded to float32, and an
    interrupted step truncates all episodes.
-9. `reset(seed=s)` seeds the environments by `env_seeds(s, num_envs)`; the first reset without a
+9. Atari games come as `GroupedEnvs`, whose `groups` of `num_groups` or fewer can be stepped one by
+   one with `step_async` and `step_wait`. The games are the same for any number; training is not, as
+   it draws the actions of a group at a time.
+10. `reset(seed=s)` seeds the environments by `env_seeds(s, num_envs)`; the first reset without a
    seed uses the one given to `make_vec`. `close()` may be called twice.
 """
 
-from envs.factory import describe, make_single, make_vec, workers
+from envs.factory import describe, group_count, make_single, make_vec, workers
+from envs.groups import GroupedEnvs
 from envs.guard import GuardedVectorEnv
 from envs.registry import is_atari
 from envs.seeding import env_seeds
@@ -37,10 +41,12 @@ __all__ = [
     "AtariSettings",
     "EnvError",
     "EnvFault",
+    "GroupedEnvs",
     "GuardedVectorEnv",
     "check_spaces",
     "describe",
     "env_seeds",
+    "group_count",
     "is_atari",
     "is_image",
     "make_single",

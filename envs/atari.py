@@ -72,10 +72,12 @@ class AtariEnvs(AnyVectorWrapper):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
         """Start new games in all environments, or in those of `options["reset_mask"]`."""
-        seed, self._seed = (self._seed if seed is None else check_seed(seed)), None
-        if self._forced is not None:
-            self.step_wait()  # what is under way would be taken for the next step
         mask = (options or {}).get("reset_mask")
+        if self._forced is not None:
+            if mask is not None:
+                raise EnvFault("a step is under way: call step_wait() before a partial reset")
+            self.step_wait()  # what is under way would be taken for the next step
+        seed, self._seed = (self._seed if seed is None else check_seed(seed)), None
         seeds: Array | None = None
         if seed is not None:
             seeds = np.array(env_seeds(seed, self._first + self.num_envs)[self._first :], np.int64)
@@ -102,8 +104,8 @@ class AtariEnvs(AnyVectorWrapper):
         if self._forced is not None:
             raise EnvFault("step_async() was called while a step is under way: call step_wait()")
         self.executed = np.where(self._press, FIRE, batch)
-        self._native.send(self.executed)
         self._forced = self._press
+        self._native.send(self.executed)
 
     def step_wait(self) -> StepResult:
         """Wait for the end of the step that `step_async` began.
@@ -113,8 +115,8 @@ class AtariEnvs(AnyVectorWrapper):
         """
         if self._forced is None:
             raise EnvFault("step_wait() was called while no step is under way: call step_async()")
+        forced, self._forced = self._forced, None  # also if an interrupt ends the waiting
         obs, rewards, terminated, truncated, infos = self._native.recv()
-        forced, self._forced = self._forced, None
         dones = terminated | truncated
         raw = rewards.astype(np.float64)
         lost = self._life_loss(infos["lives"], dones)
@@ -178,18 +180,19 @@ def native_envs(
 
 def make_atari(
     game: AtariGame, num_envs: int, seed: int, settings: AtariSettings, *, training: bool
-) -> AtariEnvs | GroupedEnvs:
-    """Parallel games with the protocol of `settings`, in its number of groups if they fit."""
-    groups = settings.num_groups if num_envs % settings.num_groups == 0 else 1
-    if groups == 1:
-        return make_group(game, num_envs, seed, settings, training=training)
+) -> GroupedEnvs:
+    """Parallel games with the protocol of `settings`, in its number of groups if that divides."""
+    groups = max(n for n in range(1, settings.num_groups + 1) if num_envs % n == 0)
     size = num_envs // groups
-    return GroupedEnvs(
-        [
-            make_group(game, size, seed, settings, training=training, first=first)
-            for first in range(0, num_envs, size)
-        ]
-    )
+    made: list[AtariEnvs] = []
+    try:
+        for first in range(0, num_envs, size):
+            made.append(make_group(game, size, seed, settings, training=training, first=first))
+    except BaseException:
+        for group in made:
+            group.close()
+        raise
+    return GroupedEnvs(made)
 
 
 def make_group(

@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from envs.chunk import AnyEnv
 from envs.envpool_backend import EnvPoolEnvs, check_envpool, thread_count
+from envs.groups import GroupedEnvs
 from envs.guard import GuardedVectorEnv, SafeEnv, one_line
 from envs.parallel import ParallelEnvs, worker_count
 from envs.quiet import quiet_mujoco
@@ -105,6 +106,11 @@ def workers(envs: AnyVectorEnv) -> int:
     return inner.workers if isinstance(inner, ParallelEnvs | EnvPoolEnvs) else 1
 
 
+def group_count(envs: AnyVectorEnv) -> int:
+    """How many groups can be stepped one by one: see `GroupedEnvs`; 1 for other environments."""
+    return len(envs.groups) if isinstance(envs, GroupedEnvs) else 1
+
+
 def describe(
     env_id: str,
     atari: AtariSettings | None = None,
@@ -152,7 +158,6 @@ def _describe_atari(spec: EnvSpec, settings: AtariSettings, training: bool) -> d
         "full_action_space": settings.full_action_space,
         "max_frames": settings.max_frames,
         "num_threads": settings.num_threads,
-        "num_groups": settings.num_groups,
     }
 
 

@@ -53,8 +53,7 @@ class AtariSettings:
     num_threads: int = 0
     """Threads stepping the emulators of a group; 0: as many as there are cores."""
     num_groups: int = 2
-    """Groups of equal size: while one is stepped, the actions of another can be chosen. 1 where
-    the number of environments is no multiple of it."""
+    """Most groups of equal size: while one is stepped, the actions of another can be chosen."""
 
     def __post_init__(self) -> None:
         _check_int("frame_skip", self.frame_skip, 1, 100)

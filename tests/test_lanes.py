@@ -48,9 +48,9 @@ class Values(nn.Module):
         return logits, 10 * observations[:, 0].float()
 
 
-def found(envs: Any, normalized: bool) -> tuple[Rollout, dict[str, Any]]:
+def collector(envs: Any, normalized: bool) -> Collector:
     network: Any = Values()
-    runner = Collector(
+    return Collector(
         envs,
         network,
         action_head(envs.single_action_space),
@@ -60,6 +60,10 @@ def found(envs: Any, normalized: bool) -> tuple[Rollout, dict[str, Any]]:
         ObservationNormalizer((1,)) if normalized else None,
         RewardScaler(len(ENDS), 0.9) if normalized else None,
     )
+
+
+def found(envs: Any, normalized: bool) -> tuple[Rollout, dict[str, Any]]:
+    runner = collector(envs, normalized)
     runner.collect(4)
     return runner.collect(7), runner.state_dict()
 
@@ -106,6 +110,31 @@ def test_one_group_is_stepped_while_the_policy_acts_for_the_next() -> None:
     # begin A, begin B, then in turn: end A, begin A (B is under way), end B, begin B (A is)
     assert log[:8] == ["begin", "begin"] + ["end", "begin"] * 3
     assert log.count("begin") == log.count("end") == 2 * (4 + 7)
+
+
+@pytest.mark.parametrize("where", [0, 1])
+def test_an_interrupted_rollout_leaves_no_step_under_way(
+    where: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while the policy acts, or while a lane is waited for: the next rollout goes on."""
+    log: list[str] = []
+    mode = AutoresetMode.SAME_STEP
+    groups = [Group(ENDS[:3], mode, log), Group(ENDS[3:], mode, log)]
+    runner = collector(GroupedEnvs(groups), False)
+    runner.collect(2)
+
+    def interrupt(*_args: Any) -> Any:
+        raise KeyboardInterrupt
+
+    target = (runner.network, "forward") if where == 0 else (groups[0], "step")
+    sound = getattr(*target)
+    calls = iter([sound] * 3 + [interrupt] + [sound] * 99)
+    with monkeypatch.context() as patch:
+        patch.setattr(*target, lambda *args: next(calls)(*args))
+        with pytest.raises(KeyboardInterrupt):
+            runner.collect(5)
+    assert log.count("begin") == log.count("end")
+    assert runner.collect(4).env_steps == 4 * len(ENDS)
 
 
 def test_other_environments_are_one_lane() -> None:

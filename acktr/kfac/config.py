@@ -49,10 +49,7 @@ class KFACConfig:
     ACKTR measures the KL of a step, train/approx_kl, on as many samples.
     """
     stat_interval: int = 1
-    """Steps between renewals of the factors; during the cold steps they are renewed every time.
-
-    Who observes asks :attr:`acktr.kfac.KFAC.observing`.
-    """
+    """Fold the batches of every stat_interval-th step only, and of all cold steps."""
     momentum: float = 0.9
     """Momentum mu of v <- mu v + U, theta <- theta - lr (1 - mu) v."""
     weight_decay: float = 0.0

@@ -76,8 +76,9 @@ class KFAC(torch.optim.Optimizer):
         seed: int = 0,
     ) -> None:
         if step_rule not in ("trust_region", "quadratic_model"):
-            choice = "trust_region or quadratic_model"
-            raise ValueError(f"step_rule must be {choice}, got {step_rule!r}")
+            raise ValueError(
+                f"step_rule must be trust_region or quadratic_model, got {step_rule!r}"
+            )
         self.config = config or KFACConfig()
         self.step_rule = step_rule
         self.curvature = Preconditioner(module, self.config, known_fisher=known_fisher, seed=seed)
@@ -90,8 +91,9 @@ class KFAC(torch.optim.Optimizer):
             for index, group in enumerate(self.param_groups)
             for name in group["param_names"]
         }
-        damping = self.config.damping
-        self.adaptive = None if adaptive is None else LevenbergMarquardt(adaptive, damping)
+        self.adaptive = (
+            None if adaptive is None else LevenbergMarquardt(adaptive, self.config.damping)
+        )
         self._steps = 0
         self.last_step: StepInfo | None = None
 
@@ -107,11 +109,6 @@ class KFAC(torch.optim.Optimizer):
     def blocks(self) -> list[Block]:
         """The curvature blocks."""
         return self.curvature.blocks
-
-    @property
-    def refresh_seconds(self) -> float:
-        """Time spent in refreshes."""
-        return self.curvature.seconds["refresh"]
 
     @property
     def failures(self) -> int:
@@ -184,8 +181,8 @@ class KFAC(torch.optim.Optimizer):
 
     @property
     def observing(self) -> bool:
-        """Whether the factors are to be renewed before the next step (``stat_interval``)."""
-        return self._steps < self.config.cold_steps or self._steps % self.config.stat_interval == 0
+        """Whether batches are folded before the next step (``stat_interval``)."""
+        return self.curvature.observing
 
     @property
     def needs_refresh(self) -> bool:
@@ -280,8 +277,9 @@ class KFAC(torch.optim.Optimizer):
         exact = self.config.quadratic == "exact"
         if any(rate != lr for rate in rates.values()) and lr > 0:
             if self.curvature.chain is not None and not exact and self.config.kl_clip is not None:
-                reason = "structure=tridiagonal needs one lr for all groups, or quadratic=exact"
-                raise ValueError(reason)
+                raise ValueError(
+                    "structure=tridiagonal needs one lr for all groups, or quadratic=exact"
+                )
             step = {name: update * (rates[name] / lr) for name, update in step.items()}
             gradients = {name: gradients[name] * (rates[name] / lr) for name in step}
         quadratic = (fisher_quadratic or self.curvature.exact_quadratic) if exact else None

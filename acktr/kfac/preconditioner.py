@@ -21,7 +21,7 @@ from acktr.kfac.gradients import completed, decayed_gradients
 from acktr.kfac.kronecker import KroneckerBlock, extreme_eigenvalues
 from acktr.kfac.losses import OutputLoss
 from acktr.kfac.products import fisher_gram
-from acktr.kfac.registry import ROOT, Registry
+from acktr.kfac.registry import Registry, located
 from acktr.kfac.sources import Sampled, Source, curvature_scalars
 from acktr.kfac.stale import Plan, Refresh
 from acktr.kfac.statistics import check_count, check_positive, check_tensor
@@ -87,7 +87,7 @@ class Preconditioner:
         sizes = [size for block in self.stats.values() for size in block.factor_shapes]
         self._large = max((max(size) for size in sizes), default=0) >= LARGE_FACTOR
         self._turn = 0
-        self._statistics = 0
+        self.batches = 0  # folded so far
         self._done: dict[str, int] = {}
         self._job: tuple[Plan, BackgroundJob[Refresh]] | None = None
         self._due = 0
@@ -95,10 +95,7 @@ class Preconditioner:
     def capture(self) -> AbstractContextManager[Capture]:
         """Context in which forward passes are recorded for :meth:`observe`."""
         paths = [path for block in self.stats.values() for path in block.paths]
-        wanted = {
-            path: self.module if path == ROOT else self.module.get_submodule(path) for path in paths
-        }
-        return capture(wanted, self.module)
+        return capture(located(self.module, paths), self.module)
 
     def observe(
         self,
@@ -109,7 +106,7 @@ class Preconditioner:
         source: Source | None = None,
         last: bool = True,
     ) -> None:
-        """Fold one batch into the curvature.
+        """Fold one batch into the curvature, unless ``stat_interval`` passes it over.
 
         Args:
             captured: The records of the forward pass.
@@ -119,9 +116,11 @@ class Preconditioner:
             last: False for all micro-batches of a large batch but the last, which also gives the
                 exact Fisher of the step.
         """
+        self.observed = Observed(captured.inputs, loss)
+        if not self.observing:
+            return
         scalars = curvature_scalars(source or Sampled(), loss, output, self.generator)
         normalizer = loss.normalizer(output)
-        self.observed = Observed(captured.inputs, loss)
         self._observe(captured, scalars, _SUM if normalizer is None else normalizer, last)
 
     def update_curvature(
@@ -132,7 +131,7 @@ class Preconditioner:
         samples: int | None = None,
         last: bool = True,
     ) -> None:
-        """Fold one batch into the Fisher factors, for a loss of the caller's own.
+        """Fold one batch into the Fisher factors, as :meth:`observe`, for a loss of one's own.
 
         Args:
             captured: The records of the forward pass.
@@ -142,7 +141,8 @@ class Preconditioner:
             samples: Their number; by default the leading dimension of each layer's output.
             last: False for all micro-batches of a large batch but the last.
         """
-        self._observe(captured, [(log_likelihood, 1.0)], samples, last)
+        if self.observing:
+            self._observe(captured, [(log_likelihood, 1.0)], samples, last)
 
     def _observe(
         self,
@@ -159,7 +159,7 @@ class Preconditioner:
             seen = {}
             for name, block in self.stats.items():
                 done = self._done.get(name, 0)
-                mine = found.observation(block.paths, stride, self._statistics, done, last=last)
+                mine = found.observation(block.paths, stride, self.batches, done, last=last)
                 if mine is not None:
                     self._done[name] = done + mine.size
                     seen[name] = mine
@@ -176,7 +176,12 @@ class Preconditioner:
                 self._done.clear()
                 for folding in (*self.stats.values(), *self._chains()):
                     folding.fold(self.config.stat_decay)
-                self._statistics += 1
+                self.batches += 1
+
+    @property
+    def observing(self) -> bool:
+        """Whether batches are folded before the next step; others cost a forward pass at most."""
+        return self._turn % self.config.stat_interval == 0
 
     @property
     def needs_refresh(self) -> bool:
@@ -191,7 +196,7 @@ class Preconditioner:
         with self._timed("refresh"):
             self._settle()
             plan = self._plan(decay)
-            self._install(plan, plan.compute())
+            plan.install(self.stats, self.chain, self.config, plan.compute())
 
     def prepare(self, decay: Mapping[str, float] | None = None) -> None:
         """Before a step: install a background result that is due, and refresh if it is time.
@@ -227,10 +232,7 @@ class Preconditioner:
         """Wait for a running background refresh and install its result."""
         if self._job is not None:
             (plan, job), self._job = self._job, None
-            self._install(plan, job.collect())
-
-    def _install(self, plan: Plan, found: Refresh) -> None:
-        plan.install(self.stats, self.chain, self.config, found)
+            plan.install(self.stats, self.chain, self.config, job.collect())
 
     def close(self) -> None:
         """Wait for a running background refresh and forget it; no thread is left."""
@@ -348,7 +350,7 @@ class Preconditioner:
             pending = {"due": self._due, **self._job[0].state_dict()}
         return {
             "turn": self._turn,
-            "statistics": self._statistics,
+            "statistics": self.batches,
             "damping": self.damping,
             "generator": self.generator.get_state(),
             "pending": pending,
@@ -389,7 +391,7 @@ class Preconditioner:
         if self.chain is not None:
             self.chain.load_state_dict(state["chain"])
         self._turn = state["turn"]
-        self._statistics = state["statistics"]
+        self.batches = state["statistics"]
         self.damping = float(state["damping"])
         self.generator.set_state(state["generator"].cpu())
         self.observed, self._done = None, {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -174,3 +174,8 @@ def _caller_level() -> int:
         frame = frame.f_back
         level += 1
     return level
+
+
+def located(module: nn.Module, paths: Sequence[str]) -> dict[str, nn.Module]:
+    """The layers at these paths, ROOT being the module itself."""
+    return {path: module if path == ROOT else module.get_submodule(path) for path in paths}

@@ -100,6 +100,7 @@ class Runner:
                     self._wait(process, case, started)
             finally:
                 _stop(process)
+        self._interrupts.check()  # a stop that came meanwhile
         if process.returncode != 0:
             return Outcome(None, _last_line(folder / OUTPUT) or f"code {process.returncode}")
         return Outcome(read_object(folder / RESULT))

@@ -68,7 +68,8 @@ def share_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         raise ValueError(f"parts of the time without a heading: {', '.join(sorted(unknown))}")
     lines = [
         "Per cent of the time of the same windows; a line sums to 100. Acting is normalisation or"
-        " the conversion of images, the forward passes of the rollout and sampling; statistics are"
+        " the conversion of images, the forward passes of the rollout and sampling; environments"
+        " are the time spent waiting for them; statistics are"
         " K-FAC's covariances,"
         " precondition the application of the inverses, the rest of the step among others the"
         " exact quadratic form and the change of the weights. Of TRPO, policy and critic are the"
@@ -88,10 +89,11 @@ def limit_table(limits: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [
         "Steps per second: the same vector environment with random actions and nothing else; acting"
         " on fixed observations and learning from a fixed batch without environments; both in turn,"
-        " 1 / (1/environments + 1/computation), which is the limit; and the training above.",
+        " 1 / (1/environments + 1/computation); and the training above, which is bounded by that"
+        " unless a group of environments is stepped while the policy acts for another.",
         "",
-        "| what | environment | envs x steps | environments alone | computation alone | limit"
-        " | achieved | of the limit |",
+        "| what | environment | envs x steps | environments alone | computation alone | in turn"
+        " | achieved | of in turn |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for each in limits:

@@ -18,6 +18,7 @@ from acktr.train import Trainer, training_envs
 from bench_lib.cases import Timing
 from bench_lib.memory import peak_mib
 from bench_lib.windows import Windows
+from envs import group_count
 from envs.factory import AnyVectorEnv
 
 _ENDLESS = 10**12
@@ -116,22 +117,24 @@ def measure_compute(config: Config, timing: Timing) -> dict[str, Any]:
     """Act on fixed observations and learn from a fixed batch, without any environment.
 
     The parameters are put back after every update, which is not timed, so that all updates are
-    alike.
+    alike but for what K-FAC does at intervals. Acting takes a group of environments at a time.
     """
     envs = _environments(config)
     try:
         trainer = Trainer(config, envs)
         trainer.collector.reset(config.seed)
         rollout = trainer.collector.collect(config.num_steps)
+        parts = group_count(envs)
     finally:
         envs.close()
     batch = make_batch(rollout, config.gamma, config.gae_lambda, trainer.device)
     seen = rollout.observations
+    size = config.num_envs // parts
     if isinstance(seen, Tensor):
-        shown = batch.observations[: config.num_envs].clone()
+        shown = batch.observations[:size].clone()
     else:
-        shown = to_tensor(seen[-1], trainer.device)
-    act = _acting(trainer, shown, batch.observations)
+        shown = to_tensor(seen[-1], trainer.device)[:size]
+    act = _acting(trainer, shown, batch.observations, config.num_steps * parts)
     named = dict(trainer.network.named_parameters())
     start = {name: parameter.detach().clone() for name, parameter in named.items()}
     spent = 0.0
@@ -150,20 +153,23 @@ def measure_compute(config: Config, timing: Timing) -> dict[str, Any]:
     return windows.result()
 
 
-def _acting(trainer: Trainer, observations: Tensor, batch: Tensor) -> Callable[[], None]:
-    """The forward passes of a rollout: one per step, and one for the values that those leave out.
+def _acting(
+    trainer: Trainer, observations: Tensor, batch: Tensor, times: int
+) -> Callable[[], None]:
+    """The forward passes of a rollout: to act, and one for the values that those leave out.
 
     Args:
         trainer: Network, precision and action noise.
-        observations: Of one step of all environments.
+        observations: Of one step of a group of environments.
         batch: Of a whole rollout.
+        times: How often the policy acts.
     """
     network, collector = trainer.network, trainer.collector
 
     @torch.no_grad()
     def separate(actor: torch.nn.Module, critic: torch.nn.Module) -> None:
         with one_thread():
-            for _ in range(trainer.config.num_steps):
+            for _ in range(times):
                 with collector.autocast():
                     parameters = actor(observations)
                 trainer.head.make(parameters).sample(collector.generator)
@@ -173,7 +179,7 @@ def _acting(trainer: Trainer, observations: Tensor, batch: Tensor) -> Callable[[
     @torch.no_grad()
     def shared() -> None:
         with one_thread():
-            for _ in range(trainer.config.num_steps):
+            for _ in range(times):
                 with collector.autocast():
                     parameters, _ = network(observations)
                 trainer.head.make(parameters).sample(collector.generator)

@@ -143,7 +143,8 @@ def test_life_loss_continues_the_game_or_ends_nothing() -> None:
 @pytest.mark.parametrize(("env_id", "fires"), [("FreewayNoFrameskip-v4", False), (BREAKOUT, True)])
 def test_which_games_need_fire(env_id: str, fires: bool) -> None:
     vec = make_vec(env_id, 1, atari=NO_NOOPS)
-    assert vec._press_fire is fires
+    (games,) = vec.groups
+    assert games._press_fire is fires
     vec.close()
 
 

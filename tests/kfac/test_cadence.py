@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from acktr.kfac import KFACConfig
+from acktr.kfac import GaussianLoss, KFACConfig
 from tests.kfac.helpers import (
     HostSyncError,
     NoHostSync,
     block,
     build,
     counted_eigh,
+    factors,
     kfac,
     mlp,
     moved,
@@ -48,14 +49,32 @@ def test_refresh_cadence(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_factors_are_renewed_at_an_interval_and_at_every_cold_step() -> None:
     model = mlp()
     optimizer = kfac(model, refresh_interval=5, cold_steps=3, stat_interval=3)
-    due = []
+    folded = []
     for index in range(10):
-        due.append(optimizer.observing)
-        if index == 0:
-            observe(optimizer, model, randn(6, 4))
+        kept = [] if index == 0 else factors(optimizer, "0")
+        due = optimizer.observing
+        observe(optimizer, model, randn(6, 4, seed=index))
+        same = all(map(torch.equal, kept, factors(optimizer, "0")))
+        assert same != due or index == 0
+        folded += [index] * due
+        assert optimizer.curvature.batches == len(folded)
         set_gradients(model, seed=index)
         optimizer.step()
-    assert [index for index in range(10) if due[index]] == [0, 1, 2, 3, 6, 9]
+    assert folded == [0, 1, 2, 3, 6, 9]
+
+
+def test_a_batch_that_is_passed_over_still_gives_the_exact_fisher_of_the_step() -> None:
+    model = mlp()
+    optimizer = kfac(model, stat_interval=3, quadratic="exact")
+    for index in range(3):
+        inputs = randn(6, 4, seed=index)
+        with optimizer.capture() as captured:
+            output = model(inputs)
+        optimizer.observe(captured, output, GaussianLoss())
+        seen = optimizer.curvature.observed
+        assert seen is not None and torch.equal(seen.inputs.args[0], inputs)
+        set_gradients(model, seed=index)
+        optimizer.step()
 
 
 def test_between_refreshes_the_old_basis_is_used() -> None:
