@@ -193,8 +193,9 @@ def configuration(inverse: Any, fraction: float, interval: int) -> Config:
     [("eigen", 1.0, 1), ("eigen", 1.0, 2), ("cholesky", 1 / 3, 2)],
 )
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("place", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_ten_updates_equal_the_reference(
-    inverse: str, fraction: float, interval: int, dtype: torch.dtype, limit: float
+    inverse: str, fraction: float, interval: int, dtype: torch.dtype, limit: float, place: str
 ) -> None:
     """All parameters as one vector, within the limit of its size and 100 times that of its change.
 
@@ -204,12 +205,13 @@ def test_ten_updates_equal_the_reference(
     torch.manual_seed(0)
     head = action_head(spaces.Discrete(ACTIONS))
     network = build_network(SPACE, head, config.network).to(dtype)
-    begun = flat(p.detach() for p in network.parameters())
-    learner = ACKTRLearner(network, head, config, torch.Generator().manual_seed(1), nullcontext)
     reference = Reference(network, config)
-    twin = torch.Generator().manual_seed(1)
+    network = network.to(place)
+    begun = flat(p.detach() for p in network.parameters())
+    own, twin = (torch.Generator(place).manual_seed(1) for _ in range(2))
+    learner = ACKTRLearner(network, head, config, own, nullcontext)
     draw = torch.Generator().manual_seed(2)
-    store = FrameStore(SPACE, torch.device("cpu"))
+    store = FrameStore(SPACE, torch.device(place))
     for update in range(UPDATES):
         raw = torch.randint(256, (ROWS, *SPACE.shape), generator=draw, dtype=torch.uint8)
         drawn = {n: torch.randn(ROWS, generator=draw).to(dtype) for n in ("advantages", "returns")}
@@ -217,11 +219,12 @@ def test_ten_updates_equal_the_reference(
         store.start(STEPS, ENVS, dtype)
         for step in range(STEPS):
             store.put(step, raw[step * ENVS : (step + 1) * ENVS].numpy())
-        batch = Batch(store.frames, actions, **drawn, values=drawn["returns"])
+        there = {name: value.to(place) for name, value in drawn.items()}
+        batch = Batch(store.frames, actions.to(place), **there, values=there["returns"])
         learner.update(batch, update / 20)
         noise = {"noise": head.noise(ROWS, twin, dtype)}
-        noise["value_noise"] = torch.randn(ROWS, generator=twin, dtype=dtype)
-        wide = {name: value.double() for name, value in (drawn | noise).items()}
+        noise["value_noise"] = torch.randn(ROWS, generator=twin, dtype=dtype, device=place)
+        wide = {name: value.double().cpu() for name, value in (drawn | noise).items()}
         lr = config.acktr.actor.lr * (1 - update / 20 / 1.1)
         reference.update(raw.double() / 255, wide | {"actions": actions}, lr)
     assert torch.equal(twin.get_state(), learner.generator.get_state())
@@ -232,4 +235,4 @@ def test_ten_updates_equal_the_reference(
 
 
 def flat(tensors: Iterable[Tensor]) -> Tensor:
-    return torch.cat([tensor.double().flatten() for tensor in tensors])
+    return torch.cat([tensor.double().cpu().flatten() for tensor in tensors])
