@@ -11,6 +11,7 @@ from pathlib import Path
 from acktr.interrupts import Interrupts, Stopped
 from bench_lib import options, report, worker
 from bench_lib.errors import BenchError
+from bench_lib.rounds import together, turns
 from bench_lib.runner import WORKER, Outcome, Runner
 from bench_lib.suites import Suite, make_suite, missing
 from envs import EnvError
@@ -59,17 +60,18 @@ def _run(argv: Sequence[str], interrupts: Interrupts) -> int:
     suites = [make_suite(name, asked.game) for name in asked.suites]
     skipped = {suite.name: _skipped(suite) for suite in suites}
     planned = [
-        case for suite in suites for case in suite.cases if case.key not in skipped[suite.name]
+        case for suite in suites for case in turns(suite.cases, asked.rounds, skipped[suite.name])
     ]
     runner = Runner(planned, asked.timing, _say, interrupts)
     failed = False
     for suite in suites:
         load = report.load_average()
         outcomes: dict[str, Outcome] = {}
-        for case in suite.cases:
-            if case.key not in skipped[suite.name]:
-                outcomes[case.key] = runner.run(case)
-        about = report.about(command, asked.timing, load)
+        for case in turns(suite.cases, asked.rounds, skipped[suite.name]):
+            outcome = runner.run(case)
+            before = outcomes.get(case.key)
+            outcomes[case.key] = outcome if before is None else together(before, outcome)
+        about = report.about(command, asked.timing, asked.rounds, load)
         document = report.document(suite, outcomes, skipped[suite.name], about)
         sys.stdout.write(report.markdown(document))
         sys.stdout.flush()

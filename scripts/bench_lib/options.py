@@ -33,6 +33,7 @@ class Options:
     game: str
     out: Path
     timing: Timing
+    rounds: int
 
 
 def parse(argv: Sequence[str]) -> Options:
@@ -59,6 +60,7 @@ def parse(argv: Sequence[str]) -> Options:
             warm_up=found.warm_up,
             warm_up_updates=found.warm_up_updates,
         ),
+        rounds=found.rounds,
     )
 
 
@@ -90,6 +92,14 @@ def _parser() -> argparse.ArgumentParser:
         help="least length of a window; default 10",
     )
     parser.add_argument("--windows", type=integer(1, 1000), default=3, help="default 3")
+    parser.add_argument(
+        "--rounds",
+        type=integer(1, 100),
+        default=1,
+        metavar="N",
+        help="go through all cases so often, with as many windows each time, so that a machine "
+        "whose speed drifts treats them alike; default 1",
+    )
     parser.add_argument(
         "--warmup",
         dest="warm_up",

@@ -35,12 +35,13 @@ def load_average() -> list[float] | None:
         return None
 
 
-def about(command: str, timing: Timing, load: list[float] | None) -> dict[str, Any]:
+def about(command: str, timing: Timing, rounds: int, load: list[float] | None) -> dict[str, Any]:
     """What a report says of its making.
 
     Args:
         command: The command line.
         timing: Lengths and threads.
+        rounds: How often all cases were gone through.
         load: Load average before the measurement.
     """
     found = {key: value for key, value in versions().items() if value is not None}
@@ -54,7 +55,7 @@ def about(command: str, timing: Timing, load: list[float] | None) -> dict[str, A
         "command": command,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {**found, "cpu": cpu_model(), "load_average_before": load},
-        "timing": asdict(timing),
+        "timing": {**asdict(timing), "rounds": rounds},
     }
 
 

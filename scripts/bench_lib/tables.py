@@ -25,9 +25,11 @@ PARTS = {
 
 def notes(timing: Mapping[str, Any]) -> str:
     """How the speeds were measured."""
+    count = timing["rounds"] * timing["windows"]
+    rounds = f", in {timing['rounds']} rounds through all lines" if timing["rounds"] > 1 else ""
     return (
         f"Environment steps per second of training, environments included: median [least, most] of"
-        f" {timing['windows']} windows of at least {timing['seconds']:g} s, which end with an"
+        f" {count} windows of at least {timing['seconds']:g} s{rounds}, which end with an"
         f" update, after at least {timing['warm_up']:g} s and {timing['warm_up_updates']} updates"
         f" to warm up. CPU, {timing['threads']} torch threads; every line in a process of its own,"
         " one after another; ours takes one thread for networks of vectors, as acktr train does."

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from bench_lib.cases import Case, Timing
 from bench_lib.main import main
 from bench_lib.memory import peak_mib
 from bench_lib.peers import measure_atari, measure_mujoco
+from bench_lib.runner import Outcome, Runner
 from bench_lib.suites import Suite, compute_key, environment_key, make_suite, missing
 from bench_lib.supervised import measure_supervised
 from bench_lib.tables import PARTS
@@ -260,6 +262,37 @@ def test_a_suite_is_reported_with_what_was_skipped_and_what_failed(
     assert found["command"].startswith("python scripts/bench.py --suite atari --out ")
     assert found["timing"]["threads"] == 1 and found["machine"]["torch"]
     assert "- peer: skipped, no_such_module not installed" in captured.out
+
+
+def test_rounds_go_through_all_cases_and_put_their_windows_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_suite: Suite
+) -> None:
+    measured: list[str] = []
+
+    def run(self: Runner, each: Case) -> Outcome:
+        measured.append(each.key)
+        turn = float(measured.count(each.key))
+        if each.key == "broken":
+            return Outcome(None, "broke") if turn == 2 else Outcome(numbers(1.0))
+        return Outcome(numbers(turn))
+
+    def numbers(turn: float) -> dict[str, Any]:
+        shares = {"env": turn / 4, "act": 1 - turn / 4}
+        parts = {"updates": 2, "seconds": turn, "peak_mib": 10 * turn, "shares": shares}
+        return {"rates": [100 * turn], **parts}
+
+    monkeypatch.setattr(Runner, "run", run)
+    assert main(["--suite", "atari", "--out", str(tmp_path), "--rounds", "3", *FAST]) == 1
+    assert measured == ["acktr", "broken"] * 3
+    found = json.loads((tmp_path / "atari.json").read_text())
+    (row,) = found["rows"]
+    assert row["steps_per_second"]["windows"] == [100, 200, 300]
+    assert row["milliseconds_per_update"] == 1000 * (1 + 2 + 3) / 6
+    assert row["peak_mib"] == 30
+    assert row["shares"]["env"] == pytest.approx((1 + 4 + 9) / 4 / 6)
+    assert [each["why"] for each in found["failed"]] == ["broke"]
+    assert "9 windows of at least" in (tmp_path / "atari.md").read_text()
+    assert ", in 3 rounds through all lines" in (tmp_path / "atari.md").read_text()
 
 
 def test_peers_that_are_not_installed_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
