@@ -49,7 +49,7 @@ def document() -> dict[str, Any]:
         "compute-acktr": outcome(1500, 1500, 1500),
         "compute-a2c": Outcome(None, "RuntimeError: no"),
     }
-    about = report.about("python scripts/bench.py", TIMING, [0.1, 0.2, 0.3])
+    about = report.about("python scripts/bench.py", TIMING, 1, [0.1, 0.2, 0.3])
     return report.document(suite, outcomes, {"compute-other": "nothing installed"}, about)
 
 
