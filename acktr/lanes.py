@@ -52,8 +52,8 @@ class Lane:
 
     def begin(self, actions: Array) -> None:
         """Begin a step."""
+        self.under_way = True  # before, since an interrupt may come in between
         self._stepper.step_async(actions)
-        self.under_way = True
 
     def end(self) -> StepResult:
         """Wait for its end."""

@@ -181,7 +181,10 @@ def native_envs(
 def make_atari(
     game: AtariGame, num_envs: int, seed: int, settings: AtariSettings, *, training: bool
 ) -> GroupedEnvs:
-    """Parallel games with the protocol of `settings`, in its number of groups if that divides."""
+    """Parallel games with the protocol of `settings`.
+
+    They are in as many groups as it allows and as divide them into equal ones.
+    """
     groups = max(n for n in range(1, settings.num_groups + 1) if num_envs % n == 0)
     size = num_envs // groups
     made: list[AtariEnvs] = []

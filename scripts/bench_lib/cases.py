@@ -49,3 +49,13 @@ class Timing:
     """Least seconds before the first window."""
     warm_up_updates: int
     """Least updates before the first window, such as the cold steps of K-FAC."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One measurement of a case."""
+
+    case: Case
+    """What is measured."""
+    timing: Timing
+    """For how long."""

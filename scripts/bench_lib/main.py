@@ -59,18 +59,19 @@ def _run(argv: Sequence[str], interrupts: Interrupts) -> int:
     command = shlex.join(["python", "scripts/bench.py", *argv])
     suites = [make_suite(name, asked.game) for name in asked.suites]
     skipped = {suite.name: _skipped(suite) for suite in suites}
-    planned = [
-        case for suite in suites for case in turns(suite.cases, asked.rounds, skipped[suite.name])
-    ]
-    runner = Runner(planned, asked.timing, _say, interrupts)
+    planned = {
+        suite.name: turns(suite.cases, asked.timing, asked.rounds, skipped[suite.name])
+        for suite in suites
+    }
+    runner = Runner([turn for each in planned.values() for turn in each], _say, interrupts)
     failed = False
     for suite in suites:
         load = report.load_average()
         outcomes: dict[str, Outcome] = {}
-        for case in turns(suite.cases, asked.rounds, skipped[suite.name]):
-            outcome = runner.run(case)
-            before = outcomes.get(case.key)
-            outcomes[case.key] = outcome if before is None else together(before, outcome)
+        for turn in planned[suite.name]:
+            outcome = runner.run(turn)
+            before = outcomes.get(turn.case.key)
+            outcomes[turn.case.key] = outcome if before is None else together(before, outcome)
         about = report.about(command, asked.timing, asked.rounds, load)
         document = report.document(suite, outcomes, skipped[suite.name], about)
         sys.stdout.write(report.markdown(document))

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
-from bench_lib.cases import Case
+from bench_lib.cases import Case, Timing, Turn
 from bench_lib.runner import Outcome
 
 
-def turns(cases: Sequence[Case], rounds: int, skipped: Collection[str]) -> list[Case]:
+def turns(
+    cases: Sequence[Case], timing: Timing, rounds: int, skipped: Collection[str]
+) -> list[Turn]:
     """The cases in the order in which they are measured, without the keys that are skipped.
 
-    Comparisons of optimizers alternate between them by themselves and are measured once.
+    Comparisons of optimizers alternate between them by themselves: one turn has the windows of
+    all rounds.
     """
-    wanted = [case for case in cases if case.key not in skipped]
-    return [
-        case for turn in range(rounds) for case in wanted if turn == 0 or case.kind != "supervised"
-    ]
+    found: list[Turn] = []
+    for number in range(rounds):
+        for case in cases:
+            if case.key in skipped:
+                continue
+            if case.kind != "supervised":
+                found.append(Turn(case=case, timing=timing))
+            elif number == 0:
+                whole = replace(timing, windows=rounds * timing.windows)
+                found.append(Turn(case=case, timing=whole))
+    return found
 
 
 def together(first: Outcome, second: Outcome) -> Outcome:

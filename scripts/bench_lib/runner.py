@@ -17,7 +17,7 @@ from typing import Any
 
 from acktr.files import read_object
 from acktr.interrupts import Interrupts
-from bench_lib.cases import Case, Timing
+from bench_lib.cases import Turn
 from bench_lib.worker import OUTPUT, RESULT, write_task
 
 WORKER = "--worker"
@@ -48,44 +48,42 @@ class Runner:
     """Measures the cases of all suites in turn.
 
     Args:
-        planned: All cases there will be, for the time left.
-        timing: Lengths and threads.
+        planned: All measurements there will be, for the time left.
         say: Takes lines for the user.
         interrupts: Who handles SIGINT and SIGTERM.
     """
 
     def __init__(
         self,
-        planned: Sequence[Case],
-        timing: Timing,
+        planned: Sequence[Turn],
         say: Callable[[str], None],
         interrupts: Interrupts,
     ) -> None:
         self._waiting = list(planned)
         self._total = len(planned)
-        self._timing = timing
         self._say = say
         self._interrupts = interrupts
         self._spent = 0.0
         self._expected = 0.0
 
-    def run(self, case: Case) -> Outcome:
+    def run(self, turn: Turn) -> Outcome:
         """Measure one case; a process that fails stops nothing."""
-        self._waiting.remove(case)
+        self._waiting.remove(turn)
+        case = turn.case
         number = self._total - len(self._waiting)
         name = " ".join(part for part in (case.what, case.env) if part)
-        self._say(f"[{number}/{self._total}] {name}, ETA {self._left(case, 0.0)}")
+        self._say(f"[{number}/{self._total}] {name}, ETA {self._left(turn, 0.0)}")
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-            outcome = self._measure(case, Path(folder), started)
+            outcome = self._measure(turn, Path(folder), started)
         self._spent += time.monotonic() - started
-        self._expected += self._estimate(case)
+        self._expected += _estimate(turn)
         if outcome.found is None:
             self._say(f"  failed: {outcome.failure}")
         return outcome
 
-    def _measure(self, case: Case, folder: Path, started: float) -> Outcome:
-        write_task(folder, case, self._timing)
+    def _measure(self, turn: Turn, folder: Path, started: float) -> Outcome:
+        write_task(folder, turn.case, turn.timing)
         # A stop while the process starts would lose sight of it.
         with (folder / OUTPUT).open("wb") as output, self._interrupts.deferred():
             process = subprocess.Popen(
@@ -97,7 +95,7 @@ class Runner:
             )
             try:
                 with self._interrupts.at_once():
-                    self._wait(process, case, started)
+                    self._wait(process, turn, started)
             finally:
                 _stop(process)
         self._interrupts.check()  # a stop that came meanwhile
@@ -105,7 +103,7 @@ class Runner:
             return Outcome(None, _last_line(folder / OUTPUT) or f"code {process.returncode}")
         return Outcome(read_object(folder / RESULT))
 
-    def _wait(self, process: subprocess.Popen[bytes], case: Case, started: float) -> None:
+    def _wait(self, process: subprocess.Popen[bytes], turn: Turn, started: float) -> None:
         shown = started
         while process.poll() is None:
             time.sleep(_POLL)
@@ -113,18 +111,19 @@ class Runner:
             if now - shown >= _INTERVAL:
                 shown = now
                 elapsed = timedelta(seconds=round(now - started))
-                self._say(f"  measuring for {elapsed}, ETA {self._left(case, now - started)}")
+                self._say(f"  measuring for {elapsed}, ETA {self._left(turn, now - started)}")
 
-    def _left(self, case: Case, elapsed: float) -> timedelta:
+    def _left(self, turn: Turn, elapsed: float) -> timedelta:
         """Time until all cases are measured, by what the finished ones took."""
         factor = self._spent / self._expected if self._expected else 1.0
-        current = max(0.0, factor * self._estimate(case) - elapsed)
-        others = factor * sum(self._estimate(other) for other in self._waiting)
+        current = max(0.0, factor * _estimate(turn) - elapsed)
+        others = factor * sum(_estimate(other) for other in self._waiting)
         return timedelta(seconds=round(current + others))
 
-    def _estimate(self, case: Case) -> float:
-        measured = self._timing.warm_up + self._timing.windows * self._timing.seconds
-        return _START + measured * (_CONTESTANTS if case.kind == "supervised" else 1)
+
+def _estimate(turn: Turn) -> float:
+    measured = turn.timing.warm_up + turn.timing.windows * turn.timing.seconds
+    return _START + measured * (_CONTESTANTS if turn.case.kind == "supervised" else 1)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

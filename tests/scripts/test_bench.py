@@ -19,10 +19,11 @@ import pytest
 import torch
 from bench_lib import main as bench_main
 from bench_lib import suites
-from bench_lib.cases import Case, Timing
+from bench_lib.cases import Case, Timing, Turn
 from bench_lib.main import main
 from bench_lib.memory import peak_mib
 from bench_lib.peers import measure_atari, measure_mujoco
+from bench_lib.rounds import turns
 from bench_lib.runner import Outcome, Runner
 from bench_lib.suites import Suite, compute_key, environment_key, make_suite, missing
 from bench_lib.supervised import measure_supervised
@@ -269,10 +270,10 @@ def test_rounds_go_through_all_cases_and_put_their_windows_together(
 ) -> None:
     measured: list[str] = []
 
-    def run(self: Runner, each: Case) -> Outcome:
-        measured.append(each.key)
-        turn = float(measured.count(each.key))
-        if each.key == "broken":
+    def run(self: Runner, each: Turn) -> Outcome:
+        measured.append(each.case.key)
+        turn = float(measured.count(each.case.key))
+        if each.case.key == "broken":
             return Outcome(None, "broke") if turn == 2 else Outcome(numbers(1.0))
         return Outcome(numbers(turn))
 
@@ -293,6 +294,14 @@ def test_rounds_go_through_all_cases_and_put_their_windows_together(
     assert [each["why"] for each in found["failed"]] == ["broke"]
     assert "9 windows of at least" in (tmp_path / "atari.md").read_text()
     assert ", in 3 rounds through all lines" in (tmp_path / "atari.md").read_text()
+
+
+def test_a_comparison_that_alternates_by_itself_has_the_windows_of_all_rounds_in_one_turn() -> None:
+    compared = case("supervised", "compared")
+    found = turns((case(), compared, case(key="left out")), TINY, 3, {"left out"})
+    assert [turn.case.key for turn in found] == ["acktr", "compared", "acktr", "acktr"]
+    assert found[1] == Turn(case=compared, timing=dataclasses.replace(TINY, windows=9))
+    assert all(turn.timing == TINY for turn in found if turn.case.key == "acktr")
 
 
 def test_peers_that_are_not_installed_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
