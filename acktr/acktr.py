@@ -232,7 +232,7 @@ class ACKTRLearner:
             rows = slice(chosen.start, chosen.stop, chosen.step)
             with self._clock.part("fisher"), task.optimizer.capture() as captured, self.autocast():
                 outputs = as_outputs(task.network(batch.observations[rows]))
-            fisher = task.losses(outputs, rows).fisher
+            fisher = task.fisher(outputs, rows)
             task.optimizer.update_curvature(captured, fisher, last=part.last)
 
     def _learn(
@@ -249,7 +249,7 @@ class ACKTRLearner:
             outputs = as_outputs(task.network(batch.observations[rows]))
         losses = task.losses(outputs, rows)
         if captured is not None:
-            optimizer.update_curvature(captured, losses.fisher, last=part.last)
+            optimizer.update_curvature(captured, task.fisher(outputs, rows), last=part.last)
         quadratic: FisherQuadratic | None = None
         with self._clock.part("backward"):
             if part.share == 1:
@@ -265,20 +265,23 @@ class ACKTRLearner:
 
         def losses(outputs: Outputs, rows: slice) -> Losses:
             parameters, values = outputs
-            dist = self.head.make(parameters)
-            fisher = sampled_policy_loss(dist, noise[rows])
-            fisher = fisher + sampled_value_loss(values, sigma, value_noise[rows])
-            policy_loss, entropy = self._policy_terms(dist, batch, rows)
+            policy_loss, entropy = self._policy_terms(self.head.make(parameters), batch, rows)
             value_loss = (values - batch.returns[rows]).square().mean()
             loss = policy_loss - config.ent_coef * entropy + config.vf_coef * value_loss
             terms = {"policy_loss": policy_loss, "entropy": entropy, "value_loss": value_loss}
-            return Losses(fisher, loss, terms)
+            return Losses(loss, terms)
+
+        def fisher(outputs: Outputs, rows: slice) -> Tensor:
+            parameters, values = outputs
+            policy = sampled_policy_loss(self.head.make(parameters), noise[rows])
+            return policy + sampled_value_loss(values, sigma, value_noise[rows])
 
         def metric(outputs: Outputs) -> Callable[..., Tensor]:
             old = self.head.make(outputs[0].detach())
             return lambda policy, value: old.fisher_quadratic(policy) + value.square() / sigma**2
 
-        task = Task(network, self.actor, losses, metric, config.acktr.actor.stat_fraction)
+        fraction = config.acktr.actor.stat_fraction
+        task = Task(network, self.actor, losses, fisher, metric, fraction)
         means, before = self._take_step(task, batch)
         kl = self._kl(task, lambda observations: network(observations)[0], before, batch)
         terms = _policy_metrics(kl, means, self.actor)
@@ -288,17 +291,18 @@ class ACKTRLearner:
         noise = self._policy_noise(batch)
 
         def losses(outputs: Outputs, rows: slice) -> Losses:
-            dist = self.head.make(outputs[0])
-            fisher = sampled_policy_loss(dist, noise[rows])
-            policy_loss, entropy = self._policy_terms(dist, batch, rows)
+            policy_loss, entropy = self._policy_terms(self.head.make(outputs[0]), batch, rows)
             loss = policy_loss - self.config.ent_coef * entropy
-            return Losses(fisher, loss, {"policy_loss": policy_loss, "entropy": entropy})
+            return Losses(loss, {"policy_loss": policy_loss, "entropy": entropy})
+
+        def fisher(outputs: Outputs, rows: slice) -> Tensor:
+            return sampled_policy_loss(self.head.make(outputs[0]), noise[rows])
 
         def metric(outputs: Outputs) -> Callable[..., Tensor]:
             return self.head.make(outputs[0].detach()).fisher_quadratic
 
         fraction = self.config.acktr.actor.stat_fraction
-        task = Task(actor, self.actor, losses, metric, fraction)
+        task = Task(actor, self.actor, losses, fisher, metric, fraction)
         means, before = self._take_step(task, batch)
         return _policy_metrics(self._kl(task, actor, before, batch), means, self.actor)
 
@@ -323,17 +327,19 @@ class ACKTRLearner:
         def metric(_outputs: Outputs) -> Callable[..., Tensor]:
             return lambda tangent: tangent.square() / sigma**2
 
+        def losses(outputs: Outputs, rows: slice) -> Losses:
+            loss = (outputs[0] - batch.returns[rows]).square().mean()
+            return Losses(loss, {"value_loss": loss})
+
+        fraction = self.config.acktr.critic.stat_fraction
         means: dict[str, Tensor] = {}
         for _ in range(self.config.acktr.critic_steps):
             noise = self._value_noise(batch)
 
-            def losses(outputs: Outputs, rows: slice, noise: Tensor = noise) -> Losses:
-                values = outputs[0]
-                fisher = sampled_value_loss(values, sigma, noise[rows])
-                loss = (values - batch.returns[rows]).square().mean()
-                return Losses(fisher, loss, {"value_loss": loss})
+            def fisher(outputs: Outputs, rows: slice, noise: Tensor = noise) -> Tensor:
+                return sampled_value_loss(outputs[0], sigma, noise[rows])
 
-            task = Task(critic, optimizer, losses, metric, self.config.acktr.critic.stat_fraction)
+            task = Task(critic, optimizer, losses, fisher, metric, fraction)
             means, _ = self._take_step(task, batch)
         terms = value_metrics(means["value_loss"], batch)
         if optimizer.last_step is not None:

@@ -28,8 +28,6 @@ def as_outputs(returned: Tensor | Outputs) -> Outputs:
 class Losses:
     """Of some rows of a batch."""
 
-    fisher: Tensor
-    """Sum of the negative log-likelihoods of targets drawn from the network's distribution."""
     objective: Tensor
     """What the step reduces, a mean over the rows."""
     terms: dict[str, Tensor]
@@ -44,6 +42,8 @@ class Task:
     optimizer: KFAC
     losses: Callable[[Outputs, slice], Losses]
     """From the outputs for some rows, and which rows they are."""
+    fisher: Callable[[Outputs, slice], Tensor]
+    """Sum of the negative log-likelihoods of targets drawn from the network's distribution."""
     metric: Callable[[Outputs], Callable[..., Tensor]]
     """The output distribution's t^T H t (B,), as a function of the tangents t of the outputs."""
     stat_fraction: float = 1.0
