@@ -26,6 +26,7 @@ from acktr.distributions import action_head
 from acktr.kfac import KFACConfig
 from acktr.networks import build_network
 from acktr.rollout import Batch
+from tests.kfac.helpers import HostSyncError, NoHostSync
 
 OBSERVATIONS = spaces.Box(-np.inf, np.inf, (3,), np.float64)
 ACTIONS: dict[str, gymnasium.Space] = {
@@ -286,3 +287,25 @@ def test_first_order_critic_leaves_the_actors_step_as_it_is(kind: Any) -> None:
 def test_first_order_critic_needs_a_separate_one() -> None:
     with pytest.raises(ConfigError, match="applies to a separate critic"):
         configuration(shared=True, acktr={"critic_optimizer": "first_order"})
+
+
+@pytest.mark.parametrize("space", ACTIONS)
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("fraction", [1.0, 0.25])
+def test_an_update_waits_for_the_device_at_refreshes_and_for_metrics_alone(
+    monkeypatch: pytest.MonkeyPatch, space: str, shared: bool, fraction: float
+) -> None:
+    kfac = {"refresh_interval": 1000, "stat_fraction": fraction}
+    config = configuration(shared=shared, kfac=kfac, acktr={"critic_steps": 2})
+    agent = learner(space, config, seed=3)
+    data = batch(agent)
+    agent.update(data, 0.0)  # refreshes
+    with pytest.raises(HostSyncError), NoHostSync():  # type: ignore[no-untyped-call]
+        agent.update(data, 0.0)  # reads its metrics
+    monkeypatch.setattr("acktr.acktr.to_floats", lambda tensors: dict.fromkeys(tensors, 0.0))
+    monkeypatch.setattr("acktr.acktr._eigenvalues", lambda optimizer, prefix: {})
+    before = [parameter.detach().clone() for parameter in agent.network.parameters()]
+    with NoHostSync():  # type: ignore[no-untyped-call]
+        agent.update(data, 0.0)
+    after = list(agent.network.parameters())
+    assert all(not torch.equal(old, new) for old, new in zip(before, after, strict=True))

@@ -202,7 +202,10 @@ class NoHostSync(TorchDispatchMode):
             aten.nonzero.default,
             aten.masked_select.default,
         )
-        if func in waiting:
+        masked = func in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default) and (
+            any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+        )
+        if func in waiting or masked:
             raise HostSyncError(str(func))
         return func(*args, **(kwargs or {}))
 
