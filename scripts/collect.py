@@ -7,7 +7,7 @@ Everything is read before anything is written, and files are replaced as a whole
 With --compact RUNs may be folders of runs; they are copied to OUT/ENV/LABEL/seedN, small enough to
 be kept by the hundred, and ``acktr report`` makes the tables and figures: the same from the copies
 as from the runs. Of a run with more than 1,000 episodes monitor.csv keeps the last 100, and
-moving_mean.csv has its learning curve at 1,000 equidistant steps; progress.csv keeps 100 rows.
+moving_mean.csv has its learning curve at 1,000 equidistant steps; progress.csv keeps 25 rows.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from acktr.results import Result, find_runs, read_results
 from acktr.tables import SIZE_CAP, read_table
 
 MAX_PROGRESS_ROWS = 400
-COMPACT_PROGRESS_ROWS = 100
+COMPACT_PROGRESS_ROWS = 25
 COMPACT_EPISODES = 1000
 COPIED = ("config.json", "versions.json", "monitor.csv", "eval.csv")
 COMPACT_COPIED = ("config.json", "versions.json", "protocol.json", "eval.csv")
