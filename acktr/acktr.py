@@ -119,9 +119,9 @@ class ACKTRLearner:
         self._lr = settings.actor.lr
         self.critic: KFAC | FirstOrderCritic | None = None
         if isinstance(network, SharedActorCritic):
-            self.actor = _optimizer(network, settings.actor)
+            self.actor = _optimizer(network, settings.actor, settings.log_std_gain)
             return
-        self.actor = _optimizer(network.actor, settings.actor)
+        self.actor = _optimizer(network.actor, settings.actor, settings.log_std_gain)
         if settings.critic_optimizer == "kfac":
             self.critic = _optimizer(network.critic, settings.critic)
         else:
@@ -367,9 +367,9 @@ class ACKTRLearner:
         restore_generator(self.generator, state["generator"])
 
 
-def _optimizer(module: nn.Module, config: KFACConfig) -> KFAC:
+def _optimizer(module: nn.Module, config: KFACConfig, log_std_gain: float = 1.0) -> KFAC:
     known = {
-        name: LOG_STD_FISHER
+        name: LOG_STD_FISHER / log_std_gain  # the inverse of which is what its gradient is given
         for name, _ in module.named_parameters()
         if name.rsplit(".", 1)[-1] == "log_std"
     }
