@@ -21,7 +21,7 @@ from acktr.kfac import KFAC, KFACConfig
 from acktr.kfac.linearized import Linearized
 from acktr.kfac.trust import FisherQuadratic
 from acktr.learner import policy_terms, scheduled_lr, standardised, to_floats, value_metrics
-from acktr.networks import ActorCritic, SeparateActorCritic, SharedActorCritic
+from acktr.networks import ActorCritic, SeparateActorCritic, SharedActorCritic, log_stds
 from acktr.rollout import Batch
 from acktr.task import Losses, Outputs, Task, as_outputs
 
@@ -116,6 +116,7 @@ class ACKTRLearner:
         self.autocast = autocast
         self._clock = Clock()
         settings = config.acktr
+        self._log_stds = list(log_stds(network).values())
         self._lr = settings.actor.lr
         self.critic: KFAC | FirstOrderCritic | None = None
         if isinstance(network, SharedActorCritic):
@@ -220,8 +221,10 @@ class ACKTRLearner:
             before.append(output)
         if len(parts) > 1 and task.optimizer.config.quadratic == "exact":
             quadratic = task.summed_quadratic(batch.observations, parts, self.autocast)
-        with self._clock.part("step"):
+        with self._clock.part("step"), torch.no_grad():
             task.optimizer.step(fisher_quadratic=quadratic)
+            for log_std in self._log_stds:
+                log_std.clamp_(min=self.config.acktr.log_std_min)
         return means, torch.cat(before)
 
     def _observe(self, task: Task, batch: Batch, sample: slice) -> None:
@@ -368,11 +371,8 @@ class ACKTRLearner:
 
 
 def _optimizer(module: nn.Module, config: KFACConfig, log_std_gain: float = 1.0) -> KFAC:
-    known = {
-        name: LOG_STD_FISHER / log_std_gain  # the inverse of which is what its gradient is given
-        for name, _ in module.named_parameters()
-        if name.rsplit(".", 1)[-1] == "log_std"
-    }
+    # The inverse of this is what its gradient is given.
+    known = dict.fromkeys(log_stds(module), LOG_STD_FISHER / log_std_gain)
     # Of a batch's sample everything is observed.
     return KFAC(module, dataclasses.replace(config, stat_fraction=1.0), known_fisher=known)
 

@@ -190,11 +190,14 @@ class ACKTRConfig:
     The KL of a step is mostly that of noise in the networks' weights, which leaves the log standard
     deviation, a few well-measured numbers, slow.
     """
+    log_std_min: float = -20.0
+    """Least log standard deviation: a step that would make it less ends there."""
     lr_schedule: Schedule = "linear"
     """Schedule of the actor's lr over total_timesteps."""
 
     def __post_init__(self) -> None:
         """Check every value; raises ConfigError naming the field."""
+        _check_number("log_std_min", self.log_std_min, -20, 2, open_low=False)
         _check_integer("critic_steps", self.critic_steps, 1)
         _check_number("log_std_gain", self.log_std_gain, 0, math.inf, open_low=True)
         if self.log_std_gain != 1 and self.actor.quadratic != "exact":

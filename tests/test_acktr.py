@@ -157,6 +157,20 @@ def test_log_std_moves_by_its_gain_and_the_rest_as_without() -> None:
     torch.testing.assert_close(gained, plain, rtol=0, atol=0)
 
 
+def test_log_std_ends_at_its_least_value_and_may_rise_again() -> None:
+    settings = {"kfac": {"kl_clip": 1.0}, "acktr": {"log_std_gain": 100, "log_std_min": -0.1}}
+    agent = learner("gaussian", configuration(shared=True, **settings))
+    data = batch(agent)
+    (log_std,) = (p for name, p in agent.network.named_parameters() if name.endswith("log_std"))
+    mean = agent.network(data.observations)[0][:, :2].detach()
+    data.advantages.copy_(-(data.actions - mean).norm(dim=1))
+    agent.update(data, progress=0.0)
+    assert torch.equal(log_std.detach(), torch.full((2,), -0.1))
+    data.advantages.neg_()
+    agent.update(data, progress=0.0)
+    assert (log_std > -0.1).all()
+
+
 def test_a_gain_that_the_trust_region_would_not_count_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"log_std_gain 5 needs .* exact, .*, got kronecker"):
         ACKTRConfig(actor=KFACConfig(quadratic="kronecker"), log_std_gain=5)
