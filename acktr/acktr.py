@@ -21,7 +21,7 @@ from acktr.kfac import KFAC, KFACConfig
 from acktr.kfac.linearized import Linearized
 from acktr.kfac.trust import FisherQuadratic
 from acktr.learner import policy_terms, scheduled_lr, standardised, to_floats, value_metrics
-from acktr.networks import ActorCritic, SeparateActorCritic, SharedActorCritic, log_stds
+from acktr.networks import ActorCritic, SeparateActorCritic, SharedActorCritic
 from acktr.rollout import Batch
 from acktr.task import Losses, Outputs, Task, as_outputs
 
@@ -116,13 +116,12 @@ class ACKTRLearner:
         self.autocast = autocast
         self._clock = Clock()
         settings = config.acktr
-        self._log_stds = list(log_stds(network).values())
         self._lr = settings.actor.lr
         self.critic: KFAC | FirstOrderCritic | None = None
         if isinstance(network, SharedActorCritic):
-            self.actor = _optimizer(network, settings.actor, settings.log_std_gain)
+            self.actor = _optimizer(network, settings.actor)
             return
-        self.actor = _optimizer(network.actor, settings.actor, settings.log_std_gain)
+        self.actor = _optimizer(network.actor, settings.actor)
         if settings.critic_optimizer == "kfac":
             self.critic = _optimizer(network.critic, settings.critic)
         else:
@@ -221,10 +220,8 @@ class ACKTRLearner:
             before.append(output)
         if len(parts) > 1 and task.optimizer.config.quadratic == "exact":
             quadratic = task.summed_quadratic(batch.observations, parts, self.autocast)
-        with self._clock.part("step"), torch.no_grad():
+        with self._clock.part("step"):
             task.optimizer.step(fisher_quadratic=quadratic)
-            for log_std in self._log_stds:
-                log_std.clamp_(min=self.config.acktr.log_std_min)
         return means, torch.cat(before)
 
     def _observe(self, task: Task, batch: Batch, sample: slice) -> None:
@@ -370,9 +367,12 @@ class ACKTRLearner:
         restore_generator(self.generator, state["generator"])
 
 
-def _optimizer(module: nn.Module, config: KFACConfig, log_std_gain: float = 1.0) -> KFAC:
-    # The inverse of this is what its gradient is given.
-    known = dict.fromkeys(log_stds(module), LOG_STD_FISHER / log_std_gain)
+def _optimizer(module: nn.Module, config: KFACConfig) -> KFAC:
+    known = {
+        name: LOG_STD_FISHER
+        for name, _ in module.named_parameters()
+        if name.rsplit(".", 1)[-1] == "log_std"
+    }
     # Of a batch's sample everything is observed.
     return KFAC(module, dataclasses.replace(config, stat_fraction=1.0), known_fisher=known)
 

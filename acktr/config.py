@@ -184,27 +184,12 @@ class ACKTRConfig:
     """KL per update to which the actor's lr adapts by factors of 1.5, in place of the schedule."""
     value_sigma: float = 1.0
     """Standard deviation of the critic's Gaussian observation model; its Fisher is 1/sigma^2."""
-    log_std_gain: float = 1.0
-    """How many times its natural step the log standard deviation takes, within the trust region.
-
-    The KL of a step is mostly that of noise in the networks' weights, which leaves the log standard
-    deviation, a few well-measured numbers, slow.
-    """
-    log_std_min: float = -20.0
-    """Least log standard deviation: a step that would make it less ends there."""
     lr_schedule: Schedule = "linear"
     """Schedule of the actor's lr over total_timesteps."""
 
     def __post_init__(self) -> None:
         """Check every value; raises ConfigError naming the field."""
-        _check_number("log_std_min", self.log_std_min, -20, 2, open_low=False)
         _check_integer("critic_steps", self.critic_steps, 1)
-        _check_number("log_std_gain", self.log_std_gain, 0, math.inf, open_low=True)
-        if self.log_std_gain != 1 and self.actor.quadratic != "exact":
-            raise ConfigError(
-                f"log_std_gain {self.log_std_gain:g} needs actor.quadratic exact, as another q does"
-                f" not count it, got {self.actor.quadratic}"
-            )
         if self.target_kl is not None:
             _check_number("target_kl", self.target_kl, 0, math.inf, open_low=True)
         _check_number("value_sigma", self.value_sigma, 0, math.inf, open_low=True)

@@ -131,12 +131,6 @@ def _width(trunk: nn.Sequential) -> int:
     return first.shape[0]
 
 
-def log_stds(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The log standard deviations among a network's parameters, by name."""
-    named = module.named_parameters()
-    return {name: value for name, value in named if name.rsplit(".", 1)[-1] == "log_std"}
-
-
 class PolicyHead(nn.Module):
     """Linear layer to the distribution's parameters, with a free log-std for Gaussians."""
 
