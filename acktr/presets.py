@@ -94,10 +94,11 @@ def _mujoco(env: str) -> Config:
                 kl_clip=0.3,
                 quadratic="exact",
                 damping=0.1,
-                stat_decay=0.95,
+                stat_decay=0.77,
+                stat_interval=5,
                 refresh_interval=5,
             ),
-            critic_steps=10,
+            critic_steps=20,
             lr_schedule="linear",
         ),
     )
