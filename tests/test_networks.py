@@ -13,7 +13,7 @@ from torch import nn
 
 from acktr.config import NetworkConfig
 from acktr.distributions import action_head
-from acktr.networks import Features, SharedActorCritic, build_network
+from acktr.networks import Features, SharedActorCritic, Tanh, build_network
 
 ATARI = spaces.Box(0, 255, (4, 84, 84), np.uint8)
 
@@ -52,6 +52,22 @@ def test_weights_are_orthogonal_with_the_stated_gains() -> None:
     value = net.critic.head.weight
     torch.testing.assert_close(value @ value.mT, torch.eye(1))
     assert all(not p.any() for n, p in net.named_parameters() if n.endswith("bias"))
+
+
+def test_tanh_is_tanh() -> None:
+    inputs = torch.cat([torch.linspace(-30, 30, 100_001), torch.linspace(-1e-3, 1e-3, 10_001)])
+    found = Tanh()(torch.cat([inputs, torch.tensor([-torch.inf, torch.inf])]))
+    expected = torch.cat([inputs, torch.tensor([-torch.inf, torch.inf])]).tanh()
+    assert (found - expected).abs().max() <= 2e-7
+    assert Tanh()(torch.tensor(torch.nan)).isnan()
+    exact = inputs.double().requires_grad_()
+    for activation in (Tanh(), torch.tanh):
+        value = activation(exact)
+        (slope,) = torch.autograd.grad(value.sum(), exact, create_graph=True)
+        (bend,) = torch.autograd.grad(slope.sum(), exact)
+        if isinstance(activation, Tanh):
+            ours = (value, slope, bend)
+    torch.testing.assert_close(ours, (value, slope, bend), rtol=0, atol=4e-15)
 
 
 def test_images_channels_last_give_what_channels_first_give() -> None:
