@@ -149,12 +149,20 @@ def _width(trunk: nn.Sequential) -> int:
 class PolicyHead(nn.Module):
     """Linear layer to the distribution's parameters, with a free log-std for Gaussians."""
 
-    def __init__(self, inputs: int, head: ActionHead, gain: float, log_std_init: float) -> None:
+    def __init__(self, inputs: int, head: ActionHead, config: NetworkConfig) -> None:
         super().__init__()
-        self.linear = orthogonal(nn.Linear(inputs, head.outputs), gain)
+        self.linear = orthogonal(nn.Linear(inputs, head.outputs), config.policy_gain)
         self.log_std: nn.Parameter | None = None
+        self._start, self._final = config.log_std_init, config.log_std_final
         if head.gaussian:
-            self.log_std = nn.Parameter(torch.full((head.outputs,), log_std_init))
+            start = torch.full((head.outputs,), config.log_std_init)
+            self.log_std = nn.Parameter(start, requires_grad=config.log_std_final is None)
+
+    @torch.no_grad()
+    def anneal(self, progress: float) -> None:
+        """Set a log-std that is not learned, see :func:`anneal`."""
+        if self.log_std is not None and self._final is not None:
+            self.log_std.fill_(self._start + progress * (self._final - self._start))
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits, or [mean, log std]."""
@@ -172,7 +180,7 @@ class Actor(nn.Module):
     ) -> None:
         super().__init__()
         self.trunk = _trunk(Features(space), config.hidden, config.activation)
-        self.head = PolicyHead(_width(self.trunk), head, config.policy_gain, config.log_std_init)
+        self.head = PolicyHead(_width(self.trunk), head, config)
 
     def forward(self, observations: Tensor) -> Tensor:
         """Distribution parameters (B, P)."""
@@ -202,7 +210,7 @@ class SharedActorCritic(nn.Module):
         super().__init__()
         self.trunk = _trunk(Features(space), config.hidden, config.activation)
         width = _width(self.trunk)
-        self.policy = PolicyHead(width, head, config.policy_gain, config.log_std_init)
+        self.policy = PolicyHead(width, head, config)
         self.value = orthogonal(nn.Linear(width, 1), 1.0)
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
@@ -227,6 +235,20 @@ class SeparateActorCritic(nn.Module):
 
 
 ActorCritic = SharedActorCritic | SeparateActorCritic
+
+
+def anneal(network: nn.Module, progress: float) -> None:
+    """Set log standard deviations that fall linearly instead of being learned.
+
+    Schulman et al. 2017 (PPO), table 4. Nothing happens without ``log_std_final``.
+
+    Args:
+        network: Whose policy it is.
+        progress: Fraction of training done, in [0, 1].
+    """
+    for part in network.modules():
+        if isinstance(part, PolicyHead):
+            part.anneal(progress)
 
 
 def build_network(

@@ -116,6 +116,30 @@ def test_same_seed_same_curve_bit_for_bit(mode: AutoresetMode, algo: str) -> Non
 
 
 @pytest.mark.parametrize("algo", ALGOS)
+@pytest.mark.parametrize("shared", [False, True])
+def test_log_std_falls_linearly_where_it_is_not_learned(algo: str, shared: bool) -> None:
+    if algo == "trpo" and shared:
+        pytest.skip("trpo has a separate critic")
+    envs = SyncVectorEnv(
+        [lambda: gymnasium.make("Pendulum-v1")] * 4, autoreset_mode=AutoresetMode.NEXT_STEP
+    )
+    network = dataclasses.replace(
+        small(algo).network, shared=shared, log_std_init=-0.5, log_std_final=-2.5
+    )
+    trainer = Trainer(small(algo, network=network), envs)
+    named = dict(trainer.network.named_parameters())
+    (name,) = (name for name in named if name.endswith("log_std"))
+    before = {other: value.detach().clone() for other, value in named.items() if other != name}
+    seen = []
+    for stats in trainer.run(32 * 5):
+        seen.append(named[name].tolist())
+        assert np.isfinite(list(stats.metrics.values())).all()
+    np.testing.assert_allclose(seen, np.linspace(-0.5, -2.1, 5)[:, None], rtol=1e-6)
+    assert all(not torch.equal(named[other], value) for other, value in before.items())
+    envs.close()
+
+
+@pytest.mark.parametrize("algo", ALGOS)
 @pytest.mark.parametrize("mode", MODES)
 def test_resumed_run_equals_the_uninterrupted_one(
     mode: AutoresetMode, algo: str, tmp_path: Any
