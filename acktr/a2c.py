@@ -35,8 +35,7 @@ class RMSpropTF:
     def __init__(self, module: nn.Module, alpha: float, eps: float) -> None:
         self.alpha = alpha
         self.eps = eps
-        named = module.named_parameters()
-        self._parameters = {name: value for name, value in named if value.requires_grad}
+        self._parameters = dict(module.named_parameters())
         self._squares = {name: torch.ones_like(p) for name, p in self._parameters.items()}
 
     @torch.no_grad()

@@ -370,8 +370,8 @@ class ACKTRLearner:
 def _optimizer(module: nn.Module, config: KFACConfig) -> KFAC:
     known = {
         name: LOG_STD_FISHER
-        for name, parameter in module.named_parameters()
-        if name.rsplit(".", 1)[-1] == "log_std" and parameter.requires_grad
+        for name, _ in module.named_parameters()
+        if name.rsplit(".", 1)[-1] == "log_std"
     }
     # Of a batch's sample everything is observed.
     return KFAC(module, dataclasses.replace(config, stat_fraction=1.0), known_fisher=known)

@@ -66,7 +66,7 @@ class NetworkConfig:
     log_std_init: float = 0.0
     """Initial log standard deviation of Gaussian policies (independent of the state)."""
     log_std_final: float | None = None
-    """It falls linearly to this over training, instead of being learned; None: it is learned."""
+    """It is learned below a limit that falls linearly from log_std_init to this; None: no limit."""
 
     def __post_init__(self) -> None:
         """Check every value; raises ConfigError naming the field."""

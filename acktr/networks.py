@@ -155,14 +155,13 @@ class PolicyHead(nn.Module):
         self.log_std: nn.Parameter | None = None
         self._start, self._final = config.log_std_init, config.log_std_final
         if head.gaussian:
-            start = torch.full((head.outputs,), config.log_std_init)
-            self.log_std = nn.Parameter(start, requires_grad=config.log_std_final is None)
+            self.log_std = nn.Parameter(torch.full((head.outputs,), config.log_std_init))
 
     @torch.no_grad()
     def anneal(self, progress: float) -> None:
-        """Set a log-std that is not learned, see :func:`anneal`."""
+        """Keep the log-std below its limit, see :func:`anneal`."""
         if self.log_std is not None and self._final is not None:
-            self.log_std.fill_(self._start + progress * (self._final - self._start))
+            self.log_std.clamp_(max=self._start + progress * (self._final - self._start))
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits, or [mean, log std]."""
@@ -238,9 +237,9 @@ ActorCritic = SharedActorCritic | SeparateActorCritic
 
 
 def anneal(network: nn.Module, progress: float) -> None:
-    """Set log standard deviations that fall linearly instead of being learned.
+    """Keep log standard deviations below the limit that falls linearly to ``log_std_final``.
 
-    Schulman et al. 2017 (PPO), table 4. Nothing happens without ``log_std_final``.
+    Schulman et al. 2017 (PPO), table 4, let the log-std itself fall; here less may be learned.
 
     Args:
         network: Whose policy it is.

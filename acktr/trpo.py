@@ -122,8 +122,7 @@ class TRPOLearner:
         self.generator = generator
         self.autocast = autocast
         self.critic = FirstOrderCritic(network.critic, config.trpo.critic, generator, autocast)
-        named = network.actor.named_parameters()
-        self._parameters = {name: value for name, value in named if value.requires_grad}
+        self._parameters = dict(network.actor.named_parameters())
         self._clock = Clock()
 
     @property
