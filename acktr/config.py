@@ -20,6 +20,7 @@ from envs.settings import AtariSettings, Backend, Workers
 Activation = Literal["tanh", "relu", "elu"]
 Algo = Literal["acktr", "a2c", "trpo"]
 Schedule = Literal["constant", "linear"]
+
 _WIDEST = 16_384
 
 
@@ -65,8 +66,6 @@ class NetworkConfig:
     """Gain of the orthogonal initialisation of the policy head."""
     log_std_init: float = 0.0
     """Initial log standard deviation of Gaussian policies (independent of the state)."""
-    log_std_final: float | None = None
-    """It is learned below a limit that falls linearly from log_std_init to this; None: no limit."""
 
     def __post_init__(self) -> None:
         """Check every value; raises ConfigError naming the field."""
@@ -78,9 +77,7 @@ class NetworkConfig:
         for name in ("activation", "critic_activation"):
             _check_choice(name, getattr(self, name), typing.get_args(Activation))
         _check_number("policy_gain", self.policy_gain, 0, math.inf, open_low=True)
-        for name in ("log_std_init", "log_std_final"):
-            if getattr(self, name) is not None:
-                _check_number(name, getattr(self, name), -20, 2, open_low=False)
+        _check_number("log_std_init", self.log_std_init, -20, 2, open_low=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -149,19 +149,12 @@ def _width(trunk: nn.Sequential) -> int:
 class PolicyHead(nn.Module):
     """Linear layer to the distribution's parameters, with a free log-std for Gaussians."""
 
-    def __init__(self, inputs: int, head: ActionHead, config: NetworkConfig) -> None:
+    def __init__(self, inputs: int, head: ActionHead, gain: float, log_std_init: float) -> None:
         super().__init__()
-        self.linear = orthogonal(nn.Linear(inputs, head.outputs), config.policy_gain)
+        self.linear = orthogonal(nn.Linear(inputs, head.outputs), gain)
         self.log_std: nn.Parameter | None = None
-        self._start, self._final = config.log_std_init, config.log_std_final
         if head.gaussian:
-            self.log_std = nn.Parameter(torch.full((head.outputs,), config.log_std_init))
-
-    @torch.no_grad()
-    def anneal(self, progress: float) -> None:
-        """Keep the log-std below its limit, see :func:`anneal`."""
-        if self.log_std is not None and self._final is not None:
-            self.log_std.clamp_(max=self._start + progress * (self._final - self._start))
+            self.log_std = nn.Parameter(torch.full((head.outputs,), log_std_init))
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits, or [mean, log std]."""
@@ -179,7 +172,7 @@ class Actor(nn.Module):
     ) -> None:
         super().__init__()
         self.trunk = _trunk(Features(space), config.hidden, config.activation)
-        self.head = PolicyHead(_width(self.trunk), head, config)
+        self.head = PolicyHead(_width(self.trunk), head, config.policy_gain, config.log_std_init)
 
     def forward(self, observations: Tensor) -> Tensor:
         """Distribution parameters (B, P)."""
@@ -209,7 +202,7 @@ class SharedActorCritic(nn.Module):
         super().__init__()
         self.trunk = _trunk(Features(space), config.hidden, config.activation)
         width = _width(self.trunk)
-        self.policy = PolicyHead(width, head, config)
+        self.policy = PolicyHead(width, head, config.policy_gain, config.log_std_init)
         self.value = orthogonal(nn.Linear(width, 1), 1.0)
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
@@ -234,20 +227,6 @@ class SeparateActorCritic(nn.Module):
 
 
 ActorCritic = SharedActorCritic | SeparateActorCritic
-
-
-def anneal(network: nn.Module, progress: float) -> None:
-    """Keep log standard deviations below the limit that falls linearly to ``log_std_final``.
-
-    Schulman et al. 2017 (PPO), table 4, let the log-std itself fall; here less may be learned.
-
-    Args:
-        network: Whose policy it is.
-        progress: Fraction of training done, in [0, 1].
-    """
-    for part in network.modules():
-        if isinstance(part, PolicyHead):
-            part.anneal(progress)
 
 
 def build_network(

@@ -84,7 +84,7 @@ def _mujoco(env: str) -> Config:
         normalize_advantage=True,
         normalize_observation=True,
         normalize_reward=True,
-        network=NetworkConfig(shared=False, log_std_init=-1.0, log_std_final=-2.0),
+        network=NetworkConfig(shared=False, log_std_init=-1.0),
         acktr=ACKTRConfig(
             actor=KFACConfig(
                 lr=0.1, kl_clip=0.02, quadratic="exact", momentum=0.0, refresh_interval=1

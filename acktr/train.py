@@ -16,7 +16,7 @@ from acktr.compute import autocast_context, resolve_device
 from acktr.config import Algo, Config
 from acktr.distributions import action_head
 from acktr.learner import Learner
-from acktr.networks import anneal, build_network
+from acktr.networks import build_network
 from acktr.normalize import ObservationNormalizer, RewardScaler
 from acktr.policy import Policy
 from acktr.rollout import Collector, NonFiniteError, make_batch, normalizable
@@ -139,8 +139,6 @@ class Trainer:
         origin = time.perf_counter() - self.seconds
         while self.timesteps < total_timesteps:
             started = time.perf_counter()
-            progress = (self.timesteps - start) / (total_timesteps - start)
-            anneal(self.network, progress)
             rollout = self.collector.collect(self.config.num_steps)
             batch = make_batch(rollout, self.config.gamma, self.config.gae_lambda, self.device)
             if not bool(torch.isfinite(batch.returns).all()):
@@ -150,7 +148,9 @@ class Trainer:
                 )
             metrics: dict[str, float] = {}
             if len(batch) > 1:
-                metrics = self.learner.update(batch, progress)
+                metrics = self.learner.update(
+                    batch, (self.timesteps - start) / (total_timesteps - start)
+                )
             self.timesteps += rollout.env_steps
             self.updates += 1
             self.seconds = time.perf_counter() - origin

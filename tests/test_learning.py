@@ -58,7 +58,7 @@ def test_kl_of_the_tuned_mujoco_step_is_the_predicted_one() -> None:
     which is fixed here; it vanishes with the length (tests/kfac hold the limit in float64).
     """
     config = preset("HalfCheetah-v5")[0]
-    network = dataclasses.replace(config.network, log_std_init=-0.5, log_std_final=None)
+    network = dataclasses.replace(config.network, log_std_init=-0.5)
     _, rows = trained(dataclasses.replace(config, network=network), 8 * 1024)
     measured = np.array([row["train/approx_kl"] for row in rows])
     predicted = np.array([row["train/kl_quadratic"] for row in rows])

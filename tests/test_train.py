@@ -116,41 +116,6 @@ def test_same_seed_same_curve_bit_for_bit(mode: AutoresetMode, algo: str) -> Non
 
 
 @pytest.mark.parametrize("algo", ALGOS)
-@pytest.mark.parametrize("shared", [False, True])
-def test_log_std_stays_below_a_limit_that_falls(algo: str, shared: bool) -> None:
-    if algo == "trpo" and shared:
-        pytest.skip("trpo has a separate critic")
-    envs = SyncVectorEnv(
-        [lambda: gymnasium.make("Pendulum-v1")] * 4, autoreset_mode=AutoresetMode.NEXT_STEP
-    )
-    network = dataclasses.replace(
-        small(algo).network, shared=shared, log_std_init=-0.5, log_std_final=-2.5
-    )
-    trainer = Trainer(small(algo, network=network), envs)
-    (log_std,) = (p for n, p in trainer.network.named_parameters() if n.endswith("log_std"))
-    limits, acted = np.linspace(-0.5, -2.1, 5), []
-    collect = trainer.collector.collect
-
-    def noted(num_steps: int) -> Any:
-        acted.append(log_std.item())
-        if len(acted) == 4:  # with less noise than the limit, and from now on below it
-            with torch.no_grad():
-                log_std.fill_(-3)
-        return collect(num_steps)
-
-    trainer.collector.collect = noted  # type: ignore[method-assign]
-    after = []
-    for stats in trainer.run(32 * 5):
-        after.append(log_std.item())
-        assert np.isfinite(list(stats.metrics.values())).all()
-    np.testing.assert_allclose(acted[:4], limits[:4], rtol=0.05)
-    assert (np.array(acted) <= limits + 1e-6).all()
-    assert all(old != new for old, new in zip(acted[:3], after[:3], strict=True))  # it is learned
-    assert acted[4] == after[3] < limits[4]
-    envs.close()
-
-
-@pytest.mark.parametrize("algo", ALGOS)
 @pytest.mark.parametrize("mode", MODES)
 def test_resumed_run_equals_the_uninterrupted_one(
     mode: AutoresetMode, algo: str, tmp_path: Any

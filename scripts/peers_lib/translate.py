@@ -129,7 +129,6 @@ def _network(network: _Section) -> dict[str, Any]:
     network.only("policy_gain", _POLICY_GAIN)
     found = network.several("hidden", "critic_hidden", "activation", "log_std_init")
     network.only("critic_activation", found["activation"])
-    network.only("log_std_final", None)
     network.end()
     return found | {"ortho_init": True}
 

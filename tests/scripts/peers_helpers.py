@@ -32,7 +32,6 @@ _COMMON: dict[str, Any] = {
         "critic_activation": "tanh",
         "policy_gain": 0.01,
         "log_std_init": -0.5,
-        "log_std_final": None,
     },
     "acktr": {"critic_steps": 10},
     "a2c": {

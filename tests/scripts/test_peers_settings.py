@@ -102,7 +102,6 @@ def test_what_does_not_concern_the_peer_changes_nothing() -> None:
         ("a2c", {"network.shared": True}, "cannot express network.shared = True, only False"),
         ("a2c", {"network.policy_gain": 0.1}, "network.policy_gain = 0.1, only 0.01"),
         ("a2c", {"network.critic_activation": "elu"}, "critic_activation = 'elu', only tanh"),
-        ("a2c", {"network.log_std_final": -2.0}, "log_std_final = -2.0, only None"),
         ("a2c", {"precision": "bfloat16"}, "precision = 'bfloat16', only auto or float32"),
         ("a2c", {"env_backend": "envpool"}, "env_backend = 'envpool', only gymnasium"),
         ("a2c", {"network.critic_hidden": [0]}, "each of network.critic_hidden must be >= 1"),
