@@ -189,7 +189,7 @@ class ACKTRLearner:
 
     @property
     def _dtype(self) -> torch.dtype:
-        return next(self.network.parameters()).dtype
+        return next(iter(self.actor.curvature.named.values())).dtype
 
     def _policy_noise(self, batch: Batch) -> Tensor:
         return self.head.noise(len(batch), self.generator, self._dtype)

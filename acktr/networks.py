@@ -19,9 +19,12 @@ from acktr.distributions import ActionHead
 from acktr.images import channels_last, convert, image_shape
 from envs import is_image
 
+_MANY = 8192
+"""Numbers for which the additional calls are worth it."""
+
 
 class Tanh(nn.Module):
-    """tanh x, on the CPU as 2 / (1 + exp(-2x)) - 1 where that is as exact.
+    """tanh x, of many numbers on the CPU as 2 / (1 + exp(-2x)) - 1 where that is as exact.
 
     There torch computes the logistic function in a tenth of the time that its tanh takes. In
     float32 the difference is at most 2e-7 (absolute); narrower types would lose small numbers.
@@ -29,8 +32,9 @@ class Tanh(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Element by element."""
-        if hidden.device.type == "cpu" and hidden.dtype in (torch.float32, torch.float64):
-            return 2 * torch.sigmoid(2 * hidden) - 1
+        wide = hidden.dtype in (torch.float32, torch.float64)
+        if wide and hidden.device.type == "cpu" and hidden.numel() >= _MANY:
+            return torch.rsub(torch.sigmoid(2 * hidden), -1, alpha=-2)  # 2 sigmoid - 1
         return hidden.tanh()
 
 

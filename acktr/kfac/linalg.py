@@ -39,11 +39,9 @@ def trust_scale(quadratic: Tensor, lr: float, kl_clip: float) -> Tensor:
         lr: Step size.
         kl_clip: c.
     """
-    q = quadratic.detach()
-    safe = torch.where(q > 0, q, torch.ones_like(q))
-    scale = (kl_clip / (lr * lr * safe)).sqrt().clamp(max=1.0)
-    scale = torch.where(q > 0, scale, torch.ones_like(scale))
-    return torch.where(torch.isfinite(q), scale, torch.zeros_like(scale))
+    finite = quadratic.detach().nan_to_num(torch.nan, torch.inf, torch.nan)
+    room = kl_clip / (lr * lr * finite.clamp(min=0.0))  # infinite for q <= 0
+    return room.sqrt().clamp(max=1.0).nan_to_num(nan=0.0)
 
 
 def trace_ratio(a: Tensor, g: Tensor) -> Tensor:

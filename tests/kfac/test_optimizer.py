@@ -159,6 +159,16 @@ def test_a_zero_gradient_moves_nothing() -> None:
     assert float(optimizer.last_step.scale) == 1.0
 
 
+@pytest.mark.parametrize("to_none", [True, False])
+def test_zero_grad_is_that_of_torch(to_none: bool) -> None:
+    model = mlp()
+    optimizer = kfac(model)
+    set_gradients(model)
+    optimizer.zero_grad(set_to_none=to_none)
+    for parameter in model.parameters():
+        assert parameter.grad is None if to_none else not parameter.grad.any()
+
+
 # --- step, momentum, schedules --------------------------------------------------------------------
 
 
