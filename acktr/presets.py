@@ -74,7 +74,7 @@ def _atari_paper(env: str) -> Config:
 
 
 def _mujoco(env: str) -> Config:
-    """Separate tanh networks; an exactly predicted KL of 0.01 until the lr decays."""
+    """Separate tanh networks; the policy's KL predicted exactly, 0.01 until the lr decays."""
     return Config(
         env=env,
         total_timesteps=1_000_000,
@@ -92,7 +92,6 @@ def _mujoco(env: str) -> Config:
             critic=KFACConfig(
                 lr=0.3,
                 kl_clip=0.3,
-                quadratic="exact",
                 damping=0.1,
                 stat_decay=0.77,
                 stat_interval=5,
