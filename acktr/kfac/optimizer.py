@@ -169,8 +169,9 @@ class KFAC(torch.optim.Optimizer):
         """As torch's own, without the time that its hooks take for profilers and compilers."""
         if not set_to_none:
             super().zero_grad(set_to_none=False)
-        for parameter in (p for group in self.param_groups for p in group["params"] if set_to_none):
-            parameter.grad = None
+            return
+        for name in self._grouped:
+            self._named[name].grad = None
 
     @property
     def lr(self) -> float:
