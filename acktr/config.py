@@ -239,6 +239,8 @@ class Config:
     """auto, cpu, cuda or cuda:N."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute type of convolutional networks; auto: bfloat16 where the hardware is fast at it."""
+    compile: bool = False
+    """Compile acting with torch.compile; on CUDA it becomes a CUDA graph."""
     eval_freq: int = 0
     """Steps between evaluations during training; 0: only at the end."""
     eval_episodes: int = 10

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from acktr.accumulate import outputs_of
+from acktr.acting import Acting
 from acktr.compute import one_thread, restore_generator
 from acktr.distributions import ActionHead, to_environment
 from acktr.images import FrameStore, compute_type, pack
@@ -140,6 +141,7 @@ class Collector:
         observation_normalizer: Applied to every observation if given.
         reward_scaler: Applied to every reward if given.
         micro_batch: Most observations that are valued at once; None: all of a rollout's.
+        compiled: Whether acting is compiled.
 
     Raises:
         ValueError: The environment does not declare a supported autoreset mode.
@@ -156,6 +158,7 @@ class Collector:
         observation_normalizer: ObservationNormalizer | None = None,
         reward_scaler: RewardScaler | None = None,
         micro_batch: int | None = None,
+        compiled: bool = False,
     ) -> None:
         mode = envs.metadata.get("autoreset_mode")
         if mode not in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP):
@@ -165,7 +168,6 @@ class Collector:
             )
         self.envs = envs
         self.network = network
-        self.head = head
         self.device = device
         self.generator = generator
         self.autocast = autocast
@@ -174,6 +176,7 @@ class Collector:
         space = envs.single_observation_space
         self._store = FrameStore(space, device) if is_image(space) else None
         self.micro_batch = micro_batch
+        self._acting = Acting(network, head, generator, autocast, compiled)
         self._next_step = mode == AutoresetMode.NEXT_STEP
         self._lanes = lanes(envs)
         self._begun = False
@@ -197,14 +200,6 @@ class Collector:
         if valid is not None:
             self.observation_normalizer.moments.update(observation[valid])
         return self.observation_normalizer(observation)
-
-    def _policy(self, observation: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Distribution parameters, and values (N,) where they come from the same forward pass."""
-        with self.autocast():
-            if isinstance(self.network, SeparateActorCritic):
-                return self.network.actor(observation), None
-            parameters, values = self.network(observation)
-        return parameters, values
 
     def _values(self, observations: Tensor) -> Tensor:
         """Values (B,)."""
@@ -269,13 +264,12 @@ class Collector:
         """Choose a lane's actions and begin its step."""
         started = time.perf_counter()
         observation, shown = self._show(lane, len(recorder.actions))
-        parameters, values = self._policy(shown)
-        if bool((parameters - parameters).any()):  # x - x is 0 for finite numbers alone
+        actions, values, broken = self._acting(shown)
+        if bool(broken):
             raise NonFiniteError(
                 "the policy's output is NaN or Inf: lower lr or kl_clip, raise damping, or"
                 " normalise observations and rewards"
             )
-        actions = self.head.make(parameters).sample(self.generator)
         taken = to_environment(actions.cpu().numpy(), self.envs.single_action_space)
         recorder.act(observation, actions, values)
         acted = time.perf_counter()

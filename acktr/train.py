@@ -109,6 +109,7 @@ class Trainer:
             observations,
             rewards,
             config.micro_batch,
+            config.compile,
         )
         self.learner: Learner = _LEARNERS[config.algo](
             self.network,

@@ -121,6 +121,11 @@ def test_wrong_types_are_configuration_errors_in_python_too() -> None:
         Config(env="X-v0", gamma="a")  # type: ignore[arg-type]
 
 
+def test_compilation() -> None:
+    assert from_dict({"env": "X-v0"}).compile is False  # as in configurations before it
+    assert from_dict({"env": "X-v0", "compile": True}).compile is True
+
+
 def test_backend_of_environments() -> None:
     assert from_dict({"env": "X-v0"}).env_backend == "gymnasium"  # as in configurations before it
     assert from_dict({"env": "X-v0", "env_backend": "envpool"}).env_backend == "envpool"

@@ -87,11 +87,10 @@ def counting(mode: AutoresetMode, num_envs: int = 1, **ends: int | None) -> Any:
     return RecordEpisodeStatistics(SyncVectorEnv(makers, autoreset_mode=mode))
 
 
-def collector(envs: Any, **parts: Any) -> Collector:
-    network: Any = CountValue()
+def collector(envs: Any, network: Any = None, **parts: Any) -> Collector:
     return Collector(
         envs,
-        network,
+        CountValue() if network is None else network,
         action_head(envs.single_action_space),
         torch.device("cpu"),
         torch.Generator().manual_seed(0),
@@ -168,9 +167,9 @@ def test_values_at_the_end_are_those_of_each_step(mode: AutoresetMode) -> None:
     for network in (separate, Joint()):
         runner = collector(
             counting(mode, num_envs=3, truncate_at=4),
+            network,
             observation_normalizer=ObservationNormalizer((1,)),
         )
-        runner.network = network  # type: ignore[assignment]
         found.append(runner.collect(11))
     once, stepwise = found
     assert once.ended.sum() == 6
@@ -193,8 +192,7 @@ def test_infinite_horizon_value_with_time_limits() -> None:
             return observation, np.ones(self.num_envs), terminated, truncated, infos
 
     for mode in MODES:
-        runner = collector(OneReward(counting(mode, truncate_at=5)))
-        runner.network = Constant()  # type: ignore[assignment]
+        runner = collector(OneReward(counting(mode, truncate_at=5)), Constant())
         batch = make_batch(runner.collect(17), 0.9, 0.95, torch.device("cpu"))
         torch.testing.assert_close(batch.advantages, torch.zeros(len(batch)), atol=1e-5, rtol=0)
 

@@ -34,7 +34,7 @@ OURS = {"sb3-a2c": "a2c", "sb3-trpo": "trpo"}
 
 _RUN = ("env", "algo", "preset", "seed", "total_timesteps", "device")
 _RHYTHM = ("eval_freq", "eval_episodes", "checkpoint_freq", "atari")
-_SAME_RESULTS = ("env_workers", "micro_batch")
+_SAME_RESULTS = ("env_workers", "micro_batch", "compile")
 """Settings that results do not depend on."""
 _SECTIONS = ("acktr", "a2c", "trpo")
 _ROLLOUT = ("num_envs", "num_steps", "gamma", "gae_lambda")
