@@ -176,7 +176,7 @@ class Collector:
         space = envs.single_observation_space
         self._store = FrameStore(space, device) if is_image(space) else None
         self.micro_batch = micro_batch
-        self._acting = Acting(network, head, generator, autocast, compiled)
+        self.acting = Acting(network, head, generator, autocast, compiled)
         self._next_step = mode == AutoresetMode.NEXT_STEP
         self._lanes = lanes(envs)
         self._begun = False
@@ -264,7 +264,7 @@ class Collector:
         """Choose a lane's actions and begin its step."""
         started = time.perf_counter()
         observation, shown = self._show(lane, len(recorder.actions))
-        actions, values, broken = self._acting(shown)
+        actions, values, broken = self.acting(shown)
         if bool(broken):
             raise NonFiniteError(
                 "the policy's output is NaN or Inf: lower lr or kl_clip, raise damping, or"

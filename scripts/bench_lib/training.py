@@ -165,28 +165,15 @@ def _acting(
         times: How often the policy acts.
     """
     network, collector = trainer.network, trainer.collector
+    valued = network.critic if isinstance(network, SeparateActorCritic) else network
+    last = batch if isinstance(network, SeparateActorCritic) else observations
 
     @torch.no_grad()
-    def separate(actor: torch.nn.Module, critic: torch.nn.Module) -> None:
+    def act() -> None:
         with one_thread():
             for _ in range(times):
-                with collector.autocast():
-                    parameters = actor(observations)
-                trainer.head.make(parameters).sample(collector.generator)
+                collector.acting(observations)
         with collector.autocast():
-            critic(batch)
+            valued(last)
 
-    @torch.no_grad()
-    def shared() -> None:
-        with one_thread():
-            for _ in range(times):
-                with collector.autocast():
-                    parameters, _ = network(observations)
-                trainer.head.make(parameters).sample(collector.generator)
-        with collector.autocast():
-            network(observations)
-
-    if isinstance(network, SeparateActorCritic):
-        actor, critic = network.actor, network.critic
-        return lambda: separate(actor, critic)
-    return shared
+    return act
