@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from acktr.accumulate import MicroBatch, add_means, micro_batches
 from acktr.clock import Clock
+from acktr.compiled import Compiled
 from acktr.config import Config
 from acktr.distributions import ActionHead
 from acktr.learner import policy_terms, scheduled_lr, standardised, to_floats, value_metrics
@@ -93,6 +94,9 @@ class A2CLearner:
         settings = config.a2c
         self.optimizer = RMSpropTF(network, settings.rms_alpha, settings.rms_eps)
         self._parameters = list(network.parameters())
+        self._forward: Callable[[Tensor], tuple[Tensor, Tensor]] = network
+        if config.compile:
+            self._forward = Compiled(network, "the update", graph=False, dynamic=None)
         self._clock = Clock()
 
     @property
@@ -132,7 +136,7 @@ class A2CLearner:
         """Add the gradients of a part of the batch to those that the parameters hold."""
         config, rows = self.config, part.rows
         with self._clock.part("forward"), self.autocast():
-            parameters, values = self.network(batch.observations[rows])
+            parameters, values = self._forward(batch.observations[rows])
         advantages = batch.advantages
         if config.normalize_advantage:
             advantages = standardised(advantages)

@@ -13,17 +13,17 @@ from torch import Tensor, nn
 
 from acktr.accumulate import MicroBatch, add_means, micro_batches, outputs_of
 from acktr.clock import Clock, joined
+from acktr.compiled import Compiled
 from acktr.compute import restore_generator
 from acktr.config import Config
 from acktr.critic import FirstOrderCritic
 from acktr.distributions import ActionHead, Distribution
 from acktr.kfac import KFAC, KFACConfig
-from acktr.kfac.linearized import Linearized
 from acktr.kfac.trust import FisherQuadratic
 from acktr.learner import policy_terms, scheduled_lr, standardised, to_floats, value_metrics
 from acktr.networks import ActorCritic, SeparateActorCritic, SharedActorCritic
 from acktr.rollout import Batch
-from acktr.task import Losses, Outputs, Task, as_outputs
+from acktr.task import Losses, Outputs, Task, as_outputs, differentiate
 
 LOG_STD_FISHER = 2.0
 """Fisher information of the log standard deviation of a Gaussian."""
@@ -31,31 +31,6 @@ LOG_STD_FISHER = 2.0
 _MIN_ADAPTED_LR = 1e-8
 _SCHEDULE_HORIZON = 1.1
 """Fraction of training at which the linear schedule would reach 0 (Baselines)."""
-
-
-def differentiate(
-    optimizer: KFAC, loss: Tensor, outputs: tuple[Tensor, ...], metric: Callable[..., Tensor]
-) -> FisherQuadratic | None:
-    """Set the gradients of a loss, and give U -> U^T F U with the exact Fisher if it is wanted.
-
-    F = 1/B sum_b J_b^T H_b J_b with J the Jacobian of the outputs and H the Fisher of the output
-    distribution, so that U^T F U is the mean over the batch of metric(J U).
-
-    Args:
-        optimizer: Whose parameters get gradients; its settings say whether F is wanted.
-        loss: A scalar that depends on the parameters through the outputs alone.
-        outputs: What the network returned, with its graph.
-        metric: Tangents t of the outputs to t^T H t (B,).
-    """
-    optimizer.zero_grad()
-    if optimizer.config.quadratic != "exact":
-        torch.autograd.backward(loss)
-        return None
-    named = optimizer.curvature.named
-    linear = Linearized(outputs, named, torch.autograd.grad(loss, outputs))
-    for name, gradient in linear.gradients.items():
-        named[name].grad = gradient
-    return lambda direction: metric(*linear.tangents(direction)).mean()
 
 
 def sampled_policy_loss(dist: Distribution, noise: Tensor) -> Tensor:
@@ -115,6 +90,7 @@ class ACKTRLearner:
         self.generator = generator
         self.autocast = autocast
         self._clock = Clock()
+        self._compiled: dict[nn.Module, Compiled[Tensor | Outputs, Tensor]] = {}
         settings = config.acktr
         self._lr = settings.actor.lr
         self.critic: KFAC | FirstOrderCritic | None = None
@@ -245,8 +221,10 @@ class ACKTRLearner:
         """
         optimizer, rows = task.optimizer, part.rows
         recording = optimizer.capture() if observes else nullcontext()
+        once = not observes and optimizer.config.quadratic != "exact"
+        forward = self._forward(task.network) if once else task.network
         with self._clock.part("forward"), recording as captured, self.autocast():
-            outputs = as_outputs(task.network(batch.observations[rows]))
+            outputs = as_outputs(forward(batch.observations[rows]))
         losses = task.losses(outputs, rows)
         if captured is not None:
             optimizer.update_curvature(captured, task.fisher(outputs, rows), last=part.last)
@@ -258,6 +236,14 @@ class ACKTRLearner:
             else:
                 torch.autograd.backward(part.share * losses.objective)
         return losses.terms, outputs[0].detach(), quadratic
+
+    def _forward(self, network: nn.Module) -> Callable[[Tensor], Tensor | Outputs]:
+        """A network of which only the gradients of a loss are wanted, compiled if so configured."""
+        if not self.config.compile:
+            return network
+        if network not in self._compiled:
+            self._compiled[network] = Compiled(network, "the update", graph=False, dynamic=None)
+        return self._compiled[network]
 
     def _joint_step(self, network: SharedActorCritic, batch: Batch) -> dict[str, Tensor]:
         config, sigma = self.config, self.config.acktr.value_sigma

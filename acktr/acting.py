@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from acktr.compiled import Compiled
 from acktr.distributions import ActionHead
 from acktr.networks import ActorCritic, SeparateActorCritic
 
@@ -22,8 +22,7 @@ class Acting:
     """Chooses actions, and values states where that costs no forward pass of its own.
 
     Compiled, it takes the noise of its actions from the same generator in the same order. On CUDA
-    torch records the compiled calls as a CUDA graph and replays it. Where torch cannot compile (no
-    compiler, an unsupported Python) it says so once, in a warning, and goes on uncompiled.
+    torch records the compiled calls as a CUDA graph and replays it.
 
     Args:
         network: Policy and value function.
@@ -45,10 +44,10 @@ class Acting:
         self._head = head
         self._generator = generator
         self._autocast = autocast
-        self._compiled: Callable[[Tensor, Tensor], Answer] | None = None
+        self._compiled: Compiled[Answer, Tensor, Tensor] | None = None
         if compiled:
-            mode = "reduce-overhead" if generator.device.type == "cuda" else None
-            self._compiled = torch.compile(self._answer, mode=mode, dynamic=False)
+            graph = generator.device.type == "cuda"
+            self._compiled = Compiled(self._answer, "the policy", graph=graph, dynamic=False)
 
     @torch.no_grad()
     def __call__(self, observations: Tensor) -> Answer:
@@ -57,18 +56,7 @@ class Acting:
             return self._answer(observations, None)
         dtype = next(self._network.parameters()).dtype
         noise = self._head.noise(len(observations), self._generator, dtype)
-        try:
-            actions, values, broken = self._compiled(observations, noise)
-        except Exception as error:  # what is not the compiler's fault comes again below
-            answer = self._answer(observations, noise)
-            self._compiled = None
-            reason = str(error).strip().partition("\n")[0]
-            warnings.warn(
-                f"compile: torch cannot compile the policy ({reason}); it acts uncompiled",
-                RuntimeWarning,
-                stacklevel=3,
-            )
-            return answer
+        actions, values, broken = self._compiled(observations, noise)
         # A graph's next replay overwrites what it returned.
         return actions.clone(), None if values is None else values.clone(), broken
 

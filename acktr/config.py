@@ -240,7 +240,7 @@ class Config:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute type of convolutional networks; auto: bfloat16 where the hardware is fast at it."""
     compile: bool = False
-    """Compile acting with torch.compile; on CUDA it becomes a CUDA graph."""
+    """Compile acting (on CUDA into a CUDA graph) and update of ACKTR and A2C by torch.compile."""
     eval_freq: int = 0
     """Steps between evaluations during training; 0: only at the end."""
     eval_episodes: int = 10

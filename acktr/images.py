@@ -88,7 +88,10 @@ class FrameStore:
     def put(self, step: int, images: NDArray[np.uint8]) -> Tensor:
         """Convert the images of one step, (N, ...), and give them as the network takes them."""
         place = self.frames[step * self._num : (step + 1) * self._num]
-        return convert(torch.from_numpy(images).to(self._device), self._last, place)
+        raw = torch.from_numpy(images)
+        if self._device.type == "cuda":  # torch uses pinned memory again once it has been copied
+            raw = raw.pin_memory().to(self._device, non_blocking=True)
+        return convert(raw, self._last, place)
 
     @property
     def frames(self) -> Tensor:

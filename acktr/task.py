@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from acktr.accumulate import MicroBatch
 from acktr.kfac import KFAC
+from acktr.kfac.linearized import Linearized
 from acktr.kfac.products import output_tangents
 from acktr.kfac.trust import FisherQuadratic
 
@@ -79,3 +80,28 @@ class Task:
             return torch.stack(forms).sum()
 
         return quadratic
+
+
+def differentiate(
+    optimizer: KFAC, loss: Tensor, outputs: tuple[Tensor, ...], metric: Callable[..., Tensor]
+) -> FisherQuadratic | None:
+    """Set the gradients of a loss, and give U -> U^T F U with the exact Fisher if it is wanted.
+
+    F = 1/B sum_b J_b^T H_b J_b with J the Jacobian of the outputs and H the Fisher of the output
+    distribution, so that U^T F U is the mean over the batch of metric(J U).
+
+    Args:
+        optimizer: Whose parameters get gradients; its settings say whether F is wanted.
+        loss: A scalar that depends on the parameters through the outputs alone.
+        outputs: What the network returned, with its graph.
+        metric: Tangents t of the outputs to t^T H t (B,).
+    """
+    optimizer.zero_grad()
+    if optimizer.config.quadratic != "exact":
+        torch.autograd.backward(loss)
+        return None
+    named = optimizer.curvature.named
+    linear = Linearized(outputs, named, torch.autograd.grad(loss, outputs))
+    for name, gradient in linear.gradients.items():
+        named[name].grad = gradient
+    return lambda direction: metric(*linear.tangents(direction)).mean()

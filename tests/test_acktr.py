@@ -15,17 +15,13 @@ from gymnasium import spaces
 from torch import Tensor
 from torch.func import functional_call, jacrev
 
-from acktr.acktr import (
-    ACKTRLearner,
-    adapt_lr,
-    differentiate,
-    sampled_value_loss,
-)
+from acktr.acktr import ACKTRLearner, adapt_lr, sampled_value_loss
 from acktr.config import ACKTRConfig, Config, ConfigError, CriticConfig, NetworkConfig
 from acktr.distributions import action_head
 from acktr.kfac import KFACConfig
 from acktr.networks import build_network
 from acktr.rollout import Batch
+from acktr.task import differentiate
 from tests.kfac.helpers import HostSyncError, NoHostSync
 
 OBSERVATIONS = spaces.Box(-np.inf, np.inf, (3,), np.float64)

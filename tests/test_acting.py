@@ -67,7 +67,7 @@ def test_compiled_acting_is_the_same(
     for ours, theirs in answers:
         torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
         assert not bool(theirs[2])
-    assert compiled._compiled is not None
+    assert compiled._compiled is not None and compiled._compiled.active
     assert torch.equal(plain._generator.get_state(), compiled._generator.get_state())
 
 
@@ -92,7 +92,7 @@ def test_what_cannot_be_compiled_runs_uncompiled(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch, "compile", unable)
     plain, compiled = (acting(VECTORS, BOX, which) for which in (False, True))
     first, second = shown(VECTORS, 2)
-    with pytest.warns(RuntimeWarning, match=r"policy \(no working compiler\); it acts uncompiled"):
+    with pytest.warns(RuntimeWarning, match=r"policy \(no working compiler\); it runs uncompiled"):
         answer = compiled(first)
     assert torch.equal(answer[0], plain(first)[0])
     with warnings.catch_warnings():

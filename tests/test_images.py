@@ -62,6 +62,21 @@ def test_a_store_keeps_its_memory_and_equals_single_conversions() -> None:
     assert len(store.frames) == 12
 
 
+@pytest.mark.parametrize("place", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_an_array_may_change_once_it_was_put_into_the_store(place: str) -> None:
+    """Also where it is still on its way to the device."""
+    store = FrameStore(FIRST, torch.device(place))
+    steps = [images(64, seed=step) for step in range(8)]
+    store.start(len(steps), 64, torch.float32)
+    array = np.empty_like(steps[0])
+    for step, shown in enumerate(steps):
+        array[...] = shown
+        store.put(step, array)
+    array[...] = 0
+    expected = np.concatenate(steps) / 255
+    np.testing.assert_allclose(store.frames.cpu().numpy(), expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_packing_keeps_every_valid_row_once(seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -1,0 +1,142 @@
+"""An update whose forward and backward passes torch compiles is the update without it."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import warnings
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from acktr.a2c import A2CLearner
+from acktr.acktr import ACKTRLearner
+from acktr.compiled import Compiled
+from acktr.config import ACKTRConfig, Config, NetworkConfig
+from acktr.distributions import action_head
+from acktr.kfac import KFACConfig
+from acktr.networks import build_network
+from acktr.rollout import Batch
+
+IMAGES = spaces.Box(0, 255, (4, 44, 44), np.uint8)
+VECTORS = spaces.Box(-1.0, 1.0, (5,), np.float32)
+BOX = spaces.Box(-1.0, 1.0, (3,), np.float32)
+KRONECKER = KFACConfig(lr=0.1, stat_interval=2, refresh_interval=2, cold_steps=0)
+SAMPLED = dataclasses.replace(KRONECKER, stat_fraction=0.25)
+SIZES = (24, 24, 21, 23, 24, 22)
+"""Of the batches: environments' resets are no samples."""
+
+
+def learner(name: str, compiled: bool, place: str) -> ACKTRLearner | A2CLearner:
+    """The same network and noise at every call."""
+    settings = ACKTRConfig(
+        actor=SAMPLED if name == "acktr, images" else KRONECKER, critic=KRONECKER, critic_steps=3
+    )
+    config = Config(
+        env="X-v0",
+        compile=compiled,
+        micro_batch=9 if name == "acktr, in parts" else None,
+        network=NetworkConfig(shared="images" in name),
+        acktr=settings,
+    )
+    torch.manual_seed(0)
+    space, actions = (IMAGES, spaces.Discrete(4)) if "images" in name else (VECTORS, BOX)
+    head = action_head(actions)
+    network = build_network(space, head, config.network).to(place)
+    kind = A2CLearner if "a2c" in name else ACKTRLearner
+    return kind(network, head, config, torch.Generator(place).manual_seed(1), nullcontext)
+
+
+def batches(images: bool, place: str) -> list[Batch]:
+    draw = torch.Generator().manual_seed(2)
+
+    def one(size: int) -> Batch:
+        shape = IMAGES.shape if images else VECTORS.shape
+        seen = torch.rand(size, *shape, generator=draw)
+        if images:
+            seen = seen.contiguous(memory_format=torch.channels_last)
+        actions = torch.randint(4, (size,), generator=draw)
+        if not images:
+            actions = torch.randn(size, 3, generator=draw)
+        rest = (torch.randn(size, generator=draw).to(place) for _ in range(3))
+        return Batch(seen.to(place), actions.to(place), *rest)
+
+    return [one(size) for size in SIZES]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++")
+@pytest.mark.parametrize("place", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("name", ["acktr, images", "acktr", "acktr, in parts", "a2c, images"])
+def test_compiled_updates_are_the_same(name: str, place: str) -> None:
+    """Batch after batch of unequal sizes; what is compiled is called, and nothing else warns."""
+    plain, compiled = (learner(name, which, place) for which in (False, True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        for number, batch in enumerate(batches("images" in name, place)):
+            expected = plain.update(batch, number / 20)
+            found = compiled.update(batch, number / 20)
+            for key in ("train/policy_loss", "train/value_loss"):
+                assert found[key] == pytest.approx(expected[key], rel=1e-4, abs=1e-5)
+    for ours, theirs in zip(plain.network.parameters(), compiled.network.parameters(), strict=True):
+        torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
+    used = uses(compiled)
+    assert used and all(each.active for each in used)
+    assert not uses(plain)
+
+
+def uses(agent: ACKTRLearner | A2CLearner) -> list[Compiled[Any, Tensor]]:
+    if isinstance(agent, ACKTRLearner):
+        return list(agent._compiled.values())
+    return [agent._forward] if isinstance(agent._forward, Compiled) else []
+
+
+@pytest.mark.parametrize(("dynamic", "times"), [(None, 2), (False, 5)])
+def test_how_often_it_compiles(
+    dynamic: bool | None, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for the first size and once for all others, or for each of the five."""
+    graphs: list[torch.fx.GraphModule] = []
+    compile_with = torch.compile
+
+    def backend(graph: torch.fx.GraphModule, _inputs: list[Any]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    def watched(function: Any, mode: str | None, dynamic: bool | None) -> Any:
+        assert mode is None
+        return compile_with(function, backend=backend, dynamic=dynamic)
+
+    monkeypatch.setattr(torch, "compile", watched)
+    double = Compiled(lambda numbers: numbers * 2, "it", graph=False, dynamic=dynamic)
+    for size in (8, 8, 7, 6, 5, 9):
+        assert torch.equal(double(torch.ones(size)), torch.full((size,), 2.0))
+    assert double.active
+    assert len(graphs) == times
+
+
+def test_where_torch_cannot_compile_an_update_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One warning for all updates, which are those without compiling."""
+
+    def unable(*_args: Any, **_kwargs: Any) -> Any:
+        def call(*_tensors: Any) -> Any:
+            raise RuntimeError("no working compiler\nlong explanation")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", unable)
+    plain, compiled = (learner("a2c, images", which, "cpu") for which in (False, True))
+    first, second = batches(True, "cpu")[:2]
+    plain.update(first, 0.0)
+    with pytest.warns(RuntimeWarning, match=r"the update \(no working compiler\); it runs uncomp"):
+        compiled.update(first, 0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plain.update(second, 0.1)
+        compiled.update(second, 0.1)
+    for ours, theirs in zip(plain.network.parameters(), compiled.network.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
