@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib import rc_context, ticker
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
@@ -38,6 +40,17 @@ def panels(
     for axis in axes[count:]:
         axis.set_visible(False)
     return figure, axes[:count], axes[::columns]
+
+
+def legend_below(figure: Figure, handles: Sequence[Line2D]) -> None:
+    """One legend for all panels, below them, in as many columns as there is room for, at most 4."""
+    for columns in range(4, 0, -1):
+        legend = figure.legend(
+            handles=handles, loc="outside lower center", ncols=columns, frameon=False
+        )
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def step_axis(axis: Axes, title: str) -> None:

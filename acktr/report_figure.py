@@ -8,7 +8,17 @@ from matplotlib.lines import Line2D
 
 from acktr import stats
 from acktr.curves import WINDOW, PublishedCurve, published_curves
-from acktr.figures import COLOURS, DASHES, GREY, bare, panels, picture, plain, step_axis
+from acktr.figures import (
+    COLOURS,
+    DASHES,
+    GREY,
+    bare,
+    legend_below,
+    panels,
+    picture,
+    plain,
+    step_axis,
+)
 from acktr.report_numbers import METRICS, Study
 
 _KINDS = ("png", "svg")
@@ -40,7 +50,7 @@ def curves_figure(study: Study, published: bool) -> dict[str, bytes]:
         name = f"{algo.upper()}, {source}"
         dash = DASHES[index % len(DASHES)]
         handles.append(Line2D([], [], color=GREY, linewidth=1.3, linestyle=dash, label=name))
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    legend_below(figure, handles)
     return {kind: picture(figure, kind) for kind in _KINDS}
 
 
