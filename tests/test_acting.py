@@ -80,16 +80,9 @@ def test_compiled_acting_sees_numbers_that_are_not_finite() -> None:
     assert bool(compiled(observations)[2])
 
 
-def test_what_cannot_be_compiled_runs_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("no_compiler")
+def test_what_cannot_be_compiled_runs_uncompiled() -> None:
     """One warning that says why, and the actions of the same noise."""
-
-    def unable(*_args: Any, **_kwargs: Any) -> Any:
-        def call(*_tensors: Any) -> Any:
-            raise RuntimeError("no working compiler\nlong explanation")
-
-        return call
-
-    monkeypatch.setattr(torch, "compile", unable)
     plain, compiled = (acting(VECTORS, BOX, which) for which in (False, True))
     first, second = shown(VECTORS, 2)
     with pytest.warns(RuntimeWarning, match=r"policy \(no working compiler\); it runs uncompiled"):

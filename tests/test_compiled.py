@@ -119,16 +119,9 @@ def test_how_often_it_compiles(
     assert len(graphs) == times
 
 
-def test_where_torch_cannot_compile_an_update_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("no_compiler")
+def test_where_torch_cannot_compile_an_update_it_says_so() -> None:
     """One warning for all updates, which are those without compiling."""
-
-    def unable(*_args: Any, **_kwargs: Any) -> Any:
-        def call(*_tensors: Any) -> Any:
-            raise RuntimeError("no working compiler\nlong explanation")
-
-        return call
-
-    monkeypatch.setattr(torch, "compile", unable)
     plain, compiled = (learner("a2c, images", which, "cpu") for which in (False, True))
     first, second = batches(True, "cpu")[:2]
     plain.update(first, 0.0)
