@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from acktr.accumulate import MicroBatch, add_means, micro_batches
 from acktr.clock import Clock
-from acktr.compiled import Compiled
+from acktr.compiled import compiled_for_updates
 from acktr.config import Config
 from acktr.distributions import ActionHead
 from acktr.learner import policy_terms, scheduled_lr, standardised, to_floats, value_metrics
@@ -96,7 +96,7 @@ class A2CLearner:
         self._parameters = list(network.parameters())
         self._forward: Callable[[Tensor], tuple[Tensor, Tensor]] = network
         if config.compile:
-            self._forward = Compiled(network, "the update", graph=False, dynamic=None)
+            self._forward = compiled_for_updates(network)
         self._clock = Clock()
 
     @property

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from acktr.accumulate import MicroBatch, add_means, micro_batches, outputs_of
 from acktr.clock import Clock, joined
-from acktr.compiled import Compiled
+from acktr.compiled import Compiled, compiled_for_updates
 from acktr.compute import restore_generator
 from acktr.config import Config
 from acktr.critic import FirstOrderCritic
@@ -242,7 +242,7 @@ class ACKTRLearner:
         if not self.config.compile:
             return network
         if network not in self._compiled:
-            self._compiled[network] = Compiled(network, "the update", graph=False, dynamic=None)
+            self._compiled[network] = compiled_for_updates(network)
         return self._compiled[network]
 
     def _joint_step(self, network: SharedActorCritic, batch: Batch) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar, TypeVarTuple
 
 import torch
+from torch import Tensor
 
 Args = TypeVarTuple("Args")
 R = TypeVar("R")
@@ -57,3 +58,8 @@ class Compiled(Generic[R, *Args]):
                 stacklevel=2,
             )
             return answer
+
+
+def compiled_for_updates(network: Callable[[Tensor], R]) -> Compiled[R, Tensor]:
+    """A network for gradients of a loss: batches differ in size, and gradients outlive a replay."""
+    return Compiled(network, "the update", graph=False, dynamic=None)
