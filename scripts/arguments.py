@@ -79,3 +79,18 @@ def positive(most: float = math.inf) -> Callable[[str], float]:
         return value
 
     return parse
+
+
+def finite(text: str) -> float:
+    """A parser for argparse of finite numbers.
+
+    Raises:
+        argparse.ArgumentTypeError: It says what was wrong and what would be right.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"needs a finite number, got {text!r}")
+    return value

@@ -2,9 +2,11 @@
 
 Usage: python scripts/batch_size.py RUNS [RUNS ...] --speed results/performance/batch.json --out DIR
 
-RUNS are run folders, or folders with runs, of one environment, where every run is of acktr or a2c;
-its batch is num_envs * num_steps of its config.json. --speed is the report of ``bench.py --suite
-batch``. Writes batch_size.png and batch_size.csv. Everything is read before anything is written.
+RUNS are run folders, or folders with runs, of one environment and length, where every run is of
+acktr or a2c; its batch is num_envs * num_steps of its config.json. --speed is the report of
+``bench.py --suite batch``; --threshold RETURN adds a column with the steps to that mean return of
+the last 100 episodes. Writes batch_size.png, whose curves are means over seeds, and batch_size.csv,
+a row per run. Everything is read before anything is written.
 """
 
 from __future__ import annotations
@@ -18,14 +20,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arguments import parsed
+import numpy as np
+from arguments import finite, parsed
 from matplotlib import ticker
 
 from acktr.config import ConfigError, from_dict
+from acktr.curves import Curve, Floats, Ints
 from acktr.figures import COLOURS, bare, panels, picture, step_axis
 from acktr.files import read_object, reason, write_atomic
 from acktr.log import RunError
 from acktr.results import Result, find_runs, read_results
+from acktr.stats import steps_to_threshold
 
 ALGOS = ("acktr", "a2c")
 _NAMES = {"acktr": "ACKTR", "a2c": "A2C"}
@@ -45,7 +50,8 @@ def read_points(paths: Sequence[Path]) -> list[Point]:
     """The runs, ordered by algorithm and batch.
 
     Raises:
-        RunError: A run cannot be read, is unfinished, or they are of several environments.
+        RunError: A run cannot be read, is unfinished, or they are of several environments or
+            lengths.
     """
     points = []
     for run in read_results(find_runs(paths)):
@@ -57,6 +63,11 @@ def read_points(paths: Sequence[Path]) -> list[Point]:
         points.append(Point(config.algo, config.num_envs * config.num_steps, run))
     if len({point.run.env for point in points}) != 1:
         raise RunError("the runs must be of one environment")
+    lengths = sorted({point.run.total_steps for point in points})
+    if len(lengths) != 1:
+        raise RunError(
+            f"the runs must be of one length, not of {', '.join(map(str, lengths))} steps"
+        )
     return sorted(points, key=lambda point: (ALGOS.index(point.algo), point.batch, point.run.seed))
 
 
@@ -79,19 +90,39 @@ def read_speeds(path: Path) -> dict[tuple[str, int], float]:
         raise ValueError(f"{path}: no report of bench.py --suite batch") from error
 
 
-def table(points: Sequence[Point], speeds: Mapping[tuple[str, int], float]) -> bytes:
-    """A row per run as CSV."""
+def table(
+    points: Sequence[Point], speeds: Mapping[tuple[str, int], float], threshold: float | None
+) -> bytes:
+    """A row per run as CSV; where the threshold is never reached the cell is empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("algo", "batch", "seed", "steps", "last100", "evaluation", "steps_per_second"))
+    header = ["algo", "batch", "seed", "steps", "last100", "evaluation", "steps_per_second"]
+    writer.writerow(header if threshold is None else [*header, f"steps_to_{threshold:g}"])
     for point in points:
         run = point.run
         assert run.last100 is not None and run.final is not None
         speed = speeds.get((point.algo, point.batch))
-        row: tuple[Any, ...] = (point.algo, point.batch, run.seed, run.steps)
-        row += (round(run.last100, 2), round(run.final.mean, 2))
-        writer.writerow((*row, "" if speed is None else round(speed, 1)))
+        row: list[Any] = [point.algo, point.batch, run.seed, run.steps]
+        row += [round(run.last100, 2), round(run.final.mean, 2)]
+        row.append("" if speed is None else round(speed, 1))
+        if threshold is not None:
+            curve = _curve(point)
+            reached = steps_to_threshold(curve.steps, curve.episodes, curve.returns, threshold)
+            row.append("" if reached is None else reached)
+        writer.writerow(row)
     return text.getvalue().encode()
+
+
+def mean_curve(points: Sequence[Point]) -> tuple[Ints, Floats]:
+    """Steps at which all these runs have a return, and the mean of their returns there.
+
+    Args:
+        points: Runs of one length, so that their curves have the same points but at the start.
+    """
+    curves = [_curve(point) for point in points]
+    shortest = min(len(curve.steps) for curve in curves)
+    returns = np.stack([curve.returns[-shortest:] for curve in curves])
+    return curves[0].steps[-shortest:], returns.mean(axis=0)
 
 
 def figure(points: Sequence[Point], speeds: Mapping[tuple[str, int], float]) -> bytes:
@@ -100,17 +131,17 @@ def figure(points: Sequence[Point], speeds: Mapping[tuple[str, int], float]) -> 
     batches = sorted({point.batch for point in points})
     for algo, colour in zip(ALGOS, COLOURS, strict=False):
         mine = [point for point in points if point.algo == algo]
-        for point in mine:
-            curve = point.run.curve
-            assert curve is not None
-            look: dict[str, Any] = {"color": colour, "linewidth": 1.5}
-            look["linestyle"] = _MARKS[batches.index(point.batch) % len(_MARKS)]
-            label = f"{_NAMES[algo]} {point.batch}"
-            over_steps.plot(curve.steps, curve.returns, label=label, **look)
-            over_updates.plot(curve.steps / point.batch, curve.returns, **look)
         sizes = sorted({point.batch for point in mine})
+        for size in sizes:
+            steps, returns = mean_curve([point for point in mine if point.batch == size])
+            look: dict[str, Any] = {"color": colour, "linewidth": 1.5}
+            look["linestyle"] = _MARKS[batches.index(size) % len(_MARKS)]
+            over_steps.plot(steps, returns, label=f"{_NAMES[algo]} {size}", **look)
+            over_updates.plot(steps / size, returns, **look)
         means = [_mean([point.run.last100 for point in mine if point.batch == b]) for b in sizes]
-        final.plot(sizes, means, "o-", color=colour, label=_NAMES[algo])
+        final.plot(sizes, means, "-", color=colour, label=_NAMES[algo])
+        ends = [point.run.last100 for point in mine]
+        final.plot([point.batch for point in mine], ends, "o", color=colour, markersize=4)
         timed = [size for size in batches if (algo, size) in speeds]
         speed.plot(timed, [speeds[algo, size] for size in timed], "o-", color=colour)
     step_axis(over_steps, points[0].run.env)
@@ -130,6 +161,11 @@ def figure(points: Sequence[Point], speeds: Mapping[tuple[str, int], float]) -> 
     return picture(made, "png")
 
 
+def _curve(point: Point) -> Curve:
+    assert point.run.curve is not None  # it is finished
+    return point.run.curve
+
+
 def _mean(values: Sequence[float | None]) -> float:
     known = [value for value in values if value is not None]
     return sum(known) / len(known)
@@ -140,11 +176,15 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="batch_size", description=__doc__, allow_abbrev=False)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--speed", type=Path, required=True, help="report of bench.py")
+    parser.add_argument("--threshold", type=finite, help="return to count the steps to")
     parser.add_argument("--out", type=Path, required=True)
     try:
         asked = parsed(parser, argv)
         points, speeds = read_points(asked.runs), read_speeds(asked.speed)
-        files = {"batch_size.csv": table(points, speeds), "batch_size.png": figure(points, speeds)}
+        files = {
+            "batch_size.csv": table(points, speeds, asked.threshold),
+            "batch_size.png": figure(points, speeds),
+        }
         asked.out.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             write_atomic(asked.out / name, content)

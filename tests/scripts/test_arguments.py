@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 import pytest
-from arguments import integer, parsed, positive
+from arguments import finite, integer, parsed, positive
 
 
 @pytest.mark.parametrize("text", ["1", "1024", " 7 "])
@@ -68,3 +68,13 @@ def test_a_bad_command_line_is_one_line_and_nothing_is_printed(
     with pytest.raises(SystemExit) as stop:
         parsed(parser, ["--help"])
     assert stop.value.code == 0 and "usage: p" in capsys.readouterr().out
+
+
+def test_finite_numbers_are_taken() -> None:
+    assert [finite("-2.5"), finite("0"), finite("1e308")] == [-2.5, 0.0, 1e308]
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "1e309", "", "five"])
+def test_what_is_no_finite_number_is_named(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=f"^needs a finite number, got '{text}'$"):
+        finite(text)

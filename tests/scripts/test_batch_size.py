@@ -16,7 +16,8 @@ ENV = "BreakoutNoFrameskip-v4"
 
 
 def a_run(root: Path, algo: str, steps: int, returns: list[float], **changes: Any) -> Path:
-    run = write_run(root, changes.pop("env", ENV), f"{algo}-{steps}", 0, returns, algo=algo)
+    env, seed = changes.pop("env", ENV), changes.pop("seed", 0)
+    run = write_run(root, env, f"{algo}-{steps}", seed, returns, algo=algo, **changes)
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(config | {"num_envs": 32, "num_steps": steps}))
     return run
@@ -54,11 +55,30 @@ def test_figure_and_table(tmp_path: Path, speed: Path) -> None:
     assert (out / "batch_size.png").read_bytes() == first
 
 
+def test_curves_are_means_over_seeds_where_all_have_a_return(tmp_path: Path) -> None:
+    a_run(tmp_path, "acktr", 5, [1.0] * 50)  # the first episode ends at 200
+    a_run(tmp_path, "acktr", 5, [4.0] * 10, seed=1)  # at 1000
+    steps, returns = batch_size.mean_curve(batch_size.read_points([tmp_path]))
+    assert steps.tolist() == list(range(1000, 10_001, 10))
+    assert returns.tolist() == [2.5] * len(steps)
+
+
+def test_steps_to_a_return(tmp_path: Path, speed: Path) -> None:
+    a_run(tmp_path / "runs", "acktr", 5, [0.0] * 100 + [3.0] * 100)  # an episode every 50 steps
+    a_run(tmp_path / "runs", "a2c", 5, [0.0] * 200)
+    out = tmp_path / "out"
+    given = [str(tmp_path / "runs"), "--speed", str(speed), "--out", str(out)]
+    assert batch_size.main([*given, "--threshold", "1.5"]) == 0
+    rows = csv.DictReader((out / "batch_size.csv").open())
+    assert [row["steps_to_1.5"] for row in rows] == ["7500", ""]  # 50 of the last 100 have 3
+
+
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [
         ("algo", "a run of trpo, not of acktr or a2c"),
         ("env", "the runs must be of one environment"),
+        ("length", "the runs must be of one length, not of 9000, 10000 steps"),
         ("unfinished", "not finished"),
         ("speed", "no report of bench.py --suite batch"),
         ("missing", "no such folder"),
@@ -73,6 +93,8 @@ def test_bad_input_ends_with_one_line_and_code_2(
         a_run(runs, "trpo", 5, [1.0] * 9)
     elif spoil == "env":
         a_run(runs, "a2c", 5, [1.0] * 9, env="PongNoFrameskip-v4")
+    elif spoil == "length":
+        a_run(runs, "a2c", 5, [1.0] * 9, total=9000)
     elif spoil == "unfinished":
         (run / "eval.csv").unlink()
     elif spoil == "speed":
