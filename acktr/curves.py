@@ -148,9 +148,14 @@ def moving_mean(monitor: Monitor, window: int = WINDOW) -> Curve:
     return Curve(monitor.steps[last], (ends - starts)[last], means[last])
 
 
-def grid(total_steps: int) -> Ints:
-    """Steps at which the curves of runs of equal length are compared: at most GRID_POINTS."""
-    points = min(total_steps, GRID_POINTS)
+def grid(total_steps: int, points: int = GRID_POINTS) -> Ints:
+    """Equidistant steps at which the curves of runs of equal length are compared.
+
+    Args:
+        total_steps: The last of them.
+        points: How many there are at most.
+    """
+    points = min(total_steps, points)
     return np.array([-(-total_steps * k // points) for k in range(1, points + 1)], dtype=np.int64)
 
 

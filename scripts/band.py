@@ -1,0 +1,137 @@
+"""Where the mean curve of one label lies beside the spread of another label's runs.
+
+Usage: python scripts/band.py RUNS [RUNS ...] --label final --within float32 --out DIR
+
+RUNS are run folders, or folders with runs; in each environment all runs of both labels must be
+finished and of one length. At equidistant steps (--points) the mean over the runs of --label of
+the return (mean of the last 100 episodes) is compared with the least and the greatest return among
+the runs of --within; steps at which a run has no return yet are left out. Writes band.csv, a row
+per step, with the mean's distance outside them, negative below and 0 between; prints the counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from arguments import integer, parsed
+
+from acktr.curves import GRID_POINTS, Floats, Ints, grid, on_grid
+from acktr.files import reason, write_atomic
+from acktr.log import RunError
+from acktr.results import Result, find_runs, read_results
+
+
+@dataclass(frozen=True)
+class Band:
+    """A mean and a spread over the steps of one environment; all arrays have shape (points,)."""
+
+    env: str
+    """Environment id."""
+    steps: Ints
+    """Environment steps."""
+    mean: Floats
+    """Mean return of the runs that are compared."""
+    least: Floats
+    """Least return of the runs they are compared with."""
+    greatest: Floats
+    """Greatest return of those."""
+
+    @property
+    def distance(self) -> Floats:
+        """How far the mean is above the greatest or, negative, below the least; 0 between."""
+        above, below = self.mean - self.greatest, self.mean - self.least
+        return np.maximum(above, 0.0) + np.minimum(below, 0.0)
+
+    def __str__(self) -> str:
+        outside = self.distance
+        above, below = outside[outside > 0], -outside[outside < 0]
+        parts = [f"between at {len(outside) - len(above) - len(below)} of {len(outside)} points"]
+        for word, found in (("above", above), ("below", below)):
+            most = f", by at most {found.max():.3g}" if len(found) else ""
+            parts.append(f"{word} at {len(found)}{most}")
+        return f"{self.env}: {'; '.join(parts)}"
+
+
+def band(runs: Sequence[Result], label: str, within: str, points: int) -> Band:
+    """Compare the runs of two labels in one environment.
+
+    Args:
+        runs: Runs of one environment; those of other labels are left out.
+        label: Whose mean it is.
+        within: Whose spread it is.
+        points: How many equidistant steps.
+
+    Raises:
+        RunError: A label has no run, or a run is unfinished or of another length.
+    """
+    env = runs[0].env
+    runs = [run for run in runs if run.label in (label, within)]
+    for name in (label, within):
+        if not any(run.label == name for run in runs):
+            raise RunError(f"{env}: no run of {name}")
+    for run in runs:
+        if not run.finished or run.curve is None or not len(run.curve.steps):
+            raise RunError(f"{run.folder}: not finished")
+        if run.total_steps != runs[0].total_steps:
+            raise RunError(f"{env}: the runs must be of one length")
+    steps = grid(runs[0].total_steps, points)
+    curves = {run.name: run.curve for run in runs if run.curve is not None}
+    first = max(int(curve.steps[0]) for curve in curves.values())
+    steps = steps[steps >= first]
+    returns = {name: on_grid(curve, steps).returns for name, curve in curves.items()}
+    ours = np.stack([returns[run.name] for run in runs if run.label == label])
+    theirs = np.stack([returns[run.name] for run in runs if run.label == within])
+    return Band(env, steps, ours.mean(axis=0), theirs.min(axis=0), theirs.max(axis=0))
+
+
+def table(bands: Sequence[Band]) -> bytes:
+    """A row per environment and step as CSV."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["env", "steps", "mean", "least", "greatest", "outside"])
+    for one in bands:
+        columns = (one.mean, one.least, one.greatest, one.distance)
+        for step, *values in zip(one.steps, *columns, strict=True):
+            writer.writerow([one.env, int(step), *(round(float(value), 4) for value in values)])
+    return text.getvalue().encode()
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a command line; 0, or 2 on bad input."""
+    parser = argparse.ArgumentParser(prog="band", description=__doc__, allow_abbrev=False)
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--label", required=True, help="label whose mean is compared")
+    parser.add_argument("--within", required=True, help="label whose runs it is compared with")
+    parser.add_argument("--points", type=integer(1, GRID_POINTS), default=40)
+    parser.add_argument("--out", type=Path, required=True)
+    try:
+        asked = parsed(parser, argv)
+        if asked.label == asked.within:
+            raise RunError("--label and --within must be two labels")
+        runs = read_results(find_runs(asked.runs))
+        compared = [
+            band([run for run in runs if run.env == env], asked.label, asked.within, asked.points)
+            for env in sorted({run.env for run in runs})
+        ]
+        asked.out.mkdir(parents=True, exist_ok=True)
+        write_atomic(asked.out / "band.csv", table(compared))
+    except (RunError, ValueError) as error:
+        sys.stderr.write(f"band: error: {error}\n")
+        return 2
+    except OSError as error:
+        sys.stderr.write(f"band: error: cannot write: {reason(error)}\n")
+        return 2
+    for one in compared:
+        sys.stdout.write(f"{one}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
