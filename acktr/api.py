@@ -39,6 +39,7 @@ class Agent:
     Raises:
         EnvError: The environment cannot be made or has unsupported spaces.
         ConfigError: A setting cannot be used, or the configuration is another algorithm's.
+        ValueError: The vector environment declares no supported autoreset mode.
     """
 
     algo: ClassVar[Algo]
@@ -92,6 +93,10 @@ class Agent:
 
         Returns:
             The agent itself.
+
+        Raises:
+            ValueError: total_timesteps is not positive.
+            EnvFault, NonFiniteError, FactorError: As :meth:`Trainer.run`.
         """
         if total_timesteps < 1:
             raise ValueError(f"total_timesteps must be at least 1, got {total_timesteps}")
@@ -158,6 +163,7 @@ class Agent:
         Raises:
             CheckpointError: The folder is damaged, foreign, or fits another environment or
                 algorithm.
+            ConfigError: There is no such device.
         """
         folder = Path(path)
         if checkpoint_exists(folder / "checkpoints" / "last"):

@@ -2,8 +2,8 @@
 
 Exit codes: 0 done; 1 some runs of a comparison failed; 2 bad command, configuration, environment,
 run or checkpoint; 70 training broke down numerically; 75 stopped by SIGTERM; 76 the environment
-misbehaved; 130 stopped by Ctrl-C. Except for 0 the last line on standard error says why; with 2 it
-is the only one.
+misbehaved; 130 stopped by Ctrl-C; 141 the reader of standard output went away. Except for 0 and 141
+the last line on standard error says why; with 2 it is the only one.
 """
 
 from __future__ import annotations

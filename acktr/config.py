@@ -244,7 +244,7 @@ class Config:
     eval_freq: int = 0
     """Steps between evaluations during training; 0: only at the end."""
     eval_episodes: int = 10
-    """Episodes of each evaluation during training."""
+    """Episodes of each evaluation, the one at the end included."""
     checkpoint_freq: int = 100_000
     """Steps between checkpoints; one is always written at the end or when stopped."""
     network: NetworkConfig = field(default_factory=NetworkConfig)

@@ -67,6 +67,8 @@ def record(
     Raises:
         RecordError: The suffix is unknown, rendering is impossible or the file cannot be written.
         EnvError: The environment cannot be made or rendered.
+        ConfigError: There is no such device.
+        CheckpointError: The checkpoint cannot be read.
     """
     if out.suffix not in SUFFIXES:
         raise RecordError(f"{out}: the name of a video must end in {' or '.join(SUFFIXES)}")

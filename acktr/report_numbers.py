@@ -70,7 +70,7 @@ class StepsRow:
     reached: int
     """Runs that reached it."""
     median: float
-    """Steps, infinite if less than half of the runs reached it."""
+    """Steps, infinite unless more than half of the runs reached it."""
     ratio: float | None
     """Steps over those of the baseline; None if the baseline's are infinite or missing."""
 

@@ -91,7 +91,7 @@ def start(
 
     Raises:
         ConfigError, EnvError: The run cannot be made; nothing is left on the disk.
-        RunError: The folder exists already or cannot be written.
+        RunError, CheckpointError: The folder exists already or cannot be written.
         TrainingFault: Training failed; the last good checkpoint is kept.
         Stopped: A signal came.
     """

@@ -149,7 +149,8 @@ def worker_count(asked: Workers, spec: EnvSpec, num_envs: int) -> int:
     """How many processes step the environments, the main one included.
 
     "auto" means one, except for MuJoCo on Linux: there it is the number of usable cores, but at
-    most half the number of environments and at least two. OMP_NUM_THREADS=1 asks for one.
+    most half the number of environments, of two or three environments two. OMP_NUM_THREADS=1 asks
+    for one.
 
     Args:
         asked: The setting.

@@ -52,6 +52,8 @@ def read_points(paths: Sequence[Path]) -> list[Point]:
     Raises:
         RunError: A run cannot be read, is unfinished, or they are of several environments or
             lengths.
+        ConfigError: A run's configuration cannot be used.
+        ValueError: Another file of a run is damaged.
     """
     points = []
     for run in read_results(find_runs(paths)):

@@ -25,7 +25,10 @@ _CHOICES = {
 
 @dataclass(frozen=True, kw_only=True)
 class KFACConfig:
-    """Settings of :class:`acktr.kfac.KFAC`; the defaults are those of ACKTR on Atari."""
+    """Settings of :class:`acktr.kfac.KFAC`; the defaults are plain K-FAC.
+
+    Step size, trust region, momentum, decay, damping and refresh are those of ACKTR on Atari.
+    """
 
     lr: float = 0.25
     """Largest step size (eta_max); the trust region can only shorten the step."""

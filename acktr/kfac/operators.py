@@ -161,7 +161,7 @@ class FisherOperator:
 def dense_kfac(curvature: Curvature, *, damped: bool = False) -> Tensor:
     """The approximate Fisher matrix that the present statistics stand for.
 
-    Block-diagonal with A (x) G for K-FAC, Q diag(s) Q^T in the installed eigenbasis for EKFAC, and
+    Block-diagonal with G (x) A for K-FAC, Q diag(s) Q^T in the installed eigenbasis for EKFAC, and
     second moments, or known values, elsewhere. With ``structure="tridiagonal"`` the layers of the
     chain form one matrix F-hat whose inverse is block tridiagonal.
 

@@ -148,7 +148,7 @@ class KFAC(torch.optim.Optimizer):
         self.curvature.update_curvature(captured, log_likelihood, samples=samples, last=last)
 
     def refresh(self) -> None:
-        """Renew every decomposition now; raises FactorError after max_failures in a row."""
+        """Renew the decompositions now, see :meth:`Preconditioner.refresh`."""
         self.curvature.refresh(self._decay())
 
     def close(self) -> None:
