@@ -84,13 +84,20 @@ class Capture:
 
     def _hook(
         self, name: str, module: nn.Module
-    ) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Tensor], None]:
+    ) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]:
         record = self.layers.setdefault(name, LayerRecord(module))
 
         def hook(
             _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-        ) -> None:
+        ) -> Any:
             several = isinstance(output, tuple)
+            if several:
+                output = _separated(output)
+            elif not isinstance(output, Tensor):
+                raise ValueError(
+                    "small_parameters needs a module that returns a tensor or a tuple of tensors,"
+                    f' got {type(output).__name__} (or small_parameters="gradient")'
+                )
             call = Inputs.of(args, kwargs)
             for place, part in enumerate(output if several else (output,)):
                 if not isinstance(part, Tensor) or not part.requires_grad:
@@ -98,8 +105,9 @@ class Capture:
                 record.calls.append(call)
                 record.moments.append(_moments(module))
                 record.shapes.append(part.shape)
-                record.edges.append(get_gradient_edge(_underneath(part)))
+                record.edges.append(get_gradient_edge(part if several else _underneath(part)))
                 record.parts.append(place if several else None)
+            return output
 
         return hook
 
@@ -125,6 +133,19 @@ class Capture:
             name: [None if (g := next(found)) is None else g.reshape(shape) for shape in rec.shapes]
             for name, rec in self.layers.items()
         }
+
+
+def _separated(output: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same tuple, of clones: none of them leads to another, as hidden units and a head do.
+
+    A gradient with respect to one of them is then that of its own direct use alone.
+    """
+    kind: Any = type(output)
+    parts = [
+        part.clone() if isinstance(part, Tensor) and part.requires_grad else part for part in output
+    ]
+    made: tuple[Any, ...] = kind(*parts) if hasattr(kind, "_fields") else kind(parts)
+    return made
 
 
 def _moments(module: nn.Module) -> Moments | None:
@@ -195,8 +216,10 @@ class Gradients:
 
     def observation(
         self, paths: Iterable[str], stride: int, turn: int, done: int, *, last: bool
-    ) -> Observation | None:
+    ) -> Observation:
         """What a block of these layers sees; uses that no scalar depends on are left out.
+
+        Of a part without uses, which other layers saw, the divisor counts if it is known.
 
         Args:
             paths: The block's layers.
@@ -212,7 +235,7 @@ class Gradients:
             for place, call in enumerate(record.calls):
                 found = [scalar[path][place] for scalar in self.scalars]
                 some = next((gradient for gradient in found if gradient is not None), None)
-                if some is None:
+                if some is None or not len(some):
                     continue
                 _check_batched(path, record.module, some)
                 full = len(some)
@@ -223,7 +246,7 @@ class Gradients:
                 uses.append(Use(record.module, call, filled, full, cut, part, moments))
                 kept = len(filled[0])
         if not uses:
-            return None
+            return Observation([], self.weights, 1.0, (self.normalizer or 0.0) / stride, 0)
         if kept == 0:
             return Observation([], self.weights, 1.0, 0.0, full)
         if self.normalizer == 0:

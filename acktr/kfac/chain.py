@@ -81,6 +81,11 @@ class Chain:
             assert total is not None
             self.g_cross[index].add(total * batch.factor, batch.count)
 
+    def drop(self) -> None:
+        """Forget the parts of an unfinished batch."""
+        for average in (*self.a_cross, *self.g_cross):
+            average.drop()
+
     @torch.no_grad()
     def fold(self, decay: float) -> None:
         """Take the joined batch into the running averages, with the decay of the own factors."""

@@ -66,7 +66,7 @@ class KFACConfig:
     cold_steps: int = 0
     """First steps taken by SGD with momentum while the factors warm up."""
     cold_lr: float = 0.03
-    """Learning rate of the cold steps."""
+    """Learning rate of the cold steps, of the parameter group with the largest lr."""
     cold_max_grad_norm: float = 0.5
     """Largest gradient norm of the cold steps (it never applies to K-FAC steps)."""
     conv_sharing: Sharing = "expand"

@@ -142,7 +142,8 @@ def _reduced_factor(inputs: Sequence[Tensor], conv: Conv, bias: bool) -> tuple[T
     for used in inputs:
         patches = conv_patches(used, conv)
         spots += patches.shape[1 : 1 + len(conv.kernel_size)].numel()
-        parts = [_group_rows(part, conv).sum(-2) for part in _split(patches)]
+        kind = accumulation_type(patches)
+        parts = [_group_rows(part, conv).sum(-2, dtype=kind) for part in _split(patches)]
         sums.append(torch.cat(parts, dim=-2))
     mean = torch.stack(sums).sum(0) / spots
     return _gram(mean, bias), mean.shape[-2]
@@ -182,7 +183,8 @@ def linear_input_factor(
     spread = [positions(used) for used in inputs]
     if sharing == "reduce":
         count = sum(used.shape[1] for used in spread)
-        rows = [torch.stack([used.sum(1) for used in spread]).sum(0) / count]
+        sums = [used.sum(1, dtype=accumulation_type(used)) for used in spread]
+        rows = [torch.stack(sums).sum(0) / count]
     else:
         rows = [used.reshape(-1, used.shape[-1]) for used in spread]
     total = _gram(rows[0], bias)
@@ -224,7 +226,8 @@ def output_factor(
         raise ValueError("a factor needs at least one gradient")
     spread = [output_rows(gradient, channel_dim, groups) for gradient in gradients]
     if sharing == "reduce":
-        return _gram(torch.stack([rows.sum(-2) for rows in spread]).sum(0), bias=False)
+        sums = [rows.sum(-2, dtype=accumulation_type(rows)) for rows in spread]
+        return _gram(torch.stack(sums).sum(0), bias=False)
     total = _gram(spread[0].flatten(-3, -2), bias=False)
     for rows in spread[1:]:
         total = total + _gram(rows.flatten(-3, -2), bias=False)

@@ -14,11 +14,12 @@ from acktr.kfac.chain import Chain
 def decayed_gradients(
     named: Mapping[str, nn.Parameter], weights: Collection[str], decay: Mapping[str, float]
 ) -> dict[str, Tensor]:
-    """Present gradients, g + eta w for those named in weights."""
+    """Present gradients, g + eta w for those named in weights; sparse ones are written out."""
     found: dict[str, Tensor] = {}
     for name, parameter in named.items():
         if parameter.grad is not None:
             grad, extra = parameter.grad, decay.get(name, 0.0)
+            grad = grad.to_dense() if grad.is_sparse else grad
             found[name] = grad.add(parameter, alpha=extra) if name in weights else grad
     return found
 

@@ -122,6 +122,16 @@ class KroneckerBlock:
         assert total is not None
         return total
 
+    def pass_over(self, count: float) -> None:
+        """Count a part of a batch in which the layer was not used."""
+        for average in (self.g, self.scales):
+            average.pass_over(count)
+
+    def drop(self) -> None:
+        """Forget the parts of an unfinished batch."""
+        for average in (self.a, self.g, self.scales):
+            average.drop()
+
     @torch.no_grad()
     def fold(self, decay: float) -> None:
         """Take the joined batch into the running averages."""
@@ -312,6 +322,17 @@ class KroneckerBlock:
         check_list(state["inverses"], (a, g), self.dtype, f"{where}: inverses")
         for key in COUNTS:
             check_count(state[key], f"{where}: {key}")
+
+    def check_settings(self, state: dict[str, Any], config: KFACConfig) -> None:
+        """Raise ValueError when a state that fits the layer is one of other settings."""
+        corrected, plain = config.structure == "ekfac", config.inverse != "cholesky"
+        wrong = state["scales"] is not None and not corrected
+        wrong |= corrected and state["basis"] is not None and state["scales"] is None
+        if wrong or state["inverses" if plain else "basis"] is not None:
+            raise ValueError(
+                f"K-FAC layer {self.name!r}: its state has decompositions of another structure or"
+                f" inverse than structure={config.structure} with inverse={config.inverse}"
+            )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore; raises ValueError, and changes nothing, when the state does not fit."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -50,6 +50,7 @@ __all__ = [
 Output = TypeVar("Output", bound=Tensor | tuple[Tensor, ...])
 
 
+@runtime_checkable
 class OutputLoss(Protocol[Output]):
     """An objective of a network's output whose curvature is a Fisher matrix.
 

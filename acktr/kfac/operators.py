@@ -305,10 +305,7 @@ class _View:
         return torch.cat([self.index[name].flatten() for name in block.names])
 
     def damping(self, block: Block) -> float:
-        if not isinstance(block, KroneckerBlock):
-            return self.found.damping
-        decay = self.found.config.weight_decay
-        return self.found.damping + (decay if self.decay is None else self.decay[block.weight_name])
+        return self.found.block_damping(block, self.decay)
 
     def matrix(self, damped: bool) -> Tensor:
         result, chain = self.zeros(), self.found.chain

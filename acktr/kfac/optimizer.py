@@ -245,6 +245,7 @@ class KFAC(torch.optim.Optimizer):
             if self._steps == self.config.cold_steps:
                 self._clear_momentum()
             self._natural_step(fisher_quadratic, objective, model_inputs)
+            self.curvature.advance()
         self._steps += 1
         return loss
 
@@ -313,9 +314,9 @@ class KFAC(torch.optim.Optimizer):
         vectors = [ahead, last] if last else [ahead]
         model = QuadraticModel.of(self.curvature, gradients, vectors, self._decay(), inputs)
         coefficients = model.minimum()
-        change = {name: coefficients[0] * update for name, update in ahead.items()}
+        change = {name: (coefficients[0] * u).to(u.dtype) for name, u in ahead.items()}
         for name, update in last.items():
-            change[name] = change[name] + coefficients[1] * update
+            change[name] = change[name] + (coefficients[1] * update).to(update.dtype)
         quadratic = coefficients @ model.fisher @ coefficients
         quadratic = torch.where(torch.isfinite(model.slopes).all(), quadratic, torch.nan)
         scale = clip_scale(quadratic, change, 1.0, self.config)
@@ -339,10 +340,13 @@ class KFAC(torch.optim.Optimizer):
         norm = torch.stack([grad.square().sum() for grad in gradients.values()]).sum().sqrt()
         clip = (self.config.cold_max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
         finite = torch.isfinite(norm)
+        largest = max(float(group["lr"]) for group in self.param_groups)
         for name, grad in gradients.items():
-            update = torch.where(finite, clip * grad, torch.zeros_like(grad))
-            velocity = self._velocity(name, update, self.config.momentum)
-            self._named[name].add_(velocity, alpha=-self.config.cold_lr)
+            group = self.param_groups[self._grouped[name]]
+            share = float(group["lr"]) / largest if largest > 0 else 0.0
+            update = torch.where(finite, clip * grad, torch.zeros_like(grad)).to(grad.dtype)
+            velocity = self._velocity(name, update, float(group["momentum"]))
+            self._named[name].add_(velocity, alpha=-self.config.cold_lr * share)
         zero = torch.zeros_like(norm)
         self.last_step = StepInfo(zero, torch.ones_like(norm), zero)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac.background import BackgroundJob
 from acktr.kfac.blocks import Block, StatBlock
 from acktr.kfac.capture import Capture, Gradients, Observed, capture
 from acktr.kfac.chain import Chain
+from acktr.kfac.collection import Collection
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.fast import LARGE_FACTOR, float32_products
 from acktr.kfac.gradients import completed, decayed_gradients
@@ -23,7 +24,7 @@ from acktr.kfac.losses import OutputLoss
 from acktr.kfac.products import fisher_gram
 from acktr.kfac.registry import Registry, located
 from acktr.kfac.sources import Sampled, Source, curvature_scalars
-from acktr.kfac.stale import Plan, Refresh
+from acktr.kfac.stale import Refresher
 from acktr.kfac.statistics import check_count, check_positive, check_tensor
 from acktr.kfac.trust import StepInfo, rescale
 
@@ -87,10 +88,8 @@ class Preconditioner:
         sizes = [size for block in self.stats.values() for size in block.factor_shapes]
         self._large = max((max(size) for size in sizes), default=0) >= LARGE_FACTOR
         self._turn = 0
-        self.batches = 0  # folded so far
-        self._done: dict[str, int] = {}
-        self._job: tuple[Plan, BackgroundJob[Refresh]] | None = None
-        self._due = 0
+        self._collection = Collection(self.stats, self.chain, self.config)
+        self._refresher = Refresher(self.stats, self.chain, self.config)
 
     def capture(self) -> AbstractContextManager[Capture]:
         """Context in which forward passes are recorded for :meth:`observe`."""
@@ -115,7 +114,16 @@ class Preconditioner:
             source: Sampled(n), Exact() or Empirical(target); by default one sampled target.
             last: False for all micro-batches of a large batch but the last, which also gives the
                 exact Fisher of the step.
+
+        Raises:
+            ValueError: Nothing was recorded, or a layer, the loss or the source does not fit; all
+                parts of the batch are then forgotten.
         """
+        if not isinstance(loss, OutputLoss):
+            raise ValueError(
+                "loss must be an OutputLoss such as CategoricalLoss() or GaussianLoss(),"
+                f" got {loss!r:.100}"
+            )
         self.observed = Observed(captured.inputs, loss)
         if not self.observing:
             return
@@ -140,7 +148,12 @@ class Preconditioner:
                 Fisher of a mean over samples. No weight gradient is computed.
             samples: Their number; by default the leading dimension of each layer's output.
             last: False for all micro-batches of a large batch but the last.
+
+        Raises:
+            ValueError: As :meth:`observe`, or samples is not positive.
         """
+        if samples is not None and samples < 1:
+            raise ValueError(f"samples must be an integer >= 1 or None, got {samples!r}")
         if self.observing:
             self._observe(captured, [(log_likelihood, 1.0)], samples, last)
 
@@ -154,29 +167,13 @@ class Preconditioner:
         with self._timed("fisher"):
             pairs = [(captured.output_gradients(scalar), weight) for scalar, weight in scalars]
         found = Gradients(captured, [p[0] for p in pairs], [p[1] for p in pairs], normalizer)
-        stride = max(1, round(1 / self.config.stat_fraction))
         with self._timed("factors"):
-            seen = {}
-            for name, block in self.stats.items():
-                done = self._done.get(name, 0)
-                mine = found.observation(block.paths, stride, self.batches, done, last=last)
-                if mine is not None:
-                    self._done[name] = done + mine.size
-                    seen[name] = mine
-                    if mine.uses:
-                        block.observe(mine, self.config)
-            if self.stats and not seen:
-                raise ValueError(
-                    "nothing was recorded: run the forward pass inside capture() with gradients"
-                    " enabled (a module compiled before its first capture() calls no hooks)"
-                )
-            if self.chain is not None:
-                self.chain.observe({name: mine for name, mine in seen.items() if mine.uses})
-            if last:
-                self._done.clear()
-                for folding in (*self.stats.values(), *self._chains()):
-                    folding.fold(self.config.stat_decay)
-                self.batches += 1
+            self._collection.add(found, last=last)
+
+    @property
+    def batches(self) -> int:
+        """Batches folded so far."""
+        return self._collection.batches
 
     @property
     def observing(self) -> bool:
@@ -194,59 +191,47 @@ class Preconditioner:
         ``decay`` is that of :meth:`direction`, for inverses that hold their damping.
         """
         with self._timed("refresh"):
-            self._settle()
-            plan = self._plan(decay)
-            plan.install(self.stats, self.chain, self.config, plan.compute())
+            self._refresher.now(partial(self.block_damping, decay=decay))
 
     def prepare(self, decay: Mapping[str, float] | None = None) -> None:
         """Before a step: install a background result that is due, and refresh if it is time.
+
+        :meth:`advance` after the step moves on to the next one.
 
         Raises:
             FactorError: A factor could not be decomposed ``max_failures`` times in a row, or the
                 background refresh failed.
         """
-        if self._job is not None and self._turn >= self._due:
-            with self._timed("refresh"):
-                self._settle()
-        if self.needs_refresh:
-            if (delay := self.config.refresh_delay) is None:
-                self.refresh(decay)
-            else:
-                with self._timed("refresh"):
-                    self._settle()
-                    self._start(self._plan(decay), self._turn + delay)
-                    if delay == 0 or self._turn == 0:  # the first one cannot be late
-                        self._settle()
+        with self._timed("refresh"):
+            self._refresher.install_due(self._turn)
+            if self.needs_refresh:
+                damping = partial(self.block_damping, decay=decay)
+                if (delay := self.config.refresh_delay) is None:
+                    self._refresher.now(damping)
+                else:
+                    self._refresher.start(damping, self._turn, delay)
+
+    def advance(self) -> None:
+        """After a step: the next one is another turn of the intervals."""
         self._turn += 1
-
-    def _plan(self, decay: Mapping[str, float] | None) -> Plan:
-        return Plan.make(
-            self.stats, self.chain, self.config, partial(self._block_damping, decay=decay)
-        )
-
-    def _start(self, plan: Plan, due: int) -> None:
-        self._job = (plan, BackgroundJob(plan.compute))
-        self._due = due
-
-    def _settle(self) -> None:
-        """Wait for a running background refresh and install its result."""
-        if self._job is not None:
-            (plan, job), self._job = self._job, None
-            plan.install(self.stats, self.chain, self.config, job.collect())
 
     def close(self) -> None:
         """Wait for a running background refresh and forget it; no thread is left."""
-        if self._job is not None:
-            (_, job), self._job = self._job, None
-            job.wait()
+        self._refresher.close()
 
     # --- preconditioning --------------------------------------------------------------------------
 
-    def _block_damping(self, block: Block, decay: Mapping[str, float] | None = None) -> float:
-        if not isinstance(block, KroneckerBlock):
-            return self.damping
-        extra = self.config.weight_decay if decay is None else decay.get(block.weight_name, 0.0)
-        return self.damping + extra
+    def block_damping(self, block: Block, decay: Mapping[str, float] | None = None) -> float:
+        """Lambda, and the largest weight decay among the block's weights (one of them as a rule).
+
+        Args:
+            block: One of :attr:`blocks`.
+            decay: Weight decay by name; by default that of the settings.
+        """
+        mine = [name for name in block.names if name in self.weights]
+        usual = self.config.weight_decay
+        extra = (usual if decay is None else decay.get(name, 0.0) for name in mine)
+        return self.damping + max(extra, default=0.0)
 
     def gradients(self, decay: Mapping[str, float] | None = None) -> dict[str, Tensor]:
         """Present gradients by name, with weight decay added to all with two dimensions or more."""
@@ -272,10 +257,10 @@ class Preconditioner:
             for block in self.blocks:
                 if chained is not None and isinstance(block, KroneckerBlock):
                     continue
-                damping = self._block_damping(block, decay)
+                damping = self.block_damping(block, decay)
                 step.update(block.precondition(full, damping, self.config.factored_damping))
             step |= chained or {}
-            return {name: update for name, update in step.items() if name in gradients}
+            return {n: u.to(gradients[n].dtype) for n, u in step.items() if n in gradients}
 
     def exact_quadratic(self, step: dict[str, Tensor]) -> Tensor:
         """U^T F U with the exact Fisher of the last observed batch.
@@ -299,19 +284,29 @@ class Preconditioner:
 
         Returns:
             What was done; None without any gradient.
+
+        Raises:
+            FactorError: As :meth:`prepare`.
+            ValueError: lr or momentum is out of range, or an exact quadratic form has nothing to
+                work with.
         """
+        if not (0 <= lr < math.inf and 0 <= momentum < 1):
+            raise ValueError(f"lr must be >= 0 and momentum in [0, 1), got {lr!r} and {momentum!r}")
         self.prepare()
         gradients = self.gradients()
         step = self.direction(gradients)
-        if not step:
-            return None
-        length = lr / (1 - momentum)
-        exact = self.exact_quadratic if self.config.quadratic == "exact" else None
-        info = rescale(gradients, step, self.config, length, exact)
-        for name, update in info.scaled(step).items():
-            grad = self.named[name].grad
-            assert grad is not None
-            grad.copy_(update)
+        info = None
+        if step:
+            exact = self.exact_quadratic if self.config.quadratic == "exact" else None
+            info = rescale(gradients, step, self.config, lr / (1 - momentum), exact)
+            for name, update in info.scaled(step).items():
+                grad = self.named[name].grad
+                assert grad is not None
+                if grad.is_sparse:
+                    self.named[name].grad = update
+                else:
+                    grad.copy_(update)
+        self.advance()
         return info
 
     # --- inspection and state ---------------------------------------------------------------------
@@ -345,15 +340,12 @@ class Preconditioner:
 
         What :meth:`observe` collected with ``last=False`` is not part of it.
         """
-        pending = None
-        if self._job is not None:
-            pending = {"due": self._due, **self._job[0].state_dict()}
         return {
             "turn": self._turn,
             "statistics": self.batches,
             "damping": self.damping,
             "generator": self.generator.get_state(),
-            "pending": pending,
+            "pending": self._refresher.state(),
             "chain": None if self.chain is None else self.chain.state_dict(),
             "layers": {name: block.state_dict() for name, block in self.stats.items()},
         }
@@ -367,6 +359,8 @@ class Preconditioner:
             raise ValueError("K-FAC state belongs to a network with other layers")
         for name, block in self.stats.items():
             block.check_state(state["layers"][name])
+            if isinstance(block, KroneckerBlock):
+                block.check_settings(state["layers"][name], self.config)
         if (state["chain"] is None) != (self.chain is None):
             raise ValueError("K-FAC state belongs to another structure")
         if self.chain is not None:
@@ -376,11 +370,7 @@ class Preconditioner:
         check_positive(state["damping"], "K-FAC damping")
         size = tuple(self.generator.get_state().shape)
         check_tensor(state["generator"], size, torch.uint8, "K-FAC generator")
-        if state["pending"] is not None:
-            if self.config.refresh_delay is None:
-                raise ValueError("K-FAC state has a refresh under way, but refresh_delay is None")
-            Plan.restored(state["pending"], self.stats, self.config)
-            check_count(state["pending"].get("due"), "K-FAC pending due")
+        self._refresher.check_state(state["pending"])
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`; ValueError and no change if it does not fit."""
@@ -391,10 +381,9 @@ class Preconditioner:
         if self.chain is not None:
             self.chain.load_state_dict(state["chain"])
         self._turn = state["turn"]
-        self.batches = state["statistics"]
+        self._collection.batches = state["statistics"]
         self.damping = float(state["damping"])
         self.generator.set_state(state["generator"].cpu())
-        self.observed, self._done = None, {}
-        if state["pending"] is not None:
-            plan = Plan.restored(state["pending"], self.stats, self.config)
-            self._start(plan, state["pending"]["due"])
+        self.observed = None
+        self._collection.drop()
+        self._refresher.load_state(state["pending"])

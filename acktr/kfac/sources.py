@@ -52,6 +52,9 @@ def curvature_scalars(
         loss: The output loss.
         output: The model's output, with its graph.
         generator: Source of sampled targets.
+
+    Raises:
+        ValueError: The source is none of the three.
     """
     if isinstance(source, Sampled):
         for _ in range(source.samples):
@@ -59,5 +62,9 @@ def curvature_scalars(
     elif isinstance(source, Exact):
         for scalar in loss.roots(output):
             yield scalar, 1.0
-    else:
+    elif isinstance(source, Empirical):
         yield loss.empirical(output, source.target), 1.0
+    else:
+        raise ValueError(
+            f"source must be Sampled(n), Exact() or Empirical(target), got {source!r:.100}"
+        )

@@ -1,4 +1,4 @@
-"""What a refresh decomposes: a plan made on the main thread, computed anywhere, installed later."""
+"""Refreshes: a plan made on the main thread, computed anywhere, installed at once or later."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from acktr.kfac.blocks import StatBlock
+from acktr.kfac.background import BackgroundJob
+from acktr.kfac.blocks import Block, StatBlock
 from acktr.kfac.chain import Chain
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.linalg import FactorError, Parts, Request, decompose
@@ -19,6 +20,8 @@ from acktr.kfac.tridiagonal import ChainInverse
 ChainResult = ChainInverse | FactorError | None
 Refresh = tuple[list[Parts | FactorError], ChainResult]
 """Decompositions in the order of the plan, and the chain's inverse."""
+Damping = Callable[[Block], float]
+"""The damping of a block."""
 
 
 def staleness(requests: list[Request], references: list[Tensor | None]) -> list[float]:
@@ -53,7 +56,7 @@ class Plan:
         stats: Mapping[str, StatBlock],
         chain: Chain | None,
         config: KFACConfig,
-        damping: Callable[[Any], float],
+        damping: Damping,
     ) -> Plan:
         """Collect what needs a decomposition; with ``refresh_staleness`` only what changed.
 
@@ -142,3 +145,88 @@ class Plan:
                     stats[name].references[place] = request[0]
         if chain is not None:
             chain.install(found[1], config.max_failures)
+
+
+class Refresher:
+    """Refreshes the blocks at once, or in the background with a result that is due later.
+
+    Args:
+        stats: The blocks by name.
+        chain: The chain they form, if any.
+        config: Settings.
+    """
+
+    def __init__(
+        self, stats: Mapping[str, StatBlock], chain: Chain | None, config: KFACConfig
+    ) -> None:
+        self.stats = stats
+        self.chain = chain
+        self.config = config
+        self._job: tuple[Plan, BackgroundJob[Refresh]] | None = None
+        self._due = 0
+
+    def now(self, damping: Damping) -> None:
+        """Renew the decompositions, after installing what is under way.
+
+        Raises:
+            FactorError: A block failed ``max_failures`` times in a row.
+        """
+        self._settle()
+        plan = self._plan(damping)
+        self._install(plan, plan.compute())
+
+    def start(self, damping: Damping, turn: int, delay: int) -> None:
+        """Begin a refresh that is due ``delay`` turns later; the first of all cannot be late.
+
+        Raises:
+            FactorError: As :meth:`now`, of a refresh before this one too.
+        """
+        self._settle()
+        self._begin(self._plan(damping), turn + delay)
+        if delay == 0 or turn == 0:
+            self._settle()
+
+    def install_due(self, turn: int) -> None:
+        """Install a background result at its turn, waiting for it; raises as :meth:`now`."""
+        if turn >= self._due:
+            self._settle()
+
+    def close(self) -> None:
+        """Wait for a running refresh and forget it; no thread is left."""
+        if self._job is not None:
+            (_, job), self._job = self._job, None
+            job.wait()
+
+    def _plan(self, damping: Damping) -> Plan:
+        return Plan.make(self.stats, self.chain, self.config, damping)
+
+    def _begin(self, plan: Plan, due: int) -> None:
+        self._job = (plan, BackgroundJob(plan.compute))
+        self._due = due
+
+    def _settle(self) -> None:
+        if self._job is not None:
+            (plan, job), self._job = self._job, None
+            self._install(plan, job.collect())
+
+    def _install(self, plan: Plan, found: Refresh) -> None:
+        plan.install(self.stats, self.chain, self.config, found)
+
+    def state(self) -> dict[str, Any] | None:
+        """A refresh under way; None without one."""
+        return None if self._job is None else {"due": self._due, **self._job[0].state_dict()}
+
+    def check_state(self, state: Any) -> None:
+        """Raise ValueError when a state does not fit the blocks or the settings."""
+        if state is None:
+            return
+        if self.config.refresh_delay is None:
+            raise ValueError("K-FAC state has a refresh under way, but refresh_delay is None")
+        Plan.restored(state, self.stats, self.config)
+        check_count(state.get("due"), "K-FAC pending due")
+
+    def load_state(self, state: dict[str, Any] | None) -> None:
+        """Restore a checked state: the refresh under way begins again."""
+        self.close()
+        if state is not None:
+            self._begin(Plan.restored(state, self.stats, self.config), state["due"])

@@ -107,7 +107,7 @@ class Observation:
     """
 
     uses: Sequence[Use]
-    """None in a part of a batch that no sample of the subsample lies in."""
+    """None in a part of a batch without any, or that no sample of the subsample lies in."""
     weights: Sequence[float]
     """w_c, one per curvature scalar."""
     factor: float
@@ -115,7 +115,7 @@ class Observation:
     count: float
     """What this batch adds to the divisor Z."""
     size: int
-    """Number of samples of this part of the batch, the subsample or not."""
+    """Number of samples of this part of the batch, the subsample or not; 0 without any use."""
 
 
 class RunningAverage:
@@ -137,13 +137,19 @@ class RunningAverage:
         self._total = total if self._total is None else self._total + total
         self._count += count
 
+    def pass_over(self, count: float) -> None:
+        """Join a part of a batch in which there was nothing to sum, but that the divisor counts."""
+        self._count += count
+
     def take(self) -> Tensor | None:
-        """The joined batch's mean, or None when there was no part; the parts are forgotten."""
-        if self._total is None:
-            return None
-        mean = self._total / self._count
-        self._total, self._count = None, 0.0
+        """The joined batch's mean, or None when there was nothing; the parts are forgotten."""
+        mean = None if self._total is None else self._total / self._count
+        self.drop()
         return mean
+
+    def drop(self) -> None:
+        """Forget the parts of an unfinished batch."""
+        self._total, self._count = None, 0.0
 
     def update(self, new: Tensor, decay: float, valid: Tensor | None = None) -> None:
         """S <- decay S + (1 - decay) S_new, and the same for the weight with 1 in place of S."""
@@ -171,4 +177,4 @@ class RunningAverage:
         """Restore :meth:`tensors`; parts of an unfinished batch are dropped."""
         self.value = None if value is None else value.to(device)
         self.weight = None if weight is None else weight.to(device)
-        self._total, self._count = None, 0.0
+        self.drop()

@@ -34,7 +34,7 @@ class StepInfo:
         """The update nu U by name, and exactly 0 where the step is skipped (U may hold NaN)."""
         skipped, zero = self.scale == 0, torch.zeros_like(self.scale)
         return {
-            name: torch.where(skipped, zero.to(update.dtype), self.scale * update)
+            name: torch.where(skipped, zero, self.scale * update).to(update.dtype)
             for name, update in step.items()
         }
 

@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from acktr.kfac.config import KFACConfig
+from acktr.kfac.factors import accumulation_type
 from acktr.kfac.failures import COUNTS, FailureCount
 from acktr.kfac.inputs import elementary_attention
 from acktr.kfac.linalg import FactorError, Inverse, Parts, Request, all_finite
@@ -77,8 +78,10 @@ class NormRows:
         if isinstance(module, nn.LayerNorm):
             kept = len(module.normalized_shape)
             product = product.reshape(len(product), -1, *product.shape[product.dim() - kept :])
-            return product.sum(1).flatten(1)
-        return product.flatten(2).sum(2) if product.dim() > 2 else product
+            return product.sum(1, dtype=accumulation_type(product)).flatten(1)
+        if product.dim() <= 2:
+            return product
+        return product.flatten(2).sum(2, dtype=accumulation_type(product))
 
 
 class BiasRows:
@@ -88,12 +91,16 @@ class BiasRows:
         """Gradients (N, out)."""
         gradient = use.gradients[index]
         if isinstance(use.module, nn.Linear):
-            return gradient.reshape(len(gradient), -1, gradient.shape[-1]).sum(1)
-        return gradient.flatten(2).sum(2)
+            rows = gradient.reshape(len(gradient), -1, gradient.shape[-1])
+            return rows.sum(1, dtype=accumulation_type(rows))
+        return gradient.flatten(2).sum(2, dtype=accumulation_type(gradient))
 
 
 class ExampleRows:
     """Per-sample gradients of any parameters, by vectorised backward passes of the whole module.
+
+    A module that torch cannot vectorise (nn.LSTM, nn.GRU and nn.RNN) is called for one sample after
+    the other.
 
     The module must treat samples independently (no BatchNorm in training mode, no dropout). Input
     tensors with the batch's leading dimension, also in lists and dicts, are taken sample by sample;
@@ -133,15 +140,14 @@ class ExampleRows:
             (found,) = pull(cotangent[None].to(output.dtype))
             return torch.cat([found[name].flatten() for name in self.names])
 
-        samples = [tensor[use.kept] for tensor in whole]
-        try:
-            with elementary_attention():
-                found: Tensor = vmap(one)(use.gradients[index], *samples)
-        except RuntimeError as error:
-            if "randomness" in str(error):
-                raise _apart("dropout must be in eval mode") from error
-            raise
-        return found
+        rows = use.gradients[index], *(tensor[use.kept] for tensor in whole)
+        with elementary_attention():
+            try:
+                return vmap(one)(*rows)
+            except RuntimeError as error:
+                if "randomness" in str(error):
+                    raise _apart("dropout must be in eval mode") from error
+            return torch.stack([one(*row) for row in zip(*rows, strict=True)])  # as nn.LSTM needs
 
 
 def _of_batch(module: _BatchNorm) -> bool:
@@ -223,6 +229,14 @@ class VectorBlock:
             total = part * weight if total is None else total + part * weight
         if total is not None:
             self.moment.add(total * seen.factor, seen.count)
+
+    def pass_over(self, count: float) -> None:
+        """Count a part of a batch in which the parameters were not used."""
+        self.moment.pass_over(count)
+
+    def drop(self) -> None:
+        """Forget the parts of an unfinished batch."""
+        self.moment.drop()
 
     @torch.no_grad()
     def fold(self, decay: float) -> None:

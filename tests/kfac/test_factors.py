@@ -304,6 +304,21 @@ def test_low_precision_inputs_are_accumulated_in_float32(dtype: torch.dtype) -> 
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_sums_over_positions_do_not_overflow_in_float16() -> None:
+    """Each position is far below the largest number 65,504, their sum is not."""
+    rows = torch.full((2, 4096, 1), 20.0).half()
+    close_to = {"rtol": 1e-3, "atol": 0.0}
+    torch.testing.assert_close(
+        linear_input_factor([rows], False, "reduce"), torch.tensor([[400.0]]), **close_to
+    )
+    pixels = torch.full((2, 1, 64, 64), 20.0).half()
+    layer = nn.Conv2d(1, 1, 1, bias=False).half()
+    found = conv_input_factor([pixels], layer, False, "reduce")
+    torch.testing.assert_close(found, torch.tensor([[400.0]]), **close_to)
+    found = output_factor([pixels], 1, "reduce")
+    torch.testing.assert_close(found, torch.tensor([[(20.0 * 4096) ** 2]]), **close_to)
+
+
 def test_no_entries_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one input"):
         linear_input_factor([], True, "expand")

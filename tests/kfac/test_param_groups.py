@@ -217,6 +217,28 @@ def test_a_rate_of_zero_holds_a_group(held: int) -> None:
     assert same(parameters(model), before)
 
 
+def test_cold_steps_keep_the_ratio_of_the_rates_and_the_momenta() -> None:
+    model = mlp()
+    optimizer = KFAC(
+        model,
+        KFACConfig(cold_steps=3, cold_lr=0.02, cold_max_grad_norm=1e9),
+        param_groups=[
+            {"params": list(model[0].parameters()), "lr": 0.4, "momentum": 0.5},
+            {"params": list(model[2].parameters()), "lr": 0.1, "momentum": 0.8},
+        ],
+    )
+    velocity = {name: torch.zeros_like(p) for name, p in parameters(model).items()}
+    for index in range(3):
+        gradients = set_gradients(model, seed=index)
+        before = parameters(model)
+        optimizer.step()
+        for name, change in moved(before, model).items():
+            first = group_of(name) == 0
+            velocity[name] = (0.5 if first else 0.8) * velocity[name] + gradients[name]
+            expected = 0.02 * (1 if first else 0.25) * velocity[name]
+            torch.testing.assert_close(change, expected, rtol=1e-9, atol=1e-14)
+
+
 @pytest.mark.parametrize("rule", ["trust_region", "quadratic_model"])
 @pytest.mark.parametrize("frozen", [False, True])
 def test_frozen_and_unlisted_parameters_do_not_move(rule: Any, frozen: bool) -> None:

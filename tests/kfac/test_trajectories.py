@@ -198,7 +198,7 @@ def test_a_layer_that_is_missing_from_the_first_part(reduction: Reduction) -> No
     observe_in(optimizer, model, inputs, (1, 4), GaussianLoss(reduction=reduction))
     used = inputs[1:]
     rows = torch.cat([used, torch.ones(4, 1).double()], dim=1)
-    scale = 4 if reduction == "sum" else 1
+    scale = 4 if reduction == "sum" else 4 / 5  # the objective is a mean over all five samples
     a, g = factors(optimizer, "second")
     torch.testing.assert_close(a, rows.mT @ rows / 4, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(g, scale * torch.eye(2).double(), rtol=1e-12, atol=1e-14)
@@ -208,6 +208,48 @@ def test_a_layer_that_is_missing_from_the_first_part(reduction: Reduction) -> No
         rtol=1e-12,
         atol=1e-14,
     )
+
+
+class Experts(nn.Module):
+    """Samples go to one of two layers, or two scales, by the sign of their first input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])
+        self.norms = nn.ModuleList([nn.LayerNorm(3), nn.LayerNorm(3)])
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        output = torch.zeros_like(inputs)
+        for index, (expert, norm) in enumerate(zip(self.experts, self.norms, strict=True)):
+            mine = ((inputs[:, 0] > 0) == bool(index)).nonzero()[:, 0]
+            output = output.index_add(0, mine, norm(expert(inputs[mine])))
+        return output
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("parts", [(4, 4), (3, 5), (2, 3, 3)])
+def test_layers_that_some_parts_do_not_use(parts: tuple[int, ...], reduction: Reduction) -> None:
+    """Parts that hold samples of one kind only, or of both."""
+    model = Experts().double()
+    with torch.no_grad():
+        for index, parameter in enumerate(model.parameters()):
+            parameter.copy_(randn(*parameter.shape, seed=index))
+    inputs = randn(8, 3)
+    inputs[:, 0] = torch.tensor([-1.0, -2, -3, -1, 1, 2, 1, 3])
+    whole, split = (KFAC(model, KFACConfig(structure="ekfac")) for _ in range(2))
+    for _ in range(2):  # the second batch has a basis to take scales in
+        observe_in(whole, model, inputs, (8,), GaussianLoss(reduction=reduction))
+        observe_in(split, model, inputs, parts, GaussianLoss(reduction=reduction))
+        whole.refresh()
+        split.curvature.load_state_dict(copy.deepcopy(whole.curvature.state_dict()))
+    observe_in(whole, model, inputs, (8,), GaussianLoss(reduction=reduction))
+    observe_in(split, model, inputs, parts, GaussianLoss(reduction=reduction))
+    stored = [optimizer.curvature.state_dict()["layers"] for optimizer in (whole, split)]
+    assert len(stored[0]) == 4
+    for name, state in stored[0].items():
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                torch.testing.assert_close(stored[1][name][key], value, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
