@@ -39,6 +39,7 @@ _CAPS = {_TENSORS: 4 << 30, _TREE: 64 << 20, _META: 4 << 20, _MANIFEST: 1 << 16}
 _HEADER_CAP = 16 << 20
 _MAX_DEPTH = 64
 _EXACT_INT = 1 << 53
+_ATTEMPTS = 5
 _FLOATS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _DTYPES = frozenset(
     {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool}
@@ -52,7 +53,7 @@ class CheckpointError(RuntimeError):
 
 
 def save_checkpoint(folder: Path, state: Mapping[str, object], meta: Mapping[str, object]) -> None:
-    """Write a checkpoint, replacing an older one of the same name.
+    """Write a checkpoint, replacing an older one of the same name (behind a symbolic link: there).
 
     Both trees are made of dicts with string keys, lists, tuples, int, float, bool, str and None;
     ``state`` may also hold tensors and arrays (saved contiguous, without gradient). All types come
@@ -62,7 +63,7 @@ def save_checkpoint(folder: Path, state: Mapping[str, object], meta: Mapping[str
         CheckpointError: if it cannot be written; an older checkpoint is intact then.
         TypeError: if a tree holds something else; the message names where.
     """
-    target = Path(os.path.abspath(folder))
+    target = _target(folder)
     files = _encode_files(target, state, meta)
     temporary = target.with_name(f"{target.name}.tmp-{secrets.token_hex(4)}")
     try:
@@ -86,10 +87,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         CheckpointError: if there is none, or any file is damaged, foreign or too large.
     """
-    target = Path(os.path.abspath(folder))
-    if not os.path.lexists(target) and os.path.lexists(_old(target)):
-        target = _old(target)
-    files = _read_verified(target)
+    target, files = _read_current(_target(folder))
     try:
         tensors = _decode_tensors(files[_TENSORS])
     except Exception as error:
@@ -111,8 +109,49 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def checkpoint_exists(folder: Path) -> bool:
     """Whether ``load_checkpoint`` would find something to read (which may still be damaged)."""
-    target = Path(os.path.abspath(folder))
+    target = _target(folder)
     return any((path / _MANIFEST).is_file() for path in (target, _old(target)))
+
+
+def require_replaceable(folder: Path) -> None:
+    """Raise CheckpointError if what has a checkpoint's name is something that is never replaced."""
+    try:
+        _refuse_foreign(_target(folder))
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot write the checkpoint: {reason(error)}") from error
+
+
+def _target(folder: Path) -> Path:
+    """Where a checkpoint lies: an absolute path that is no symbolic link."""
+    target = os.path.abspath(folder)
+    return Path(os.path.realpath(target) if os.path.islink(target) else target)
+
+
+def _read_current(target: Path) -> tuple[Path, dict[str, bytes]]:
+    """A checkpoint's folder and verified files, read again if a writer replaced it meanwhile."""
+    for _ in range(_ATTEMPTS - 1):
+        found, stamp = _present(target), _stamp(target)
+        try:
+            return found, _read_verified(found)
+        except CheckpointError:
+            if _stamp(target) == stamp:
+                raise
+    found = _present(target)
+    return found, _read_verified(found)
+
+
+def _present(target: Path) -> Path:
+    alone = not os.path.lexists(target) and os.path.lexists(_old(target))
+    return _old(target) if alone else target
+
+
+def _stamp(target: Path) -> tuple[int, int] | None:
+    """What changes when a checkpoint is replaced; None while there is none of this name."""
+    try:
+        found = (target / _MANIFEST).stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _bad(path: Path, why: str) -> CheckpointError:
@@ -120,14 +159,14 @@ def _bad(path: Path, why: str) -> CheckpointError:
 
 
 def _old(target: Path) -> Path:
-    return target.with_name(f"{target.name}.old")
+    return target.parent / f"{target.name}.old"
 
 
 def _refuse_foreign(target: Path) -> None:
     """Never replace a folder that is not a checkpoint."""
     if not os.path.lexists(target) or (target / _MANIFEST).is_file():
         return
-    if target.is_symlink() or not target.is_dir() or any(target.iterdir()):
+    if not target.is_dir() or any(target.iterdir()):
         raise OSError(None, "something that is not a checkpoint has this name")
 
 

@@ -25,6 +25,7 @@ from acktr.checkpoint import CheckpointError
 from acktr.compare import RunsFailed, compare
 from acktr.config import ConfigError, read_settings
 from acktr.curves import published_curves
+from acktr.files import reason
 from acktr.grid import Overlay, make_plans, parse_algo, parse_seeds
 from acktr.interrupts import Interrupts, Stopped
 from acktr.log import RunError, RunFolder
@@ -46,6 +47,7 @@ from acktr.report import ReportSettings, write_report
 from acktr.runs import TrainingFault, resume, start
 from acktr.saved import find_agent, play, usually_deterministic
 from envs import EnvError, EnvFault
+from envs.guard import one_line
 
 RUNS_FAILED, BAD_INPUT, NUMERIC_FAILURE, ENVIRONMENT_FAULT, BROKEN_PIPE = 1, 2, 70, 76, 141
 STOPPED = {signal.SIGINT: 130, signal.SIGTERM: 75}
@@ -81,20 +83,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: With code 0, after the help of a command.
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    _replace_closed_streams()
     try:
         with Interrupts() as interrupts:
             return _run(args, interrupts)
-    except (TrainingFault, EnvFault) as error:
-        _complain(f"error: {error}")
-        numeric = isinstance(error, TrainingFault) and not error.environment
-        return NUMERIC_FAILURE if numeric else ENVIRONMENT_FAULT
-    except RunsFailed as error:
-        _complain(f"error: {error}")
-        return RUNS_FAILED
     except _EXPECTED as error:
-        hint = "; is its folder in PYTHONPATH?" if "No module named" in str(error) else ""
-        _complain(f"error: {error}{hint}")
-        return BAD_INPUT
+        return _failed(error)
     except Stopped as stop:
         if argv is None:  # nothing is left to do but to leave with the right exit code
             for number in STOPPED:
@@ -102,11 +96,45 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(stop.note)
         return STOPPED[signal.Signals(stop.signum)]
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return BROKEN_PIPE
+    except OSError as error:
+        where = "standard output" if error.filename is None else error.filename
+        _complain(f"error: {where!s:.200}: {reason(error)}")
+        _discard_output()
+        return BAD_INPUT
 
 
-_EXPECTED = (UsageError, ConfigError, EnvError, RunError, CheckpointError, RecordError)
+_BAD = (UsageError, ConfigError, EnvError, RunError, CheckpointError, RecordError)
+_EXPECTED = (TrainingFault, EnvFault, RunsFailed, *_BAD)
+
+
+def _failed(error: Exception) -> int:
+    """Say what is wrong in one line; returns the exit code."""
+    hint = ""
+    if isinstance(error, _BAD) and "No module named" in str(error):
+        hint = "; is its folder in PYTHONPATH?"
+    _complain(f"error: {error}{hint}")
+    if isinstance(error, RunsFailed):
+        return RUNS_FAILED
+    if isinstance(error, TrainingFault):
+        return ENVIRONMENT_FAULT if error.environment else NUMERIC_FAILURE
+    return ENVIRONMENT_FAULT if isinstance(error, EnvFault) else BAD_INPUT
+
+
+def _replace_closed_streams() -> None:
+    """Standard streams that the caller has closed swallow what is written to them."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as it runs
+
+
+def _discard_output() -> None:
+    """Let what standard output still holds vanish if it cannot be written at the end either."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(args: list[str], interrupts: Interrupts) -> int:
@@ -132,8 +160,9 @@ def _import(module: str | None) -> None:
     if module is not None:
         try:
             importlib.import_module(module)
-        except (ImportError, ValueError) as error:
-            raise UsageError(f"--import {module}: {error}") from error
+        except Exception as error:  # whatever the module raises
+            kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
+            raise UsageError(f"--import {module}: {kind}{one_line(error)}") from error
 
 
 def _train(args: list[str], interrupts: Interrupts) -> None:
@@ -247,9 +276,10 @@ def _report(args: list[str], interrupts: Interrupts) -> None:
             published=options.published,
         )
         argv = ["acktr", "report", *args]
-        _say(write_report(options.runs, options.out, settings, argv, _Countdown("reading runs")))
+        made = write_report(options.runs, options.out, settings, argv, _Countdown("reading runs"))
     except (ValueError, OSError) as error:
         raise UsageError(str(error)) from error
+    _say(made)
 
 
 class _Countdown:

@@ -81,12 +81,16 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Ten
 def load_optimizer_state(
     optimizer: torch.optim.Optimizer, state: dict[str, dict[str, Tensor]], module: nn.Module
 ) -> None:
-    """Restore :func:`optimizer_state`.
+    """Restore :func:`optimizer_state`, in the parameters' own memory formats.
+
+    Fused optimizers walk through parameter and state as they lie in memory, so that both must have
+    the same strides.
 
     Raises:
         ValueError: The tensors do not fit the module's parameters.
     """
-    shapes = [parameter.shape for parameter in module.parameters()]
+    parameters = list(module.parameters())
+    shapes = [parameter.shape for parameter in parameters]
     places = {int(place) for place in state}
     if places not in (set(), set(range(len(shapes)))):
         raise ValueError("optimizer state belongs to another network")
@@ -95,8 +99,15 @@ def load_optimizer_state(
             if not isinstance(value, Tensor) or value.shape not in (shapes[int(place)], ()):
                 raise ValueError(f"optimizer state {name} does not fit parameter {place}")
     wanted = {
-        int(place): {name: value.clone() for name, value in values.items()}
-        for place, values in state.items()
+        int(place): {name: _laid_out(value, parameters[int(place)]) for name, value in own.items()}
+        for place, own in state.items()
     }
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": wanted, "param_groups": groups})
+
+
+def _laid_out(value: Tensor, parameter: nn.Parameter) -> Tensor:
+    """A copy with the strides of the parameter, unless it is a scalar."""
+    if value.shape != parameter.shape:
+        return value.clone()
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value).detach()

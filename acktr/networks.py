@@ -81,7 +81,8 @@ class Features(nn.Module):
             index = observations.long() - self.start
             return nn.functional.one_hot(index, self.classes).to(torch.get_default_dtype())
         if not self.image:
-            return observations.flatten(1).to(torch.get_default_dtype())
+            rows = observations.reshape(len(observations), -1)  # (N, 1) of numbers without an axis
+            return rows.to(torch.get_default_dtype())
         if observations.is_floating_point():
             return observations
         return convert(observations, self.channels_last)

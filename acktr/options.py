@@ -365,6 +365,8 @@ def _within(value: int, flag: str, least: int, most: int) -> None:
 
 def _at_least(least: int, **values: int) -> None:
     for name, value in values.items():
+        flag = name.replace("_", "-")
         if value < least:
-            flag = name.replace("_", "-")
             raise UsageError(f"--{flag} must be at least {least}, got {value}")
+        if value >= 1 << 63:
+            raise UsageError(f"--{flag} must be below 2**63, got {value!s:.30}")

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from acktr.checkpoint import CheckpointError, checkpoint_exists
+from acktr.checkpoint import CheckpointError, checkpoint_exists, require_replaceable
 from acktr.compute import resolve_device
 from acktr.config import Config, ConfigError, from_dict, refuse_import, to_dict
 from acktr.files import flat, is_label, reason, safe_name, write_atomic
@@ -148,34 +148,37 @@ def resume(path: Path, total: int | None, interrupts: Interrupts, argv: Sequence
 
     Raises:
         RunError: There is no run that can be resumed, or another process trains it.
-        CheckpointError: Its last checkpoint is damaged, or fits another environment.
+        CheckpointError: Its last checkpoint is damaged, fits another environment, or could not be
+            replaced by a newer one.
         EnvError, ConfigError: Its environment or device is not there.
         TrainingFault: Training failed; the last good checkpoint is kept.
         Stopped: A signal came.
     """
     stored = stored_config(path)
     folder = RunFolder(path)
-    agent = _last_agent(folder, stored)
-    config = dataclasses.replace(stored, total_timesteps=total or stored.total_timesteps)
-    done = agent.timesteps
-    if done >= config.total_timesteps and evaluated(folder, done):
-        return (
-            f"{path} is complete: {done:,} of {config.total_timesteps:,} steps;"
-            " a larger --total-timesteps continues it"
-        )
-    facts = describe(config.env, config.atari, True, config.env_backend)
     with ExitStack() as stack:
-        stack.enter_context(locked(folder))
+        stack.enter_context(locked(folder))  # before anything is read that training changes
+        agent = _last_agent(folder, stored)
+        config = dataclasses.replace(stored, total_timesteps=total or stored.total_timesteps)
+        done = agent.timesteps
+        if done >= config.total_timesteps and evaluated(folder, done):
+            return (
+                f"{path} is complete: {done:,} of {config.total_timesteps:,} steps;"
+                " a larger --total-timesteps continues it"
+            )
+        facts = describe(config.env, config.atari, True, config.env_backend)
+        require_replaceable(folder.best)
         trainer = stack.enter_context(_trainer(config))
         _load(trainer, agent)
         best = _best_score(folder)
         stack.enter_context(interrupts.deferred())
         logger = stack.enter_context(RunLogger(folder, config.env, done))
-        folder.write_config(to_dict(config))
-        folder.write_command(argv)
         progress = Progress(config.total_timesteps, start_timesteps=done)
         stack.enter_context(progress)
         session = Session(folder, trainer, logger, progress, interrupts, best)
+        session.save()  # what cannot be written is found out now
+        folder.write_config(to_dict(config))
+        folder.write_command(argv)
         progress.header(_header(f"resuming {path} at step {done:,}", trainer, facts))
         return _guarded(session)
 

@@ -21,6 +21,7 @@ from acktr.plot import plot_runs
 from acktr.progress import Progress
 from acktr.rollout import NonFiniteError
 from acktr.saved import usually_deterministic
+from acktr.tables import last_row
 from acktr.train import Trainer, TrainStats
 from envs import make_vec
 
@@ -70,7 +71,7 @@ class Session:
         self.interrupts = interrupts
         self.best = -math.inf if best is None else best
         now = trainer.timesteps
-        self._marks = Marks(now, now, now)
+        self._marks = Marks(now, _last_evaluation(folder), now)
         self._evaluation: tuple[int, Evaluation] | None = None
 
     def run(self) -> str:
@@ -89,7 +90,11 @@ class Session:
                 self._train()
                 with self.interrupts.at_once():
                     evaluation = self._final_evaluation()
-                    self._draw()
+                if (
+                    self.config.eval_freq > 0
+                ):  # what is evaluated counts and is drawn, come what may
+                    self._improve(evaluation.mean)
+                self._draw()
         except Stopped as stop:
             stop.note = self._farewell(stop.signum)
             raise
@@ -117,27 +122,30 @@ class Session:
 
     def _train(self) -> None:
         self.interrupts.check()
+        self._maybe_evaluate(self.trainer.timesteps)  # one that was interrupted
         for stats in self.trainer.run(self.config.total_timesteps):
             self.logger.write(stats)
             self.progress.update(stats, self.logger.ep_rew_mean)
-            self._maybe_evaluate(stats)
+            self._maybe_evaluate(stats.timesteps)
             self._maybe_checkpoint(stats)
             if self.interrupts.requested is not None and self._marks.good != stats.timesteps:
                 self.save()
             self.interrupts.check()
         if self._marks.good != self.trainer.timesteps:
-            self._keep(self.logger.ep_rew_mean if self.config.eval_freq == 0 else None)
+            self.save()
+        if self.config.eval_freq == 0 and self.logger.ep_rew_mean is not None:
+            self._improve(self.logger.ep_rew_mean)
 
-    def _maybe_evaluate(self, stats: TrainStats) -> None:
+    def _maybe_evaluate(self, timesteps: int) -> None:
         every = self.config.eval_freq
-        if every == 0 or stats.timesteps // every == self._marks.evaluation // every:
+        if every == 0 or timesteps // every == self._marks.evaluation // every:
             return
-        self._marks.evaluation = stats.timesteps
+        self._marks.evaluation = timesteps
         self._try_keep(None)  # an interrupted evaluation loses no training
         with self.interrupts.at_once():
             evaluation = self._evaluate()
         result = f"{evaluation.mean:,.1f} +- {evaluation.std:,.1f}"
-        self.progress.note(f"evaluation at step {stats.timesteps:,}: {result}")
+        self.progress.note(f"evaluation at step {timesteps:,}: {result}")
         self._try_improve(evaluation.mean)
 
     def _maybe_checkpoint(self, stats: TrainStats) -> None:
@@ -167,10 +175,7 @@ class Session:
     def _final_evaluation(self) -> Evaluation:
         if self._evaluation is not None and self._evaluation[0] == self.trainer.timesteps:
             return self._evaluation[1]
-        evaluation = self._evaluate()
-        if self.config.eval_freq > 0:
-            self._improve(evaluation.mean)
-        return evaluation
+        return self._evaluate()
 
     def _keep(self, score: float | None) -> None:
         self.save()
@@ -242,3 +247,11 @@ class Session:
             str(self.folder.path),
         ]
         return "; ".join(parts)
+
+
+def _last_evaluation(folder: RunFolder) -> int:
+    """Steps of the last evaluation in eval.csv; 0 without one."""
+    try:
+        return int((last_row(folder.evaluations) or {})["timesteps"])
+    except (KeyError, ValueError):
+        return 0

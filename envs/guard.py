@@ -117,7 +117,7 @@ class GuardedVectorEnv(AnyVectorWrapper):
         if seed is not None and not self._foreign:
             seeds = env_seeds(seed, self.num_envs)  # sync environments take a list of seeds
         obs, infos = self.env.reset(seed=seeds, options=options)
-        self._check_finite(obs, "observation", "reset")
+        self._check_observations(obs, "observation", "reset")
         self._stats.reset(mask)
         self._dead[slice(None) if mask is None else mask] = False
         return obs, infos
@@ -144,14 +144,32 @@ class GuardedVectorEnv(AnyVectorWrapper):
         if dones.any() and not self._next_step:
             infos["final_obs"] = _dense(infos["final_obs"], dones, obs)
             infos["_final_obs"] = dones.copy()
-            self._check_finite(infos["final_obs"], "final observation", when)
-        self._check_finite(obs, "observation", when)
+            self._check_observations(infos["final_obs"], "final observation", when, dones)
+        self._check_observations(obs, "observation", when)
         for key in ("episode", "_episode"):
             infos.pop(key, None)
         if not self._foreign:
             infos.pop("forced", None)
         infos.update(self._stats.step(rewards, dones, alive))
         return obs, rewards, terminated, truncated, infos
+
+    def _check_observations(
+        self, values: Array, what: str, when: str, mask: Array | None = None
+    ) -> None:
+        """Finite numbers, or integers that the Discrete space has; others than the mask's pass."""
+        space = self.single_observation_space
+        if not isinstance(space, spaces.Discrete):
+            self._check_finite(values, what, when)
+            return
+        good = (values >= space.start) & (values < space.start + space.n)
+        if mask is not None:
+            good |= ~mask
+        if not good.all():
+            index = int(np.argmin(good))
+            raise EnvFault(
+                f"environment {index} of {self._name} returned the {what} {values[index]} at"
+                f" {when}, which is not in range for {space}"
+            )
 
     def _check_finite(self, values: Array, what: str, when: str) -> None:
         if values.dtype.kind != "f":

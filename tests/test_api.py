@@ -24,7 +24,7 @@ from acktr import (
     preset,
 )
 from acktr.checkpoint import save_checkpoint
-from acktr.config import to_dict
+from acktr.config import merge, to_dict
 from acktr.evaluate import evaluate
 from envs import make_vec
 from tests.toys import CountingEnv, FaultyEnv, SpacesEnv, variant
@@ -262,3 +262,20 @@ def test_other_algorithms_have_the_same_interface(kind: Any, tmp_path: Path) -> 
         ACKTR.load(tmp_path / "agent")
     with pytest.raises(ConfigError, match=f"use {kind.__name__}"):
         ACKTR("CartPole-v1", agent.config)
+
+
+@pytest.mark.parametrize("agent", [ACKTR, A2C, TRPO])
+def test_an_observation_of_one_number_without_an_axis(agent: Any) -> None:
+    number = gymnasium.spaces.Box(-1.0, 1.0, (), np.float32)
+    settings = {"observation_space": number, "action_space": gymnasium.spaces.Discrete(2)}
+    name = variant(SpacesEnv, settings)
+    made = agent(
+        name,
+        merge(preset(name, agent.algo)[0], {"algo": agent.algo, "num_envs": 2, "num_steps": 16}),
+    )
+    made.learn(64)
+    assert made.num_timesteps == 64
+    action, _ = made.predict(np.float32(0.5))
+    assert np.shape(action) == ()
+    actions, _ = made.predict(np.array([0.5, -0.5], np.float32))
+    assert np.shape(actions) == (2,)

@@ -288,6 +288,43 @@ def test_foreign_things_are_refused(tmp_path: Path) -> None:
     refused(tmp_path / "last")
 
 
+def test_a_symbolic_link_stays_one_and_its_target_is_replaced(tmp_path: Path) -> None:
+    state, meta = small()
+    save_checkpoint(tmp_path / "disk" / "there", state, meta)
+    link = tmp_path / "last"
+    link.symlink_to(tmp_path / "disk" / "there")
+    for number in range(3):
+        save_checkpoint(link, state, {"number": number})
+        assert link.is_symlink() and checkpoint_exists(link)
+        assert load_checkpoint(link)[1] == {"number": number}
+        assert load_checkpoint(tmp_path / "disk" / "there")[1] == {"number": number}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "last"]
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["there"]
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = __import__("acktr.checkpoint").checkpoint
+    folder, original, read = tmp_path / "last", module._read_manifest, []
+    save_checkpoint(folder, {"number": torch.tensor([0])}, {})
+
+    def replaced(target: Path) -> Any:
+        found = original(target)
+        read.append(target)
+        if len(read) < 3:
+            save_checkpoint(folder, {"number": torch.tensor([len(read)])}, {})
+        return found
+
+    monkeypatch.setattr(module, "_read_manifest", replaced)
+    assert load_checkpoint(folder)[0]["number"].tolist() == [2]
+    assert len(read) == 3
+
+
+def test_the_root_is_no_checkpoint() -> None:
+    assert not checkpoint_exists(Path("/"))
+
+
 def test_size_caps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "last"
     save_checkpoint(folder, *small())

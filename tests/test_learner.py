@@ -76,3 +76,34 @@ def test_foreign_optimizer_state_is_refused() -> None:
     wide = nn.Linear(4, 2)
     with pytest.raises(ValueError, match="does not fit parameter 0"):
         load_optimizer_state(torch.optim.Adam(wide.parameters()), state, wide)
+
+
+@pytest.mark.parametrize("kind", ["adam", "sgd"])
+def test_optimizer_state_of_channels_last_weights(kind: str) -> None:
+    """Fused optimizers walk through memory: the state must lie there as the weights do."""
+
+    def made(module: nn.Module) -> torch.optim.Optimizer:
+        if kind == "adam":
+            return torch.optim.Adam(module.parameters(), 0.1, fused=True)
+        return torch.optim.SGD(module.parameters(), 0.1, momentum=0.9, fused=True)
+
+    images = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    nets = [nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last) for _ in range(2)]  # type: ignore[call-overload]
+    optimizers = [made(net) for net in nets]
+
+    def step(index: int) -> None:
+        optimizers[index].zero_grad()
+        nets[index](images).square().sum().backward()
+        optimizers[index].step()
+
+    step(0)
+    nets[1].load_state_dict(nets[0].state_dict())
+    stored = {
+        place: {name: value.contiguous() for name, value in values.items()}
+        for place, values in optimizer_state(optimizers[0]).items()
+    }
+    load_optimizer_state(optimizers[1], stored, nets[1])
+    for index in range(2):
+        step(index)
+    for one, other in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert torch.equal(one, other)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +14,10 @@ from acktr.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from acktr.compute import restore_generator
 from acktr.config import Config, ConfigError, merge
 from acktr.interrupts import Interrupts, Stopped, hangup_terminates
-from acktr.log import RunError
+from acktr.log import RunError, RunFolder, RunLogger
 from acktr.presets import preset
-from acktr.runs import TrainingFault, resume, run_path, start, stored_config
+from acktr.runs import TrainingFault, locked, resume, run_path, start, stored_config
+from acktr.tables import read_table
 from acktr.train import Trainer
 
 
@@ -153,6 +155,99 @@ class TestCheckpoints:
         path = run_path(tmp_path / "runs", chosen)
         assert stop.value.note.endswith(f"continue with: acktr train --resume {path}")
         assert load_checkpoint(path / "checkpoints/last")[0]["timesteps"] == 128
+
+    def test_interrupted_evaluation_is_made_up_for(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        original, calls = session.evaluate, []
+
+        def interrupted(*args: Any, **kwargs: Any) -> Any:
+            calls.append(1)
+            if len(calls) == 2:
+                signal.raise_signal(signal.SIGINT)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(session, "evaluate", interrupted)
+        chosen = config(eval_freq=64)
+        with Interrupts() as interrupts, pytest.raises(Stopped):
+            train(tmp_path, chosen, interrupts)
+        path = run_path(tmp_path / "runs", chosen)
+        assert [row["timesteps"] for row in read_table(path / "eval.csv").rows] == ["64"]
+        resume(path, None, Interrupts(), ["acktr"])
+        whole = run_path(tmp_path / "runs" / "runs", chosen)
+        train(tmp_path / "runs", chosen)
+        rows = [read_table(run / "eval.csv").rows for run in (path, whole)]
+        assert rows[0][:2] == rows[1][:2]  # environments start anew after it
+        assert [row["timesteps"] for row in rows[0]] == ["64", "128", "192", "256"]
+
+    def test_signal_after_the_last_evaluation_loses_neither_curve_nor_best(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        original = RunLogger.write_evaluation
+
+        def signalled(self: RunLogger, timesteps: int, *args: Any) -> None:
+            original(self, timesteps, *args)
+            if timesteps == 256:
+                interrupts._waits = True  # as it is a moment later
+                signal.raise_signal(signal.SIGINT)
+                interrupts._waits = False
+
+        monkeypatch.setattr(RunLogger, "write_evaluation", signalled)
+        chosen = config(eval_freq=1000)
+        with Interrupts() as interrupts:
+            assert train(tmp_path, chosen, interrupts).startswith("done")
+        path = run_path(tmp_path / "runs", chosen)
+        assert (path / "curve.png").is_file()
+        assert load_checkpoint(path / "checkpoints/best")[0]["timesteps"] == 256
+
+    def test_signal_in_the_last_update_leaves_a_best_checkpoint_to_the_resume(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        original = RunLogger.write
+
+        def signalled(self: RunLogger, stats: Any) -> None:
+            original(self, stats)
+            if stats.timesteps == 256:
+                signal.raise_signal(signal.SIGTERM)
+
+        monkeypatch.setattr(RunLogger, "write", signalled)
+        chosen = config()
+        with Interrupts() as interrupts, pytest.raises(Stopped):
+            train(tmp_path, chosen, interrupts)
+        path = run_path(tmp_path / "runs", chosen)
+        assert load_checkpoint(path / "checkpoints/last")[0]["timesteps"] == 256
+        resume(path, None, Interrupts(), ["acktr"])
+        assert load_checkpoint(path / "checkpoints/best")[0]["timesteps"] == 256
+
+    @pytest.mark.parametrize("broken", ["last", "best"])
+    def test_resume_finds_out_at_once_what_cannot_be_written(
+        self, broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        chosen = config()
+        train(tmp_path, chosen)
+        path = run_path(tmp_path / "runs", chosen)
+        shutil.rmtree(path / "checkpoints" / "best")
+        if broken == "best":
+            (path / "checkpoints" / "best").mkdir()
+            (path / "checkpoints" / "best" / "thesis.txt").write_text("x")
+        else:
+
+            def full(folder: Path, state: dict[str, Any], meta: dict[str, Any]) -> None:
+                raise CheckpointError(f"{folder}: cannot write the checkpoint: no space left")
+
+            monkeypatch.setattr(session, "save_checkpoint", full)
+        rows = (path / "progress.csv").read_bytes()
+        with pytest.raises(CheckpointError, match=f"{broken}: cannot write the checkpoint"):
+            resume(path, 512, Interrupts(), ["acktr"])
+        assert (path / "progress.csv").read_bytes() == rows
+        assert stored_config(path).total_timesteps == 256
+
+    def test_resume_reads_nothing_before_it_has_the_lock(self, tmp_path: Path) -> None:
+        chosen = config()
+        train(tmp_path, chosen)
+        path = run_path(tmp_path / "runs", chosen)
+        with locked(RunFolder(path)), pytest.raises(RunError, match="another process is training"):
+            resume(path, None, Interrupts(), ["acktr"])  # not "is complete": that may change
 
     def test_best_score_survives_a_resume(self, tmp_path: Path) -> None:
         chosen = config(eval_freq=64)

@@ -110,8 +110,8 @@ class FaultyEnv(gymnasium.Env[Observation, Any]):
     """Returns `value` as observation or reward, or raises, at step `at`.
 
     `what` is "observation", "final observation" (the episode ends there), "reward", "exception"
-    or "reset". Only the instance number `index` misbehaves: the class counts them in
-    `FaultyEnv.made`, which a test sets to 0 first.
+    or "reset". With `states` observations are Discrete. Only the instance number `index`
+    misbehaves: the class counts them in `FaultyEnv.made`, which a test sets to 0 first.
     """
 
     made = 0
@@ -122,10 +122,13 @@ class FaultyEnv(gymnasium.Env[Observation, Any]):
         at: int = 3,
         index: int = 0,
         value: float = float("nan"),
+        states: int | None = None,
         render_mode: str | None = None,
     ) -> None:
         self.render_mode = render_mode
-        self.observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+        self.observation_space: Any = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+        if states is not None:
+            self.observation_space = spaces.Discrete(states)
         self.action_space: spaces.Space[Any] = spaces.Discrete(2)
         self._what, self._at, self._value = what, at, value
         self._bad = FaultyEnv.made == index
@@ -152,7 +155,8 @@ class FaultyEnv(gymnasium.Env[Observation, Any]):
         bad_reset = what == "reset" == self._what and self._bad
         if bad_reset or what in ("observation", "final observation"):
             obs[1] = self._value
-        return obs
+        discrete = isinstance(self.observation_space, spaces.Discrete)
+        return np.int64(obs[1]) if discrete else obs  # type: ignore[return-value]
 
 
 class SpacesEnv(gymnasium.Env[Any, Any]):

@@ -128,6 +128,15 @@ BAD = {
     "report bad CSV": ("report RUN --out x --references bad/list.json", "no header line"),
     "report on a file": ("report RUN --out bad/text.json", "bad/text.json: is not a folder"),
     "report over files": ("report RUN --out bad/files", "would be replaced by the report"),
+    "eval many": ("eval RUN --episodes 99999999999999999999999", "must be below 2**63"),
+    "eval root": ("eval /", "not a run folder"),
+    "eval long name": (f"eval {'a' * 300}", "File name too long"),
+    "resume long name": (f"train --resume {'a' * 300}", "File name too long"),
+    "train long name": (f"train --env CartPole-v1 --run-dir {'a' * 300}", "File name too long"),
+    "plot long name": (f"plot {'a' * 300}", "File name too long"),
+    "import syntax": ("train --env CartPole-v1 --import broken_syntax", "SyntaxError: "),
+    "import fails": ("train --env CartPole-v1 --import broken_division", "ZeroDivisionError: "),
+    "import relative": ("train --env CartPole-v1 --import .x", "--import .x: "),
     "record suffix": ("record RUN --out clip.exe", "must end in .mp4 or .gif"),
     "record nothing": ("record nowhere", "no such folder"),
 }
@@ -163,9 +172,19 @@ def bad_files(here: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input(name: str, bad_files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input(
+    name: str,
+    bad_files: Path,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Exit code 2, one line that helps, and nothing on the disk has changed."""
     register_bad_space()
+    modules = tmp_path_factory.mktemp("modules")
+    (modules / "broken_syntax.py").write_text("def :\n")
+    (modules / "broken_division.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(modules)
     before = tree(bad_files)
     command, expected = BAD[name]
     argv = [str(RUN) if word == "RUN" else word for word in command.split()]
@@ -192,6 +211,49 @@ def test_message_without_line_drawing(encoding: str, here: Path) -> None:
     assert done.stderr == "acktr: error: --episodes: an integer is needed, not 'many'\n"
 
 
+def shell(here: Path, words: str) -> subprocess.CompletedProcess[str]:
+    """What a shell makes of ``acktr WORDS``."""
+    path = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    return subprocess.run(
+        ["/bin/sh", "-c", f'"$0" -m acktr {words}', sys.executable],
+        env={**os.environ, **path},
+        cwd=here,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_output_that_cannot_be_written(here: Path) -> None:
+    done = shell(here, f"eval {RUN} --episodes 1 >/dev/full")
+    assert done.returncode == 2
+    assert done.stderr == "acktr: error: standard output: No space left on device\n"
+
+
+def test_closed_streams(here: Path) -> None:
+    done = shell(here, f"eval {RUN} --episodes 1 >&-")
+    assert (done.returncode, done.stderr) == (0, "")
+    argv = f"train --env CartPole-v1 --seed 5 {' '.join(SMALL)} --total-timesteps 128"
+    done = shell(here, f"{argv} 2>&-")
+    assert done.returncode == 0 and done.stdout.startswith("done: CartPole-v1, 128 steps")
+
+
+def test_reader_that_goes_away(here: Path) -> None:
+    """``acktr report ... | true``: nothing is said, and the report is there."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    argv = [sys.executable, "-m", "acktr", "report", str(RUN), "--out", "made"]
+    path = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(
+        argv, env={**os.environ, **path}, stdout=writing, stderr=subprocess.PIPE, check=False
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
+    assert (here / "made" / "report.md").is_file()
+
+
 def register_bad_space() -> None:
     if "toys/BadSpace-v0" not in gymnasium.registry:
         observations = spaces.Tuple((spaces.Discrete(2),))
@@ -215,6 +277,17 @@ class TestFaults:
         assert load_checkpoint(last)[0]["timesteps"] == 512
         assert table(last.parents[1] / "progress.csv")[-1]["timesteps"] == "768"
         assert "Traceback" not in err
+
+    def test_discrete_observation_out_of_range(
+        self, here: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        toys.FaultyEnv.made = 0
+        settings = {"at": 5, "index": 1, "value": 17, "states": 5}
+        env = toys.variant(toys.FaultyEnv, settings)
+        code, _, err = call(capsys, "train", "--env", env, *SMALL)
+        assert code == 76
+        assert f"environment 1 of {env} returned the observation 17 at step 5" in err
+        assert "not in range for Discrete(5)" in err and "Traceback" not in err
 
     def test_first_update(self, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         toys.FaultyEnv.made = 0

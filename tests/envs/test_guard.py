@@ -104,6 +104,21 @@ def test_faults_name_index_and_step(what: str, value: float, message: str) -> No
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("value", [5, -1])
+@pytest.mark.parametrize("what", ["observation", "final observation", "reset"])
+def test_discrete_observations_out_of_range(what: str, value: int) -> None:
+    settings: dict[str, Any] = {"what": what, "at": 2, "index": 1, "value": value, "states": 5}
+    env_id = toys.variant(toys.FaultyEnv, settings)
+    toys.FaultyEnv.made = 0
+    vec = make_vec(env_id, 3)
+    with pytest.raises(EnvFault, match=rf"environment 1 of .* {value} at .*for Discrete\(5\)"):
+        vec.reset()
+        for _ in range(2):
+            vec.step(np.zeros(3, np.int64))
+    vec.close()
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_fault_at_reset() -> None:
     env_id = toys.variant(toys.FaultyEnv, {"what": "reset", "index": 2})
     toys.FaultyEnv.made = 0
