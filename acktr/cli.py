@@ -27,7 +27,7 @@ from acktr.config import ConfigError, read_settings
 from acktr.curves import published_curves
 from acktr.files import reason
 from acktr.grid import Overlay, make_plans, parse_algo, parse_seeds
-from acktr.interrupts import Interrupts, Stopped
+from acktr.interrupts import STOPPED, Interrupts, Stopped
 from acktr.log import RunError, RunFolder
 from acktr.options import (
     CompareOptions,
@@ -50,7 +50,6 @@ from envs import EnvError, EnvFault
 from envs.guard import one_line
 
 RUNS_FAILED, BAD_INPUT, NUMERIC_FAILURE, ENVIRONMENT_FAULT, BROKEN_PIPE = 1, 2, 70, 76, 141
-STOPPED = {signal.SIGINT: 130, signal.SIGTERM: 75}
 
 _HELP = """\
 usage: acktr COMMAND [OPTIONS]

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOPPED = {signal.SIGINT: 130, signal.SIGTERM: 75}
+"""The signals that stop a program, and its exit codes then."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -39,7 +40,7 @@ class Interrupts:
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
+            for number in STOPPED:
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
