@@ -81,7 +81,7 @@ def record(
         policy = agent.policy(env.observation_space, env.action_space, chosen, seed)
         likeliest = usually_deterministic(agent.config.env)
         returns = []
-        with _video(out, env.metadata.get("render_fps", 30)) as video:
+        with _video(out, _fps(env.metadata.get("render_fps"))) as video:
             for episode_seed in env_seeds(seed, episodes):
                 returns.append(_episode(env, policy, video, likeliest, max_steps, episode_seed))
     finally:
@@ -150,7 +150,12 @@ def _episode(
 def _frame(env: gymnasium.Env[Any, Any]) -> Frame:
     """The picture, small ones enlarged by a whole factor, with even sides as H.264 wants them."""
     picture = env.render()
-    if not isinstance(picture, np.ndarray) or picture.ndim != 3 or picture.shape[2] != 3:
+    if (
+        not isinstance(picture, np.ndarray)
+        or picture.ndim != 3
+        or picture.shape[2] != 3
+        or not picture.size
+    ):
         raise EnvError("the environment renders no pictures of shape (height, width, 3)")
     return prepare(picture.astype(np.uint8, copy=False))
 
@@ -173,7 +178,7 @@ def _video(out: Path, fps: float) -> Iterator[_Writer]:
         temporary.touch(exist_ok=False)
         writer = _gif(temporary, fps) if out.suffix == ".gif" else _mp4(temporary, fps)
         try:
-            yield writer
+            yield _SameSize(writer)
         finally:
             writer.close()
         os.replace(temporary, out)
@@ -182,6 +187,29 @@ def _video(out: Path, fps: float) -> Iterator[_Writer]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def _fps(given: object) -> float:
+    """Pictures per second, 30 for an environment that does not say."""
+    known = isinstance(given, int | float) and 0 < given < math.inf
+    return float(given) if known else 30.0  # type: ignore[arg-type]
+
+
+class _SameSize:
+    """Refuses pictures of another size than the first."""
+
+    def __init__(self, writer: _Writer) -> None:
+        self._writer = writer
+        self._shape: tuple[int, ...] | None = None
+
+    def append_data(self, im: Frame) -> None:
+        self._shape = self._shape or im.shape
+        if im.shape != self._shape:
+            raise EnvError("the environment renders pictures of different sizes")
+        self._writer.append_data(im)
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 def _mp4(path: Path, fps: float) -> _Writer:

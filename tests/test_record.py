@@ -36,6 +36,25 @@ class BlackBoxEnv(toys.CountingEnv):
         return "a text"
 
 
+class GrowingEnv(toys.CountingEnv):
+    """Its pictures grow, from nothing if it begins with a step number of 0."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012
+    begin = 0
+
+    def render(self) -> Any:
+        return np.zeros((30 * (self._count + self.begin), 40, 3), np.uint8)
+
+
+class SteadyEnv(toys.CountingEnv):
+    """Does not say how fast its pictures follow one another."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": None}  # noqa: RUF012
+
+    def render(self) -> Any:
+        return np.zeros((30, 40, 3), np.uint8)
+
+
 def register(name: str, kind: Any) -> str:
     if f"toys/{name}-v0" not in gymnasium.registry:
         gymnasium.register(f"toys/{name}-v0", entry_point=kind, kwargs={"terminate_at": 5})
@@ -100,6 +119,32 @@ class TestRecord:
         assert len(err.splitlines()) == 1 and "renders no pictures" in err
         assert Path("clip.mp4").read_text() == "an older one"
         assert sorted(path.name for path in Path().iterdir()) == ["clip.mp4", "runs"]
+
+    @pytest.mark.parametrize("suffix", [".mp4", ".gif"])
+    @pytest.mark.parametrize(
+        ("begin", "message"), [(0, "renders no pictures"), (1, "pictures of different sizes")]
+    )
+    def test_bad_pictures(
+        self,
+        begin: int,
+        message: str,
+        suffix: str,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(GrowingEnv, "begin", begin)
+        run = trained(register("Growing", GrowingEnv))
+        capsys.readouterr()
+        assert main(["record", run, "--out", f"clip{suffix}"]) == 2
+        err = capsys.readouterr().err
+        assert len(err.splitlines()) == 1 and message in err
+        assert [path.name for path in Path().iterdir()] == ["runs"]
+
+    @pytest.mark.parametrize("suffix", [".mp4", ".gif"])
+    def test_unknown_speed(self, suffix: str) -> None:
+        run = trained(register("Steady", SteadyEnv))
+        assert main(["record", run, "--out", f"clip{suffix}"]) == 0
+        assert Path(f"clip{suffix}").stat().st_size > 0
 
     def test_no_render_mode(self, capsys: pytest.CaptureFixture[str]) -> None:
         run = trained("toys/Counting-v0")
