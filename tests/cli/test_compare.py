@@ -115,7 +115,11 @@ class TestSignals:
         assert commands[1:] == [f"acktr train --resume {self.RUN}"]
 
     def test_closed_terminal(self, empty: Path) -> None:
-        assert self.stop(empty, signal.SIGHUP, "SIGTERM") == 75
+        before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored
+        try:
+            assert self.stop(empty, signal.SIGHUP, "SIGTERM") == 75
+        finally:
+            signal.signal(signal.SIGHUP, before)
 
 
 def test_processes_of_environments_are_checked_before_anything_is_written(
