@@ -76,7 +76,7 @@ def save_checkpoint(folder: Path, state: Mapping[str, object], meta: Mapping[str
         sync_folder(temporary)
         _swap(temporary, target)
     except OSError as error:
-        raise CheckpointError(f"{folder}: cannot write the checkpoint: {reason(error)}") from error
+        raise _unwritable(folder, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -118,7 +118,7 @@ def require_replaceable(folder: Path) -> None:
     try:
         _refuse_foreign(_target(folder))
     except OSError as error:
-        raise CheckpointError(f"{folder}: cannot write the checkpoint: {reason(error)}") from error
+        raise _unwritable(folder, error) from error
 
 
 def _target(folder: Path) -> Path:
@@ -156,6 +156,10 @@ def _stamp(target: Path) -> tuple[int, int] | None:
 
 def _bad(path: Path, why: str) -> CheckpointError:
     return CheckpointError(f"{path}: {why}; the checkpoint is damaged or not from this program")
+
+
+def _unwritable(folder: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"{folder}: cannot write the checkpoint: {reason(error)}")
 
 
 def _old(target: Path) -> Path:

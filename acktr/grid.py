@@ -17,7 +17,7 @@ from acktr.config import Config, ConfigError, merge, read_settings, to_dict
 from acktr.files import flat, reason
 from acktr.log import RunError, RunFolder
 from acktr.presets import ALGOS, PRESETS, PUBLISHED, preset
-from acktr.runs import check, difference, evaluated, locked, run_path, stored_config
+from acktr.runs import check, difference, locked, run_path, stored_config
 from acktr.saved import read_agent
 from envs import EnvError
 
@@ -233,7 +233,7 @@ def status(plan: RunPlan) -> Status:
         if not folder.config.is_file():
             return _stuck(path, "holds no run")
         _same(plan, stored_config(path))
-        done = evaluated(folder, total)
+        done = folder.last_evaluation() >= total
         if not checkpoint_exists(folder.last):
             return Status(State.FINISHED, total) if done else _stuck(path, "has no checkpoint")
         try:

@@ -22,7 +22,7 @@ import torch
 
 from acktr.board import Board
 from acktr.files import read_limited, read_object, reason, write_atomic
-from acktr.tables import Table
+from acktr.tables import Table, read_table
 
 if TYPE_CHECKING:
     from acktr.train import TrainStats
@@ -148,6 +148,15 @@ class RunFolder:
         if not isinstance(value, str) or not value.isprintable() or not 0 < len(value) <= 100:
             raise ValueError(f"{self.config}: {key} must be a printable name")
         return value
+
+    def last_evaluation(self) -> int:
+        """Steps of the last evaluation in eval.csv; 0 without one that can be read."""
+        try:
+            return max(
+                (int(row["timesteps"]) for row in read_table(self.evaluations).rows), default=0
+            )
+        except (OSError, ValueError, KeyError):
+            return 0
 
     def write_versions(self) -> None:
         """Write versions.json. Raises RunError if that fails."""

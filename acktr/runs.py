@@ -25,7 +25,6 @@ from acktr.progress import Progress
 from acktr.rollout import NonFiniteError
 from acktr.saved import SavedAgent, limit_threads, read_agent
 from acktr.session import Session
-from acktr.tables import read_table
 from acktr.train import Trainer, training_envs
 from envs import EnvFault, describe, group_count, workers
 from envs.guard import one_line
@@ -161,7 +160,7 @@ def resume(path: Path, total: int | None, interrupts: Interrupts, argv: Sequence
         agent = _last_agent(folder, stored)
         config = dataclasses.replace(stored, total_timesteps=total or stored.total_timesteps)
         done = agent.timesteps
-        if done >= config.total_timesteps and evaluated(folder, done):
+        if done >= config.total_timesteps and folder.last_evaluation() >= done:
             return (
                 f"{path} is complete: {done:,} of {config.total_timesteps:,} steps;"
                 " a larger --total-timesteps continues it"
@@ -259,15 +258,6 @@ def _best_score(folder: RunFolder) -> float | None:
         return read_agent(folder.best).score if checkpoint_exists(folder.best) else None
     except CheckpointError:
         return None
-
-
-def evaluated(folder: RunFolder, timesteps: int) -> bool:
-    """Whether eval.csv has an evaluation of this step or a later one."""
-    try:
-        rows = read_table(folder.evaluations).rows
-        return any(int(row["timesteps"]) >= timesteps for row in rows)
-    except (OSError, ValueError, KeyError):
-        return False
 
 
 def _compute(trainer: Trainer) -> dict[str, object]:

@@ -21,7 +21,6 @@ from acktr.plot import plot_runs
 from acktr.progress import Progress
 from acktr.rollout import NonFiniteError
 from acktr.saved import usually_deterministic
-from acktr.tables import last_row
 from acktr.train import Trainer, TrainStats
 from envs import make_vec
 
@@ -71,7 +70,7 @@ class Session:
         self.interrupts = interrupts
         self.best = -math.inf if best is None else best
         now = trainer.timesteps
-        self._marks = Marks(now, _last_evaluation(folder), now)
+        self._marks = Marks(now, folder.last_evaluation(), now)
         self._evaluation: tuple[int, Evaluation] | None = None
 
     def run(self) -> str:
@@ -90,9 +89,7 @@ class Session:
                 self._train()
                 with self.interrupts.at_once():
                     evaluation = self._final_evaluation()
-                if (
-                    self.config.eval_freq > 0
-                ):  # what is evaluated counts and is drawn, come what may
+                if self.config.eval_freq > 0:  # now that it is logged, a signal waits
                     self._improve(evaluation.mean)
                 self._draw()
         except Stopped as stop:
@@ -133,8 +130,7 @@ class Session:
             self.interrupts.check()
         if self._marks.good != self.trainer.timesteps:
             self.save()
-        if self.config.eval_freq == 0 and self.logger.ep_rew_mean is not None:
-            self._improve(self.logger.ep_rew_mean)
+        self._improve(self._training_score())
 
     def _maybe_evaluate(self, timesteps: int) -> None:
         every = self.config.eval_freq
@@ -153,7 +149,11 @@ class Session:
         if stats.timesteps // every == self._marks.checkpoint // every:
             return
         self._marks.checkpoint = stats.timesteps
-        self._try_keep(self.logger.ep_rew_mean if self.config.eval_freq == 0 else None)
+        self._try_keep(self._training_score())
+
+    def _training_score(self) -> float | None:
+        """What stands in for evaluations in a run without them."""
+        return self.logger.ep_rew_mean if self.config.eval_freq == 0 else None
 
     def _evaluate(self) -> Evaluation:
         """Play with the present policy in separate environments, and log it."""
@@ -179,11 +179,10 @@ class Session:
 
     def _keep(self, score: float | None) -> None:
         self.save()
-        if score is not None:
-            self._improve(score)
+        self._improve(score)
 
-    def _improve(self, score: float) -> None:
-        if score > self.best:
+    def _improve(self, score: float | None) -> None:
+        if score is not None and score > self.best:
             self._save(self.folder.best, score)
             self.best = score
 
@@ -247,11 +246,3 @@ class Session:
             str(self.folder.path),
         ]
         return "; ".join(parts)
-
-
-def _last_evaluation(folder: RunFolder) -> int:
-    """Steps of the last evaluation in eval.csv; 0 without one."""
-    try:
-        return int((last_row(folder.evaluations) or {})["timesteps"])
-    except (KeyError, ValueError):
-        return 0

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from arguments import integer, parsed
 
-from acktr.curves import GRID_POINTS, Floats, Ints, grid, on_grid
+from acktr.curves import GRID_POINTS, Curve, Floats, Ints, grid, on_grid
 from acktr.files import reason, write_atomic
 from acktr.log import RunError
 from acktr.results import Result, find_runs, read_results
@@ -76,18 +76,19 @@ def band(runs: Sequence[Result], label: str, within: str, points: int) -> Band:
     for name in (label, within):
         if not any(run.label == name for run in runs):
             raise RunError(f"{env}: no run of {name}")
+    curves: dict[str, list[Curve]] = {label: [], within: []}
     for run in runs:
         if not run.finished or run.curve is None or not len(run.curve.steps):
             raise RunError(f"{run.folder}: not finished")
         if run.total_steps != runs[0].total_steps:
             raise RunError(f"{env}: the runs must be of one length")
+        curves[run.label].append(run.curve)
     steps = grid(runs[0].total_steps, points)
-    curves = {run.name: run.curve for run in runs if run.curve is not None}
-    first = max(int(curve.steps[0]) for curve in curves.values())
-    steps = steps[steps >= first]
-    returns = {name: on_grid(curve, steps).returns for name, curve in curves.items()}
-    ours = np.stack([returns[run.name] for run in runs if run.label == label])
-    theirs = np.stack([returns[run.name] for run in runs if run.label == within])
+    steps = steps[steps >= max(curve.steps[0] for curve in (*curves[label], *curves[within]))]
+    ours, theirs = (
+        np.stack([on_grid(curve, steps).returns for curve in curves[name]])
+        for name in (label, within)
+    )
     return Band(env, steps, ours.mean(axis=0), theirs.min(axis=0), theirs.max(axis=0))
 
 

@@ -40,7 +40,7 @@ class Collection:
             self._join(found, last)
             if last:
                 self._done.clear()
-                for folding in self._folding():
+                for folding in self.folding:
                     folding.fold(self.config.stat_decay)
                 self.batches += 1
         except BaseException:
@@ -71,8 +71,10 @@ class Collection:
     def drop(self) -> None:
         """Forget the parts of an unfinished batch."""
         self._done.clear()
-        for folding in self._folding():
+        for folding in self.folding:
             folding.drop()
 
-    def _folding(self) -> list[StatBlock | Chain]:
+    @property
+    def folding(self) -> list[StatBlock | Chain]:
+        """What learns from batches: the blocks and their chain."""
         return [*self.stats.values(), *([] if self.chain is None else [self.chain])]

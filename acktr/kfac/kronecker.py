@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from acktr.kfac.config import KFACConfig
+from acktr.kfac.factors import accumulation_type
 from acktr.kfac.failures import COUNTS, FailureCount
 from acktr.kfac.layouts import Layout, layout_of
 from acktr.kfac.linalg import (
@@ -67,7 +68,7 @@ class KroneckerBlock:
         self.inverses: tuple[Tensor, Tensor] | None = None
         self.references: list[Tensor | None] = [None, None]
         place = next(module.parameters())
-        self.dtype = torch.promote_types(place.dtype, torch.float32)
+        self.dtype = accumulation_type(place)
         self.counts = FailureCount(name, place.device)
 
     @property

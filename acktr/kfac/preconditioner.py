@@ -116,8 +116,8 @@ class Preconditioner:
                 exact Fisher of the step.
 
         Raises:
-            ValueError: Nothing was recorded, or a layer, the loss or the source does not fit; all
-                parts of the batch are then forgotten.
+            ValueError: Nothing was recorded or a layer does not fit, and all parts of the batch are
+                forgotten; or the loss or the source does not fit, and those before are kept.
         """
         if not isinstance(loss, OutputLoss):
             raise ValueError(
@@ -318,10 +318,7 @@ class Preconditioner:
     @property
     def failures(self) -> int:
         """Failed decompositions so far, over all blocks."""
-        return sum(block.total_failures for block in (*self.stats.values(), *self._chains()))
-
-    def _chains(self) -> list[Chain]:
-        return [] if self.chain is None else [self.chain]
+        return sum(block.total_failures for block in self._collection.folding)
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:
@@ -345,7 +342,7 @@ class Preconditioner:
             "statistics": self.batches,
             "damping": self.damping,
             "generator": self.generator.get_state(),
-            "pending": self._refresher.state(),
+            "pending": self._refresher.state_dict(),
             "chain": None if self.chain is None else self.chain.state_dict(),
             "layers": {name: block.state_dict() for name, block in self.stats.items()},
         }
@@ -386,4 +383,4 @@ class Preconditioner:
         self.generator.set_state(state["generator"].cpu())
         self.observed = None
         self._collection.drop()
-        self._refresher.load_state(state["pending"])
+        self._refresher.load_state_dict(state["pending"])

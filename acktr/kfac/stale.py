@@ -212,7 +212,7 @@ class Refresher:
     def _install(self, plan: Plan, found: Refresh) -> None:
         plan.install(self.stats, self.chain, self.config, found)
 
-    def state(self) -> dict[str, Any] | None:
+    def state_dict(self) -> dict[str, Any] | None:
         """A refresh under way; None without one."""
         return None if self._job is None else {"due": self._due, **self._job[0].state_dict()}
 
@@ -225,7 +225,7 @@ class Refresher:
         Plan.restored(state, self.stats, self.config)
         check_count(state.get("due"), "K-FAC pending due")
 
-    def load_state(self, state: dict[str, Any] | None) -> None:
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
         """Restore a checked state: the refresh under way begins again."""
         self.close()
         if state is not None:

@@ -192,7 +192,7 @@ class VectorBlock:
         self._shapes = [parameter.shape for parameter in parameters]
         self._size = sum(shape.numel() for shape in self._shapes)
         self._source = source
-        self.dtype = torch.promote_types(parameters[0].dtype, torch.float32)
+        self.dtype = accumulation_type(parameters[0])
         self.moment = RunningAverage()
         self.basis: Parts | None = None
         self.references: list[Tensor | None] = [None]

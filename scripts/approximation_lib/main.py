@@ -15,7 +15,7 @@ from arguments import integer, positive
 from torch import Tensor
 
 from acktr.files import reason, write_atomic
-from acktr.interrupts import Interrupts, Stopped
+from acktr.interrupts import STOPPED, Interrupts, Stopped
 from acktr.kfac import FactorError
 from approximation_lib import figure, report
 from approximation_lib.study import (
@@ -30,7 +30,6 @@ from approximation_lib.study import (
 )
 
 BAD_INPUT = 2
-STOPPED = {signal.SIGINT: 130, signal.SIGTERM: 75}
 _LARGEST = 4000
 _Singular: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
 _UNDRAWN = "K-FAC (factored damping)"

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from acktr.interrupts import Interrupts, Stopped
+from acktr.interrupts import STOPPED, Interrupts, Stopped
 from bench_lib import options, report, worker
 from bench_lib.errors import BenchError
 from bench_lib.rounds import together, turns
@@ -17,7 +17,6 @@ from bench_lib.suites import Suite, make_suite, missing
 from envs import EnvError
 
 FAILED, BAD_INPUT = 1, 2
-STOPPED = {signal.SIGINT: 130, signal.SIGTERM: 75}
 
 
 def main(argv: Sequence[str]) -> int:

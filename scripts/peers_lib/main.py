@@ -7,14 +7,13 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from acktr.interrupts import Interrupts, Stopped
+from acktr.interrupts import STOPPED, Interrupts, Stopped
 from acktr.log import RunError
 from envs import EnvError, describe
 from peers_lib import options
 from peers_lib.errors import PeerError, PeerFault
 
 BAD_INPUT, NUMERIC_FAILURE, ENVIRONMENT_FAULT = 2, 70, 76
-STOPPED = {signal.SIGINT: 130, signal.SIGTERM: 75}
 
 
 def main(argv: Sequence[str]) -> int:

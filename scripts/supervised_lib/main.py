@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from acktr.interrupts import Interrupts, Stopped
+from acktr.interrupts import STOPPED, Interrupts, Stopped
 from supervised_lib import data, figure, options, overhead, report, settings
 from supervised_lib.campaign import Campaign, Plan
 from supervised_lib.errors import SupervisedError
@@ -20,7 +20,6 @@ from supervised_lib.runs import RunSpec, describe
 from supervised_lib.steppers import Curvature
 
 BAD_INPUT = 2
-STOPPED = {signal.SIGINT: 130, signal.SIGTERM: 75}
 
 
 def main(argv: Sequence[str]) -> int:

@@ -35,13 +35,17 @@ def tree(path: Path) -> dict[str, bytes | None]:
     }
 
 
+def environment(**more: str) -> dict[str, str]:
+    """Variables with which another process finds this package."""
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path, **more}
+
+
 def start(here: Path, *argv: str, new_session: bool = False) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(
         [sys.executable, "-m", "acktr", *argv],
         cwd=here,
-        env=environment,
+        env=environment(OMP_NUM_THREADS="1"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -14,7 +14,7 @@ from gymnasium import spaces
 
 from acktr.checkpoint import load_checkpoint
 from tests import toys
-from tests.cli.helpers import ROOT, RUN, SMALL, call, table, tree
+from tests.cli.helpers import RUN, SMALL, call, environment, table, tree
 
 BAD = {
     "no command": ("", "no command given"),
@@ -199,10 +199,9 @@ def test_bad_input(
 def test_message_without_line_drawing(encoding: str, here: Path) -> None:
     """The parser draws boxes that depend on the terminal; the line must not."""
     argv = [sys.executable, "-m", "acktr", "eval", "RUN", "--episodes", "many"]
-    path = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(
         argv,
-        env={**os.environ, **path, "PYTHONIOENCODING": encoding},
+        env=environment(PYTHONIOENCODING=encoding),
         capture_output=True,
         text=True,
         check=False,
@@ -213,10 +212,9 @@ def test_message_without_line_drawing(encoding: str, here: Path) -> None:
 
 def shell(here: Path, words: str) -> subprocess.CompletedProcess[str]:
     """What a shell makes of ``acktr WORDS``."""
-    path = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     return subprocess.run(
         ["/bin/sh", "-c", f'"$0" -m acktr {words}', sys.executable],
-        env={**os.environ, **path},
+        env=environment(),
         cwd=here,
         capture_output=True,
         text=True,
@@ -245,9 +243,8 @@ def test_reader_that_goes_away(here: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     argv = [sys.executable, "-m", "acktr", "report", str(RUN), "--out", "made"]
-    path = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(
-        argv, env={**os.environ, **path}, stdout=writing, stderr=subprocess.PIPE, check=False
+        argv, env=environment(), stdout=writing, stderr=subprocess.PIPE, check=False
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, b"")

@@ -19,6 +19,7 @@ from acktr.kfac import (
 )
 from acktr.kfac.losses import Reduction
 from tests.kfac.helpers import build, mlp, randn, same, set_gradients, snapshot
+from tests.kfac.product_cases import filled
 
 
 class Shared(nn.Module):
@@ -51,11 +52,7 @@ def test_a_batch_that_is_refused_leaves_no_trace(reduction: Reduction, parts_bef
     loss = GaussianLoss(reduction=reduction)
     states = []
     for rejected in (False, True):
-        model = Shared().double()
-        with torch.no_grad():
-            for index, parameter in enumerate(model.parameters()):
-                parameter.copy_(randn(*parameter.shape, seed=index))
-        optimizer = KFAC(model, config)
+        optimizer = KFAC(filled(Shared()), config)
         observe(optimizer, randn(5, 3), loss)
         optimizer.refresh()
         if rejected:
@@ -98,7 +95,7 @@ def test_a_state_of_other_settings_is_refused_as_a_whole(old: str, new: str) -> 
     optimizers = []
     for name in (old, new):
         optimizer = KFAC(mlp(), KFACConfig(**SETTINGS[name]))
-        observe_mlp(optimizer)
+        observe_mlp(optimizer.curvature)
         optimizer.refresh()
         optimizers.append(optimizer)
     before = snapshot(optimizers[1])
@@ -107,16 +104,17 @@ def test_a_state_of_other_settings_is_refused_as_a_whole(old: str, new: str) -> 
     assert same(snapshot(optimizers[1]), before)
 
 
-def observe_mlp(optimizer: KFAC | Preconditioner, **given: Any) -> None:
-    with optimizer.capture() as captured:
-        output = (
-            optimizer if isinstance(optimizer, Preconditioner) else optimizer.curvature
-        ).module(randn(6, 4))
-    loss = given.pop("loss", CategoricalLoss())
-    if "samples" in given:
-        optimizer.update_curvature(captured, output.sum(), **given)
-    else:
-        optimizer.observe(captured, output, loss, **given)
+def observe_mlp(curvature: Preconditioner, loss: Any = None, source: Any = None) -> None:
+    with curvature.capture() as captured:
+        output = curvature.module(randn(6, 4))
+    loss = CategoricalLoss() if loss is None else loss
+    curvature.observe(captured, output, loss, source=source)
+
+
+def update_mlp(curvature: Preconditioner, samples: int) -> None:
+    with curvature.capture() as captured:
+        output = curvature.module(randn(6, 4))
+    curvature.update_curvature(captured, output.sum(), samples=samples)
 
 
 @pytest.mark.parametrize(
@@ -125,8 +123,8 @@ def observe_mlp(optimizer: KFAC | Preconditioner, **given: Any) -> None:
         (lambda c: observe_mlp(c, source=Exact), "source must be Sampled"),
         (lambda c: observe_mlp(c, source="exact"), "source must be Sampled"),
         (lambda c: observe_mlp(c, loss=nn.CrossEntropyLoss()), "loss must be an OutputLoss"),
-        (lambda c: observe_mlp(c, samples=0), "samples must be an integer >= 1 or None, got 0"),
-        (lambda c: observe_mlp(c, samples=-8), "samples must be an integer >= 1 or None, got -8"),
+        (lambda c: update_mlp(c, samples=0), "samples must be an integer >= 1 or None, got 0"),
+        (lambda c: update_mlp(c, samples=-8), "samples must be an integer >= 1 or None, got -8"),
         (lambda c: c.precondition(lr=float("nan")), "lr must be >= 0"),
         (lambda c: c.precondition(lr=-1.0), "lr must be >= 0"),
         (lambda c: c.precondition(lr=0.1, momentum=1.0), r"momentum in \[0, 1\)"),

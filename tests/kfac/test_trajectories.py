@@ -1,9 +1,8 @@
-"""Equal ways to the same curvature: micro-batches, resumed runs, another capture."""
+"""Equal ways to the same curvature: resumed runs, another capture."""
 
 from __future__ import annotations
 
 import copy
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,10 @@ from torch.nn import functional
 from acktr.checkpoint import load_checkpoint, save_checkpoint
 from acktr.kfac import (
     KFAC,
-    BernoulliLoss,
     CategoricalLoss,
-    Empirical,
-    Exact,
-    GaussianLoss,
     KFACConfig,
     LMConfig,
-    OutputLoss,
 )
-from acktr.kfac.losses import Reduction
 from tests.kfac.helpers import (
     block,
     build,
@@ -35,242 +28,8 @@ from tests.kfac.helpers import (
     randn,
     same,
     seeded,
-    set_gradients,
     snapshot,
 )
-
-# --- micro-batches --------------------------------------------------------------------------------
-
-PARTS = (1, 4, 2)
-REDUCTIONS: tuple[Reduction, ...] = ("mean", "batchmean", "sum")
-
-
-def conv_net(seed: int = 0) -> nn.Sequential:
-    return build(
-        nn.Conv2d(2, 4, 2, groups=2),
-        nn.GroupNorm(2, 4),
-        nn.Tanh(),
-        nn.Flatten(),
-        nn.Linear(16, 3),
-        nn.LayerNorm(3),
-        seed=seed,
-    )
-
-
-def sequence_net(seed: int = 0) -> nn.Sequential:
-    return build(nn.Embedding(5, 3), nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3), seed=seed)
-
-
-def inputs_of(kind: str, index: int = 0) -> Tensor:
-    if kind == "conv":
-        return randn(7, 2, 3, 3, seed=index)
-    if kind == "sequence":
-        return torch.randint(5, (7, 4), generator=seeded(index))
-    return randn(7, 4, seed=index)
-
-
-NETS = {"conv": conv_net, "sequence": sequence_net, "mlp": mlp}
-STRUCTURES: dict[str, dict[str, Any]] = {
-    "kfac": {},
-    "ekfac": {"structure": "ekfac"},
-    "tridiagonal": {"structure": "tridiagonal", "factored_damping": True},
-}
-
-
-def observe_in(
-    optimizer: KFAC,
-    model: nn.Module,
-    inputs: Tensor,
-    parts: tuple[int, ...],
-    loss: OutputLoss[Any] | None,
-    target: Tensor | None = None,
-) -> None:
-    """One batch in parts, by ``observe``, or by ``update_curvature`` without a loss."""
-    done = 0
-    for size in parts:
-        cut = slice(done, done + size)
-        done += size
-        with optimizer.capture() as captured:
-            output = model(inputs[cut])
-        last = done == len(inputs)
-        if loss is None:
-            noise = randn(len(inputs), *output.shape[1:], seed=9)[cut]
-            optimizer.update_curvature(captured, (noise * output).sum(), last=last)
-        else:
-            source = Exact() if target is None else Empirical(target[cut])
-            optimizer.observe(captured, output, loss, source=source, last=last)
-
-
-def nearly(first: Any, second: Any) -> None:
-    """Nested states agree up to rounding."""
-    assert type(first) is type(second)
-    if isinstance(first, dict):
-        assert first.keys() == second.keys()
-        for key in first:
-            nearly(first[key], second[key])
-    elif isinstance(first, list | tuple):
-        assert len(first) == len(second)
-        for one, other in zip(first, second, strict=True):
-            nearly(one, other)
-    elif isinstance(first, Tensor):
-        torch.testing.assert_close(first, second, rtol=1e-10, atol=1e-12)
-    else:
-        assert first == second
-
-
-def statistics(optimizer: KFAC) -> dict[str, Any]:
-    """What was learnt of the curvature, without the bases (whose signs are free)."""
-    state = optimizer.curvature.state_dict()
-    layers = {
-        name: {k: v for k, v in entry.items() if k not in ("basis", "inverses")}
-        for name, entry in state["layers"].items()
-    }
-    chain = state["chain"]
-    moments = None if chain is None else (chain["moments"], chain["weights"])
-    return {"layers": layers, "chain": moments, "statistics": state["statistics"]}
-
-
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize(
-    ("kind", "structure"),
-    [*itertools.product(NETS, ("kfac", "ekfac")), ("mlp", "tridiagonal")],
-)
-def test_micro_batches_are_one_large_batch(kind: str, structure: str, reduction: Reduction) -> None:
-    results = []
-    for parts in ((7,), PARTS):
-        model = NETS[kind]()
-        optimizer = KFAC(model, KFACConfig(stat_decay=0.8, **STRUCTURES[structure]))
-        loss = CategoricalLoss(reduction=reduction)
-        observe_in(optimizer, model, inputs_of(kind), (7,), loss)
-        optimizer.refresh()  # the same basis for both: scales are moments in it
-        observe_in(optimizer, model, inputs_of(kind, 1), parts, loss)
-        found = statistics(optimizer)
-        optimizer.refresh()
-        set_gradients(model)
-        results.append((found, optimizer.direction()))
-    nearly(results[0][0], results[1][0])
-    for name, step in results[0][1].items():
-        torch.testing.assert_close(results[1][1][name], step, rtol=1e-8, atol=1e-11)
-
-
-@pytest.mark.parametrize("kind", NETS)
-@pytest.mark.parametrize("source", ["update_curvature", "empirical"])
-def test_micro_batches_of_other_sources(kind: str, source: str) -> None:
-    results = []
-    for parts in ((7,), PARTS):
-        model = NETS[kind]()
-        optimizer = KFAC(model)
-        with torch.no_grad():
-            shape = model(inputs_of(kind)).shape
-        target = randn(*shape, seed=8) if source == "empirical" else None
-        loss = GaussianLoss() if source == "empirical" else None
-        observe_in(optimizer, model, inputs_of(kind), parts, loss, target)
-        results.append(statistics(optimizer))
-    nearly(*results)
-
-
-def test_a_part_of_a_batch_is_not_yet_learnt() -> None:
-    model = mlp()
-    optimizer = KFAC(model)
-    observe_in(optimizer, model, randn(7, 4), (1, 4), GaussianLoss())  # never the last part
-    assert statistics(optimizer)["statistics"] == 0
-    assert block(optimizer, "0").a.value is None
-
-
-class Sometimes(nn.Module):
-    """The second layer is used for long inputs only."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Linear(3, 2)
-        self.second = nn.Linear(3, 2)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        output: Tensor = self.first(inputs)
-        return output + self.second(inputs) if len(inputs) > 1 else output
-
-
-@pytest.mark.parametrize("reduction", ["sum", "mean"])
-def test_a_layer_that_is_missing_from_the_first_part(reduction: Reduction) -> None:
-    model = Sometimes().double()
-    optimizer = KFAC(model)
-    inputs = randn(5, 3)
-    observe_in(optimizer, model, inputs, (1, 4), GaussianLoss(reduction=reduction))
-    used = inputs[1:]
-    rows = torch.cat([used, torch.ones(4, 1).double()], dim=1)
-    scale = 4 if reduction == "sum" else 4 / 5  # the objective is a mean over all five samples
-    a, g = factors(optimizer, "second")
-    torch.testing.assert_close(a, rows.mT @ rows / 4, rtol=1e-12, atol=1e-14)
-    torch.testing.assert_close(g, scale * torch.eye(2).double(), rtol=1e-12, atol=1e-14)
-    torch.testing.assert_close(
-        factors(optimizer, "first")[1],
-        (5 if reduction == "sum" else 1) * torch.eye(2).double(),
-        rtol=1e-12,
-        atol=1e-14,
-    )
-
-
-class Experts(nn.Module):
-    """Samples go to one of two layers, or two scales, by the sign of their first input."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.experts = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])
-        self.norms = nn.ModuleList([nn.LayerNorm(3), nn.LayerNorm(3)])
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        output = torch.zeros_like(inputs)
-        for index, (expert, norm) in enumerate(zip(self.experts, self.norms, strict=True)):
-            mine = ((inputs[:, 0] > 0) == bool(index)).nonzero()[:, 0]
-            output = output.index_add(0, mine, norm(expert(inputs[mine])))
-        return output
-
-
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("parts", [(4, 4), (3, 5), (2, 3, 3)])
-def test_layers_that_some_parts_do_not_use(parts: tuple[int, ...], reduction: Reduction) -> None:
-    """Parts that hold samples of one kind only, or of both."""
-    model = Experts().double()
-    with torch.no_grad():
-        for index, parameter in enumerate(model.parameters()):
-            parameter.copy_(randn(*parameter.shape, seed=index))
-    inputs = randn(8, 3)
-    inputs[:, 0] = torch.tensor([-1.0, -2, -3, -1, 1, 2, 1, 3])
-    whole, split = (KFAC(model, KFACConfig(structure="ekfac")) for _ in range(2))
-    for _ in range(2):  # the second batch has a basis to take scales in
-        observe_in(whole, model, inputs, (8,), GaussianLoss(reduction=reduction))
-        observe_in(split, model, inputs, parts, GaussianLoss(reduction=reduction))
-        whole.refresh()
-        split.curvature.load_state_dict(copy.deepcopy(whole.curvature.state_dict()))
-    observe_in(whole, model, inputs, (8,), GaussianLoss(reduction=reduction))
-    observe_in(split, model, inputs, parts, GaussianLoss(reduction=reduction))
-    stored = [optimizer.curvature.state_dict()["layers"] for optimizer in (whole, split)]
-    assert len(stored[0]) == 4
-    for name, state in stored[0].items():
-        for key, value in state.items():
-            if isinstance(value, Tensor):
-                torch.testing.assert_close(stored[1][name][key], value, rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("structure", STRUCTURES)
-def test_a_run_in_micro_batches_is_the_run_in_large_ones(structure: str) -> None:
-    results = []
-    for parts in ((7,), PARTS):
-        model = mlp()
-        config = KFACConfig(refresh_interval=2, kl_clip=0.01, **STRUCTURES[structure])
-        optimizer = KFAC(model, config)
-        loss = BernoulliLoss()
-        for index in range(6):
-            inputs = inputs_of("mlp", index)
-            observe_in(optimizer, model, inputs, parts, loss)
-            optimizer.zero_grad()
-            for size, x in zip(parts, torch.split(inputs, parts), strict=True):
-                (loss(model(x), torch.ones(size, 3).double()) * size / 7).backward()
-            optimizer.step()
-        results.append(parameters(model))
-    for name, value in results[0].items():
-        torch.testing.assert_close(results[1][name], value, rtol=1e-7, atol=1e-10)
-
 
 # --- resumed runs ---------------------------------------------------------------------------------
 
@@ -279,7 +38,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "ekfac in the background": {"refresh_delay": 2, "structure": "ekfac"},
     "ekfac": {"structure": "ekfac"},
     "cholesky": {"inverse": "cholesky", "factored_damping": True, "refresh_delay": 2},
-    "chain": STRUCTURES["tridiagonal"],
+    "chain": {"structure": "tridiagonal", "factored_damping": True},
     "staleness": {"refresh_staleness": 0.2, "refresh_delay": 1},
     "fraction": {"stat_fraction": 0.5, "weight_decay": 0.1},
 }
