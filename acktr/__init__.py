@@ -4,8 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from acktr.api import A2C, ACKTR, TRPO
-    from acktr.checkpoint import CheckpointError
+    from acktr.agent import A2C, ACKTR, TRPO
     from acktr.config import (
         A2CConfig,
         ACKTRConfig,
@@ -15,10 +14,11 @@ if TYPE_CHECKING:
         NetworkConfig,
         TRPOConfig,
     )
+    from acktr.envs import AtariSettings, EnvError, EnvFault
     from acktr.kfac import KFAC, KFACConfig
     from acktr.presets import preset
+    from acktr.runs.checkpoint import CheckpointError
     from acktr.train import Episode, TrainStats
-    from envs import AtariSettings, EnvError, EnvFault
 
 __version__ = "0.1.0"
 
@@ -45,22 +45,22 @@ __all__ = [
 ]
 
 _HOMES = {
-    "A2C": "acktr.api",
+    "A2C": "acktr.agent",
     "A2CConfig": "acktr.config",
-    "ACKTR": "acktr.api",
+    "ACKTR": "acktr.agent",
     "ACKTRConfig": "acktr.config",
-    "AtariSettings": "envs",
-    "CheckpointError": "acktr.checkpoint",
+    "AtariSettings": "acktr.envs",
+    "CheckpointError": "acktr.runs.checkpoint",
     "Config": "acktr.config",
     "ConfigError": "acktr.config",
     "CriticConfig": "acktr.config",
-    "EnvError": "envs",
-    "EnvFault": "envs",
+    "EnvError": "acktr.envs",
+    "EnvFault": "acktr.envs",
     "Episode": "acktr.train",
     "KFAC": "acktr.kfac",
     "KFACConfig": "acktr.kfac",
     "NetworkConfig": "acktr.config",
-    "TRPO": "acktr.api",
+    "TRPO": "acktr.agent",
     "TRPOConfig": "acktr.config",
     "TrainStats": "acktr.train",
     "preset": "acktr.presets",

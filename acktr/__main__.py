@@ -15,7 +15,7 @@ def main() -> int:
     for number in STOPPED:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _stop)
-    from acktr.cli import main as run  # takes seconds
+    from acktr.cli.main import main as run  # takes seconds
 
     return run()
 

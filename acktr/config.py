@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from acktr.envs.settings import AtariSettings, Backend, Workers
 from acktr.files import read_object
 from acktr.kfac import KFACConfig
-from envs.settings import AtariSettings, Backend, Workers
 
 Activation = Literal["tanh", "relu", "elu"]
 Algo = Literal["acktr", "a2c", "trpo"]

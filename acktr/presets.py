@@ -16,8 +16,8 @@ from acktr.config import (
     NetworkConfig,
     TRPOConfig,
 )
+from acktr.envs import EnvError, is_atari
 from acktr.kfac import KFACConfig
-from envs import EnvError, is_atari
 
 ALGOS: tuple[Algo, ...] = typing.get_args(Algo)
 """Algorithms that --algo takes."""

@@ -29,13 +29,13 @@
    seed uses the one given to `make_vec`. `close()` may be called twice.
 """
 
-from envs.factory import describe, group_count, make_single, make_vec, workers
-from envs.groups import GroupedEnvs
-from envs.guard import GuardedVectorEnv
-from envs.registry import is_atari
-from envs.seeding import env_seeds
-from envs.settings import AtariSettings, EnvError, EnvFault
-from envs.spaces import check_spaces, is_image
+from acktr.envs.factory import describe, group_count, make_single, make_vec, workers
+from acktr.envs.groups import GroupedEnvs
+from acktr.envs.guard import GuardedVectorEnv
+from acktr.envs.registry import is_atari
+from acktr.envs.seeding import env_seeds
+from acktr.envs.settings import AtariSettings, EnvError, EnvFault
+from acktr.envs.spaces import check_spaces, is_image
 
 __all__ = [
     "AtariSettings",

@@ -9,13 +9,13 @@ from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from envs.groups import GroupedEnvs
-from envs.guard import AnyVectorWrapper, Array, StepResult
-from envs.registry import AtariGame
-from envs.seeding import check_seed, env_seeds
-from envs.settings import AtariSettings, EnvFault
-from envs.spaces import check_actions
-from envs.stats import EpisodeStats
+from acktr.envs.episodes import EpisodeStats
+from acktr.envs.groups import GroupedEnvs
+from acktr.envs.guard import AnyVectorWrapper, Array, StepResult
+from acktr.envs.registry import AtariGame
+from acktr.envs.seeding import check_seed, env_seeds
+from acktr.envs.settings import AtariSettings, EnvFault
+from acktr.envs.spaces import check_actions
 
 FIRE = 1
 

@@ -10,10 +10,10 @@ import numpy as np
 from ale_py import roms
 from numpy.typing import NDArray
 
-from envs.atari import make_group, native_envs
-from envs.registry import AtariGame
-from envs.seeding import env_seeds
-from envs.settings import AtariSettings, EnvFault
+from acktr.envs.atari import make_group, native_envs
+from acktr.envs.registry import AtariGame
+from acktr.envs.seeding import env_seeds
+from acktr.envs.settings import AtariSettings, EnvFault
 
 FRAMES_PER_SECOND = 60
 

@@ -12,8 +12,8 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from envs.guard import Array, one_line
-from envs.settings import EnvFault
+from acktr.envs.guard import Array, one_line
+from acktr.envs.settings import EnvFault
 
 AnyEnv = gymnasium.Env[Any, Any]
 

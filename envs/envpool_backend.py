@@ -13,9 +13,9 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from envs.guard import Array, StepResult, one_line
-from envs.parallel import chosen_envs, usable_cores, worker_count
-from envs.settings import EnvError, EnvFault, Workers
+from acktr.envs.guard import Array, StepResult, one_line
+from acktr.envs.parallel import chosen_envs, usable_cores, worker_count
+from acktr.envs.settings import EnvError, EnvFault, Workers
 
 _NAMES = (
     *("Ant", "HalfCheetah", "Hopper", "InvertedDoublePendulum", "InvertedPendulum"),

@@ -11,16 +11,16 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from envs.chunk import AnyEnv
-from envs.envpool_backend import EnvPoolEnvs, check_envpool, thread_count
-from envs.groups import GroupedEnvs
-from envs.guard import GuardedVectorEnv, SafeEnv, one_line
-from envs.parallel import ParallelEnvs, worker_count
-from envs.quiet import quiet_mujoco
-from envs.registry import atari_game, is_atari_spec, lookup, mujoco_py_replacements
-from envs.seeding import check_seed, env_seeds
-from envs.settings import AtariSettings, Backend, EnvError, Workers
-from envs.spaces import check_spaces
+from acktr.envs.chunk import AnyEnv
+from acktr.envs.envpool_backend import EnvPoolEnvs, check_envpool, thread_count
+from acktr.envs.groups import GroupedEnvs
+from acktr.envs.guard import GuardedVectorEnv, SafeEnv, one_line
+from acktr.envs.parallel import ParallelEnvs, worker_count
+from acktr.envs.quiet import quiet_mujoco
+from acktr.envs.registry import atari_game, is_atari_spec, lookup, mujoco_py_replacements
+from acktr.envs.seeding import check_seed, env_seeds
+from acktr.envs.settings import AtariSettings, Backend, EnvError, Workers
+from acktr.envs.spaces import check_spaces
 
 MAX_ENVS = 16_384
 
@@ -73,7 +73,7 @@ def make_vec(
         return _make_parallel(spec, num_envs, seed, render_mode, 1 if render_mode else workers)
     if render_mode is not None:
         raise EnvError("parallel Atari games cannot be rendered; render a single one")
-    from envs.atari import make_atari  # ale-py is loaded for Atari ids only
+    from acktr.envs.atari import make_atari  # ale-py is loaded for Atari ids only
 
     settings = atari or AtariSettings()
     return make_atari(atari_game(spec), num_envs, seed, settings, training=training)
@@ -95,7 +95,7 @@ def make_single(
         return _make_one(spec, 0, render_mode)
     if render_mode not in (None, "rgb_array"):
         raise EnvError(f"render_mode of Atari games must be 'rgb_array', got {render_mode!r}")
-    from envs.atari_single import AtariSingle
+    from acktr.envs.atari_single import AtariSingle
 
     return AtariSingle(atari_game(spec), atari or AtariSettings(), render_mode=render_mode)
 

@@ -10,9 +10,9 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from envs.guard import Array, StepResult
-from envs.parallel import chosen_envs
-from envs.spaces import check_actions
+from acktr.envs.guard import Array, StepResult
+from acktr.envs.parallel import chosen_envs
+from acktr.envs.spaces import check_actions
 
 
 class Stepper(Protocol):

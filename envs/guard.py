@@ -10,10 +10,10 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 
-from envs.seeding import check_seed, env_seeds
-from envs.settings import EnvError, EnvFault
-from envs.spaces import check_actions
-from envs.stats import EpisodeStats
+from acktr.envs.episodes import EpisodeStats
+from acktr.envs.seeding import check_seed, env_seeds
+from acktr.envs.settings import EnvError, EnvFault
+from acktr.envs.spaces import check_actions
 
 Array = NDArray[Any]
 StepResult = tuple[Array, Array, Array, Array, dict[str, Any]]

@@ -16,10 +16,10 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 
-from envs.chunk import UNSEEDED, AnyEnv, Chunk, step_arrays
-from envs.guard import Array, StepResult
-from envs.settings import EnvError, EnvFault, Workers
-from envs.worker import RESET, STEP, Worker, end_all, end_with
+from acktr.envs.chunk import UNSEEDED, AnyEnv, Chunk, step_arrays
+from acktr.envs.guard import Array, StepResult
+from acktr.envs.settings import EnvError, EnvFault, Workers
+from acktr.envs.worker import RESET, STEP, Worker, end_all, end_with
 
 DEADLINE = 60.0
 """Seconds after which a process that does not answer counts as stuck."""

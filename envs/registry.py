@@ -13,8 +13,8 @@ from typing import Any
 import gymnasium
 from gymnasium.envs.registration import EnvSpec, find_highest_version, get_env_id, parse_env_id
 
-from envs.guard import one_line
-from envs.settings import EnvError
+from acktr.envs.guard import one_line
+from acktr.envs.settings import EnvError
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _ATARI_KWARGS = {

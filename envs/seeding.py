@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from envs.settings import EnvError
+from acktr.envs.settings import EnvError
 
 MAX_SEED = 2**32 - 1
 

@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
-from envs.chunk import Chunk
-from envs.guard import one_line
-from envs.settings import EnvError, EnvFault
+from acktr.envs.chunk import Chunk
+from acktr.envs.guard import one_line
+from acktr.envs.settings import EnvError, EnvFault
 
 STEP, RESET, _CLOSE = b"s", b"r", b"c"
 _DONE, _FAILED = b"d", b"f"

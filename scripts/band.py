@@ -1,6 +1,6 @@
 """Where the mean curve of one label lies beside the spread of another label's runs.
 
-Usage: python scripts/band.py RUNS [RUNS ...] --label final --within float32 --out DIR
+Usage: python -m scripts.band RUNS [RUNS ...] --label final --within float32 --out DIR
 
 RUNS are run folders, or folders with runs; in each environment all runs of both labels must be
 finished and of one length. At equidistant steps (--points) the mean over the runs of --label of
@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from arguments import integer, parsed
 
-from acktr.curves import GRID_POINTS, Curve, Floats, Ints, grid, on_grid
 from acktr.files import reason, write_atomic
-from acktr.log import RunError
-from acktr.results import Result, find_runs, read_results
+from acktr.report.curves import GRID_POINTS, Curve, Floats, Ints, grid, on_grid
+from acktr.report.results import Result, find_runs, read_results
+from acktr.runs.logger import RunError
+from scripts.arguments import integer, parsed
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Speed and sample efficiency against the batch size, for ACKTR and A2C.
 
-Usage: python scripts/batch_size.py RUNS [RUNS ...] --speed results/performance/batch.json --out DIR
+Usage: python -m scripts.batch_size RUNS [RUNS ...] --speed results/performance/batch.json --out DIR
 
 RUNS are run folders, or folders with runs, of one environment and length, where every run is of
 acktr or a2c; its batch is num_envs * num_steps of its config.json. --speed is the report of
@@ -21,16 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from arguments import finite, parsed
 from matplotlib import ticker
 
 from acktr.config import ConfigError, from_dict
-from acktr.curves import Curve, Floats, Ints
-from acktr.figures import COLOURS, bare, panels, picture, step_axis
 from acktr.files import read_object, reason, write_atomic
-from acktr.log import RunError
-from acktr.results import Result, find_runs, read_results
-from acktr.stats import steps_to_threshold
+from acktr.report.curves import Curve, Floats, Ints
+from acktr.report.figures import COLOURS, bare, panels, picture, step_axis
+from acktr.report.results import Result, find_runs, read_results
+from acktr.report.statistics import steps_to_threshold
+from acktr.runs.logger import RunError
+from scripts.arguments import finite, parsed
 
 ALGOS = ("acktr", "a2c")
 _NAMES = {"acktr": "ACKTR", "a2c": "A2C"}

@@ -1,6 +1,6 @@
 """Copy the small files of runs into a results folder and write a table and figures.
 
-Usage: python scripts/collect.py RUN [RUN ...] --out results/FOLDER
+Usage: python -m scripts.collect RUN [RUN ...] --out results/FOLDER
 
 Everything is read before anything is written, and files are replaced as a whole.
 
@@ -23,9 +23,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from arguments import parsed
 
-from acktr.curves import (
+from acktr.files import read_limited, reason, safe_name, write_atomic
+from acktr.report.curves import (
     MOVING_MEAN,
     WINDOW,
     Curve,
@@ -33,11 +33,11 @@ from acktr.curves import (
     moving_mean_csv,
     published_curves,
 )
-from acktr.files import read_limited, reason, safe_name, write_atomic
-from acktr.log import RunError
-from acktr.plot import plot_runs
-from acktr.results import Result, find_runs, read_results
-from acktr.tables import SIZE_CAP, read_table
+from acktr.report.plot import plot_runs
+from acktr.report.results import Result, find_runs, read_results
+from acktr.runs.logger import RunError
+from acktr.runs.tables import SIZE_CAP, read_table
+from scripts.arguments import parsed
 
 MAX_PROGRESS_ROWS = 400
 COMPACT_PROGRESS_ROWS = 25

@@ -1,6 +1,6 @@
 """Measure the returns of a policy that draws actions uniformly: the lower references of scores.
 
-Usage: python scripts/random_returns.py ENV [ENV ...] --episodes 1000 > FILE.csv
+Usage: python -m scripts.random_returns ENV [ENV ...] --episodes 1000 > FILE.csv
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import csv
 import sys
 
 import numpy as np
-from arguments import integer
 
-from envs import EnvError, env_seeds, make_single
+from acktr.envs import EnvError, env_seeds, make_single
+from scripts.arguments import integer
 
 
 def random_returns(env_id: str, episodes: int, seed: int) -> list[float]:

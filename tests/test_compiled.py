@@ -14,14 +14,14 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from acktr.a2c import A2CLearner
-from acktr.acktr import ACKTRLearner
+from acktr.algorithms.a2c import A2CLearner
+from acktr.algorithms.acktr import ACKTRLearner
 from acktr.compiled import Compiled
 from acktr.config import ACKTRConfig, Config, NetworkConfig
-from acktr.distributions import action_head
 from acktr.kfac import KFACConfig
-from acktr.networks import build_network
-from acktr.rollout import Batch
+from acktr.policies.distributions import action_head
+from acktr.policies.networks import build_network
+from acktr.rollout.collector import Batch
 
 IMAGES = spaces.Box(0, 255, (4, 44, 44), np.uint8)
 VECTORS = spaces.Box(-1.0, 1.0, (5,), np.float32)

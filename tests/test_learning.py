@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from acktr.config import Config
+from acktr.envs import make_vec
 from acktr.evaluate import evaluate
 from acktr.presets import preset
 from acktr.train import Trainer
-from envs import make_vec
 
 FAMILIES = [
     ("PongNoFrameskip-v4", "default", {"num_envs": 4, "num_steps": 8}),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from acktr.cli import _COMMANDS
+from acktr.cli.main import _COMMANDS
 
 README = Path(__file__).parent.parent / "README.md"
 

@@ -16,9 +16,9 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from acktr.config import Config
 from acktr.presets import ALGOS, preset
-from acktr.rollout import NonFiniteError
+from acktr.rollout.collector import NonFiniteError
 from acktr.train import Trainer
-from tests.toys import IdentityEnv
+from tests.tools.toys import IdentityEnv
 
 
 class SavableIdentity(VectorEnv[Any, Any, Any]):
@@ -121,7 +121,7 @@ def test_resumed_run_equals_the_uninterrupted_one(
     mode: AutoresetMode, algo: str, tmp_path: Any
 ) -> None:
     """2N steps equal N steps, a checkpoint on disk, and N steps in a new trainer."""
-    from acktr.checkpoint import load_checkpoint, save_checkpoint
+    from acktr.runs.checkpoint import load_checkpoint, save_checkpoint
 
     config = small(algo, seed=1)
     straight = Trainer(config, SavableIdentity(4, mode))

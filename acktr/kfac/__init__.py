@@ -1,18 +1,9 @@
 """Kronecker-factored approximate curvature, usable without any reinforcement learning."""
 
-from acktr.kfac.capture import Capture, capture
+from acktr.kfac.blocks.kronecker import KroneckerBlock
+from acktr.kfac.blocks.registry import UnsupportedParameterWarning
 from acktr.kfac.config import KFACConfig
-from acktr.kfac.kronecker import KroneckerBlock
-from acktr.kfac.linalg import FactorError, symmetric_eigen, trust_scale
-from acktr.kfac.losses import (
-    BernoulliLoss,
-    CategoricalLoss,
-    GaussianLoss,
-    LearntGaussianLoss,
-    OutputLoss,
-    SumLoss,
-)
-from acktr.kfac.operators import (
+from acktr.kfac.dense import (
     FisherOperator,
     KFACError,
     curved_names,
@@ -20,12 +11,21 @@ from acktr.kfac.operators import (
     dense_kfac,
     kfac_error,
 )
+from acktr.kfac.fisher.products import dense_fisher, fisher_gram, fisher_vector_product
+from acktr.kfac.linalg import FactorError, symmetric_eigen, trust_scale
+from acktr.kfac.losses.likelihoods import (
+    BernoulliLoss,
+    CategoricalLoss,
+    GaussianLoss,
+    LearntGaussianLoss,
+    OutputLoss,
+    SumLoss,
+)
+from acktr.kfac.losses.sources import Empirical, Exact, Sampled
 from acktr.kfac.optimizer import KFAC
 from acktr.kfac.preconditioner import Preconditioner
-from acktr.kfac.products import dense_fisher, fisher_gram, fisher_vector_product
 from acktr.kfac.quadratic import LMConfig
-from acktr.kfac.registry import UnsupportedParameterWarning
-from acktr.kfac.sources import Empirical, Exact, Sampled
+from acktr.kfac.statistics.capture import Capture, capture
 from acktr.kfac.trust import StepInfo
 
 __all__ = [

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from acktr.kfac.blocks import StatBlock
-from acktr.kfac.capture import Gradients
-from acktr.kfac.chain import Chain
+from acktr.kfac.blocks.chain import Chain
+from acktr.kfac.blocks.simple import StatBlock
 from acktr.kfac.config import KFACConfig
+from acktr.kfac.statistics.capture import Gradients
 
 
 class Collection:

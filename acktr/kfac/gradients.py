@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac.blocks import Block
-from acktr.kfac.chain import Chain
+from acktr.kfac.blocks.chain import Chain
+from acktr.kfac.blocks.simple import Block
 
 
 def decayed_gradients(

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from acktr.kfac.blocks import Block
+from acktr.kfac.blocks.kronecker import KroneckerBlock
+from acktr.kfac.blocks.simple import Block
 from acktr.kfac.config import KFACConfig
-from acktr.kfac.kronecker import KroneckerBlock
 
 _OPTIONS = {"lr": math.inf, "momentum": math.nextafter(1.0, 0.0), "weight_decay": math.inf}
 """Settings of a group and their largest values."""

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from acktr.kfac.inputs import Inputs, repeatable
+from acktr.kfac.fisher.products import fisher_gram, inner_products
 from acktr.kfac.preconditioner import Preconditioner
-from acktr.kfac.products import fisher_gram, inner_products
 from acktr.kfac.quadratic import model_change, solve_step
+from acktr.kfac.statistics.inputs import Inputs, repeatable
 
 Named = dict[str, Tensor]
 

@@ -10,16 +10,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac.blocks import Block
-from acktr.kfac.capture import Capture
+from acktr.kfac.blocks.simple import Block
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.groups import check_groups, group_state, make_groups
-from acktr.kfac.losses import OutputLoss
+from acktr.kfac.losses.likelihoods import OutputLoss
+from acktr.kfac.losses.sources import Source
 from acktr.kfac.model import QuadraticModel, adaptive_objective
 from acktr.kfac.preconditioner import Preconditioner
 from acktr.kfac.quadratic import LevenbergMarquardt, LMConfig, reduction_ratio
-from acktr.kfac.sources import Source
-from acktr.kfac.statistics import check_count, check_tensor
+from acktr.kfac.statistics.averages import check_count, check_tensor
+from acktr.kfac.statistics.capture import Capture
 from acktr.kfac.trust import FisherQuadratic, StepInfo, clip_scale, rescale
 
 StepRule = Literal["trust_region", "quadratic_model"]

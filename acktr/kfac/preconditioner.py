@@ -12,20 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac.blocks import Block, StatBlock
-from acktr.kfac.capture import Capture, Gradients, Observed, capture
-from acktr.kfac.chain import Chain
+from acktr.kfac.blocks.chain import Chain
+from acktr.kfac.blocks.kronecker import KroneckerBlock, extreme_eigenvalues
+from acktr.kfac.blocks.registry import Registry, located
+from acktr.kfac.blocks.simple import Block, StatBlock
 from acktr.kfac.collection import Collection
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.fast import LARGE_FACTOR, float32_products
+from acktr.kfac.fisher.products import fisher_gram
 from acktr.kfac.gradients import completed, decayed_gradients
-from acktr.kfac.kronecker import KroneckerBlock, extreme_eigenvalues
-from acktr.kfac.losses import OutputLoss
-from acktr.kfac.products import fisher_gram
-from acktr.kfac.registry import Registry, located
-from acktr.kfac.sources import Sampled, Source, curvature_scalars
-from acktr.kfac.stale import Refresher
-from acktr.kfac.statistics import check_count, check_positive, check_tensor
+from acktr.kfac.losses.likelihoods import OutputLoss
+from acktr.kfac.losses.sources import Sampled, Source, curvature_scalars
+from acktr.kfac.refresh import Refresher
+from acktr.kfac.statistics.averages import check_count, check_positive, check_tensor
+from acktr.kfac.statistics.capture import Capture, Gradients, Observed, capture
 from acktr.kfac.trust import StepInfo, rescale
 
 _SUM = 0.0

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from acktr.cli import main
-from tests.cli.helpers import RUN, TRAIN
+from acktr.cli.main import main
+from tests.tools.command_line import RUN, TRAIN
 
 
 @pytest.fixture(autouse=True)

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from acktr.checkpoint import load_checkpoint
-from acktr.cli import _Countdown, main
+from acktr.cli.main import _Countdown, main
+from acktr.cli.options import TrainOptions, flags, parse_train, peek
 from acktr.config import Config, from_dict, merge, to_dict
-from acktr.options import TrainOptions, flags, parse_train, peek
 from acktr.presets import preset
-from tests.cli.helpers import RUN, TRAIN, call, table, tree
+from acktr.runs.checkpoint import load_checkpoint
+from tests.tools.command_line import RUN, TRAIN, call, table, tree
 
 
 class TestTrain:
@@ -251,7 +251,7 @@ class TestReport:
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         now = iter([100.0, 100.0, 104.0, 106.0, 108.0, 112.0])
-        monkeypatch.setattr("acktr.cli.time.monotonic", lambda: next(now))
+        monkeypatch.setattr("acktr.cli.main.time.monotonic", lambda: next(now))
         countdown = _Countdown("reading runs")
         for count in range(5):
             countdown(count, 10)

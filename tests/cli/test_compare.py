@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from acktr.checkpoint import load_checkpoint
-from acktr.cli import main
+from acktr.cli.main import main
 from acktr.config import from_dict, merge
-from acktr.log import RunFolder
 from acktr.presets import preset
-from acktr.runs import locked
-from tests.cli.helpers import call, start, table, tree
+from acktr.runs.checkpoint import load_checkpoint
+from acktr.runs.logger import RunFolder
+from acktr.runs.start import locked
+from tests.tools.command_line import call, start, table, tree
 
 FILE = {"num_envs": 4, "num_steps": 32, "device": "cpu"}
 GRID = ("compare", "--envs", "CartPole-v1", "--config", "small.json", "--eval-episodes", "2")

@@ -12,9 +12,9 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from acktr.checkpoint import load_checkpoint
-from tests import toys
-from tests.cli.helpers import RUN, SMALL, call, environment, table, tree
+from acktr.runs.checkpoint import load_checkpoint
+from tests.tools import toys
+from tests.tools.command_line import RUN, SMALL, call, environment, table, tree
 
 BAD = {
     "no command": ("", "no command given"),
@@ -60,7 +60,7 @@ BAD = {
     "huge JSON": ("train --env CartPole-v1 --config bad/huge.json", "are allowed"),
     "absent device": ("train --env CartPole-v1 --seed 9 --device cuda:77", "is not there"),
     "no device": ("train --env CartPole-v1 --seed 9 --device tpu", "device must be"),
-    "spaces": ("train --env tests.toys:toys/BadSpace-v0", "Tuple"),
+    "spaces": ("train --env tests.tools.toys:toys/BadSpace-v0", "Tuple"),
     "file as folder": ("train --env CartPole-v1 --run-dir bad/text.json", "cannot create"),
     "resume nothing": ("train --resume nowhere", "no such run folder"),
     "resume no run": ("train --resume bad", "not a run folder"),
@@ -263,13 +263,15 @@ class TestFaults:
     def test_environment(self, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         toys.FaultyEnv.made = 0
         env = toys.variant(toys.FaultyEnv, {"at": 200, "index": 2, "what": "reward"})
-        argv = ("--env", f"tests.toys:{env}", *SMALL, "--checkpoint-freq", "512")
+        argv = ("--env", f"tests.tools.toys:{env}", *SMALL, "--checkpoint-freq", "512")
         code, _, err = call(capsys, "train", *argv)
         assert code == 76
         line = err.splitlines()[-1]
         assert line.startswith(f"acktr: error: environment 2 of {env} returned a non-finite reward")
         assert "step 200" in line
-        last = next((here / "runs").glob("tests.toys_toys_Variant*/acktr/seed0/checkpoints/last"))
+        last = next(
+            (here / "runs").glob("tests.tools.toys_toys_Variant*/acktr/seed0/checkpoints/last")
+        )
         assert line.endswith(f"last good checkpoint: {last.relative_to(here)}, step 512")
         assert load_checkpoint(last)[0]["timesteps"] == 512
         assert table(last.parents[1] / "progress.csv")[-1]["timesteps"] == "768"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from acktr.checkpoint import load_checkpoint
-from tests.cli.helpers import TRAIN, call, start, table, wait_for
+from acktr.runs.checkpoint import load_checkpoint
+from tests.tools.command_line import TRAIN, call, start, table, wait_for
 
 
 class TestSignals:

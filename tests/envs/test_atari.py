@@ -6,8 +6,8 @@ import pytest
 from ale_py import roms
 from gymnasium.vector import AutoresetMode
 
-from envs import AtariSettings, EnvError, EnvFault, describe, env_seeds, make_single, make_vec
-from envs.registry import lookup
+from acktr.envs import AtariSettings, EnvError, EnvFault, describe, env_seeds, make_single, make_vec
+from acktr.envs.registry import lookup
 
 BREAKOUT = "BreakoutNoFrameskip-v4"
 NO_NOOPS = AtariSettings(noop_max=0, num_threads=1)

@@ -6,8 +6,8 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from envs import AtariSettings, env_seeds
-from envs.atari import AtariEnvs
+from acktr.envs import AtariSettings, env_seeds
+from acktr.envs.atari import AtariEnvs
 
 
 class Script(VectorEnv[Any, Any, Any]):

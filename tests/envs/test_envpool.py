@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from acktr import ACKTR
+from acktr.envs import EnvError, EnvFault, describe, make_vec
+from acktr.envs import workers as number
+from acktr.envs.envpool_backend import SAME
 from acktr.presets import preset
-from envs import EnvError, EnvFault, describe, make_vec
-from envs import workers as number
-from envs.envpool_backend import SAME
-from tests.cli.helpers import call, table
-from tests.envs.envpool_helpers import actions_for, limit, make
+from tests.tools.command_line import call, table
+from tests.tools.envpool import actions_for, limit, make
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_seeds_and_threads(env_id: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.usefixtures("envpool")
 def test_all_usable_cores_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("envs.envpool_backend.usable_cores", lambda: 3)
+    monkeypatch.setattr("acktr.envs.envpool_backend.usable_cores", lambda: 3)
     for num_envs, threads in ((8, 3), (2, 2)):
         vec = make_vec("Hopper-v5", num_envs, env_workers="auto", env_backend="envpool")
         assert number(vec) == threads

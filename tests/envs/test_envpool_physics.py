@@ -9,9 +9,9 @@ import mujoco
 import numpy as np
 import pytest
 
-from envs import make_vec
-from envs.envpool_backend import SAME
-from tests.envs.envpool_helpers import actions_for, limit, make
+from acktr.envs import make_vec
+from acktr.envs.envpool_backend import SAME
+from tests.tools.envpool import actions_for, limit, make
 
 pytest.importorskip("envpool")
 

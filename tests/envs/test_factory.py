@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from envs import EnvError, describe, env_seeds, is_atari, make_single, make_vec
+from acktr.envs import EnvError, describe, env_seeds, is_atari, make_single, make_vec
 
 
 def message(env_id: str) -> str:
@@ -67,7 +67,7 @@ def test_is_atari() -> None:
 def test_module_ids_and_unversioned_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_envs_module.py").write_text(
         "import gymnasium\n"
-        "from tests.toys import CountingEnv\n"
+        "from tests.tools.toys import CountingEnv\n"
         "gymnasium.register('Mine-v7', entry_point=CountingEnv, kwargs={'truncate_at': 2})\n"
     )
     (tmp_path / "broken_module.py").write_text("1 / 0\n")
@@ -105,8 +105,8 @@ def test_mujoco_says_nothing(
 
 def test_mujoco_messages_other_than_deprecations_are_kept() -> None:
     mujoco = pytest.importorskip("mujoco")
-    from envs.quiet import _forward, quiet_mujoco
-    from envs.registry import lookup
+    from acktr.envs.quiet import _forward, quiet_mujoco
+    from acktr.envs.registry import lookup
 
     before = mujoco.get_mju_user_warning()
     with quiet_mujoco(lookup("HalfCheetah-v5")):

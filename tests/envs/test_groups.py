@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 
-from envs import AtariSettings, EnvError, EnvFault, GroupedEnvs, group_count, make_vec
-from envs.atari import AtariEnvs
+from acktr.envs import AtariSettings, EnvError, EnvFault, GroupedEnvs, group_count, make_vec
+from acktr.envs.atari import AtariEnvs
 
 BREAKOUT = "BreakoutNoFrameskip-v4"
 

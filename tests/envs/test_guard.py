@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 
-from envs import EnvFault, make_vec
-from tests import toys
+from acktr.envs import EnvFault, make_vec
+from tests.tools import toys
 
 
 def test_counting_env_has_no_dead_steps() -> None:

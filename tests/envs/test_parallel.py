@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from envs import EnvError, EnvFault, make_vec
-from envs import workers as number
-from envs.parallel import ParallelEnvs, usable_cores, worker_count
-from envs.registry import lookup
-from tests import toys
+from acktr.envs import EnvError, EnvFault, make_vec
+from acktr.envs import workers as number
+from acktr.envs.parallel import ParallelEnvs, usable_cores, worker_count
+from acktr.envs.registry import lookup
+from tests.tools import toys
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are for Linux")
 
@@ -370,7 +370,7 @@ def test_number_of_processes(
     found: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("envs.parallel.usable_cores", lambda: cores)
+    monkeypatch.setattr("acktr.envs.parallel.usable_cores", lambda: cores)
     assert worker_count(asked, lookup(env_id), num_envs) == found
 
 
@@ -382,7 +382,7 @@ def test_bad_number_of_processes(asked: Any) -> None:
 
 def test_usable_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     quota = tmp_path / "cpu.max"
-    monkeypatch.setattr("envs.parallel._QUOTA", quota)
+    monkeypatch.setattr("acktr.envs.parallel._QUOTA", quota)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert usable_cores() == 8

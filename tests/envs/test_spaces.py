@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from envs import EnvError, EnvFault, check_spaces, is_image, make_vec
-from envs.spaces import check_actions
-from tests import toys
+from acktr.envs import EnvError, EnvFault, check_spaces, is_image, make_vec
+from acktr.envs.spaces import check_actions
+from tests.tools import toys
 
 VECTOR = spaces.Box(-np.inf, np.inf, (3,), np.float32)
 TWO = spaces.Discrete(2)

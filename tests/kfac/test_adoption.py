@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from acktr.kfac import KFAC, CategoricalLoss, KFACConfig, Preconditioner
-from tests.kfac.helpers import build, factors, kfac, mlp, randn, set_gradients
+from tests.tools.kfac import build, factors, kfac, mlp, randn, set_gradients
 
 LABELS = torch.arange(12) % 3
 

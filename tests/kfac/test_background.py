@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac import KFAC, FactorError, GaussianLoss, KFACConfig, stale
-from tests.kfac.helpers import (
+from acktr.kfac import KFAC, FactorError, GaussianLoss, KFACConfig
+from acktr.kfac import refresh as stale
+from tests.tools.kfac import (
     block,
     build,
     mlp,

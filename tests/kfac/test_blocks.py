@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from acktr.kfac import FactorError, KFACConfig, KroneckerBlock
-from acktr.kfac.statistics import RunningAverage
-from tests.kfac.helpers import (
+from acktr.kfac.statistics.averages import RunningAverage
+from tests.tools.kfac import (
     EXACT,
     block,
     build,

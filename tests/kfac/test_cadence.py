@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from acktr.kfac import GaussianLoss, KFACConfig
-from tests.kfac.helpers import (
+from tests.tools.kfac import (
     HostSyncError,
     NoHostSync,
     block,

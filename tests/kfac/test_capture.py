@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac import KFAC, capture
-from tests.kfac.helpers import (
+from acktr.kfac import KFAC
+from acktr.kfac.statistics.capture import capture
+from tests.tools.kfac import (
     EXACT,
     OpRecorder,
     block,

@@ -19,9 +19,9 @@ from acktr.kfac import (
     KroneckerBlock,
     Sampled,
 )
+from acktr.kfac.blocks.tridiagonal import chain_matrix
 from acktr.kfac.linalg import trace_ratio
-from acktr.kfac.tridiagonal import chain_matrix
-from tests.kfac.helpers import (
+from tests.tools.kfac import (
     block,
     build,
     flat,

@@ -17,19 +17,10 @@ from acktr.kfac import (
     Preconditioner,
     UnsupportedParameterWarning,
 )
-from acktr.kfac.blocks import PlainBlock
+from acktr.kfac.blocks.simple import PlainBlock
 from acktr.kfac.config import Sharing
-from tests.kfac.exact_helpers import (
-    Apply,
-    Seen,
-    close,
-    gap,
-    observed,
-    pairs,
-    stored,
-    within_groups,
-)
-from tests.kfac.helpers import build, randn
+from tests.tools.exact import Apply, Seen, close, gap, observed, pairs, stored, within_groups
+from tests.tools.kfac import build, randn
 
 every_sharing = pytest.mark.parametrize("sharing", ["expand", "reduce"])
 DIMENSIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from acktr.kfac import Empirical, Preconditioner, dense_fisher
-from tests.kfac.helpers import randn
+from tests.tools.kfac import randn
 
 pytest.importorskip("curvlinops")
 
-from tests.kfac.curvlinops_helpers import (
+from tests.tools.curvlinops_reference import (
     KINDS,
     NETS,
     REDUCTIONS,

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from acktr.kfac import Empirical
-from acktr.kfac.vectors import VectorBlock
-from tests.kfac.helpers import build, randn
+from acktr.kfac.blocks.vectors import VectorBlock
+from tests.tools.kfac import build, randn
 
 pytest.importorskip("curvlinops")
 
-from tests.kfac.curvlinops_helpers import (
+from tests.tools.curvlinops_reference import (
     NETS,
     Problem,
     block_deviations,

@@ -11,12 +11,12 @@ from torch.func import functional_call
 
 from acktr.kfac import CategoricalLoss, Empirical, Exact, GaussianLoss, KroneckerBlock, Sampled
 from acktr.kfac.config import Sharing
-from acktr.kfac.losses import Reduction
-from tests.kfac import exact_helpers
-from tests.kfac.exact_helpers import Seen, close, gap, observed, stored
-from tests.kfac.helpers import build, randn, seeded
-from tests.kfac.loss_helpers import REDUCTIONS
-from tests.kfac.product_cases import Tied, filled
+from acktr.kfac.losses.likelihoods import Reduction
+from tests.tools import exact as exact_helpers
+from tests.tools.exact import Seen, close, gap, observed, stored
+from tests.tools.kfac import build, randn, seeded
+from tests.tools.losses import REDUCTIONS
+from tests.tools.product_cases import Tied, filled
 
 NETS: dict[str, tuple[nn.Module, Tensor, str]] = {
     "multi-sample MLP": (

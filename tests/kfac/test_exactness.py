@@ -18,10 +18,10 @@ from acktr.kfac import (
     SumLoss,
 )
 from acktr.kfac.config import Sharing
-from acktr.kfac.losses import Reduction
-from tests.kfac.exact_helpers import Apply, assert_exact, close, gap, observed, stored
-from tests.kfac.helpers import build, randn
-from tests.kfac.loss_helpers import REDUCTIONS
+from acktr.kfac.losses.likelihoods import Reduction
+from tests.tools.exact import Apply, assert_exact, close, gap, observed, stored
+from tests.tools.kfac import build, randn
+from tests.tools.losses import REDUCTIONS
 
 every_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from acktr.kfac import factors as factors_module
-from acktr.kfac.factors import conv_patches
-from tests.kfac.helpers import (
+from acktr.kfac.statistics import factors as factors_module
+from acktr.kfac.statistics.factors import conv_patches
+from tests.tools.kfac import (
     EXACT,
     block,
     build,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from acktr.kfac import FactorError
-from tests.kfac.helpers import (
+from tests.tools.kfac import (
     EXACT,
     block,
     build,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from acktr.kfac import KFAC, UnsupportedParameterWarning
-from tests.kfac.helpers import (
+from tests.tools.kfac import (
     block,
     build,
     kfac,

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from acktr.kfac import factors, fast
+from acktr.kfac import fast
 from acktr.kfac.fast import float32_products, narrow_products
+from acktr.kfac.statistics import factors
 
 CPU = torch.device("cpu")
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from acktr.kfac import KFAC, GaussianLoss, KFACConfig
-from tests.kfac.helpers import factors, mlp, randn
 from tests.kfac.test_micro_batches import STRUCTURES, inputs_of, nearly, observe_in, statistics
+from tests.tools.kfac import factors, mlp, randn
 
 SPLITS = ((1, 4, 2), (3, 3, 1), (2, 5), (1,) * 7)
 

@@ -24,9 +24,9 @@ from acktr.kfac import (
     fisher_gram,
     kfac_error,
 )
-from acktr.kfac.products import output_tangents
-from tests.kfac.helpers import build, observe, parameters, randn, same, seeded, set_gradients
-from tests.kfac.product_cases import close, directions, filled
+from acktr.kfac.fisher.products import output_tangents
+from tests.tools.kfac import build, observe, parameters, randn, same, seeded, set_gradients
+from tests.tools.product_cases import close, directions, filled
 
 Call = Callable[[nn.Module, Tensor, Tensor], Any]
 LOSS = CategoricalLoss()

@@ -29,8 +29,8 @@ from acktr.kfac import (
     LearntGaussianLoss,
     OutputLoss,
 )
-from tests.kfac.coordinates import Coordinates, assign, expressed, joined, layers, tensors, widths
-from tests.kfac.helpers import build, randn
+from tests.tools.coordinates import Coordinates, assign, expressed, joined, layers, tensors, widths
+from tests.tools.kfac import build, randn
 
 RTOL = 1e-6
 BARE = {"damping": 1e-60, "stat_decay": 0.5, "refresh_interval": 1, "lr": 0.5, "momentum": 0.5}

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from acktr.kfac import CategoricalLoss, Exact, FactorError, KroneckerBlock
 from acktr.kfac.linalg import Inverse, Parts, Request, decompose
-from tests.kfac.exact_helpers import Block, Seen, gap, observed, pairs
-from tests.kfac.helpers import build, randn, same, seeded
+from tests.tools.exact import Block, Seen, gap, observed, pairs
+from tests.tools.kfac import build, randn, same, seeded
 
 DAMPING = 0.03
 MODES: dict[str, dict[str, Any]] = {

@@ -16,17 +16,17 @@ from acktr.kfac import (
     KroneckerBlock,
     Preconditioner,
     UnsupportedParameterWarning,
-    factors,
 )
-from acktr.kfac.blocks import PlainBlock
+from acktr.kfac.blocks.layouts import EmbeddingLayout
+from acktr.kfac.blocks.simple import PlainBlock
 from acktr.kfac.config import Sharing
-from acktr.kfac.inputs import Inputs
-from acktr.kfac.layouts import EmbeddingLayout
-from acktr.kfac.statistics import Use
-from tests.kfac.exact_helpers import Apply, assert_exact, close, gap, observed, stored
-from tests.kfac.helpers import OpRecorder, build, randn, seeded
-from tests.kfac.loss_helpers import REDUCTIONS
-from tests.kfac.product_cases import filled
+from acktr.kfac.statistics import factors
+from acktr.kfac.statistics.averages import Use
+from acktr.kfac.statistics.inputs import Inputs
+from tests.tools.exact import Apply, assert_exact, close, gap, observed, stored
+from tests.tools.kfac import OpRecorder, build, randn, seeded
+from tests.tools.losses import REDUCTIONS
+from tests.tools.product_cases import filled
 
 
 def tokens(*shape: int, size: int = 6, seed: int = 0) -> Tensor:

@@ -18,9 +18,9 @@ from acktr.kfac import (
     Preconditioner,
     dense_fisher,
 )
-from tests.kfac.exact_helpers import close, gap
-from tests.kfac.helpers import build, parameters, randn, seeded
-from tests.kfac.product_cases import filled
+from tests.tools.exact import close, gap
+from tests.tools.kfac import build, parameters, randn, seeded
+from tests.tools.product_cases import filled
 
 
 class Everything(nn.Module):

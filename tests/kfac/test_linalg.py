@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from acktr.kfac import FactorError, symmetric_eigen, trust_scale
-from tests.kfac.helpers import HostSyncError, NoHostSync, randn
+from tests.tools.kfac import HostSyncError, NoHostSync, randn
 
 
 def psd(size: int, rank: int | None = None, seed: int = 0) -> Tensor:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac.linearized import Linearized
-from acktr.kfac.products import output_tangents
-from tests.kfac.helpers import randn
-from tests.kfac.product_cases import LogStd, cases, close, directions, filled
+from acktr.kfac.fisher.linearized import Linearized
+from acktr.kfac.fisher.products import output_tangents
+from tests.tools.kfac import randn
+from tests.tools.product_cases import LogStd, cases, close, directions, filled
 
 CASES = cases("mean")
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from acktr.kfac.losses import (
+from acktr.kfac.losses.likelihoods import (
     BernoulliLoss,
     CategoricalLoss,
     GaussianLoss,
@@ -17,7 +17,7 @@ from acktr.kfac.losses import (
     SumLoss,
     curvature_quadratic,
 )
-from tests.kfac.helpers import seeded
+from tests.tools.kfac import seeded
 
 Z = torch.zeros(3, 2)
 LABELS = torch.zeros(3, dtype=torch.int64)

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from acktr.kfac.losses import (
+from acktr.kfac.losses.likelihoods import (
     CategoricalLoss,
     GaussianLoss,
     Reduction,
     SumLoss,
     curvature_quadratic,
 )
-from tests.kfac.helpers import randn, seeded
-from tests.kfac.loss_helpers import (
+from tests.tools.kfac import randn, seeded
+from tests.tools.losses import (
     MAKERS,
     REDUCTIONS,
     close,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from acktr.kfac.losses import (
+from acktr.kfac.losses.likelihoods import (
     BernoulliLoss,
     CategoricalLoss,
     GaussianLoss,
@@ -17,8 +17,8 @@ from acktr.kfac.losses import (
     Reduction,
     curvature_quadratic,
 )
-from tests.kfac.helpers import NoHostSync, randn, seeded
-from tests.kfac.loss_helpers import (
+from tests.tools.kfac import NoHostSync, randn, seeded
+from tests.tools.losses import (
     MAKERS,
     REDUCTIONS,
     SHAPES,

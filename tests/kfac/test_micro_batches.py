@@ -20,9 +20,9 @@ from acktr.kfac import (
     KFACConfig,
     OutputLoss,
 )
-from acktr.kfac.losses import Reduction
-from tests.kfac.helpers import block, build, factors, mlp, parameters, randn, seeded, set_gradients
-from tests.kfac.product_cases import filled
+from acktr.kfac.losses.likelihoods import Reduction
+from tests.tools.kfac import block, build, factors, mlp, parameters, randn, seeded, set_gradients
+from tests.tools.product_cases import filled
 
 PARTS = (1, 4, 2)
 REDUCTIONS: tuple[Reduction, ...] = ("mean", "batchmean", "sum")

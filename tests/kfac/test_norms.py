@@ -19,11 +19,11 @@ from acktr.kfac import (
     SumLoss,
     UnsupportedParameterWarning,
 )
-from acktr.kfac.blocks import PlainBlock
-from tests.kfac.exact_helpers import close, gap, observed, stored
-from tests.kfac.helpers import randn
-from tests.kfac.loss_helpers import MAKERS, REDUCTIONS
-from tests.kfac.product_cases import filled
+from acktr.kfac.blocks.simple import PlainBlock
+from tests.tools.exact import close, gap, observed, stored
+from tests.tools.kfac import randn
+from tests.tools.losses import MAKERS, REDUCTIONS
+from tests.tools.product_cases import filled
 
 NORMS: dict[str, tuple[list[nn.Module], tuple[int, ...]]] = {
     "layer": ([nn.Linear(3, 4), nn.LayerNorm(4)], (6, 3)),

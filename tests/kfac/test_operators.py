@@ -20,7 +20,7 @@ from acktr.kfac import (
     Preconditioner,
     UnsupportedParameterWarning,
 )
-from acktr.kfac.operators import (
+from acktr.kfac.dense import (
     FisherOperator,
     curved_names,
     dense_inverse,
@@ -30,8 +30,8 @@ from acktr.kfac.operators import (
     relative_error,
     unflattened,
 )
-from tests.kfac.helpers import build, mlp, parameters, randn, set_gradients
-from tests.kfac.product_cases import Case, LogStd, cases, close, filled, joined, written_out
+from tests.tools.kfac import build, mlp, parameters, randn, set_gradients
+from tests.tools.product_cases import Case, LogStd, cases, close, filled, joined, written_out
 
 FISHERS = sorted(cases("mean"))
 KINDS: dict[str, dict[str, Any]] = {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
-from tests.kfac.helpers import (
+from tests.tools.kfac import (
     build,
     kfac,
     mlp,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from acktr.kfac import KFAC, Exact, GaussianLoss, KFACConfig, dense_fisher
-from tests.kfac.helpers import (
+from tests.tools.kfac import (
     build,
     flat,
     kronecker,

@@ -10,15 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac import (
-    KFAC,
-    CategoricalLoss,
-    Exact,
-    GaussianLoss,
-    KFACConfig,
-    Preconditioner,
-)
-from tests.kfac.helpers import EXACT, build, mlp, parameters, randn, same, seeded, set_gradients
+from acktr.kfac import KFAC, CategoricalLoss, Exact, GaussianLoss, KFACConfig, Preconditioner
+from tests.tools.kfac import EXACT, build, mlp, parameters, randn, same, seeded, set_gradients
 
 LOSS = GaussianLoss()
 

@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from acktr.kfac.losses import CategoricalLoss
-from acktr.kfac.products import (
+from acktr.kfac.fisher.products import (
     dense_fisher,
     fisher_gram,
     fisher_vector_product,
     inner_products,
     output_tangents,
 )
-from tests.kfac.helpers import build, mlp, randn, same
-from tests.kfac.product_cases import Case, close, convolutional, directions, joined, written_out
+from acktr.kfac.losses.likelihoods import CategoricalLoss
+from tests.tools.kfac import build, mlp, randn, same
+from tests.tools.product_cases import Case, close, convolutional, directions, joined, written_out
 
 
 @pytest.mark.parametrize("training", [False, True])

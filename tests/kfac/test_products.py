@@ -12,30 +12,22 @@ from torch import Tensor, nn
 from torch.autograd import functional
 from torch.func import functional_call
 
-from acktr.kfac.losses import (
-    BernoulliLoss,
-    CategoricalLoss,
-    GaussianLoss,
-    OutputLoss,
-    Reduction,
-)
-from acktr.kfac.products import (
+from acktr.kfac.fisher.products import (
     dense_fisher,
     fisher_gram,
     fisher_vector_product,
     inner_products,
     output_tangents,
 )
-from tests.kfac.helpers import build, mlp, randn
-from tests.kfac.product_cases import (
-    LogStd,
-    cases,
-    close,
-    directions,
-    filled,
-    joined,
-    written_out,
+from acktr.kfac.losses.likelihoods import (
+    BernoulliLoss,
+    CategoricalLoss,
+    GaussianLoss,
+    OutputLoss,
+    Reduction,
 )
+from tests.tools.kfac import build, mlp, randn
+from tests.tools.product_cases import LogStd, cases, close, directions, filled, joined, written_out
 
 NAMES = list(cases("mean"))
 REDUCTIONS: tuple[Reduction, ...] = ("mean", "batchmean", "sum")

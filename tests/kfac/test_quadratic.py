@@ -11,14 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from acktr.kfac.losses import BernoulliLoss, CategoricalLoss, GaussianLoss, OutputLoss
-from acktr.kfac.products import dense_fisher, fisher_gram, inner_products
-from acktr.kfac.quadratic import (
-    model_change,
-    reduction_ratio,
-    solve_step,
-)
-from tests.kfac.helpers import NoHostSync, build, randn
+from acktr.kfac.fisher.products import dense_fisher, fisher_gram, inner_products
+from acktr.kfac.losses.likelihoods import BernoulliLoss, CategoricalLoss, GaussianLoss, OutputLoss
+from acktr.kfac.quadratic import model_change, reduction_ratio, solve_step
+from tests.tools.kfac import NoHostSync, build, randn
 
 DAMPING, DECAY = 0.3, 0.05
 

@@ -9,17 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac import (
-    KFAC,
-    CategoricalLoss,
-    Exact,
-    GaussianLoss,
-    KFACConfig,
-    Preconditioner,
-)
-from acktr.kfac.losses import Reduction
-from tests.kfac.helpers import build, mlp, randn, same, set_gradients, snapshot
-from tests.kfac.product_cases import filled
+from acktr.kfac import KFAC, CategoricalLoss, Exact, GaussianLoss, KFACConfig, Preconditioner
+from acktr.kfac.losses.likelihoods import Reduction
+from tests.tools.kfac import build, mlp, randn, same, set_gradients, snapshot
+from tests.tools.product_cases import filled
 
 
 class Shared(nn.Module):

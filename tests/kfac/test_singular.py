@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from acktr.kfac import KFAC, FactorError, KFACConfig
+from acktr.kfac.blocks.tridiagonal import chain_matrix
 from acktr.kfac.linalg import trace_ratio
-from acktr.kfac.tridiagonal import chain_matrix
-from tests.kfac.helpers import (
+from tests.tools.kfac import (
     block,
     build,
     flat,

@@ -20,10 +20,10 @@ from acktr.kfac import (
     dense_kfac,
     kfac_error,
 )
-from acktr.kfac.vectors import VectorBlock
-from tests.kfac.exact_helpers import close
-from tests.kfac.helpers import randn, seeded
-from tests.kfac.product_cases import filled
+from acktr.kfac.blocks.vectors import VectorBlock
+from tests.tools.exact import close
+from tests.tools.kfac import randn, seeded
+from tests.tools.product_cases import filled
 
 
 class Both(NamedTuple):

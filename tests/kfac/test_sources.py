@@ -19,9 +19,9 @@ from acktr.kfac import (
     Sampled,
     SumLoss,
 )
-from tests.kfac.exact_helpers import Apply, close, gap, observed, stored
-from tests.kfac.helpers import build, randn, same, seeded
-from tests.kfac.loss_helpers import MAKERS, REDUCTIONS, made_target
+from tests.tools.exact import Apply, close, gap, observed, stored
+from tests.tools.kfac import build, randn, same, seeded
+from tests.tools.losses import MAKERS, REDUCTIONS, made_target
 
 every_kind = pytest.mark.parametrize("kind", MAKERS)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from acktr.kfac import KFAC, KFACConfig
-from tests.kfac.helpers import (
+from tests.tools.kfac import (
     block,
     build,
     counted_eigh,

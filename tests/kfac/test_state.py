@@ -10,15 +10,7 @@ import torch
 from torch import nn
 
 from acktr.kfac import KFAC, KFACConfig
-from tests.kfac.helpers import (
-    block,
-    build,
-    observe,
-    parameters,
-    randn,
-    same,
-    snapshot,
-)
+from tests.tools.kfac import block, build, observe, parameters, randn, same, snapshot
 
 SETTINGS = KFACConfig(
     refresh_interval=4, cold_steps=2, stat_decay=0.9, weight_decay=0.01, stat_fraction=0.5

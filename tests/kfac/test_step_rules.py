@@ -20,16 +20,7 @@ from acktr.kfac import (
     OutputLoss,
     dense_fisher,
 )
-from tests.kfac.helpers import (
-    build,
-    mlp,
-    parameters,
-    randn,
-    same,
-    seeded,
-    set_gradients,
-    snapshot,
-)
+from tests.tools.kfac import build, mlp, parameters, randn, same, seeded, set_gradients, snapshot
 
 OMEGA = 0.95**5
 

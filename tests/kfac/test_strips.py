@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac import strips
-from acktr.kfac.factors import conv_input_factor, conv_rows
-from tests.kfac.helpers import randn
+from acktr.kfac.statistics import strips
+from acktr.kfac.statistics.factors import conv_input_factor, conv_rows
+from tests.tools.kfac import randn
 
 LAYERS: list[tuple[type[Any], dict[str, Any], tuple[int, ...]]] = [
     (nn.Conv2d, {"kernel_size": 8, "stride": 4}, (36, 36)),

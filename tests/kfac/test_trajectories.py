@@ -12,24 +12,9 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 from torch.nn import functional
 
-from acktr.checkpoint import load_checkpoint, save_checkpoint
-from acktr.kfac import (
-    KFAC,
-    CategoricalLoss,
-    KFACConfig,
-    LMConfig,
-)
-from tests.kfac.helpers import (
-    block,
-    build,
-    factors,
-    mlp,
-    parameters,
-    randn,
-    same,
-    seeded,
-    snapshot,
-)
+from acktr.kfac import KFAC, CategoricalLoss, KFACConfig, LMConfig
+from acktr.runs.checkpoint import load_checkpoint, save_checkpoint
+from tests.tools.kfac import block, build, factors, mlp, parameters, randn, same, seeded, snapshot
 
 # --- resumed runs ---------------------------------------------------------------------------------
 

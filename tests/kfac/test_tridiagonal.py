@@ -12,8 +12,13 @@ from safetensors.torch import load, save
 from torch import Tensor
 from torch.func import jacrev
 
+from acktr.kfac.blocks.tridiagonal import (
+    ChainInverse,
+    chain_inverse,
+    chain_matrix,
+    eigenvalue_floor,
+)
 from acktr.kfac.linalg import FactorError
-from acktr.kfac.tridiagonal import ChainInverse, chain_inverse, chain_matrix, eigenvalue_floor
 
 WIDTHS = {1: [(3, 4)], 2: [(3, 2), (2, 4)], 3: [(2, 4), (3, 3), (1, 4)]}
 WIDTHS[4] = [(3, 2), (2, 4), (4, 3), (2, 5)]

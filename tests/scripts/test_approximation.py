@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from approximation_lib import study
-from approximation_lib.digits import digits
-from approximation_lib.main import main
 from torch import Tensor
+
+from scripts.approximation import study
+from scripts.approximation.__main__ import main
+from scripts.approximation.digits import digits
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("--width", "3", "--hidden", "4", "--samples", "60", "--steps", "5")
@@ -97,7 +98,7 @@ def test_digits_are_ten_classes_that_differ() -> None:
 
 def test_results_are_written_and_repeat(tmp_path: Path) -> None:
     damping = ["--damping", "0.1", "0.01"]
-    command = [sys.executable, str(ROOT / "scripts" / "approximation.py"), *SMALL]
+    command = [sys.executable, "-m", "scripts.approximation", *SMALL]
     command += ["--out", str(tmp_path / "a"), *damping]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -158,14 +159,14 @@ def test_ctrl_c_stops_with_one_line(tmp_path: Path) -> None:
     begun = tmp_path / "begun"
     program = (
         "import sys, pathlib; sys.argv[:1] = []\n"
-        "from approximation_lib import main, study\n"
+        "from scripts.approximation import __main__ as main, study\n"
         "def trained(settings):\n"
         f"    pathlib.Path({str(begun)!r}).touch()\n"
         "    return study.trained(settings)\n"
         "main.trained = trained\n"
         "raise SystemExit(main.main(sys.argv))\n"
     )
-    search = os.pathsep.join([str(ROOT / "scripts"), str(ROOT)])
+    search = str(ROOT)
     options = [*SMALL[:-1], "100000", "--out", str(tmp_path / "out")]
     process = subprocess.Popen(
         [sys.executable, "-c", program, *options],

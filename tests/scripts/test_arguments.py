@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 import pytest
-from arguments import finite, integer, parsed, positive
+
+from scripts.arguments import finite, integer, parsed, positive
 
 
 @pytest.mark.parametrize("text", ["1", "1024", " 7 "])

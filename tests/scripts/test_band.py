@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-import band
 import pytest
 
-from tests.run_folders import write_run
+from scripts import band
+from tests.tools.run_folders import write_run
 
 ENV = "PongNoFrameskip-v4"
 

@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import batch_size
 import pytest
 
-from tests.run_folders import write_run
+from scripts import batch_size
+from tests.tools.run_folders import write_run
 
 ENV = "BreakoutNoFrameskip-v4"
 

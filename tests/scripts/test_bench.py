@@ -17,25 +17,25 @@ from typing import Any
 
 import pytest
 import torch
-from bench_lib import main as bench_main
-from bench_lib import suites
-from bench_lib.cases import Case, Timing, Turn
-from bench_lib.main import main
-from bench_lib.memory import peak_mib
-from bench_lib.peers import measure_atari, measure_mujoco
-from bench_lib.rounds import turns
-from bench_lib.runner import Outcome, Runner
-from bench_lib.suites import Suite, compute_key, environment_key, make_suite, missing
-from bench_lib.supervised import measure_supervised
-from bench_lib.tables import PARTS
-from bench_lib.training import measure_compute, measure_environment, measure_training, shares
-from bench_lib.windows import Windows
 
 from acktr.config import Config, from_dict, to_dict
+from acktr.envs import make_vec
 from acktr.presets import preset
-from envs import make_vec
+from scripts.bench import __main__ as bench_main
+from scripts.bench import suites
+from scripts.bench.__main__ import main
+from scripts.bench.cases import Case, Timing, Turn
+from scripts.bench.memory import peak_mib
+from scripts.bench.peers import measure_atari, measure_mujoco
+from scripts.bench.rounds import turns
+from scripts.bench.runner import Outcome, Runner
+from scripts.bench.suites import Suite, compute_key, environment_key, make_suite, missing
+from scripts.bench.supervised import measure_supervised
+from scripts.bench.tables import PARTS
+from scripts.bench.training import measure_compute, measure_environment, measure_training, shares
+from scripts.bench.windows import Windows
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "bench.py"
+SCRIPT = Path(__file__).resolve()
 TINY = Timing(threads=1, seconds=0.02, windows=3, warm_up=0.01, warm_up_updates=3)
 FAST = ("--seconds", "0.02", "--warmup", "0.01", "--warmup-updates", "2", "--torch-threads", "1")
 
@@ -260,7 +260,7 @@ def test_a_suite_is_reported_with_what_was_skipped_and_what_failed(
     assert math.fsum(row["shares"].values()) == pytest.approx(1, abs=1e-9)
     assert found["skipped"] == [{"what": "peer", "why": "no_such_module not installed"}]
     assert found["failed"] == [{"what": "broken", "env": "CartPole-v1", "why": failure}]
-    assert found["command"].startswith("python scripts/bench.py --suite atari --out ")
+    assert found["command"].startswith("python -m scripts.bench --suite atari --out ")
     assert found["timing"]["threads"] == 1 and found["machine"]["torch"]
     assert "- peer: skipped, no_such_module not installed" in captured.out
 
@@ -339,7 +339,7 @@ def test_bad_input_is_one_line(
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_a_stop_leaves_nothing(tmp_path: Path, number: int, code: int) -> None:
     (tmp_path / "tmp").mkdir()
-    command = [sys.executable, str(SCRIPT), "--suite", "kfac", "--torch-threads", "1"]
+    command = [sys.executable, "-m", "scripts.bench", "--suite", "kfac", "--torch-threads", "1"]
     process = subprocess.Popen(
         [*command, "--out", str(tmp_path / "out")],
         env={**os.environ, "TMPDIR": str(tmp_path / "tmp")},

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_lib import report
-from bench_lib.cases import Case, Timing
-from bench_lib.errors import BenchError
-from bench_lib.runner import Outcome
-from bench_lib.suites import Suite, limits
-from bench_lib.tables import share_table
+
+from scripts.bench import report
+from scripts.bench.cases import Case, Timing
+from scripts.bench.errors import BenchError
+from scripts.bench.runner import Outcome
+from scripts.bench.suites import Suite, limits
+from scripts.bench.tables import share_table
 
 TIMING = Timing(threads=2, seconds=1, windows=3, warm_up=1, warm_up_updates=1)
 SHARES = {"env": 0.5, "act": 0.25, "batch": 0.0, "rest": 0.25}
@@ -49,7 +50,7 @@ def document() -> dict[str, Any]:
         "compute-acktr": outcome(1500, 1500, 1500),
         "compute-a2c": Outcome(None, "RuntimeError: no"),
     }
-    about = report.about("python scripts/bench.py", TIMING, 1, [0.1, 0.2, 0.3])
+    about = report.about("python -m scripts.bench", TIMING, 1, [0.1, 0.2, 0.3])
     return report.document(suite, outcomes, {"compute-other": "nothing installed"}, about)
 
 
@@ -78,7 +79,7 @@ def test_the_limit_is_that_of_one_after_the_other(document: dict[str, Any]) -> N
 def test_the_tables_show_them(document: dict[str, Any]) -> None:
     text = report.markdown(document)
     for line in (
-        "Command: `python scripts/bench.py`",
+        "Command: `python -m scripts.bench`",
         "| ACKTR | A-v0 | 4 x 5 | 1,000 [900, 1,200] | 1.00 | 200.0 | 1,235 |",
         "| A2C | A-v0 | 4 x 5 | 1,250 [900, 1,300] | 1.25 | 200.0 | 1,235 |",
         "| OTHER | B-v0 | 8 x 5 | 60 [50, 70] |  | 200.0 | 1,235 |",

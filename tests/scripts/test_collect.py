@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from collect import collect_compact, main
 
-from acktr.curves import curve, load_monitor
-from acktr.references import Reference
-from acktr.report import ReportSettings, write_report
-from tests.run_folders import write_run
+from acktr.report.curves import curve, load_monitor
+from acktr.report.page import ReportSettings, write_report
+from acktr.report.references import Reference
+from scripts.collect import collect_compact, main
+from tests.tools.run_folders import write_run
 
 
 @pytest.fixture

@@ -15,21 +15,20 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from peers_lib import runs
-from peers_lib.chosen import choose
-from peers_lib.main import main
-from peers_lib.models import PeerEnvs, linear, make_model
-from peers_lib.settings import Settings
-from peers_lib.translate import translate
 
-from acktr.curves import load_monitor
+from acktr.envs import EnvFault, make_vec
 from acktr.evaluate import evaluate
-from acktr.session import EVALUATION_SEED
-from acktr.tables import read_table
-from envs import EnvFault, make_vec
-from tests.scripts.peers_helpers import ours
+from acktr.report.curves import load_monitor
+from acktr.runs.session import EVALUATION_SEED
+from acktr.runs.tables import read_table
+from scripts.peers import runs
+from scripts.peers.__main__ import main
+from scripts.peers.chosen import choose
+from scripts.peers.models import PeerEnvs, linear, make_model
+from scripts.peers.settings import Settings
+from scripts.peers.translate import translate
+from tests.tools.peers import ours
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "peers.py"
 ENV = "InvertedPendulum-v5"
 ALGORITHMS = {"sb3-a2c": "a2c", "sb3-trpo": "trpo"}
 
@@ -92,7 +91,7 @@ def test_a_run_has_the_files_of_our_own_runs(
     versions = json.loads((path / "versions.json").read_text())
     assert versions["stable-baselines3"] and versions["sb3-contrib"] and versions["torch"]
     assert versions["torch_threads"] == 1
-    assert (path / "command.txt").read_text().startswith("python scripts/peers.py --env ")
+    assert (path / "command.txt").read_text().startswith("python -m scripts.peers --env ")
 
     code, _, err = run(capsys, tmp_path / "runs", *options)
     assert (code, err) == (
@@ -188,7 +187,16 @@ def test_a_grid_makes_what_is_not_finished(
 
 def test_a_stopped_grid_stops_its_workers_and_leaves_no_unfinished_run(tmp_path: Path) -> None:
     where = tmp_path / "runs"
-    command = [sys.executable, str(SCRIPT), "--peers", "sb3-ppo", "--envs", ENV, "--seeds"]
+    command = [
+        sys.executable,
+        "-m",
+        "scripts.peers",
+        "--peers",
+        "sb3-ppo",
+        "--envs",
+        ENV,
+        "--seeds",
+    ]
     process = subprocess.Popen(
         [*command, "0", "1", "--run-dir", str(where)],
         stdout=subprocess.PIPE,

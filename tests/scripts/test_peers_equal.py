@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from peers_lib.chosen import kl_parts
-from peers_lib.models import make_model
-from peers_lib.translate import translate
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import Tensor, nn
 
 from acktr.config import Config, from_dict, to_dict
-from acktr.networks import SeparateActorCritic
+from acktr.envs import make_vec
+from acktr.policies.networks import SeparateActorCritic
 from acktr.presets import preset
-from acktr.rollout import Batch, gae
+from acktr.rollout.collector import Batch, gae
 from acktr.train import Trainer
-from envs import make_vec
-from tests.scripts.peers_helpers import ours
+from scripts.peers.chosen import kl_parts
+from scripts.peers.models import make_model
+from scripts.peers.translate import translate
+from tests.tools.peers import ours
 
 ENV = "Reacher-v5"
 Arrays = dict[str, NDArray[np.float32]]

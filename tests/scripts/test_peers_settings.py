@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peers_lib.chosen import choose, kl_parts
-from peers_lib.errors import PeerError
-from peers_lib.settings import overlay, read_settings, to_dict
-from peers_lib.translate import translate
 
 from acktr.presets import preset
-from tests.scripts.peers_helpers import ours
+from scripts.peers.chosen import choose, kl_parts
+from scripts.peers.errors import PeerError
+from scripts.peers.settings import overlay, read_settings, to_dict
+from scripts.peers.translate import translate
+from tests.tools.peers import ours
 
 SHARED = {
     "num_envs": 4,

@@ -16,15 +16,16 @@ from typing import Any
 
 import pytest
 import torch
-from supervised_lib import figure, report
-from supervised_lib.campaign import Outcome, Plan
-from supervised_lib.data import load
-from supervised_lib.main import main
-from supervised_lib.problems import autoencoder, batches, convnet, make_problem
-from supervised_lib.progress import Tracker
-from supervised_lib.runs import COLUMNS, Row, RunSpec, read_rows, train, write_rows
-from supervised_lib.settings import RECIPES, ProblemName
-from supervised_lib.steppers import Curvature, make_stepper
+
+from scripts.supervised import figure, report
+from scripts.supervised.__main__ import main
+from scripts.supervised.campaign import Outcome, Plan
+from scripts.supervised.data import load
+from scripts.supervised.problems import autoencoder, batches, convnet, make_problem
+from scripts.supervised.progress import Tracker
+from scripts.supervised.runs import COLUMNS, Row, RunSpec, read_rows, train, write_rows
+from scripts.supervised.settings import RECIPES, ProblemName
+from scripts.supervised.steppers import Curvature, make_stepper
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ("--widths", "16", "4", "--batch", "128", "--tune-updates", "3", "--seeds", "0", "1")
@@ -139,7 +140,7 @@ def test_other_settings_in_the_same_folder_are_refused(
 
 
 def test_ctrl_c_keeps_finished_runs(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "scripts" / "supervised.py"), "autoencoder", *TINY]
+    command = [sys.executable, "-m", "scripts.supervised", "autoencoder", *TINY]
     fixed = ["--optimizers", "sgd", "--fix", "sgd:lr=0.001", "--epochs", "sgd=100000"]
     search = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(

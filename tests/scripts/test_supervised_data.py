@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from supervised_lib.data import Dataset, load
-from supervised_lib.errors import SupervisedError
+
+from scripts.supervised.data import Dataset, load
+from scripts.supervised.errors import SupervisedError
 
 Bytes = NDArray[np.uint8]
 

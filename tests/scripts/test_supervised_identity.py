@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from supervised_lib import main, options, settings
-from supervised_lib.campaign import Campaign
-from supervised_lib.data import load
-from supervised_lib.errors import SupervisedError
-from supervised_lib.problems import make_problem
-from supervised_lib.runs import Row, RunSpec, read_rows, write_rows
-from supervised_lib.settings import ProblemName
+
+from scripts.supervised import __main__ as main
+from scripts.supervised import options, settings
+from scripts.supervised.campaign import Campaign
+from scripts.supervised.data import load
+from scripts.supervised.errors import SupervisedError
+from scripts.supervised.problems import make_problem
+from scripts.supervised.runs import Row, RunSpec, read_rows, write_rows
+from scripts.supervised.settings import ProblemName
 
 FIELDS = {
     "batch", "constants", "curvature", "data", "device", "eval_every", "optimizer", "problem",

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from supervised_lib import options
-from supervised_lib.main import main
-from supervised_lib.settings import RECIPES
+
+from scripts.supervised import options
+from scripts.supervised.__main__ import main
+from scripts.supervised.settings import RECIPES
 
 
 def run(capsys: pytest.CaptureFixture[str], out: Path, *given: str) -> tuple[int, str, str]:
@@ -77,7 +78,7 @@ def test_the_example_of_fix_in_the_help_is_accepted(
 def test_too_little_memory_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("supervised_lib.main.make_problem", lambda *_: torch.empty(2**60))
+    monkeypatch.setattr("scripts.supervised.__main__.make_problem", lambda *_: torch.empty(2**60))
     code, _, err = run(capsys, tmp_path / "out")
     assert code == 2
     assert err == (
@@ -89,7 +90,7 @@ def test_other_errors_of_torch_are_not_hidden(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "supervised_lib.main.make_problem", lambda *_: torch.zeros(2) @ torch.zeros(3)
+        "scripts.supervised.__main__.make_problem", lambda *_: torch.zeros(2) @ torch.zeros(3)
     )
     with pytest.raises(RuntimeError, match="inconsistent tensor size"):
         run(capsys, tmp_path / "out")

@@ -1,0 +1,372 @@
+"""The command line as frozen dataclasses, and one-line errors for it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import re
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from acktr.config import Config, ConfigError, merge, read_settings, refuse_import
+from acktr.envs import EnvError
+from acktr.presets import ALGOS, preset
+from acktr.runs.start import stored_config
+
+_HELP_ENV = "HalfCheetah-v5"
+
+Parsed = TypeVar("Parsed")
+
+
+_WITH_RESUME = ("--resume", "--total-timesteps", "--import")
+
+
+class UsageError(ValueError):
+    """A command line that cannot be used; the message is one line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Train an agent. Every setting below may be given; the rest comes from --config or --preset.
+
+    Defaults shown are those of HalfCheetah-v5, or of the --env that is given besides --help.
+    """
+
+    settings: Annotated[Config, tyro.conf.arg(name="")]
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """JSON file with settings (all or part of a config.json), between preset and flags."""
+    run_dir: Path = Path("runs")
+    """Folder of all runs; this one goes to RUN_DIR/ENV/LABEL/seedN."""
+    label: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Name of the run's folder in place of the algorithm's, to keep variants apart."""
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    """Run folder to go on with; only --total-timesteps may be given besides."""
+    import_module: Annotated[str | None, tyro.conf.arg(name="import", metavar="MODULE")] = None
+    """Python module that registers the environment; needed where a file names MODULE:Id."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """Play whole episodes with a trained agent and report the returns."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Run folder, or a checkpoint folder."""
+    episodes: int = 20
+    """Episodes to play."""
+    seed: int = 1_000_000
+    """Seed of the environments and of sampled actions."""
+    num_envs: int = 8
+    """Parallel environments."""
+    checkpoint: Literal["last", "best"] = "last"
+    """Which checkpoint of the run."""
+    deterministic: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Take the most likely actions; the default except in Atari games."""
+    stochastic: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Sample the actions; the default in Atari games."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    import_module: Annotated[str | None, tyro.conf.arg(name="import", metavar="MODULE")] = None
+    """Python module that registers the environment; needed where a file names MODULE:Id."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Write one JSON object and nothing else to standard output."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, episodes=self.episodes, num_envs=self.num_envs)
+        _at_least(0, seed=self.seed)
+        if self.deterministic and self.stochastic:
+            raise UsageError("--deterministic and --stochastic exclude each other")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordOptions:
+    """Record a video of a trained agent; works without a display."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Run folder, or a checkpoint folder."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Video to write, .mp4 or .gif; clip.mp4 in the folder if not given."""
+    episodes: int = 1
+    """Episodes to record."""
+    max_steps: int = 27_000
+    """Most steps of each episode."""
+    seed: int = 1_000_000
+    """Seed of the environment and of sampled actions."""
+    checkpoint: Literal["last", "best"] = "last"
+    """Which checkpoint of the run."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+    import_module: Annotated[str | None, tyro.conf.arg(name="import", metavar="MODULE")] = None
+    """Python module that registers the environment; needed where a file names MODULE:Id."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, episodes=self.episodes, max_steps=self.max_steps)
+        _at_least(0, seed=self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlotOptions:
+    """Draw the learning curves of runs, beside published ones of the same environments."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
+    """Run folders; runs of the same environment and algorithm are averaged."""
+    out: Path = Path("curves.png")
+    """Picture to write, .png or .svg; the numbers go to a .csv of the same name."""
+    title: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
+    """Title of the figure."""
+    published: bool = True
+    """Whether to add published curves."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """Train a grid of environments, algorithms and seeds, several runs at a time.
+
+    Started again it skips finished runs and continues the others. Settings come from each preset,
+    then --config, then the file of LABEL=FILE, then the options here.
+    """
+
+    envs: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ID...")]
+    """Environments."""
+    algos: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ALGO...")] = ALGOS
+    """ALGO, ALGO-PRESET (as acktr-paper), or LABEL=FILE.json with settings laid over a preset."""
+    seeds: Annotated[tuple[str, ...], tyro.conf.arg(metavar="N...")] = ("0-4",)
+    """Seeds, or ranges of them such as 0-4."""
+    workers: int = 1
+    """Runs at a time; each is a process of one thread."""
+    run_dir: Path = Path("runs")
+    """Folder of all runs; each goes to RUN_DIR/ENV/LABEL/seedN, its output to RUN_DIR/logs."""
+    total_timesteps: int | None = None
+    """Environment steps of every run, in place of the preset's."""
+    eval_episodes: int | None = None
+    """Episodes of each evaluation; 20 if no file says otherwise."""
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """JSON file with settings of all runs; its env, seed, algo and preset do not count."""
+    import_module: Annotated[str | None, tyro.conf.arg(name="import", metavar="MODULE")] = None
+    """Python module that registers the environments."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, workers=self.workers)
+        for name in ("total_timesteps", "eval_episodes"):
+            if getattr(self, name) is not None:
+                _at_least(1, **{name: getattr(self, name)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Compare finished runs: tables with intervals, learning curves, scores over environments."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
+    """Run folders, or folders with runs below them (ENV/LABEL/seedN)."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder for report.md, the CSV files and the figures; needed."""
+    metric: Literal["last100", "eval"] = "last100"
+    """Return of the scores: last 100 training episodes or final evaluation."""
+    labels: Annotated[tuple[str, ...], tyro.conf.arg(metavar="LABEL...")] = ()
+    """Labels to compare, in this order; all if none is given."""
+    baseline: Annotated[str | None, tyro.conf.arg(metavar="LABEL")] = None
+    """Label that the others are compared with; acktr, or the first, if not given."""
+    resamples: int = 2000
+    """Bootstrap resamples of the intervals."""
+    references: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """CSV file with columns env,low,high,threshold, before the shipped ones of MuJoCo."""
+    published: bool = True
+    """Whether to draw published curves."""
+
+    def __post_init__(self) -> None:
+        _within(self.resamples, "--resamples", 100, 100_000)
+        if not self.runs:
+            raise UsageError("no runs to report; for example: acktr report runs --out DIR")
+        if self.out is None:
+            raise UsageError("--out is missing: the folder to write the report to")
+        if len(set(self.labels)) != len(self.labels):
+            raise UsageError("--labels: each label once")
+
+
+def parse_train(args: Sequence[str]) -> tuple[TrainOptions, str]:
+    """Options of ``train`` and the line that says where the configuration comes from.
+
+    Settings come from the preset, then the --config file, then the flags.
+
+    Raises:
+        UsageError, ConfigError, EnvError, RunError: One line.
+    """
+    found = peek(args, "resume")
+    if found is not None:
+        default, source = stored_config(Path(found)), ""
+    else:
+        default, source = _defaults(args)
+    options = parse(TrainOptions, args, "train", TrainOptions(settings=default))
+    if options.resume is None:
+        return options, source
+    for arg in args:
+        name = _flag_name(arg)
+        if name is not None and name not in _WITH_RESUME:
+            raise UsageError(f"{name} cannot be given with --resume, only --total-timesteps can")
+    return options, source
+
+
+def _defaults(args: Sequence[str]) -> tuple[Config, str]:
+    """Preset, overlaid by the --config file."""
+    file = peek(args, "config")
+    values: Mapping[str, Any] = {} if file is None else read_settings(Path(file))
+    env, algo = (peek(args, name) or _name(values, name) for name in ("env", "algo"))
+    if env is None and {"-h", "--help"}.intersection(args):
+        env = _HELP_ENV
+    if env is None:
+        raise UsageError(f"which environment? For example: acktr train --env {_HELP_ENV}")
+    if "env" in values and peek(args, "env") is None:
+        refuse_import(env)
+    name = peek(args, "preset") or _name(values, "preset") or "default"
+    config, source = preset(env, algo or "acktr", name)
+    if file is None:
+        return config, source
+    try:
+        return merge(config, {**values, "env": env}), f"{source}; overlaid by {file}"
+    except (ConfigError, EnvError) as error:
+        raise ConfigError(f"{file}: {error}") from error
+
+
+def _name(values: Mapping[str, Any], key: str) -> str | None:
+    value = values.get(key)
+    return value if isinstance(value, str) else None
+
+
+def peek(args: Sequence[str], name: str) -> str | None:
+    """The last value of an option, before the command line is parsed properly."""
+    value = None
+    for arg, following in zip_longest(args, args[1:]):
+        if arg == f"--{name}" and following is not None:
+            value = following
+        elif arg.startswith(f"--{name}="):
+            value = arg.partition("=")[2]
+    return value
+
+
+def parse(
+    kind: type[Parsed], args: Sequence[str], command: str, default: Any = tyro.MISSING_NONPROP
+) -> Parsed:
+    """Parse with tyro; help is printed and ends in SystemExit.
+
+    Raises:
+        UsageError: One line instead of tyro's box.
+        ConfigError, EnvError: As the constructors.
+    """
+    captured = io.StringIO()
+    prog = f"acktr {command}"
+    try:
+        with contextlib.redirect_stderr(captured):
+            parsed, unknown = tyro.cli(
+                kind, prog=prog, args=args, default=default, return_unknown_args=True
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        unknown = _unknown_flags(kind, args)
+        if not unknown:
+            raise UsageError(_plain_message(captured.getvalue())) from None
+    if unknown:
+        raise UsageError(_unknown_message(unknown, flags(kind), command))
+    return typing.cast(Parsed, parsed)
+
+
+def flags(kind: type[Any], prefix: str = "") -> list[str]:
+    """All flags that tyro makes of a dataclass."""
+    found = []
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        hint, name = hints[field.name], field.name.replace("_", "-")
+        if dataclasses.is_dataclass(hint):
+            below = "" if field.name == "settings" else f"{prefix}{name}."
+            found += flags(typing.cast("type[Any]", hint), below)
+            continue
+        if tyro.conf.Positional not in getattr(field.type, "__metadata__", ()):
+            found.append(f"--{prefix}{name}")
+        if hint is bool:
+            found.append(f"--{prefix}no-{name}")
+    return found
+
+
+def _unknown_flags(kind: type[Any], args: Sequence[str]) -> list[str]:
+    known = {*flags(kind), "--help"}
+    names = (_flag_name(arg) for arg in args)
+    return [name for name in names if name is not None and name not in known]
+
+
+def _unknown_message(unknown: Sequence[str], known: Sequence[str], command: str) -> str:
+    names = [name for arg in unknown if (name := _flag_name(arg)) is not None]
+    if not names:
+        return f"unexpected argument {unknown[0]!r}; see acktr {command} --help"
+    bare = names[0].lstrip("-")
+    near = [flag for flag in known if flag.rpartition(".")[2].lstrip("-") == bare]
+    near = near or difflib.get_close_matches(names[0], known, 2, 0.7)
+    near = near or difflib.get_close_matches(names[0], known, 1, 0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"see acktr {command} --help"
+    return f"unknown option {names[0]}; {hint}"
+
+
+def _flag_name(arg: str) -> str | None:
+    """--total-timesteps of --total_timesteps=5; None if it is no long option."""
+    if not arg.startswith("--") or arg == "--":
+        return None
+    return arg.partition("=")[0].replace("_", "-")
+
+
+_REWORDED = (
+    (r"^Error parsing ", ""),
+    (r"^\w+Options: ", ""),
+    (r"^settings\.", ""),
+    (r"^(\w+): \1\.", r"\1."),
+    (r"^([\w.]+): (\w+ must )", r"\1.\2"),
+    (r"invalid literal for int\(\) with base 10:", "an integer is needed, not"),
+    (r"could not convert string to float:", "a number is needed, not"),
+    (
+        r"no type matching (\S+) could be instantiated from \['([^']*)'\].*",
+        r"\1 is needed, not '\2'",
+    ),
+    (r"Expected 1 values\.", "One is needed."),
+    (r"INT\|\{auto\} is needed", "auto or an integer is needed"),
+    (r"^Missing from acktr (\w+): (\S+) .*", r"\2 is missing: acktr \1 \2; see acktr \1 --help"),
+)
+
+
+def _plain_message(box: str) -> str:
+    """The first paragraph in one of tyro's boxes, in words for users."""
+    message = " ".join(_message_lines(box)) or "bad command line"
+    for pattern, replacement in _REWORDED:
+        message = re.sub(pattern, replacement, message)
+    return message
+
+
+def _message_lines(box: str) -> Iterator[str]:
+    """Lines between the title and the first rule after them; boxes may be drawn in ASCII."""
+    started = False
+    for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()[1:]:
+        text = line.strip("│| ")
+        if text.strip("-─╰╯+ "):
+            started = True
+            yield text
+        elif started:
+            return
+
+
+def _within(value: int, flag: str, least: int, most: int) -> None:
+    if not least <= value <= most:
+        raise UsageError(f"{flag} must be in [{least}, {most}], got {value}")
+
+
+def _at_least(least: int, **values: int) -> None:
+    for name, value in values.items():
+        flag = name.replace("_", "-")
+        if value < least:
+            raise UsageError(f"--{flag} must be at least {least}, got {value}")
+        if value >= 1 << 63:
+            raise UsageError(f"--{flag} must be below 2**63, got {value!s:.30}")

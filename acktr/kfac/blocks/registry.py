@@ -1,0 +1,181 @@
+"""Which block every parameter of a module gets."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+from torch import nn
+
+from acktr.kfac.blocks.kronecker import KroneckerBlock
+from acktr.kfac.blocks.simple import Block, KnownBlock, PlainBlock
+from acktr.kfac.blocks.vectors import BiasRows, ExampleRows, Norm, NormRows, RowSource, VectorBlock
+from acktr.kfac.config import KFACConfig
+
+ROOT = "<module>"
+"""Name of the record of the whole module."""
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class UnsupportedParameterWarning(UserWarning):
+    """A parameter without a curvature block follows its plain gradient."""
+
+
+@dataclass(frozen=True)
+class _Owner:
+    path: str
+    layer: nn.Module
+    key: str
+
+
+def _kind(layer: nn.Module) -> tuple[object, ...] | None:
+    """What layers must agree in to share a block; None for a layer without one."""
+    if type(layer) not in _LAYERS:
+        return None
+    if isinstance(layer, nn.Embedding):
+        odd = layer.sparse or layer.scale_grad_by_freq or layer.max_norm is not None
+        return None if odd else (nn.Embedding, layer.padding_idx)
+    if isinstance(layer, _CONVS):
+        mode = (layer.stride, layer.padding, layer.dilation, layer.groups, layer.padding_mode)
+        return type(layer), *mode
+    return (type(layer),)
+
+
+class Registry:
+    """Builds the blocks of a module; every trainable parameter ends in exactly one.
+
+    Args:
+        module: The network.
+        named: Its trainable parameters.
+        known: Diagonal Fisher by name, for parameters outside of layers.
+        config: Settings.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        named: Mapping[str, nn.Parameter],
+        known: Mapping[str, float],
+        config: KFACConfig,
+    ) -> None:
+        self.module = module
+        self.named = named
+        self.known = known
+        self.config = config
+        self.names = {id(parameter): name for name, parameter in named.items()}
+        self.owners: dict[int, list[_Owner]] = {}
+        for path, layer in module.named_modules():
+            for key, parameter in layer._parameters.items():
+                if parameter is not None:
+                    self.owners.setdefault(id(parameter), []).append(_Owner(path, layer, key))
+        self.taken: set[str] = set()
+
+    def build(self) -> list[Block]:
+        """One block per layer, per known parameter, and for what is left.
+
+        Raises:
+            ValueError: ``known`` names a parameter that does not exist.
+        """
+        unknown = sorted(set(self.known) - set(self.named))
+        if unknown:
+            raise ValueError(f"known_fisher names no trainable parameter of the module: {unknown}")
+        blocks: list[Block] = []
+        self.taken.update(self.known)
+        for path, layer in self.module.named_modules():
+            for block in (self._kronecker(path, layer), self._norm(path, layer)):
+                if block is not None:
+                    blocks.append(block)
+                    self.taken.update(block.names)
+        for path, layer in self.module.named_modules():
+            vector = self._bias(path, layer)
+            if vector is not None:
+                blocks.append(vector)
+                self.taken.update(vector.names)
+        blocks.extend(KnownBlock(name, fisher) for name, fisher in self.known.items())
+        return [*blocks, *self._rest()]
+
+    def _free(self, layer: nn.Module, key: str) -> str | None:
+        """Name of a layer's parameter if it is trainable and in no block yet."""
+        parameter = layer._parameters.get(key)
+        name = None if parameter is None else self.names.get(id(parameter))
+        return None if name is None or name in self.taken else name
+
+    def _kronecker(self, path: str, layer: nn.Module) -> KroneckerBlock | None:
+        kind = _kind(layer)
+        weight = self._free(layer, "weight") if kind is not None else None
+        if weight is None:
+            return None
+        users = self.owners[id(layer._parameters["weight"])]
+        if any(_kind(user.layer) != kind or user.key != "weight" for user in users):
+            return None
+        bias = self._free(layer, "bias")
+        if bias is not None:
+            sharers = self.owners[id(layer._parameters["bias"])]
+            same = [user.path for user in users] == [user.path for user in sharers]
+            if not same or any(user.key != "bias" for user in sharers):
+                bias = None
+        return KroneckerBlock(path, layer, weight, bias, [user.path for user in users])
+
+    def _vector(
+        self, name: str, names: list[str], source: RowSource, paths: list[str], diagonal: bool
+    ) -> VectorBlock:
+        parameters = [self.named[n] for n in names]
+        size = sum(parameter.numel() for parameter in parameters)
+        diagonal = diagonal or size > self.config.dense_limit
+        return VectorBlock(name, names, parameters, source, paths, diagonal)
+
+    def _norm(self, path: str, layer: nn.Module) -> VectorBlock | None:
+        if type(layer) not in get_args(Norm):  # a subclass may do anything
+            return None
+        parts = [self._free(layer, key) for key in ("weight", "bias")]
+        names = [name for name in parts if name is not None]
+        if not names or any(len(self.owners[id(self.named[n])]) > 1 for n in names):
+            return None
+        source = NormRows(parts[0] is not None, parts[1] is not None)
+        return self._vector(path, names, source, [path], False)
+
+    def _bias(self, path: str, layer: nn.Module) -> VectorBlock | None:
+        """The bias of a layer whose weight is frozen, known, or shared with another bias."""
+        if type(layer) not in _LAYERS:
+            return None
+        name = self._free(layer, "bias")
+        if name is None:
+            return None
+        sharers = self.owners[id(self.named[name])]
+        if any(type(user.layer) not in _LAYERS or user.key != "bias" for user in sharers):
+            return None
+        return self._vector(name, [name], BiasRows(), [user.path for user in sharers], False)
+
+    def _rest(self) -> list[Block]:
+        left = [name for name in self.named if name not in self.taken]
+        if not left:
+            return []
+        if self.config.small_parameters != "gradient":
+            source = ExampleRows(self.module, left)
+            diagonal = self.config.small_parameters == "diagonal"
+            return [self._vector("small_parameters", left, source, [ROOT], diagonal)]
+        warnings.warn(
+            f"no curvature block for {', '.join(left)}: plain gradient steps",
+            UnsupportedParameterWarning,
+            stacklevel=_caller_level(),
+        )
+        return [PlainBlock(name) for name in left]
+
+
+def _caller_level() -> int:
+    """Stack level of the first caller outside of this package, for a warning of our caller."""
+    level = 1
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("acktr.kfac"):
+        frame = frame.f_back
+        level += 1
+    return level
+
+
+def located(module: nn.Module, paths: Sequence[str]) -> dict[str, nn.Module]:
+    """The layers at these paths, ROOT being the module itself."""
+    return {path: module if path == ROOT else module.get_submodule(path) for path in paths}

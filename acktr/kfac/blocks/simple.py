@@ -1,0 +1,46 @@
+"""The kinds of curvature blocks, and those without statistics."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from acktr.kfac.blocks.kronecker import KroneckerBlock
+from acktr.kfac.blocks.vectors import VectorBlock
+
+
+class PlainBlock:
+    """A parameter without curvature: its step direction is its gradient."""
+
+    def __init__(self, name: str) -> None:
+        self.names: tuple[str, ...] = (name,)
+
+    def precondition(
+        self, gradients: dict[str, Tensor], damping: float, factored: bool
+    ) -> dict[str, Tensor]:
+        """Return the gradient itself."""
+        return {name: gradients[name] for name in self.names if name in gradients}
+
+
+class KnownBlock:
+    """A parameter whose Fisher is known in closed form and diagonal, such as 2 I of a log-std."""
+
+    def __init__(self, name: str, fisher: float) -> None:
+        if not 0 <= fisher < math.inf:
+            raise ValueError(f"known_fisher of {name} must be finite and >= 0, got {fisher}")
+        self.names: tuple[str, ...] = (name,)
+        self.fisher = fisher
+
+    def precondition(
+        self, gradients: dict[str, Tensor], damping: float, factored: bool
+    ) -> dict[str, Tensor]:
+        """Return g / (F + lambda)."""
+        scale = self.fisher + damping
+        return {name: gradients[name] / scale for name in self.names if name in gradients}
+
+
+StatBlock = KroneckerBlock | VectorBlock
+"""A block that learns its curvature from batches."""
+Block = StatBlock | KnownBlock | PlainBlock
+"""A group of parameters with its own curvature."""

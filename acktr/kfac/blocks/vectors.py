@@ -1,0 +1,329 @@
+"""Blocks that hold the second moment of small gradient vectors as a full matrix or a diagonal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vjp, vmap
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from acktr.kfac.blocks.failures import COUNTS, FailureCount
+from acktr.kfac.config import KFACConfig
+from acktr.kfac.linalg import FactorError, Inverse, Parts, Request, all_finite
+from acktr.kfac.statistics.averages import (
+    Observation,
+    RunningAverage,
+    Use,
+    check_count,
+    check_list,
+    check_sizes,
+    check_tensor,
+)
+from acktr.kfac.statistics.factors import accumulation_type
+from acktr.kfac.statistics.inputs import elementary_attention
+
+Norm = nn.LayerNorm | nn.GroupNorm | nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+"""A normalisation with a scale and a shift."""
+
+
+class RowSource(Protocol):
+    """Where a block's per-sample gradients come from."""
+
+    def rows(self, use: Use, index: int) -> Tensor:
+        """Gradients (N, P) of scalar number ``index`` with respect to the block's parameters."""
+        ...
+
+
+def _normalized(use: Use, module: Norm) -> Tensor:
+    """The module's output before its scale and shift; batch statistics are of the full batch."""
+    inputs = use.args[0]
+    if isinstance(module, nn.LayerNorm):
+        return functional.layer_norm(inputs, module.normalized_shape, eps=module.eps)
+    if isinstance(module, nn.GroupNorm):
+        return functional.group_norm(inputs, module.num_groups, eps=module.eps)
+    if use.moments is None:
+        whole = functional.batch_norm(use.whole[0], None, None, training=True, eps=module.eps)
+        return whole[use.kept]
+    return functional.batch_norm(inputs, *use.moments, eps=module.eps)
+
+
+class NormRows:
+    """Per-sample gradients of a normalisation's scale and shift, (sum_t xhat g, sum_t g).
+
+    In a training forward pass of BatchNorm the samples share their statistics; the gradients taken
+    here are those with the statistics held fixed.
+    """
+
+    def __init__(self, weight: bool, bias: bool) -> None:
+        self.weight = weight
+        self.bias = bias
+
+    def rows(self, use: Use, index: int) -> Tensor:
+        """Gradients (N, C), (N, 2 C) with both scale and shift."""
+        module = use.module
+        assert isinstance(module, Norm)
+        gradient = use.gradients[index]
+        parts = []
+        if self.weight:
+            parts.append(self._sum(_normalized(use, module) * gradient, module))
+        if self.bias:
+            parts.append(self._sum(gradient, module))
+        return torch.cat(parts, dim=1)
+
+    def _sum(self, product: Tensor, module: Norm) -> Tensor:
+        if isinstance(module, nn.LayerNorm):
+            kept = len(module.normalized_shape)
+            product = product.reshape(len(product), -1, *product.shape[product.dim() - kept :])
+            return product.sum(1, dtype=accumulation_type(product)).flatten(1)
+        if product.dim() <= 2:
+            return product
+        return product.flatten(2).sum(2, dtype=accumulation_type(product))
+
+
+class BiasRows:
+    """Per-sample gradients of a layer's bias, sum_t g."""
+
+    def rows(self, use: Use, index: int) -> Tensor:
+        """Gradients (N, out)."""
+        gradient = use.gradients[index]
+        if isinstance(use.module, nn.Linear):
+            rows = gradient.reshape(len(gradient), -1, gradient.shape[-1])
+            return rows.sum(1, dtype=accumulation_type(rows))
+        return gradient.flatten(2).sum(2, dtype=accumulation_type(gradient))
+
+
+class ExampleRows:
+    """Per-sample gradients of any parameters, by vectorised backward passes of the whole module.
+
+    A module that torch cannot vectorise (nn.LSTM, nn.GRU and nn.RNN) is called for one sample after
+    the other.
+
+    The module must treat samples independently (no BatchNorm in training mode, no dropout). Input
+    tensors with the batch's leading dimension, also in lists and dicts, are taken sample by sample;
+    all others are shared.
+    """
+
+    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
+        self.module = module
+        self.names = tuple(names)
+
+    def rows(self, use: Use, index: int) -> Tensor:
+        """Gradients (N, P), in the order of the names.
+
+        Raises:
+            ValueError: The module, or its output, cannot be taken sample by sample.
+        """
+        if any(isinstance(m, _BatchNorm) and _of_batch(m) for m in self.module.modules()):
+            raise _apart("BatchNorm must be in eval mode")
+        tensors = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+        tensors = {name: tensor.detach() for name, tensor in tensors.items()}
+        chosen = {name: tensors.pop(name) for name in self.names}
+
+        whole, rebuilt = use.call.by_sample(use.size)
+
+        def one(cotangent: Tensor, *samples: Tensor) -> Tensor:
+            call = rebuilt(sample[None] for sample in samples)
+
+            def forward(values: dict[str, Tensor]) -> Tensor:
+                everything = {**tensors, **values}
+                output = functional_call(self.module, everything, call.args, dict(call.kwargs))
+                found: Tensor = output if use.part is None else output[use.part]
+                return found
+
+            output, pull = vjp(forward, chosen)[:2]
+            if output.shape != cotangent[None].shape:
+                raise _apart("inputs and outputs must have the samples as leading dimension")
+            (found,) = pull(cotangent[None].to(output.dtype))
+            return torch.cat([found[name].flatten() for name in self.names])
+
+        rows = use.gradients[index], *(tensor[use.kept] for tensor in whole)
+        with elementary_attention():
+            try:
+                return vmap(one)(*rows)
+            except RuntimeError as error:
+                if "randomness" in str(error):
+                    raise _apart("dropout must be in eval mode") from error
+            return torch.stack([one(*row) for row in zip(*rows, strict=True)])  # as nn.LSTM needs
+
+
+def _of_batch(module: _BatchNorm) -> bool:
+    return module.training or module.running_mean is None
+
+
+def _apart(what: str) -> ValueError:
+    return ValueError(
+        f"small_parameters needs a module that takes every sample by itself: {what}"
+        ' (or small_parameters="gradient")'
+    )
+
+
+class VectorBlock:
+    """Parameters whose curvature is the second moment of their per-sample gradient.
+
+    Exact for any number of uses and positions, as the gradient is summed over them first. The full
+    matrix inverts as U = Q [(Q^T g) / (s + lambda)], the diagonal as g / (d + lambda).
+
+    Args:
+        name: Name for messages and states.
+        names: The parameters, in the order of a row.
+        parameters: Their tensors.
+        source: Where rows come from.
+        paths: Records that the rows are made of; each use is a row, uses of one sample are summed.
+        diagonal: Keep the diagonal only.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        names: Sequence[str],
+        parameters: Sequence[Tensor],
+        source: RowSource,
+        paths: Sequence[str],
+        diagonal: bool,
+    ) -> None:
+        self.name = name
+        self.names = tuple(names)
+        self.paths = tuple(paths)
+        self.diagonal = diagonal
+        self._shapes = [parameter.shape for parameter in parameters]
+        self._size = sum(shape.numel() for shape in self._shapes)
+        self._source = source
+        self.dtype = accumulation_type(parameters[0])
+        self.moment = RunningAverage()
+        self.basis: Parts | None = None
+        self.references: list[Tensor | None] = [None]
+        self.counts = FailureCount(name, parameters[0].device)
+
+    @property
+    def total_failures(self) -> int:
+        """Failed refreshes so far."""
+        return self.counts.total_failures
+
+    @property
+    def factor_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shape of the matrix, or diagonal, that a refresh decomposes."""
+        return ((self._size,) if self.diagonal else (self._size, self._size),)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the statistics are."""
+        return self.counts.rejected.device
+
+    def method(self, config: KFACConfig) -> Inverse:
+        """Always by eigenvalues: the matrix is small."""
+        return "eigen"
+
+    @torch.no_grad()
+    def observe(self, seen: Observation, config: KFACConfig) -> None:
+        """Join a part of a batch to the statistics; all uses must have one batch size."""
+        check_sizes(seen.uses, self.name)
+        total: Tensor | None = None
+        for index, weight in enumerate(seen.weights):
+            rows = torch.stack([self._source.rows(use, index) for use in seen.uses]).sum(0)
+            rows = rows.to(self.dtype)
+            part = rows.square().sum(0) if self.diagonal else rows.mT @ rows
+            total = part * weight if total is None else total + part * weight
+        if total is not None:
+            self.moment.add(total * seen.factor, seen.count)
+
+    def pass_over(self, count: float) -> None:
+        """Count a part of a batch in which the parameters were not used."""
+        self.moment.pass_over(count)
+
+    def drop(self) -> None:
+        """Forget the parts of an unfinished batch."""
+        self.moment.drop()
+
+    @torch.no_grad()
+    def fold(self, decay: float) -> None:
+        """Take the joined batch into the running average."""
+        new = self.moment.take()
+        if new is not None:
+            valid = all_finite(new)
+            self.counts.judge(valid)
+            self.moment.update(new, decay, valid)
+
+    @torch.no_grad()
+    def requests(self, config: KFACConfig, damping: float) -> list[Request]:
+        """The matrix, or diagonal, to decompose.
+
+        Raises:
+            FactorError: After ``max_failures`` batches of NaN or Inf in a row.
+        """
+        if self.moment.value is None:
+            return []
+        self.counts.check_rejected(config.max_failures)
+        return [(self.moment.mean(), "eigen")]
+
+    @torch.no_grad()
+    def install(self, results: Sequence[Parts | FactorError | None], config: KFACConfig) -> None:
+        """Take a new decomposition; raises FactorError after ``max_failures`` in a row."""
+        if results and self.counts.settle(results, config.max_failures):
+            (result,) = results
+            if isinstance(result, tuple):
+                self.basis = result
+
+    def precondition(
+        self, gradients: dict[str, Tensor], damping: float, factored: bool
+    ) -> dict[str, Tensor]:
+        """(F + lambda)^-1 g, or the gradient before any refresh; nothing is factored here."""
+        present = {name: gradients[name] for name in self.names if name in gradients}
+        if self.basis is None or len(present) < len(self.names):
+            return present
+        flat = torch.cat([present[name].flatten() for name in self.names])
+        step = self._solve(flat.to(self.dtype), damping).to(flat.dtype)
+        parts = torch.split(step, [shape.numel() for shape in self._shapes])
+        return {
+            name: part.reshape(shape)
+            for name, part, shape in zip(self.names, parts, self._shapes, strict=True)
+        }
+
+    def _solve(self, flat: Tensor, damping: float) -> Tensor:
+        assert self.basis is not None
+        if self.diagonal:
+            return flat / (self.basis[0] + damping)
+        values, vectors = self.basis
+        return vectors @ ((vectors.mT @ flat) / (values + damping))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Second moment, the possibly stale decomposition, and failure counts."""
+        value, weight = self.moment.tensors()
+        return {
+            "moment": value,
+            "moment_weight": weight,
+            "reference": self.references[0],
+            "basis": None if self.basis is None else list(self.basis),
+            **self.counts.state_dict(),
+        }
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Raise ValueError when a state does not fit the parameters."""
+        where = f"K-FAC block {self.name!r}"
+        (full,) = self.factor_shapes
+        shapes = {"moment": full, "moment_weight": (), "reference": full}
+        keys = {*shapes, "basis", *COUNTS}
+        if not isinstance(state, dict) or set(state) != keys:
+            raise ValueError(f"{where}: its state must have the entries {sorted(keys)}")
+        for key, shape in shapes.items():
+            if state[key] is not None:
+                check_tensor(state[key], shape, self.dtype, f"{where}: {key}")
+        if (state["moment"] is None) != (state["moment_weight"] is None):
+            raise ValueError(f"{where}: some of the statistics are missing")
+        sizes = [full] if self.diagonal else [(self._size,), full]
+        check_list(state["basis"], sizes, self.dtype, f"{where}: basis")
+        for key in COUNTS:
+            check_count(state[key], f"{where}: {key}")
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore; raises ValueError, and changes nothing, when the state does not fit."""
+        self.check_state(state)
+        device = self.device
+        self.moment.load(state["moment"], state["moment_weight"], device)
+        reference, basis = state["reference"], state["basis"]
+        self.references = [None if reference is None else reference.to(device)]
+        self.basis = None if basis is None else tuple(part.to(device) for part in basis)
+        self.counts.load_state_dict(state)

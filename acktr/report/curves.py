@@ -1,0 +1,244 @@
+"""Episodes and learning curves of runs, and published curves."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from acktr.files import reason
+from acktr.runs.tables import Content, read_table
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+WINDOW = 100
+"""Episodes over which returns are averaged."""
+GRID_POINTS = 1000
+"""Points of ``grid``."""
+MOVING_MEAN = "moving_mean.csv"
+"""File of a thinned copy of a run with its learning curve on the grid."""
+
+_MOVING_COLUMNS = ("step", "episodes", "return")
+_DECIMALS = 4
+_PUBLISHED = Path(__file__).with_name("published") / "acktr_paper.csv"
+_SOURCES = {
+    "paper": ("Wu et al. 2017", "NoFrameskip-v3", "-v1"),
+    "baselines": ("OpenAI Baselines", "NoFrameskip-v4", "-v2"),
+}
+_ATARI = frozenset(
+    {"BeamRider", "Breakout", "Enduro", "Pong", "Qbert", "Seaquest", "SpaceInvaders"}
+)
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """The episodes of a run, in the order they ended; all arrays have shape (episodes,)."""
+
+    steps: Ints
+    """Environment steps of the run at the end of the update in which the episode ended."""
+    returns: Floats
+    """Sums of rewards."""
+    lengths: Ints
+    """Steps of the episodes."""
+    seconds: Floats
+    """Wall-clock seconds since the run began."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A learning curve; all arrays have shape (points,)."""
+
+    steps: Ints
+    """Environment steps, increasing."""
+    episodes: Ints
+    """Episodes over which the return is the mean, at most the window."""
+    returns: Floats
+    """Mean return of the last episodes until then."""
+
+
+@dataclass(frozen=True)
+class PublishedCurve:
+    """A learning curve that somebody published."""
+
+    env: str
+    """Name of the environment without version, for example HalfCheetah."""
+    algo: str
+    """acktr, a2c or trpo."""
+    source: str
+    """Who published it."""
+    measured_on: str
+    """Environment it was measured on."""
+    label: str
+    """Algorithm, source and the version of the environment it was measured on."""
+    steps: Ints
+    """Environment steps, shape (points,)."""
+    returns: Floats
+    """Mean returns, shape (points,)."""
+
+
+def load_monitor(run: Path) -> Monitor:
+    """Read the episodes of a run from its monitor.csv (Baselines' format).
+
+    Without a ``step`` column the lengths are summed up instead. Of a thinned copy only the last
+    episodes are there; ``curve`` reads the rest.
+
+    Raises:
+        ValueError: if the file is missing, damaged or without episodes; one line that names it.
+    """
+    monitor = read_monitor(run)
+    if not len(monitor.steps):
+        raise ValueError(f"{run / 'monitor.csv'}: no episode has ended yet")
+    return monitor
+
+
+def read_monitor(run: Path) -> Monitor:
+    """As ``load_monitor``, but there may be no episodes yet."""
+    path = run / "monitor.csv"
+    content = _read(path, {"r", "l", "t"}, "r, l and t")
+    try:
+        returns = np.array([float(row["r"]) for row in content.rows])
+        lengths = np.array([int(row["l"]) for row in content.rows], dtype=np.int64)
+        seconds = np.array([float(row["t"]) for row in content.rows])
+        steps = np.cumsum(lengths)
+        if "step" in content.columns:
+            steps = np.array([int(row["step"]) for row in content.rows], dtype=np.int64)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    if not (np.isfinite(returns).all() and np.isfinite(seconds).all()):
+        raise ValueError(f"{path}: r and t must be finite")
+    if (np.diff(steps, prepend=0) < 0).any():
+        raise ValueError(f"{path}: step must not decrease")
+    return Monitor(steps, returns, lengths, seconds)
+
+
+def curve(run: Path, monitor: Monitor | None = None) -> Curve:
+    """The learning curve of a run: of a thinned copy the stored one, else from its episodes.
+
+    Args:
+        run: Run folder.
+        monitor: Its episodes, if they have been read already.
+
+    Raises:
+        ValueError: as ``load_monitor``.
+    """
+    if (run / MOVING_MEAN).exists():
+        return _load_moving_mean(run / MOVING_MEAN)
+    return moving_mean(load_monitor(run) if monitor is None else monitor)
+
+
+def moving_mean(monitor: Monitor, window: int = WINDOW) -> Curve:
+    """Mean return of the last ``window`` episodes, of all of them while there are fewer.
+
+    Its steps are those at which at least one episode ended.
+    """
+    sums = np.concatenate([[0.0], np.cumsum(monitor.returns)])
+    ends = np.arange(1, len(sums))
+    starts = np.maximum(ends - window, 0)
+    means = (sums[ends] - sums[starts]) / (ends - starts)
+    last = np.append(np.diff(monitor.steps) > 0, True)
+    return Curve(monitor.steps[last], (ends - starts)[last], means[last])
+
+
+def grid(total_steps: int, points: int = GRID_POINTS) -> Ints:
+    """Equidistant steps at which the curves of runs of equal length are compared.
+
+    Args:
+        total_steps: The last of them.
+        points: How many there are at most.
+    """
+    points = min(total_steps, points)
+    return np.array([-(-total_steps * k // points) for k in range(1, points + 1)], dtype=np.int64)
+
+
+def on_grid(found: Curve, steps: Ints) -> Curve:
+    """A curve at given steps: what its latest point was then, rounded to 1e-4.
+
+    Steps before the first point are left out. A curve that is on the grid already stays as it is.
+    """
+    kept = steps[steps >= found.steps[0]]
+    at = np.searchsorted(found.steps, kept, side="right") - 1
+    return Curve(kept, found.episodes[at], found.returns[at].round(_DECIMALS))
+
+
+def moving_mean_csv(found: Curve) -> bytes:
+    """The content of MOVING_MEAN: a curve with all its digits."""
+    text = io.StringIO()
+    text.write("#" + json.dumps({"return": f"mean of the last {WINDOW} episodes"}) + "\n")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_MOVING_COLUMNS)
+    for step, episodes, value in zip(found.steps, found.episodes, found.returns, strict=True):
+        writer.writerow([int(step), int(episodes), repr(float(value))])
+    return text.getvalue().encode()
+
+
+def _load_moving_mean(path: Path) -> Curve:
+    content = _read(path, set(_MOVING_COLUMNS), ", ".join(_MOVING_COLUMNS))
+    try:
+        steps, episodes = (
+            np.array([int(row[name]) for row in content.rows], dtype=np.int64)
+            for name in ("step", "episodes")
+        )
+        returns = np.array([float(row["return"]) for row in content.rows])
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    if not len(steps) or not np.isfinite(returns).all() or (np.diff(steps, prepend=0) <= 0).any():
+        raise ValueError(f"{path}: needs points, finite returns and increasing steps")
+    return Curve(steps, episodes, returns)
+
+
+def _read(path: Path, columns: set[str], names: str) -> Content:
+    try:
+        content = read_table(path)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot read: {reason(error)}") from error
+    if not columns <= set(content.columns):
+        raise ValueError(f"{path}: columns {names} are needed")
+    return content
+
+
+def environment_name(env_id: str) -> str:
+    """Name of an environment without namespace, frame skip and version: Pong, HalfCheetah."""
+    name = env_id.rpartition("/")[2]
+    return re.sub(r"((NoFrameskip|Deterministic)?-v\d+)$", "", name)
+
+
+def published_curves(env_id: str, algos: Sequence[str] = ("acktr",)) -> list[PublishedCurve]:
+    """Published curves of an environment, on whichever version of it they were measured.
+
+    Args:
+        env_id: For example HalfCheetah-v5 or PongNoFrameskip-v4.
+        algos: Of acktr, a2c and trpo.
+    """
+    env = environment_name(env_id)
+    rows = []
+    lines = (line for line in _PUBLISHED.read_text("utf-8").splitlines() if line[:1] != "#")
+    for row in csv.DictReader(lines):
+        if row["env"] == env and row["algo"] in algos:
+            rows.append(row)
+    found = []
+    for (algo, source), points in groupby(rows, key=lambda row: (row["algo"], row["source"])):
+        of_curve = list(points)
+        name, atari, mujoco = _SOURCES[source]
+        measured_on = env + (atari if env in _ATARI else mujoco)
+        older = "" if measured_on == env_id else ", older version"
+        found.append(
+            PublishedCurve(
+                env=env,
+                algo=algo,
+                source=name,
+                measured_on=measured_on,
+                label=f"{algo.upper()}, {name} ({measured_on}{older})",
+                steps=np.array([int(row["step"]) for row in of_curve], dtype=np.int64),
+                returns=np.array([float(row["return"]) for row in of_curve]),
+            )
+        )
+    return found

@@ -1,0 +1,305 @@
+"""From run folders to a report: Markdown, CSV files and figures."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from acktr.files import reason, write_atomic
+from acktr.report import tables
+from acktr.report.curves import GRID_POINTS, WINDOW
+from acktr.report.references import Reference
+from acktr.report.results import Result, find_runs, read_results
+from acktr.report.scores import curves_figure, profiles_figure
+from acktr.report.study import LEAST_EPISODES, METRICS, AggregateRow, StepsRow, Study
+from acktr.report.tables import cell
+
+_TITLE = "# Comparison of runs\n"
+_PAGE = "report.md"
+_NAMES = (
+    *("runs.csv", "environments.csv", "aggregate.csv", "steps.csv"),
+    *("curves.png", "curves.svg", "profiles.png", "profiles.svg"),
+)
+_DEFAULT_BASELINE = "acktr"
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """What to put into a report."""
+
+    references: Mapping[str, Reference]
+    """By environment id or name."""
+    metric: str = "last100"
+    """Return of the figure and of the first aggregate table: last100 or eval."""
+    labels: tuple[str, ...] = ()
+    """Labels to compare, in this order; all, sorted, if empty."""
+    baseline: str | None = None
+    """Label that others are compared with; acktr if there is one, else the first."""
+    resamples: int = 2000
+    """Bootstrap resamples."""
+    published: bool = True
+    """Whether published curves are drawn."""
+
+
+def write_report(
+    paths: Sequence[Path],
+    out: Path,
+    settings: ReportSettings,
+    command: Sequence[str],
+    note: Callable[[int, int], None] = lambda count, total: None,
+) -> str:
+    """Compare finished runs and write report.md, CSV files and figures.
+
+    The same runs, settings and command give the same bytes. Nothing is written before everything
+    is computed, and report.md last.
+
+    Args:
+        paths: Run folders, or folders with run folders below them.
+        out: Folder of the report; made if missing. An older report in it is replaced.
+        settings: What to put in.
+        command: Command line, for report.md.
+        note: Called with the number of runs read so far and of all.
+
+    Returns:
+        What was done, one line.
+
+    Raises:
+        RunError: if there are no runs, or a config.json is damaged.
+        ValueError: if a file is damaged, runs cannot be compared, a label is unknown, or the
+            folder holds something else or cannot be written; one line.
+    """
+    _refuse_other(out)
+    folders = find_runs(paths)
+    results = read_results(folders, lambda count: note(count, len(folders)))
+    if settings.labels:
+        _known(settings.labels, results)
+        results = [result for result in results if result.label in settings.labels]
+    study = make_study(results, settings)
+    files = report_files(study, results, settings, command)
+    _write(out, files)
+    unfinished = len(results) - len(study.results)
+    left = f", {unfinished} unfinished left out" if unfinished else ""
+    return f"{out / _PAGE}: {len(study.results)} runs{left}"
+
+
+def make_study(results: Sequence[Result], settings: ReportSettings) -> Study:
+    """Choose the finished runs.
+
+    Raises:
+        ValueError: as ``write_report``.
+    """
+    finished = [result for result in results if result.finished]
+    if not finished:
+        raise ValueError(f"none of the {len(results)} runs has finished")
+    if settings.labels:
+        _known(settings.labels, finished)
+    labels = settings.labels or tuple(sorted({result.label for result in finished}))
+    if settings.baseline is not None and settings.baseline not in labels:
+        raise ValueError(f"the baseline {settings.baseline!r} is not in {', '.join(labels)}")
+    default = _DEFAULT_BASELINE if _DEFAULT_BASELINE in labels else labels[0]
+    lengths: dict[str, Result] = {}
+    for result in finished:
+        other = lengths.setdefault(result.env, result)
+        if other.total_steps != result.total_steps:
+            raise ValueError(
+                f"runs of different length: {other.name} has {other.total_steps:,} steps and "
+                f"{result.name} {result.total_steps:,}; report them apart, for example by --labels"
+            )
+    return Study(
+        tuple(finished),
+        labels,
+        settings.baseline or default,
+        settings.references,
+        settings.resamples,
+    )
+
+
+def report_files(
+    study: Study, results: Sequence[Result], settings: ReportSettings, command: Sequence[str]
+) -> dict[str, bytes]:
+    """The files of a report by name; the figure of scores only if there are scores."""
+    environments = study.environment_rows()
+    aggregates = study.aggregate_rows()
+    improvements = study.improvement_rows()
+    steps = study.steps_rows()
+    metrics = sorted(METRICS, key=lambda metric: metric != settings.metric)
+    sections = [
+        _TITLE,
+        f"    {_line(shlex.join(command))}\n",
+        *_about(study, results),
+        "## Final returns\n",
+        _returns_text(study),
+        tables.environments_table(study, environments),
+        "![Learning curves](curves.png)\n",
+        _curves_text(settings.published),
+        *_aggregates(study, aggregates, metrics),
+        *_improvements(study, improvements, metrics),
+        *_steps(study, steps),
+        "## Versions\n",
+        tables.versions_table(study.results),
+    ]
+    files = {
+        "runs.csv": tables.runs_csv(results),
+        "environments.csv": tables.environments_csv(environments),
+        "aggregate.csv": tables.aggregates_csv([*aggregates, *improvements]),
+        "steps.csv": tables.steps_csv(steps),
+    }
+    figures = {"curves": curves_figure(study, settings.published)}
+    if study.scored:
+        figures["profiles"] = profiles_figure(study, settings.metric)
+    files |= {f"{name}.{kind}": of[kind] for name, of in figures.items() for kind in of}
+    return files | {_PAGE: "\n".join(sections).encode()}
+
+
+def _about(study: Study, results: Sequence[Result]) -> Iterator[str]:
+    seeds = sorted({result.seed for result in study.results})
+    minutes = sum(result.minutes or 0 for result in study.results)
+    yield (
+        f"Finished runs: {len(study.results)}. Environments: {len(study.envs)}. "
+        f"Algorithms: {', '.join(map(cell, study.labels))}. "
+        f"Seeds: {_ranges(seeds)}. Wall-clock in all: {minutes / 60:.1f} hours. "
+        "A row per run is in runs.csv.\n"
+    )
+    unfinished = [cell(result.name) for result in results if not result.finished]
+    if unfinished:
+        yield f"Unfinished and left out everywhere: {', '.join(unfinished)}.\n"
+    missing = [
+        cell(f"{env}/{label}")
+        for env in study.envs
+        for label in study.labels
+        if not study.of(env, label)
+    ]
+    if missing:
+        yield f"Without a finished run: {', '.join(missing)}.\n"
+
+
+def _returns_text(study: Study) -> str:
+    return (
+        f"Of each run the mean of its last {WINDOW} training episodes (exploration included) and "
+        "of its evaluation at the end; over runs their mean and interquartile mean (IQM, of fewer "
+        "than four runs the mean). In brackets: 95 % bootstrap percentile intervals over runs "
+        f"({study.resamples} resamples), here and below stratified by environment. With five runs "
+        "such intervals are too narrow, holding the truth in about 83 of 100 cases.\n"
+    )
+
+
+def _curves_text(published: bool) -> str:
+    grey = "; grey: published curves, measured on older versions" if published else ""
+    return (
+        f"Mean over runs of the mean of the last {WINDOW} training episodes, with pointwise 95 % "
+        f"intervals{grey}.\n"
+    )
+
+
+def _aggregates(
+    study: Study, rows: Sequence[AggregateRow], metrics: Sequence[str]
+) -> Iterator[str]:
+    yield "## Aggregate scores\n"
+    unscored = [env for env in study.common if env not in study.scored]
+    if not study.scored:
+        yield "None: no environment has both runs of every algorithm and reference returns.\n"
+        return
+    used = _used(study, study.scored, "runs of every algorithm and reference returns")
+    yield (
+        f"Scores are 0 at the lower and 1 at the upper reference. {used} "
+        "Of the optimality gap less is better.\n"
+    )
+    if unscored:
+        yield f"Without reference returns, raw returns only: {', '.join(map(cell, unscored))}.\n"
+    for metric in metrics:
+        yield f"{_capital(METRICS[metric])}:\n"
+        yield tables.aggregates_table(study, rows, metric)
+    yield tables.references_table(study)
+    yield f"![Performance profiles](profiles.png)\n\nOf the {METRICS[metrics[0]]}.\n"
+
+
+def _improvements(
+    study: Study, rows: Sequence[AggregateRow], metrics: Sequence[str]
+) -> Iterator[str]:
+    yield "## Probability of improvement\n"
+    if not rows:
+        yield "None: there are no two algorithms with runs on a common environment.\n"
+        return
+    yield (
+        "Probability that a run of X returns more than a run of Y, averaged over environments. "
+        f"{_used(study, study.common, 'runs of every algorithm')}\n"
+    )
+    yield tables.improvement_table(rows, metrics)
+
+
+def _steps(study: Study, rows: Sequence[StepsRow]) -> Iterator[str]:
+    yield "## Steps to a threshold\n"
+    if not rows:
+        yield "None: no environment has a threshold.\n"
+        return
+    yield (
+        f"First step at which the mean of the last {WINDOW} training episodes (of at least "
+        f"{LEAST_EPISODES}) reaches the threshold, seen at {GRID_POINTS} equidistant steps of the "
+        "run: median over runs, never being infinite; in parentheses how many runs reached it; "
+        f"x: ratio to {cell(study.baseline)}, where both have a median.\n"
+    )
+    yield tables.steps_table(study, rows)
+
+
+def _used(study: Study, envs: Sequence[str], needed: str) -> str:
+    """Which environments went into an aggregate."""
+    if envs == study.envs:
+        return f"All {len(envs)} environments count."
+    used = ", ".join(map(cell, envs))
+    return f"Only {len(envs)} of {len(study.envs)} environments have {needed} and count: {used}."
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """1 to 3, 7."""
+    parts: list[list[int]] = []
+    for value in numbers:
+        if parts and value == parts[-1][-1] + 1:
+            parts[-1].append(value)
+        else:
+            parts.append([value])
+    return ", ".join(f"{p[0]} to {p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _line(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def _known(labels: Sequence[str], results: Sequence[Result]) -> None:
+    there = sorted({result.label for result in results})
+    for label in labels:
+        if label not in there:
+            raise ValueError(f"no run of label {label!r}; there are {', '.join(there) or 'none'}")
+
+
+def _refuse_other(out: Path) -> None:
+    """Replace an older report, but nobody's files."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise ValueError(f"{out}: is not a folder")
+    there = [name for name in (_PAGE, *_NAMES) if (out / name).exists()]
+    try:
+        page = (out / _PAGE).read_bytes()[: len(_TITLE)] if _PAGE in there else b""
+    except OSError as error:
+        raise ValueError(f"{out / _PAGE}: cannot read: {reason(error)}") from error
+    if there and page != _TITLE.encode():
+        raise ValueError(f"{out / there[0]}: would be replaced by the report; choose another --out")
+
+
+def _write(out: Path, files: Mapping[str, bytes]) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name in _NAMES:
+            if name in files:
+                write_atomic(out / name, files[name])
+            else:
+                (out / name).unlink(missing_ok=True)
+        write_atomic(out / _PAGE, files[_PAGE])
+    except OSError as error:
+        raise ValueError(f"{out}: cannot write: {reason(error)}") from error

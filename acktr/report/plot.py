@@ -1,0 +1,176 @@
+"""Learning curves of runs, beside published ones."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from acktr.files import reason, write_atomic
+from acktr.report.curves import WINDOW, PublishedCurve, curve, environment_name
+from acktr.report.figures import COLOURS, DASHES, GREY, panels, picture, plain, step_axis
+from acktr.runs.logger import RunFolder
+
+Floats = NDArray[np.float64]
+
+_CSV_HEADER = ("env", "algo", "kind", "name", "step", "return")
+_GRID = 300
+_MAX_POINTS = 2000
+
+
+@dataclass(frozen=True)
+class _Line:
+    """What is drawn: one line of one panel."""
+
+    env: str
+    algo: str
+    kind: str
+    name: str
+    steps: Floats
+    returns: Floats
+
+
+def plot_runs(
+    runs: Sequence[Path],
+    out: Path,
+    *,
+    published: Sequence[PublishedCurve] = (),
+    title: str | None = None,
+) -> Path:
+    """Draw the learning curves of runs: a panel per environment, a colour per algorithm.
+
+    Every run is a thin line; the mean over runs of an algorithm, where all of them have data, is
+    bold. Published curves are dashed grey, in the panel of their environment.
+
+    Args:
+        runs: Run folders.
+        out: Picture, .png or .svg. The plotted numbers go into a .csv of the same name.
+        published: Curves to compare with.
+        title: Title of the figure.
+
+    Returns:
+        The .csv file.
+
+    Raises:
+        ValueError: on an unknown suffix, no runs, a run without episodes, or if a file cannot be
+            written or the .csv would replace something else; one line.
+        RunError: if a folder is not a run's.
+    """
+    numbers = out.with_suffix(".csv")
+    if out.suffix not in (".png", ".svg"):
+        raise ValueError(f"{out}: the name of a plot must end in .png or .svg")
+    if not runs:
+        raise ValueError("no runs to plot")
+    lines = [*_run_lines(runs)]
+    envs = sorted({line.env for line in lines})
+    lines += [
+        _Line(env, ref.algo, "published", ref.label, ref.steps.astype(np.float64), ref.returns)
+        for env in envs
+        for ref in published
+        if ref.env == environment_name(env)
+    ]
+    _refuse_other_csv(numbers)
+    picture = _draw(lines, envs, out.suffix[1:], title)
+    try:
+        write_atomic(numbers, _as_csv(lines))
+        write_atomic(out, picture)
+    except OSError as error:
+        raise ValueError(f"{out}: cannot write: {reason(error)}") from error
+    return numbers
+
+
+def _run_lines(runs: Sequence[Path]) -> Iterator[_Line]:
+    """The line of every run, then the mean of every group of runs."""
+    groups: dict[tuple[str, str], list[tuple[Floats, Floats]]] = {}
+    for run in runs:
+        folder = RunFolder.open(run)
+        config = folder.read_config()
+        env, algo = folder.name_in(config, "env"), folder.name_in(config, "algo")
+        found = curve(run)
+        points = (found.steps.astype(np.float64), found.returns)
+        groups.setdefault((env, algo), []).append(points)
+        yield _Line(env, algo, "run", f"seed {config.get('seed', '?')!s:.20}", *_thin(*points))
+    for (env, algo), curves in groups.items():
+        count = "1 run" if len(curves) == 1 else f"mean of {len(curves)} runs"
+        yield _Line(env, algo, "mean", f"{algo}, {count}", *_mean_curve(curves))
+
+
+def _thin(steps: Floats, returns: Floats) -> tuple[Floats, Floats]:
+    """Evenly chosen points, first and last included, so that pictures stay small."""
+    if len(steps) <= _MAX_POINTS:
+        return steps, returns
+    chosen = np.linspace(0, len(steps) - 1, _MAX_POINTS).round().astype(np.int64)
+    return steps[chosen], returns[chosen]
+
+
+def _mean_curve(curves: Sequence[tuple[Floats, Floats]]) -> tuple[Floats, Floats]:
+    """Mean of curves, linearly interpolated on a grid over the range that all of them cover."""
+    if len(curves) == 1:
+        return _thin(*curves[0])
+    start = max(steps[0] for steps, _ in curves)
+    end = min(steps[-1] for steps, _ in curves)
+    if end < start:
+        return np.empty(0), np.empty(0)
+    grid = np.linspace(start, end, _GRID) if end > start else np.array([start])
+    return grid, np.mean([np.interp(grid, steps, returns) for steps, returns in curves], axis=0)
+
+
+def _refuse_other_csv(path: Path) -> None:
+    """Replace earlier plotted numbers, but never a run's own or anybody's file."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        if file.read(200).split(b"\n")[0] != ",".join(_CSV_HEADER).encode():
+            raise ValueError(
+                f"{path}: would be replaced by the plotted numbers; choose another name"
+            )
+
+
+def _as_csv(lines: Sequence[_Line]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_CSV_HEADER)
+    for line in lines:
+        for step, value in zip(line.steps, line.returns, strict=True):
+            writer.writerow(
+                [line.env, line.algo, line.kind, line.name, f"{step:.10g}", f"{value:.8g}"]
+            )
+    return text.getvalue().encode()
+
+
+def _draw(lines: Sequence[_Line], envs: Sequence[str], kind: str, title: str | None) -> bytes:
+    figure, axes, first_column = panels(len(envs), columns=3)
+    algos = sorted({line.algo for line in lines if line.kind != "published"})
+    colours = {algo: COLOURS[i % len(COLOURS)] for i, algo in enumerate(algos)}
+    for axis, env in zip(axes, envs, strict=True):
+        _draw_panel(axis, [line for line in lines if line.env == env], env, colours)
+    for axis in first_column:
+        axis.set_ylabel(f"return (mean of the last {WINDOW} episodes)")
+    if title is not None:
+        figure.suptitle(plain(title), fontweight="bold")
+    return picture(figure, kind)
+
+
+def _draw_panel(axis: Axes, lines: Sequence[_Line], env: str, colours: Mapping[str, str]) -> None:
+    references = 0
+    for line in lines:
+        x, y = line.steps, line.returns
+        if line.kind == "published":
+            dash = DASHES[references % len(DASHES)]
+            references += 1
+            axis.plot(x, y, color=GREY, linewidth=1.3, linestyle=dash, label=plain(line.name))
+        elif line.kind == "run":
+            axis.plot(x, y, color=colours[line.algo], linewidth=0.8, alpha=0.4)
+        else:
+            marker = "o" if len(x) == 1 else None
+            colour = colours[line.algo]
+            axis.plot(x, y, color=colour, linewidth=2.2, marker=marker, label=plain(line.name))
+    step_axis(axis, env)
+    # Below the panel the legend covers no curve.
+    axis.legend(fontsize="small", frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.15))

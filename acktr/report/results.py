@@ -1,0 +1,225 @@
+"""What finished and unfinished runs have come to, read from their folders."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from acktr.files import is_label, read_object, reason, safe_name
+from acktr.report.curves import WINDOW, Curve, curve, grid, on_grid, read_monitor
+from acktr.runs.logger import RunError, RunFolder
+from acktr.runs.tables import read_table
+
+_SEED = re.compile(r"seed\d{1,20}")
+_MOST_STEPS = 10**15
+
+
+@dataclass(frozen=True)
+class Final:
+    """The evaluation at the end of a run."""
+
+    steps: int
+    """Environment steps of training."""
+    mean: float
+    """Mean return."""
+    std: float
+    """Standard deviation over episodes."""
+    episodes: int
+    """How many."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run."""
+
+    folder: Path
+    """Where it lies."""
+    env: str
+    """Environment id."""
+    label: str
+    """What the run stands for: its algorithm or a variant of it."""
+    algo: str
+    """Algorithm."""
+    seed: int
+    """Seed."""
+    total_steps: int
+    """Environment steps it was to make."""
+    steps: int
+    """Environment steps it made, as far as its files say."""
+    final: Final | None
+    """Evaluation at the end; None in an unfinished run."""
+    last100: float | None
+    """Mean return of the last 100 training episodes; None before the first."""
+    minutes: float | None
+    """Wall-clock minutes of training until the last episode's end."""
+    curve: Curve | None
+    """Learning curve on the grid of ``total_steps``; None before the first episode."""
+    versions: Mapping[str, str]
+    """What it was made with; git_commit is the commit."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether it made all its steps, was evaluated, and ended an episode."""
+        return self.final is not None and self.last100 is not None
+
+    @property
+    def name(self) -> str:
+        """ENV/LABEL/seedN."""
+        return f"{self.env}/{self.label}/seed{self.seed}"
+
+
+def find_runs(paths: Iterable[Path]) -> list[Path]:
+    """Run folders among the paths and anywhere below them, each once, sorted by path.
+
+    A run folder holds config.json and monitor.csv, or config.json only if it is called seedN (a
+    run that has just begun). Symbolic links are not followed, and folders below the paths whose
+    names start with a dot left out: they are being written, or were left behind.
+
+    Raises:
+        RunError: if a path does not exist, has no run in it, or holds a folder that cannot be
+            read.
+    """
+    found: dict[Path, Path] = {}
+    for path in paths:
+        if not path.is_dir():
+            raise RunError(f"{path}: no such folder")
+        runs = list(_below(path))
+        if not runs:
+            raise RunError(f"{path}: no run in it (config.json beside monitor.csv)")
+        for run in runs:
+            found.setdefault(run.resolve(), run)
+    return sorted(found.values())
+
+
+def _below(path: Path) -> Iterable[Path]:
+    for root, folders, files in os.walk(path, onerror=_unreadable):
+        named = _SEED.fullmatch(Path(root).resolve().name) is not None
+        if "config.json" in files and ("monitor.csv" in files or named):
+            folders.clear()
+            yield Path(root)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+
+
+def _unreadable(error: OSError) -> None:
+    raise RunError(f"{error.filename}: cannot read: {reason(error)}") from error
+
+
+def read_results(
+    runs: Sequence[Path], note: Callable[[int], None] = lambda count: None
+) -> list[Result]:
+    """Read runs, sorted by environment, label and seed.
+
+    Args:
+        runs: Run folders.
+        note: Called with the number of runs read so far.
+
+    Raises:
+        RunError: if a config.json is missing or damaged.
+        ValueError: if another file is damaged, or two runs have the same environment, label and
+            seed; one line.
+    """
+    results = []
+    for count, run in enumerate(runs):
+        note(count)
+        results.append(read_result(run))
+    results.sort(key=lambda result: (result.env, result.label, result.seed))
+    for one, other in pairwise(results):
+        if one.name == other.name:
+            raise ValueError(f"two runs of {one.name}: {one.folder} and {other.folder}")
+    return results
+
+
+def read_result(run: Path) -> Result:
+    """Read a run.
+
+    Raises:
+        RunError, ValueError: as ``read_results``.
+    """
+    folder = RunFolder.open(run)
+    config = folder.read_config()
+    env, algo = folder.name_in(config, "env"), folder.name_in(config, "algo")
+    seed = _integer(config.get("seed"), "seed", 0, folder.config)
+    total = _integer(config.get("total_timesteps"), "total_timesteps", 1, folder.config)
+    final = _final(folder.evaluations, total)
+    steps, last100, minutes, line = 0, None, None, None
+    monitor = read_monitor(run) if folder.monitor.exists() else None
+    if monitor is not None and len(monitor.steps):
+        steps = int(monitor.steps[-1])
+        last100 = float(np.mean(monitor.returns[-WINDOW:]))
+        minutes = float(monitor.seconds[-1]) / 60
+        line = on_grid(curve(run, monitor), grid(total))
+    return Result(
+        folder=run,
+        env=env,
+        label=_label(run, env, algo),
+        algo=algo,
+        seed=seed,
+        total_steps=total,
+        steps=steps if final is None else final.steps,
+        final=final,
+        last100=last100,
+        minutes=minutes,
+        curve=line,
+        versions=_versions(folder.versions),
+    )
+
+
+def _label(run: Path, env: str, algo: str) -> str:
+    """Name of the folder that holds seedN, unless it is the environment's; else the algorithm."""
+    folder = run.resolve()
+    above = folder.parent.name
+    labelled = _SEED.fullmatch(folder.name) and is_label(above) and above != safe_name(env)
+    return above if labelled else algo
+
+
+def _final(path: Path, total: int) -> Final | None:
+    """The last row of eval.csv if it was written at the end of the run."""
+    if not path.exists():
+        return None
+    try:
+        rows = read_table(path).rows
+    except OSError as error:
+        raise ValueError(f"{path}: cannot read: {reason(error)}") from error
+    if not rows:
+        return None
+    row = rows[-1]
+    try:
+        found = Final(
+            int(row["timesteps"]),
+            float(row["mean_reward"]),
+            float(row["std_reward"]),
+            int(row["episodes"]),
+        )
+    except KeyError as error:
+        raise ValueError(f"{path}: column {error.args[0]} is needed") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: last row: numbers are needed ({error})") from error
+    if found.steps < total:
+        return None
+    if not math.isfinite(found.mean) or not math.isfinite(found.std):
+        raise ValueError(f"{path}: the last evaluation must be finite")
+    return found
+
+
+def _versions(path: Path) -> dict[str, str]:
+    """Printable texts and numbers of versions.json; empty if there is none."""
+    if not path.exists():
+        return {}
+    return {
+        key: f"{value!s:.100}"
+        for key, value in read_object(path).items()
+        if key.isprintable() and isinstance(value, str | int | float) and str(value).isprintable()
+    }
+
+
+def _integer(value: object, key: str, least: int, path: Path) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _MOST_STEPS:
+        raise ValueError(f"{path}: {key} must be an integer in [{least}, 10^15]")
+    return value

@@ -1,0 +1,215 @@
+"""The numbers of a report: what is compared with what, and every estimate with its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from acktr.report import statistics as stats
+from acktr.report.references import Reference, find_reference, normalise
+from acktr.report.results import Result
+from acktr.report.statistics import Floats, Interval
+
+METRICS = {
+    "last100": "mean of the last 100 training episodes",
+    "eval": "evaluation at the end",
+}
+"""What is taken as a run's return, and in words."""
+
+AGGREGATES: dict[str, Callable[..., Floats]] = {
+    "IQM": stats.iqm,
+    "median": stats.median,
+    "mean": stats.mean,
+    "optimality gap": stats.optimality_gap,
+}
+"""Statistics of normalised scores over environments; only of the last is less better."""
+
+LEAST_EPISODES = 10
+"""Means over fewer episodes reach no threshold."""
+
+
+@dataclass(frozen=True)
+class EnvironmentRow:
+    """Returns of one algorithm on one environment."""
+
+    env: str
+    label: str
+    metric: str
+    runs: int
+    mean: Interval
+    """Over runs."""
+    iqm: Interval
+    """Over runs."""
+
+
+@dataclass(frozen=True)
+class AggregateRow:
+    """A statistic over environments."""
+
+    metric: str
+    statistic: str
+    label: str
+    other: str
+    """The label that is compared with; empty if none is."""
+    estimate: Interval
+
+
+@dataclass(frozen=True)
+class StepsRow:
+    """Steps of one algorithm to one threshold."""
+
+    env: str
+    threshold: float
+    label: str
+    runs: int
+    reached: int
+    """Runs that reached it."""
+    median: float
+    """Steps, infinite unless more than half of the runs reached it."""
+    ratio: float | None
+    """Steps over those of the baseline; None if the baseline's are infinite or missing."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """Finished runs to compare, and how."""
+
+    results: tuple[Result, ...]
+    """Finished runs."""
+    labels: tuple[str, ...]
+    """What is compared, in the order of the tables."""
+    baseline: str
+    """Label whose steps to a threshold are 1."""
+    references: Mapping[str, Reference]
+    """By environment id or name."""
+    resamples: int
+    """Bootstrap resamples."""
+    seed: int = 0
+    """Of the bootstrap."""
+
+    @cached_property
+    def envs(self) -> tuple[str, ...]:
+        """Environments of at least one run."""
+        return tuple(sorted({result.env for result in self.results}))
+
+    @cached_property
+    def common(self) -> tuple[str, ...]:
+        """Environments of which every label has a run."""
+        return tuple(e for e in self.envs if all(self.of(e, label) for label in self.labels))
+
+    @cached_property
+    def scored(self) -> tuple[str, ...]:
+        """Environments of ``common`` with a low and a high reference."""
+        return tuple(
+            env
+            for env in self.common
+            if (reference := self.reference(env)) is not None and reference.low is not None
+        )
+
+    def reference(self, env: str) -> Reference | None:
+        """Of an environment id."""
+        return find_reference(self.references, env)
+
+    def of(self, env: str, label: str) -> list[Result]:
+        """Runs of one label on one environment, by seed."""
+        return [r for r in self.results if r.env == env and r.label == label]
+
+    def returns(self, metric: str, label: str, envs: Sequence[str]) -> dict[str, Floats]:
+        """Returns by environment; shape (runs,)."""
+        return {env: _returns(self.of(env, label), metric) for env in envs}
+
+    def scores(self, metric: str, label: str) -> dict[str, Floats]:
+        """Normalised returns on the environments of ``scored``; shape (runs,)."""
+        found = {}
+        for env, of in self.returns(metric, label, self.scored).items():
+            reference = self.reference(env)
+            assert reference is not None
+            found[env] = normalise(of, reference)
+        return found
+
+    def interval(self, statistic: Callable[..., Floats], *scores: Mapping[str, Floats]) -> Interval:
+        """With this study's bootstrap."""
+        return stats.interval(statistic, *scores, resamples=self.resamples, seed=self.seed)
+
+    def environment_rows(self) -> list[EnvironmentRow]:
+        """Every environment, label and metric."""
+        rows = []
+        for env in self.envs:
+            for label in self.labels:
+                for metric in METRICS:
+                    of = self.returns(metric, label, [env])
+                    if len(of[env]):
+                        mean, iqm = self.interval(stats.mean, of), self.interval(stats.iqm, of)
+                        rows.append(EnvironmentRow(env, label, metric, len(of[env]), mean, iqm))
+        return rows
+
+    def aggregate_rows(self) -> list[AggregateRow]:
+        """Aggregates of normalised scores, if any environment has some."""
+        if not self.scored:
+            return []
+        return [
+            AggregateRow(
+                metric, name, label, "", self.interval(statistic, self.scores(metric, label))
+            )
+            for metric in METRICS
+            for label in self.labels
+            for name, statistic in AGGREGATES.items()
+        ]
+
+    def improvement_rows(self) -> list[AggregateRow]:
+        """Probability that the first of two labels beats the second, for every pair."""
+        if not self.common:
+            return []
+        order = sorted(self.labels, key=lambda label: label != self.baseline)
+        name = "probability of improvement"
+        rows = []
+        for metric in METRICS:
+            for x, y in combinations(order, 2):
+                of = [self.returns(metric, label, self.common) for label in (x, y)]
+                estimate = self.interval(stats.probability_of_improvement, *of)
+                rows.append(AggregateRow(metric, name, x, y, estimate))
+        return rows
+
+    def profile(self, metric: str, label: str, thresholds: NDArray[np.float64]) -> Interval:
+        """Performance profile on the environments of ``scored``; shape (thresholds,)."""
+        return self.interval(
+            lambda scores: stats.performance_profile(scores, thresholds),
+            self.scores(metric, label),
+        )
+
+    def steps_rows(self) -> list[StepsRow]:
+        """Steps to every threshold of the references."""
+        rows = []
+        for env in self.envs:
+            reference = self.reference(env)
+            for threshold in () if reference is None else reference.thresholds:
+                steps = {label: self._steps(env, label, threshold) for label in self.labels}
+                medians = {label: stats.median_steps(of) for label, of in steps.items() if of}
+                for label, median in medians.items():
+                    base = medians.get(self.baseline)
+                    ratio = None if base is None else stats.steps_ratio(median, base)
+                    reached = sum(step is not None for step in steps[label])
+                    runs = len(steps[label])
+                    rows.append(StepsRow(env, threshold, label, runs, reached, median, ratio))
+        return rows
+
+    def _steps(self, env: str, label: str, threshold: float) -> list[int | None]:
+        curves = [result.curve for result in self.of(env, label)]
+        return [
+            stats.steps_to_threshold(c.steps, c.episodes, c.returns, threshold, LEAST_EPISODES)
+            for c in curves
+            if c is not None
+        ]
+
+
+def _returns(results: Sequence[Result], metric: str) -> Floats:
+    found = []
+    for result in results:
+        assert result.final is not None and result.last100 is not None  # it is finished
+        found.append(result.final.mean if metric == "eval" else result.last100)
+    return np.array(found, dtype=np.float64)

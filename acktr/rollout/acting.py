@@ -1,0 +1,72 @@
+"""Acting: from observations to actions in one call, which torch compiles where that is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from acktr.compiled import Compiled
+from acktr.policies.distributions import ActionHead
+from acktr.policies.networks import ActorCritic, SeparateActorCritic
+
+Answer = tuple[Tensor, Tensor | None, Tensor]
+"""Actions (N, ...), values (N,) where the same forward pass gives them, and whether anything is
+NaN or Inf (a scalar)."""
+
+
+class Acting:
+    """Chooses actions, and values states where that costs no forward pass of its own.
+
+    Compiled, it takes the noise of its actions from the same generator in the same order. On CUDA
+    torch records the compiled calls as a CUDA graph and replays it.
+
+    Args:
+        network: Policy and value function.
+        head: Action distribution.
+        generator: Source of the action noise, on the network's device.
+        autocast: Context factory for the network's forward pass.
+        compiled: Whether to compile.
+    """
+
+    def __init__(
+        self,
+        network: ActorCritic,
+        head: ActionHead,
+        generator: torch.Generator,
+        autocast: Callable[[], AbstractContextManager[Any]],
+        compiled: bool = False,
+    ) -> None:
+        self._network = network
+        self._head = head
+        self._generator = generator
+        self._autocast = autocast
+        self._compiled: Compiled[Answer, Tensor, Tensor] | None = None
+        if compiled:
+            graph = generator.device.type == "cuda"
+            self._compiled = Compiled(self._answer, "the policy", graph=graph, dynamic=False)
+
+    @torch.no_grad()
+    def __call__(self, observations: Tensor) -> Answer:
+        """Act on observations (N, ...) as the network takes them."""
+        if self._compiled is None:
+            return self._answer(observations, None)
+        dtype = next(self._network.parameters()).dtype
+        noise = self._head.noise(len(observations), self._generator, dtype)
+        actions, values, broken = self._compiled(observations, noise)
+        # A graph's next replay overwrites what it returned.
+        return actions.clone(), None if values is None else values.clone(), broken
+
+    def _answer(self, observations: Tensor, noise: Tensor | None) -> Answer:
+        values: Tensor | None = None
+        with self._autocast():
+            if isinstance(self._network, SeparateActorCritic):
+                parameters: Tensor = self._network.actor(observations)
+            else:
+                parameters, values = self._network(observations)
+        dist = self._head.make(parameters)
+        actions = dist.action(dist.noise(self._generator) if noise is None else noise)
+        return actions, values, (parameters - parameters).any()  # x - x is 0 for finite numbers

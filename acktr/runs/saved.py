@@ -1,0 +1,135 @@
+"""Reading agents back from disk, and playing with them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import torch
+
+from acktr.compute import resolve_device
+from acktr.config import Config, ConfigError, from_dict, refuse_import
+from acktr.envs import is_atari, is_image, make_vec
+from acktr.envs.guard import one_line
+from acktr.evaluate import Evaluation, evaluate
+from acktr.policies.policy import Policy
+from acktr.runs.checkpoint import CheckpointError, checkpoint_exists, load_checkpoint
+from acktr.runs.logger import RunError, RunFolder
+
+
+@dataclass(frozen=True)
+class SavedAgent:
+    """A checkpoint whose configuration was checked; its tensors are checked when used."""
+
+    path: Path
+    """The checkpoint folder."""
+    config: Config
+    """Of the run."""
+    state: dict[str, Any]
+    """``Trainer.state_dict()``."""
+    timesteps: int
+    """Environment steps learned from."""
+    score: float | None
+    """What the best checkpoint is chosen by, if it was known."""
+
+    def policy(
+        self,
+        observation_space: gymnasium.Space[Any],
+        action_space: gymnasium.Space[Any],
+        device: torch.device,
+        seed: int = 0,
+    ) -> Policy:
+        """The policy, for one environment's spaces.
+
+        Raises:
+            CheckpointError: The state does not fit the spaces.
+        """
+        spaces = (observation_space, action_space)
+        try:
+            return Policy.from_state(self.config, *spaces, self.state, device, seed)
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(f"{self.path}: {one_line(error)}") from error
+
+
+def read_agent(path: Path) -> SavedAgent:
+    """Read a checkpoint with its configuration.
+
+    Raises:
+        CheckpointError: It is missing, damaged or foreign.
+    """
+    state, meta = load_checkpoint(path)
+    try:
+        config = from_dict(meta["config"])
+        refuse_import(config.env)
+        timesteps, score = state["timesteps"], meta.get("score")
+    except (KeyError, ConfigError, ValueError) as error:
+        raise CheckpointError(f"{path}: no usable configuration in it ({error})") from error
+    if type(timesteps) is not int or timesteps < 0:
+        raise CheckpointError(f"{path}: timesteps must be a count, not {timesteps!r:.40}")
+    if type(score) is not float or not math.isfinite(score):
+        score = None
+    return SavedAgent(path, config, state, timesteps, score)
+
+
+def find_agent(path: Path, which: str) -> SavedAgent:
+    """The agent in a run folder, or in a checkpoint folder itself.
+
+    Args:
+        path: The folder.
+        which: last or best, for run folders.
+
+    Raises:
+        RunError: There is neither a run nor a checkpoint.
+        CheckpointError: The checkpoint is missing, damaged or foreign.
+    """
+    if not (path / "config.json").is_file() and checkpoint_exists(path):
+        return read_agent(path)
+    if not path.is_dir():
+        raise RunError(f"{path}: no such folder; a run folder or a checkpoint is needed")
+    folder = RunFolder.open(path)
+    chosen = folder.best if which == "best" else folder.last
+    if which == "best" and not checkpoint_exists(chosen):
+        raise RunError(f"{path}: no best checkpoint yet; use --checkpoint last")
+    return read_agent(chosen)
+
+
+def limit_threads(space: gymnasium.Space[Any]) -> None:
+    """One torch thread for small networks, which more threads slow down; convolutions keep all."""
+    if not is_image(space):
+        torch.set_num_threads(1)
+
+
+def usually_deterministic(env: str) -> bool:
+    """Whether evaluation takes the most likely actions: everywhere but in Atari games."""
+    return not is_atari(env)
+
+
+def play(
+    agent: SavedAgent,
+    episodes: int,
+    *,
+    seed: int,
+    num_envs: int,
+    deterministic: bool,
+    device: str,
+) -> Evaluation:
+    """Evaluate a saved agent in new environments.
+
+    Raises:
+        EnvError: The environment cannot be made.
+        CheckpointError: The agent does not fit the environment.
+        ConfigError: The device is absent.
+    """
+    chosen = resolve_device(device)
+    count = max(1, min(num_envs, episodes))
+    envs = make_vec(agent.config.env, count, seed, training=False, atari=agent.config.atari)
+    try:
+        limit_threads(envs.single_observation_space)
+        spaces = (envs.single_observation_space, envs.single_action_space)
+        policy = agent.policy(*spaces, chosen, seed)
+        return evaluate(policy, envs, episodes, seed=seed, deterministic=deterministic)
+    finally:
+        envs.close()

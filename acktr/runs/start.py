@@ -1,0 +1,327 @@
+"""Starting and resuming runs: everything is checked before the disk is touched."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from acktr.compute import resolve_device
+from acktr.config import Config, ConfigError, from_dict, refuse_import, to_dict
+from acktr.envs import EnvFault, describe, group_count, workers
+from acktr.envs.guard import one_line
+from acktr.envs.parallel import worker_count
+from acktr.envs.registry import lookup
+from acktr.files import flat, is_label, reason, safe_name, write_atomic
+from acktr.interrupts import Interrupts
+from acktr.kfac import FactorError
+from acktr.rollout.collector import NonFiniteError
+from acktr.runs.checkpoint import CheckpointError, checkpoint_exists, require_replaceable
+from acktr.runs.logger import RunError, RunFolder, RunLogger
+from acktr.runs.progress import Progress
+from acktr.runs.saved import SavedAgent, limit_threads, read_agent
+from acktr.runs.session import Session
+from acktr.train import Trainer, training_envs
+
+if sys.platform != "win32":
+    import fcntl
+
+_WITHOUT_EFFECT = ("env_workers",)
+
+
+class TrainingFault(RuntimeError):  # noqa: N818 - as EnvFault
+    """Training cannot go on; the message names the cause and the last good checkpoint.
+
+    Args:
+        message: One line.
+        environment: Whether the environment is at fault rather than the numbers.
+    """
+
+    def __init__(self, message: str, environment: bool) -> None:
+        super().__init__(message)
+        self.environment = environment
+
+
+def run_path(run_dir: Path, config: Config, label: str | None = None) -> Path:
+    """RUN_DIR/ENV/LABEL/seedN; the label is the algorithm if None.
+
+    Characters of the environment that are not for file names are replaced by ``_``.
+
+    Raises:
+        ConfigError: The label is not the name of a folder.
+    """
+    name = config.algo if label is None else label
+    if not is_label(name):
+        raise ConfigError(
+            f"label must be at most 80 letters, digits, '.', '_' and '-', with a letter or digit"
+            f" first, got {name!r:.100}"
+        )
+    return run_dir / safe_name(config.env) / name / f"seed{config.seed}"
+
+
+def start(
+    config: Config,
+    run_dir: Path,
+    source: str,
+    interrupts: Interrupts,
+    argv: Sequence[str],
+    label: str | None = None,
+) -> str:
+    """Train a new run.
+
+    Args:
+        config: The run.
+        run_dir: Folder of all runs.
+        source: The line that says where the configuration comes from.
+        interrupts: Entered by the caller.
+        argv: The command line, for command.txt.
+        label: Name of the folder in place of the algorithm's.
+
+    Returns:
+        A line that sums the run up.
+
+    Raises:
+        ConfigError, EnvError: The run cannot be made; nothing is left on the disk.
+        RunError, CheckpointError: The folder exists already or cannot be written.
+        TrainingFault: Training failed; the last good checkpoint is kept.
+        Stopped: A signal came.
+    """
+    path = run_path(run_dir, config, label)
+    if path.is_dir() and any(path.iterdir()):
+        RunFolder.create(path)  # says what is wrong
+    facts = describe(config.env, config.atari, True, config.env_backend)
+    with ExitStack() as stack:
+        trainer = stack.enter_context(_trainer(config))
+        stack.enter_context(interrupts.deferred())  # now the run can be left in an orderly way
+        with _new_folder(path) as folder:
+            stack.enter_context(locked(folder))
+            folder.write_config(to_dict(config))
+            folder.write_versions()
+            folder.write_command(argv)
+            protocol = {"preset": source, **_compute(trainer), "environment": facts}
+            _write_json(path / "protocol.json", protocol)
+            logger = stack.enter_context(RunLogger(folder, config.env))
+            progress = stack.enter_context(Progress(config.total_timesteps))
+            session = Session(folder, trainer, logger, progress, interrupts)
+            session.save()
+        progress.header(_header(source, trainer, facts))
+        return _guarded(session)
+
+
+def stored_config(path: Path) -> Config:
+    """The configuration in a run's config.json.
+
+    Raises:
+        RunError: There is no run, or its configuration cannot be used.
+    """
+    if not path.is_dir():
+        raise RunError(f"{path}: no such run folder")
+    folder = RunFolder.open(path)
+    try:
+        config = from_dict(folder.read_config())
+        refuse_import(config.env)
+        return config
+    except ConfigError as error:
+        raise RunError(f"{folder.config}: {error}") from error
+
+
+def resume(path: Path, total: int | None, interrupts: Interrupts, argv: Sequence[str]) -> str:
+    """Go on with a run.
+
+    Args:
+        path: The run's folder.
+        total: New total of environment steps; the run's own if None.
+        interrupts: Entered by the caller.
+        argv: The command line, for command.txt.
+
+    Returns:
+        A line that sums the run up.
+
+    Raises:
+        RunError: There is no run that can be resumed, or another process trains it.
+        CheckpointError: Its last checkpoint is damaged, fits another environment, or could not be
+            replaced by a newer one.
+        EnvError, ConfigError: Its environment or device is not there.
+        TrainingFault: Training failed; the last good checkpoint is kept.
+        Stopped: A signal came.
+    """
+    stored = stored_config(path)
+    folder = RunFolder(path)
+    with ExitStack() as stack:
+        stack.enter_context(locked(folder))  # before anything is read that training changes
+        agent = _last_agent(folder, stored)
+        config = dataclasses.replace(stored, total_timesteps=total or stored.total_timesteps)
+        done = agent.timesteps
+        if done >= config.total_timesteps and folder.last_evaluation() >= done:
+            return (
+                f"{path} is complete: {done:,} of {config.total_timesteps:,} steps;"
+                " a larger --total-timesteps continues it"
+            )
+        facts = describe(config.env, config.atari, True, config.env_backend)
+        require_replaceable(folder.best)
+        trainer = stack.enter_context(_trainer(config))
+        _load(trainer, agent)
+        best = _best_score(folder)
+        stack.enter_context(interrupts.deferred())
+        logger = stack.enter_context(RunLogger(folder, config.env, done))
+        progress = Progress(config.total_timesteps, start_timesteps=done)
+        stack.enter_context(progress)
+        session = Session(folder, trainer, logger, progress, interrupts, best)
+        session.save()  # what cannot be written is found out now
+        folder.write_config(to_dict(config))
+        folder.write_command(argv)
+        progress.header(_header(f"resuming {path} at step {done:,}", trainer, facts))
+        return _guarded(session)
+
+
+def check(config: Config) -> None:
+    """Build what the run needs, on the CPU, and drop it again; nothing is written.
+
+    Raises:
+        ConfigError, EnvError: The run cannot be made.
+    """
+    resolve_device(config.device)
+    worker_count(config.env_workers, lookup(config.env), config.num_envs)
+    with _trainer(dataclasses.replace(config, device="cpu", env_workers=1)):
+        pass
+
+
+@contextmanager
+def _trainer(config: Config) -> Iterator[Trainer]:
+    """A trainer with its environments, which are closed at the end."""
+    envs = training_envs(config)
+    try:
+        limit_threads(envs.single_observation_space)
+        try:
+            trainer = Trainer(config, envs)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        yield trainer
+    finally:
+        envs.close()
+
+
+def _guarded(session: Session) -> str:
+    try:
+        return session.run()
+    except EnvFault as error:
+        raise TrainingFault(f"{error}; {session.last_good}", environment=True) from error
+    except (NonFiniteError, FactorError) as error:
+        raise TrainingFault(f"{error}; {session.last_good}", environment=False) from error
+
+
+def _last_agent(folder: RunFolder, stored: Config) -> SavedAgent:
+    if not checkpoint_exists(folder.last):
+        raise RunError(f"{folder.path}: no checkpoint to resume from; delete it and start again")
+    agent = read_agent(folder.last)
+    same = dataclasses.replace(agent.config, total_timesteps=stored.total_timesteps)
+    found = difference(stored, same)
+    if found is not None:
+        name, ours, theirs = found
+        raise RunError(
+            f"{folder.config}: {name} is {ours!r} but the checkpoint was trained with "
+            f"{theirs!r}; only total_timesteps may be changed"
+        )
+    return agent
+
+
+def difference(one: Config, other: Config) -> tuple[str, Any, Any] | None:
+    """The first setting in which two configurations differ, and its values; None if equal.
+
+    What results do not depend on is no difference.
+    """
+    ours, theirs = flat(to_dict(one)), flat(to_dict(other))
+    for name, value in ours.items():
+        if name not in _WITHOUT_EFFECT and value != theirs[name]:
+            return name, value, theirs[name]
+    return None
+
+
+def _load(trainer: Trainer, agent: SavedAgent) -> None:
+    try:
+        trainer.load_state_dict(agent.state)
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(f"{agent.path}: {one_line(error)}") from error
+
+
+def _best_score(folder: RunFolder) -> float | None:
+    """Score of the best checkpoint; a damaged one counts as none and will be replaced."""
+    try:
+        return read_agent(folder.best).score if checkpoint_exists(folder.best) else None
+    except CheckpointError:
+        return None
+
+
+def _compute(trainer: Trainer) -> dict[str, object]:
+    return {
+        "device": str(trainer.device),
+        "precision": trainer.precision,
+        "torch_threads": torch.get_num_threads(),
+        "env_workers": workers(trainer.envs),
+        "env_groups": group_count(trainer.envs),
+    }
+
+
+def _header(first: str, trainer: Trainer, facts: Mapping[str, object]) -> list[str]:
+    compute = ", ".join(f"{name} {value}" for name, value in _compute(trainer).items())
+    protocol = ", ".join(f"{name}={value}" for name, value in facts.items())
+    return [first, compute.replace("_", " "), f"protocol: {protocol}"]
+
+
+@contextmanager
+def _new_folder(path: Path) -> Iterator[RunFolder]:
+    """A new run's folder that is removed again, with parents made for it, if anything fails."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    created = False
+    try:
+        folder = RunFolder.create(path)
+        created = True
+        yield folder
+    except BaseException:
+        if created:
+            shutil.rmtree(path, ignore_errors=True)
+        for folder_made in missing:
+            with suppress(OSError):
+                folder_made.rmdir()  # empty ones only
+        raise
+
+
+@contextmanager
+def locked(folder: RunFolder) -> Iterator[None]:
+    """Keep other processes from training the same run, where the system can.
+
+    Raises:
+        RunError: Another process trains it, or the folder cannot be opened.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    try:
+        handle = os.open(folder.path, os.O_RDONLY)
+    except OSError as error:
+        raise RunError(f"{folder.path}: cannot open: {reason(error)}") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"{folder.path}: another process is training this run") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(handle)
+
+
+def _write_json(path: Path, values: Mapping[str, object]) -> None:
+    try:
+        write_atomic(path, (json.dumps(values, indent=2) + "\n").encode())
+    except OSError as error:
+        raise RunError(f"{path}: cannot write: {reason(error)}") from error

@@ -1,0 +1,121 @@
+"""The algorithms of stable-baselines3 on that library's own environments."""
+
+from __future__ import annotations
+
+import warnings
+from functools import partial
+from typing import Any
+
+import ale_py
+import gymnasium
+import stable_baselines3
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_atari_env, make_vec_env
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    SubprocVecEnv,
+    VecEnv,
+    VecFrameStack,
+    VecNormalize,
+)
+
+from scripts.bench.cases import Case, Timing
+from scripts.bench.memory import peak_mib
+from scripts.bench.windows import Windows
+from scripts.peers.models import make_on
+from scripts.peers.settings import read_settings
+
+_ENDLESS = 10**12
+_SEED = 0
+_STACK = 4
+
+
+class _Marks(BaseCallback):
+    """Tells the windows when an update has ended, and stops training after the last one."""
+
+    def __init__(self, windows: Windows) -> None:
+        super().__init__()
+        self._windows = windows
+
+    def _on_rollout_start(self) -> None:
+        if self.num_timesteps > 0:
+            self._windows.end_update(self.num_timesteps)
+
+    def _on_step(self) -> bool:
+        return not self._windows.done
+
+
+def measure_atari(case: Case, timing: Timing) -> dict[str, Any]:
+    """Train on the library's Atari environments: its wrapper, four frames, one or many processes.
+
+    Returns:
+        JSON values of :class:`Windows`, and the ``peak_mib`` of all processes.
+    """
+    envs = VecFrameStack(
+        make_atari_env(
+            partial(_game, case.env),
+            case.num_envs,
+            _SEED,
+            vec_env_cls=SubprocVecEnv if case.settings["processes"] else DummyVecEnv,
+        ),
+        _STACK,
+    )
+    return _measure(_atari_model(case.settings, envs), envs, timing)
+
+
+def _game(env_id: str) -> gymnasium.Env[Any, Any]:
+    """One game without skipped frames, which the wrapper skips; also in a process of its own."""
+    gymnasium.register_envs(ale_py)
+    return gymnasium.make(env_id, frameskip=1)
+
+
+def _atari_model(settings: dict[str, Any], envs: VecEnv) -> OnPolicyAlgorithm:
+    common: dict[str, Any] = {
+        "learning_rate": settings["lr"],
+        "n_steps": settings["num_steps"],
+        "ent_coef": settings["ent_coef"],
+        "vf_coef": settings["vf_coef"],
+        "seed": _SEED,
+        "device": "cpu",
+    }
+    if settings["peer"] == "sb3-a2c":
+        optimizer = {
+            "optimizer_class": RMSpropTFLike,
+            "optimizer_kwargs": {"eps": settings["rms_eps"]},
+        }
+        return stable_baselines3.A2C("CnnPolicy", envs, policy_kwargs=optimizer, **common)
+    return stable_baselines3.PPO(
+        "CnnPolicy",
+        envs,
+        n_epochs=settings["n_epochs"],
+        batch_size=settings["batch_size"],
+        clip_range=settings["clip_range"],
+        **common,
+    )
+
+
+def measure_mujoco(case: Case, timing: Timing) -> dict[str, Any]:
+    """Train on the library's vector environment, in this process, and normalisation."""
+    settings = read_settings(case.settings["peer"], case.settings["values"])
+    envs = VecNormalize(
+        make_vec_env(case.env, case.num_envs, _SEED),
+        norm_obs=settings.normalize_observation,
+        norm_reward=settings.normalize_reward,
+        gamma=settings.gamma,
+    )
+    return _measure(make_on(settings, envs, settings.optimizer.lr, _SEED), envs, timing)
+
+
+def _measure(model: OnPolicyAlgorithm, envs: VecEnv, timing: Timing) -> dict[str, Any]:
+    model.set_logger(Logger(folder=None, output_formats=[]))
+    windows = Windows(timing)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.learn(_ENDLESS, callback=_Marks(windows), log_interval=_ENDLESS)
+        return windows.result() | {"peak_mib": peak_mib()}
+    finally:
+        envs.close()

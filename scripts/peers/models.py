@@ -1,0 +1,200 @@
+"""The peers themselves: environments, normalisation and model, as stable-baselines3 wants them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import sb3_contrib
+import stable_baselines3
+from numpy.typing import NDArray
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from torch import nn, optim
+
+from acktr.envs.factory import AnyVectorEnv
+from scripts.peers.settings import A2C, TRPO, Settings
+
+_ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU}
+_CLIP = 10.0
+
+Array = NDArray[Any]
+
+
+class PeerEnvs(VecEnv):
+    """Our parallel environments behind the interface of stable-baselines3.
+
+    So the peers get the same environments, seeds and checks as our runs. Ended episodes are in
+    ``infos[i]["episode"]`` with the environment's own reward.
+
+    Args:
+        envs: Of ``envs.make_vec``; closed by the caller.
+    """
+
+    def __init__(self, envs: AnyVectorEnv) -> None:
+        self._envs = envs
+        self._actions: Array | None = None
+        super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
+
+    def reset(self) -> Array:
+        """First observations; the seed is the one that the environments were made with."""
+        return np.array(self._envs.reset()[0])
+
+    def step_async(self, actions: Array) -> None:
+        """Remember the actions."""
+        self._actions = actions
+
+    def step_wait(self) -> tuple[Array, Array, Array, list[dict[str, Any]]]:
+        """Step all environments; an ended episode's successor has begun."""
+        obs, rewards, terminated, truncated, found = self._envs.step(self._actions)
+        dones = terminated | truncated
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        for index in np.flatnonzero(dones):
+            infos[index] = {
+                "terminal_observation": np.array(found["final_obs"][index]),
+                "TimeLimit.truncated": bool(truncated[index] and not terminated[index]),
+                "episode": {key: float(found["episode"][key][index]) for key in ("r", "l", "t")},
+            }
+        return np.array(obs), rewards.astype(np.float32), dones, infos
+
+    def close(self) -> None:
+        """Nothing: the environments are the caller's."""
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """The render mode; other attributes are not handed out."""
+        if attr_name != "render_mode":
+            raise AttributeError(attr_name)
+        return [None] * self.num_envs
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """Refused."""
+        raise AttributeError(attr_name)
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> Any:
+        """Refused."""
+        raise AttributeError(method_name)
+
+    def env_is_wrapped(self, wrapper_class: type[Any], indices: Any = None) -> list[bool]:
+        """No environment is wrapped in the library's sense."""
+        return [False] * self.num_envs
+
+    def get_images(self) -> Sequence[Array | None]:
+        """None."""
+        return [None] * self.num_envs
+
+
+def linear(lr: float, batch_part: float) -> Callable[[float], float]:
+    """The step size of every update as our linear schedule has it.
+
+    The library asks after a batch was collected, with the part of the steps that remains; our
+    schedule counts the steps done before the batch: lr at the first update.
+
+    Args:
+        lr: At the first update.
+        batch_part: Steps of a batch over all steps.
+    """
+    return lambda remaining: lr * min(1.0, max(0.0, remaining + batch_part))
+
+
+def make_model(
+    settings: Settings, envs: AnyVectorEnv, seed: int, total_timesteps: int
+) -> tuple[OnPolicyAlgorithm, VecNormalize]:
+    """A model ready to learn, and its environments' normalisation.
+
+    Args:
+        settings: What to build.
+        envs: Of ``envs.make_vec`` with ``settings.num_envs`` environments.
+        seed: Of weights and action noise.
+        total_timesteps: Length of the schedule.
+    """
+    normalized = VecNormalize(
+        PeerEnvs(envs),
+        norm_obs=settings.normalize_observation,
+        norm_reward=settings.normalize_reward,
+        clip_obs=_CLIP,
+        clip_reward=_CLIP,
+        gamma=settings.gamma,
+    )
+    lr: float | Callable[[float], float] = settings.optimizer.lr
+    if settings.optimizer.lr_schedule == "linear":
+        batch = settings.num_envs * settings.num_steps
+        lr = linear(settings.optimizer.lr, batch / total_timesteps)
+    with warnings.catch_warnings():
+        # Published settings have minibatches that do not divide the batch.
+        warnings.filterwarnings("ignore", message="You have specified a mini-batch size")
+        model = make_on(settings, normalized, lr, seed)
+    model.set_logger(Logger(folder=None, output_formats=[]))
+    return model, normalized
+
+
+def make_on(
+    settings: Settings,
+    envs: VecNormalize,
+    lr: float | Callable[[float], float],
+    seed: int,
+) -> OnPolicyAlgorithm:
+    """A model ready to learn on any environments of the library.
+
+    Args:
+        settings: What to build; its schedule and normalisation are the caller's.
+        envs: Environments.
+        lr: Step size, or step size by the part of the steps that remains.
+        seed: Of weights and action noise.
+    """
+    common: dict[str, Any] = {
+        "learning_rate": lr,
+        "n_steps": settings.num_steps,
+        "gamma": settings.gamma,
+        "gae_lambda": settings.gae_lambda,
+        "normalize_advantage": settings.normalize_advantage,
+        "policy_kwargs": _policy(settings),
+        "seed": seed,
+        "device": "cpu",
+    }
+    algorithm = settings.algorithm
+    if isinstance(algorithm, TRPO):
+        return sb3_contrib.TRPO(
+            "MlpPolicy",
+            envs,
+            target_kl=algorithm.target_kl,
+            cg_max_steps=algorithm.cg_max_steps,
+            cg_damping=algorithm.cg_damping,
+            line_search_shrinking_factor=algorithm.line_search_shrinking_factor,
+            line_search_max_iter=algorithm.line_search_max_iter,
+            n_critic_updates=algorithm.n_critic_updates,
+            batch_size=algorithm.batch_size,
+            **common,
+        )
+    common["ent_coef"] = algorithm.ent_coef
+    common["vf_coef"] = algorithm.vf_coef
+    common["max_grad_norm"] = algorithm.max_grad_norm
+    if isinstance(algorithm, A2C):
+        return stable_baselines3.A2C("MlpPolicy", envs, **common)
+    return stable_baselines3.PPO(
+        "MlpPolicy",
+        envs,
+        n_epochs=algorithm.n_epochs,
+        batch_size=algorithm.batch_size,
+        clip_range=algorithm.clip_range,
+        **common,
+    )
+
+
+def _policy(settings: Settings) -> dict[str, Any]:
+    """Constructor arguments of the policy, which owns network and optimizer."""
+    network, optimizer = settings.network, settings.optimizer
+    arguments: dict[str, Any] = {"eps": optimizer.eps}
+    if optimizer.alpha is not None:
+        arguments["alpha"] = optimizer.alpha
+    return {
+        "net_arch": {"pi": list(network.hidden), "vf": list(network.critic_hidden)},
+        "activation_fn": _ACTIVATIONS[network.activation],
+        "ortho_init": network.ortho_init,
+        "log_std_init": network.log_std_init,
+        "optimizer_class": optim.Adam if optimizer.name == "adam" else RMSpropTFLike,
+        "optimizer_kwargs": arguments,
+    }

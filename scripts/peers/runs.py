@@ -1,0 +1,269 @@
+"""One run of a peer: a folder in the format of our own runs, made when the run has ended."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecNormalize
+
+from acktr.envs import EnvFault, make_vec
+from acktr.envs.guard import one_line
+from acktr.evaluate import Evaluation, evaluate
+from acktr.files import reason, safe_name, write_atomic
+from acktr.runs.logger import RunError, RunFolder, RunLogger, versions
+from acktr.runs.progress import Progress
+from acktr.runs.session import EVALUATION_ENVS, EVALUATION_SEED
+from acktr.runs.tables import read_table
+from acktr.train import Episode, TrainStats
+from scripts.peers.chosen import Chosen
+from scripts.peers.errors import PeerError, PeerFault
+from scripts.peers.models import make_model
+from scripts.peers.settings import to_dict
+
+_PACKAGES = ("stable-baselines3", "sb3-contrib")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A run to make."""
+
+    peer: str
+    env: str
+    seed: int
+    total_timesteps: int
+    eval_episodes: int
+    chosen: Chosen
+
+    @property
+    def name(self) -> str:
+        """For the user."""
+        return f"{self.peer} {self.env} seed {self.seed}"
+
+    def path(self, run_dir: Path) -> Path:
+        """RUN_DIR/ENV/PEER/seedN, with characters not for file names replaced by ``_``."""
+        return run_dir / safe_name(self.env) / self.peer / f"seed{self.seed}"
+
+    def config(self) -> dict[str, Any]:
+        """What goes into config.json: every value that decides the outcome."""
+        settings = to_dict(self.chosen.settings)
+        head = {
+            "env": self.env,
+            "algo": self.peer,
+            "seed": self.seed,
+            "total_timesteps": self.total_timesteps,
+            "eval_episodes": self.eval_episodes,
+            "source": self.chosen.source,
+        }
+        return json.loads(json.dumps(head | settings))
+
+
+def is_finished(job: Job, run_dir: Path) -> bool:
+    """Whether the run's folder is there and complete; False if there is none.
+
+    Raises:
+        PeerError: There is a folder of another run, or one that no run left.
+    """
+    path = job.path(run_dir)
+    try:
+        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+            return False
+        stored = RunFolder.open(path).read_config()
+        wanted = job.config()
+        decisive = [key for key in wanted if key != "source"]
+        other = next((key for key in decisive if stored.get(key) != wanted[key]), None)
+        steps = [int(row["timesteps"]) for row in read_table(path / "eval.csv").rows]
+    except RunError as error:
+        raise PeerError(f"{error}; choose another --run-dir") from error
+    except OSError as error:
+        raise PeerError(f"{path}: cannot read: {reason(error)}") from error
+    except (ValueError, KeyError) as error:
+        raise PeerError(f"{path / 'eval.csv'}: no evaluations in it; delete the folder") from error
+    if other is not None:
+        raise PeerError(
+            f"{path} holds a run with another {other}; choose another --run-dir or delete it"
+        )
+    if not steps or steps[-1] < job.total_timesteps:
+        raise PeerError(f"{path} holds a run without final evaluation; delete it")
+    return True
+
+
+def make(job: Job, run_dir: Path, argv: Sequence[str]) -> str:
+    """Train, evaluate and write the run's folder.
+
+    The folder gets its name when everything is in it (until then it is ``.seedN.tmp-...``, which a
+    killed process leaves behind); a run that is stopped or fails is made from the start the next
+    time. As in our own runs, ``step`` in monitor.csv counts up to the end of the batch.
+
+    Args:
+        job: The run.
+        run_dir: Folder of all runs.
+        argv: The command line, for command.txt.
+
+    Returns:
+        A line that sums the run up.
+
+    Raises:
+        PeerError: The folder is taken or cannot be written.
+        EnvError: The environment cannot be made.
+        PeerFault: Training or the environment broke.
+    """
+    path = job.path(run_dir)
+    if is_finished(job, run_dir):
+        raise PeerError(f"{path} already holds this run, finished; choose another --run-dir")
+    torch.set_num_threads(1)
+    settings = job.chosen.settings
+    with ExitStack() as stack:
+        envs = make_vec(job.env, settings.num_envs, job.seed)
+        stack.callback(envs.close)
+        space = envs.single_observation_space
+        if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+            raise PeerError(f"{job.env}: peers need vectors as observations, not {space}")
+        model, normalized = make_model(settings, envs, job.seed, job.total_timesteps)
+        with _new_folder(path) as folder, RunLogger(folder, job.env) as logger:
+            folder.write_config(job.config())
+            _write_versions(folder)
+            folder.write_command(argv)
+            with Progress(job.total_timesteps) as progress:
+                progress.header([f"{job.name}: {job.chosen.source}"])
+                reporter = _Reporter(logger, progress)
+                _learn(job, model, reporter)
+            found = _evaluate(job, _Player(model, normalized))
+            logger.write_evaluation(model.num_timesteps, found.returns, found.lengths)
+    return _summary(job, path, reporter, found, logger.ep_rew_mean)
+
+
+class _Reporter(BaseCallback):
+    """Hands what the model did to the log and to the progress, as our trainer does."""
+
+    def __init__(self, logger: RunLogger, progress: Progress) -> None:
+        super().__init__()
+        self.seconds = 0.0
+        self._log = logger
+        self._progress = progress
+        self._episodes: list[Episode] = []
+        self._reported = 0
+        self._updates = 0
+        self._origin = 0.0
+
+    def _on_training_start(self) -> None:
+        self._origin = time.perf_counter()
+
+    def _on_step(self) -> bool:
+        now = time.perf_counter() - self._origin
+        for info in self.locals["infos"]:
+            if "episode" in info:
+                episode = info["episode"]
+                self._episodes.append(Episode(episode["r"], int(episode["l"]), now))
+        return True
+
+    def _on_rollout_start(self) -> None:
+        self._report()
+
+    def _on_training_end(self) -> None:
+        self._report()
+
+    def _report(self) -> None:
+        """Report the update that has been made since the last call, if there was one."""
+        if self.num_timesteps == self._reported:
+            return
+        self.seconds = time.perf_counter() - self._origin
+        self._reported = self.num_timesteps
+        self._updates += 1
+        values = self.model.logger.name_to_value
+        metrics = {tag: float(values[tag]) for tag in values if tag.startswith("train/")}
+        metrics["time/fps"] = self.num_timesteps / self.seconds
+        stats = TrainStats(self.num_timesteps, self._updates, metrics, tuple(self._episodes))
+        self._episodes = []
+        self._log.write(stats)
+        self._progress.update(stats, self._log.ep_rew_mean)
+
+
+def _learn(job: Job, model: OnPolicyAlgorithm, reporter: _Reporter) -> None:
+    try:
+        model.learn(job.total_timesteps, callback=reporter, log_interval=None)
+    except EnvFault as error:
+        raise PeerFault(f"{job.name}: {error}", environment=True) from error
+    except (ValueError, ArithmeticError) as error:  # how NaN shows in torch's distributions
+        text = f"{job.name}: training broke at step {model.num_timesteps}: {one_line(error)}"
+        raise PeerFault(text[:300], environment=False) from error
+
+
+class _Player:
+    """The model with frozen statistics."""
+
+    def __init__(self, model: OnPolicyAlgorithm, normalized: VecNormalize) -> None:
+        self._model = model
+        self._normalized = normalized
+
+    def act(self, observations: NDArray[Any], deterministic: bool = False) -> NDArray[Any]:
+        """Actions, clipped to the bounds, of a batch of raw observations (N, ...)."""
+        scaled = self._normalized.normalize_obs(observations)
+        assert isinstance(scaled, np.ndarray)
+        return self._model.predict(scaled, deterministic=deterministic)[0]
+
+
+def _evaluate(job: Job, player: _Player) -> Evaluation:
+    """The evaluation at the end of our own runs: same environments, seeds and actions."""
+    seed = job.seed + EVALUATION_SEED
+    envs = make_vec(job.env, min(job.eval_episodes, EVALUATION_ENVS), seed, training=False)
+    try:
+        return evaluate(player, envs, job.eval_episodes, seed=seed)
+    except EnvFault as error:
+        raise PeerFault(f"{job.name}: {error}", environment=True) from error
+    finally:
+        envs.close()
+
+
+@contextmanager
+def _new_folder(path: Path) -> Iterator[RunFolder]:
+    """A hidden folder that gets its name at the end, or vanishes if anything fails."""
+    hidden = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
+    missing = [folder for folder in path.parents if not folder.exists()]
+    try:
+        hidden.mkdir(parents=True)
+        yield RunFolder(hidden)
+        hidden.rename(path)
+    except BaseException as error:
+        shutil.rmtree(hidden, ignore_errors=True)
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()  # empty ones only
+        if isinstance(error, OSError):
+            raise PeerError(f"{path}: cannot write: {reason(error)}") from error
+        raise
+
+
+def _write_versions(folder: RunFolder) -> None:
+    found = versions() | {package: metadata.version(package) for package in _PACKAGES}
+    write_atomic(folder.versions, (json.dumps(found, indent=2) + "\n").encode())
+
+
+def _summary(
+    job: Job, path: Path, reporter: _Reporter, found: Evaluation, recent: float | None
+) -> str:
+    minutes, seconds = divmod(round(reporter.seconds), 60)
+    parts = [
+        f"done: {job.name}, {job.total_timesteps:,} steps"
+        f" in {minutes // 60}:{minutes % 60:02}:{seconds:02}",
+        f"evaluation return {found.mean:,.1f} +- {found.std:,.1f} ({len(found.returns)} episodes)",
+        "no training episode ended"
+        if recent is None
+        else f"training return {recent:,.1f} (last 100 episodes)",
+        str(path),
+    ]
+    return "; ".join(parts)

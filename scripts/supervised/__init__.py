@@ -1,0 +1,1 @@
+"""What ``scripts.supervised`` is made of: data, networks, optimizers, campaign and report."""

@@ -1,0 +1,330 @@
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import logging
+import os
+import platform
+from collections import defaultdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+    EventAccumulator,
+)
+
+from acktr.runs.logger import RunError, RunFolder, RunLogger, versions
+from acktr.train import Episode, TrainStats
+
+
+def update(k: int, episodes: int = 1, metrics: dict[str, float] | None = None) -> TrainStats:
+    """Update k of 10 steps; its episodes have returns k + 0.1 i and lengths k + i."""
+    ended = tuple(Episode(k + 0.1 * i, k + i, 0.5 * k) for i in range(episodes))
+    return TrainStats(10 * k, k, {"train/approx_kl": 0.001 * k, **(metrics or {})}, ended)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        if not path.name.startswith("monitor"):
+            return list(csv.DictReader(file))
+        assert file.readline().startswith("#{")
+        return list(csv.DictReader(file))
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    found: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for tag in events.Tags()["scalars"]:
+        for event in events.Scalars(tag):
+            found[tag].append((event.step, event.value))
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder.create(tmp_path / "run")
+
+
+class TestRunFolder:
+    def test_layout(self, folder: RunFolder) -> None:
+        names = [path.relative_to(folder.path).as_posix() for path in (folder.last, folder.best)]
+        assert names == ["checkpoints/last", "checkpoints/best"]
+        files = [folder.config, folder.versions, folder.command, folder.monitor, folder.progress]
+        assert [path.name for path in [*files, folder.evaluations, folder.curve]] == [
+            *("config.json", "versions.json", "command.txt", "monitor.csv", "progress.csv"),
+            *("eval.csv", "curve.png"),
+        ]
+
+    def test_refuses_an_existing_run(self, tmp_path: Path) -> None:
+        RunFolder.create(tmp_path / "a" / "b").write_config({"env": "X"})
+        with pytest.raises(RunError) as caught:
+            RunFolder.create(tmp_path / "a" / "b")
+        assert str(caught.value) == (
+            f"{tmp_path}/a/b already holds a run; continue a run with --resume PATH "
+            "or choose another --run-dir or --seed"
+        )
+
+    def test_refuses_anything_else_in_the_way(self, tmp_path: Path) -> None:
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "x").write_text("x")
+        with pytest.raises(RunError, match=r"mine is not empty; .*--run-dir"):
+            RunFolder.create(tmp_path / "mine")
+        for path in (tmp_path / "mine" / "x", tmp_path / "mine" / "x" / "run"):
+            with pytest.raises(RunError, match=r"cannot create the run folder: (File|Not a dir)"):
+                RunFolder.create(path)
+        assert [p.name for p in tmp_path.rglob("*")] == ["mine", "x"]
+
+    def test_accepts_an_empty_folder_once(self, tmp_path: Path) -> None:
+        (tmp_path / "run").mkdir()
+        RunFolder.create(tmp_path / "run")
+        with pytest.raises(RunError):
+            RunFolder.create(tmp_path / "run")
+
+    def test_open_needs_a_config(self, tmp_path: Path) -> None:
+        folder = RunFolder.create(tmp_path / "run")
+        for path in (tmp_path / "run", tmp_path / "missing"):
+            with pytest.raises(RunError, match="not a run folder"):
+                RunFolder.open(path)
+        config = {"env": "CartPole-v1", "hidden": [64, 64], "lr": 0.25, "kl": None}
+        folder.write_config(config)
+        assert RunFolder.open(tmp_path / "run").read_config() == config
+
+    @pytest.mark.parametrize(
+        ("content", "why"),
+        [
+            (b"{", "not valid JSON"),
+            (b"\xff\xfe", "not valid JSON"),
+            (b"[" * 100_000, "not valid JSON"),
+            (b"[1]", "must hold a JSON object"),
+            (b'"' + b"x" * (1 << 20) + b'"', "at most 1048576 are allowed"),
+        ],
+    )
+    def test_garbage_config(self, folder: RunFolder, content: bytes, why: str) -> None:
+        folder.config.write_bytes(content)
+        with pytest.raises(RunError, match=why) as caught:
+            folder.read_config()
+        assert "\n" not in str(caught.value) and "config.json" in str(caught.value)
+
+    def test_command_keeps_every_start(self, folder: RunFolder) -> None:
+        folder.write_command(["acktr", "train", "--env", "a b"])
+        folder.write_command(["acktr", "train", "--resume", "x"])
+        assert folder.command.read_text() == ("acktr train --env 'a b'\nacktr train --resume x\n")
+
+    def test_unwritable(self, folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(RunError, match=r"config\.json: cannot write: No space left"):
+            folder.write_config({})
+        assert [path.name for path in folder.path.iterdir()] == ["checkpoints"]
+
+
+def full(*_: Any) -> int:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_versions(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = metadata.version
+
+    def version(name: str) -> str:
+        if name == "ale-py":
+            raise metadata.PackageNotFoundError(name)
+        return "9.9" if name == "acktr" else real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    folder.write_versions()
+    found = json.loads(folder.versions.read_text())
+    assert found == versions()
+    assert found["ale-py"] is None and found["acktr"] == "9.9"
+    assert found["torch"] == torch.__version__.split("+")[0] or found["torch"] == torch.__version__
+    assert found["python"] == platform.python_version()
+    assert found["torch_threads"] == torch.get_num_threads()
+    assert set(found) >= {"gymnasium", "mujoco", "numpy", "platform", "cpu_count", "git_commit"}
+
+
+class TestRunLogger:
+    def test_monitor_is_what_other_tools_read(self, folder: RunFolder) -> None:
+        with RunLogger(folder, "CartPole-v1") as logger:
+            logger.write(update(1, episodes=2))
+            logger.write(update(2, episodes=0))
+            logger.write(TrainStats(30, 3, {}, (Episode(1 / 3, 7, 2.00000049),)))
+        lines = folder.monitor.read_text().splitlines()
+        header = json.loads(lines[0][1:])
+        assert header["env_id"] == "CartPole-v1" and header["t_start"] > 1.7e9
+        assert lines[1:] == [
+            "r,l,t,step",
+            "1.0,1,0.5,10",
+            "1.1,2,0.5,10",
+            "0.333333,7,2.0,30",
+        ]
+
+    def test_progress(self, folder: RunFolder) -> None:
+        with RunLogger(folder, "X") as logger:
+            logger.write(update(1, episodes=0))
+            logger.write(update(2, episodes=2, metrics={"kfac/min_eig": 0.5}))
+            logger.write(update(3, episodes=1, metrics={"a,b": float("nan")}))
+        columns = "timesteps,updates,a,b,kfac/min_eig,rollout/ep_len_mean,rollout/ep_rew_mean"
+        lines = folder.progress.read_text().splitlines()
+        assert lines[0] == columns.replace("a,b", '"a,b"') + ",train/approx_kl"
+        assert lines[1:] == [
+            "10,1,,,,,0.001",
+            "20,2,,0.5,2.5,2.05,0.002",
+            f"30,3,nan,,{8 / 3:.9g},{7.1 / 3:.9g},0.003",
+        ]
+
+    def test_window_of_100_episodes(self, folder: RunFolder) -> None:
+        rng = np.random.default_rng(0)
+        returns, lengths = rng.normal(size=250).round(6), rng.integers(1, 99, 250)
+        with RunLogger(folder, "X") as logger:
+            assert logger.ep_rew_mean is None and logger.ep_len_mean is None
+            for k in range(250):
+                episode = Episode(float(returns[k]), int(lengths[k]), 0.0)
+                logger.write(TrainStats(k, k, {}, (episode,)))
+                window = slice(max(0, k - 99), k + 1)
+                assert logger.ep_rew_mean == pytest.approx(returns[window].mean(), abs=1e-12)
+                assert logger.ep_len_mean == pytest.approx(lengths[window].mean(), abs=1e-12)
+        assert float(rows(folder.progress)[-1]["rollout/ep_rew_mean"]) == pytest.approx(
+            returns[150:].mean(), rel=1e-8
+        )
+
+    def test_tensorboard(self, folder: RunFolder) -> None:
+        now = [0.0]
+        with RunLogger(folder, "X", interval=1.0, clock=lambda: now[0]) as logger:
+            for k in range(1, 7):
+                logger.write(update(k))
+                now[0] += 0.4  # times 0, .4, .8, 1.2, 1.6, 2.0: points at 1, 4 and, closing, 6
+            logger.write_evaluation(60, [1.0, 3.0], [10, 30])
+        found = scalars(folder.path)
+        assert [step for step, _ in found["train/approx_kl"]] == [10, 40, 60]
+        assert found["rollout/ep_rew_mean"] == [(10, 1.0), (40, 2.5), (60, 3.5)]
+        assert found["rollout/ep_len_mean"] == [(10, 1.0), (40, 2.5), (60, 3.5)]
+        assert found["eval/mean_reward"] == [(60, 2.0)]
+        assert found["eval/mean_ep_length"] == [(60, 20.0)]
+
+    def test_evaluation(self, folder: RunFolder) -> None:
+        with RunLogger(folder, "X") as logger:
+            logger.write_evaluation(100, [1.0, 2.0, 6.0], [3, 4, 5])
+            with pytest.raises(ValueError, match="0 returns and 0 lengths"):
+                logger.write_evaluation(100, [], [])
+            with pytest.raises(ValueError, match="1 returns and 0 lengths"):
+                logger.write_evaluation(100, [1.0], [])
+        std = np.std([1.0, 2.0, 6.0])
+        assert folder.evaluations.read_text().splitlines() == [
+            "timesteps,mean_reward,std_reward,mean_length,episodes,returns",
+            f"100,3,{std:.9g},4,3,1.0;2.0;6.0",
+        ]
+
+    def test_resume_equals_an_uninterrupted_run(self, tmp_path: Path) -> None:
+        straight, split = (RunFolder.create(tmp_path / name) for name in ("straight", "split"))
+        with RunLogger(straight, "X", interval=0.0) as logger:
+            for k in range(1, 161):
+                logger.write(update(k))
+                if k % 40 == 0:
+                    logger.write_evaluation(10 * k, [k], [k])
+        with RunLogger(split, "X", interval=0.0) as logger:
+            for k in range(1, 131):
+                logger.write(update(k, metrics={"late": 1.0} if k > 105 else {}))
+                if k % 40 == 0:
+                    logger.write_evaluation(10 * k, [k], [k])
+        for path in (split.monitor, split.progress):  # killed while writing a row
+            with path.open("a") as file:
+                file.write("13")
+        first = split.monitor.read_text().splitlines()[0]
+        with RunLogger(split, "X", resume_timesteps=1100, interval=0.0) as logger:
+            assert logger.ep_rew_mean == pytest.approx(np.mean(range(11, 111)))
+            for k in range(111, 161):
+                logger.write(update(k))
+                if k % 40 == 0:
+                    logger.write_evaluation(10 * k, [k], [k])
+        assert split.monitor.read_text().splitlines()[0] == first
+        assert rows(split.monitor) == rows(straight.monitor)
+        assert split.evaluations.read_text() == straight.evaluations.read_text()
+        resumed = rows(split.progress)
+        assert [row.pop("late") for row in resumed] == [""] * 105 + ["1"] * 5 + [""] * 50
+        assert resumed == rows(straight.progress)
+        assert scalars(split.path)["train/approx_kl"] == scalars(straight.path)["train/approx_kl"]
+
+    def test_resume_before_the_first_row(self, folder: RunFolder) -> None:
+        with RunLogger(folder, "X", resume_timesteps=0) as logger:
+            logger.write(update(1))
+        with RunLogger(folder, "X", resume_timesteps=0) as logger:
+            assert logger.ep_rew_mean is None
+            logger.write(update(2))
+        assert [row["step"] for row in rows(folder.monitor)] == ["20"]
+
+    def test_never_mixes_two_runs(self, folder: RunFolder) -> None:
+        with RunLogger(folder, "X") as logger:
+            logger.write(update(1))
+        before = folder.monitor.read_bytes()
+        with pytest.raises(RunError, match=r"monitor\.csv: exists already"):
+            RunLogger(folder, "X")
+        assert folder.monitor.read_bytes() == before
+
+    @pytest.mark.parametrize(
+        ("content", "why"),
+        [
+            (b"\xff\n", "not a CSV file"),
+            (b"#{}\n", "no header line"),
+            (b"#{}\na,b\n1,2\n", "columns must start with r,l,t,step"),
+            (b"#{}\nr,l,t,step\n1,2,3,x\n", "column step"),
+            (b"#{}\nr,l,t,step\nx,2,1,3\n", "could not convert"),
+            (b"#{}\nr,l,t,step\n1,2,3\n", "line 3 has 3 fields, not 4"),
+        ],
+    )
+    def test_foreign_monitor(self, folder: RunFolder, content: bytes, why: str) -> None:
+        folder.monitor.write_bytes(content)
+        with pytest.raises(RunError, match=why) as caught:
+            RunLogger(folder, "X", resume_timesteps=100)
+        assert "\n" not in str(caught.value) and "monitor.csv" in str(caught.value)
+
+    def test_a_full_disk_loses_whole_rows_and_warns_once(
+        self, folder: RunFolder, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        real = os.write
+
+        def some(handle: int, data: bytes) -> int:
+            """Room for three more bytes."""
+            if len(data) > 3:
+                return real(handle, data[:3])
+            return full()
+
+        with RunLogger(folder, "X") as logger, pytest.MonkeyPatch.context() as patch:
+            logger.write(update(1))
+            patch.setattr(os, "write", some)
+            with caplog.at_level(logging.WARNING):
+                logger.write(update(2))
+                logger.write(update(3))
+            patch.undo()
+            logger.write(update(4))
+            assert logger.ep_rew_mean == 2.5
+        lost = [r.getMessage() for r in caplog.records if "rows are lost" in r.getMessage()]
+        assert len(lost) == 2 and all("No space left on device" in line for line in lost)
+        assert [row["step"] for row in rows(folder.monitor)] == ["10", "40"]
+        assert [row["timesteps"] for row in rows(folder.progress)] == ["10", "40"]
+
+    def test_failing_tensorboard(
+        self,
+        folder: RunFolder,
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        monkeypatch.setattr(SummaryWriter, "add_scalar", full)
+        with caplog.at_level(logging.WARNING), RunLogger(folder, "X", interval=0) as logger:
+            for k in range(1, 4):
+                logger.write(update(k))
+            logger.flush()
+        messages = [r.getMessage() for r in caplog.records]
+        assert len([m for m in messages if "no more TensorBoard events" in m]) == 1
+        assert len(rows(folder.progress)) == 3
+
+    def test_close_twice(self, folder: RunFolder) -> None:
+        logger = RunLogger(folder, "X")
+        logger.write(update(1))
+        logger.close()
+        logger.close()

@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from acktr.compute import restore_generator
+from acktr.config import Config, ConfigError, merge
+from acktr.interrupts import Interrupts, Stopped, hangup_terminates
+from acktr.presets import preset
+from acktr.runs import session
+from acktr.runs.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from acktr.runs.logger import RunError, RunFolder, RunLogger
+from acktr.runs.start import TrainingFault, locked, resume, run_path, start, stored_config
+from acktr.runs.tables import read_table
+from acktr.train import Trainer
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def config(**changes: Any) -> Config:
+    small = {"num_envs": 2, "num_steps": 32, "total_timesteps": 256, "device": "cpu"}
+    return merge(preset("CartPole-v1")[0], {**small, "eval_episodes": 1, **changes})
+
+
+def train(tmp_path: Path, chosen: Config, interrupts: Interrupts | None = None) -> str:
+    return start(chosen, tmp_path / "runs", "test", interrupts or Interrupts(), ["acktr"])
+
+
+class TestInterrupts:
+    def test_first_signal_waits_and_second_raises(self) -> None:
+        with Interrupts() as interrupts, interrupts.deferred():
+            signal.raise_signal(signal.SIGTERM)
+            assert interrupts.requested == signal.SIGTERM
+            with pytest.raises(Stopped) as stop:
+                signal.raise_signal(signal.SIGINT)
+        assert stop.value.signum == signal.SIGINT
+
+    def test_raises_outside_deferred_and_where_it_must_not_wait(self) -> None:
+        with Interrupts(), pytest.raises(Stopped):
+            signal.raise_signal(signal.SIGTERM)
+        with Interrupts() as interrupts, interrupts.deferred():
+            with pytest.raises(Stopped), interrupts.at_once():
+                signal.raise_signal(signal.SIGINT)
+            with pytest.raises(Stopped), interrupts.at_once():
+                raise AssertionError("the recorded signal was forgotten")
+
+    def test_handlers_are_put_back(self) -> None:
+        before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+        with Interrupts():
+            assert signal.getsignal(signal.SIGINT) != before[0]
+        assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+class TestHangup:
+    @pytest.fixture(autouse=True)
+    def put_back(self) -> Iterator[None]:
+        before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        yield
+        signal.signal(signal.SIGHUP, before)
+
+    def test_it_counts_as_termination(self) -> None:
+        with Interrupts(), hangup_terminates(), pytest.raises(Stopped) as stop:
+            signal.raise_signal(signal.SIGHUP)
+        assert stop.value.signum == signal.SIGTERM
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+
+    def test_ignored_it_stays_ignored(self) -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with Interrupts() as interrupts, hangup_terminates():
+            signal.raise_signal(signal.SIGHUP)
+        assert interrupts.requested is None
+
+
+def test_label_takes_the_place_of_the_algorithm() -> None:
+    path = run_path(Path("runs"), config(seed=3), "acktr-v.2_x")
+    assert path == Path("runs/CartPole-v1/acktr-v.2_x/seed3")
+
+
+@pytest.mark.parametrize("label", ["", ".", "..", "../x", "a/b", "-x", "a b", "x" * 81, "é", "a\n"])
+def test_label_must_be_the_name_of_a_folder(label: str) -> None:
+    with pytest.raises(ConfigError, match="label must be"):
+        run_path(Path("runs"), config(), label)
+
+
+def test_run_path_has_no_special_characters() -> None:
+    path = run_path(Path("runs"), config(env="mod:ns/Env-v0", seed=3))
+    assert path == Path("runs/mod_ns_Env-v0/acktr/seed3")
+
+
+class TestCheckpoints:
+    def test_failed_one_does_not_end_training(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        calls = []
+
+        def flaky(folder: Path, state: dict[str, Any], meta: dict[str, Any]) -> None:
+            calls.append(meta["timesteps"])
+            if meta["timesteps"] == 128:
+                raise CheckpointError("no space left")
+            save_checkpoint(folder, state, meta)
+
+        monkeypatch.setattr(session, "save_checkpoint", flaky)
+        chosen = config(checkpoint_freq=128)
+        train(tmp_path, chosen)
+        assert "warning: no space left; training goes on" in capsys.readouterr().err
+        assert calls[:3] == [0, 128, 256]
+        last = run_path(tmp_path / "runs", chosen) / "checkpoints/last"
+        assert load_checkpoint(last)[0]["timesteps"] == 256
+
+    def test_broken_network_is_not_saved(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A policy that turned into NaN while the values did not."""
+        original = Trainer.run
+
+        def breaking(self: Trainer, total_timesteps: int) -> Iterator[Any]:
+            for stats in original(self, total_timesteps):
+                if stats.timesteps == 192:
+                    with torch.no_grad():
+                        next(self.network.parameters()).fill_(float("nan"))
+                yield stats
+                if stats.timesteps == 192:
+                    return
+
+        monkeypatch.setattr(Trainer, "run", breaking)
+        chosen = config(checkpoint_freq=64)
+        with pytest.raises(TrainingFault, match=r"NaN or Inf at step 192.*step 128$") as fault:
+            train(tmp_path, chosen)
+        assert not fault.value.environment
+        last = run_path(tmp_path / "runs", chosen) / "checkpoints/last"
+        assert load_checkpoint(last)[0]["timesteps"] == 128
+
+    def test_signal_during_evaluation_loses_no_training(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupted(*args: Any, **kwargs: Any) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+        monkeypatch.setattr(session, "evaluate", interrupted)
+        chosen = config(eval_freq=128)
+        with Interrupts() as interrupts, pytest.raises(Stopped) as stop:
+            train(tmp_path, chosen, interrupts)
+        assert stop.value.signum == signal.SIGTERM
+        path = run_path(tmp_path / "runs", chosen)
+        assert stop.value.note.endswith(f"continue with: acktr train --resume {path}")
+        assert load_checkpoint(path / "checkpoints/last")[0]["timesteps"] == 128
+
+    def test_interrupted_evaluation_is_made_up_for(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        original, calls = session.evaluate, []
+
+        def interrupted(*args: Any, **kwargs: Any) -> Any:
+            calls.append(1)
+            if len(calls) == 2:
+                signal.raise_signal(signal.SIGINT)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(session, "evaluate", interrupted)
+        chosen = config(eval_freq=64)
+        with Interrupts() as interrupts, pytest.raises(Stopped):
+            train(tmp_path, chosen, interrupts)
+        path = run_path(tmp_path / "runs", chosen)
+        assert [row["timesteps"] for row in read_table(path / "eval.csv").rows] == ["64"]
+        resume(path, None, Interrupts(), ["acktr"])
+        whole = run_path(tmp_path / "runs" / "runs", chosen)
+        train(tmp_path / "runs", chosen)
+        rows = [read_table(run / "eval.csv").rows for run in (path, whole)]
+        assert rows[0][:2] == rows[1][:2]  # environments start anew after it
+        assert [row["timesteps"] for row in rows[0]] == ["64", "128", "192", "256"]
+
+    def test_signal_after_the_last_evaluation_loses_neither_curve_nor_best(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        original = RunLogger.write_evaluation
+
+        def signalled(self: RunLogger, timesteps: int, *args: Any) -> None:
+            original(self, timesteps, *args)
+            if timesteps == 256:
+                interrupts._waits = True  # as it is a moment later
+                signal.raise_signal(signal.SIGINT)
+                interrupts._waits = False
+
+        monkeypatch.setattr(RunLogger, "write_evaluation", signalled)
+        chosen = config(eval_freq=1000)
+        with Interrupts() as interrupts:
+            assert train(tmp_path, chosen, interrupts).startswith("done")
+        path = run_path(tmp_path / "runs", chosen)
+        assert (path / "curve.png").is_file()
+        assert load_checkpoint(path / "checkpoints/best")[0]["timesteps"] == 256
+
+    def test_signal_in_the_last_update_leaves_a_best_checkpoint_to_the_resume(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        original = RunLogger.write
+
+        def signalled(self: RunLogger, stats: Any) -> None:
+            original(self, stats)
+            if stats.timesteps == 256:
+                signal.raise_signal(signal.SIGTERM)
+
+        monkeypatch.setattr(RunLogger, "write", signalled)
+        chosen = config()
+        with Interrupts() as interrupts, pytest.raises(Stopped):
+            train(tmp_path, chosen, interrupts)
+        path = run_path(tmp_path / "runs", chosen)
+        assert load_checkpoint(path / "checkpoints/last")[0]["timesteps"] == 256
+        resume(path, None, Interrupts(), ["acktr"])
+        assert load_checkpoint(path / "checkpoints/best")[0]["timesteps"] == 256
+
+    @pytest.mark.parametrize("broken", ["last", "best"])
+    def test_resume_finds_out_at_once_what_cannot_be_written(
+        self, broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        chosen = config()
+        train(tmp_path, chosen)
+        path = run_path(tmp_path / "runs", chosen)
+        shutil.rmtree(path / "checkpoints" / "best")
+        if broken == "best":
+            (path / "checkpoints" / "best").mkdir()
+            (path / "checkpoints" / "best" / "thesis.txt").write_text("x")
+        else:
+
+            def full(folder: Path, state: dict[str, Any], meta: dict[str, Any]) -> None:
+                raise CheckpointError(f"{folder}: cannot write the checkpoint: no space left")
+
+            monkeypatch.setattr(session, "save_checkpoint", full)
+        rows = (path / "progress.csv").read_bytes()
+        with pytest.raises(CheckpointError, match=f"{broken}: cannot write the checkpoint"):
+            resume(path, 512, Interrupts(), ["acktr"])
+        assert (path / "progress.csv").read_bytes() == rows
+        assert stored_config(path).total_timesteps == 256
+
+    def test_resume_reads_nothing_before_it_has_the_lock(self, tmp_path: Path) -> None:
+        chosen = config()
+        train(tmp_path, chosen)
+        path = run_path(tmp_path / "runs", chosen)
+        with locked(RunFolder(path)), pytest.raises(RunError, match="another process is training"):
+            resume(path, None, Interrupts(), ["acktr"])  # not "is complete": that may change
+
+    def test_best_score_survives_a_resume(self, tmp_path: Path) -> None:
+        chosen = config(eval_freq=64)
+        train(tmp_path, chosen)
+        path = run_path(tmp_path / "runs", chosen)
+        state, meta = load_checkpoint(path / "checkpoints/best")
+        save_checkpoint(path / "checkpoints/best", state, {**meta, "score": 1e6})
+        resume(path, 512, Interrupts(), ["acktr"])
+        assert load_checkpoint(path / "checkpoints/best")[1]["score"] == 1e6
+        assert stored_config(path).total_timesteps == 512
+
+
+class TestFolder:
+    def test_nothing_is_left_when_the_start_fails(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(folder: Path, state: dict[str, Any], meta: dict[str, Any]) -> None:
+            raise CheckpointError("no space left")
+
+        monkeypatch.setattr(session, "save_checkpoint", full)
+        with pytest.raises(CheckpointError, match="no space left"):
+            train(tmp_path, config())
+        assert list(tmp_path.iterdir()) == []
+
+    def test_run_without_checkpoint_says_what_to_do(self, tmp_path: Path) -> None:
+        chosen = config()
+        train(tmp_path, chosen)
+        path = run_path(tmp_path / "runs", chosen)
+        (path / "checkpoints/last").rename(tmp_path / "moved")
+        with pytest.raises(RunError, match="delete it and start again"):
+            resume(path, None, Interrupts(), ["acktr"])
+
+
+def test_generator_of_another_device_starts_anew() -> None:
+    """A CUDA generator's state has 16 bytes, a CPU generator's 5056."""
+    generator = torch.Generator().manual_seed(3)
+    before = generator.get_state()
+    restore_generator(generator, torch.zeros(16, dtype=torch.uint8))
+    assert torch.equal(generator.get_state(), before)
+    other = torch.Generator().manual_seed(4).get_state()
+    restore_generator(generator, other)
+    assert torch.equal(generator.get_state(), other)
+    with pytest.raises(ValueError, match="damaged"):
+        restore_generator(generator, torch.zeros_like(other))

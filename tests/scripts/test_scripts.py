@@ -1,0 +1,70 @@
+"""The scripts run."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from acktr.cli.main import main
+
+
+def collect(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "scripts.collect", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_collect_copies_the_small_files_and_writes_a_table(tmp_path: Path) -> None:
+    where = str(tmp_path / "runs")
+    command = ["train", "--env", "CartPole-v1", "--total-timesteps", "3000", "--run-dir", where]
+    assert main(command) == 0
+    run = tmp_path / "runs" / "CartPole-v1" / "acktr" / "seed0"
+    done = collect(str(run), "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    target = tmp_path / "out" / "CartPole-v1" / "seed0"
+    assert (target / "monitor.csv").read_text() == (run / "monitor.csv").read_text()
+    assert "checkpoints" not in {path.name for path in target.iterdir()}
+    assert where not in (target / "command.txt").read_text()
+    with (run / "monitor.csv").open() as handle:
+        rows = list(csv.reader(handle))[2:]
+    last = [float(row[0]) for row in rows[-100:]]
+    assert f"| {sum(last) / len(last):.1f} |" in (tmp_path / "out" / "table.md").read_text()
+    assert (tmp_path / "out" / "CartPole-v1.png").stat().st_size > 5_000
+
+
+def test_random_returns() -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "scripts.random_returns",
+        "CartPole-v1",
+        "--episodes",
+        "30",
+        "--seed",
+        "3",
+    ]
+    one, two = (
+        subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+        for _ in range(2)
+    )
+    assert one == two
+    (row,) = csv.DictReader(one.splitlines())
+    assert (row["env"], row["episodes"]) == ("CartPole-v1", "30")
+    assert 15 < float(row["mean"]) < 35  # about 22
+    assert float(row["standard_error"]) == pytest.approx(float(row["std"]) / 30**0.5, rel=1e-2)
+    command[3] = "CartPol-v1"
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2 and "did you mean 'CartPole-v1'?" in done.stderr
+
+
+def test_collect_refuses_what_is_no_run(tmp_path: Path) -> None:
+    done = collect(str(tmp_path), "--out", str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert done.stderr == f"collect: error: not a run folder: {tmp_path}\n"
+    done = collect(str(tmp_path / "none"), "--compact", "--out", str(tmp_path / "out"))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("collect: error: ") and "no such folder" in done.stderr
+    assert not (tmp_path / "out").exists()
