@@ -1,15 +1,22 @@
-"""Where and in which precision to compute."""
+"""How tensors are computed: device, precision, threads, compilation, and where the time goes."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, Generic, TypeVar, TypeVarTuple
 
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from acktr.config import ConfigError
+
+Args = TypeVarTuple("Args")
+R = TypeVar("R")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -106,3 +113,89 @@ def restore_generator(generator: torch.Generator, state: torch.Tensor) -> None:
         generator.set_state(state)
     except (RuntimeError, TypeError):
         raise ValueError("checkpoint: damaged state of a random generator") from None
+
+
+def to_tensor(array: NDArray[Any], device: torch.device) -> torch.Tensor:
+    """The array as a tensor in torch's own, 64-byte aligned memory.
+
+    Matrix products may round differently on numpy's less aligned memory, which would make a run
+    depend on where its arrays happen to lie.
+    """
+    return torch.from_numpy(array).clone().to(device)
+
+
+class Clock:
+    """Adds up the wall-clock seconds of named parts of the work."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Count the time inside the context; parts inside of others are counted in both."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+
+def joined(*parts: Mapping[str, float]) -> dict[str, float]:
+    """Sums by name."""
+    total: dict[str, float] = {}
+    for seconds in parts:
+        for name, value in seconds.items():
+            total[name] = total.get(name, 0.0) + value
+    return total
+
+
+class Compiled(Generic[R, *Args]):
+    """A function by way of torch.compile, which compiles at the first call.
+
+    Where torch cannot compile it (no compiler, an unsupported Python) a warning says so once, and
+    it runs uncompiled from then on.
+
+    Args:
+        function: Of tensors; it may be called twice for one call.
+        name: What the warning calls it.
+        graph: Whether torch records the kernels as a CUDA graph, whose next replay overwrites what
+            the last one returned.
+        dynamic: Whether one compilation serves all shapes: no, or (None) once they have changed.
+    """
+
+    def __init__(
+        self, function: Callable[[*Args], R], name: str, *, graph: bool, dynamic: bool | None
+    ) -> None:
+        self._function = function
+        self._name = name
+        mode = "reduce-overhead" if graph else None
+        self._compiled: Callable[[*Args], R] | None = torch.compile(
+            function, mode=mode, dynamic=dynamic
+        )
+
+    @property
+    def active(self) -> bool:
+        """Whether it is still by way of the compiler."""
+        return self._compiled is not None
+
+    def __call__(self, *args: *Args) -> R:
+        """Call the function."""
+        if self._compiled is None:
+            return self._function(*args)
+        try:
+            return self._compiled(*args)
+        except Exception as error:  # what is not the compiler's fault comes again below
+            answer = self._function(*args)
+            self._compiled = None
+            reason = str(error).strip().partition("\n")[0]
+            warnings.warn(
+                f"compile: torch cannot compile {self._name} ({reason}); it runs uncompiled",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return answer
+
+
+def compiled_for_updates(network: Callable[[Tensor], R]) -> Compiled[R, Tensor]:
+    """A network for gradients of a loss: batches differ in size, and gradients outlive a replay."""
+    return Compiled(network, "the update", graph=False, dynamic=None)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from acktr.envs.settings import AtariSettings, Backend, Workers
+from acktr.envs import AtariSettings, Backend, Workers
 from acktr.files import read_object
 from acktr.kfac import KFACConfig
 

@@ -10,19 +10,19 @@ from typing import Any
 import torch
 from gymnasium.vector import VectorEnv
 
-from acktr.algorithms.a2c import A2CLearner
-from acktr.algorithms.acktr import ACKTRLearner
-from acktr.algorithms.learner import Learner
-from acktr.algorithms.trpo import TRPOLearner
+from acktr.algorithms import A2CLearner, ACKTRLearner, Learner, TRPOLearner
 from acktr.compute import autocast_context, resolve_device
 from acktr.config import Algo, Config
-from acktr.envs import is_image, make_vec
-from acktr.envs.factory import AnyVectorEnv
-from acktr.policies.distributions import action_head
-from acktr.policies.networks import build_network
-from acktr.policies.normalize import ObservationNormalizer, RewardScaler
-from acktr.policies.policy import Policy
-from acktr.rollout.collector import Collector, NonFiniteError, make_batch, normalizable
+from acktr.envs import AnyVectorEnv, is_image, make_vec
+from acktr.policies import (
+    ObservationNormalizer,
+    Policy,
+    RewardScaler,
+    action_head,
+    build_network,
+    normalizable,
+)
+from acktr.rollout import Collector, NonFiniteError, make_batch
 
 _LEARNERS: dict[Algo, type[ACKTRLearner | A2CLearner | TRPOLearner]] = {
     "acktr": ACKTRLearner,

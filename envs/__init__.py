@@ -29,27 +29,43 @@
    seed uses the one given to `make_vec`. `close()` may be called twice.
 """
 
-from acktr.envs.factory import describe, group_count, make_single, make_vec, workers
-from acktr.envs.groups import GroupedEnvs
-from acktr.envs.guard import GuardedVectorEnv
-from acktr.envs.registry import is_atari
+from acktr.envs.factory import (
+    AnyVectorEnv,
+    describe,
+    group_count,
+    make_single,
+    make_vec,
+    workers,
+)
+from acktr.envs.groups import GroupedEnvs, Stepper
+from acktr.envs.guard import GuardedVectorEnv, StepResult, one_line
+from acktr.envs.parallel import worker_count
+from acktr.envs.registry import is_atari, lookup
 from acktr.envs.seeding import env_seeds
-from acktr.envs.settings import AtariSettings, EnvError, EnvFault
+from acktr.envs.settings import AtariSettings, Backend, EnvError, EnvFault, Workers
 from acktr.envs.spaces import check_spaces, is_image
 
 __all__ = [
+    "AnyVectorEnv",
     "AtariSettings",
+    "Backend",
     "EnvError",
     "EnvFault",
     "GroupedEnvs",
     "GuardedVectorEnv",
+    "StepResult",
+    "Stepper",
+    "Workers",
     "check_spaces",
     "describe",
     "env_seeds",
     "group_count",
     "is_atari",
     "is_image",
+    "lookup",
     "make_single",
     "make_vec",
+    "one_line",
+    "worker_count",
     "workers",
 ]

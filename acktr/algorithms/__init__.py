@@ -1,1 +1,17 @@
-"""To be written."""
+"""Algorithms: batches in; new parameters of the network, and metrics, out.
+
+ACKTR, A2C and TRPO, a file each, and what they share.
+May import: acktr.rollout, acktr.policies, acktr.kfac, acktr.compute, acktr.config.
+"""
+
+from acktr.algorithms.a2c import A2CLearner
+from acktr.algorithms.acktr import ACKTRLearner
+from acktr.algorithms.learner import Learner
+from acktr.algorithms.trpo import TRPOLearner
+
+__all__ = [
+    "A2CLearner",
+    "ACKTRLearner",
+    "Learner",
+    "TRPOLearner",
+]

@@ -17,13 +17,10 @@ from acktr.algorithms.learner import (
     to_floats,
     value_metrics,
 )
-from acktr.clock import Clock
-from acktr.compiled import compiled_for_updates
+from acktr.compute import Clock, compiled_for_updates
 from acktr.config import Config
-from acktr.policies.distributions import ActionHead
-from acktr.policies.networks import ActorCritic
-from acktr.rollout.collector import Batch
-from acktr.rollout.microbatch import MicroBatch, add_means, micro_batches
+from acktr.policies import ActionHead, ActorCritic
+from acktr.rollout import Batch, MicroBatch, add_means, micro_batches
 
 
 class RMSpropTF:

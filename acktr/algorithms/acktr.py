@@ -20,16 +20,17 @@ from acktr.algorithms.learner import (
     value_metrics,
 )
 from acktr.algorithms.objectives import Losses, Outputs, Task, as_outputs, differentiate
-from acktr.clock import Clock, joined
-from acktr.compiled import Compiled, compiled_for_updates
-from acktr.compute import restore_generator
+from acktr.compute import Clock, Compiled, compiled_for_updates, joined, restore_generator
 from acktr.config import Config
-from acktr.kfac import KFAC, KFACConfig
-from acktr.kfac.trust import FisherQuadratic
-from acktr.policies.distributions import ActionHead, Distribution
-from acktr.policies.networks import ActorCritic, SeparateActorCritic, SharedActorCritic
-from acktr.rollout.collector import Batch
-from acktr.rollout.microbatch import MicroBatch, add_means, micro_batches, outputs_of
+from acktr.kfac import KFAC, FisherQuadratic, KFACConfig
+from acktr.policies import (
+    ActionHead,
+    ActorCritic,
+    Distribution,
+    SeparateActorCritic,
+    SharedActorCritic,
+)
+from acktr.rollout import Batch, MicroBatch, add_means, micro_batches, outputs_of
 
 LOG_STD_FISHER = 2.0
 """Fisher information of the log standard deviation of a Gaussian."""

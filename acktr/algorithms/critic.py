@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from acktr.algorithms.learner import load_optimizer_state, optimizer_state
 from acktr.config import CriticConfig
-from acktr.rollout.collector import Batch
-from acktr.rollout.microbatch import add_means, micro_batches
+from acktr.rollout import Batch, add_means, micro_batches
 
 
 class FirstOrderCritic:

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from acktr.policies.distributions import Distribution
-from acktr.rollout.collector import Batch
+from acktr.policies import Distribution
+from acktr.rollout import Batch
 
 
 class Learner(Protocol):

@@ -10,11 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac import KFAC
-from acktr.kfac.fisher.linearized import Linearized
-from acktr.kfac.fisher.products import output_tangents
-from acktr.kfac.trust import FisherQuadratic
-from acktr.rollout.microbatch import MicroBatch
+from acktr.kfac import KFAC, FisherQuadratic, Linearized, output_tangents
+from acktr.rollout import MicroBatch
 
 Outputs = tuple[Tensor, ...]
 """What a network returns, always as a tuple."""

@@ -12,13 +12,11 @@ from torch import Tensor, nn
 
 from acktr.algorithms.critic import FirstOrderCritic
 from acktr.algorithms.learner import standardised, to_floats, value_metrics
-from acktr.clock import Clock
-from acktr.compute import restore_generator
+from acktr.compute import Clock, restore_generator
 from acktr.config import Config
-from acktr.kfac.fisher.linearized import Linearized
-from acktr.policies.distributions import ActionHead, Distribution
-from acktr.policies.networks import ActorCritic, SeparateActorCritic
-from acktr.rollout.collector import Batch
+from acktr.kfac import Linearized
+from acktr.policies import ActionHead, ActorCritic, Distribution, SeparateActorCritic
+from acktr.rollout import Batch
 
 Product = Callable[[Tensor], Tensor]
 

@@ -35,8 +35,7 @@ from acktr.cli.options import (
 from acktr.compare.comparison import RunsFailed, compare
 from acktr.compare.grid import Overlay, make_plans, parse_algo, parse_seeds
 from acktr.config import ConfigError, read_settings
-from acktr.envs import EnvError, EnvFault
-from acktr.envs.guard import one_line
+from acktr.envs import EnvError, EnvFault, one_line
 from acktr.files import reason
 from acktr.interrupts import STOPPED, Interrupts, Stopped
 from acktr.report.curves import published_curves

@@ -1,1 +1,7 @@
-"""To be written."""
+"""Grids of runs: environments, algorithms and seeds in; finished run folders out.
+
+Plans, a pool of processes, and their common progress.
+May import: acktr.runs, acktr.presets, acktr.config, acktr.files, acktr.interrupts.
+"""
+
+__all__ = ["comparison", "grid", "pool", "progress"]

@@ -10,8 +10,15 @@ from acktr.kfac.dense import (
     dense_inverse,
     dense_kfac,
     kfac_error,
+    relative_error,
 )
-from acktr.kfac.fisher.products import dense_fisher, fisher_gram, fisher_vector_product
+from acktr.kfac.fisher.linearized import Linearized
+from acktr.kfac.fisher.products import (
+    dense_fisher,
+    fisher_gram,
+    fisher_vector_product,
+    output_tangents,
+)
 from acktr.kfac.linalg import FactorError, symmetric_eigen, trust_scale
 from acktr.kfac.losses.likelihoods import (
     BernoulliLoss,
@@ -26,7 +33,7 @@ from acktr.kfac.optimizer import KFAC
 from acktr.kfac.preconditioner import Preconditioner
 from acktr.kfac.quadratic import LMConfig
 from acktr.kfac.statistics.capture import Capture, capture
-from acktr.kfac.trust import StepInfo
+from acktr.kfac.trust import FisherQuadratic, StepInfo
 
 __all__ = [
     "KFAC",
@@ -37,12 +44,14 @@ __all__ = [
     "Exact",
     "FactorError",
     "FisherOperator",
+    "FisherQuadratic",
     "GaussianLoss",
     "KFACConfig",
     "KFACError",
     "KroneckerBlock",
     "LMConfig",
     "LearntGaussianLoss",
+    "Linearized",
     "OutputLoss",
     "Preconditioner",
     "Sampled",
@@ -57,6 +66,8 @@ __all__ = [
     "fisher_gram",
     "fisher_vector_product",
     "kfac_error",
+    "output_tangents",
+    "relative_error",
     "symmetric_eigen",
     "trust_scale",
 ]

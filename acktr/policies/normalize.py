@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import gymnasium
 import numpy as np
 from numpy.typing import NDArray
+
+from acktr.envs import is_image
 
 Float = NDArray[np.floating[Any]]
 
@@ -128,3 +131,8 @@ class RewardScaler:
             self.returns = state["returns"].copy()
         else:
             self.reset()
+
+
+def normalizable(space: gymnasium.Space[Any]) -> bool:
+    """Whether observations are vectors of numbers, which running normalisation applies to."""
+    return isinstance(space, gymnasium.spaces.Box) and not is_image(space)

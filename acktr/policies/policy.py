@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from acktr.compute import to_tensor
 from acktr.config import Config
 from acktr.envs import is_image
 from acktr.policies.distributions import ActionHead, action_head, to_environment
 from acktr.policies.networks import ActorCritic, build_network
-from acktr.policies.normalize import ObservationNormalizer
-from acktr.rollout.collector import normalizable, to_tensor
+from acktr.policies.normalize import ObservationNormalizer, normalizable
 
 
 class Policy:

@@ -1,1 +1,7 @@
-"""To be written."""
+"""Reports: finished run folders in; tables and figures with intervals out.
+
+Reading of results, statistics, learning curves, and the page.
+May import: acktr.runs, acktr.files.
+"""
+
+__all__ = ["curves", "figures", "page", "plot", "references", "results", "statistics"]

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from acktr.compiled import Compiled
-from acktr.policies.distributions import ActionHead
-from acktr.policies.networks import ActorCritic, SeparateActorCritic
+from acktr.compute import Compiled
+from acktr.policies import ActionHead, ActorCritic, SeparateActorCritic
 
 Answer = tuple[Tensor, Tensor | None, Tensor]
 """Actions (N, ...), values (N,) where the same forward pass gives them, and whether anything is

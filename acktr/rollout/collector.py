@@ -8,19 +8,25 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
-from acktr.compute import one_thread, restore_generator
+from acktr.compute import one_thread, restore_generator, to_tensor
 from acktr.envs import is_image
-from acktr.policies.distributions import ActionHead, to_environment
-from acktr.policies.images import FrameStore, compute_type, pack
-from acktr.policies.networks import ActorCritic, SeparateActorCritic
-from acktr.policies.normalize import ObservationNormalizer, RewardScaler
+from acktr.policies import (
+    ActionHead,
+    ActorCritic,
+    FrameStore,
+    ObservationNormalizer,
+    RewardScaler,
+    SeparateActorCritic,
+    compute_type,
+    pack,
+    to_environment,
+)
 from acktr.rollout.acting import Acting
 from acktr.rollout.lanes import Lane, lanes
 from acktr.rollout.microbatch import outputs_of
@@ -84,15 +90,6 @@ def gae(
         running = delta[step] + carry[step] * running
         advantages[step] = running
     return advantages
-
-
-def to_tensor(array: Array, device: torch.device) -> Tensor:
-    """The array as a tensor in torch's own, 64-byte aligned memory.
-
-    Matrix products may round differently on numpy's less aligned memory, which would make a run
-    depend on where its arrays happen to lie.
-    """
-    return torch.from_numpy(array).clone().to(device)
 
 
 def make_batch(rollout: Rollout, gamma: float, gae_lambda: float, device: torch.device) -> Batch:
@@ -367,8 +364,3 @@ def _member(envs: VectorEnv[Any, Any, Any], name: str) -> Callable[..., Any] | N
     """A method of the innermost environment, or None."""
     found = getattr(envs.unwrapped, name, None)
     return found if callable(found) else None
-
-
-def normalizable(space: gymnasium.Space[Any]) -> bool:
-    """Whether observations are vectors of numbers, which running normalisation applies to."""
-    return isinstance(space, gymnasium.spaces.Box) and not is_image(space)

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-from acktr.envs.groups import GroupedEnvs, Stepper
-from acktr.envs.guard import StepResult
+from acktr.envs import GroupedEnvs, Stepper, StepResult
 from acktr.rollout.recorder import Array, Bools
 
 

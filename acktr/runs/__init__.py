@@ -1,1 +1,7 @@
-"""To be written."""
+"""One run on disk: a configuration in; a folder with logs and checkpoints out.
+
+Start, resume, train, save, log, show progress, and play what was saved.
+May import: acktr.train and what lies below it, acktr.evaluate, acktr.files, acktr.interrupts.
+"""
+
+__all__ = ["checkpoint", "logger", "progress", "saved", "session", "start", "tables", "video"]

@@ -12,10 +12,9 @@ import torch
 
 from acktr.compute import resolve_device
 from acktr.config import Config, ConfigError, from_dict, refuse_import
-from acktr.envs import is_atari, is_image, make_vec
-from acktr.envs.guard import one_line
+from acktr.envs import is_atari, is_image, make_vec, one_line
 from acktr.evaluate import Evaluation, evaluate
-from acktr.policies.policy import Policy
+from acktr.policies import Policy
 from acktr.runs.checkpoint import CheckpointError, checkpoint_exists, load_checkpoint
 from acktr.runs.logger import RunError, RunFolder
 

@@ -17,7 +17,7 @@ from acktr.evaluate import Evaluation, evaluate
 from acktr.interrupts import Interrupts, Stopped
 from acktr.report.curves import published_curves
 from acktr.report.plot import plot_runs
-from acktr.rollout.collector import NonFiniteError
+from acktr.rollout import NonFiniteError
 from acktr.runs.checkpoint import CheckpointError, save_checkpoint
 from acktr.runs.logger import RunFolder, RunLogger
 from acktr.runs.progress import Progress

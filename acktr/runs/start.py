@@ -16,14 +16,11 @@ import torch
 
 from acktr.compute import resolve_device
 from acktr.config import Config, ConfigError, from_dict, refuse_import, to_dict
-from acktr.envs import EnvFault, describe, group_count, workers
-from acktr.envs.guard import one_line
-from acktr.envs.parallel import worker_count
-from acktr.envs.registry import lookup
+from acktr.envs import EnvFault, describe, group_count, lookup, one_line, worker_count, workers
 from acktr.files import flat, is_label, reason, safe_name, write_atomic
 from acktr.interrupts import Interrupts
 from acktr.kfac import FactorError
-from acktr.rollout.collector import NonFiniteError
+from acktr.rollout import NonFiniteError
 from acktr.runs.checkpoint import CheckpointError, checkpoint_exists, require_replaceable
 from acktr.runs.logger import RunError, RunFolder, RunLogger
 from acktr.runs.progress import Progress

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from acktr.compute import resolve_device
 from acktr.envs import EnvError, describe, env_seeds, make_single
 from acktr.files import reason
-from acktr.policies.policy import Policy
+from acktr.policies import Policy
 from acktr.runs.saved import SavedAgent, limit_threads, usually_deterministic
 
 SUFFIXES = (".mp4", ".gif")

@@ -11,8 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac import KFAC, CategoricalLoss, Exact, KFACConfig, Preconditioner, dense_fisher
-from acktr.kfac.dense import dense_inverse, dense_kfac, relative_error
+from acktr.kfac import (
+    KFAC,
+    CategoricalLoss,
+    Exact,
+    KFACConfig,
+    Preconditioner,
+    dense_fisher,
+    dense_inverse,
+    dense_kfac,
+    relative_error,
+)
 from scripts.approximation.digits import SIDE, digits
 
 CLASSES = 10

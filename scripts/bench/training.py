@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from acktr.compute import one_thread
+from acktr.compute import one_thread, to_tensor
 from acktr.config import Config
-from acktr.envs import group_count
-from acktr.envs.factory import AnyVectorEnv
-from acktr.policies.networks import SeparateActorCritic
-from acktr.rollout.collector import make_batch, to_tensor
+from acktr.envs import AnyVectorEnv, group_count
+from acktr.policies import SeparateActorCritic
+from acktr.rollout import make_batch
 from acktr.runs.saved import limit_threads
 from acktr.train import Trainer, training_envs
 from scripts.bench.cases import Timing

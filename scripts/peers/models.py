@@ -16,7 +16,7 @@ from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import nn, optim
 
-from acktr.envs.factory import AnyVectorEnv
+from acktr.envs import AnyVectorEnv
 from scripts.peers.settings import A2C, TRPO, Settings
 
 _ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU}

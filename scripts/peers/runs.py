@@ -21,8 +21,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 
-from acktr.envs import EnvFault, make_vec
-from acktr.envs.guard import one_line
+from acktr.envs import EnvFault, make_vec, one_line
 from acktr.evaluate import Evaluation, evaluate
 from acktr.files import reason, safe_name, write_atomic
 from acktr.runs.logger import RunError, RunFolder, RunLogger, versions

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from acktr.kfac.losses.likelihoods import BernoulliLoss, CategoricalLoss
+from acktr.kfac import BernoulliLoss, CategoricalLoss
 from scripts.supervised.data import Dataset
 from scripts.supervised.errors import SupervisedError
 from scripts.supervised.settings import ProblemName

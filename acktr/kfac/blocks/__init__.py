@@ -1,1 +1,1 @@
-"""To be written."""
+"""Blocks: the curvature of one layer or parameter each, and how it is inverted."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from acktr.algorithms.a2c import A2CLearner
 from acktr.algorithms.acktr import ACKTRLearner
-from acktr.compiled import Compiled
+from acktr.compute import Compiled
 from acktr.config import ACKTRConfig, Config, NetworkConfig
 from acktr.kfac import KFACConfig
 from acktr.policies.distributions import action_head

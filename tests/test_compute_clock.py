@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from acktr.clock import Clock, joined
+from acktr.compute import Clock, joined
 
 
 def test_parts_add_up_and_survive_errors() -> None:

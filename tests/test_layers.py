@@ -1,0 +1,158 @@
+"""Imports follow the data: from the command line down to environments and curvature, never up."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+GROUND = {"files", "interrupts"}
+BELOW_TRAIN = {"envs", "kfac", "config", "presets", "compute", *GROUND}
+LEARNING = {"policies", "rollout", "algorithms"}
+RUNS = {"train", "evaluate", "runs"}
+ALLOWED: dict[str, set[str]] = {
+    "envs": set(),
+    "kfac": set(),
+    "files": set(),
+    "interrupts": set(),
+    "config": {"kfac", "envs", "files"},
+    "presets": {"config", "kfac", "envs"},
+    "compute": {"config", "envs"},
+    "policies": {"compute", "config", "envs", "kfac"},
+    "rollout": {"policies", "compute", "config", "envs"},
+    "algorithms": {"rollout", "policies", "kfac", "compute", "config"},
+    "train": {*LEARNING, "compute", "config", "envs"},
+    "evaluate": {"envs"},
+    "runs": {*LEARNING, *BELOW_TRAIN, "train", "evaluate"},
+    "agent": {*LEARNING, *BELOW_TRAIN, *RUNS},
+    "compare": {*RUNS, *BELOW_TRAIN},
+    "report": {"runs", "files"},
+    "cli": {*LEARNING, *BELOW_TRAIN, *RUNS, "agent", "compare", "report"},
+}
+"""What each part of ``acktr`` may import besides itself; ``acktr`` alone is its version."""
+
+FREE_OF = {"kfac": {"gymnasium", "numpy", "ale_py", "mujoco"}, "envs": {"torch"}}
+"""What a part must not import from elsewhere."""
+
+
+def imports(path: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The modules that a file imports, with the names that it takes of each."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module, tuple(alias.name for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from ((alias.name, ()) for alias in node.names)
+
+
+def sources(root: Path) -> dict[str, Path]:
+    """The files of the library and of the scripts, by module."""
+    acktr = {
+        ".".join(path.relative_to(root).with_suffix("").parts): path
+        for folder in ("acktr", "scripts")
+        for path in (root / folder).rglob("*.py")
+        if "envs" not in path.relative_to(root).parts
+    }
+    envs = {f"acktr.envs.{path.stem}": path for path in (root / "envs").glob("*.py")}
+    return {name.removesuffix(".__init__"): path for name, path in (acktr | envs).items()}
+
+
+def part(module: str) -> str:
+    """The part of the house that a module belongs to: the second word of its name."""
+    return [*module.split("."), ""][1]
+
+
+def wrong_directions(root: Path) -> list[str]:
+    """Imports that go upward, or out of a part that is to stand alone."""
+    found = []
+    for module, path in sources(root).items():
+        here = part(module)
+        if not module.startswith("acktr.") or here == "__main__":
+            continue
+        for target, names in imports(path):
+            if target.split(".")[0] in FREE_OF.get(here, set()):
+                found.append(f"{module} imports {target}")
+            if target.split(".")[0] != "acktr":
+                continue
+            parts = {part(target)} if target != "acktr" else {*names} - {"__version__"}
+            if (module, parts) == ("acktr.runs.session", {"report"}):
+                continue  # the learning curve at the end: to move up to the command
+            if parts - ALLOWED[here] - {here}:
+                found.append(f"{module} imports {target}")
+    return found
+
+
+def published(root: Path, package: str) -> set[str]:
+    """The names in the ``__all__`` of a folder of the library."""
+    folder = root / "envs" if package == "envs" else root / "acktr" / package
+    for node in ast.parse((folder / "__init__.py").read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return set(ast.literal_eval(node.value))
+    return set()
+
+
+def side_entrances(root: Path) -> list[str]:
+    """Imports from inside of a folder of what its ``__init__`` does not name.
+
+    A folder names objects, or modules whose public names are free to all.
+    """
+    folders = {path.parent.name for path in (root / "acktr").glob("*/__init__.py")} | {"envs"}
+    found = []
+    for module, path in sources(root).items():
+        for target, names in imports(path):
+            there = part(target)
+            if not target.startswith("acktr.") or there not in folders or there == part(module):
+                continue
+            if module == "acktr" or module == "acktr.__main__":
+                continue
+            rest = target.split(".")[2:]
+            asked = rest[:1] or names
+            if not set(asked) <= published(root, there) or len(rest) > 1:
+                found.append(f"{module} imports {target} ({', '.join(names)})")
+            found += [f"{module} imports {target}.{n}" for n in names if n.startswith("_")]
+    return found
+
+
+def test_imports_go_down_only() -> None:
+    assert wrong_directions(ROOT) == []
+
+
+def test_folders_are_entered_by_the_door() -> None:
+    assert side_entrances(ROOT) == []
+
+
+def test_every_folder_says_what_comes_in_and_out() -> None:
+    for folder in [*(ROOT / "acktr").glob("*/__init__.py"), ROOT / "envs" / "__init__.py"]:
+        text = ast.get_docstring(ast.parse(folder.read_text()))
+        assert text and len(text) > 60, folder
+        assert published(ROOT, folder.parent.name), folder
+
+
+@pytest.mark.parametrize(
+    "place, line, rule",
+    [
+        ("acktr/kfac/config.py", "from acktr.config import Config", "down"),
+        ("acktr/kfac/config.py", "import gymnasium", "down"),
+        ("envs/seeding.py", "import torch", "down"),
+        ("acktr/rollout/x.py", "from acktr.runs.start import start", "down"),
+        ("acktr/train.py", "from acktr import agent", "down"),
+        ("acktr/train.py", "from acktr.policies.networks import build_network", "door"),
+        ("acktr/cli/x.py", "from acktr.runs.start import _hidden", "door"),
+        ("scripts/x.py", "from acktr.kfac.linalg import FactorError", "door"),
+    ],
+)
+def test_a_broken_rule_is_found(tmp_path: Path, place: str, line: str, rule: str) -> None:
+    for module, path in sources(ROOT).items():
+        if path.name == "__init__.py" and module.startswith("acktr."):
+            target = tmp_path / path.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(path.read_text())
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    check = wrong_directions if rule == "down" else side_entrances
+    assert check(tmp_path) == []
+    (tmp_path / place).write_text(line + "\n")
+    assert len(check(tmp_path)) == 1
