@@ -23,6 +23,18 @@ Schedule = Literal["constant", "linear"]
 
 _WIDEST = 16_384
 
+_FORMER: dict[str, Any] = {
+    "env_backend": "gymnasium",
+    "acktr.actor.norm_clip": None,
+    "acktr.actor.refresh_staleness": None,
+    "acktr.critic.norm_clip": None,
+    "acktr.critic.refresh_staleness": None,
+}
+"""Settings that earlier versions wrote to their files, with the value that changed nothing.
+
+Files with this value are still read; any other value is refused, as nothing follows it any more.
+"""
+
 
 class ConfigError(ValueError):
     """A hyper-parameter that cannot be used; the message is one line."""
@@ -361,6 +373,9 @@ def _build(kind: type[Any], values: Any, path: str) -> Any:
     chosen = {}
     for key, value in values.items():
         where = f"{path}.{key}" if path else str(key)
+        if key not in hints and where in _FORMER:
+            _require_unused(where, value)
+            continue
         if key not in hints:
             close = difflib.get_close_matches(str(key), hints, 1)
             hint = f" (did you mean {close[0]}?)" if close else ""
@@ -372,6 +387,15 @@ def _build(kind: type[Any], values: Any, path: str) -> Any:
         raise ConfigError("configuration: env is missing") from None
     except ValueError as error:
         raise ConfigError(f"{path}.{error}" if path else str(error)) from None
+
+
+def _require_unused(name: str, value: Any) -> None:
+    """Refuse a former setting whose value would have changed the run."""
+    if value != _FORMER[name]:
+        raise ConfigError(
+            f"configuration: {name} was removed and only {_FORMER[name]!r} can still be read,"
+            f" got {value!r:.40}; an earlier version of acktr can use it"
+        )
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

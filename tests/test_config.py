@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from acktr.config import Config, ConfigError, from_dict, to_dict
+import acktr.config
+from acktr.config import Config, ConfigError, from_dict, merge, to_dict
 from acktr.presets import ALGOS, PRESETS, preset
 
 ENVIRONMENTS = ["HalfCheetah-v5", "PongNoFrameskip-v4", "ALE/Breakout-v5", "CartPole-v1", "X-v0"]
@@ -139,3 +140,15 @@ def test_processes_of_environments() -> None:
     assert from_dict({"env": "X-v0", "env_workers": 3}).env_workers == 3
     with pytest.raises(ConfigError, match="env_workers must be an integer >= 1, got all"):
         Config(env="X-v0", env_workers="all")  # type: ignore[arg-type]
+
+
+def test_settings_of_former_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acktr.config, "_FORMER", {"turbo": 1, "acktr.actor.turbo": None})
+    stored = {"env": "X-v0", "turbo": 1, "acktr": {"actor": {"turbo": None, "lr": 0.5}}}
+    config = from_dict(stored)
+    assert config.acktr.actor.lr == 0.5
+    assert merge(Config(env="X-v0"), stored) == config
+    with pytest.raises(ConfigError, match=r"acktr\.actor\.turbo was removed and only None can"):
+        from_dict({"env": "X-v0", "acktr": {"actor": {"turbo": 3}}})
+    with pytest.raises(ConfigError, match=r"unknown setting acktr\.critic\.turbo"):
+        from_dict({"env": "X-v0", "acktr": {"critic": {"turbo": None}}})
