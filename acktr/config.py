@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from acktr.envs import AtariSettings, Backend, Workers
+from acktr.envs import AtariSettings, Workers
 from acktr.files import read_object
 from acktr.kfac import KFACConfig
 
@@ -227,8 +227,6 @@ class Config:
     """Parallel environments."""
     env_workers: Workers = "auto"
     """Processes that step them, without influence on results; auto: for MuJoCo one per core."""
-    env_backend: Backend = "gymnasium"
-    """Who steps them; envpool: threads in C++, for MuJoCo, with other random numbers."""
     num_steps: int = 32
     """Steps of each environment per update."""
     micro_batch: int | None = None
@@ -288,7 +286,6 @@ class Config:
         for name in ("ent_coef", "vf_coef"):
             _check_number(name, getattr(self, name), 0, math.inf, open_low=False)
         _check_choice("algo", self.algo, typing.get_args(Algo))
-        _check_choice("env_backend", self.env_backend, typing.get_args(Backend))
         _check_choice("precision", self.precision, ("auto", "float32", "bfloat16"))
         self._check_together()
 

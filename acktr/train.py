@@ -69,7 +69,6 @@ def training_envs(config: Config) -> AnyVectorEnv:
         config.seed,
         atari=config.atari,
         env_workers=config.env_workers,
-        env_backend=config.env_backend,
     )
 
 

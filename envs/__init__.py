@@ -20,8 +20,6 @@
 7. What single Gymnasium environments put into their infos is dropped.
 8. `env_workers` processes step the environments, this one included. Nothing else depends on their
    number. One that dies, or takes a minute for a step, raises `EnvFault`; none outlives this one.
-   With `env_backend="envpool"` they are threads, rewards are rounded to float32, and an
-   interrupted step truncates all episodes.
 9. Atari games come as `GroupedEnvs`, whose `groups` of `num_groups` or fewer can be stepped one by
    one with `step_async` and `step_wait`. The games are the same for any number; training is not, as
    it draws the actions of a group at a time.
@@ -42,13 +40,12 @@ from acktr.envs.guard import GuardedVectorEnv, StepResult, one_line
 from acktr.envs.parallel import worker_count
 from acktr.envs.registry import is_atari, lookup
 from acktr.envs.seeding import env_seeds
-from acktr.envs.settings import AtariSettings, Backend, EnvError, EnvFault, Workers
+from acktr.envs.settings import AtariSettings, EnvError, EnvFault, Workers
 from acktr.envs.spaces import check_spaces, is_image
 
 __all__ = [
     "AnyVectorEnv",
     "AtariSettings",
-    "Backend",
     "EnvError",
     "EnvFault",
     "GroupedEnvs",

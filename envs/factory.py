@@ -5,21 +5,20 @@ from __future__ import annotations
 import importlib.metadata
 import warnings
 from contextlib import suppress
-from typing import Any, get_args
+from typing import Any
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from acktr.envs.chunk import AnyEnv
-from acktr.envs.envpool_backend import EnvPoolEnvs, check_envpool, thread_count
 from acktr.envs.groups import GroupedEnvs
 from acktr.envs.guard import GuardedVectorEnv, SafeEnv, one_line
 from acktr.envs.parallel import ParallelEnvs, worker_count
 from acktr.envs.quiet import quiet_mujoco
 from acktr.envs.registry import atari_game, is_atari_spec, lookup, mujoco_py_replacements
-from acktr.envs.seeding import check_seed, env_seeds
-from acktr.envs.settings import AtariSettings, Backend, EnvError, Workers
+from acktr.envs.seeding import check_seed
+from acktr.envs.settings import AtariSettings, EnvError, Workers
 from acktr.envs.spaces import check_spaces
 
 MAX_ENVS = 16_384
@@ -37,7 +36,6 @@ def make_vec(
     atari: AtariSettings | None = None,
     render_mode: str | None = None,
     env_workers: Workers = 1,
-    env_backend: Backend = "gymnasium",
 ) -> AnyVectorEnv:
     """Make parallel environments that keep the promises listed in the package's docstring.
 
@@ -51,8 +49,6 @@ def make_vec(
         env_workers: processes that step the environments, this one included, or "auto": as many
             as `envs.parallel.worker_count` says. Steps do not depend on it. Atari games have
             threads of their own and environments that render stay here: both ignore it.
-        env_backend: "envpool": EnvPool's threads, as many as env_workers says, step its MuJoCo
-            environments. Random numbers are other ones than Gymnasium's.
 
     Raises:
         EnvError: unknown id, bad argument, missing dependency or unsupported space; one line.
@@ -62,13 +58,6 @@ def make_vec(
         raise EnvError(f"num_envs must be an integer from 1 to {MAX_ENVS}, got {num_envs!r}")
     spec = lookup(env_id)
     workers = worker_count(env_workers, spec, num_envs)
-    if env_backend not in get_args(Backend):
-        choice = " or ".join(get_args(Backend))
-        raise EnvError(f"env_backend must be {choice}, got {env_backend!r}")
-    if env_backend == "envpool":
-        if render_mode is not None:
-            raise EnvError("env_backend 'envpool' does not render")
-        return _make_envpool(spec, num_envs, seed, thread_count(env_workers, spec, num_envs))
     if not is_atari_spec(spec):
         return _make_parallel(spec, num_envs, seed, render_mode, 1 if render_mode else workers)
     if render_mode is not None:
@@ -101,9 +90,9 @@ def make_single(
 
 
 def workers(envs: AnyVectorEnv) -> int:
-    """How many processes step these environments, or EnvPool's threads; 1 if not of `make_vec`."""
+    """How many processes step these environments; 1 if `make_vec` did not make them."""
     inner = envs.unwrapped
-    return inner.workers if isinstance(inner, ParallelEnvs | EnvPoolEnvs) else 1
+    return inner.workers if isinstance(inner, ParallelEnvs) else 1
 
 
 def group_count(envs: AnyVectorEnv) -> int:
@@ -115,7 +104,6 @@ def describe(
     env_id: str,
     atari: AtariSettings | None = None,
     training: bool = True,
-    env_backend: Backend = "gymnasium",
 ) -> dict[str, Scalar]:
     """The protocol of `make_vec(env_id, ...)` as JSON scalars, for logs and config files.
 
@@ -130,11 +118,9 @@ def describe(
     }
     if is_atari_spec(spec):
         return facts | _describe_atari(spec, atari or AtariSettings(), training)
-    if env_backend == "envpool":
-        facts["envpool"] = _version("envpool")  # it has a MuJoCo of its own
-    elif isinstance(spec.entry_point, str) and "mujoco" in spec.entry_point:
+    if isinstance(spec.entry_point, str) and "mujoco" in spec.entry_point:
         facts["mujoco"] = _version("mujoco")
-    return facts | {"kind": env_backend, "max_episode_steps": spec.max_episode_steps}
+    return facts | {"kind": "gymnasium", "max_episode_steps": spec.max_episode_steps}
 
 
 def _describe_atari(spec: EnvSpec, settings: AtariSettings, training: bool) -> dict[str, Scalar]:
@@ -183,20 +169,6 @@ def _make_parallel(
         if isinstance(error, EnvError):
             raise
         raise EnvError(f"{spec.id} cannot be run in parallel: {one_line(error)}") from error
-    return GuardedVectorEnv(vector, spec.id, seed)
-
-
-def _make_envpool(spec: EnvSpec, num_envs: int, seed: int, threads: int) -> AnyVectorEnv:
-    check_envpool(spec)
-    single = _make_one(spec, 0, None)
-    single.close()
-    observations, actions = single.observation_space, single.action_space
-    try:
-        vector = EnvPoolEnvs(spec, env_seeds(seed, num_envs), observations, actions, threads)
-    except EnvError:
-        raise
-    except Exception as error:
-        raise EnvError(f"{spec.id} could not be made by EnvPool: {one_line(error)}") from error
     return GuardedVectorEnv(vector, spec.id, seed)
 
 

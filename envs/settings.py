@@ -8,8 +8,6 @@ from typing import Literal
 
 Workers = int | Literal["auto"]
 """Processes that step environments, the main one included; "auto": see `envs.parallel`."""
-Backend = Literal["gymnasium", "envpool"]
-"""Who steps the environments: Gymnasium, or EnvPool's threads for its MuJoCo environments."""
 
 
 class EnvError(ValueError):

@@ -74,7 +74,6 @@ def test_published_mujoco_values() -> None:
         ({"num_envs": True}, "configuration: num_envs must be int, got True"),
         ({"env_workers": 0}, "env_workers must be an integer >= 1, got 0"),
         ({"env_workers": "all"}, "configuration: env_workers must be int, got 'all'"),
-        ({"env_backend": "x"}, "env_backend must be one of gymnasium, envpool, got 'x'"),
         ({"seed": -1}, "seed must be an integer >= 0, got -1"),
         ({"algo": "ppo"}, "algo must be one of acktr, a2c, trpo, got 'ppo'"),
         ({"gama": 0.9}, r"unknown setting gama \(did you mean gamma\?\)"),
@@ -125,13 +124,6 @@ def test_wrong_types_are_configuration_errors_in_python_too() -> None:
 def test_compilation() -> None:
     assert from_dict({"env": "X-v0"}).compile is False  # as in configurations before it
     assert from_dict({"env": "X-v0", "compile": True}).compile is True
-
-
-def test_backend_of_environments() -> None:
-    assert from_dict({"env": "X-v0"}).env_backend == "gymnasium"  # as in configurations before it
-    assert from_dict({"env": "X-v0", "env_backend": "envpool"}).env_backend == "envpool"
-    with pytest.raises(ConfigError, match="env_backend must be one of gymnasium, envpool"):
-        Config(env="X-v0", env_backend="x")  # type: ignore[arg-type]
 
 
 def test_processes_of_environments() -> None:

@@ -94,7 +94,7 @@ def start(
     path = run_path(run_dir, config, label)
     if path.is_dir() and any(path.iterdir()):
         RunFolder.create(path)  # says what is wrong
-    facts = describe(config.env, config.atari, True, config.env_backend)
+    facts = describe(config.env, config.atari, True)
     with ExitStack() as stack:
         trainer = stack.enter_context(_trainer(config))
         stack.enter_context(interrupts.deferred())  # now the run can be left in an orderly way
@@ -162,7 +162,7 @@ def resume(path: Path, total: int | None, interrupts: Interrupts, argv: Sequence
                 f"{path} is complete: {done:,} of {config.total_timesteps:,} steps;"
                 " a larger --total-timesteps continues it"
             )
-        facts = describe(config.env, config.atari, True, config.env_backend)
+        facts = describe(config.env, config.atari, True)
         require_replaceable(folder.best)
         trainer = stack.enter_context(_trainer(config))
         _load(trainer, agent)

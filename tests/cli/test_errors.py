@@ -40,15 +40,7 @@ BAD = {
     "Atari setting": ("train --env CartPole-v1 --atari.sticky 2", "atari.sticky must be"),
     "algorithm": ("train --env CartPole-v1 --algo ppo", "algo must be one of acktr, a2c, trpo"),
     "preset": ("train --env CartPole-v1 --preset best", "preset must be one of default, paper"),
-    "backend": ("train --env CartPole-v1 --env-backend x", "('gymnasium', 'envpool')"),
-    "backend without the environment": (
-        "train --env CartPole-v1 --seed 9 --env-backend envpool",
-        "env_backend 'envpool' is not for CartPole-v1, only for",
-    ),
-    "backend without Atari": (
-        "train --env PongNoFrameskip-v4 --env-backend envpool",
-        "env_backend 'envpool' is not for PongNoFrameskip-v4, only for",
-    ),
+    "former option": ("train --env Hopper-v5 --env-backend envpool", "--env-backend"),
     "unpublished": ("train --env CartPole-v1 --preset paper", "the paper has no configuration"),
     "no config file": ("train --env CartPole-v1 --config no.json", "no.json: cannot read"),
     "no JSON": ("train --env CartPole-v1 --config bad/text.json", "not valid JSON"),
