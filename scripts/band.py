@@ -24,7 +24,7 @@ import numpy as np
 from acktr.files import reason, write_atomic
 from acktr.report.curves import GRID_POINTS, Curve, Floats, Ints, grid, on_grid
 from acktr.report.results import Result, find_runs, read_results
-from acktr.runs.logger import RunError
+from acktr.runs.folder import RunError
 from scripts.arguments import integer, parsed
 
 

@@ -29,7 +29,7 @@ from acktr.report.curves import Curve, Floats, Ints
 from acktr.report.figures import COLOURS, bare, panels, picture, step_axis
 from acktr.report.results import Result, find_runs, read_results
 from acktr.report.statistics import steps_to_threshold
-from acktr.runs.logger import RunError
+from acktr.runs.folder import RunError
 from scripts.arguments import finite, parsed
 
 ALGOS = ("acktr", "a2c")

@@ -35,7 +35,7 @@ from acktr.report.curves import (
 )
 from acktr.report.plot import plot_runs
 from acktr.report.results import Result, find_runs, read_results
-from acktr.runs.logger import RunError
+from acktr.runs.folder import RunError
 from acktr.runs.tables import SIZE_CAP, read_table
 from scripts.arguments import parsed
 

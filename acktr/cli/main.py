@@ -43,7 +43,7 @@ from acktr.report.page import ReportSettings, write_report
 from acktr.report.plot import plot_runs
 from acktr.report.references import load_references
 from acktr.runs.checkpoint import CheckpointError
-from acktr.runs.logger import RunError, RunFolder
+from acktr.runs.folder import RunError, RunFolder
 from acktr.runs.saved import find_agent, play, usually_deterministic
 from acktr.runs.start import TrainingFault, resume, start
 from acktr.runs.video import RecordError, record
@@ -296,8 +296,6 @@ class _Countdown:
 
 
 def _env_of(run: Path) -> str:
-    if not run.is_dir():
-        raise RunError(f"{run}: no such run folder")
     return str(RunFolder.open(run).read_config().get("env"))
 
 

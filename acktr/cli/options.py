@@ -19,7 +19,7 @@ import tyro
 from acktr.config import Config, ConfigError, merge, read_settings, refuse_import
 from acktr.envs import EnvError
 from acktr.presets import ALGOS, preset
-from acktr.runs.start import stored_config
+from acktr.runs.folder import stored_config
 
 _HELP_ENV = "HalfCheetah-v5"
 

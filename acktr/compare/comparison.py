@@ -13,7 +13,7 @@ from acktr.compare.pool import Child, ChildProcess, Ended, Pool
 from acktr.compare.progress import HOUR, CompareProgress, Row, RunView, Tally, result
 from acktr.files import reason
 from acktr.interrupts import Interrupts, Stopped, hangup_terminates
-from acktr.runs.logger import RunError
+from acktr.runs.folder import RunError
 from acktr.runs.progress import Meter
 
 POLL = 0.25

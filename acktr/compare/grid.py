@@ -17,9 +17,9 @@ from acktr.envs import EnvError
 from acktr.files import flat, reason
 from acktr.presets import ALGOS, PRESETS, PUBLISHED, preset
 from acktr.runs.checkpoint import CheckpointError, checkpoint_exists
-from acktr.runs.logger import RunError, RunFolder
+from acktr.runs.folder import RunError, RunFolder, locked, run_path, stored_config
 from acktr.runs.saved import read_agent
-from acktr.runs.start import check, difference, locked, run_path, stored_config
+from acktr.runs.start import check, difference
 
 EVAL_EPISODES = 20
 """Episodes of each evaluation, unless something else is asked for."""

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from acktr.compare.grid import RunPlan
-from acktr.runs.logger import RunFolder
+from acktr.runs.folder import RunFolder
 from acktr.runs.progress import BAR_WIDTH, PANEL_INTERVAL, Meter, Screen, duration, printable
 from acktr.runs.tables import last_row
 

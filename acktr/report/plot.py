@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from acktr.files import reason, write_atomic
 from acktr.report.curves import WINDOW, PublishedCurve, curve, environment_name
 from acktr.report.figures import COLOURS, DASHES, GREY, panels, picture, plain, step_axis
-from acktr.runs.logger import RunFolder
+from acktr.runs.folder import RunFolder
 
 Floats = NDArray[np.float64]
 

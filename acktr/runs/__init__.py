@@ -4,4 +4,14 @@ Start, resume, train, save, log, show progress, and play what was saved.
 May import: acktr.train and what lies below it, acktr.evaluate, acktr.files, acktr.interrupts.
 """
 
-__all__ = ["checkpoint", "logger", "progress", "saved", "session", "start", "tables", "video"]
+__all__ = [
+    "checkpoint",
+    "folder",
+    "logger",
+    "progress",
+    "saved",
+    "session",
+    "start",
+    "tables",
+    "video",
+]

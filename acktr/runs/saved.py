@@ -16,7 +16,7 @@ from acktr.envs import is_atari, is_image, make_vec, one_line
 from acktr.evaluate import Evaluation, evaluate
 from acktr.policies import Policy
 from acktr.runs.checkpoint import CheckpointError, checkpoint_exists, load_checkpoint
-from acktr.runs.logger import RunError, RunFolder
+from acktr.runs.folder import RunError, RunFolder
 
 
 @dataclass(frozen=True)

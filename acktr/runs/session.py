@@ -19,7 +19,8 @@ from acktr.report.curves import published_curves
 from acktr.report.plot import plot_runs
 from acktr.rollout import NonFiniteError
 from acktr.runs.checkpoint import CheckpointError, save_checkpoint
-from acktr.runs.logger import RunFolder, RunLogger
+from acktr.runs.folder import RunFolder
+from acktr.runs.logger import RunLogger
 from acktr.runs.progress import Progress
 from acktr.runs.saved import usually_deterministic
 from acktr.train import Trainer, TrainStats

@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from acktr.compute import resolve_device
-from acktr.config import Config, ConfigError, from_dict, refuse_import, to_dict
+from acktr.config import Config, ConfigError, to_dict
 from acktr.envs import EnvFault, describe, group_count, lookup, one_line, worker_count, workers
-from acktr.files import flat, is_label, reason, safe_name, write_atomic
+from acktr.files import flat
 from acktr.interrupts import Interrupts
 from acktr.kfac import FactorError
 from acktr.rollout import NonFiniteError
 from acktr.runs.checkpoint import CheckpointError, checkpoint_exists, require_replaceable
-from acktr.runs.logger import RunError, RunFolder, RunLogger
+from acktr.runs.folder import (
+    RunError,
+    RunFolder,
+    locked,
+    new_folder,
+    run_path,
+    stored_config,
+    versions,
+)
+from acktr.runs.logger import RunLogger
 from acktr.runs.progress import Progress
 from acktr.runs.saved import SavedAgent, limit_threads, read_agent
 from acktr.runs.session import Session
 from acktr.train import Trainer, training_envs
 
 if sys.platform != "win32":
-    import fcntl
+    pass
 
 _WITHOUT_EFFECT = ("env_workers",)
 
@@ -45,23 +51,6 @@ class TrainingFault(RuntimeError):  # noqa: N818 - as EnvFault
     def __init__(self, message: str, environment: bool) -> None:
         super().__init__(message)
         self.environment = environment
-
-
-def run_path(run_dir: Path, config: Config, label: str | None = None) -> Path:
-    """RUN_DIR/ENV/LABEL/seedN; the label is the algorithm if None.
-
-    Characters of the environment that are not for file names are replaced by ``_``.
-
-    Raises:
-        ConfigError: The label is not the name of a folder.
-    """
-    name = config.algo if label is None else label
-    if not is_label(name):
-        raise ConfigError(
-            f"label must be at most 80 letters, digits, '.', '_' and '-', with a letter or digit"
-            f" first, got {name!r:.100}"
-        )
-    return run_dir / safe_name(config.env) / name / f"seed{config.seed}"
 
 
 def start(
@@ -98,36 +87,19 @@ def start(
     with ExitStack() as stack:
         trainer = stack.enter_context(_trainer(config))
         stack.enter_context(interrupts.deferred())  # now the run can be left in an orderly way
-        with _new_folder(path) as folder:
+        with new_folder(path) as folder:
             stack.enter_context(locked(folder))
             folder.write_config(to_dict(config))
-            folder.write_versions()
+            folder.write_json(folder.versions, versions())
             folder.write_command(argv)
             protocol = {"preset": source, **_compute(trainer), "environment": facts}
-            _write_json(path / "protocol.json", protocol)
+            folder.write_json(folder.protocol, protocol)
             logger = stack.enter_context(RunLogger(folder, config.env))
             progress = stack.enter_context(Progress(config.total_timesteps))
             session = Session(folder, trainer, logger, progress, interrupts)
             session.save()
         progress.header(_header(source, trainer, facts))
         return _guarded(session)
-
-
-def stored_config(path: Path) -> Config:
-    """The configuration in a run's config.json.
-
-    Raises:
-        RunError: There is no run, or its configuration cannot be used.
-    """
-    if not path.is_dir():
-        raise RunError(f"{path}: no such run folder")
-    folder = RunFolder.open(path)
-    try:
-        config = from_dict(folder.read_config())
-        refuse_import(config.env)
-        return config
-    except ConfigError as error:
-        raise RunError(f"{folder.config}: {error}") from error
 
 
 def resume(path: Path, total: int | None, interrupts: Interrupts, argv: Sequence[str]) -> str:
@@ -271,54 +243,3 @@ def _header(first: str, trainer: Trainer, facts: Mapping[str, object]) -> list[s
     compute = ", ".join(f"{name} {value}" for name, value in _compute(trainer).items())
     protocol = ", ".join(f"{name}={value}" for name, value in facts.items())
     return [first, compute.replace("_", " "), f"protocol: {protocol}"]
-
-
-@contextmanager
-def _new_folder(path: Path) -> Iterator[RunFolder]:
-    """A new run's folder that is removed again, with parents made for it, if anything fails."""
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    created = False
-    try:
-        folder = RunFolder.create(path)
-        created = True
-        yield folder
-    except BaseException:
-        if created:
-            shutil.rmtree(path, ignore_errors=True)
-        for folder_made in missing:
-            with suppress(OSError):
-                folder_made.rmdir()  # empty ones only
-        raise
-
-
-@contextmanager
-def locked(folder: RunFolder) -> Iterator[None]:
-    """Keep other processes from training the same run, where the system can.
-
-    Raises:
-        RunError: Another process trains it, or the folder cannot be opened.
-    """
-    if sys.platform == "win32":
-        yield
-        return
-    try:
-        handle = os.open(folder.path, os.O_RDONLY)
-    except OSError as error:
-        raise RunError(f"{folder.path}: cannot open: {reason(error)}") from error
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"{folder.path}: another process is training this run") from None
-        except OSError:
-            pass  # a file system without locks
-        yield
-    finally:
-        os.close(handle)
-
-
-def _write_json(path: Path, values: Mapping[str, object]) -> None:
-    try:
-        write_atomic(path, (json.dumps(values, indent=2) + "\n").encode())
-    except OSError as error:
-        raise RunError(f"{path}: cannot write: {reason(error)}") from error

@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import astuple, fields
 
-from acktr.runs.logger import versions
+from acktr.runs.folder import versions
 from scripts.approximation.study import Problem, Row, Settings
 
 _HEADINGS = {

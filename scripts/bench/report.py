@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from acktr.files import reason, write_atomic
-from acktr.runs.logger import versions
+from acktr.runs.folder import versions
 from scripts.bench.cases import Case, Timing
 from scripts.bench.errors import BenchError
 from scripts.bench.runner import Outcome

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 from acktr.envs import EnvError, describe
 from acktr.interrupts import STOPPED, Interrupts, Stopped
-from acktr.runs.logger import RunError
+from acktr.runs.folder import RunError
 from scripts.peers import options
 from scripts.peers.errors import PeerError, PeerFault
 

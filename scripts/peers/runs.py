@@ -24,7 +24,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 from acktr.envs import EnvFault, make_vec, one_line
 from acktr.evaluate import Evaluation, evaluate
 from acktr.files import reason, safe_name, write_atomic
-from acktr.runs.logger import RunError, RunFolder, RunLogger, versions
+from acktr.runs.folder import RunError, RunFolder, versions
+from acktr.runs.logger import RunLogger
 from acktr.runs.progress import Progress
 from acktr.runs.session import EVALUATION_ENVS, EVALUATION_SEED
 from acktr.runs.tables import read_table

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from acktr.files import reason, write_atomic
-from acktr.runs.logger import versions
+from acktr.runs.folder import versions
 from scripts.machine import cpu_model
 from scripts.supervised.campaign import Outcome, Plan
 from scripts.supervised.errors import SupervisedError

@@ -13,8 +13,7 @@ from acktr.cli.main import main
 from acktr.config import from_dict, merge
 from acktr.presets import preset
 from acktr.runs.checkpoint import load_checkpoint
-from acktr.runs.logger import RunFolder
-from acktr.runs.start import locked
+from acktr.runs.folder import RunFolder, locked
 from tests.tools.command_line import call, start, table, tree
 
 FILE = {"num_envs": 4, "num_steps": 32, "device": "cpu"}

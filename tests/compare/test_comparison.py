@@ -15,7 +15,7 @@ from acktr.compare.grid import Entry, RunPlan, State, Status, make_plans
 from acktr.compare.progress import CompareProgress
 from acktr.config import to_dict
 from acktr.interrupts import Interrupts, Stopped
-from acktr.runs.logger import RunError, RunFolder
+from acktr.runs.folder import RunError, RunFolder
 from tests.compare.test_pool import FakeChild
 from tests.runs.test_progress import Clock
 

@@ -29,8 +29,8 @@ from acktr.config import Config, ConfigError, from_dict, merge, to_dict
 from acktr.envs import EnvError
 from acktr.interrupts import Interrupts
 from acktr.presets import preset
-from acktr.runs.logger import RunError, RunFolder
-from acktr.runs.start import locked, run_path, start
+from acktr.runs.folder import RunError, RunFolder, locked, run_path
+from acktr.runs.start import start
 
 SMALL = {"num_envs": 2, "num_steps": 32, "total_timesteps": 128, "device": "cpu"}
 

@@ -8,7 +8,8 @@ import pytest
 
 from acktr.compare.grid import Entry, RunPlan, make_plans
 from acktr.compare.progress import CompareProgress, Row, RunView, Tally, plain, result
-from acktr.runs.logger import RunFolder, RunLogger
+from acktr.runs.folder import RunFolder
+from acktr.runs.logger import RunLogger
 from acktr.train import Episode, TrainStats
 from tests.runs.test_progress import Clock, Terminal
 

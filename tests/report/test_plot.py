@@ -8,7 +8,8 @@ import pytest
 
 from acktr.report.curves import published_curves
 from acktr.report.plot import plot_runs
-from acktr.runs.logger import RunError, RunFolder, RunLogger
+from acktr.runs.folder import RunError, RunFolder
+from acktr.runs.logger import RunLogger
 from acktr.train import Episode, TrainStats
 from tests.tools.run_folders import make_run
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from acktr.report.results import find_runs, read_result, read_results
-from acktr.runs.logger import RunError
+from acktr.runs.folder import RunError
 from tests.tools.run_folders import write_run
 
 

@@ -18,7 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
     EventAccumulator,
 )
 
-from acktr.runs.logger import RunError, RunFolder, RunLogger, versions
+from acktr.runs.folder import RunError, RunFolder, versions
+from acktr.runs.logger import RunLogger
 from acktr.train import Episode, TrainStats
 
 
@@ -136,7 +137,7 @@ def test_versions(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
         return "9.9" if name == "acktr" else real(name)
 
     monkeypatch.setattr(metadata, "version", version)
-    folder.write_versions()
+    folder.write_json(folder.versions, versions())
     found = json.loads(folder.versions.read_text())
     assert found == versions()
     assert found["ale-py"] is None and found["acktr"] == "9.9"

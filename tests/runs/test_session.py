@@ -15,8 +15,9 @@ from acktr.interrupts import Interrupts, Stopped, hangup_terminates
 from acktr.presets import preset
 from acktr.runs import session
 from acktr.runs.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from acktr.runs.logger import RunError, RunFolder, RunLogger
-from acktr.runs.start import TrainingFault, locked, resume, run_path, start, stored_config
+from acktr.runs.folder import RunError, RunFolder, locked, run_path, stored_config
+from acktr.runs.logger import RunLogger
+from acktr.runs.start import TrainingFault, resume, start
 from acktr.runs.tables import read_table
 from acktr.train import Trainer
 

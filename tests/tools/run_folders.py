@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from acktr.runs.logger import RunFolder, RunLogger
+from acktr.runs.folder import RunFolder
+from acktr.runs.logger import RunLogger
 from acktr.train import Episode, TrainStats
 
 Floats = NDArray[np.float64]

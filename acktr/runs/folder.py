@@ -1,0 +1,285 @@
+"""The folder of a run: the names of its files, its configuration, its lock and the versions."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from acktr.config import Config, ConfigError, from_dict, refuse_import
+from acktr.files import is_label, read_limited, read_object, reason, safe_name, write_atomic
+from acktr.runs.tables import read_table
+
+if sys.platform != "win32":
+    import fcntl
+
+_COMMAND_CAP = 1 << 20
+_PACKAGES = ("acktr", "torch", "gymnasium", "ale-py", "mujoco", "numpy")
+
+
+class RunError(RuntimeError):
+    """A run folder that cannot be created, opened or read; the message is one line."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder where a run keeps its files. TensorBoard events lie in the folder itself."""
+
+    path: Path
+    """The folder."""
+
+    @classmethod
+    def create(cls, path: Path) -> RunFolder:
+        """Make the folder of a new run; an empty one may exist.
+
+        Raises:
+            RunError: if it holds something already or cannot be made.
+        """
+        try:
+            if path.is_dir() and any(path.iterdir()):
+                held = "already holds a run" if (path / "config.json").exists() else "is not empty"
+                raise RunError(
+                    f"{path} {held}; continue a run with --resume PATH "
+                    "or choose another --run-dir or --seed"
+                )
+            path.mkdir(parents=True, exist_ok=True)
+            (path / "checkpoints").mkdir()
+        except OSError as error:
+            raise RunError(f"{path}: cannot create the run folder: {reason(error)}") from error
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """Open an existing run's folder.
+
+        Raises:
+            RunError: if there is no config.json in it.
+        """
+        if not (path / "config.json").is_file():
+            why = "it has no config.json" if path.is_dir() else "there is no such folder"
+            raise RunError(f"{path}: not a run folder ({why})")
+        return cls(path)
+
+    @property
+    def config(self) -> Path:
+        """The configuration, JSON."""
+        return self.path / "config.json"
+
+    @property
+    def versions(self) -> Path:
+        """Versions of Python and packages that the run was started with, JSON."""
+        return self.path / "versions.json"
+
+    @property
+    def protocol(self) -> Path:
+        """The preset, the device and the facts about the environment, JSON."""
+        return self.path / "protocol.json"
+
+    @property
+    def command(self) -> Path:
+        """The command line, one line per start of the run."""
+        return self.path / "command.txt"
+
+    @property
+    def monitor(self) -> Path:
+        """CSV with one row per episode."""
+        return self.path / "monitor.csv"
+
+    @property
+    def progress(self) -> Path:
+        """CSV with one row per update."""
+        return self.path / "progress.csv"
+
+    @property
+    def evaluations(self) -> Path:
+        """CSV with one row per evaluation."""
+        return self.path / "eval.csv"
+
+    @property
+    def curve(self) -> Path:
+        """The learning curve."""
+        return self.path / "curve.png"
+
+    @property
+    def last(self) -> Path:
+        """The latest checkpoint."""
+        return self.path / "checkpoints" / "last"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the best evaluation."""
+        return self.path / "checkpoints" / "best"
+
+    def write_config(self, config: Mapping[str, object]) -> None:
+        """Write config.json. Raises RunError if that fails."""
+        self.write_json(self.config, config)
+
+    def write_json(self, path: Path, values: Mapping[str, object]) -> None:
+        """Write one of the JSON files. Raises RunError if that fails."""
+        _write(path, (json.dumps(values, indent=2, allow_nan=False) + "\n").encode())
+
+    def write_command(self, argv: Sequence[str]) -> None:
+        """Add a command line to command.txt. Raises RunError if that fails."""
+        try:
+            old = read_limited(self.command, _COMMAND_CAP) if self.command.exists() else b""
+        except OSError as error:
+            raise RunError(f"{self.command}: cannot read: {reason(error)}") from error
+        _write(self.command, old + shlex.join(argv).encode("utf-8", "surrogateescape") + b"\n")
+
+    def read_config(self) -> dict[str, Any]:
+        """Read config.json: a JSON object whose contents are not checked.
+
+        Raises:
+            RunError: if it cannot be read, is larger than 1 MiB or is no JSON object.
+        """
+        try:
+            return read_object(self.config)
+        except ValueError as error:
+            raise RunError(str(error)) from error
+
+    def name_in(self, config: Mapping[str, object], key: str) -> str:
+        """A name in what config.json holds.
+
+        Raises:
+            ValueError: if it is no printable text of 1 to 100 characters.
+        """
+        value = config.get(key)
+        if not isinstance(value, str) or not value.isprintable() or not 0 < len(value) <= 100:
+            raise ValueError(f"{self.config}: {key} must be a printable name")
+        return value
+
+    def last_evaluation(self) -> int:
+        """Steps of the last evaluation in eval.csv; 0 without one that can be read."""
+        try:
+            steps = [int(row["timesteps"]) for row in read_table(self.evaluations).rows]
+        except (OSError, ValueError, KeyError):
+            return 0
+        return max(steps, default=0)
+
+
+def run_path(run_dir: Path, config: Config, label: str | None = None) -> Path:
+    """RUN_DIR/ENV/LABEL/seedN; the label is the algorithm if None.
+
+    Characters of the environment that are not for file names are replaced by ``_``.
+
+    Raises:
+        ConfigError: The label is not the name of a folder.
+    """
+    name = config.algo if label is None else label
+    if not is_label(name):
+        raise ConfigError(
+            f"label must be at most 80 letters, digits, '.', '_' and '-', with a letter or digit"
+            f" first, got {name!r:.100}"
+        )
+    return run_dir / safe_name(config.env) / name / f"seed{config.seed}"
+
+
+def stored_config(path: Path) -> Config:
+    """The checked configuration in a run's config.json.
+
+    Raises:
+        RunError: There is no run, or its configuration cannot be used.
+    """
+    folder = RunFolder.open(path)
+    try:
+        config = from_dict(folder.read_config())
+        refuse_import(config.env)
+        return config
+    except ConfigError as error:
+        raise RunError(f"{folder.config}: {error}") from error
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[RunFolder]:
+    """A new run's folder that is removed again, with parents made for it, if anything fails.
+
+    Raises:
+        RunError: As :meth:`RunFolder.create`.
+    """
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    created = False
+    try:
+        folder = RunFolder.create(path)
+        created = True
+        yield folder
+    except BaseException:
+        if created:
+            shutil.rmtree(path, ignore_errors=True)
+        for parent in missing:
+            with suppress(OSError):
+                parent.rmdir()  # empty ones only
+        raise
+
+
+@contextmanager
+def locked(folder: RunFolder) -> Iterator[None]:
+    """Keep other processes from training the same run, where the system can.
+
+    Raises:
+        RunError: Another process trains it, or the folder cannot be opened.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    try:
+        handle = os.open(folder.path, os.O_RDONLY)
+    except OSError as error:
+        raise RunError(f"{folder.path}: cannot open: {reason(error)}") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"{folder.path}: another process is training this run") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(handle)
+
+
+def versions() -> dict[str, str | int | None]:
+    """Versions of Python, the packages that matter and the source; None for what is missing."""
+    numbers: dict[str, str | int | None] = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            numbers[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            numbers[package] = None
+    numbers["platform"] = platform.platform()
+    numbers["cpu_count"] = os.cpu_count()
+    numbers["torch_threads"] = torch.get_num_threads()
+    numbers["git_commit"] = _git_commit(Path(__file__).resolve().parents[2])
+    return numbers
+
+
+def _git_commit(source: Path) -> str | None:
+    """The commit of a source checkout, with -dirty if it was edited."""
+    if not (source / ".git").exists():
+        return None
+    command = ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        done = subprocess.run(
+            [*command, "--exclude", "*"], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        write_atomic(path, data)
+    except OSError as error:
+        raise RunError(f"{path}: cannot write: {reason(error)}") from error
