@@ -2,11 +2,12 @@
 
 Usage: python -m scripts.band RUNS [RUNS ...] --label final --within float32 --out DIR
 
-RUNS are run folders, or folders with runs; in each environment all runs of both labels must be
-finished and of one length. At equidistant steps (--points) the mean over the runs of --label of
-the return (mean of the last 100 episodes) is compared with the least and the greatest return among
-the runs of --within; steps at which a run has no return yet are left out. Writes band.csv, a row
-per step, with the mean's distance outside them, negative below and 0 between; prints the counts.
+RUNS are run folders, folders with runs, or archives; in each environment all runs of both labels
+must be finished and of one length. At equidistant steps (--points) the mean over the runs of
+--label of the return (mean of the last 100 episodes) is compared with the least and the greatest
+return among the runs of --within; steps at which a run has no return yet are left out. Writes
+band.csv, a row per step, with the mean's distance outside them, negative below and 0 between;
+prints the counts.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from acktr.files import reason, write_atomic
+from acktr.report.archives import unpacked
 from acktr.report.curves import GRID_POINTS, Curve, Floats, Ints, grid, on_grid
 from acktr.report.results import Result, find_runs, read_results
 from acktr.runs.folder import RunError
@@ -116,7 +118,8 @@ def main(argv: Sequence[str]) -> int:
         asked = parsed(parser, argv)
         if asked.label == asked.within:
             raise RunError("--label and --within must be two labels")
-        runs = read_results(find_runs(asked.runs))
+        with unpacked(asked.runs) as folders:
+            runs = read_results(find_runs(folders))
         compared = [
             band([run for run in runs if run.env == env], asked.label, asked.within, asked.points)
             for env in sorted({run.env for run in runs})

@@ -2,11 +2,11 @@
 
 Usage: python -m scripts.batch_size RUNS [RUNS ...] --speed results/performance/batch.json --out DIR
 
-RUNS are run folders, or folders with runs, of one environment and length, where every run is of
-acktr or a2c; its batch is num_envs * num_steps of its config.json. --speed is the report of
-``bench.py --suite batch``; --threshold RETURN adds a column with the steps to that mean return of
-the last 100 episodes. Writes batch_size.png, whose curves are means over seeds, and batch_size.csv,
-a row per run. Everything is read before anything is written.
+RUNS are run folders, folders with runs, or archives of one environment and length, where every run
+is of acktr or a2c; its batch is num_envs * num_steps of its config.json. --speed is the report of
+``scripts.bench --suite batch``; --threshold RETURN adds a column with the steps to that mean return
+of the last 100 episodes. Writes batch_size.png, whose curves are means over seeds, and
+batch_size.csv, a row per run. Everything is read before anything is written.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from matplotlib import ticker
 
 from acktr.config import ConfigError, from_dict
 from acktr.files import read_object, reason, write_atomic
+from acktr.report.archives import unpacked
 from acktr.report.curves import Curve, Floats, Ints
 from acktr.report.figures import COLOURS, bare, panels, picture, step_axis
 from acktr.report.results import Result, find_runs, read_results
@@ -182,7 +183,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, required=True)
     try:
         asked = parsed(parser, argv)
-        points, speeds = read_points(asked.runs), read_speeds(asked.speed)
+        with unpacked(asked.runs) as folders:
+            points = read_points(folders)
+        speeds = read_speeds(asked.speed)
         files = {
             "batch_size.csv": table(points, speeds, asked.threshold),
             "batch_size.png": figure(points, speeds),

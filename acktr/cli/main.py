@@ -38,12 +38,11 @@ from acktr.config import ConfigError, read_settings
 from acktr.envs import EnvError, EnvFault, one_line
 from acktr.files import reason
 from acktr.interrupts import STOPPED, Interrupts, Stopped
-from acktr.report.curves import published_curves
 from acktr.report.page import ReportSettings, write_report
 from acktr.report.plot import plot_runs
 from acktr.report.references import load_references
 from acktr.runs.checkpoint import CheckpointError
-from acktr.runs.folder import RunError, RunFolder
+from acktr.runs.folder import RunError
 from acktr.runs.saved import find_agent, play, usually_deterministic
 from acktr.runs.start import TrainingFault, resume, start
 from acktr.runs.video import RecordError, record
@@ -249,10 +248,9 @@ def _record(args: list[str], interrupts: Interrupts) -> None:
 
 def _plot(args: list[str], interrupts: Interrupts) -> None:
     options = parse(PlotOptions, args, "plot")
-    envs = {_env_of(run) for run in options.runs} if options.published else set()
-    curves = [found for env in sorted(envs) for found in published_curves(env)]
+    published = ("acktr",) if options.published else ()
     try:
-        numbers = plot_runs(options.runs, options.out, published=curves, title=options.title)
+        numbers = plot_runs(options.runs, options.out, published=published, title=options.title)
     except (ValueError, OSError) as error:
         raise UsageError(str(error)) from error
     _say(f"{options.out} and {numbers}")
@@ -293,10 +291,6 @@ class _Countdown:
             self._said = now
             left = (now - self._start) / count * (total - count)
             _complain(f"{self._what}: {count} of {total}, about {left:.0f} s left")
-
-
-def _env_of(run: Path) -> str:
-    return str(RunFolder.open(run).read_config().get("env"))
 
 
 _COMMANDS: dict[str, Callable[[list[str], Interrupts], None]] = {

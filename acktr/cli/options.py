@@ -117,7 +117,7 @@ class PlotOptions:
     """Draw the learning curves of runs, beside published ones of the same environments."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
-    """Run folders; runs of the same environment and algorithm are averaged."""
+    """Run folders, also in archives; runs of one environment and algorithm are averaged."""
     out: Path = Path("curves.png")
     """Picture to write, .png or .svg; the numbers go to a .csv of the same name."""
     title: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
@@ -165,7 +165,7 @@ class ReportOptions:
     """Compare finished runs: tables with intervals, learning curves, scores over environments."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
-    """Run folders, or folders with runs below them (ENV/LABEL/seedN)."""
+    """Run folders, folders with runs below them (ENV/LABEL/seedN), or archives (runs.zip)."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder for report.md, the CSV files and the figures; needed."""
     metric: Literal["last100", "eval"] = "last100"

@@ -4,4 +4,14 @@ Reading of results, statistics, learning curves, and the page.
 May import: acktr.runs, acktr.files.
 """
 
-__all__ = ["curves", "figures", "page", "plot", "references", "results", "statistics"]
+__all__ = [
+    "archives",
+    "curves",
+    "figures",
+    "page",
+    "plot",
+    "references",
+    "results",
+    "statistics",
+    "tables",
+]

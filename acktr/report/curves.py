@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -167,17 +165,6 @@ def on_grid(found: Curve, steps: Ints) -> Curve:
     kept = steps[steps >= found.steps[0]]
     at = np.searchsorted(found.steps, kept, side="right") - 1
     return Curve(kept, found.episodes[at], found.returns[at].round(_DECIMALS))
-
-
-def moving_mean_csv(found: Curve) -> bytes:
-    """The content of MOVING_MEAN: a curve with all its digits."""
-    text = io.StringIO()
-    text.write("#" + json.dumps({"return": f"mean of the last {WINDOW} episodes"}) + "\n")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_MOVING_COLUMNS)
-    for step, episodes, value in zip(found.steps, found.episodes, found.returns, strict=True):
-        writer.writerow([int(step), int(episodes), repr(float(value))])
-    return text.getvalue().encode()
 
 
 def _load_moving_mean(path: Path) -> Curve:

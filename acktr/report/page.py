@@ -9,6 +9,7 @@ from pathlib import Path
 
 from acktr.files import reason, write_atomic
 from acktr.report import tables
+from acktr.report.archives import unpacked
 from acktr.report.curves import GRID_POINTS, WINDOW
 from acktr.report.references import Reference
 from acktr.report.results import Result, find_runs, read_results
@@ -56,7 +57,7 @@ def write_report(
     is computed, and report.md last.
 
     Args:
-        paths: Run folders, or folders with run folders below them.
+        paths: Run folders, folders with run folders below them, or archives of such.
         out: Folder of the report; made if missing. An older report in it is replaced.
         settings: What to put in.
         command: Command line, for report.md.
@@ -71,8 +72,9 @@ def write_report(
             folder holds something else or cannot be written; one line.
     """
     _refuse_other(out)
-    folders = find_runs(paths)
-    results = read_results(folders, lambda count: note(count, len(folders)))
+    with unpacked(paths) as folders:
+        runs = find_runs(folders)
+        results = read_results(runs, lambda count: note(count, len(runs)))
     if settings.labels:
         _known(settings.labels, results)
         results = [result for result in results if result.label in settings.labels]

@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from acktr.files import reason, write_atomic
-from acktr.report.curves import WINDOW, PublishedCurve, curve, environment_name
+from acktr.report.archives import unpacked
+from acktr.report.curves import WINDOW, curve, published_curves
 from acktr.report.figures import COLOURS, DASHES, GREY, panels, picture, plain, step_axis
 from acktr.runs.folder import RunFolder
 
@@ -40,7 +41,7 @@ def plot_runs(
     runs: Sequence[Path],
     out: Path,
     *,
-    published: Sequence[PublishedCurve] = (),
+    published: Sequence[str] = (),
     title: str | None = None,
 ) -> Path:
     """Draw the learning curves of runs: a panel per environment, a colour per algorithm.
@@ -49,9 +50,9 @@ def plot_runs(
     bold. Published curves are dashed grey, in the panel of their environment.
 
     Args:
-        runs: Run folders.
+        runs: Run folders, which may lie in archives.
         out: Picture, .png or .svg. The plotted numbers go into a .csv of the same name.
-        published: Curves to compare with.
+        published: Algorithms whose published curves are drawn: of acktr, a2c and trpo.
         title: Title of the figure.
 
     Returns:
@@ -67,13 +68,13 @@ def plot_runs(
         raise ValueError(f"{out}: the name of a plot must end in .png or .svg")
     if not runs:
         raise ValueError("no runs to plot")
-    lines = [*_run_lines(runs)]
+    with unpacked(runs) as folders:
+        lines = [*_run_lines(folders)]
     envs = sorted({line.env for line in lines})
     lines += [
         _Line(env, ref.algo, "published", ref.label, ref.steps.astype(np.float64), ref.returns)
         for env in envs
-        for ref in published
-        if ref.env == environment_name(env)
+        for ref in published_curves(env, published)
     ]
     _refuse_other_csv(numbers)
     picture = _draw(lines, envs, out.suffix[1:], title)

@@ -89,7 +89,7 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
     found: dict[Path, Path] = {}
     for path in paths:
         if not path.is_dir():
-            raise RunError(f"{path}: no such folder")
+            raise RunError(f"{path}: no such folder or archive")
         runs = list(_below(path))
         if not runs:
             raise RunError(f"{path}: no run in it (config.json beside monitor.csv)")

@@ -22,6 +22,15 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) 
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def as_csv(head: Sequence[str], rows: Iterable[Sequence[object]], comment: str = "") -> bytes:
+    """A CSV file; ``comment`` is a line of its own before the header."""
+    text = io.StringIO()
+    text.write(comment and f"#{comment}\n")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([head, *rows])
+    return text.getvalue().encode()
+
+
 def cell(text: str) -> str:
     """Text that Markdown takes as it is, on one line."""
     shown = "".join(c if c.isprintable() else " " for c in text)
@@ -136,7 +145,7 @@ def runs_csv(results: Sequence[Result]) -> bytes:
             + ["" if run.minutes is None else f"{run.minutes:.1f}"]
             + [run.versions.get("git_commit", "")]
         )
-    return _csv(head, body)
+    return as_csv(head, body)
 
 
 def environments_csv(rows: Sequence[EnvironmentRow]) -> bytes:
@@ -147,14 +156,14 @@ def environments_csv(rows: Sequence[EnvironmentRow]) -> bytes:
         [row.env, row.label, row.metric, row.runs, *_ends(row.mean), *_ends(row.iqm)]
         for row in rows
     )
-    return _csv(head, body)
+    return as_csv(head, body)
 
 
 def aggregates_csv(rows: Sequence[AggregateRow]) -> bytes:
     """Aggregates and probabilities of improvement."""
     head = ["metric", "statistic", "label", "other", *(f"value{end}" for end in _UNIT)]
     body = ([row.metric, row.statistic, row.label, row.other, *_ends(row.estimate)] for row in rows)
-    return _csv(head, body)
+    return as_csv(head, body)
 
 
 def steps_csv(rows: Sequence[StepsRow]) -> bytes:
@@ -164,7 +173,7 @@ def steps_csv(rows: Sequence[StepsRow]) -> bytes:
         [row.env, f"{row.threshold:g}", row.label, row.runs, row.reached, *_steps_ends(row)]
         for row in rows
     )
-    return _csv(head, body)
+    return as_csv(head, body)
 
 
 def _steps_ends(row: StepsRow) -> list[str]:
@@ -177,10 +186,3 @@ def _ends(found: Interval) -> list[str]:
 
 def _digits(value: float | None) -> str:
     return "" if value is None else f"{value:.8g}"
-
-
-def _csv(head: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([head, *rows])
-    return text.getvalue().encode()

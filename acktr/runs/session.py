@@ -15,7 +15,6 @@ from acktr.config import Config, to_dict
 from acktr.envs import make_vec
 from acktr.evaluate import Evaluation, evaluate
 from acktr.interrupts import Interrupts, Stopped
-from acktr.report.curves import published_curves
 from acktr.report.plot import plot_runs
 from acktr.rollout import NonFiniteError
 from acktr.runs.checkpoint import CheckpointError, save_checkpoint
@@ -220,9 +219,8 @@ class Session:
         if self.logger.ep_rew_mean is None:
             self.progress.note("no learning curve: no training episode has ended")
             return
-        published = published_curves(self.config.env, (self.config.algo,))
         try:
-            plot_runs([self.folder.path], self.folder.curve, published=published)
+            plot_runs([self.folder.path], self.folder.curve, published=(self.config.algo,))
         except (ValueError, OSError) as error:
             self.progress.note(f"no learning curve: {error}")
 

@@ -10,13 +10,11 @@ import pytest
 
 from acktr.report.curves import (
     MOVING_MEAN,
-    Curve,
     curve,
     environment_name,
     grid,
     load_monitor,
     moving_mean,
-    moving_mean_csv,
     on_grid,
     published_curves,
 )
@@ -105,14 +103,6 @@ def test_curve_on_a_grid_is_the_mean_at_that_step(tmp_path: Path) -> None:
     again = on_grid(found, grid(150_000))
     assert again.returns.tolist() == found.returns.tolist()
     assert again.steps.tolist() == found.steps.tolist()
-
-
-def test_stored_curve_comes_back_bit_for_bit(tmp_path: Path) -> None:
-    found = Curve(np.array([5, 9]), np.array([1, 100]), np.array([1 / 3, -1e-17]))
-    (tmp_path / MOVING_MEAN).write_bytes(moving_mean_csv(found))
-    again = curve(tmp_path)
-    assert again.steps.tolist() == [5, 9] and again.episodes.tolist() == [1, 100]
-    assert again.returns.tolist() == [1 / 3, -1e-17]
 
 
 @pytest.mark.parametrize(

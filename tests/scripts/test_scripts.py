@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from acktr.cli.main import main
+from acktr.report.archives import read_archive
 
 
 def collect(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -24,10 +25,11 @@ def test_collect_copies_the_small_files_and_writes_a_table(tmp_path: Path) -> No
     run = tmp_path / "runs" / "CartPole-v1" / "acktr" / "seed0"
     done = collect(str(run), "--out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
-    target = tmp_path / "out" / "CartPole-v1" / "seed0"
-    assert (target / "monitor.csv").read_text() == (run / "monitor.csv").read_text()
-    assert "checkpoints" not in {path.name for path in target.iterdir()}
-    assert where not in (target / "command.txt").read_text()
+    copy = read_archive(tmp_path / "out" / "runs.zip")
+    target = "CartPole-v1/seed0"
+    assert copy[f"{target}/monitor.csv"] == (run / "monitor.csv").read_bytes()
+    assert not any("checkpoints" in name for name in copy)
+    assert where.encode() not in copy[f"{target}/command.txt"]
     with (run / "monitor.csv").open() as handle:
         rows = list(csv.reader(handle))[2:]
     last = [float(row[0]) for row in rows[-100:]]
@@ -63,8 +65,8 @@ def test_random_returns() -> None:
 def test_collect_refuses_what_is_no_run(tmp_path: Path) -> None:
     done = collect(str(tmp_path), "--out", str(tmp_path / "out"))
     assert done.returncode == 2
-    assert done.stderr == f"collect: error: not a run folder: {tmp_path}\n"
-    done = collect(str(tmp_path / "none"), "--compact", "--out", str(tmp_path / "out"))
+    assert done.stderr.startswith(f"collect: error: {tmp_path}: no run in it")
+    done = collect(str(tmp_path / "none"), "--compact", "--out", str(tmp_path / "out.zip"))
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert done.stderr.startswith("collect: error: ") and "no such folder" in done.stderr
     assert not (tmp_path / "out").exists()

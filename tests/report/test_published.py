@@ -1,0 +1,102 @@
+"""Every published table of results/ comes again, byte for byte, from the archived runs.
+
+The commands are those of the reports and of the documents in results/.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from acktr.cli.main import main
+from acktr.report import page
+from scripts import band, batch_size, collect
+
+RESULTS = Path(__file__).resolve().parents[2] / "results"
+TABLES = (".md", ".csv")
+BREAKOUT = (
+    "results/batch_size/runs.zip/BreakoutNoFrameskip-v4/acktr-640 "
+    "results/atari/runs.zip/BreakoutNoFrameskip-v4/float32-whole"
+)
+SCRIPTS: dict[str, tuple[Callable[[Sequence[str]], int], str, set[str]]] = {
+    "band": (
+        band.main,
+        "results/atari/runs.zip/PongNoFrameskip-v4 --label final --within float32-whole "
+        "--out results/atari",
+        {"band.csv"},
+    ),
+    "band of Breakout": (
+        band.main,
+        f"{BREAKOUT} --label acktr-640 --within float32-whole --out results/atari/breakout",
+        {"band.csv"},
+    ),
+    "batch_size": (
+        batch_size.main,
+        "results/batch_size/runs.zip --speed results/performance/batch.json --threshold 3 "
+        "--out results/batch_size",
+        {"batch_size.csv"},
+    ),
+    "collect": (
+        collect.main,
+        "results/first/runs.zip --out results/first",
+        {"table.md", "CartPole-v1.csv", "InvertedPendulum-v5.csv", "PongNoFrameskip-v4.csv"},
+    ),
+}
+
+
+@pytest.fixture
+def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with the archives and the report that batch_size reads."""
+    for path in (*RESULTS.rglob("*.zip"), RESULTS / "performance" / "batch.json"):
+        target = tmp_path / "results" / path.relative_to(RESULTS)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "results"
+
+
+def tables(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in TABLES}
+
+
+@pytest.mark.parametrize(
+    "published", sorted(RESULTS.rglob("report.md")), ids=lambda p: p.parent.name
+)
+def test_reports(published: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Pictures depend on installed fonts, and what they show is tested elsewhere.
+    monkeypatch.setattr(page, "curves_figure", lambda *_: {})
+    monkeypatch.setattr(page, "profiles_figure", lambda *_: {})
+    command = shlex.split(published.read_text().splitlines()[2])
+    assert command[:2] == ["acktr", "report"]
+    assert main(command[1:]) == 0
+    made = tables(copy / published.parent.relative_to(RESULTS))
+    assert len(made) == 5
+    assert made == {name: (published.parent / name).read_bytes() for name in made}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_tables_of_scripts(script: str, copy: Path) -> None:
+    run, options, names = SCRIPTS[script]
+    command = f"python -m scripts.{script.split()[0]} {options}"
+    assert any(command in page.read_text() for page in RESULTS.rglob("*.md")), "not documented"
+    assert run(options.split()) == 0
+    out = Path(options.split()[-1])
+    made = {name: (out / name).read_bytes() for name in names}
+    assert made == {name: (RESULTS.parent / out / name).read_bytes() for name in names}
+
+
+def test_nothing_else_is_published() -> None:
+    """Tables that a new campaign adds must come again as well."""
+    tested = {path.parent / name for path in RESULTS.rglob("report.md") for name in page._NAMES}
+    tested |= set(RESULTS.rglob("report.md"))
+    for _, options, names in SCRIPTS.values():
+        tested |= {RESULTS.parent / options.split()[-1] / name for name in names}
+    measured = ("performance", "supervised", "approximation")
+    for path in RESULTS.rglob("*.csv"):
+        if not re.match("|".join(measured), path.relative_to(RESULTS).as_posix()):
+            assert path in tested, path
