@@ -12,15 +12,16 @@ from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 from acktr.compute import resolve_device
-from acktr.config import Algo, Config, ConfigError, from_dict, refuse_import, to_dict
+from acktr.config import Algo, Config, ConfigError, to_dict
 from acktr.envs import GuardedVectorEnv, check_spaces
 from acktr.presets import preset
 from acktr.runs.checkpoint import (
     CheckpointError,
     checkpoint_exists,
-    load_checkpoint,
+    restoring,
     save_checkpoint,
 )
+from acktr.runs.saved import read_agent
 from acktr.train import Trainer, TrainStats, training_envs
 
 Callback = Callable[[TrainStats], bool | None]
@@ -52,29 +53,28 @@ class Agent:
         device: str | None = None,
     ) -> None:
         name = env if isinstance(env, str) else _env_id(env)
-        chosen = config or preset(name, self.algo)[0]
-        if chosen.algo != self.algo:
+        config = config or preset(name, self.algo)[0]
+        if config.algo != self.algo:
             raise ConfigError(
-                f"algo is {chosen.algo!r} in the configuration: use {chosen.algo.upper()}"
+                f"algo is {config.algo!r} in the configuration: use {config.algo.upper()}"
             )
-        if isinstance(env, str) and chosen.env != env:
-            raise ConfigError(f"env is {env!r} but the configuration is for {chosen.env!r}")
+        if isinstance(env, str) and config.env != env:
+            raise ConfigError(f"env is {env!r} but the configuration is for {config.env!r}")
         if seed is not None:
-            chosen = dataclasses.replace(chosen, seed=seed)
+            config = dataclasses.replace(config, seed=seed)
         if device is not None:
-            chosen = dataclasses.replace(chosen, device=device)
-        resolve_device(chosen.device)
+            config = dataclasses.replace(config, device=device)
+        resolve_device(config.device)
+        self._owns_envs = isinstance(env, str)
         if isinstance(env, str):
-            self.envs = training_envs(chosen)
-            self._owns_envs = True
+            self.envs = training_envs(config)
         else:
             check_spaces(env.single_observation_space, env.single_action_space)
-            chosen = dataclasses.replace(chosen, env=name, num_envs=env.num_envs)
-            self.envs = _guarded(env, name, chosen.seed)
-            self._owns_envs = False
-        self.config = chosen
-        self.trainer = Trainer(chosen, self.envs)
-        self.policy = self.trainer.policy(chosen.seed)
+            config = dataclasses.replace(config, env=name, num_envs=env.num_envs)
+            self.envs = _guarded(env, name, config.seed)
+        self.config = config
+        self.trainer = Trainer(config, self.envs)
+        self.policy = self.trainer.policy(config.seed)
 
     @property
     def num_timesteps(self) -> int:
@@ -166,24 +166,20 @@ class Agent:
             ConfigError: There is no such device.
         """
         folder = Path(path)
-        if checkpoint_exists(folder / "checkpoints" / "last"):
-            folder = folder / "checkpoints" / "last"
-        state, meta = load_checkpoint(folder)
-        try:
-            config = from_dict(meta["config"])
-            refuse_import(config.env)
-        except (KeyError, TypeError, ConfigError) as error:
-            raise CheckpointError(f"{path}: no usable configuration in it ({error})") from None
+        last = folder / "checkpoints" / "last"
+        saved = read_agent(last if checkpoint_exists(last) else folder)
+        config = saved.config
         if config.algo != cls.algo:
             raise CheckpointError(
                 f"{path}: an agent trained by {config.algo}; use {config.algo.upper()}.load"
             )
         agent = cls(config.env if env is None else env, config, device=device)
         try:
-            agent.trainer.load_state_dict(state)
-        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+            with restoring(saved.path):
+                agent.trainer.load_state_dict(saved.state)
+        except CheckpointError:
             agent.close()
-            raise CheckpointError(f"{path}: {error}") from None
+            raise
         return agent
 
     def close(self) -> None:

@@ -9,6 +9,8 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
+from acktr.envs import is_atari
+
 MAX_EPISODE_STEPS = 27_000
 """Steps after which an episode of an environment without a time limit is cut short."""
 
@@ -38,6 +40,11 @@ class Evaluation:
     def std(self) -> float:
         """Standard deviation of the returns over episodes."""
         return float(np.std(self.returns))
+
+
+def usually_deterministic(env: str) -> bool:
+    """Whether evaluation takes the most likely actions: everywhere but in Atari games."""
+    return not is_atari(env)
 
 
 def evaluate(

@@ -79,8 +79,6 @@ def wrong_directions(root: Path) -> list[str]:
             if target.split(".")[0] != "acktr":
                 continue
             parts = {part(target)} if target != "acktr" else {*names} - {"__version__"}
-            if (module, parts) == ("acktr.runs.session", {"report"}):
-                continue  # the learning curve at the end: to move up to the command
             if parts - ALLOWED[here] - {here}:
                 found.append(f"{module} imports {target}")
     return found

@@ -34,16 +34,17 @@ from acktr.cli.options import (
 )
 from acktr.compare.comparison import RunsFailed, compare
 from acktr.compare.grid import Overlay, make_plans, parse_algo, parse_seeds
-from acktr.config import ConfigError, read_settings
+from acktr.config import Config, ConfigError, read_settings
 from acktr.envs import EnvError, EnvFault, one_line
+from acktr.evaluate import usually_deterministic
 from acktr.files import reason
 from acktr.interrupts import STOPPED, Interrupts, Stopped
 from acktr.report.page import ReportSettings, write_report
 from acktr.report.plot import plot_runs
 from acktr.report.references import load_references
 from acktr.runs.checkpoint import CheckpointError
-from acktr.runs.folder import RunError
-from acktr.runs.saved import find_agent, play, usually_deterministic
+from acktr.runs.folder import RunError, RunFolder
+from acktr.runs.saved import find_agent, play
 from acktr.runs.start import TrainingFault, resume, start
 from acktr.runs.video import RecordError, record
 
@@ -166,10 +167,20 @@ def _train(args: list[str], interrupts: Interrupts) -> None:
     options, source = parse_train(args)
     argv = ["acktr", "train", *args]
     if options.resume is not None:
-        _say(resume(options.resume, options.settings.total_timesteps, interrupts, argv))
+        total = options.settings.total_timesteps
+        _say(resume(options.resume, total, interrupts, argv, _draw_curve))
     else:
         settings, run_dir = options.settings, options.run_dir
-        _say(start(settings, run_dir, source, interrupts, argv, options.label))
+        _say(start(settings, run_dir, source, interrupts, argv, _draw_curve, options.label))
+
+
+def _draw_curve(folder: RunFolder, config: Config) -> str | None:
+    """Draw the learning curve of a run beside the published ones; returns why there is none."""
+    try:
+        plot_runs([folder.path], folder.curve, published=(config.algo,))
+    except (ValueError, OSError) as error:
+        return str(error)
+    return None
 
 
 def _compare(args: list[str], interrupts: Interrupts) -> None:

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -27,8 +27,8 @@ from urllib.parse import quote
 import numpy as np
 import safetensors.torch
 import torch
-from numpy.typing import NDArray
 
+from acktr.envs import one_line
 from acktr.files import read_limited, reason, sync_folder, write_synced
 
 FORMAT = "acktr-checkpoint"
@@ -37,10 +37,7 @@ VERSION = 1
 _TENSORS, _TREE, _META, _MANIFEST = "state.safetensors", "state.json", "meta.json", "manifest.json"
 _CAPS = {_TENSORS: 4 << 30, _TREE: 64 << 20, _META: 4 << 20, _MANIFEST: 1 << 16}
 _HEADER_CAP = 16 << 20
-_MAX_DEPTH = 64
-_EXACT_INT = 1 << 53
 _ATTEMPTS = 5
-_FLOATS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _DTYPES = frozenset(
     {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool}
     | {torch.int64, torch.int32, torch.int16, torch.int8}
@@ -55,9 +52,9 @@ class CheckpointError(RuntimeError):
 def save_checkpoint(folder: Path, state: Mapping[str, object], meta: Mapping[str, object]) -> None:
     """Write a checkpoint, replacing an older one of the same name (behind a symbolic link: there).
 
-    Both trees are made of dicts with string keys, lists, tuples, int, float, bool, str and None;
-    ``state`` may also hold tensors and arrays (saved contiguous, without gradient). All types come
-    back exactly, except that NumPy scalars become Python numbers.
+    Both trees are made of dicts with string keys (no ``$`` first), lists, int, float, bool, str and
+    None; ``state`` may also hold tensors and arrays (saved contiguous, without gradient). All of
+    it comes back exactly, except that tuples become lists and NumPy scalars Python numbers.
 
     Raises:
         CheckpointError: if it cannot be written; an older checkpoint is intact then.
@@ -93,13 +90,13 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     except Exception as error:
         raise _bad(target / _TENSORS, "not a valid tensor file") from error
     try:
-        state = _decode(_parse_json(files[_TREE]), tensors, 0)
+        state = _decode(json.loads(files[_TREE]), tensors)
         if tensors:
             raise ValueError("tensors left over")
     except Exception as error:
         raise _bad(target / _TREE, "not a valid state") from error
     try:
-        meta = _decode(_parse_json(files[_META]), {}, 0)
+        meta = _decode(json.loads(files[_META]), {})
     except Exception as error:
         raise _bad(target / _META, "not valid JSON of this format") from error
     if not isinstance(state, dict) or not isinstance(meta, dict):
@@ -111,6 +108,15 @@ def checkpoint_exists(folder: Path) -> bool:
     """Whether ``load_checkpoint`` would find something to read (which may still be damaged)."""
     target = _target(folder)
     return any((path / _MANIFEST).is_file() for path in (target, _old(target)))
+
+
+@contextmanager
+def restoring(folder: Path) -> Iterator[None]:
+    """Turn whatever a state that does not fit raises into a CheckpointError of one line."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(f"{folder}: {one_line(error)}") from error
 
 
 def require_replaceable(folder: Path) -> None:
@@ -203,15 +209,15 @@ def _encode_files(
     target: Path, state: Mapping[str, object], meta: Mapping[str, object]
 ) -> dict[str, bytes]:
     tensors: dict[str, torch.Tensor] = {}
-    tree = _encode(state, "state", tensors, 0)
+    tree = _encode(state, "state", tensors)
     meta_tensors: dict[str, torch.Tensor] = {}
-    described = _encode(meta, "meta", meta_tensors, 0)
+    described = _encode(meta, "meta", meta_tensors)
     if meta_tensors:
         raise TypeError(f"{min(meta_tensors)}: meta cannot hold tensors or arrays")
     files = {
         _TENSORS: safetensors.torch.save(tensors),
-        _TREE: json.dumps(tree, allow_nan=False).encode(),
-        _META: (json.dumps(described, allow_nan=False, indent=1) + "\n").encode(),
+        _TREE: json.dumps(tree).encode(),
+        _META: (json.dumps(described, indent=1) + "\n").encode(),
     }
     for name, data in files.items():
         if len(data) > _CAPS[name]:
@@ -247,7 +253,7 @@ def _read_manifest(target: Path) -> dict[str, Any]:
     path = target / _MANIFEST
     data = _read(path, _CAPS[_MANIFEST])
     try:
-        content = _parse_json(data)
+        content = json.loads(data)
     except Exception as error:
         raise _bad(path, "not valid JSON") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -272,62 +278,38 @@ def _read(path: Path, cap: int) -> bytes:
         raise CheckpointError(f"{path}: cannot read the checkpoint: {reason(error)}") from error
 
 
-def _parse_json(data: bytes) -> Any:
-    def refuse(name: str) -> None:
-        raise ValueError(f"{name} is not JSON")
-
-    return json.loads(data.decode("ascii"), parse_constant=refuse)
-
-
-def _encode(node: object, path: str, tensors: dict[str, torch.Tensor], depth: int) -> object:
-    """A JSON tree in which every dict key that starts with ``$`` is a tag (``$$`` is a literal)."""
-    if depth > _MAX_DEPTH:
-        raise TypeError(f"{path[:80]}: nested deeper than {_MAX_DEPTH}")
+def _encode(node: object, path: str, tensors: dict[str, torch.Tensor]) -> object:
+    """The tree as JSON values; where a tensor or array was stands the path that names it."""
     if isinstance(node, Mapping):
-        encoded: dict[str, object] = {}
-        for key, value in node.items():
-            if type(key) is not str:
-                raise TypeError(f"{path}: key {key!r:.80} must be a str")
-            part = quote(key, safe="", errors="surrogatepass")
-            name = f"${key}" if key.startswith("$") else key
-            encoded[name] = _encode(value, f"{path}/{part}", tensors, depth + 1)
-        return encoded
+        for key in node:
+            if type(key) is not str or key.startswith("$"):
+                raise TypeError(f"{path}: key {key!r:.80} must be a str without $ at its beginning")
+        # Quoted, so that the paths of two tensors never are the same.
+        names = {key: quote(key, safe="", errors="surrogatepass") for key in node}
+        return {key: _encode(node[key], f"{path}/{names[key]}", tensors) for key in node}
     if isinstance(node, list | tuple):
-        items = [_encode(item, f"{path}/{i}", tensors, depth + 1) for i, item in enumerate(node)]
-        return {"$tuple": items} if isinstance(node, tuple) else items
+        return [_encode(item, f"{path}/{index}", tensors) for index, item in enumerate(node)]
     if isinstance(node, torch.Tensor):
-        tensors[path] = _plain_tensor(node, path)
+        tensors[path] = _plain(node, path)
         return {"$tensor": path}
     if isinstance(node, np.ndarray):
-        tensors[path] = _array_tensor(node, path)
+        try:
+            array = np.array(node, dtype=node.dtype.newbyteorder("="), order="C")
+            tensors[path] = _plain(torch.from_numpy(array), path)
+        except (TypeError, ValueError):
+            raise TypeError(f"{path}: an array of {node.dtype} cannot be saved") from None
         return {"$array": path}
-    return _encode_scalar(node, path)
-
-
-def _encode_scalar(node: object, path: str) -> object:
     value = node.item() if isinstance(node, np.bool_ | np.integer | np.floating) else node
-    if value is None or type(value) in (bool, str):
+    if value is None or type(value) in (bool, int, float, str):
         return value
-    if type(value) is int:
-        return value if abs(value) <= _EXACT_INT else {"$int": hex(value)}
-    if type(value) is float:
-        return value if math.isfinite(value) else {"$float": repr(value)}
     raise TypeError(f"{path}: a {type(node).__name__} cannot be saved")
 
 
-def _plain_tensor(tensor: torch.Tensor, path: str) -> torch.Tensor:
+def _plain(tensor: torch.Tensor, path: str) -> torch.Tensor:
     """A contiguous CPU copy that shares memory with nothing."""
     if tensor.layout != torch.strided or tensor.dtype not in _DTYPES or tensor.is_meta:
         raise TypeError(f"{path}: a {tensor.layout} {tensor.dtype} tensor cannot be saved")
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-
-
-def _array_tensor(array: NDArray[Any], path: str) -> torch.Tensor:
-    try:
-        tensor = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
-    except (TypeError, ValueError):
-        raise TypeError(f"{path}: an array of {array.dtype} cannot be saved") from None
-    return _plain_tensor(tensor, path)
 
 
 def _decode_tensors(data: bytes) -> dict[str, torch.Tensor]:
@@ -337,34 +319,18 @@ def _decode_tensors(data: bytes) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in safetensors.torch.load(data).items()}
 
 
-def _decode(node: Any, tensors: dict[str, torch.Tensor], depth: int) -> Any:
+def _decode(node: Any, tensors: dict[str, torch.Tensor]) -> Any:
     """Inverse of ``_encode``; takes what it uses out of ``tensors``, so nothing is used twice."""
-    if depth > _MAX_DEPTH:
-        raise ValueError("nested too deeply")
     if isinstance(node, list):
-        return [_decode(item, tensors, depth + 1) for item in node]
+        return [_decode(item, tensors) for item in node]
     if not isinstance(node, dict):
         return node
-    tags = [key for key in node if key.startswith("$") and not key.startswith("$$")]
-    if tags:
-        if len(node) != 1:
-            raise ValueError("a tag among other keys")
-        return _decode_tag(tags[0], node[tags[0]], tensors, depth)
-    return {
-        key[1:] if key.startswith("$$") else key: _decode(value, tensors, depth + 1)
-        for key, value in node.items()
-    }
-
-
-def _decode_tag(tag: str, value: Any, tensors: dict[str, torch.Tensor], depth: int) -> Any:
-    if tag == "$tensor":
-        return tensors.pop(value)
-    if tag == "$array":
-        return tensors.pop(value).numpy()
-    if tag == "$int":
-        return int(value, 16)
-    if tag == "$float":
-        return _FLOATS[value]
-    if tag == "$tuple" and isinstance(value, list):
-        return tuple(_decode(item, tensors, depth + 1) for item in value)
-    raise ValueError(f"unknown tag {tag}")
+    if node.keys() == {"$tensor"}:
+        return tensors.pop(node["$tensor"])
+    if node.keys() == {"$array"}:
+        return tensors.pop(node["$array"]).numpy()
+    if node.keys() == {"$tuple"}:  # as earlier versions wrote
+        return _decode(node["$tuple"], tensors)
+    if any(key.startswith("$") for key in node):
+        raise ValueError("an unknown tag")
+    return {key: _decode(value, tensors) for key, value in node.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ import torch
 
 from acktr.compute import resolve_device
 from acktr.config import Config, ConfigError, from_dict, refuse_import
-from acktr.envs import is_atari, is_image, make_vec, one_line
+from acktr.envs import is_image, make_vec
 from acktr.evaluate import Evaluation, evaluate
 from acktr.policies import Policy
-from acktr.runs.checkpoint import CheckpointError, checkpoint_exists, load_checkpoint
+from acktr.runs.checkpoint import CheckpointError, checkpoint_exists, load_checkpoint, restoring
 from acktr.runs.folder import RunError, RunFolder
 
 
@@ -26,7 +27,7 @@ class SavedAgent:
     path: Path
     """The checkpoint folder."""
     config: Config
-    """Of the run."""
+    """The configuration of its run."""
     state: dict[str, Any]
     """``Trainer.state_dict()``."""
     timesteps: int
@@ -47,10 +48,8 @@ class SavedAgent:
             CheckpointError: The state does not fit the spaces.
         """
         spaces = (observation_space, action_space)
-        try:
+        with restoring(self.path):
             return Policy.from_state(self.config, *spaces, self.state, device, seed)
-        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-            raise CheckpointError(f"{self.path}: {one_line(error)}") from error
 
 
 def read_agent(path: Path) -> SavedAgent:
@@ -89,21 +88,17 @@ def find_agent(path: Path, which: str) -> SavedAgent:
     if not path.is_dir():
         raise RunError(f"{path}: no such folder; a run folder or a checkpoint is needed")
     folder = RunFolder.open(path)
-    chosen = folder.best if which == "best" else folder.last
-    if which == "best" and not checkpoint_exists(chosen):
+    if which == "last":
+        return read_agent(folder.last)
+    if not checkpoint_exists(folder.best):
         raise RunError(f"{path}: no best checkpoint yet; use --checkpoint last")
-    return read_agent(chosen)
+    return read_agent(folder.best)
 
 
 def limit_threads(space: gymnasium.Space[Any]) -> None:
     """One torch thread for small networks, which more threads slow down; convolutions keep all."""
     if not is_image(space):
         torch.set_num_threads(1)
-
-
-def usually_deterministic(env: str) -> bool:
-    """Whether evaluation takes the most likely actions: everywhere but in Atari games."""
-    return not is_atari(env)
 
 
 def play(
@@ -122,13 +117,11 @@ def play(
         CheckpointError: The agent does not fit the environment.
         ConfigError: The device is absent.
     """
-    chosen = resolve_device(device)
+    place = resolve_device(device)
     count = max(1, min(num_envs, episodes))
-    envs = make_vec(agent.config.env, count, seed, training=False, atari=agent.config.atari)
-    try:
+    with closing(
+        make_vec(agent.config.env, count, seed, training=False, atari=agent.config.atari)
+    ) as envs:
         limit_threads(envs.single_observation_space)
-        spaces = (envs.single_observation_space, envs.single_action_space)
-        policy = agent.policy(*spaces, chosen, seed)
+        policy = agent.policy(envs.single_observation_space, envs.single_action_space, place, seed)
         return evaluate(policy, envs, episodes, seed=seed, deterministic=deterministic)
-    finally:
-        envs.close()

@@ -6,23 +6,21 @@ import math
 import shlex
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import closing
 from pathlib import Path
 
 import torch
 
 from acktr.config import Config, to_dict
 from acktr.envs import make_vec
-from acktr.evaluate import Evaluation, evaluate
+from acktr.evaluate import Evaluation, evaluate, usually_deterministic
 from acktr.interrupts import Interrupts, Stopped
-from acktr.report.plot import plot_runs
 from acktr.rollout import NonFiniteError
 from acktr.runs.checkpoint import CheckpointError, save_checkpoint
 from acktr.runs.folder import RunFolder
 from acktr.runs.logger import RunLogger
-from acktr.runs.progress import Progress
-from acktr.runs.saved import usually_deterministic
-from acktr.train import Trainer, TrainStats
+from acktr.runs.progress import Progress, duration
+from acktr.train import Trainer
 
 EVALUATION_SEED = 10_000
 """Added to the run's seed for evaluations during training."""
@@ -30,15 +28,28 @@ EVALUATION_SEED = 10_000
 EVALUATION_ENVS = 8
 """Most parallel environments of such an evaluation."""
 
+Draw = Callable[[RunFolder, Config], str | None]
+"""Draws the learning curve of a run, or returns one line that says why there is none."""
 
-@dataclass
-class Marks:
-    """Steps at which something was last done."""
 
-    checkpoint: int
-    evaluation: int
-    good: int
-    """Steps of the last checkpoint that was written."""
+class Every:
+    """Something to do whenever the steps pass a multiple of ``interval``; never if that is 0.
+
+    Args:
+        interval: Steps.
+        last: Steps at which it was last done.
+    """
+
+    def __init__(self, interval: int, last: int) -> None:
+        self._interval = interval
+        self._last = last
+
+    def due(self, timesteps: int) -> bool:
+        """Whether a multiple was passed since the last time that this was true."""
+        if self._interval == 0 or timesteps // self._interval == self._last // self._interval:
+            return False
+        self._last = timesteps
+        return True
 
 
 class Session:
@@ -49,7 +60,8 @@ class Session:
         trainer: What learns; its configuration holds the total and the intervals.
         logger: Where statistics go.
         progress: What the user sees.
-        interrupts: Entered by the caller.
+        interrupts: Entered by the caller. A signal that comes while an update is computed or a
+            file written waits until that is done; one that comes during an evaluation does not.
         best: Score of the best checkpoint so far.
     """
 
@@ -69,11 +81,12 @@ class Session:
         self.progress = progress
         self.interrupts = interrupts
         self.best = -math.inf if best is None else best
-        now = trainer.timesteps
-        self._marks = Marks(now, folder.last_evaluation(), now)
+        self._checkpoints = Every(self.config.checkpoint_freq, trainer.timesteps)
+        self._evaluations = Every(self.config.eval_freq, folder.last_evaluation())
+        self._saved = -1
         self._evaluation: tuple[int, Evaluation] | None = None
 
-    def run(self) -> str:
+    def run(self, draw: Draw) -> str:
         """Train, evaluate and draw the learning curve.
 
         Returns:
@@ -87,117 +100,104 @@ class Session:
         try:
             with self.interrupts.deferred():
                 self._train()
-                with self.interrupts.at_once():
-                    evaluation = self._final_evaluation()
-                if self.config.eval_freq > 0:  # now that it is logged, a signal waits
-                    self._improve(evaluation.mean)
-                self._draw()
+                evaluation = self._final_evaluation()
+                # The evaluation is logged, so that a signal waits: a resumed run would find
+                # nothing left to do, and the best checkpoint and the curve would never be made.
+                if self.config.eval_freq > 0:
+                    self.checkpoint(evaluation.mean, required=True)
+                self._draw(draw)
         except Stopped as stop:
-            stop.note = self._farewell(stop.signum)
+            stop.note = (
+                f"stopped by {signal.Signals(stop.signum).name}, checkpoint at step "
+                f"{self._saved:,}; continue with: "
+                + shlex.join(["acktr", "train", "--resume", str(self.folder.path)])
+            )
             raise
         return self._summary(evaluation)
 
-    def save(self) -> None:
-        """Write checkpoints/last.
+    def checkpoint(self, score: float | None = None, *, required: bool = False) -> None:
+        """Write checkpoints/last unless it is of this step already, and best if the score is.
+
+        Args:
+            score: What the best checkpoint is chosen by, if it is known.
+            required: Whether a checkpoint that cannot be written is an error. It is at the start
+                and at the end of a session; between them a full disk must not end training, as
+                the next checkpoint may succeed.
 
         Raises:
             CheckpointError: It cannot be written; the older one is intact then.
             NonFiniteError: The network is broken; the older one is intact too.
         """
-        self._save(self.folder.last, None)
-        self._marks.good = self.trainer.timesteps
-
-    @property
-    def resume_command(self) -> str:
-        """What the user types to go on."""
-        return shlex.join(["acktr", "train", "--resume", str(self.folder.path)])
+        try:
+            if self._saved != self.trainer.timesteps:
+                self._save(self.folder.last, None)
+                self._saved = self.trainer.timesteps
+            if score is not None and score > self.best:
+                self._save(self.folder.best, score)
+                self.best = score
+        except CheckpointError as error:
+            if required:
+                raise
+            self.progress.note(f"warning: {error}; training goes on")
 
     @property
     def last_good(self) -> str:
         """Where the last good checkpoint is, for error messages."""
-        return f"last good checkpoint: {self.folder.last}, step {self._marks.good:,}"
+        return f"last good checkpoint: {self.folder.last}, step {self._saved:,}"
 
     def _train(self) -> None:
         self.interrupts.check()
-        self._maybe_evaluate(self.trainer.timesteps)  # one that was interrupted
+        if self._evaluations.due(self.trainer.timesteps):  # one that was interrupted
+            self._evaluate_between()
         for stats in self.trainer.run(self.config.total_timesteps):
             self.logger.write(stats)
             self.progress.update(stats, self.logger.ep_rew_mean)
-            self._maybe_evaluate(stats.timesteps)
-            self._maybe_checkpoint(stats)
-            if self.interrupts.requested is not None and self._marks.good != stats.timesteps:
-                self.save()
-            self.interrupts.check()
-        if self._marks.good != self.trainer.timesteps:
-            self.save()
-        self._improve(self._training_score())
-
-    def _maybe_evaluate(self, timesteps: int) -> None:
-        every = self.config.eval_freq
-        if every == 0 or timesteps // every == self._marks.evaluation // every:
-            return
-        self._marks.evaluation = timesteps
-        self._try_keep(None)  # an interrupted evaluation loses no training
-        with self.interrupts.at_once():
-            evaluation = self._evaluate()
-        result = f"{evaluation.mean:,.1f} +- {evaluation.std:,.1f}"
-        self.progress.note(f"evaluation at step {timesteps:,}: {result}")
-        self._try_improve(evaluation.mean)
-
-    def _maybe_checkpoint(self, stats: TrainStats) -> None:
-        every = self.config.checkpoint_freq
-        if stats.timesteps // every == self._marks.checkpoint // every:
-            return
-        self._marks.checkpoint = stats.timesteps
-        self._try_keep(self._training_score())
+            if self._evaluations.due(stats.timesteps):
+                self._evaluate_between()
+            if self._checkpoints.due(stats.timesteps):
+                self.checkpoint(self._training_score())
+            if self.interrupts.requested is not None:
+                self.checkpoint(required=True)
+                self.interrupts.check()
+        self.checkpoint(self._training_score(), required=True)
 
     def _training_score(self) -> float | None:
-        """What stands in for evaluations in a run without them."""
+        """The mean return of training, which stands in for evaluations in a run without them."""
         return self.logger.ep_rew_mean if self.config.eval_freq == 0 else None
 
-    def _evaluate(self) -> Evaluation:
-        """Play with the present policy in separate environments, and log it."""
-        config, trainer = self.config, self.trainer
-        seed, count = config.seed + EVALUATION_SEED, min(config.eval_episodes, EVALUATION_ENVS)
-        envs = make_vec(config.env, count, seed, training=False, atari=config.atari)
-        try:
-            policy = trainer.policy(seed)
-            likeliest = usually_deterministic(config.env)
-            found = evaluate(policy, envs, config.eval_episodes, seed=seed, deterministic=likeliest)
-        finally:
-            envs.close()
-        if found.cut:
-            self.progress.note(f"{found.cut} episodes of the evaluation were cut short")
-        self.logger.write_evaluation(trainer.timesteps, found.returns, found.lengths)
-        self._evaluation = (trainer.timesteps, found)
-        return found
+    def _evaluate_between(self) -> None:
+        self.checkpoint()  # an interrupted evaluation loses no training
+        evaluation = self._evaluate()
+        result = f"{evaluation.mean:,.1f} +- {evaluation.std:,.1f}"
+        self.progress.note(f"evaluation at step {self.trainer.timesteps:,}: {result}")
+        self.checkpoint(evaluation.mean)
 
     def _final_evaluation(self) -> Evaluation:
         if self._evaluation is not None and self._evaluation[0] == self.trainer.timesteps:
             return self._evaluation[1]
         return self._evaluate()
 
-    def _keep(self, score: float | None) -> None:
-        self.save()
-        self._improve(score)
-
-    def _improve(self, score: float | None) -> None:
-        if score is not None and score > self.best:
-            self._save(self.folder.best, score)
-            self.best = score
-
-    def _try_keep(self, score: float | None) -> None:
-        self._tolerate(lambda: self._keep(score))
-
-    def _try_improve(self, score: float) -> None:
-        self._tolerate(lambda: self._improve(score))
-
-    def _tolerate(self, action: Callable[[], None]) -> None:
-        """A full disk must not end training; the next checkpoint may succeed."""
-        try:
-            action()
-        except CheckpointError as error:
-            self.progress.note(f"warning: {error}; training goes on")
+    def _evaluate(self) -> Evaluation:
+        """Play with the present policy in separate environments, and log it."""
+        config, trainer = self.config, self.trainer
+        seed, count = config.seed + EVALUATION_SEED, min(config.eval_episodes, EVALUATION_ENVS)
+        likeliest = usually_deterministic(config.env)
+        with (
+            self.interrupts.at_once(),
+            closing(make_vec(config.env, count, seed, training=False, atari=config.atari)) as envs,
+        ):
+            evaluation = evaluate(
+                trainer.policy(seed),
+                envs,
+                config.eval_episodes,
+                seed=seed,
+                deterministic=likeliest,
+            )
+        if evaluation.cut:
+            self.progress.note(f"{evaluation.cut} episodes of the evaluation were cut short")
+        self.logger.write_evaluation(trainer.timesteps, evaluation.returns, evaluation.lengths)
+        self._evaluation = (trainer.timesteps, evaluation)
+        return evaluation
 
     def _save(self, path: Path, score: float | None) -> None:
         trainer = self.trainer
@@ -214,34 +214,21 @@ class Session:
         }
         save_checkpoint(path, trainer.state_dict(), meta)
 
-    def _draw(self) -> None:
-        """Draw the learning curve if there is one to draw."""
-        if self.logger.ep_rew_mean is None:
-            self.progress.note("no learning curve: no training episode has ended")
-            return
-        try:
-            plot_runs([self.folder.path], self.folder.curve, published=(self.config.algo,))
-        except (ValueError, OSError) as error:
-            self.progress.note(f"no learning curve: {error}")
-
-    def _farewell(self, signum: int) -> str:
-        name = signal.Signals(signum).name
-        return (
-            f"stopped by {name}, checkpoint at step {self._marks.good:,}; "
-            f"continue with: {self.resume_command}"
-        )
+    def _draw(self, draw: Draw) -> None:
+        why = "no training episode has ended"
+        if self.logger.ep_rew_mean is not None:
+            why = draw(self.folder, self.config) or ""
+        if why:
+            self.progress.note(f"no learning curve: {why}")
 
     def _summary(self, evaluation: Evaluation) -> str:
-        minutes, seconds = divmod(round(self.trainer.seconds), 60)
-        wall = f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
         recent = self.logger.ep_rew_mean
-        parts = [
-            f"done: {self.config.env}, {self.trainer.timesteps:,} steps in {wall}",
-            f"evaluation return {evaluation.mean:,.1f} +- {evaluation.std:,.1f}"
-            f" ({len(evaluation.returns)} episodes)",
-            "no training episode ended"
-            if recent is None
-            else f"training return {recent:,.1f} (last 100 episodes)",
-            str(self.folder.path),
-        ]
-        return "; ".join(parts)
+        training = "no training episode ended"
+        if recent is not None:
+            training = f"training return {recent:,.1f} (last 100 episodes)"
+        return (
+            f"done: {self.config.env}, {self.trainer.timesteps:,} steps in "
+            f"{duration(self.trainer.seconds)}; evaluation return {evaluation.mean:,.1f} +- "
+            f"{evaluation.std:,.1f} ({len(evaluation.returns)} episodes); {training}; "
+            f"{self.folder.path}"
+        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,12 +12,17 @@ import torch
 
 from acktr.compute import resolve_device
 from acktr.config import Config, ConfigError, to_dict
-from acktr.envs import EnvFault, describe, group_count, lookup, one_line, worker_count, workers
+from acktr.envs import EnvFault, describe, group_count, lookup, worker_count, workers
 from acktr.files import flat
 from acktr.interrupts import Interrupts
 from acktr.kfac import FactorError
 from acktr.rollout import NonFiniteError
-from acktr.runs.checkpoint import CheckpointError, checkpoint_exists, require_replaceable
+from acktr.runs.checkpoint import (
+    CheckpointError,
+    checkpoint_exists,
+    require_replaceable,
+    restoring,
+)
 from acktr.runs.folder import (
     RunError,
     RunFolder,
@@ -31,13 +35,11 @@ from acktr.runs.folder import (
 from acktr.runs.logger import RunLogger
 from acktr.runs.progress import Progress
 from acktr.runs.saved import SavedAgent, limit_threads, read_agent
-from acktr.runs.session import Session
+from acktr.runs.session import Draw, Session
 from acktr.train import Trainer, training_envs
 
-if sys.platform != "win32":
-    pass
-
 _WITHOUT_EFFECT = ("env_workers",)
+"""Settings that results do not depend on."""
 
 
 class TrainingFault(RuntimeError):  # noqa: N818 - as EnvFault
@@ -59,6 +61,7 @@ def start(
     source: str,
     interrupts: Interrupts,
     argv: Sequence[str],
+    draw: Draw,
     label: str | None = None,
 ) -> str:
     """Train a new run.
@@ -69,6 +72,7 @@ def start(
         source: The line that says where the configuration comes from.
         interrupts: Entered by the caller.
         argv: The command line, for command.txt.
+        draw: Draws the learning curve at the end.
         label: Name of the folder in place of the algorithm's.
 
     Returns:
@@ -97,12 +101,14 @@ def start(
             logger = stack.enter_context(RunLogger(folder, config.env))
             progress = stack.enter_context(Progress(config.total_timesteps))
             session = Session(folder, trainer, logger, progress, interrupts)
-            session.save()
+            session.checkpoint(required=True)
         progress.header(_header(source, trainer, facts))
-        return _guarded(session)
+        return _run(session, draw)
 
 
-def resume(path: Path, total: int | None, interrupts: Interrupts, argv: Sequence[str]) -> str:
+def resume(
+    path: Path, total: int | None, interrupts: Interrupts, argv: Sequence[str], draw: Draw
+) -> str:
     """Go on with a run.
 
     Args:
@@ -110,6 +116,7 @@ def resume(path: Path, total: int | None, interrupts: Interrupts, argv: Sequence
         total: New total of environment steps; the run's own if None.
         interrupts: Entered by the caller.
         argv: The command line, for command.txt.
+        draw: Draws the learning curve at the end.
 
     Returns:
         A line that sums the run up.
@@ -137,18 +144,18 @@ def resume(path: Path, total: int | None, interrupts: Interrupts, argv: Sequence
         facts = describe(config.env, config.atari, True)
         require_replaceable(folder.best)
         trainer = stack.enter_context(_trainer(config))
-        _load(trainer, agent)
+        with restoring(agent.path):
+            trainer.load_state_dict(agent.state)
         best = _best_score(folder)
         stack.enter_context(interrupts.deferred())
         logger = stack.enter_context(RunLogger(folder, config.env, done))
-        progress = Progress(config.total_timesteps, start_timesteps=done)
-        stack.enter_context(progress)
+        progress = stack.enter_context(Progress(config.total_timesteps, start_timesteps=done))
         session = Session(folder, trainer, logger, progress, interrupts, best)
-        session.save()  # what cannot be written is found out now
+        session.checkpoint(required=True)  # what cannot be written is found out now
         folder.write_config(to_dict(config))
         folder.write_command(argv)
         progress.header(_header(f"resuming {path} at step {done:,}", trainer, facts))
-        return _guarded(session)
+        return _run(session, draw)
 
 
 def check(config: Config) -> None:
@@ -178,9 +185,9 @@ def _trainer(config: Config) -> Iterator[Trainer]:
         envs.close()
 
 
-def _guarded(session: Session) -> str:
+def _run(session: Session, draw: Draw) -> str:
     try:
-        return session.run()
+        return session.run(draw)
     except EnvFault as error:
         raise TrainingFault(f"{error}; {session.last_good}", environment=True) from error
     except (NonFiniteError, FactorError) as error:
@@ -192,9 +199,9 @@ def _last_agent(folder: RunFolder, stored: Config) -> SavedAgent:
         raise RunError(f"{folder.path}: no checkpoint to resume from; delete it and start again")
     agent = read_agent(folder.last)
     same = dataclasses.replace(agent.config, total_timesteps=stored.total_timesteps)
-    found = difference(stored, same)
-    if found is not None:
-        name, ours, theirs = found
+    differing = difference(stored, same)
+    if differing is not None:
+        name, ours, theirs = differing
         raise RunError(
             f"{folder.config}: {name} is {ours!r} but the checkpoint was trained with "
             f"{theirs!r}; only total_timesteps may be changed"
@@ -212,13 +219,6 @@ def difference(one: Config, other: Config) -> tuple[str, Any, Any] | None:
         if name not in _WITHOUT_EFFECT and value != theirs[name]:
             return name, value, theirs[name]
     return None
-
-
-def _load(trainer: Trainer, agent: SavedAgent) -> None:
-    try:
-        trainer.load_state_dict(agent.state)
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise CheckpointError(f"{agent.path}: {one_line(error)}") from error
 
 
 def _best_score(folder: RunFolder) -> float | None:

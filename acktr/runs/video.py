@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from acktr.compute import resolve_device
 from acktr.envs import EnvError, describe, env_seeds, make_single
+from acktr.evaluate import usually_deterministic
 from acktr.files import reason
 from acktr.policies import Policy
-from acktr.runs.saved import SavedAgent, limit_threads, usually_deterministic
+from acktr.runs.saved import SavedAgent, limit_threads
 
 SUFFIXES = (".mp4", ".gif")
 """Kinds of video."""

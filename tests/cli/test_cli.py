@@ -34,7 +34,7 @@ class TestTrain:
         wanted = {"num_envs": 4, "num_steps": 32, "eval_episodes": 2, "device": "cpu"}
         wanted |= {"total_timesteps": 1024, "checkpoint_freq": 512, "eval_freq": 512}
         assert saved == merge(preset("CartPole-v1")[0], wanted)
-        assert load_checkpoint(trained / "checkpoints/last")[1]["config"] == to_dict(saved)
+        assert from_dict(load_checkpoint(trained / "checkpoints/last")[1]["config"]) == saved
 
     def test_evaluations_and_best_checkpoint(self, trained: Path) -> None:
         rows = table(trained / "eval.csv")

@@ -246,7 +246,7 @@ class TestTrainArgs:
 
 
 def trained(run_dir: Path, config: Config) -> Path:
-    start(config, run_dir, "test", Interrupts(), ["acktr"])
+    start(config, run_dir, "test", Interrupts(), ["acktr"], lambda folder, config: None)
     return run_path(run_dir, config)
 
 

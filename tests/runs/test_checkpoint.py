@@ -68,16 +68,13 @@ arrays = hnp.arrays(
     hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3),
 )
 text = st.text(st.characters(), max_size=6) | st.sampled_from(
-    ["$int", "$$", "__metadata__", "a/b", "", "\ud800", "$tensor", "%2F"]
+    ["__metadata__", "a/b", "", "\ud800", "%2F", "state/a", "a$tensor"]
 )
+keys = text.filter(lambda key: not key.startswith("$"))
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | text
 trees = st.recursive(
     scalars | tensors() | arrays,
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.lists(inner, max_size=3).map(tuple)
-        | st.dictionaries(text, inner, max_size=3)
-    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3),
     max_leaves=8,
 )
 
@@ -85,7 +82,7 @@ trees = st.recursive(
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(state=st.dictionaries(text, trees, max_size=4), meta=st.dictionaries(text, scalars))
+@given(state=st.dictionaries(keys, trees, max_size=4), meta=st.dictionaries(keys, scalars))
 def test_round_trip(tmp_path: Path, state: dict[str, Any], meta: dict[str, Any]) -> None:
     folder = tmp_path / "last"
     save_checkpoint(folder, state, meta)
@@ -104,7 +101,7 @@ def small() -> tuple[dict[str, Any], dict[str, Any]]:
         "n": np.arange(2),
         "big": 2**127 + 1,
         "lr": math.inf,
-        "t": (1, 2),
+        "t": [1, 2],
     }
     return state, {"timesteps": 3, "env": "CartPole-v1"}
 
@@ -131,6 +128,7 @@ def test_views_parameters_and_numpy_scalars(tmp_path: Path) -> None:
         ({"a": {"b": {1, 2}}}, "state/a/b: a set"),
         ({"a": [object()]}, "state/a/0: a object"),
         ({"a": {1: 2}}, "state/a: key 1"),
+        ({"a": {"$x": 2}}, "state/a: key '$x'"),
         ({"a": np.array(["x"])}, "state/a: an array of <U1"),
         ({"a": np.array([None])}, "state/a: an array of object"),
         ({"a": torch.zeros(2, dtype=torch.complex64)}, "state/a: a torch.strided torch.complex64"),
@@ -144,14 +142,6 @@ def test_what_cannot_be_saved_is_named(tmp_path: Path, state: dict[str, Any], wh
     with pytest.raises(TypeError, match="meta/x: meta cannot hold"):
         save_checkpoint(tmp_path / "last", {}, {"x": torch.zeros(1)})
     assert os.listdir(tmp_path) == []
-
-
-def test_too_deep(tmp_path: Path) -> None:
-    state: dict[str, Any] = {}
-    for _ in range(100):
-        state = {"x": state}
-    with pytest.raises(TypeError, match="nested deeper"):
-        save_checkpoint(tmp_path / "last", state, {})
 
 
 def refused(folder: Path) -> None:
@@ -213,19 +203,14 @@ def forge(folder: Path, **changed: bytes) -> None:
         b"",
         b"{",
         b"\xff",
-        b'{"a": NaN}',
         b'{"a": {"$tensor": "state/missing"}}',
         b'{"a": {"$tensor": "state/w"}, "b": {"$tensor": "state/w"}}',
         b'{"a": {"$tensor": ["state/w"]}}',
         b'{"a": {"$array": 1}}',
-        b'{"a": {"$int": "x"}}',
-        b'{"a": {"$float": "1e5"}}',
-        b'{"a": {"$tuple": 3}}',
         b'{"a": {"$what": 3}}',
-        b'{"a": {"$int": "0x1", "b": 2}}',
+        b'{"a": {"$tensor": "state/w", "b": 2}}',
         b'{"w": {"$tensor": "state/w"}}',
         b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
-        b'{"a": ' + b"[" * 100 + b"]" * 100 + b"}",
         b'{"a": ' + b"9" * 10_000 + b"}",
     ],
 )
@@ -251,6 +236,8 @@ def test_forged_tensors_meta_and_manifest_are_refused(tmp_path: Path) -> None:
         forge(folder, state__safetensors=data)
         refused(folder)
     (folder / "state.safetensors").write_bytes(good["state.safetensors"])
+    forge(folder, meta__json=b'{"hidden": {"$tuple": [1, 2]}}')  # as earlier versions wrote
+    assert load_checkpoint(folder)[1] == {"hidden": [1, 2]}
     forge(folder, meta__json=b"[1]")
     refused(folder)
     (folder / "meta.json").write_bytes(good["meta.json"])

@@ -34,8 +34,13 @@ def config(**changes: Any) -> Config:
     return merge(preset("CartPole-v1")[0], {**small, "eval_episodes": 1, **changes})
 
 
+def draw(folder: RunFolder, config: Config) -> str | None:
+    folder.curve.write_bytes(b"a curve")
+    return None
+
+
 def train(tmp_path: Path, chosen: Config, interrupts: Interrupts | None = None) -> str:
-    return start(chosen, tmp_path / "runs", "test", interrupts or Interrupts(), ["acktr"])
+    return start(chosen, tmp_path / "runs", "test", interrupts or Interrupts(), ["acktr"], draw)
 
 
 class TestInterrupts:
@@ -174,7 +179,7 @@ class TestCheckpoints:
             train(tmp_path, chosen, interrupts)
         path = run_path(tmp_path / "runs", chosen)
         assert [row["timesteps"] for row in read_table(path / "eval.csv").rows] == ["64"]
-        resume(path, None, Interrupts(), ["acktr"])
+        resume(path, None, Interrupts(), ["acktr"], draw)
         whole = run_path(tmp_path / "runs" / "runs", chosen)
         train(tmp_path / "runs", chosen)
         rows = [read_table(run / "eval.csv").rows for run in (path, whole)]
@@ -217,7 +222,7 @@ class TestCheckpoints:
             train(tmp_path, chosen, interrupts)
         path = run_path(tmp_path / "runs", chosen)
         assert load_checkpoint(path / "checkpoints/last")[0]["timesteps"] == 256
-        resume(path, None, Interrupts(), ["acktr"])
+        resume(path, None, Interrupts(), ["acktr"], draw)
         assert load_checkpoint(path / "checkpoints/best")[0]["timesteps"] == 256
 
     @pytest.mark.parametrize("broken", ["last", "best"])
@@ -239,7 +244,7 @@ class TestCheckpoints:
             monkeypatch.setattr(session, "save_checkpoint", full)
         rows = (path / "progress.csv").read_bytes()
         with pytest.raises(CheckpointError, match=f"{broken}: cannot write the checkpoint"):
-            resume(path, 512, Interrupts(), ["acktr"])
+            resume(path, 512, Interrupts(), ["acktr"], draw)
         assert (path / "progress.csv").read_bytes() == rows
         assert stored_config(path).total_timesteps == 256
 
@@ -248,7 +253,7 @@ class TestCheckpoints:
         train(tmp_path, chosen)
         path = run_path(tmp_path / "runs", chosen)
         with locked(RunFolder(path)), pytest.raises(RunError, match="another process is training"):
-            resume(path, None, Interrupts(), ["acktr"])  # not "is complete": that may change
+            resume(path, None, Interrupts(), ["acktr"], draw)  # not "is complete": that may change
 
     def test_best_score_survives_a_resume(self, tmp_path: Path) -> None:
         chosen = config(eval_freq=64)
@@ -256,7 +261,7 @@ class TestCheckpoints:
         path = run_path(tmp_path / "runs", chosen)
         state, meta = load_checkpoint(path / "checkpoints/best")
         save_checkpoint(path / "checkpoints/best", state, {**meta, "score": 1e6})
-        resume(path, 512, Interrupts(), ["acktr"])
+        resume(path, 512, Interrupts(), ["acktr"], draw)
         assert load_checkpoint(path / "checkpoints/best")[1]["score"] == 1e6
         assert stored_config(path).total_timesteps == 512
 
@@ -279,7 +284,7 @@ class TestFolder:
         path = run_path(tmp_path / "runs", chosen)
         (path / "checkpoints/last").rename(tmp_path / "moved")
         with pytest.raises(RunError, match="delete it and start again"):
-            resume(path, None, Interrupts(), ["acktr"])
+            resume(path, None, Interrupts(), ["acktr"], draw)
 
 
 def test_generator_of_another_device_starts_anew() -> None:
