@@ -22,7 +22,7 @@ from acktr.policies import (
     build_network,
     normalizable,
 )
-from acktr.rollout import Collector, NonFiniteError, make_batch
+from acktr.rollout import Acting, Collector, NonFiniteError, make_batch
 
 _LEARNERS: dict[Algo, type[ACKTRLearner | A2CLearner | TRPOLearner]] = {
     "acktr": ACKTRLearner,
@@ -98,18 +98,9 @@ class Trainer:
         if config.normalize_observation and normalizable(space):
             observations = ObservationNormalizer(tuple(space.shape or ()))
         rewards = RewardScaler(envs.num_envs, config.gamma) if config.normalize_reward else None
-        self.collector = Collector(
-            envs,
-            self.network,
-            self.head,
-            self.device,
-            torch.Generator(self.device).manual_seed(2 * config.seed + 1),
-            autocast,
-            observations,
-            rewards,
-            config.micro_batch,
-            config.compile,
-        )
+        action_noise = torch.Generator(self.device).manual_seed(2 * config.seed + 1)
+        acting = Acting(self.network, self.head, action_noise, autocast, config.compile)
+        self.collector = Collector(envs, acting, observations, rewards, config.micro_batch)
         self.learner: Learner = _LEARNERS[config.algo](
             self.network,
             self.head,

@@ -21,7 +21,7 @@ from acktr.config import ACKTRConfig, Config, NetworkConfig
 from acktr.kfac import KFACConfig
 from acktr.policies.distributions import action_head
 from acktr.policies.networks import build_network
-from acktr.rollout.collector import Batch
+from acktr.rollout import Batch
 
 IMAGES = spaces.Box(0, 255, (4, 44, 44), np.uint8)
 VECTORS = spaces.Box(-1.0, 1.0, (5,), np.float32)

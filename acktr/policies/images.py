@@ -56,10 +56,10 @@ def convert(images: Tensor, last: bool, out: Tensor | None = None) -> Tensor:
 
 
 class FrameStore:
-    """The converted images of one rollout, time after time in the same memory.
+    """Memory for the converted images of one rollout, which every rollout uses again.
 
     Acting and learning then share one conversion of each image, and nothing large is mapped and
-    unmapped at every update. What :attr:`frames` gives is overwritten by the next rollout.
+    unmapped at every update.
 
     Args:
         space: Of one environment.
@@ -70,34 +70,25 @@ class FrameStore:
         self._last = channels_last(space)
         self._shape = image_shape(space)
         self._device = device
-        self._frames: Tensor | None = None
-        self._num = 0
+        self._memory: Tensor | None = None
 
-    def start(self, steps: int, num: int, dtype: torch.dtype) -> None:
-        """Make room for steps times num images."""
-        rows = steps * num
-        self._num = num
-        if self._frames is None or len(self._frames) != rows or self._frames.dtype != dtype:
-            self._frames = torch.empty(
-                (rows, *self._shape),
-                dtype=dtype,
-                device=self._device,
-                memory_format=torch.channels_last,
+    def room(self, num_steps: int, num_envs: int, dtype: torch.dtype) -> Tensor:
+        """The memory (T, N, C, H, W), channels last; it is new only if size or type changed."""
+        shape = (num_steps * num_envs, *self._shape)
+        memory = self._memory
+        if memory is None or memory.shape != shape or memory.dtype != dtype:
+            memory = torch.empty(
+                shape, dtype=dtype, device=self._device, memory_format=torch.channels_last
             )
+        self._memory = memory
+        return memory.view(num_steps, num_envs, *self._shape)
 
-    def put(self, step: int, images: NDArray[np.uint8]) -> Tensor:
-        """Convert the images of one step, (N, ...), and give them as the network takes them."""
-        place = self.frames[step * self._num : (step + 1) * self._num]
+    def put(self, images: NDArray[np.uint8], place: Tensor) -> Tensor:
+        """Convert images (N, ...) into their place, and give them as the network takes them."""
         raw = torch.from_numpy(images)
         if self._device.type == "cuda":  # torch uses pinned memory again once it has been copied
             raw = raw.pin_memory().to(self._device, non_blocking=True)
         return convert(raw, self._last, place)
-
-    @property
-    def frames(self) -> Tensor:
-        """All images, (T * N, C, H, W), step by step."""
-        assert self._frames is not None
-        return self._frames
 
 
 def pack(frames: Tensor, valid: NDArray[np.bool_]) -> tuple[Tensor, NDArray[np.intp]]:

@@ -4,11 +4,13 @@ Stepping, recording, advantages (GAE) and the split of batches into parts.
 May import: acktr.policies, acktr.compute, acktr.config, acktr.envs.
 """
 
-from acktr.rollout.collector import Batch, Collector, NonFiniteError, gae, make_batch
+from acktr.rollout.acting import Acting
+from acktr.rollout.buffer import Batch, Rollout, gae, make_batch
+from acktr.rollout.collector import Collector, NonFiniteError
 from acktr.rollout.microbatch import MicroBatch, add_means, micro_batches, outputs_of
-from acktr.rollout.recorder import Rollout
 
 __all__ = [
+    "Acting",
     "Batch",
     "Collector",
     "MicroBatch",

@@ -1,4 +1,4 @@
-"""Acting: from observations to actions in one call, which torch compiles where that is wanted."""
+"""A network as rollouts use it: actions in one call, compiled where that is wanted, and values."""
 
 from __future__ import annotations
 
@@ -39,10 +39,11 @@ class Acting:
         autocast: Callable[[], AbstractContextManager[Any]],
         compiled: bool = False,
     ) -> None:
-        self._network = network
+        self.network = network
+        self.generator = generator
+        self.autocast = autocast
+        self.gives_values = not isinstance(network, SeparateActorCritic)
         self._head = head
-        self._generator = generator
-        self._autocast = autocast
         self._compiled: Compiled[Answer, Tensor, Tensor] | None = None
         if compiled:
             graph = generator.device.type == "cuda"
@@ -53,19 +54,28 @@ class Acting:
         """Act on observations (N, ...) as the network takes them."""
         if self._compiled is None:
             return self._answer(observations, None)
-        dtype = next(self._network.parameters()).dtype
-        noise = self._head.noise(len(observations), self._generator, dtype)
+        dtype = next(self.network.parameters()).dtype
+        noise = self._head.noise(len(observations), self.generator, dtype)
         actions, values, broken = self._compiled(observations, noise)
         # A graph's next replay overwrites what it returned.
         return actions.clone(), None if values is None else values.clone(), broken
 
     def _answer(self, observations: Tensor, noise: Tensor | None) -> Answer:
         values: Tensor | None = None
-        with self._autocast():
-            if isinstance(self._network, SeparateActorCritic):
-                parameters: Tensor = self._network.actor(observations)
+        with self.autocast():
+            if isinstance(self.network, SeparateActorCritic):
+                parameters: Tensor = self.network.actor(observations)
             else:
-                parameters, values = self._network(observations)
+                parameters, values = self.network(observations)
         dist = self._head.make(parameters)
-        actions = dist.action(dist.noise(self._generator) if noise is None else noise)
+        actions = dist.action(dist.noise(self.generator) if noise is None else noise)
         return actions, values, (parameters - parameters).any()  # x - x is 0 for finite numbers
+
+    def values(self, observations: Tensor) -> Tensor:
+        """Values (N,) of observations as the network takes them."""
+        with self.autocast():
+            if isinstance(self.network, SeparateActorCritic):
+                values: Tensor = self.network.critic(observations)
+            else:
+                _, values = self.network(observations)
+        return values

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from acktr.compute import one_thread, to_tensor
+from acktr.compute import one_thread
 from acktr.config import Config
 from acktr.envs import AnyVectorEnv, group_count
-from acktr.policies import SeparateActorCritic
 from acktr.rollout import make_batch
 from acktr.runs.saved import limit_threads
 from acktr.train import Trainer, training_envs
@@ -127,12 +126,7 @@ def measure_compute(config: Config, timing: Timing) -> dict[str, Any]:
     finally:
         envs.close()
     batch = make_batch(rollout, config.gamma, config.gae_lambda, trainer.device)
-    seen = rollout.observations
-    size = config.num_envs // parts
-    if isinstance(seen, Tensor):
-        shown = batch.observations[:size].clone()
-    else:
-        shown = to_tensor(seen[-1], trainer.device)[:size]
+    shown = batch.observations[: config.num_envs // parts].clone()
     act = _acting(trainer, shown, batch.observations, config.num_steps * parts)
     named = dict(trainer.network.named_parameters())
     start = {name: parameter.detach().clone() for name, parameter in named.items()}
@@ -163,16 +157,14 @@ def _acting(
         batch: Of a whole rollout.
         times: How often the policy acts.
     """
-    network, collector = trainer.network, trainer.collector
-    valued = network.critic if isinstance(network, SeparateActorCritic) else network
-    last = batch if isinstance(network, SeparateActorCritic) else observations
+    acting = trainer.collector.acting
+    last = observations if acting.gives_values else batch
 
     @torch.no_grad()
     def act() -> None:
         with one_thread():
             for _ in range(times):
-                collector.acting(observations)
-        with collector.autocast():
-            valued(last)
+                acting(observations)
+        acting.values(last)
 
     return act

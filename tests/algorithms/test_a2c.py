@@ -16,7 +16,7 @@ from acktr.algorithms.a2c import A2CLearner, RMSpropTF
 from acktr.config import A2CConfig, Config, ConfigError, NetworkConfig
 from acktr.policies.distributions import action_head
 from acktr.policies.networks import build_network
-from acktr.rollout.collector import Batch
+from acktr.rollout import Batch
 
 OBSERVATIONS = spaces.Box(-np.inf, np.inf, (3,), np.float64)
 ACTIONS = spaces.Box(-1, 1, (2,), np.float64)

@@ -21,7 +21,7 @@ from acktr.config import ACKTRConfig, Config, ConfigError, CriticConfig, Network
 from acktr.kfac import KFACConfig
 from acktr.policies.distributions import action_head
 from acktr.policies.networks import build_network
-from acktr.rollout.collector import Batch
+from acktr.rollout import Batch
 from tests.tools.kfac import HostSyncError, NoHostSync
 
 OBSERVATIONS = spaces.Box(-np.inf, np.inf, (3,), np.float64)

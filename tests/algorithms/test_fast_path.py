@@ -20,7 +20,7 @@ from acktr.policies.distributions import action_head
 from acktr.policies.images import FrameStore
 from acktr.policies.networks import build_network
 from acktr.presets import preset
-from acktr.rollout.collector import Batch
+from acktr.rollout import Batch
 
 GAME = "BreakoutNoFrameskip-v4"
 SPACE = spaces.Box(0, 255, (4, 44, 44), np.uint8)
@@ -216,11 +216,11 @@ def test_ten_updates_equal_the_reference(
         raw = torch.randint(256, (ROWS, *SPACE.shape), generator=draw, dtype=torch.uint8)
         drawn = {n: torch.randn(ROWS, generator=draw).to(dtype) for n in ("advantages", "returns")}
         actions = torch.randint(ACTIONS, (ROWS,), generator=draw)
-        store.start(STEPS, ENVS, dtype)
+        frames = store.room(STEPS, ENVS, dtype)
         for step in range(STEPS):
-            store.put(step, raw[step * ENVS : (step + 1) * ENVS].numpy())
+            store.put(raw[step * ENVS : (step + 1) * ENVS].numpy(), frames[step])
         there = {name: value.to(place) for name, value in drawn.items()}
-        batch = Batch(store.frames, actions.to(place), **there, values=there["returns"])
+        batch = Batch(frames.flatten(0, 1), actions.to(place), **there, values=there["returns"])
         learner.update(batch, update / 20)
         noise = {"noise": head.noise(ROWS, twin, dtype)}
         noise["value_noise"] = torch.randn(ROWS, generator=twin, dtype=dtype, device=place)

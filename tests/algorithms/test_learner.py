@@ -14,7 +14,7 @@ from acktr.algorithms.learner import (
     to_floats,
     value_metrics,
 )
-from acktr.rollout.collector import Batch
+from acktr.rollout import Batch
 
 
 def test_schedules() -> None:

@@ -17,7 +17,7 @@ from acktr.algorithms.trpo import TRPOLearner, conjugate_gradient, fisher_produc
 from acktr.config import Config, ConfigError, CriticConfig, NetworkConfig, TRPOConfig
 from acktr.policies.distributions import action_head
 from acktr.policies.networks import SeparateActorCritic, build_network
-from acktr.rollout.collector import Batch
+from acktr.rollout import Batch
 
 OBSERVATIONS = spaces.Box(-np.inf, np.inf, (3,), np.float64)
 ACTIONS: dict[str, gymnasium.Space[Any]] = {

@@ -17,7 +17,7 @@ from acktr.policies.distributions import action_head
 from acktr.policies.images import FrameStore, convert, image_shape, pack
 from acktr.policies.networks import build_network
 from acktr.policies.policy import Policy
-from acktr.rollout.collector import Collector, make_batch
+from acktr.rollout import Acting, Collector, make_batch
 
 CPU = torch.device("cpu")
 FIRST = spaces.Box(0, 255, (4, 20, 24), np.uint8)
@@ -49,17 +49,17 @@ def test_a_store_keeps_its_memory_and_equals_single_conversions() -> None:
     store = FrameStore(FIRST, CPU)
     places = set()
     for turn in range(3):
-        store.start(2, 3, torch.float32)
+        frames = store.room(2, 3, torch.float32)
         raw = images(6, seed=turn)
-        shown = [store.put(step, raw[3 * step : 3 * step + 3]) for step in range(2)]
+        shown = [store.put(raw[3 * step : 3 * step + 3], frames[step]) for step in range(2)]
         expected = convert(torch.from_numpy(raw), False)
         assert torch.equal(torch.cat(shown), expected)
-        assert torch.equal(store.frames, expected)
-        assert store.frames.is_contiguous(memory_format=torch.channels_last)
-        places.add(store.frames.data_ptr())
+        assert torch.equal(frames.flatten(0, 1), expected)
+        assert frames.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
+        assert all(each.is_contiguous(memory_format=torch.channels_last) for each in shown)
+        places.add(frames.data_ptr())
     assert len(places) == 1
-    store.start(4, 3, torch.float32)
-    assert len(store.frames) == 12
+    assert store.room(4, 3, torch.float32).shape[:2] == (4, 3)
 
 
 @pytest.mark.parametrize("place", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -67,14 +67,14 @@ def test_an_array_may_change_once_it_was_put_into_the_store(place: str) -> None:
     """Also where it is still on its way to the device."""
     store = FrameStore(FIRST, torch.device(place))
     steps = [images(64, seed=step) for step in range(8)]
-    store.start(len(steps), 64, torch.float32)
+    frames = store.room(len(steps), 64, torch.float32)
     array = np.empty_like(steps[0])
     for step, shown in enumerate(steps):
         array[...] = shown
-        store.put(step, array)
+        store.put(array, frames[step])
     array[...] = 0
     expected = np.concatenate(steps) / 255
-    np.testing.assert_allclose(store.frames.cpu().numpy(), expected, rtol=1e-6)
+    np.testing.assert_allclose(frames.flatten(0, 1).cpu().numpy(), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -132,7 +132,7 @@ def test_batches_of_images_pair_each_image_with_its_step(shared: bool, mode: Aut
     torch.manual_seed(0)
     network = build_network(FIRST, head, NetworkConfig(shared=shared))
     generator = torch.Generator().manual_seed(0)
-    runner = Collector(envs, network, head, CPU, generator, nullcontext)
+    runner = Collector(envs, Acting(network, head, generator, nullcontext))
     runner.reset(0)
     for _ in range(2):
         found = runner.collect(7)
@@ -166,7 +166,7 @@ def test_images_that_come_as_floats_are_the_same() -> None:
     for wrap in (Floats, gymnasium.vector.VectorWrapper):
         envs: Any = SyncVectorEnv([Screen, Screen], autoreset_mode=AutoresetMode.SAME_STEP)
         generator = torch.Generator().manual_seed(0)
-        runner = Collector(wrap(envs), network, head, CPU, generator, nullcontext)
+        runner = Collector(wrap(envs), Acting(network, head, generator, nullcontext))
         runner.reset(0)
         found.append(runner.collect(7))
     np.testing.assert_array_equal(found[0].values, found[1].values)

@@ -61,14 +61,14 @@ def test_compiled_acting_is_the_same(
             if step == 3:
                 for each in (plain, compiled):
                     with torch.no_grad():
-                        for parameter in each._network.parameters():
+                        for parameter in each.network.parameters():
                             parameter.mul_(0.5)
             answers.append((plain(observations.to(place)), compiled(observations.to(place))))
     for ours, theirs in answers:
         torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
         assert not bool(theirs[2])
     assert compiled._compiled is not None and compiled._compiled.active
-    assert torch.equal(plain._generator.get_state(), compiled._generator.get_state())
+    assert torch.equal(plain.generator.get_state(), compiled.generator.get_state())
 
 
 @compiler

@@ -19,7 +19,7 @@ from acktr.config import NetworkConfig
 from acktr.policies.distributions import action_head
 from acktr.policies.networks import build_network
 from acktr.policies.normalize import ObservationNormalizer, RewardScaler
-from acktr.rollout.collector import Collector, gae, make_batch
+from acktr.rollout import Acting, Collector, gae, make_batch
 from tests.tools.toys import CountingEnv
 
 
@@ -88,15 +88,10 @@ def counting(mode: AutoresetMode, num_envs: int = 1, **ends: int | None) -> Any:
 
 
 def collector(envs: Any, network: Any = None, **parts: Any) -> Collector:
-    return Collector(
-        envs,
-        CountValue() if network is None else network,
-        action_head(envs.single_action_space),
-        torch.device("cpu"),
-        torch.Generator().manual_seed(0),
-        nullcontext,
-        **parts,
-    )
+    network = CountValue() if network is None else network
+    head = action_head(envs.single_action_space)
+    acting = Acting(network, head, torch.Generator().manual_seed(0), nullcontext)
+    return Collector(envs, acting, **parts)
 
 
 MODES = [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP]
@@ -141,7 +136,7 @@ def test_learned_transitions_are_the_true_ones(mode: AutoresetMode) -> None:
     rows = 0
     for _ in range(5):
         found = runner.collect(7)
-        states = found.observations[found.valid][:, 0]
+        states = found.observations.numpy()[found.valid][:, 0]
         np.testing.assert_array_equal(found.rewards[found.valid], states + 1)
         assert set(states) <= {0.0, 1.0, 2.0, 3.0}
         rows += int(found.valid.sum())

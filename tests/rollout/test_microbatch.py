@@ -20,8 +20,7 @@ from acktr.config import A2CConfig, ACKTRConfig, Config, ConfigError, CriticConf
 from acktr.kfac import KFACConfig
 from acktr.policies.distributions import action_head
 from acktr.policies.networks import build_network
-from acktr.rollout.collector import Batch
-from acktr.rollout.microbatch import add_means, micro_batches, outputs_of
+from acktr.rollout import Batch, add_means, micro_batches, outputs_of
 
 OBSERVATIONS = spaces.Box(-np.inf, np.inf, (3,), np.float64)
 IMAGES = spaces.Box(0, 255, (4, 12, 12), np.uint8)

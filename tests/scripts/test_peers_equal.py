@@ -17,7 +17,7 @@ from acktr.config import Config, from_dict, to_dict
 from acktr.envs import make_vec
 from acktr.policies.networks import SeparateActorCritic
 from acktr.presets import preset
-from acktr.rollout.collector import Batch, gae
+from acktr.rollout import Batch, gae
 from acktr.train import Trainer
 from scripts.peers.chosen import kl_parts
 from scripts.peers.models import make_model
@@ -107,25 +107,26 @@ def test_rollouts_are_the_same() -> None:
     config = pair.config
     pair.trainer.collector.reset(config.seed)
     mine = pair.trainer.collector.collect(config.num_steps)
+    values, next_values = mine.values.numpy(), mine.next_values.numpy()
     advantages = gae(
         mine.rewards,
-        mine.values,
-        mine.next_values,
+        values,
+        next_values,
         mine.terminated,
         mine.ended,
         config.gamma,
         config.gae_lambda,
     )
     assert mine.ended.sum() == 2 * config.num_envs and not mine.terminated.any()
-    bonus = np.where(mine.ended, config.gamma * mine.next_values, 0)  # how the peer bootstraps
+    bonus = np.where(mine.ended, config.gamma * next_values, 0)  # how the peer bootstraps
     assert np.abs(bonus[mine.ended]).max() > 0.2
     pairs = {
         "actions": mine.actions.numpy(),
-        "observations": mine.observations,
-        "values": mine.values,
+        "observations": mine.observations.numpy(),
+        "values": values,
         "rewards": mine.rewards + bonus,
         "advantages": advantages,
-        "returns": advantages + mine.values,
+        "returns": advantages + values,
     }
     # The peer's statistics hold the next episode's first observation before the last one's value.
     near = {"rewards": 2e-2, "advantages": 2e-2, "returns": 2e-2}

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from acktr.envs.groups import GroupedEnvs
 from acktr.policies.distributions import action_head
 from acktr.policies.normalize import ObservationNormalizer, RewardScaler
-from acktr.rollout.collector import Collector
-from acktr.rollout.lanes import lanes
-from acktr.rollout.recorder import Rollout
+from acktr.rollout import Acting, Collector, Rollout
+from acktr.rollout.collector import groups_of
 from tests.tools.toys import CountingEnv
 
 ENDS = [{"truncate_at": 3}, {"terminate_at": 4}, {}, {"truncate_at": 5}, {"terminate_at": 2}, {}]
@@ -50,16 +49,11 @@ class Values(nn.Module):
 
 def collector(envs: Any, normalized: bool) -> Collector:
     network: Any = Values()
-    return Collector(
-        envs,
-        network,
-        action_head(envs.single_action_space),
-        torch.device("cpu"),
-        torch.Generator().manual_seed(0),
-        nullcontext,
-        ObservationNormalizer((1,)) if normalized else None,
-        RewardScaler(len(ENDS), 0.9) if normalized else None,
-    )
+    head = action_head(envs.single_action_space)
+    acting = Acting(network, head, torch.Generator().manual_seed(0), nullcontext)
+    if not normalized:
+        return Collector(envs, acting)
+    return Collector(envs, acting, ObservationNormalizer((1,)), RewardScaler(len(ENDS), 0.9))
 
 
 def found(envs: Any, normalized: bool) -> tuple[Rollout, dict[str, Any]]:
@@ -116,7 +110,7 @@ def test_one_group_is_stepped_while_the_policy_acts_for_the_next() -> None:
 def test_an_interrupted_rollout_leaves_no_step_under_way(
     where: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C while the policy acts, or while a lane is waited for: the next rollout goes on."""
+    """Ctrl-C while the policy acts, or while a group is waited for: the next rollout goes on."""
     log: list[str] = []
     mode = AutoresetMode.SAME_STEP
     groups = [Group(ENDS[:3], mode, log), Group(ENDS[3:], mode, log)]
@@ -126,7 +120,7 @@ def test_an_interrupted_rollout_leaves_no_step_under_way(
     def interrupt(*_args: Any) -> Any:
         raise KeyboardInterrupt
 
-    target = (runner.network, "forward") if where == 0 else (groups[0], "step")
+    target = (runner.acting.network, "forward") if where == 0 else (groups[0], "step")
     sound = getattr(*target)
     calls = iter([sound] * 3 + [interrupt] + [sound] * 99)
     with monkeypatch.context() as patch:
@@ -137,7 +131,7 @@ def test_an_interrupted_rollout_leaves_no_step_under_way(
     assert runner.collect(4).env_steps == 4 * len(ENDS)
 
 
-def test_other_environments_are_one_lane() -> None:
+def test_other_environments_are_one_group() -> None:
     envs = SyncVectorEnv([CountingEnv] * 3, autoreset_mode=AutoresetMode.SAME_STEP)
-    (lane,) = lanes(envs)
-    assert lane.rows == slice(0, 3)
+    (group,) = groups_of(envs)
+    assert group.rows == slice(0, 3)

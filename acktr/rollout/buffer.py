@@ -1,0 +1,172 @@
+"""A rollout's arrays, advantages (GAE) over them, and the batch that an update learns from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from acktr.compute import to_tensor
+from acktr.policies import pack
+
+Array = NDArray[Any]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class EpisodeEnd:
+    """An episode that ended during a rollout, in the environment's own reward."""
+
+    reward: float
+    length: int
+    moment: float
+    """time.perf_counter() when it ended."""
+
+
+class Rollout:
+    """T steps of N environments in arrays (T, N, ...), which a collector fills at ``[step, rows]``.
+
+    Rows are the environments of a group: which group came first makes no difference.
+
+    Args:
+        observations: Memory for the observations (T, N, ...), as the network takes them.
+        reused: Whether that memory is the next rollout's too; :func:`make_batch` then moves rows
+            of it instead of copying them.
+
+    Attributes:
+        actions: Actions (T, N, ...) on the network's device.
+        rewards: Rewards as learning takes them (scaled).
+        values: V of each step's state, on the network's device.
+        next_values: V of the true successor state, the final observation where an episode was
+            truncated; on the network's device.
+        terminated: Steps that ended in a terminal state.
+        ended: Steps that ended an episode, terminal or truncated.
+        valid: Steps to learn from: the agent's own action in a running episode.
+        finals: Final observations of truncated episodes by (step, environment), as the network
+            takes them, where a reset has replaced them among the observations.
+        episodes: Episodes that ended.
+        env_steps: Environment steps taken (reset steps of next-step autoreset are none).
+        env_seconds: Seconds of waiting for the environments; what they did while the policy acted
+            is not part of it.
+        forward_seconds: Seconds of acting and recording.
+    """
+
+    def __init__(self, observations: Tensor, reused: bool) -> None:
+        shape = observations.shape[:2]
+        self.observations = observations
+        self.reused = reused
+        self.actions = torch.empty(0)
+        self.rewards = np.zeros(shape, np.float32)
+        self.values = torch.zeros(shape, dtype=torch.float32, device=observations.device)
+        self.next_values = torch.zeros_like(self.values)
+        self.terminated = np.zeros(shape, np.bool_)
+        self.ended = np.zeros(shape, np.bool_)
+        self.valid = np.zeros(shape, np.bool_)
+        self.finals: dict[tuple[int, int], Array] = {}
+        self.episodes: list[EpisodeEnd] = []
+        self.env_steps = 0
+        self.env_seconds = 0.0
+        self.forward_seconds = 0.0
+
+    def act(self, step: int, rows: slice, actions: Tensor, values: Tensor | None) -> None:
+        """Record the actions of a group, and the values if acting gave them."""
+        if not len(self.actions):  # the first actions tell shape and type of all
+            shape = (*self.values.shape, *actions.shape[1:])
+            self.actions = torch.empty(shape, dtype=actions.dtype, device=actions.device)
+        self.actions[step, rows] = actions
+        if values is not None:
+            self.values[step, rows] = values
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one update, B rows on the network's device."""
+
+    observations: Tensor
+    """As the network takes them; images lie in memory that the next rollout overwrites."""
+    actions: Tensor
+    advantages: Tensor
+    """(B,), not standardised."""
+    returns: Tensor
+    """(B,) targets of the critic: advantage + value."""
+    values: Tensor
+    """(B,) predictions made during the rollout."""
+
+    def __len__(self) -> int:
+        return len(self.advantages)
+
+
+def gae(
+    rewards: Array,
+    values: Array,
+    next_values: Array,
+    terminated: Bools,
+    ended: Bools,
+    gamma: float,
+    gae_lambda: float,
+) -> NDArray[np.float64]:
+    """Generalised advantage estimates (T, N) (Schulman et al. 2016, equation 16).
+
+    delta_t = r_t + gamma (1 - terminated_t) V(s_{t+1}) - V(s_t)
+    A_t = delta_t + gamma lambda (1 - ended_t) A_{t+1}
+
+    A terminated episode has no future value; a truncated one is bootstrapped from the value of its
+    final observation, and neither passes advantages across its end. A rollout's end is treated as
+    a truncation.
+
+    Args:
+        rewards: r_t (T, N).
+        values: V(s_t) (T, N).
+        next_values: V(s_{t+1}) (T, N) of the true successor.
+        terminated: Whether step t ended in a terminal state.
+        ended: Whether step t ended an episode, terminal or truncated.
+        gamma: Discount factor.
+        gae_lambda: lambda.
+    """
+    delta = rewards + gamma * np.where(terminated, 0.0, next_values) - values
+    carry = gamma * gae_lambda * ~ended
+    advantages = np.zeros(rewards.shape, np.float64)
+    running = np.zeros(rewards.shape[1:], np.float64)
+    for step in range(len(rewards) - 1, -1, -1):
+        running = delta[step] + carry[step] * running
+        advantages[step] = running
+    return advantages
+
+
+def make_batch(rollout: Rollout, gamma: float, gae_lambda: float, device: torch.device) -> Batch:
+    """Advantages and returns of a rollout's valid steps, flattened to (B, ...)."""
+    values = rollout.values.cpu().numpy()
+    advantages = gae(
+        rollout.rewards,
+        values,
+        rollout.next_values.cpu().numpy(),
+        rollout.terminated,
+        rollout.ended,
+        gamma,
+        gae_lambda,
+    )
+    valid = rollout.valid.reshape(-1)
+    rows = np.flatnonzero(valid)
+    observations, actions = rollout.observations.flatten(0, 1), rollout.actions.flatten(0, 1)
+    if len(rows) < len(valid):
+        if rollout.reused:  # the last images move into the gaps; the rest follows their order
+            observations, rows = pack(observations, valid)
+        index = torch.from_numpy(rows).to(device)
+        if not rollout.reused:
+            observations = observations[index]
+        actions = actions[index]
+
+    def column(array: Array) -> Tensor:
+        return to_tensor(array.reshape(-1)[rows].astype(np.float32), device)
+
+    return Batch(
+        observations=observations,
+        actions=actions,
+        advantages=column(advantages),
+        returns=column(advantages + values),
+        values=column(values),
+    )
