@@ -27,21 +27,15 @@
    seed uses the one given to `make_vec`. `close()` may be called twice.
 """
 
-from acktr.envs.factory import (
-    AnyVectorEnv,
-    describe,
-    group_count,
-    make_single,
-    make_vec,
-    workers,
-)
+from acktr.envs.errors import EnvError, EnvFault, one_line
+from acktr.envs.factory import describe, group_count, make_single, make_vec, workers
 from acktr.envs.groups import GroupedEnvs, Stepper
-from acktr.envs.guard import GuardedVectorEnv, StepResult, one_line
+from acktr.envs.guard import GuardedVectorEnv
 from acktr.envs.parallel import worker_count
 from acktr.envs.registry import is_atari, lookup
-from acktr.envs.seeding import env_seeds
-from acktr.envs.settings import AtariSettings, EnvError, EnvFault, Workers
+from acktr.envs.settings import AtariSettings, Workers
 from acktr.envs.spaces import check_spaces, is_image
+from acktr.envs.vector import AnyVectorEnv, StepResult, env_seeds
 
 __all__ = [
     "AnyVectorEnv",

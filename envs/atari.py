@@ -10,12 +10,12 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from acktr.envs.episodes import EpisodeStats
+from acktr.envs.errors import EnvFault
 from acktr.envs.groups import GroupedEnvs
-from acktr.envs.guard import AnyVectorWrapper, Array, StepResult
 from acktr.envs.registry import AtariGame
-from acktr.envs.seeding import check_seed, env_seeds
-from acktr.envs.settings import AtariSettings, EnvFault
+from acktr.envs.settings import AtariSettings
 from acktr.envs.spaces import check_actions
+from acktr.envs.vector import AnyVectorWrapper, Array, StepResult, check_seed, env_seeds
 
 FIRE = 1
 

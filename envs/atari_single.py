@@ -11,9 +11,10 @@ from ale_py import roms
 from numpy.typing import NDArray
 
 from acktr.envs.atari import make_group, native_envs
+from acktr.envs.errors import EnvFault
 from acktr.envs.registry import AtariGame
-from acktr.envs.seeding import env_seeds
-from acktr.envs.settings import AtariSettings, EnvFault
+from acktr.envs.settings import AtariSettings
+from acktr.envs.vector import env_seeds
 
 FRAMES_PER_SECOND = 60
 

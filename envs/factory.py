@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import importlib.metadata
-import warnings
 from contextlib import suppress
-from typing import Any
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode
 
-from acktr.envs.chunk import AnyEnv
+from acktr.envs.errors import EnvError, check_integer, one_line
 from acktr.envs.groups import GroupedEnvs
-from acktr.envs.guard import GuardedVectorEnv, SafeEnv, one_line
+from acktr.envs.guard import GuardedVectorEnv
 from acktr.envs.parallel import ParallelEnvs, worker_count
-from acktr.envs.quiet import quiet_mujoco
-from acktr.envs.registry import atari_game, is_atari_spec, lookup, mujoco_py_replacements
-from acktr.envs.seeding import check_seed
-from acktr.envs.settings import AtariSettings, EnvError, Workers
-from acktr.envs.spaces import check_spaces
+from acktr.envs.registry import atari_game, is_atari_spec, lookup, uses_mujoco
+from acktr.envs.settings import AtariSettings, Workers
+from acktr.envs.single import make_one
+from acktr.envs.vector import AnyEnv, AnyVectorEnv, check_seed
 
 MAX_ENVS = 16_384
 
-AnyVectorEnv = VectorEnv[Any, Any, Any]
 Scalar = str | int | float | bool | None
 
 
@@ -47,15 +43,14 @@ def make_vec(
         atari: the Atari protocol; ignored by other environments.
         render_mode: Gymnasium's render mode; Atari games are rendered by `make_single` only.
         env_workers: processes that step the environments, this one included, or "auto": as many
-            as `envs.parallel.worker_count` says. Steps do not depend on it. Atari games have
+            as `worker_count` says. Steps do not depend on it. Atari games have
             threads of their own and environments that render stay here: both ignore it.
 
     Raises:
         EnvError: unknown id, bad argument, missing dependency or unsupported space; one line.
     """
     check_seed(seed)
-    if isinstance(num_envs, bool) or not isinstance(num_envs, int) or not 1 <= num_envs <= MAX_ENVS:
-        raise EnvError(f"num_envs must be an integer from 1 to {MAX_ENVS}, got {num_envs!r}")
+    check_integer("num_envs", num_envs, 1, MAX_ENVS)
     spec = lookup(env_id)
     workers = worker_count(env_workers, spec, num_envs)
     if not is_atari_spec(spec):
@@ -81,7 +76,7 @@ def make_single(
     """
     spec = lookup(env_id)
     if not is_atari_spec(spec):
-        return _make_one(spec, 0, render_mode)
+        return make_one(spec, 0, render_mode)
     if render_mode not in (None, "rgb_array"):
         raise EnvError(f"render_mode of Atari games must be 'rgb_array', got {render_mode!r}")
     from acktr.envs.atari_single import AtariSingle
@@ -118,7 +113,7 @@ def describe(
     }
     if is_atari_spec(spec):
         return facts | _describe_atari(spec, atari or AtariSettings(), training)
-    if isinstance(spec.entry_point, str) and "mujoco" in spec.entry_point:
+    if uses_mujoco(spec):
         facts["mujoco"] = _version("mujoco")
     return facts | {"kind": "gymnasium", "max_episode_steps": spec.max_episode_steps}
 
@@ -160,7 +155,7 @@ def _make_parallel(
     built: list[AnyEnv] = []
     try:
         for index in range(num_envs):
-            built.append(_make_one(spec, index, render_mode))
+            built.append(make_one(spec, index, render_mode))
         vector = ParallelEnvs(built, spec.id, workers)
     except Exception as error:
         for env in built:
@@ -170,32 +165,3 @@ def _make_parallel(
             raise
         raise EnvError(f"{spec.id} cannot be run in parallel: {one_line(error)}") from error
     return GuardedVectorEnv(vector, spec.id, seed)
-
-
-def _make_one(spec: EnvSpec, index: int, render_mode: str | None) -> AnyEnv:
-    """One checked environment; the specification instead of the id avoids version warnings."""
-    replacements = mujoco_py_replacements(spec)
-    if replacements:
-        choice = " or ".join(sorted(replacements, reverse=True))
-        raise EnvError(f"{spec.id} needs the retired mujoco-py package; use {choice}")
-    try:
-        with quiet_mujoco(spec), warnings.catch_warnings():
-            # A render mode that the environment does not have is an error below.
-            warnings.filterwarnings("ignore", message=".*is being initialised with render_mode")
-            env: AnyEnv = gymnasium.make(spec, render_mode=render_mode)
-    except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
-        raise EnvError(f"{spec.id} needs a package that is missing: {one_line(error)}") from error
-    except Exception as error:
-        raise EnvError(
-            f"{spec.id} could not be made: {type(error).__name__}: {one_line(error)}"
-        ) from error
-    modes = env.metadata.get("render_modes") or []
-    try:
-        if render_mode is not None and render_mode not in modes:
-            raise EnvError(f"{spec.id} cannot render {render_mode!r}; it offers {list(modes)}")
-        safe = SafeEnv(env, spec.id, index)
-        check_spaces(safe.observation_space, safe.action_space)
-    except EnvError:
-        env.close()
-        raise
-    return safe

@@ -10,9 +10,8 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from acktr.envs.guard import Array, StepResult
-from acktr.envs.parallel import chosen_envs
 from acktr.envs.spaces import check_actions
+from acktr.envs.vector import Array, StepResult, check_mask
 
 
 class Stepper(Protocol):
@@ -84,7 +83,7 @@ class GroupedEnvs(VectorEnv[Any, Any, Any]):
         """Reset all environments, or those of `options["reset_mask"]`."""
         chosen: list[dict[str, Any] | None] = [options] * len(self.groups)
         if options is not None and "reset_mask" in options:
-            mask = chosen_envs(options["reset_mask"], self.num_envs)
+            mask = check_mask(options["reset_mask"], self.num_envs)
             chosen = [{**options, "reset_mask": part} for part in self._split(mask)]
         found = [
             group.reset(seed=seed, options=part)

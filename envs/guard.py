@@ -1,84 +1,17 @@
-"""Checks around Gymnasium environments: exceptions, finite values, actions, final observations."""
+"""Checks around a vector environment: finite values, actions, final observations, episodes."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import gymnasium
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
-from numpy.typing import NDArray
+from gymnasium.vector import AutoresetMode, VectorEnv
 
 from acktr.envs.episodes import EpisodeStats
-from acktr.envs.seeding import check_seed, env_seeds
-from acktr.envs.settings import EnvError, EnvFault
+from acktr.envs.errors import EnvFault, one_line
 from acktr.envs.spaces import check_actions
-
-Array = NDArray[Any]
-StepResult = tuple[Array, Array, Array, Array, dict[str, Any]]
-if TYPE_CHECKING:
-    AnyVectorWrapper = VectorWrapper[Any, Any, Any, Any, Any]
-else:  # Gymnasium 1.2 has no generic VectorWrapper at run time
-    AnyVectorWrapper = VectorWrapper
-
-
-def one_line(error: BaseException) -> str:
-    """The message of an exception on one line, with its type if there is no message."""
-    text = " ".join(str(error).split())
-    return text or type(error).__name__
-
-
-class SafeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """One environment: exceptions name it, and integer spaces start at zero.
-
-    Discrete and MultiDiscrete spaces with another start are shifted to zero.
-    """
-
-    def __init__(self, env: gymnasium.Env[Any, Any], name: str, index: int) -> None:
-        super().__init__(env)
-        self._label = f"environment {index} of {name}"
-        self._steps = 0
-        self._action_start = _start(env.action_space)
-        self._obs_start = _start(env.observation_space)
-        if self._action_start is not None:
-            self.action_space = _from_zero(env.action_space)
-        if self._obs_start is not None:
-            self.observation_space = _from_zero(env.observation_space)
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
-        """Reset; see `gymnasium.Env.reset`."""
-        try:
-            obs, info = self.env.reset(seed=seed, options=options)
-        except Exception as error:
-            raise self._fault(error, "reset") from error
-        return self._shift(obs), info
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Step; see `gymnasium.Env.step`."""
-        self._steps += 1
-        if self._action_start is not None:
-            action = action + self._action_start
-        try:
-            obs, reward, terminated, truncated, info = self.env.step(action)
-        except Exception as error:
-            raise self._fault(error, f"step {self._steps}") from error
-        return self._shift(obs), reward, terminated, truncated, info
-
-    def render(self) -> Any:
-        """Render; a missing dependency or display becomes an EnvError."""
-        try:
-            return self.env.render()
-        except Exception as error:
-            raise EnvError(f"{self._label} cannot be rendered: {one_line(error)}") from error
-
-    def _shift(self, obs: Any) -> Any:
-        return obs if self._obs_start is None else obs - self._obs_start
-
-    def _fault(self, error: Exception, when: str) -> EnvFault:
-        return EnvFault(f"{self._label} raised {type(error).__name__} at {when}: {one_line(error)}")
+from acktr.envs.vector import AnyVectorWrapper, Array, StepResult, check_seed, env_seeds
 
 
 class GuardedVectorEnv(AnyVectorWrapper):
@@ -191,19 +124,3 @@ def _dense(rows: Any, mask: Array, like: Array) -> Array:
     for index in np.flatnonzero(mask):
         dense[index] = rows[index]
     return dense
-
-
-def _start(space: spaces.Space[Any]) -> Any:
-    """The start of an integer space if it is not zero, else None."""
-    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete) and np.any(space.start != 0):
-        return space.start
-    return None
-
-
-def _from_zero(space: spaces.Space[Any]) -> spaces.Space[Any]:
-    """The same integer space, starting at zero."""
-    if isinstance(space, spaces.Discrete):
-        return spaces.Discrete(int(space.n))
-    if isinstance(space, spaces.MultiDiscrete):
-        return spaces.MultiDiscrete(space.nvec)
-    return space

@@ -1,12 +1,33 @@
-"""Gymnasium environments stepped in turn by one process, or by several at the same time."""
+"""Gymnasium environments stepped by workers: this process, and forked ones over shared memory.
+
+Gymnasium's AsyncVectorEnv would do the same with less code. Ours stay because they are 4.0 times
+as fast on HalfCheetah-v5 and 2.5 times on Hopper-v5: 8 environments, random actions, two cores of
+an otherwise idle machine, three rounds in turn on 2026-11-28, in thousands of steps per second:
+
+    =================================  ==============  =========
+    Gymnasium 1.4.0, MuJoCo 3.17.0     HalfCheetah-v5  Hopper-v5
+    =================================  ==============  =========
+    two workers                                  55.3       22.9
+    one worker                                   32.5       13.0
+    AsyncVectorEnv, shared memory                14.0        9.1
+    SyncVectorEnv                                30.8       12.4
+    EnvPool 1.2.5, two threads                   41.2       21.8
+    =================================  ==============  =========
+
+AsyncVectorEnv has a process for each environment, which pickles its infos, and sleeps between
+steps; a worker has several environments, pickles nothing and does not sleep.
+"""
 
 from __future__ import annotations
 
 import math
+import mmap
 import os
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,15 +37,37 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 
-from acktr.envs.chunk import UNSEEDED, AnyEnv, Chunk, step_arrays
-from acktr.envs.guard import Array, StepResult
-from acktr.envs.settings import EnvError, EnvFault, Workers
-from acktr.envs.worker import RESET, STEP, Worker, end_all, end_with
+from acktr.envs.errors import EnvError, EnvFault, one_line
+from acktr.envs.process import ForkedProcess, end_all
+from acktr.envs.settings import Workers
+from acktr.envs.vector import AnyEnv, Array, StepResult, check_mask
 
 DEADLINE = 60.0
 """Seconds after which a process that does not answer counts as stuck."""
 
+_STEP, _RESET = b"s", b"r"
+_UNSEEDED = -1
+"""In place of a seed: the environment goes on with its own generator."""
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """One row for each environment, in memory that processes forked later share."""
+
+    actions: Array
+    """Actions that the next step executes."""
+    seeds: NDArray[np.int64]
+    """Seeds of the next reset, or _UNSEEDED."""
+    mask: NDArray[np.bool_]
+    """Mask of the environments that the next reset resets."""
+    observations: Array
+    """Observations after the step, those of new episodes where one ended."""
+    final: Array
+    """Last observations of episodes that ended; undefined in other rows."""
+    rewards: NDArray[np.float64]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
 
 
 class ParallelEnvs(SyncVectorEnv):
@@ -35,8 +78,8 @@ class ParallelEnvs(SyncVectorEnv):
 
     Args:
         envs: The environments, which this object owns from now on.
-        name: For messages.
-        workers: Processes, this one included.
+        name: Name for messages.
+        workers: Number of processes, this one included.
         deadline: Seconds after which one that does not answer counts as stuck.
 
     Raises:
@@ -49,100 +92,194 @@ class ParallelEnvs(SyncVectorEnv):
     ) -> None:
         super().__init__([_giver(env) for env in envs], autoreset_mode=AutoresetMode.SAME_STEP)
         self._deadline = deadline
-        self._arrays = step_arrays(
-            self.single_observation_space, self.single_action_space, self.num_envs
-        )
+        self._rows = self._shared_rows()
         bounds = [self.num_envs * part // workers for part in range(workers + 1)]
         self._own, *others = (
-            Chunk(envs[first:last], first, self._arrays, name) for first, last in pairwise(bounds)
+            _Worker(envs[first:last], first, self._rows, name) for first, last in pairwise(bounds)
         )
-        self._others: list[Worker] = []
-        end_with(self, self._others)
+        self._processes: list[ForkedProcess] = []
+        weakref.finalize(self, end_all, self._processes)  # also when the interpreter ends
         try:
-            for chunk in others:
-                self._others.append(Worker(chunk, self._others))
+            for worker in others:
+                commands = {_STEP: worker.step, _RESET: worker.reset}
+                process = ForkedProcess(worker.label, commands, worker.close, self._processes)
+                self._processes.append(process)
         except EnvError:
-            end_all(self._others)
+            end_all(self._processes)
             raise
 
     @property
     def workers(self) -> int:
-        """Processes that step, this one included."""
-        return 1 + len(self._others)
+        """Number of processes that step, this one included."""
+        return 1 + len(self._processes)
 
     def reset(
         self, *, seed: Any = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
         """Reset all environments, or those of `options["reset_mask"]`; seeds are a list or None."""
         rest = dict(options or {})
-        self._arrays.chosen[:] = chosen_envs(rest.pop("reset_mask", None), self.num_envs)
-        self._arrays.seeds[:] = UNSEEDED if seed is None else seed
-        if rest and self._others:
+        self._rows.mask[:] = check_mask(rest.pop("reset_mask", None), self.num_envs)
+        self._rows.seeds[:] = _UNSEEDED if seed is None else seed
+        if rest and self._processes:
             raise EnvError(f"reset options {sorted(rest)} cannot be given: set env_workers to 1")
-        self._run(RESET, lambda: self._own.reset(rest or None))
-        return self._arrays.observations.copy(), {}
+        self._run(_RESET, lambda: self._own.reset(rest or None))
+        return self._rows.observations.copy(), {}
 
     def step(self, actions: Any) -> StepResult:
         """Step all environments."""
-        arrays = self._arrays
-        arrays.actions[...] = actions
-        self._run(STEP, self._own.step)
-        terminated, truncated = arrays.terminated.copy(), arrays.truncated.copy()
+        rows = self._rows
+        rows.actions[...] = actions
+        self._run(_STEP, self._own.step)
+        terminated, truncated = rows.terminated.copy(), rows.truncated.copy()
         ended = terminated | truncated
         infos: dict[str, Any] = {}
         if ended.any():
-            infos = {"final_obs": arrays.final.copy(), "_final_obs": ended}
-        return arrays.observations.copy(), arrays.rewards.copy(), terminated, truncated, infos
+            infos = {"final_obs": rows.final.copy(), "_final_obs": ended}
+        return rows.observations.copy(), rows.rewards.copy(), terminated, truncated, infos
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Call a method of all environments, or get an attribute, if this process has them all."""
-        self._only_here()
+        self._require_all_here()
         return super().call(name, *args, **kwargs)
 
     def set_attr(self, name: str, values: Any) -> None:
         """Set an attribute of all environments, if this process has them all."""
-        self._only_here()
+        self._require_all_here()
         super().set_attr(name, values)
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the environments and end the processes."""
-        end_all(self._others)
+        end_all(self._processes)
         super().close_extras(**kwargs)
 
+    def _shared_rows(self) -> _Rows:
+        """Zeros for all environments; each array begins a page of memory of its own."""
+
+        def shared(shape: tuple[int, ...] | None, dtype: Any) -> Array:
+            full = (self.num_envs, *(shape or ()))
+            size = math.prod(full) * np.dtype(dtype).itemsize
+            return np.ndarray(full, dtype, mmap.mmap(-1, size))
+
+        seen, done = self.single_observation_space, self.single_action_space
+        return _Rows(
+            actions=shared(done.shape, done.dtype),
+            seeds=shared((), np.int64),
+            mask=shared((), np.bool_),
+            observations=shared(seen.shape, seen.dtype),
+            final=shared(seen.shape, seen.dtype),
+            rewards=shared((), np.float64),
+            terminated=shared((), np.bool_),
+            truncated=shared((), np.bool_),
+        )
+
     def _run(self, command: bytes, own: Callable[[], None]) -> None:
-        """Let all processes do the same; the first fault in the order of environments counts."""
-        for worker in self._others:
-            worker.send(command)
+        """Let all workers do the same; the first fault in the order of environments counts."""
+        for process in self._processes:
+            process.send(command)
         faults: list[EnvFault] = []
         try:
             own()
         except EnvFault as error:
             faults.append(error)
-        for worker in self._others:
+        for process in self._processes:
             try:
-                worker.receive(self._deadline)
+                process.receive(self._deadline)
             except EnvFault as error:
                 faults.append(error)
         if faults:
             raise faults[0]
 
-    def _only_here(self) -> None:
-        if self._others:
+    def _require_all_here(self) -> None:
+        if self._processes:
             raise EnvError("the environments live in other processes: set env_workers to 1")
 
 
-def chosen_envs(mask: Any, num_envs: int) -> NDArray[np.bool_]:
-    """The environments of a `reset_mask`, which is None for all.
+class _Worker:
+    """Steps neighbouring environments of a vector in turn, under same-step autoreset.
 
-    Raises:
-        EnvError: It is no mask, or chooses none.
+    Args:
+        envs: The environments.
+        first: Index of the first one in the vector.
+        rows: The rows of the whole vector.
+        name: Name for messages.
     """
-    array = np.ones(num_envs, np.bool_) if mask is None else np.asarray(mask)
-    if array.shape != (num_envs,) or array.dtype != np.bool_ or not array.any():
-        raise EnvError(
-            f"reset_mask must be {num_envs} booleans, not all of them false; got {mask!r}"
+
+    def __init__(self, envs: Sequence[AnyEnv], first: int, rows: _Rows, name: str) -> None:
+        self._part = slice(first, first + len(envs))
+        self._rows = rows
+        self._name = name
+        self._places = [
+            (row, env, rows.observations[row, ...], rows.final[row, ...])
+            for row, env in enumerate(envs, first)
+        ]
+
+    @property
+    def label(self) -> str:
+        """What messages call the environments."""
+        first, last = self._part.start, self._part.stop - 1
+        which = f"environment {first}" if first == last else f"environments {first} to {last}"
+        return f"{which} of {self._name}"
+
+    def reset(self, options: dict[str, Any] | None = None) -> None:
+        """Reset the environments of the mask.
+
+        Raises:
+            EnvFault: An environment failed.
+        """
+        rows = self._rows
+        for row, env, observation, _ in self._places:
+            if rows.mask[row]:
+                seed = int(rows.seeds[row])
+                obs, _ = env.reset(seed=None if seed == _UNSEEDED else seed, options=options)
+                try:
+                    _put(observation, obs)
+                except Exception as error:
+                    raise self._fault(row, "reset", error) from error
+
+    def step(self) -> None:
+        """Execute the actions.
+
+        Raises:
+            EnvFault: An environment failed.
+        """
+        rows = self._rows
+        rewards, terminated, truncated = rows.rewards, rows.terminated, rows.truncated
+        actions = rows.actions[self._part].copy()  # an environment may keep its last action
+        for (row, env, observation, final), action in zip(self._places, actions, strict=True):
+            obs, reward, terminal, cut, _ = env.step(action)
+            try:
+                rewards[row], terminated[row], truncated[row] = reward, terminal, cut
+                if terminated[row] or truncated[row]:
+                    _put(final, obs)
+                    obs, _ = env.reset()
+                _put(observation, obs)
+            except EnvFault:
+                raise
+            except Exception as error:
+                raise self._fault(row, "a step", error) from error
+
+    def close(self) -> None:
+        """Close the environments."""
+        for _, env, _, _ in self._places:
+            env.close()
+
+    def _fault(self, row: int, when: str, error: Exception) -> EnvFault:
+        return EnvFault(
+            f"environment {row} of {self._name} gave something unfit at {when}: "
+            f"{type(error).__name__}: {one_line(error)}"
         )
-    return array
+
+
+def _put(place: Array, obs: Any) -> None:
+    """Write an observation to its place."""
+    value = np.asarray(obs)
+    if value.shape != place.shape:
+        raise ValueError(f"an observation of shape {value.shape}, its space has {place.shape}")
+    np.copyto(place, value, casting="same_kind")
+
+
+def _giver(env: AnyEnv) -> Callable[[], AnyEnv]:
+    return lambda: env
 
 
 def worker_count(asked: Workers, spec: EnvSpec, num_envs: int) -> int:
@@ -160,15 +297,16 @@ def worker_count(asked: Workers, spec: EnvSpec, num_envs: int) -> int:
     Raises:
         EnvError: The setting cannot be used, or not on this system.
     """
-    number = isinstance(asked, int) and not isinstance(asked, bool)
-    if asked != "auto" and not (number and 1 <= int(asked) <= 1024):
-        raise EnvError(f"env_workers must be 'auto' or an integer from 1 to 1024, got {asked!r}")
     if asked != "auto":
+        if isinstance(asked, bool) or not isinstance(asked, int) or not 1 <= asked <= 1024:
+            raise EnvError(
+                f"env_workers must be 'auto' or an integer from 1 to 1024, got {asked!r}"
+            )
         if asked > 1 and sys.platform != "linux":
             raise EnvError(f"env_workers must be 'auto' or 1 on this system, got {asked}")
         return min(asked, num_envs)
-    mujoco = isinstance(spec.entry_point, str) and "envs.mujoco" in spec.entry_point
-    if not mujoco or sys.platform != "linux":
+    gymnasiums = isinstance(spec.entry_point, str) and "envs.mujoco" in spec.entry_point
+    if not gymnasiums or sys.platform != "linux":
         return 1
     return min(usable_cores(), num_envs, max(2, num_envs // 2))
 
@@ -183,7 +321,3 @@ def usable_cores() -> int:
     with suppress(ValueError):
         cores = min(cores, int(os.environ.get("OMP_NUM_THREADS", "").split(",")[0]))
     return max(1, cores)
-
-
-def _giver(env: AnyEnv) -> Callable[[], AnyEnv]:
-    return lambda: env

@@ -13,8 +13,7 @@ from typing import Any
 import gymnasium
 from gymnasium.envs.registration import EnvSpec, find_highest_version, get_env_id, parse_env_id
 
-from acktr.envs.guard import one_line
-from acktr.envs.settings import EnvError
+from acktr.envs.errors import EnvError, one_line
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _ATARI_KWARGS = {
@@ -63,6 +62,11 @@ def lookup(env_id: str) -> EnvSpec:
 def is_atari_spec(spec: EnvSpec) -> bool:
     """Whether the environment is implemented by ale-py."""
     return isinstance(spec.entry_point, str) and spec.entry_point.startswith("ale_py")
+
+
+def uses_mujoco(spec: EnvSpec) -> bool:
+    """Whether MuJoCo simulates the environment, as far as the name of its module says."""
+    return isinstance(spec.entry_point, str) and "mujoco" in spec.entry_point
 
 
 def is_atari(env_id: str) -> bool:

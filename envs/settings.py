@@ -1,4 +1,4 @@
-"""Settings and errors of the environment layer."""
+"""Settings of the environment layer."""
 
 from __future__ import annotations
 
@@ -6,16 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from acktr.envs.errors import EnvError, check_integer
+
 Workers = int | Literal["auto"]
-"""Processes that step environments, the main one included; "auto": see `envs.parallel`."""
-
-
-class EnvError(ValueError):
-    """An environment id, setting or space that cannot be used; the message is one line."""
-
-
-class EnvFault(RuntimeError):  # noqa: N818 - a fault at run time, not a misuse
-    """An environment misbehaved while running (NaN, Inf, out-of-range); names index and step."""
+"""Processes that step environments, the main one included; "auto": see `worker_count`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +48,13 @@ class AtariSettings:
     """Most groups of equal size: while one is stepped, the actions of another can be chosen."""
 
     def __post_init__(self) -> None:
-        _check_int("frame_skip", self.frame_skip, 1, 100)
-        _check_int("screen_size", self.screen_size, 8, 512)
-        _check_int("frame_stack", self.frame_stack, 1, 64)
-        _check_int("noop_max", self.noop_max, 0, 10_000)
-        _check_int("max_frames", self.max_frames, 1, 100_000_000)
-        _check_int("num_threads", self.num_threads, 0, 1024)
-        _check_int("num_groups", self.num_groups, 1, 1024)
+        check_integer("atari.frame_skip", self.frame_skip, 1, 100)
+        check_integer("atari.screen_size", self.screen_size, 8, 512)
+        check_integer("atari.frame_stack", self.frame_stack, 1, 64)
+        check_integer("atari.noop_max", self.noop_max, 0, 10_000)
+        check_integer("atari.max_frames", self.max_frames, 1, 100_000_000)
+        check_integer("atari.num_threads", self.num_threads, 0, 1024)
+        check_integer("atari.num_groups", self.num_groups, 1, 1024)
         for name in (
             "fire_reset",
             "fire_after_life_loss",
@@ -73,11 +67,6 @@ class AtariSettings:
                 raise EnvError(f"atari.{name} must be true or false, got {value!r}")
         if self.sticky is not None:
             _check_probability("sticky", self.sticky)
-
-
-def _check_int(name: str, value: object, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise EnvError(f"atari.{name} must be an integer from {low} to {high}, got {value!r}")
 
 
 def _check_probability(name: str, value: object) -> None:

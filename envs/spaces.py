@@ -8,7 +8,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from acktr.envs.settings import EnvError, EnvFault
+from acktr.envs.errors import EnvError, EnvFault
 
 OBSERVATIONS = "Box (float, integer, or uint8 images) and Discrete"
 ACTIONS = "Discrete, Box (float, 1-D or more), MultiDiscrete (1-D) and MultiBinary (1-D)"

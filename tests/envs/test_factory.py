@@ -105,8 +105,8 @@ def test_mujoco_says_nothing(
 
 def test_mujoco_messages_other_than_deprecations_are_kept() -> None:
     mujoco = pytest.importorskip("mujoco")
-    from acktr.envs.quiet import _forward, quiet_mujoco
     from acktr.envs.registry import lookup
+    from acktr.envs.single import _forward, quiet_mujoco
 
     before = mujoco.get_mju_user_warning()
     with quiet_mujoco(lookup("HalfCheetah-v5")):

@@ -145,7 +145,7 @@ def vector(*deeds: str, workers: int, deadline: float = 20.0) -> ParallelEnvs:
 
 
 def pids(vec: ParallelEnvs) -> list[int]:
-    return [worker.pid for worker in vec._others]
+    return [process.pid for process in vec._processes]
 
 
 def alive(pid: int) -> bool:

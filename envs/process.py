@@ -1,4 +1,8 @@
-"""A process that steps some of the environments of a vector."""
+"""A forked process that runs commands on memory which it shares with its parent; Linux only.
+
+Nothing is pickled: commands and answers are two bytes in pipes, and everything else is in shared
+memory. The process ignores Ctrl-C and SIGTERM, which are for its parent, and ends with it.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +16,13 @@ import sys
 import threading
 import time
 import warnings
-import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import NoReturn
 
-from acktr.envs.chunk import Chunk
-from acktr.envs.guard import one_line
-from acktr.envs.settings import EnvError, EnvFault
+from acktr.envs.errors import EnvError, EnvFault, one_line
 
-STEP, RESET, _CLOSE = b"s", b"r", b"c"
+_CLOSE = b"c"
 _DONE, _FAILED = b"d", b"f"
 _SIZE = 2
 """Bytes of a message: what, and the number of the command, so that late answers are told apart."""
@@ -42,24 +43,31 @@ _IGNORED = tuple(
 """Signals that are the main process's to handle, also where a whole process group gets them."""
 _PR_SET_PDEATHSIG = 1
 
+Commands = Mapping[bytes, Callable[[], None]]
+"""What to do for each command of one byte, other than b"c"."""
 
-class Worker:
-    """Steps a chunk in a forked process, which owns the chunk's environments from then on.
 
-    Nothing is pickled: commands and answers are two bytes in pipes, and everything else is in
-    memory that both share. The process ignores Ctrl-C and SIGTERM, and ends with its parent.
-    Linux only.
+class ForkedProcess:
+    """Runs commands in a process of its own.
 
     Args:
-        chunk: What it steps.
-        others: Workers of the same vector that exist already.
+        label: Name for messages of what the commands work on.
+        commands: The commands; their objects belong to the process from now on.
+        close: Called at the end of the process.
+        siblings: Processes of the same owner that exist already.
 
     Raises:
         EnvError: The process cannot be started.
     """
 
-    def __init__(self, chunk: Chunk, others: Sequence[Worker]) -> None:
-        self._label = chunk.label
+    def __init__(
+        self,
+        label: str,
+        commands: Commands,
+        close: Callable[[], None],
+        siblings: Sequence[ForkedProcess],
+    ) -> None:
+        self._label = label
         self._owner = os.getpid()
         self._number = 0
         self._text = mmap.mmap(-1, _TEXT)
@@ -69,27 +77,29 @@ class Worker:
         try:
             ends += os.pipe()
             ends += os.pipe()
-            theirs, self._commands, self._answers, answers = ends
+            requests, self._commands, self._answers, answers = ends
             for end in ends:
                 os.set_blocking(end, False)
-            child = _Child(chunk, theirs, answers, self._text)
-            mine = [end for worker in others for end in (worker._commands, worker._answers)]
-            self._pid = _fork(child.run, [*mine, self._commands, self._answers])
+            # A pipe is closed only when nobody else holds its ends: the child must know no other.
+            foreign = [end for other in siblings for end in (other._commands, other._answers)]
+            foreign += [self._commands, self._answers]
+            self._pid = _fork(
+                lambda: _obey(label, commands, close, (requests, answers), self._text), foreign
+            )
         except OSError as error:
             for end in ends:
                 os.close(end)
             raise EnvError(
-                f"no process can be started for {self._label} ({one_line(error)}); "
-                "set env_workers to 1"
+                f"no process can be started for {label} ({one_line(error)}); set env_workers to 1"
             ) from error
-        os.close(theirs)
+        os.close(requests)
         os.close(answers)
         self._poller = select.poll()
         self._poller.register(self._answers, select.POLLIN)
 
     @property
     def pid(self) -> int:
-        """The process."""
+        """Id of the process."""
         return self._pid
 
     def send(self, command: bytes) -> None:
@@ -106,7 +116,7 @@ class Worker:
             deadline: Seconds after which the process is killed.
 
         Raises:
-            EnvFault: An environment failed, or the process died or did not answer.
+            EnvFault: The command failed, or the process died or did not answer.
         """
         if self._gone is not None:
             raise EnvFault(self._gone)
@@ -144,97 +154,90 @@ class Worker:
     def _lost(self, why: str) -> EnvFault:
         code = self._kill(0.0 if why else _GRACE)
         if not why:
-            why = "is gone" if code is None else _how(code)
+            why = "is gone" if code is None else _ended(code)
         self._gone = f"the process that steps {self._label} {why}"
         return EnvFault(self._gone)
 
     def _kill(self, grace: float) -> int | None:
         """Kill the process if it does not end by itself; its exit status, None if unknown."""
         with suppress(ChildProcessError, ProcessLookupError):
-            found = _wait(self._pid, grace)
-            if found is not None:
-                return found
+            code = _wait(self._pid, grace)
+            if code is not None:
+                return code
             os.kill(self._pid, signal.SIGKILL)
             return _wait(self._pid, _GRACE)
         return None
 
 
-class _Child:
-    """What the process does.
+def end_all(processes: Sequence[ForkedProcess]) -> None:
+    """End processes, all at once."""
+    for process in processes:
+        process.ask_to_end()
+    for process in processes:
+        process.end()
+
+
+def _obey(
+    label: str,
+    commands: Commands,
+    close: Callable[[], None],
+    pipes: tuple[int, int],
+    text: mmap.mmap,
+) -> None:
+    """Run commands until the parent closes its side or is gone.
 
     Args:
-        chunk: What it steps.
-        commands: Pipe to read from.
-        answers: Pipe to write to.
-        text: Memory for error messages.
+        label: Name for messages.
+        commands: What to do.
+        close: Called when the parent has closed its side.
+        pipes: Ends to read commands from and to write answers to.
+        text: Memory for the message of a command that failed.
     """
-
-    def __init__(self, chunk: Chunk, commands: int, answers: int, text: mmap.mmap) -> None:
-        self._chunk = chunk
-        self._commands, self._answers = commands, answers
-        self._text = text
-        self._parent = os.getpid()
-
-    def run(self) -> None:
-        """Obey until the other side is closed or gone."""
-        poller = select.poll()
-        poller.register(self._commands, select.POLLIN)
-        while True:
-            command = _read(self._commands)
-            if command is None:
-                if os.getppid() != self._parent:
-                    return
-                poller.poll(_SLICE * 1000)
-            elif len(command) < _SIZE or command[:1] == _CLOSE:
-                self._chunk.close()
+    requests, answers = pipes
+    parent = os.getppid()
+    poller = select.poll()
+    poller.register(requests, select.POLLIN)
+    while True:
+        command = _read(requests)
+        if command is None:
+            if os.getppid() != parent:
                 return
-            else:
-                answer = self._obey(command[:1])
-                os.write(self._answers, answer + command[1:])
-
-    def _obey(self, command: bytes) -> bytes:
-        try:
-            if command == STEP:
-                self._chunk.step()
-            else:
-                self._chunk.reset()
-        except BaseException as error:
-            known = isinstance(error, EnvFault)
-            text = str(error) if known else f"{type(error).__name__}: {one_line(error)}"
-            data = (text if known else f"{self._chunk.label}: {text}").encode()[:_TEXT]
-            self._text[:] = data.ljust(_TEXT, b"\0")
-            return _FAILED
-        return _DONE
-
-
-def end_all(workers: Sequence[Worker]) -> None:
-    """End processes, all at once."""
-    for worker in workers:
-        worker.ask_to_end()
-    for worker in workers:
-        worker.end()
-
-
-def end_with(owner: object, workers: Sequence[Worker]) -> None:
-    """End processes when their owner is collected, or the interpreter ends."""
-    weakref.finalize(owner, end_all, workers)
+            poller.poll(_SLICE * 1000)
+        elif len(command) < _SIZE or command[:1] == _CLOSE:
+            close()
+            return
+        else:
+            answer = _DONE
+            try:
+                commands[command[:1]]()
+            except BaseException as error:
+                said = f"{label}: {type(error).__name__}: {one_line(error)}"
+                said = str(error) if isinstance(error, EnvFault) else said
+                text[:] = said.encode()[:_TEXT].ljust(_TEXT, b"\0")
+                answer = _FAILED
+            os.write(answers, answer + command[1:])
 
 
 def _fork(run: Callable[[], None], foreign: Sequence[int]) -> int:
     """Run something in a new process, without the descriptors in `foreign`; returns its id."""
     parent, libc = os.getpid(), ctypes.CDLL(None)
-    # The signal would come when the thread ends that forks, so that only the main one may ask.
+    # The kernel sends the signal when the forking thread ends, so only the main one may ask for it.
     dies_with = threading.current_thread() is threading.main_thread()
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):
-            stream.flush()
-    with _blocked(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Python 3.12 and others warn of threads, which only wait
-        pid = os.fork()
+            stream.flush()  # or the child would write the rest once more
+    # The signals that the child is to ignore are held back until it does.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python 3.12 warns of threads; torch's only wait
+            pid = os.fork()
         if pid == 0:
             if dies_with:
                 libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
             _serve(run, foreign, parent)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return pid
 
 
@@ -249,7 +252,7 @@ def _serve(run: Callable[[], None], foreign: Sequence[int], parent: int) -> NoRe
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _IGNORED)
         for end in foreign:
             os.close(end)
-        if os.getppid() == parent:
+        if os.getppid() == parent:  # else it died before it could be watched
             run()
         code = 0
     finally:
@@ -257,16 +260,6 @@ def _serve(run: Callable[[], None], foreign: Sequence[int], parent: int) -> NoRe
             with suppress(Exception):
                 stream.flush()
         os._exit(code)
-
-
-@contextmanager
-def _blocked() -> Iterator[None]:
-    """Hold back the signals that the new process ignores, until it does."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _read(end: int) -> bytes | None:
@@ -289,15 +282,15 @@ def _wait(pid: int, seconds: float) -> int | None:
     """Exit status of a child, None if it still runs after so many seconds."""
     until = time.monotonic() + seconds
     while True:
-        found, status = os.waitpid(pid, os.WNOHANG)
-        if found:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
             return os.waitstatus_to_exitcode(status)
         if time.monotonic() > until:
             return None
         time.sleep(0.001)
 
 
-def _how(code: int) -> str:
+def _ended(code: int) -> str:
     """An exit status in words."""
     if code >= 0:
         return f"ended with exit code {code}"

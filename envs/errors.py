@@ -1,0 +1,28 @@
+"""Errors of the environment layer, each with a message of one line."""
+
+from __future__ import annotations
+
+
+class EnvError(ValueError):
+    """An environment id, setting or space that cannot be used; the message is one line."""
+
+
+class EnvFault(RuntimeError):  # noqa: N818 - a fault at run time, not a misuse
+    """An environment misbehaved while running (NaN, Inf, out-of-range); names index and step."""
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an exception on one line, with its type if there is no message."""
+    text = " ".join(str(error).split())
+    return text or type(error).__name__
+
+
+def check_integer(name: str, value: object, low: int, high: int) -> int:
+    """Return an integer that lies in a range.
+
+    Raises:
+        EnvError: It does not, or is no integer.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise EnvError(f"{name} must be an integer from {low} to {high}, got {value!r}")
+    return value

@@ -1,0 +1,76 @@
+"""Rendering of MuJoCo environments: without a display, with the robot in the picture."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+from contextlib import suppress
+
+from acktr.envs.errors import EnvError
+from acktr.envs.vector import AnyEnv
+
+_BACKENDS = ("egl", "osmesa")
+_PROBE = """
+import mujoco
+context = mujoco.GLContext(16, 16)
+context.make_current()
+mujoco.MjrContext(mujoco.MjModel.from_xml_string("<mujoco/>"), mujoco.mjtFontScale.mjFONTSCALE_100)
+"""
+_CAMERA_SETTINGS = {"camera_id", "camera_name", "default_camera_config"}
+
+
+def prepare_rendering(env: AnyEnv) -> None:
+    """Make a MuJoCo environment render here, and follow its robot; others stay as they are.
+
+    Raises:
+        EnvError: MuJoCo cannot draw on this machine.
+    """
+    renderer = getattr(env.unwrapped, "mujoco_renderer", None)
+    if renderer is None:
+        return
+    choose_backend()
+    # Gymnasium 1.4 no longer takes the model's camera "track", which moves with the robot, and
+    # its own camera stands still: after two seconds HalfCheetah has left the picture.
+    if env.spec is None or not _CAMERA_SETTINGS & env.spec.kwargs.keys():
+        with suppress(KeyError):  # models of robots that stay in their place have no such camera
+            renderer.camera_id = renderer.model.camera("track").id
+
+
+def choose_backend() -> str:
+    """Set MUJOCO_GL to the first backend that can draw without a display, unless it is set.
+
+    Raises:
+        EnvError: None of them works.
+    """
+    given = os.environ.get("MUJOCO_GL")
+    for backend in (given,) if given else _BACKENDS:
+        if _works(backend):
+            os.environ["MUJOCO_GL"] = backend
+            return backend
+    if given:
+        raise EnvError(f"MuJoCo cannot draw with MUJOCO_GL={given}; unset it or try egl")
+    raise EnvError(
+        "MuJoCo can draw neither with EGL nor with OSMesa here: "
+        "install one, for example apt install libegl1 libopengl0 or libosmesa6"
+    )
+
+
+@functools.cache
+def _works(backend: str) -> bool:
+    """Try it in another process, because a failed attempt spoils this one for the next."""
+    environment = {**os.environ, "MUJOCO_GL": backend}
+    environment.pop("PYOPENGL_PLATFORM", None)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _PROBE],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return done.returncode == 0

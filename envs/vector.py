@@ -1,0 +1,58 @@
+"""What all vector environments share: types, seeds and the masks of partial resets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import VectorEnv, VectorWrapper
+from numpy.typing import NDArray
+
+from acktr.envs.errors import EnvError, check_integer
+
+Array = NDArray[Any]
+StepResult = tuple[Array, Array, Array, Array, dict[str, Any]]
+"""Observations, rewards, terminated, truncated and infos of one step of all environments."""
+AnyEnv = gymnasium.Env[Any, Any]
+AnyVectorEnv = VectorEnv[Any, Any, Any]
+if TYPE_CHECKING:
+    AnyVectorWrapper = VectorWrapper[Any, Any, Any, Any, Any]
+else:  # Gymnasium 1.2 has no generic VectorWrapper at run time
+    AnyVectorWrapper = VectorWrapper
+
+MAX_SEED = 2**32 - 1
+
+
+def check_seed(seed: object) -> int:
+    """Return `seed` as an int.
+
+    Raises:
+        EnvError: not an integer from 0 to 2^32 - 1.
+    """
+    value = int(seed) if isinstance(seed, np.integer) else seed
+    return check_integer("the seed", value, 0, MAX_SEED)
+
+
+def env_seeds(seed: int, num_envs: int) -> list[int]:
+    """Seeds of the environments of a vector, each from 0 to 2^31 - 1.
+
+    They are drawn from a `numpy.random.SeedSequence`, so that runs with neighbouring seeds share
+    no environment, and the first k do not depend on `num_envs`.
+    """
+    words = np.random.SeedSequence(check_seed(seed)).generate_state(num_envs)
+    return [int(word) >> 1 for word in words]
+
+
+def check_mask(mask: Any, num_envs: int) -> NDArray[np.bool_]:
+    """The environments that a `reset_mask` selects; None selects all.
+
+    Raises:
+        EnvError: It is no mask, or selects none.
+    """
+    array = np.ones(num_envs, np.bool_) if mask is None else np.asarray(mask)
+    if array.shape != (num_envs,) or array.dtype != np.bool_ or not array.any():
+        raise EnvError(
+            f"reset_mask must be {num_envs} booleans, not all of them false; got {mask!r}"
+        )
+    return array
