@@ -6,17 +6,14 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TextIO
 
-from rich.panel import Panel
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from acktr.compare.grid import RunPlan
 from acktr.runs.folder import RunFolder
-from acktr.runs.progress import BAR_WIDTH, PANEL_INTERVAL, Meter, Screen, duration, printable
+from acktr.runs.progress import Display, Meter, pace, printable, share
 from acktr.runs.tables import last_row
 
 HOUR = 3600.0
@@ -98,36 +95,26 @@ class CompareProgress:
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._screen = Screen(stream)
-        self._interval = PANEL_INTERVAL if self._screen.live else interval
-        self._clock = clock
-        self._next = clock() + self._interval
+        self._display = Display("acktr compare", interval, stream, clock)
+        self._display.due()  # nothing is shown before the first interval is over
 
     def note(self, text: str) -> None:
         """Write a line (above the table)."""
-        self._screen.note(text)
+        self._display.note(text)
 
     def update(self, rows: Sequence[Row], tally: Tally, last: bool = False) -> None:
         """Show this when it is time to, or because it is the last."""
-        now = self._clock()
-        if now < self._next and not (last and self._screen.live):
-            return
-        self._next = now + self._interval
-        if self._screen.live:
-            self._screen.show(panel(rows, tally))
-        else:
-            self._screen.note(plain(rows, tally))
+        if self._display.due() or (last and self._display.live):
+            body = [table(rows)] if rows else []
+            footer = Text("  ".join(_footer(tally)))
+            done, total = tally.timesteps, tally.total_timesteps
+            self._display.show(plain(rows, tally), done, total, *body, footer)
 
     def __enter__(self) -> CompareProgress:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._screen.close()
+    def __exit__(self, *_: object) -> None:
+        self._display.close()
 
 
 def result(plan: RunPlan) -> str:
@@ -148,51 +135,31 @@ def plain(rows: Sequence[Row], tally: Tally) -> str:
     return "  ".join([*_footer(tally), f"running {', '.join(running) or '-'}"])
 
 
-def panel(rows: Sequence[Row], tally: Tally) -> Panel:
-    """A bar, a table with a row per run in training, and a line for all runs."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+def table(rows: Sequence[Row]) -> Table:
+    """A table with a row per run in training."""
+    grid = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for name in _COLUMNS:
-        table.add_column(name, justify="left" if name in ("env", "label") else "right")
+        grid.add_column(name, justify="left" if name in ("env", "label") else "right")
     for row in rows:
         config = row.plan.config
-        cells = [config.env, row.plan.label, str(config.seed)]
-        cells.append(_steps(row.timesteps, config.total_timesteps))
-        cells += [
-            _decimal(row.mean_return),
-            *_pace(row.timesteps, config.total_timesteps, row.speed),
-        ]
-        table.add_row(*(Text(printable(cell)) for cell in cells))
-    bar = ProgressBar(max(tally.total_timesteps, 1), tally.timesteps, width=BAR_WIDTH)
-    grid = Table.grid()
-    grid.add_row(bar)
-    if rows:
-        grid.add_row(table)
-    grid.add_row(Text("  ".join(_footer(tally))))
-    return Panel(grid, title="acktr compare", title_align="left", expand=False)
+        total = config.total_timesteps
+        cells = [config.env, row.plan.label, str(config.seed), share(row.timesteps, total)]
+        cells += [_decimal(row.mean_return), *pace(row.timesteps, total, row.speed)]
+        grid.add_row(*(Text(printable(cell)) for cell in cells))
+    return grid
 
 
 def _footer(tally: Tally) -> list[str]:
-    speed, eta = _pace(tally.timesteps, tally.total_timesteps, tally.speed)
+    speed, eta = pace(tally.timesteps, tally.total_timesteps, tally.speed)
     failed = [f"failed {tally.failed}"] if tally.failed else []
     return [
         f"runs {tally.finished}/{tally.total} done",
         f"waiting {tally.waiting}",
         *failed,
-        f"steps {_steps(tally.timesteps, tally.total_timesteps)}",
+        f"steps {share(tally.timesteps, tally.total_timesteps)}",
         f"steps/s {speed}",
         f"ETA {eta}",
     ]
-
-
-def _steps(done: int, total: int) -> str:
-    return f"{done:,}/{total:,} ({done / max(total, 1):.1%})"
-
-
-def _pace(done: int, total: int, speed: float) -> tuple[str, str]:
-    """Speed and time to the end; a dash while unknown."""
-    if not speed > 0:
-        return "-", "-"
-    return f"{speed:,.0f}", duration(max(total - done, 0) / speed)
 
 
 def _decimal(value: float | None) -> str:

@@ -9,10 +9,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
@@ -31,8 +30,7 @@ PARTS = ("env", "forward", "update", "refresh")
 PANEL_INTERVAL = 0.25
 """Seconds between two panels."""
 
-BAR_WIDTH = 40
-"""Characters of a panel's bar."""
+_BAR_WIDTH = 40
 
 
 @dataclass(frozen=True)
@@ -73,47 +71,69 @@ class Meter:
         return Rates((last[1] - first[1]) / elapsed, shares)
 
 
-class Screen:
-    """A text stream with lines and, on a terminal, one live panel below them.
+class Display:
+    """Lines on a text stream and, on a terminal, a panel below them.
 
-    A stream that fails (closed pipe, full disk) is given up silently: that must stop nothing.
+    Elsewhere a line takes the panel's place, once per interval. A stream that fails (a closed pipe,
+    a full disk) is given up silently, as that must stop nothing.
 
     Args:
+        title: Title of the panel.
+        interval: Seconds between two lines; panels come every quarter of a second.
         stream: Where to write; standard error if None.
+        clock: Seconds.
     """
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        title: str,
+        interval: float,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._title = title
         self._stream = sys.stderr if stream is None else stream
+        self._clock = clock
         self._broken = False
         self._live: Live | None = None
         console = Console(file=self._stream)
         if self._stream.isatty() and not console.is_dumb_terminal:
             self._live = Live(console=console, auto_refresh=False)
+        self._interval = PANEL_INTERVAL if self.live else interval
+        self._next = -math.inf
 
     @property
     def live(self) -> bool:
-        """Whether there can be a panel."""
+        """Whether there is a panel rather than lines."""
         return self._live is not None
 
     def note(self, text: str) -> None:
         """Write a line (above the panel), without control characters."""
-        line = printable(text)
+        if self._live is not None:
+            self._guard(self._live.console.print, Text(printable(text)))
+        else:
+            self._guard(self._stream.write, printable(text) + "\n")
+            self._guard(self._stream.flush)
 
-        def write() -> None:
-            if self._live is None:
-                self._stream.write(line + "\n")
-                self._stream.flush()
-            else:
-                self._live.console.print(Text(line))
+    def due(self) -> bool:
+        """Whether it is time to show something; if so, the next interval begins."""
+        now = self._clock()
+        if now < self._next:
+            return False
+        self._next = now + self._interval
+        return True
 
-        self._guard(write)
-
-    def show(self, panel: Panel) -> None:
-        """Replace the panel; nothing where there can be none."""
-        live = self._live
-        if live is not None:
-            self._guard(live.start)
-            self._guard(lambda: live.update(panel, refresh=True))
+    def show(self, line: str, done: int, total: int, *rows: RenderableType) -> None:
+        """Draw the panel anew, a bar and rows below it, or write the line where there is none."""
+        if self._live is None:
+            self.note(line)
+            return
+        grid = Table.grid()
+        for row in (ProgressBar(max(total, 1), min(done, total), width=_BAR_WIDTH), *rows):
+            grid.add_row(row)
+        panel = Panel(grid, title=self._title, title_align="left", expand=False)
+        self._guard(self._live.start)
+        self._guard(self._live.update, panel, refresh=True)
 
     def close(self) -> None:
         """Leave the panel as it is; further calls do nothing."""
@@ -121,17 +141,24 @@ class Screen:
             with contextlib.suppress(OSError, ValueError):
                 self._live.stop()
 
-    def _guard(self, action: Callable[[], object]) -> None:
-        if self._broken:
-            return
-        try:
-            action()
-        except (OSError, ValueError):
-            self._broken = True
+    def _guard(self, action: Callable[..., object], *args: object, **options: object) -> None:
+        if not self._broken:
+            try:
+                action(*args, **options)
+            except (OSError, ValueError):
+                self._broken = True
 
 
 class Progress:
-    """Shows how training goes on a text stream; a stream that fails is given up silently."""
+    """Shows how the training of a run goes.
+
+    Args:
+        total_timesteps: Environment steps at the end of training.
+        start_timesteps: Steps already done (when resuming).
+        interval: Seconds between plain lines.
+        stream: Where to write; standard error if None.
+        clock: Seconds. The measurement of speed and ETA begins now.
+    """
 
     def __init__(
         self,
@@ -142,24 +169,11 @@ class Progress:
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Show nothing yet; the clock of speed and ETA starts now.
-
-        Args:
-            total_timesteps: Environment steps at the end of training.
-            start_timesteps: Steps already done (when resuming).
-            interval: Seconds between plain lines.
-            stream: Where to write; standard error by default.
-            clock: Seconds.
-        """
         self._total = total_timesteps
-        self._interval = interval
-        self._screen = Screen(stream)
+        self._display = Display("acktr", interval, stream, clock)
         self._clock = clock
         self._meter = Meter(clock(), start_timesteps)
-        self._stats: TrainStats | None = None
-        self._return: float | None = None
-        self._next = -math.inf
-        self._shown = True
+        self._unseen: tuple[TrainStats, float | None] | None = None
 
     def header(self, lines: Sequence[str]) -> None:
         """Write the first lines: preset, protocol and so on."""
@@ -168,59 +182,50 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Write a line (above the panel)."""
-        self._screen.note(text)
+        self._display.note(text)
 
     def update(self, stats: TrainStats, ep_rew_mean: float | None) -> None:
         """Take in one update and show it when it is time to."""
-        now = self._clock()
-        seconds = {
-            part: stats.metrics[f"time/{part}"] for part in PARTS if f"time/{part}" in stats.metrics
-        }
-        self._meter.add(now, stats.timesteps, seconds)
-        self._stats, self._return, self._shown = stats, ep_rew_mean, False
-        if now >= self._next:
-            self._next = now + (PANEL_INTERVAL if self._screen.live else self._interval)
+        times = {part: stats.metrics.get(f"time/{part}") for part in PARTS}
+        seconds = {part: value for part, value in times.items() if value is not None}
+        self._meter.add(self._clock(), stats.timesteps, seconds)
+        self._unseen = stats, ep_rew_mean
+        if self._display.due():
             self._show()
 
     def close(self) -> None:
         """Show the last update if it was not shown; further calls do nothing."""
-        if not self._shown:
-            self._show()
-        self._screen.close()
+        self._show()
+        self._display.close()
 
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _show(self) -> None:
-        if self._stats is None:
+        if self._unseen is None:
             return
-        self._shown = True
-        fields = self._fields(self._stats)
-        if self._screen.live:
-            self._screen.show(self._panel(fields, self._stats.timesteps))
-        else:
-            self._screen.note("  ".join(f"{name} {value}".strip() for name, value in fields))
+        stats, mean_return = self._unseen
+        self._unseen = None
+        fields = self._fields(stats, mean_return)
+        grid = Table.grid(padding=(0, 2))
+        for name, value in fields:
+            grid.add_row(Text(name, style="dim"), Text(value))
+        line = "  ".join(f"{name} {value}" for name, value in fields)
+        self._display.show(line, stats.timesteps, self._total, grid)
 
-    def _fields(self, stats: TrainStats) -> list[tuple[str, str]]:
-        """Name and value of what is shown."""
+    def _fields(self, stats: TrainStats, mean_return: float | None) -> list[tuple[str, str]]:
+        """Names and values of what is shown."""
         rates = self._meter.rates()
-        speed = rates.steps_per_second
-        share = stats.timesteps / max(self._total, 1)
-        left = max(self._total - stats.timesteps, 0)
         kl = stats.metrics.get("train/approx_kl")
+        speed, eta = pace(stats.timesteps, self._total, rates.steps_per_second)
         fields = [
-            ("steps", f"{stats.timesteps:,}/{self._total:,} ({share:.1%})"),
-            ("steps/s", "-" if math.isnan(speed) else f"{speed:,.0f}"),
-            ("ETA", duration(left / speed) if speed > 0 else "-"),
-            ("return", "-" if self._return is None else f"{self._return:,.1f}"),
+            ("steps", share(stats.timesteps, self._total)),
+            ("steps/s", speed),
+            ("ETA", eta),
+            ("return", "-" if mean_return is None else f"{mean_return:,.1f}"),
             ("KL", "-" if kl is None else f"{kl:.2g}"),
         ]
         if rates.shares:
@@ -228,12 +233,17 @@ class Progress:
             fields.append(("time", ", ".join(parts)))
         return fields
 
-    def _panel(self, fields: Sequence[tuple[str, str]], timesteps: int) -> Panel:
-        grid = Table.grid(padding=(0, 2))
-        grid.add_row("", ProgressBar(self._total, min(timesteps, self._total), width=BAR_WIDTH))
-        for name, value in fields:
-            grid.add_row(Text(name, style="dim"), Text(value))
-        return Panel(grid, title="acktr", title_align="left", expand=False)
+
+def share(done: int, total: int) -> str:
+    """How many of all, also in percent."""
+    return f"{done:,}/{total:,} ({done / max(total, 1):.1%})"
+
+
+def pace(done: int, total: int, speed: float) -> tuple[str, str]:
+    """Speed and time to the end; a dash while unknown."""
+    if not speed > 0:
+        return "-", "-"
+    return f"{speed:,.0f}", duration(max(total - done, 0) / speed)
 
 
 def duration(seconds: float) -> str:
