@@ -27,7 +27,7 @@ from acktr.report.archives import unpacked
 from acktr.report.curves import GRID_POINTS, Curve, Floats, Ints, grid, on_grid
 from acktr.report.results import Result, find_runs, read_results
 from acktr.runs.folder import RunError
-from scripts.arguments import integer, parsed
+from scripts.common import integer, parsed
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from acktr.report.figures import COLOURS, bare, panels, picture, step_axis
 from acktr.report.results import Result, find_runs, read_results
 from acktr.report.statistics import steps_to_threshold
 from acktr.runs.folder import RunError
-from scripts.arguments import finite, parsed
+from scripts.common import finite, parsed
 
 ALGOS = ("acktr", "a2c")
 _NAMES = {"acktr": "ACKTR", "a2c": "A2C"}

@@ -34,7 +34,7 @@ from acktr.report.results import Result, find_runs, read_results
 from acktr.report.tables import as_csv, markdown
 from acktr.runs.folder import RunError
 from acktr.runs.tables import SIZE_CAP, read_table
-from scripts.arguments import parsed
+from scripts.common import parsed
 
 PROGRESS_ROWS, COMPACT_PROGRESS_ROWS = 400, 25
 COMPACT_EPISODES = 1000

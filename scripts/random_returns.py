@@ -12,7 +12,7 @@ import sys
 import numpy as np
 
 from acktr.envs import EnvError, env_seeds, make_single
-from scripts.arguments import integer
+from scripts.common import integer
 
 
 def random_returns(env_id: str, episodes: int, seed: int) -> list[float]:

@@ -16,7 +16,7 @@ from typing import Generic, Protocol, TypeVar
 
 from acktr.files import reason
 
-_ONE_THREAD = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM")
+_LIBRARIES = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM")
 _TAIL = 8192
 
 Job = TypeVar("Job")
@@ -50,27 +50,31 @@ class Ended(Generic[Job]):
 
 
 class ChildProcess:
-    """A child with one thread in a session of its own, so that Ctrl-C reaches only the parent.
+    """A child in a session of its own, so that Ctrl-C reaches only the parent.
 
     Args:
-        args: Arguments of ``python -m acktr``.
+        args: Arguments of ``python -m MODULE``.
         log: File that its output is added to.
+        module: What it runs.
+        threads: Threads of its numerical libraries.
 
     Raises:
         OSError: The file cannot be written or the process not be started.
     """
 
-    def __init__(self, args: Sequence[str], log: Path) -> None:
+    def __init__(
+        self, args: Sequence[str], log: Path, module: str = "acktr", threads: int = 1
+    ) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log = log
         with log.open("ab") as output:
             self._begin = output.tell()
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "acktr", *args],
+                [sys.executable, "-P", "-m", module, *args],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=child_environment(os.environ, sys.path),
+                env=child_environment(os.environ, sys.path, threads),
                 start_new_session=True,
             )
 
@@ -105,16 +109,19 @@ class ChildProcess:
         return lines[-1].removeprefix("acktr: ") if lines else ""
 
 
-def child_environment(base: Mapping[str, str], path: Sequence[str]) -> dict[str, str]:
-    """Environment in which a child computes with one thread and imports what this process would.
+def child_environment(
+    base: Mapping[str, str], path: Sequence[str], threads: int = 1
+) -> dict[str, str]:
+    """Environment of a child that imports what this process would.
 
     Args:
         base: Of this process.
         path: Its ``sys.path``; an empty entry is the working directory.
+        threads: With how many threads it computes.
     """
-    threads = {f"{name}_NUM_THREADS": "1" for name in _ONE_THREAD}
+    limits = {f"{name}_NUM_THREADS": str(threads) for name in _LIBRARIES}
     entries = os.pathsep.join(entry or os.getcwd() for entry in path)
-    return {**base, **threads, "PYTHONPATH": entries}
+    return {**base, **limits, "PYTHONPATH": entries}
 
 
 class Pool(Generic[Job]):

@@ -1,14 +1,24 @@
-"""table.csv and table.md."""
+"""table.csv, table.md and figure.png."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, fields
+from itertools import accumulate
 
-from acktr.runs.folder import versions
-from scripts.approximation.study import Problem, Row, Settings
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.nn import functional
+
+from acktr.report.figures import COLOURS, picture, plain
+from acktr.report.tables import markdown
+from scripts.approximation.study import Candidate, Problem, Row, Settings, layer_means
+from scripts.common import machine
 
 _HEADINGS = {
     "method": "approximation",
@@ -19,6 +29,10 @@ _HEADINGS = {
     "cosine": "cosine",
     "decrease": "model decrease",
 }
+_PIXELS = 210
+_SHOWN = 0.995
+"""Quantile of the exact matrix's pixels that is drawn black."""
+_CORNERS = ("matrix", "inverse", "inverse, mean per layer pair")
 _VERSIONS = ("python", "torch", "numpy", "matplotlib", "platform", "torch_threads", "git_commit")
 
 
@@ -37,6 +51,7 @@ def as_markdown(
     """The rows, what they mean and where they come from."""
     widths = [problem.inputs.shape[1], *[settings.width] * settings.hidden, 10]
     layers = len(problem.sizes)
+    made_on = machine()
     lines = [
         "# How much of the Fisher matrix the approximations keep",
         "",
@@ -49,15 +64,7 @@ def as_markdown(
         f" ({sum(problem.sizes)} parameters); all statistics are exact as well (no sampled targets,"
         " no averaging over time), so that only the structure differs. float64.",
         "",
-        "| " + " | ".join(_HEADINGS[field.name] for field in fields(Row)) + " |",
-        "|---|" + "---:|" * (len(fields(Row)) - 1),
-    ]
-    for row in rows:
-        numbers = (row.matrix, row.blocks, row.inverse, row.cosine, row.decrease)
-        cells = [row.method, f"{row.damping:g}", *(f"{number:.4f}" for number in numbers)]
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += [
-        "",
+        markdown([_HEADINGS[field.name] for field in fields(Row)], map(_cells, rows)),
         "With lambda the damping, M the damped matrix of a row, E = F + lambda I and g the gradient"
         " of the loss:",
         "",
@@ -77,12 +84,74 @@ def as_markdown(
         " Blue lines part the layers; averages over squares of entries are drawn. The last row"
         " shows mean absolute values between different layers (brown: a layer with itself).",
         "",
-        "Versions: " + ", ".join(f"{k} {v}" for k, v in _versions().items()) + ".",
+        f"Versions: {', '.join(f'{key} {made_on[key]}' for key in _VERSIONS if key in made_on)}.",
         "",
     ]
     return "\n".join(lines).encode()
 
 
-def _versions() -> dict[str, object]:
-    found = versions()
-    return {key: found[key] for key in _VERSIONS if found.get(key) is not None}
+def _cells(row: Row) -> list[str]:
+    numbers = (row.matrix, row.blocks, row.inverse, row.cosine, row.decrease)
+    return [row.method, f"{row.damping:g}", *(f"{number:.4f}" for number in numbers)]
+
+
+def draw(found: Mapping[str, Candidate], sizes: Sequence[int], title: str) -> bytes:
+    """A PNG with a column for every candidate: its matrix, its inverse, the inverse by layers.
+
+    Every row has one grey scale, set by the first candidate (the exact matrices).
+
+    Args:
+        found: Candidates by name, the exact one first.
+        sizes: Parameters of each layer.
+        title: Title of the figure.
+    """
+    figure = Figure(figsize=(2.35 * len(found), 7.6), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(3, len(found), squeeze=False)
+    pictures = [
+        [pooled(candidate.matrix) for candidate in found.values()],
+        [pooled(candidate.inverse) for candidate in found.values()],
+        [_between(layer_means(candidate.inverse, sizes)) for candidate in found.values()],
+    ]
+    for row, (line, images) in enumerate(zip(panels, pictures, strict=True)):
+        exact = images[0].flatten()
+        black = float(
+            exact.nan_to_num(0).quantile(_SHOWN) if row < 2 else exact.nan_to_num(0).max()
+        )
+        for axis, name, image in zip(line, found, images, strict=True):
+            edges = list(accumulate(sizes)) if row < 2 else [i + 1 for i in range(len(sizes))]
+            _panel(axis, image, black, edges)
+            if row == 0:
+                axis.set_title(name, fontsize=9)
+        line[0].set_ylabel(_CORNERS[row], fontsize=9)
+    figure.suptitle(plain(title), fontsize=10)
+    return picture(figure, "png")
+
+
+def pooled(matrix: Tensor) -> Tensor:
+    """Absolute values, averaged over squares of entries where there are too many to show."""
+    step = max(1, len(matrix) // _PIXELS)
+    return functional.avg_pool2d(matrix.abs()[None, None], step, ceil_mode=True)[0, 0]
+
+
+def _between(means: Tensor) -> Tensor:
+    """Means of different layers; NaN, drawn brown, for a layer with itself."""
+    return means.masked_fill(torch.eye(len(means), dtype=torch.bool), torch.nan)
+
+
+def _panel(axis: Axes, image: Tensor, black: float, edges: Sequence[int]) -> None:
+    end = edges[-1]
+    axis.set_facecolor("#d8c9a8")
+    axis.imshow(
+        image.numpy(),
+        cmap="gray_r",
+        vmin=0,
+        vmax=black or 1.0,
+        extent=(0, end, end, 0),
+        interpolation="nearest",
+    )
+    for edge in edges[:-1]:
+        axis.axhline(edge, color=COLOURS[0], linewidth=0.4)
+        axis.axvline(edge, color=COLOURS[0], linewidth=0.4)
+    axis.set_xticks([])
+    axis.set_yticks([])

@@ -23,8 +23,7 @@ from stable_baselines3.common.vec_env import (
 )
 
 from scripts.bench.cases import Case, Timing
-from scripts.bench.memory import peak_mib
-from scripts.bench.windows import Windows
+from scripts.bench.measure import Windows, peak_mib
 from scripts.peers.models import make_on
 from scripts.peers.settings import read_settings
 

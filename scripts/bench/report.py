@@ -9,21 +9,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-from acktr.files import reason, write_atomic
-from acktr.runs.folder import versions
-from scripts.bench.cases import Case, Timing
-from scripts.bench.errors import BenchError
+from acktr.report.tables import markdown as table
+from scripts.bench.cases import BASELINE, Case, Suite, Timing, compute_key, environment_key
 from scripts.bench.runner import Outcome
-from scripts.bench.suites import BASELINE, Suite, compute_key, environment_key
-from scripts.bench.tables import limit_table, notes, rate_table, ratio_lines, share_table
-from scripts.machine import cpu_model
-from scripts.supervised import overhead
+from scripts.common import machine
 
 _PEERS = ("stable-baselines3", "sb3-contrib", "opencv-python-headless", "opencv-python")
 _ROWS = ("training", "atari peer", "mujoco peer")
+PARTS = {
+    "env": "environments",
+    "act": "act",
+    "batch": "batch",
+    "forward": "forward",
+    "fisher": "Fisher backward",
+    "backward": "loss backward",
+    "statistics": "statistics",
+    "refresh": "refresh",
+    "precondition": "precondition",
+    "step": "rest of step",
+    "policy": "policy",
+    "critic": "critic",
+    "rest": "rest of update",
+}
+"""Headings by part of the time, in the order of the table."""
 
 
 def load_average() -> list[float] | None:
@@ -43,7 +53,7 @@ def about(command: str, timing: Timing, rounds: int, load: list[float] | None) -
         rounds: How often all cases were gone through.
         load: Load average before the measurement.
     """
-    found = {key: value for key, value in versions().items() if value is not None}
+    found = machine()
     del found["torch_threads"]  # of this process, which does not measure
     for package in _PEERS:
         try:
@@ -53,7 +63,7 @@ def about(command: str, timing: Timing, rounds: int, load: list[float] | None) -
     return {
         "command": command,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {**found, "cpu": cpu_model(), "load_average_before": load},
+        "machine": {**found, "load_average_before": load},
         "timing": {**asdict(timing), "rounds": rounds},
     }
 
@@ -87,7 +97,7 @@ def document(
         "supervised": [
             {"what": case.what, "settings": case.settings, **found[case.key]}
             for case in suite.cases
-            if case.kind == "supervised" and case.key in found
+            if case.kind == "kfac" and case.key in found
         ],
         "skipped": [{"what": named[key].what, "why": why} for key, why in skipped.items()],
         "failed": [
@@ -172,54 +182,126 @@ def sequential(environment: float, compute: float) -> float:
 def markdown(document: Mapping[str, Any]) -> str:
     """The report for readers."""
     timing, rows = document["timing"], document["rows"]
-    lines = [f"# Performance, {document['suite']}", "", f"Command: `{document['command']}`", ""]
+    parts = [f"# Performance, {document['suite']}\n", f"Command: `{document['command']}`\n"]
     if rows:
-        lines += [notes(timing), "", *rate_table(rows), ""]
-    lines += ratio_lines(document["ratios"])
+        parts += [_notes(timing), _rate_table(rows)]
+    if document["ratios"]:
+        said = (f"- {each['what']}: {each['value']:.3f}\n" for each in document["ratios"])
+        parts.append("".join(said))
     shared = [row for row in rows if row["shares"] is not None]
     if shared:
-        lines += ["## Where the time goes", "", *share_table(shared), ""]
+        parts += ["## Where the time goes\n", _SHARES, share_table(shared)]
     if document["limits"]:
-        lines += ["## Distance to the limit", "", *limit_table(document["limits"]), ""]
+        parts += ["## Distance to the limit\n", _LIMITS, _limit_table(document["limits"])]
     for each in document["supervised"]:
-        lines += [*_supervised(each, timing), ""]
-    for each in document["skipped"]:
-        lines.append(f"- {each['what']}: skipped, {each['why']}")
-    for each in document["failed"]:
-        lines.append(f"- {each['what']} {each['env']}: failed: {each['why']}")
-    if document["skipped"] or document["failed"]:
-        lines.append("")
+        parts += [*_kfac(each, timing)]
+    missing = [f"- {e['what']}: skipped, {e['why']}\n" for e in document["skipped"]]
+    missing += [f"- {e['what']} {e['env']}: failed: {e['why']}\n" for e in document["failed"]]
+    if missing:
+        parts.append("".join(missing))
     described = ", ".join(f"{key} {value}" for key, value in document["machine"].items())
-    lines += [f"{document['date']}. Machine: {described}, torch threads {timing['threads']}."]
-    return "\n".join(lines) + "\n"
+    threads = f"torch threads {timing['threads']}"
+    parts.append(f"{document['date']}. Machine: {described}, {threads}.\n")
+    return "\n".join(parts)
 
 
-def _supervised(each: Mapping[str, Any], timing: Mapping[str, Any]) -> list[str]:
+_SHARES = """\
+Per cent of the time of the same windows; a line sums to 100. Acting is normalisation or the \
+conversion of images, the forward passes of the rollout and sampling; environments are the time \
+spent waiting for them; statistics are K-FAC's covariances, precondition the application of the \
+inverses, the rest of the step among others the exact quadratic form and the change of the \
+weights. Of TRPO, policy and critic are the whole update.
+"""
+_LIMITS = """\
+Steps per second: the same vector environment with random actions and nothing else; acting on \
+fixed observations and learning from a fixed batch without environments; both in turn, \
+1 / (1/environments + 1/computation); and the training above, which is bounded by that unless a \
+group of environments is stepped while the policy acts for another.
+"""
+
+
+def _notes(timing: Mapping[str, Any]) -> str:
+    """How the speeds were measured."""
+    count = timing["rounds"] * timing["windows"]
+    rounds = f", in {timing['rounds']} rounds through all lines" if timing["rounds"] > 1 else ""
+    return (
+        f"Environment steps per second of training, environments included: median [least, most] of"
+        f" {count} windows of at least {timing['seconds']:g} s{rounds}, which end with an"
+        f" update, after at least {timing['warm_up']:g} s and {timing['warm_up_updates']} updates"
+        f" to warm up. CPU, {timing['threads']} torch threads; every line in a process of its own,"
+        " one after another; ours takes one thread for networks of vectors, as acktr train does."
+        " The ratio is that of the speeds. Peak memory is resident and includes"
+        " the interpreter and libraries; processes that step environments are added up. Peers train"
+        " with the settings of rl-baselines3-zoo on their own environments.\n"
+    )
+
+
+def _rate_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Speed of every training."""
+    head = ["what", "environment", "envs x steps", "steps/s", "ratio to ACKTR", "ms per update"]
+    body = []
+    for row in rows:
+        ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
+        peak = "unknown" if row["peak_mib"] is None else f"{row['peak_mib']:,.0f}"
+        speeds = [_rate(row["steps_per_second"]), ratio, f"{row['milliseconds_per_update']:.1f}"]
+        body.append([row["what"], row["env"], row["batch"], *speeds, peak])
+    return table([*head, "peak RSS, MiB"], body, left=2)
+
+
+def share_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Per cent of the time of the windows by part; each line sums to 100."""
+    used = [part for part in PARTS if any(part in row["shares"] for row in rows)]
+    unknown = {part for row in rows for part in row["shares"]} - set(used)
+    if unknown:
+        raise ValueError(f"parts of the time without a heading: {', '.join(sorted(unknown))}")
+    body = []
+    for row in rows:
+        cells = (f"{100 * row['shares'][p]:.1f}" if p in row["shares"] else "" for p in used)
+        body.append([row["what"], row["env"], *cells])
+    return table(["what", "environment", *(PARTS[part] for part in used)], body, left=2)
+
+
+def _limit_table(limits: Sequence[Mapping[str, Any]]) -> str:
+    """What environments and computation alone allow, and how much of it is reached."""
+    head = ["what", "environment", "envs x steps", "environments alone", "computation alone"]
+    head += ["in turn", "achieved", "of in turn"]
+    body = []
+    for each in limits:
+        alone = [_rate(each["environment"]), _rate(each["compute"])]
+        ends = [f"{each['limit']:,.0f}", f"{each['achieved']:,.0f}", f"{100 * each['part']:.1f} %"]
+        body.append([each["what"], each["env"], each["batch"], *alone, *ends])
+    return table(head, body, left=2)
+
+
+def _rate(found: Mapping[str, Any]) -> str:
+    return f"{found['median']:,.0f} [{found['min']:,.0f}, {found['max']:,.0f}]"
+
+
+def _kfac(each: Mapping[str, Any], timing: Mapping[str, Any]) -> list[str]:
+    """K-FAC beside SGD: a heading, how it was measured, and the contestants with their parts."""
     found, size = each["overhead"], each["settings"]["size"]
+    contestants: Mapping[str, Any] = found["contestants"]
+    parts = list(dict.fromkeys(part for one in contestants.values() for part in one["parts"]))
+    body = []
+    for name, one in contestants.items():
+        cells = (f"{one['parts'][p]:.3f}" if p in one["parts"] else "" for p in parts)
+        body.append([name, f"{one['milliseconds']:.3f}", f"{one['ratio_to_sgd']:.3f}", *cells])
     return [
-        f"## {each['what']}",
-        "",
+        f"## {each['what']}\n",
         f"Three 3x3 convolutions and two dense layers, random {size} x {size} colour images, batch"
         f" {found['batch']}, inverses every {found['refresh_every']} updates, {timing['threads']}"
         f" torch threads. Medians over {found['blocks']} alternating blocks of"
-        f" {found['block_updates']} updates after {found['warm_up']} to warm up. {overhead.PARTS}",
-        "",
-        *overhead.table(found),
+        f" {found['block_updates']} updates after {found['warm_up']} to warm up. Parts are means in"
+        " milliseconds per update: fisher is the backward pass of sampled targets, factors their"
+        " covariances, refresh the inverses, apply the rest of the step.\n",
+        table(["optimizer", "ms per update", "ratio to sgd", *parts], body),
     ]
 
 
-def write(out: Path, document: Mapping[str, Any]) -> None:
-    """Write SUITE.json and SUITE.md.
-
-    Raises:
-        BenchError: One of them cannot be written.
-    """
-    text = json.dumps(document, indent=2, allow_nan=False) + "\n"
-    files = {"json": text, "md": markdown(document)}
-    for suffix, content in files.items():
-        path = out / f"{document['suite']}.{suffix}"
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, content.encode())
-        except OSError as error:
-            raise BenchError(f"{path}: cannot write: {reason(error)}") from error
+def files(document: Mapping[str, Any]) -> dict[str, bytes]:
+    """SUITE.json and SUITE.md."""
+    name = document["suite"]
+    return {
+        f"{name}.json": (json.dumps(document, indent=2, allow_nan=False) + "\n").encode(),
+        f"{name}.md": markdown(document).encode(),
+    }

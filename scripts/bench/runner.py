@@ -1,36 +1,39 @@
-"""Measures cases one after another, each in a process of its own."""
+"""Measures cases in turn, each measurement in a process of its own."""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from datetime import timedelta
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from acktr.compare.pool import ChildProcess
 from acktr.files import read_object
 from acktr.interrupts import Interrupts
-from scripts.bench.cases import Turn
-from scripts.bench.worker import OUTPUT, RESULT, write_task
+from acktr.runs.progress import duration
+from scripts.bench.cases import Case, Suite, Timing
+from scripts.bench.measure import OUTPUT, RESULT, write_task
+from scripts.common import Screen, TimeLeft
 
-WORKER = "--worker"
-"""First argument of a process that measures; the folder with its task is the second."""
 _POLL = 0.1
 _INTERVAL = 30.0
 """Seconds between lines that say how far it is."""
-_PATIENCE = 5.0
-"""Seconds that a stopped process has before it is killed."""
 _START = 6.0
 """Seconds of a case outside of warm-up and windows, until a first one has shown it."""
 _CONTESTANTS = 4
-"""Windows' worth of blocks that a supervised case takes at most: SGD, twice K-FAC, a first look."""
+"""Windows' worth of blocks that K-FAC beside SGD takes: SGD, twice K-FAC, a first look."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One measurement of a case."""
+
+    case: Case
+    """What is measured."""
+    timing: Timing
+    """For how long."""
 
 
 @dataclass(frozen=True)
@@ -43,97 +46,119 @@ class Outcome:
     """The last line that a failed process has said."""
 
 
+def turns(
+    cases: Sequence[Case], timing: Timing, rounds: int, skipped: Collection[str]
+) -> list[Turn]:
+    """The cases in the order in which they are measured, without the keys that are skipped.
+
+    Comparisons of optimizers alternate between them by themselves: one turn has the windows of
+    all rounds.
+    """
+    once = replace(timing, windows=rounds * timing.windows)
+    return [
+        Turn(case=case, timing=once if case.kind == "kfac" else timing)
+        for number in range(rounds)
+        for case in cases
+        if case.key not in skipped and (number == 0 or case.kind != "kfac")
+    ]
+
+
+def together(first: Outcome, second: Outcome) -> Outcome:
+    """Two measurements of a case as one; a failure of either is one of both."""
+    if first.found is None or second.found is None:
+        return first if first.found is None else second
+    both = (first.found, second.found)
+    peaks = [each["peak_mib"] for each in both if each["peak_mib"] is not None]
+    seconds = sum(each["seconds"] for each in both)
+    joined: dict[str, Any] = {
+        "rates": [rate for each in both for rate in each["rates"]],
+        "updates": sum(each["updates"] for each in both),
+        "seconds": seconds,
+        "peak_mib": max(peaks, default=None),
+    }
+    if "shares" in first.found:
+        joined["shares"] = {
+            part: sum(each["seconds"] * each["shares"].get(part, 0.0) for each in both) / seconds
+            for part in {**first.found["shares"], **second.found["shares"]}
+        }
+    return Outcome(joined)
+
+
 class Runner:
-    """Measures the cases of all suites in turn.
+    """Measures the cases of suites.
 
     Args:
-        planned: All measurements there will be, for the time left.
-        say: Takes lines for the user.
+        planned: All measurements there will be, by suite.
+        screen: Shows how far it is.
         interrupts: Who handles SIGINT and SIGTERM.
     """
 
     def __init__(
-        self,
-        planned: Sequence[Turn],
-        say: Callable[[str], None],
-        interrupts: Interrupts,
+        self, planned: Mapping[str, Sequence[Turn]], screen: Screen, interrupts: Interrupts
     ) -> None:
-        self._waiting = list(planned)
-        self._total = len(planned)
-        self._say = say
+        expected = sum(_expected(turn) for each in planned.values() for turn in each)
+        self._planned = planned
+        self._total = sum(map(len, planned.values()))
+        self._number = 0
+        self._left = TimeLeft({"": expected}, guess=1.0)
+        self._screen = screen
         self._interrupts = interrupts
-        self._spent = 0.0
-        self._expected = 0.0
 
-    def run(self, turn: Turn) -> Outcome:
-        """Measure one case; a process that fails stops nothing."""
-        self._waiting.remove(turn)
-        case = turn.case
-        number = self._total - len(self._waiting)
-        name = " ".join(part for part in (case.what, case.env) if part)
-        self._say(f"[{number}/{self._total}] {name}, ETA {self._left(turn, 0.0)}")
+    def run(self, suite: Suite) -> dict[str, Outcome]:
+        """What became of the cases of a suite, by key; one that fails stops nothing."""
+        outcomes: dict[str, Outcome] = {}
+        for turn in self._planned[suite.name]:
+            key, outcome = turn.case.key, self.measure(turn)
+            outcomes[key] = together(outcomes[key], outcome) if key in outcomes else outcome
+        return outcomes
+
+    def measure(self, turn: Turn) -> Outcome:
+        """Measure one case once."""
+        self._number += 1
+        name = " ".join(part for part in (turn.case.what, turn.case.env) if part)
+        self._screen.note(f"[{self._number}/{self._total}] {name}, ETA {self._left}")
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="bench-") as folder:
             outcome = self._measure(turn, Path(folder), started)
-        self._spent += time.monotonic() - started
-        self._expected += _estimate(turn)
+        self._left.add("", _expected(turn), time.monotonic() - started)
         if outcome.found is None:
-            self._say(f"  failed: {outcome.failure}")
+            self._screen.note(f"  failed: {outcome.failure}")
         return outcome
 
     def _measure(self, turn: Turn, folder: Path, started: float) -> Outcome:
         write_task(folder, turn.case, turn.timing)
-        # A stop while the process starts would lose sight of it.
-        with (folder / OUTPUT).open("wb") as output, self._interrupts.deferred():
-            process = subprocess.Popen(
-                [sys.executable, "-m", "scripts.bench", WORKER, str(folder)],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,  # Ctrl-C reaches it, and its own processes, through _stop
+        with self._interrupts.deferred():  # a stop while the process starts would lose sight of it
+            child = ChildProcess(
+                [str(folder)],
+                folder / OUTPUT,
+                module="scripts.bench.measure",
+                threads=turn.timing.threads,
             )
             try:
                 with self._interrupts.at_once():
-                    self._wait(process, turn, started)
+                    code = self._wait(child, started)
             finally:
-                _stop(process)
+                child.kill()
         self._interrupts.check()  # a stop that came meanwhile
-        if process.returncode != 0:
-            return Outcome(None, _last_line(folder / OUTPUT) or f"code {process.returncode}")
+        if code != 0:
+            return Outcome(None, child.last_line() or f"code {code}")
         return Outcome(read_object(folder / RESULT))
 
-    def _wait(self, process: subprocess.Popen[bytes], turn: Turn, started: float) -> None:
-        shown = started
-        while process.poll() is None:
+    def _wait(self, child: ChildProcess, started: float) -> int:
+        while (code := child.poll()) is None:
             time.sleep(_POLL)
-            now = time.monotonic()
-            if now - shown >= _INTERVAL:
-                shown = now
-                elapsed = timedelta(seconds=round(now - started))
-                self._say(f"  measuring for {elapsed}, ETA {self._left(turn, now - started)}")
-
-    def _left(self, turn: Turn, elapsed: float) -> timedelta:
-        """Time until all cases are measured, by what the finished ones took."""
-        factor = self._spent / self._expected if self._expected else 1.0
-        current = max(0.0, factor * _estimate(turn) - elapsed)
-        others = factor * sum(_estimate(other) for other in self._waiting)
-        return timedelta(seconds=round(current + others))
+            elapsed = time.monotonic() - started
+            left = max(0.0, (self._left.seconds() or 0.0) - elapsed)
+            self._screen.show(f"  measuring for {duration(elapsed)}, ETA {duration(left)}")
+        return code
 
 
-def _estimate(turn: Turn) -> float:
+def screen() -> Screen:
+    """Progress of a benchmark, which is to disturb it little."""
+    return Screen(_INTERVAL)
+
+
+def _expected(turn: Turn) -> float:
+    """Seconds that a measurement takes, at a guess."""
     measured = turn.timing.warm_up + turn.timing.windows * turn.timing.seconds
-    return _START + measured * (_CONTESTANTS if turn.case.kind == "supervised" else 1)
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the process with all processes that it has started."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, number)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(_PATIENCE)
-
-
-def _last_line(path: Path) -> str:
-    lines = path.read_text("utf-8", "replace").strip().splitlines()
-    return lines[-1].strip() if lines else ""
+    return _START + measured * (_CONTESTANTS if turn.case.kind == "kfac" else 1)

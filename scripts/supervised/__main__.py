@@ -1,43 +1,81 @@
-"""From the command line to the results."""
+"""Compare K-FAC with SGD and Adam on supervised problems.
+
+Every optimizer is tuned on the same budget and trained with the setting found and several seeds,
+one run after another. CSV files, a summary and a figure are written. The same command continues
+where it was stopped; finished runs are kept.
+"""
 
 from __future__ import annotations
 
 import argparse
-import shlex
-import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from acktr.interrupts import STOPPED, Interrupts, Stopped
-from scripts.supervised import data, figure, options, overhead, report, settings
+from acktr.compute import resolve_device
+from scripts.common import (
+    ScriptError,
+    check_folder,
+    command_line,
+    given_once,
+    integer,
+    parsed,
+    positive,
+    run,
+    save,
+)
+from scripts.supervised import report, settings
 from scripts.supervised.campaign import Campaign, Plan
-from scripts.supervised.errors import SupervisedError
-from scripts.supervised.problems import Problem, make_problem
-from scripts.supervised.runs import RunSpec, describe
-from scripts.supervised.steppers import Curvature
+from scripts.supervised.problems import Dataset, Problem, load, make_problem
+from scripts.supervised.settings import LM, OPTIMIZERS, RECIPES, ProblemName, Setting
+from scripts.supervised.training import Curvature, RunSpec
 
-BAD_INPUT = 2
+_MOST_UPDATES = 10**9
+"""Updates of the longest run."""
+_MOST_VALUE = 1e30
+"""Largest of a setting and a threshold: float32 still holds what the optimizers make of it."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Run a command line and return the exit code: 0, 2 bad input, 130 Ctrl-C, 75 SIGTERM."""
+    note = "finished runs are kept, the same command continues"
+    return run("supervised", lambda _: _compare(argv), note)
+
+
+def _compare(argv: Sequence[str]) -> int:
+    asked = options(argv)
+    check_folder(asked.out)
+    if asked.threads is not None:
+        torch.set_num_threads(asked.threads)
+    images = load(asked.data, asked.problem)
     try:
-        with Interrupts():
-            _run(argv)
-    except SupervisedError as error:
-        _complain(f"error: {error}")
-        return BAD_INPUT
+        widths = settings.SMALL_WIDTHS if images.built_in else settings.WIDTHS
+        problem = make_problem(asked.problem, images, asked.widths or widths, asked.device)
+        plan = make_plan(asked, problem, images)
+        outcome = Campaign(plan, problem, asked.out).run()
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise
-        _complain("error: not enough memory: choose smaller --widths or a smaller --batch")
-        return BAD_INPUT
-    except Stopped as stop:
-        _complain("stopped; finished runs are kept, the same command continues")
-        return STOPPED[signal.Signals(stop.signum)]
+        raise ScriptError(
+            "not enough memory: choose smaller --widths or a smaller --batch"
+        ) from error
+    summary = report.summarize(
+        plan,
+        outcome,
+        command=command_line("supervised", _without_folder(argv)),
+        data={
+            "name": images.name,
+            "sha256": images.digest(),
+            "train_images": len(images.x_train),
+            "test_images": len(images.x_test),
+            "shape": list(images.x_train.shape[1:]),
+        },
+        threshold=asked.threshold,
+    )
+    save(asked.out, report.files(summary, outcome.runs))
+    sys.stdout.write(report.markdown(summary))
     return 0
 
 
@@ -45,42 +83,6 @@ def _out_of_memory(error: MemoryError | RuntimeError) -> bool:
     """Whether Python or torch could not allocate; torch has no exception of its own on the CPU."""
     kinds = (MemoryError, torch.OutOfMemoryError)
     return isinstance(error, kinds) or "can't allocate memory" in str(error)
-
-
-def _complain(text: str) -> None:
-    line = "".join(c if c.isprintable() else " " for c in text)
-    sys.stderr.write(f"supervised: {line}\n")
-    sys.stderr.flush()
-
-
-def _run(argv: Sequence[str]) -> None:
-    chosen = options.parse(argv)
-    if chosen.threads is not None:
-        torch.set_num_threads(chosen.threads)
-    images = data.load(chosen.data, chosen.problem)
-    small = images.built_in
-    widths = chosen.widths or (settings.SMALL_WIDTHS if small else settings.WIDTHS)
-    problem = make_problem(chosen.problem, images, widths, chosen.device)
-    batch = chosen.batch or (settings.SMALL_BATCH if small else settings.BATCH[problem.name])
-    if batch > len(problem.train):
-        raise SupervisedError(
-            f"argument --batch: {batch} is more than the {len(problem.train)} training images"
-        )
-    command = shlex.join(["python", "-m", "scripts.supervised", *_without_folder(argv)])
-    if chosen.overhead:
-        _overhead(chosen, problem, batch, command)
-        return
-    plan = _plan(chosen, problem, batch, images)
-    outcome = Campaign(plan, problem, chosen.out).run()
-    summary = report.summarize(
-        plan, outcome, command=command, data=_about(images), threshold=chosen.threshold
-    )
-    labels = {name: f"{name} ({describe(found)})" for name, found in outcome.chosen.items()}
-    goal = summary["threshold"]["train_loss"]
-    title = f"{problem.name}, {images.name}, batch {batch}"
-    picture = figure.draw(outcome.runs, labels, goal, title)
-    report.write_report(chosen.out, summary, picture)
-    sys.stdout.write(report.markdown(summary))
 
 
 def _without_folder(argv: Sequence[str]) -> list[str]:
@@ -94,31 +96,32 @@ def _without_folder(argv: Sequence[str]) -> list[str]:
     return short
 
 
-def _about(images: data.Dataset) -> dict[str, object]:
-    return {
-        "name": images.name,
-        "sha256": images.digest(),
-        "train_images": len(images.x_train),
-        "test_images": len(images.x_test),
-        "shape": list(images.x_train.shape[1:]),
-    }
+def make_plan(asked: argparse.Namespace, problem: Problem, images: Dataset) -> Plan:
+    """The campaign that a command line asks for.
 
-
-def _curvature(chosen: argparse.Namespace, problem: Problem) -> Curvature:
-    constants = settings.KFAC_CONSTANTS[problem.name]
-    return Curvature(
-        statistics_part=chosen.statistics_part or settings.STATISTICS_PART[problem.name],
-        statistics_every=chosen.statistics_every,
-        refresh_every=chosen.refresh_every or constants.refresh_interval,
-    )
-
-
-def _plan(chosen: argparse.Namespace, problem: Problem, batch: int, images: data.Dataset) -> Plan:
+    Raises:
+        ScriptError: The batch is larger than the data, or a run would be too long.
+    """
+    small = images.built_in
+    batch = asked.batch or (settings.SMALL_BATCH if small else settings.BATCH[problem.name])
+    if batch > len(problem.train):
+        raise ScriptError(
+            f"argument --batch: {batch} is more than the {len(problem.train)} training images"
+        )
     per_epoch = len(problem.train) // batch
-    epochs = dict(chosen.epochs)
-    for name in chosen.optimizers:
-        recipe = settings.RECIPES[problem.name][name]
-        epochs.setdefault(name, recipe.small_epochs if images.built_in else recipe.epochs)
+    epochs = dict(asked.epochs)
+    for name in asked.optimizers:
+        recipe = RECIPES[problem.name][name]
+        epochs.setdefault(name, recipe.small_epochs if small else recipe.epochs)
+    lengths = {f"--epochs: {name}={epochs[name]:g}": epochs[name] for name in asked.optimizers}
+    if asked.tune_updates is None:
+        lengths[f"--tune-epochs: {asked.tune_epochs:g}"] = asked.tune_epochs
+    for what, length in lengths.items():
+        if length > _MOST_UPDATES / per_epoch:
+            raise ScriptError(
+                f"argument {what} epochs of {per_epoch} updates are too many:"
+                f" at most {_MOST_UPDATES / per_epoch:g} epochs fit"
+            )
     base = RunSpec(
         problem=problem.name,
         data=images.digest(),
@@ -128,58 +131,123 @@ def _plan(chosen: argparse.Namespace, problem: Problem, batch: int, images: data
         setting={},
         batch=batch,
         updates=0,
-        eval_every=chosen.eval_every or per_epoch,
-        device=str(chosen.device),
-        curvature=_curvature(chosen, problem),
-        constants=settings.kfac_constants(problem.name),
-        measured=chosen.measure,
+        eval_every=asked.eval_every or per_epoch,
+        device=str(asked.device),
+        curvature=Curvature(
+            statistics_part=asked.statistics_part,
+            statistics_every=asked.statistics_every,
+            refresh_every=asked.refresh_every,
+        ),
+        constants=settings.constants(problem.name, "kfac"),
+        measured=asked.measure,
     )
-    _check_length(epochs, chosen, per_epoch)
     return Plan(
-        optimizers=tuple(chosen.optimizers),
-        seeds=tuple(chosen.seeds),
-        updates={name: max(1, round(epochs[name] * per_epoch)) for name in chosen.optimizers},
-        tune_updates=chosen.tune_updates or max(1, round(chosen.tune_epochs * per_epoch)),
-        tune_seed=chosen.tune_seed,
-        fixed=dict(chosen.fix),
+        optimizers=tuple(asked.optimizers),
+        seeds=tuple(asked.seeds),
+        updates={name: max(1, round(epochs[name] * per_epoch)) for name in asked.optimizers},
+        tune_updates=asked.tune_updates or max(1, round(asked.tune_epochs * per_epoch)),
+        tune_seed=asked.tune_seed,
+        fixed=dict(asked.fix),
         updates_per_epoch=per_epoch,
         base=base,
     )
 
 
-def _check_length(epochs: Mapping[str, float], chosen: argparse.Namespace, per_epoch: int) -> None:
-    most = options.MOST_UPDATES / per_epoch
-    asked = {f"--epochs: {name}={epochs[name]:g}": epochs[name] for name in chosen.optimizers}
-    if chosen.tune_updates is None:
-        asked[f"--tune-epochs: {chosen.tune_epochs:g}"] = chosen.tune_epochs
-    for what, value in asked.items():
-        if value > most:
-            raise SupervisedError(
-                f"argument {what} epochs of {per_epoch} updates are too many:"
-                f" at most {most:g} epochs fit"
-            )
+def options(argv: Sequence[str]) -> argparse.Namespace:
+    """Options of a command line; help is printed and ends in SystemExit.
 
-
-def _overhead(chosen: argparse.Namespace, problem: Problem, batch: int, command: str) -> None:
-    curvature = _curvature(chosen, problem)
-    if chosen.block_updates % curvature.refresh_every:
-        raise SupervisedError(
-            f"argument --block-updates: {chosen.block_updates} must be a multiple of the"
-            f" {curvature.refresh_every} updates between inverses"
+    Raises:
+        ScriptError: One line that says what is wrong.
+    """
+    asked = parsed(_parser(), argv)
+    given_once(asked, "optimizers", "seeds")
+    if asked.tune_seed in asked.seeds:
+        raise ScriptError(
+            f"argument --tune-seed: {asked.tune_seed} is among --seeds; tune on another one"
         )
-    recipes = settings.RECIPES[problem.name]
-    fixed = dict(chosen.fix)
-    found = overhead.measure(
-        problem,
-        batch=batch,
-        curvature=curvature,
-        settings={name: fixed.get(name, recipes[name].grid[0]) for name in ("sgd", "kfac")},
-        blocks=chosen.blocks,
-        block_updates=chosen.block_updates,
-        warm_up=chosen.warm_up,
+    for flag in ("epochs", "fix"):
+        for name, _ in getattr(asked, flag):
+            if name not in asked.optimizers:
+                raise ScriptError(
+                    f"argument --{flag}: {name!r} is not among the optimizers"
+                    f" {', '.join(asked.optimizers)}"
+                )
+    for name, setting in asked.fix:
+        _check_fixed(asked.problem, name, setting)
+    asked.device = resolve_device(asked.device)
+    return asked
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.supervised", description=__doc__, allow_abbrev=False
     )
-    overhead.write(chosen.out, found, command)
-    sys.stdout.write(overhead.markdown(found, command))
+    add = parser.add_argument
+    add("problem", choices=tuple(RECIPES), help="network and loss")
+    what = ".npz with x_train, y_train, x_test, y_test; without it a small built-in set is used"
+    add("--data", type=Path, metavar="FILE", help=what)
+    add("--out", type=Path, required=True, help="folder of the results")
+    add("--device", default="cpu", help="auto, cpu, cuda or cuda:N; default cpu")
+    add("--threads", type=integer(1, 1024), help="threads of torch; default torch's own")
+
+    add = parser.add_argument_group("runs").add_argument
+    add("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS), metavar="NAME")
+    add("--seeds", nargs="+", type=integer(0), default=[0, 1, 2], metavar="SEED")
+    what = "epochs of full runs, for example kfac=10 sgd=100"
+    add("--epochs", nargs="+", type=_epochs, default=[], metavar="NAME=EPOCHS", help=what)
+    add("--eval-every", type=integer(1), metavar="UPDATES", help="default an epoch")
+    what = "images of each split that losses are measured on; default all"
+    add("--measure", type=integer(1), metavar="IMAGES", help=what)
+    what = "training loss to reach; default the largest final one over the seeds of sgd"
+    add("--threshold", type=positive(_MOST_VALUE), metavar="LOSS", help=what)
+
+    group = parser.add_argument_group("tuning, the same budget for every setting")
+    budget = group.add_mutually_exclusive_group().add_argument
+    budget("--tune-updates", type=integer(1, _MOST_UPDATES), metavar="UPDATES")
+    length = positive(_MOST_UPDATES)
+    budget("--tune-epochs", type=length, default=settings.TUNE_EPOCHS, metavar="EPOCHS")
+    add = group.add_argument
+    add("--tune-seed", type=integer(0), default=settings.TUNE_SEED, metavar="SEED")
+    form = "NAME:KEY=VALUE[,...]"
+    what = "settings to use instead of tuning, for example kfac:kl_clip=10,damping=0.3"
+    add("--fix", nargs="+", type=_fixed, default=[], metavar=form, help=what)
+
+    add = parser.add_argument_group("problem").add_argument
+    add("--batch", type=integer(1), help="images per update")
+    add("--widths", nargs="+", type=integer(1, 20_000), help="encoder of the autoencoder")
+    part, refresh = settings.STATISTICS_PART, settings.KFAC_CONSTANTS.refresh_interval
+    what = f"K-FAC's statistics from batch/K; default {part}"
+    add("--statistics-part", type=integer(1), default=part, metavar="K", help=what)
+    what = "between statistics; default 1"
+    add("--statistics-every", type=integer(1), default=1, metavar="UPDATES", help=what)
+    what = f"between inverses; default {refresh}"
+    add("--refresh-every", type=integer(1), default=refresh, metavar="UPDATES", help=what)
+    return parser
+
+
+def _check_fixed(problem: ProblemName, name: str, setting: Setting) -> None:
+    wanted = RECIPES[problem][name].grid[0]
+    if setting.keys() != wanted.keys():
+        raise ScriptError(
+            f"argument --fix: {name} needs {' and '.join(wanted)}, got {', '.join(setting)}"
+        )
+    limits = LM[problem]
+    if name == "kfac-adaptive" and not limits.minimum <= setting["damping"] <= limits.maximum:
+        raise ScriptError(
+            f"argument --fix: damping of {name} must lie in [{limits.minimum:g},"
+            f" {limits.maximum:g}], got {setting['damping']:g}"
+        )
+
+
+def _epochs(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    return name, positive(_MOST_UPDATES)(value)
+
+
+def _fixed(text: str) -> tuple[str, Setting]:
+    name, _, rest = text.partition(":")
+    pairs = (pair.partition("=") for pair in rest.split(","))
+    return name, {key: positive(_MOST_VALUE)(value) for key, _, value in pairs}
 
 
 if __name__ == "__main__":

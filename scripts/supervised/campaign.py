@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from scripts.supervised.errors import SupervisedError
+from scripts.common import Screen, ScriptError, TimeLeft
 from scripts.supervised.problems import Problem
-from scripts.supervised.progress import Progress, Tracker
-from scripts.supervised.runs import (
-    Row,
-    RunSpec,
-    describe,
-    is_finished,
-    read_rows,
-    train,
-    write_rows,
-)
-from scripts.supervised.settings import RECIPES, Setting, adaptive_constants
+from scripts.supervised.settings import RECIPES, Setting, constants
+from scripts.supervised.training import Row, RunSpec, describe, read_rows, train, write_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +31,26 @@ class Plan:
     base: RunSpec
     """Fields that all runs share; the others are replaced."""
 
+    def tuning_spec(self, name: str, setting: Setting) -> RunSpec:
+        """A tuning run, which is evaluated at its end alone."""
+        return self._spec(name, self.tune_seed, setting, self.tune_updates, self.tune_updates)
+
+    def full_spec(self, name: str, seed: int, setting: Setting) -> RunSpec:
+        """A full run."""
+        return self._spec(name, seed, setting, self.updates[name], self.base.eval_every)
+
+    def _spec(self, name: str, seed: int, setting: Setting, updates: int, every: int) -> RunSpec:
+        return replace(
+            self.base,
+            optimizer=name,
+            seed=seed,
+            setting=setting,
+            updates=updates,
+            eval_every=every,
+            curvature=self.base.curvature if name.startswith("kfac") else None,
+            constants=constants(self.base.problem, name),
+        )
+
 
 @dataclass
 class Outcome:
@@ -47,7 +58,8 @@ class Outcome:
 
     tuning: dict[str, list[tuple[Setting, Row]]] = field(default_factory=dict)
     """Setting and last evaluation of every tuning run, by optimizer."""
-    chosen: dict[str, Setting] = field(default_factory=dict)
+    settings: dict[str, Setting] = field(default_factory=dict)
+    """Setting of the full runs, by optimizer."""
     runs: dict[tuple[str, int], list[Row]] = field(default_factory=dict)
     """Evaluations of every full run, by optimizer and seed."""
 
@@ -57,124 +69,88 @@ class Campaign:
 
     def __init__(self, plan: Plan, problem: Problem, out: Path) -> None:
         self._plan, self._problem, self._out = plan, problem, out
-        self._tracker = Tracker()
-        self._progress = Progress(self._tracker)
+        self._screen = Screen()
+        self._left = TimeLeft(self._planned())
 
     def run(self) -> Outcome:
         """Do what is left to do.
 
         Raises:
-            SupervisedError: A file in the folder belongs to another campaign or cannot be written,
+            ScriptError: A file in the folder belongs to another campaign or cannot be written,
                 or every setting of an optimizer diverged.
         """
-        self._estimate()
-        outcome = Outcome()
-        try:
-            for name in self._plan.optimizers:
-                outcome.chosen[name] = self._tune(name, outcome)
-            for seed in self._plan.seeds:
-                for name in self._plan.optimizers:
-                    path, spec = self._full(name, seed, outcome.chosen[name])
-                    outcome.runs[name, seed] = self._do(path, spec)
-        finally:
-            self._progress.close()
+        plan, outcome = self._plan, Outcome()
+        with self._screen:
+            for name in plan.optimizers:
+                outcome.settings[name] = self._tune(name, outcome)
+            for seed in plan.seeds:
+                for name in plan.optimizers:
+                    spec = plan.full_spec(name, seed, outcome.settings[name])
+                    outcome.runs[name, seed] = self._do(self._run_path(name, seed), spec)
         return outcome
 
-    def _estimate(self) -> None:
-        """Tell the tracker what is left."""
+    def _planned(self) -> dict[str, float]:
+        """Updates that are left, by optimizer."""
+        planned: dict[str, float] = {}
         for name in self._plan.optimizers:
-            for path, spec in self._candidates(name):
-                if read_rows(path, spec) is None:
-                    self._tracker.plan(name, spec.updates)
-            for seed in self._plan.seeds:
-                if not is_finished(self._run_path(name, seed)):
-                    self._tracker.plan(name, self._plan.updates[name])
+            tuning = [
+                spec.updates
+                for path, spec in self._candidates(name)
+                if read_rows(path, spec) is None
+            ]
+            runs = [s for s in self._plan.seeds if not self._run_path(name, s).exists()]
+            planned[name] = sum(tuning) + len(runs) * self._plan.updates[name]
+        return planned
 
     def _tune(self, name: str, outcome: Outcome) -> Setting:
         """The setting with the lowest training loss at the end of the tuning budget."""
         if name in self._plan.fixed:
             return self._plan.fixed[name]
-        found = [(spec.setting, self._do(path, spec)[-1]) for path, spec in self._candidates(name)]
-        outcome.tuning[name] = found
-        setting, best = min(found, key=lambda pair: pair[1].train_loss)
+        tried = [(spec.setting, self._do(path, spec)[-1]) for path, spec in self._candidates(name)]
+        outcome.tuning[name] = tried
+        setting, best = min(tried, key=lambda pair: pair[1].train_loss)
         if not math.isfinite(best.train_loss):
-            raise SupervisedError(
+            raise ScriptError(
                 f"{name}: every setting diverged within {self._plan.tune_updates} updates"
             )
-        self._progress.note(
+        self._screen.note(
             f"{name}: {describe(setting)} chosen, training loss {best.train_loss:.5g}"
             f" after {best.update} updates"
         )
         return setting
 
-    def _candidates(self, name: str) -> Sequence[tuple[Path, RunSpec]]:
+    def _candidates(self, name: str) -> list[tuple[Path, RunSpec]]:
         """File and description of the tuning runs of an optimizer."""
-        if name in self._plan.fixed:
-            return []
-        updates = self._plan.tune_updates
+        grid = () if name in self._plan.fixed else RECIPES[self._problem.name][name].grid
+        specs = [self._plan.tuning_spec(name, setting) for setting in grid]
         folder = self._out / "tune" / name
-        return [
-            (
-                folder / f"{describe(setting)}.csv",
-                self._spec(name, self._plan.tune_seed, setting, updates, updates),
-            )
-            for setting in RECIPES[self._problem.name][name].grid
-        ]
-
-    def _full(self, name: str, seed: int, setting: Setting) -> tuple[Path, RunSpec]:
-        updates, every = self._plan.updates[name], self._plan.base.eval_every
-        return self._run_path(name, seed), self._spec(name, seed, setting, updates, every)
+        return [(folder / f"{describe(spec.setting)}.csv", spec) for spec in specs]
 
     def _run_path(self, name: str, seed: int) -> Path:
         return self._out / "runs" / name / f"seed{seed}.csv"
 
-    def _spec(self, name: str, seed: int, setting: Setting, updates: int, every: int) -> RunSpec:
-        kfac = name.startswith("kfac")
-        return replace(
-            self._plan.base,
-            optimizer=name,
-            seed=seed,
-            setting=setting,
-            updates=updates,
-            eval_every=every,
-            curvature=self._plan.base.curvature if kfac else None,
-            constants=self._constants(name),
-        )
-
-    def _constants(self, name: str) -> dict[str, object]:
-        """What the settings module fixes for an optimizer, to tell runs apart by."""
-        if not name.startswith("kfac"):
-            return {}
-        if name == "kfac-adaptive":
-            adaptive = adaptive_constants(self._problem.name)
-            return {**self._plan.base.constants, "adaptive": adaptive}
-        return self._plan.base.constants
-
     def _do(self, path: Path, spec: RunSpec) -> list[Row]:
-        """Read a finished run or make it; the file has another name until the end."""
+        """Read a finished run, or make it and write its file at the end."""
         rows = read_rows(path, spec)
         if rows is not None:
             return rows
-        part = path.with_suffix(".part")
         label = f"{spec.optimizer} seed {spec.seed} {describe(spec.setting)}"
-        written = 0
         last = time.monotonic()
 
         def report(rows: list[Row], update: int) -> None:
-            nonlocal written, last
+            nonlocal last
             now = time.monotonic()
-            self._tracker.add(spec.optimizer, 1, now - last)
+            self._left.add(spec.optimizer, 1, now - last)
             last = now
-            if len(rows) > written:
-                write_rows(part, spec, rows, self._plan.updates_per_epoch)
-                written = len(rows)
-            self._progress.update(label, update, spec.updates, rows[-1].train_loss)
+            self._screen.show(
+                f"{label}  update {update:,}/{spec.updates:,}  training loss"
+                f" {rows[-1].train_loss:.5g}  all runs {self._left.share:.1%}  ETA {self._left}"
+            )
 
         rows = train(spec, self._problem, report)
-        self._tracker.plan(spec.optimizer, rows[-1].update - spec.updates)
+        self._left.drop(spec.optimizer, spec.updates - rows[-1].update)
         write_rows(path, spec, rows, self._plan.updates_per_epoch)
-        part.unlink(missing_ok=True)
-        self._progress.note(
+        self._screen.note(
             f"{label}: training loss {rows[-1].train_loss:.5g}, test loss {rows[-1].test_loss:.5g},"
             f" {rows[-1].update} updates in {rows[-1].seconds:.1f} s"
         )

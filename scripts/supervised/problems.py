@@ -1,27 +1,159 @@
-"""The two networks, their losses, and image sets as tensors."""
+"""The two problems: images with labels, networks and losses."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from acktr.envs import one_line
 from acktr.kfac import BernoulliLoss, CategoricalLoss
-from scripts.supervised.data import Dataset
-from scripts.supervised.errors import SupervisedError
+from scripts.common import ScriptError
 from scripts.supervised.settings import ProblemName
 
+_FIELDS = ("x_train", "y_train", "x_test", "y_test")
+_MAX_CLASSES = 1000
 _CHANNELS = (32, 64, 64)
 _DENSE = 128
 _CHUNK = 2000
 _MOST_PARAMETERS = 1 << 28
 """Of the largest network: 1 GiB in float32."""
+_DAMAGES = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""What NumPy and zipfile raise for a file that is no .npz, or a damaged or encrypted one."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images with labels, split into training and test part."""
+
+    name: str
+    """File name, or ``built-in``."""
+    x_train: NDArray[np.uint8]
+    """Training images (N, H, W, C), 0 to 255."""
+    y_train: NDArray[np.int64]
+    """Training labels (N,), from 0."""
+    x_test: NDArray[np.uint8]
+    """Test images (M, H, W, C)."""
+    y_test: NDArray[np.int64]
+    """Test labels (M,)."""
+
+    @property
+    def built_in(self) -> bool:
+        """Whether this is the small synthetic set."""
+        return self.name == "built-in"
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return int(self.y_train.max()) + 1
+
+    def digest(self) -> str:
+        """SHA-256 of all images and labels."""
+        found = hashlib.sha256()
+        for field in _FIELDS:
+            array = np.ascontiguousarray(getattr(self, field))
+            found.update(f"{field}{array.shape}".encode())
+            found.update(array.data)
+        return found.hexdigest()
+
+
+def load(path: Path | None, problem: str) -> Dataset:
+    """Images of an .npz file with x_train, y_train, x_test and y_test, or the built-in ones.
+
+    Raises:
+        ScriptError: The file cannot be read or holds something else; one line.
+    """
+    if path is None:
+        return _built_in_bumps() if problem == "autoencoder" else _built_in_gratings()
+    if not path.is_file():
+        raise ScriptError(f"{path}: cannot read: no such file")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not isinstance(file, NpzFile):
+                raise ValueError("a single array")
+            x_train, y_train, x_test, y_test = (file[name] for name in _FIELDS)
+    except KeyError as error:
+        raise ScriptError(f"{path}: {one_line(error)}") from error
+    except MemoryError as error:
+        raise ScriptError(f"{path}: too large for this machine's memory") from error
+    except _DAMAGES as error:
+        raise ScriptError(f"{path}: cannot read as .npz: {one_line(error)}") from error
+    images = [_images(path, name, x) for name, x in (("x_train", x_train), ("x_test", x_test))]
+    if images[0].shape[1:] != images[1].shape[1:]:
+        shapes = f"{images[0].shape[1:]}, test images {images[1].shape[1:]}"
+        raise ScriptError(f"{path}: training images have shape {shapes}")
+    train = _labels(path, "y_train", y_train, len(images[0]))
+    test = _labels(path, "y_test", y_test, len(images[1]))
+    if test.max() > train.max():
+        raise ScriptError(f"{path}: y_test has label {test.max()}, unknown in training")
+    return Dataset(path.name, images[0], train, images[1], test)
+
+
+def _images(path: Path, name: str, x: NDArray[Any]) -> NDArray[np.uint8]:
+    """Images as uint8 (N, H, W, C)."""
+    if x.dtype != np.uint8:
+        raise ScriptError(f"{path}: {name} must be uint8 images, got {x.dtype}")
+    if x.ndim == 3:
+        x = x[..., None]
+    if x.ndim != 4 or x.shape[3] not in (1, 3) or x.size == 0:
+        raise ScriptError(
+            f"{path}: {name} must have shape (N, height, width) or (N, height, width, 1 or 3), "
+            f"got {x.shape}"
+        )
+    return np.ascontiguousarray(x, dtype=np.uint8)
+
+
+def _labels(path: Path, name: str, y: NDArray[Any], count: int) -> NDArray[np.int64]:
+    if y.dtype.kind not in "iu" or y.shape not in ((count,), (count, 1)):
+        raise ScriptError(
+            f"{path}: {name} must be {count} integers, got {y.dtype} of shape {y.shape}"
+        )
+    if y.min() < 0 or y.max() >= _MAX_CLASSES:
+        raise ScriptError(
+            f"{path}: {name} must lie in 0..{_MAX_CLASSES - 1}, got {y.min()}..{y.max()}"
+        )
+    return y.reshape(count).astype(np.int64)
+
+
+def _built_in_bumps() -> Dataset:
+    """640 images (8, 8, 1): two soft bumps at random places, labelled by the quadrant of one."""
+    rng = np.random.default_rng(0)
+    centres = rng.uniform(0, 7, (640, 2, 2))
+    grid = np.stack(np.meshgrid(np.arange(8), np.arange(8), indexing="ij"), axis=-1)
+    distance = np.square(grid[None, None] - centres[:, :, None, None]).sum(-1)
+    pictures = np.exp(-distance / 3.0).max(axis=1)[..., None]
+    labels = (centres[:, 0, 0] > 3.5) * 2 + (centres[:, 0, 1] > 3.5)
+    return _divided(pictures, labels)
+
+
+def _built_in_gratings() -> Dataset:
+    """640 images (16, 16, 3): noisy gratings, labelled by one of four orientations."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 640)
+    angle = labels * np.pi / 4
+    rows, columns = np.meshgrid(np.arange(16), np.arange(16), indexing="ij")
+    along = np.cos(angle)[:, None, None] * rows[None] + np.sin(angle)[:, None, None] * columns[None]
+    phase = rng.uniform(0, 2 * np.pi, (640, 1, 1, 3))
+    wave = 0.5 + 0.25 * np.sin(along[..., None] * 1.3 + phase)
+    return _divided(wave + rng.normal(0, 0.15, wave.shape), labels)
+
+
+def _divided(pictures: NDArray[np.float64], labels: NDArray[Any]) -> Dataset:
+    x = np.clip(np.round(pictures * 255), 0, 255).astype(np.uint8)
+    y = labels.astype(np.int64)
+    return Dataset("built-in", x[:512], y[:512], x[512:], y[512:])
 
 
 @dataclass(frozen=True)
@@ -97,11 +229,11 @@ def make_problem(
     """The problem with its data on a device.
 
     Raises:
-        SupervisedError: The images are too small for the convnet, or the network is too large.
+        ScriptError: The images are too small for the convnet, or the network is too large.
     """
     height, width = data.x_train.shape[1:3]
     if name == "convnet" and min(height, width) < 8:
-        raise SupervisedError(f"convnet needs images of at least 8x8, got {height}x{width}")
+        raise ScriptError(f"convnet needs images of at least 8x8, got {height}x{width}")
     train = _split(data.x_train, data.y_train, device)
     pixels = train.images.float().div_(255)
     mean = pixels.mean((0, 2, 3)).reshape(-1, 1, 1)
@@ -112,7 +244,7 @@ def make_problem(
         parameters = sum(p.numel() for p in problem.network().parameters())
     if parameters > _MOST_PARAMETERS:
         smaller = "smaller --widths or images" if name == "autoencoder" else "smaller images"
-        raise SupervisedError(
+        raise ScriptError(
             f"{name} would have {parameters:,} parameters, at most {_MOST_PARAMETERS:,} fit:"
             f" choose {smaller}"
         )

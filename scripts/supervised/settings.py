@@ -53,24 +53,14 @@ RECIPES: dict[ProblemName, dict[str, Recipe]] = {
     },
 }
 
-KFAC_CONSTANTS: dict[ProblemName, KFACConfig] = {
-    "autoencoder": KFACConfig(
-        lr=1.0,
-        factored_damping=True,
-        inverse="cholesky",
-        stat_decay=0.95,
-        momentum=0.9,
-        refresh_interval=10,
-    ),
-    "convnet": KFACConfig(
-        lr=1.0,
-        factored_damping=True,
-        inverse="cholesky",
-        stat_decay=0.95,
-        momentum=0.9,
-        refresh_interval=10,
-    ),
-}
+KFAC_CONSTANTS = KFACConfig(
+    lr=1.0,
+    factored_damping=True,
+    inverse="cholesky",
+    stat_decay=0.95,
+    momentum=0.9,
+    refresh_interval=10,
+)
 """K-FAC settings that are not tuned; the tuned ones and L2 are filled in."""
 
 LM: dict[ProblemName, LMConfig] = {
@@ -85,7 +75,7 @@ ADAPTIVE_CLIP: dict[ProblemName, float | None] = {"autoencoder": 10.0, "convnet"
 WEIGHT_DECAY: dict[ProblemName, float] = {"autoencoder": 1e-5, "convnet": 0.0}
 """L2 coefficient of weight matrices, the same for all optimizers; not part of the reported loss."""
 
-STATISTICS_PART: dict[ProblemName, int] = {"autoencoder": 8, "convnet": 8}
+STATISTICS_PART = 8
 """K-FAC's statistics come from the first 1/k of each batch."""
 
 BATCH: dict[ProblemName, int] = {"autoencoder": 1000, "convnet": 128}
@@ -101,13 +91,13 @@ TUNE_EPOCHS = 3.0
 TUNE_SEED = 1000
 
 
-def kfac_constants(problem: ProblemName) -> dict[str, object]:
-    """The constants that differ from the library's defaults, to tell runs apart by."""
+def constants(problem: ProblemName, optimizer: str) -> dict[str, object]:
+    """What is fixed here and differs from the library's defaults, to tell runs apart by."""
+    if not optimizer.startswith("kfac"):
+        return {}
     defaults = asdict(KFACConfig())
-    chosen = asdict(KFAC_CONSTANTS[problem])
-    return {name: value for name, value in chosen.items() if value != defaults[name]}
-
-
-def adaptive_constants(problem: ProblemName) -> dict[str, object]:
-    """The constants of kfac-adaptive beside those of K-FAC, to tell runs apart by."""
-    return {**asdict(LM[problem]), "kl_clip": ADAPTIVE_CLIP[problem]}
+    fixed = asdict(KFAC_CONSTANTS)
+    differing = {name: value for name, value in fixed.items() if value != defaults[name]}
+    if optimizer == "kfac":
+        return differing
+    return {**differing, "adaptive": {**asdict(LM[problem]), "kl_clip": ADAPTIVE_CLIP[problem]}}

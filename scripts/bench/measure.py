@@ -1,23 +1,35 @@
-"""Our algorithms: speed of training, where the time goes, and the two limits of the speed."""
+"""Measures one case: our training, its parts and its two limits, or what other files measure.
+
+``python -m scripts.bench.measure FOLDER`` does the task of a folder; a case has a process of its
+own, so that neither memory nor threads nor caches of one are those of another.
+"""
 
 from __future__ import annotations
 
+import json
+import multiprocessing
+import os
+import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from acktr.compute import one_thread
-from acktr.config import Config
+from acktr.config import Config, from_dict
 from acktr.envs import AnyVectorEnv, group_count
+from acktr.files import read_object, write_atomic
 from acktr.rollout import make_batch
 from acktr.runs.saved import limit_threads
 from acktr.train import Trainer, training_envs
-from scripts.bench.cases import Timing
-from scripts.bench.memory import peak_mib
-from scripts.bench.windows import Windows
+from scripts.bench.cases import Case, Timing
+
+TASK, RESULT, OUTPUT = "task.json", "result.json", "output.txt"
+"""Files of a task: what to measure, what was found, and what the process said."""
 
 _ENDLESS = 10**12
 """Steps of a training that is stopped before; step sizes stay those of the beginning."""
@@ -27,6 +39,95 @@ _ROLLOUT = ("env", "forward", "update")
 """Parts of training by their tags time/..., of which forward is acting."""
 _RENAMED = {"factors": "statistics", "apply": "precondition"}
 _INSIDE_STEP = ("refresh", "apply")
+_PROCESSES = Path("/proc")
+
+
+def write_task(folder: Path, case: Case, timing: Timing) -> None:
+    """Leave a task in a folder."""
+    values = {"case": asdict(case), "timing": asdict(timing)}
+    (folder / TASK).write_text(json.dumps(values))
+
+
+def work(folder: Path) -> None:
+    """Do the task of a folder and leave the result there, JSON values."""
+    task = read_object(folder / TASK)
+    case, timing = Case(**task["case"]), Timing(**task["timing"])
+    torch.set_num_threads(timing.threads)
+    found = measure(case, timing)
+    found.setdefault("peak_mib", peak_mib())  # with processes, where there were some
+    write_atomic(folder / RESULT, json.dumps(found).encode())
+
+
+def measure(case: Case, timing: Timing) -> dict[str, Any]:
+    """The measurement of a case; what only some cases need is imported for them alone."""
+    if case.kind == "kfac":
+        from scripts.bench.kfac import measure_kfac
+
+        return measure_kfac(case, timing)
+    if case.kind in ("atari peer", "mujoco peer"):
+        from scripts.bench import peers
+
+        of = peers.measure_mujoco if case.kind == "mujoco peer" else peers.measure_atari
+        return of(case, timing)
+    of_ours = {"environment": measure_environment, "compute": measure_compute}
+    return of_ours.get(case.kind, measure_training)(from_dict(case.settings), timing)
+
+
+class Windows:
+    """Takes the ends of updates and keeps the speed of each window.
+
+    Args:
+        timing: Lengths.
+        clock: Seconds.
+    """
+
+    def __init__(self, timing: Timing, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.rates: list[float] = []
+        """Environment steps per second of each finished window."""
+        self.updates = 0
+        """Updates since the warm-up."""
+        self.seconds = 0.0
+        """Seconds of all finished windows together."""
+        self.warm = False
+        """Whether the warm-up is over."""
+        self._timing = timing
+        self._clock = clock
+        self._started = clock()
+        self._steps = 0
+        self._cold_updates = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether there are as many windows as wanted."""
+        return len(self.rates) >= self._timing.windows
+
+    def end_update(self, timesteps: int) -> None:
+        """Record the end of an update.
+
+        Args:
+            timesteps: Environment steps so far, those of the warm-up included.
+        """
+        now = self._clock()
+        if self.warm:
+            self._count(now, timesteps)
+            return
+        self._cold_updates += 1
+        long_enough = now - self._started >= self._timing.warm_up
+        if long_enough and self._cold_updates >= self._timing.warm_up_updates:
+            self.warm, self._started, self._steps = True, now, timesteps
+
+    def _count(self, now: float, timesteps: int) -> None:
+        self.updates += 1
+        elapsed = now - self._started
+        if elapsed < self._timing.seconds:
+            return
+        self.rates.append((timesteps - self._steps) / elapsed)
+        self.seconds += elapsed
+        self._started, self._steps = now, timesteps
+
+    def result(self) -> dict[str, Any]:
+        """The measurement as JSON values."""
+        return {"rates": self.rates, "updates": self.updates, "seconds": self.seconds}
 
 
 def measure_training(config: Config, timing: Timing) -> dict[str, Any]:
@@ -168,3 +269,38 @@ def _acting(
         acting.values(last)
 
     return act
+
+
+def peak_mib() -> float | None:
+    """Largest resident memory so far of this process and of those it has started, in MiB.
+
+    Pages that they share are counted once for each of them. What the kernel keeps for a process is
+    read, because ``getrusage`` starts at the peak of the process that has started this one.
+
+    Returns:
+        None where the system does not tell.
+    """
+    peaks = [_value(process, "VmHWM") for process in (os.getpid(), *_children())]
+    known = [peak for peak in peaks if peak is not None]
+    return sum(known) / 1024 if len(known) == len(peaks) else None
+
+
+def _children() -> set[int]:
+    """Processes of this one, by fork or by way of multiprocessing's server."""
+    started = {child.pid for child in multiprocessing.active_children() if child.pid is not None}
+    numbers = [int(path.name) for path in _PROCESSES.glob("[0-9]*")]
+    return started | {number for number in numbers if _value(number, "PPid") == os.getpid()}
+
+
+def _value(process: int, name: str) -> int | None:
+    """A number in the status that the system keeps of a process."""
+    try:
+        lines = (_PROCESSES / str(process) / "status").read_text().splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith(f"{name}:")]
+    return int(found[0]) if found else None
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]))

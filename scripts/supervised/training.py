@@ -1,0 +1,296 @@
+"""One run: an optimizer's updates, evaluations between them, and the CSV file of the run."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from acktr.files import flat, reason
+from acktr.kfac import KFAC, FactorError
+from acktr.runs.tables import read_table
+from scripts.common import ScriptError, save
+from scripts.supervised.problems import Problem, batches
+from scripts.supervised.settings import (
+    ADAPTIVE_CLIP,
+    KFAC_CONSTANTS,
+    LM,
+    SGD_MOMENTUM,
+    WEIGHT_DECAY,
+    ProblemName,
+    Setting,
+)
+
+COLUMNS = ("optimizer", "seed", "setting", "update", "epoch", "seconds", "train_loss", "test_loss")
+_CHECK = 20
+"""Updates between looks at whether the loss is still finite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curvature:
+    """When K-FAC's curvature is renewed, and from what."""
+
+    statistics_part: int
+    """Statistics come from the first 1/k of the batch, in a forward pass of its own if k > 1."""
+    statistics_every: int
+    """Updates between statistics."""
+    refresh_every: int
+    """Updates between inverses."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """Everything that decides the outcome of a run, apart from the machine."""
+
+    problem: ProblemName
+    data: str
+    """SHA-256 of the data set."""
+    widths: tuple[int, ...]
+    optimizer: str
+    seed: int
+    setting: Setting
+    batch: int
+    updates: int
+    eval_every: int
+    device: str
+    curvature: Curvature | None
+    """None for optimizers without."""
+    constants: dict[str, object] = field(default_factory=dict)
+    """Untuned settings of K-FAC, empty for the other optimizers."""
+    measured: int | None = None
+    """Images of each split that losses are measured on; None for all."""
+
+    def identity(self) -> str:
+        """One line of JSON."""
+        values = asdict(self)
+        if self.measured is None:
+            del values["measured"]
+        return json.dumps(values, sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Row:
+    """An evaluation."""
+
+    update: int
+    seconds: float
+    """Seconds of training until then, evaluations left out."""
+    train_loss: float
+    """Loss on the measured training images; infinite if the run diverged."""
+    test_loss: float
+
+
+def describe(setting: Setting) -> str:
+    """For example lr=1,damping=9."""
+    return ",".join(f"{name}={value:g}" for name, value in setting.items())
+
+
+class Stepper:
+    """Trains a network one update at a time.
+
+    Args:
+        name: Optimizer, one of ``settings.OPTIMIZERS``.
+        problem: Loss and objective.
+        network: What is trained.
+        setting: Tuned values of the optimizer.
+        curvature: When K-FAC takes statistics and inverts; not used by the others.
+        seed: Of K-FAC's sampled targets.
+        mark: Told the name of each part of an update when the part ends.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        problem: Problem,
+        network: nn.Module,
+        setting: Setting,
+        curvature: Curvature | None,
+        seed: int,
+        mark: Callable[[str], None] = lambda part: None,
+    ) -> None:
+        self._problem, self._network, self._mark = problem, network, mark
+        self._curvature = curvature or Curvature(
+            statistics_part=1, statistics_every=1, refresh_every=1
+        )
+        self._updates = 0
+        self.optimizer: KFAC | torch.optim.Optimizer
+        if name in ("sgd", "adam"):
+            self.optimizer = _torch_optimizer(name, problem.name, network, setting)
+        else:
+            refresh = self._curvature.refresh_every
+            self.optimizer = _kfac(name, problem.name, network, setting, refresh, seed)
+
+    def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Make one update and return the loss of the batch before it, detached."""
+        output = self._forward(inputs)
+        self.optimizer.zero_grad()
+        loss = self._problem.objective(output, targets)
+        torch.autograd.backward(loss)
+        self._mark("backward")
+        if isinstance(self.optimizer, KFAC):
+            self.optimizer.step(
+                objective=lambda: self._problem.objective(self._network(inputs), targets)
+            )
+        else:
+            self.optimizer.step()
+        self._mark("step")
+        return loss.detach()
+
+    def _forward(self, inputs: Tensor) -> Tensor:
+        """The network's output; on the way K-FAC's statistics, if they are due."""
+        due = self._updates % self._curvature.statistics_every == 0
+        part = self._curvature.statistics_part
+        self._updates += 1
+        if not (due and isinstance(self.optimizer, KFAC)):
+            output: Tensor = self._network(inputs)
+            self._mark("forward")
+            return output
+        seen = inputs if part == 1 else inputs[: max(1, len(inputs) // part)]
+        with self.optimizer.capture() as captured:
+            output = self._network(seen)
+        self._mark("forward" if part == 1 else "capture")
+        self.optimizer.observe(captured, output, self._problem.loss)
+        self._mark("observe")
+        if part > 1:
+            output = self._network(inputs)
+            self._mark("forward")
+        return output
+
+
+def _kfac(
+    name: str, problem: ProblemName, network: nn.Module, setting: Setting, refresh: int, seed: int
+) -> KFAC:
+    config = dataclasses.replace(
+        KFAC_CONSTANTS,
+        damping=setting["damping"],
+        kl_clip=setting["kl_clip"] if name == "kfac" else ADAPTIVE_CLIP[problem],
+        weight_decay=WEIGHT_DECAY[problem],
+        refresh_interval=refresh,
+    )
+    if name == "kfac":
+        return KFAC(network, config, seed=seed)
+    return KFAC(network, config, step_rule="quadratic_model", adaptive=LM[problem], seed=seed)
+
+
+def _torch_optimizer(
+    name: str, problem: ProblemName, network: nn.Module, setting: Setting
+) -> torch.optim.Optimizer:
+    decay, lr = WEIGHT_DECAY[problem], setting["lr"]
+    groups = [
+        {"params": [p for p in network.parameters() if p.ndim > 1], "weight_decay": decay},
+        {"params": [p for p in network.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if name == "adam":
+        return torch.optim.Adam(groups, lr=lr)
+    return torch.optim.SGD(groups, lr=lr, momentum=SGD_MOMENTUM)
+
+
+def train(spec: RunSpec, problem: Problem, report: Callable[[list[Row], int], None]) -> list[Row]:
+    """Train and evaluate; a run that diverges ends at once with an infinite loss.
+
+    Args:
+        spec: The run.
+        problem: Network and data.
+        report: Called after each update with the evaluations so far and the number of updates.
+    """
+    device = problem.mean.device
+    torch.manual_seed(spec.seed)
+    network = problem.network().to(device)
+    step = Stepper(spec.optimizer, problem, network, spec.setting, spec.curvature, spec.seed)
+    rows = [_evaluation(spec, problem, network, 0, 0.0)]
+    seconds = 0.0
+    stream = batches(len(problem.train), spec.batch, spec.seed)
+    for update in range(1, spec.updates + 1):
+        started = time.perf_counter()
+        inputs, targets = problem.batch(problem.train, next(stream).to(device))
+        due = update % spec.eval_every == 0 or update == spec.updates
+        healthy = _attempt(step, inputs, targets, check=due or update % _CHECK == 0)
+        if due and device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds += time.perf_counter() - started
+        if not healthy:
+            rows.append(Row(update, seconds, math.inf, math.inf))
+        elif due:
+            rows.append(_evaluation(spec, problem, network, update, seconds))
+        report(rows, update)
+        if not math.isfinite(rows[-1].train_loss):
+            break
+    return rows
+
+
+def _attempt(step: Stepper, inputs: Tensor, targets: Tensor, *, check: bool) -> bool:
+    """Make an update; False if it breaks down, or if ``check`` finds the loss not finite."""
+    try:
+        loss = step(inputs, targets)
+    except FactorError:
+        return False
+    return not check or math.isfinite(float(loss))
+
+
+def _evaluation(
+    spec: RunSpec, problem: Problem, network: nn.Module, update: int, seconds: float
+) -> Row:
+    splits = (problem.train, problem.test)
+    losses = [problem.evaluate(network, split, spec.measured) for split in splits]
+    train_loss, test_loss = (loss if math.isfinite(loss) else math.inf for loss in losses)
+    return Row(update, seconds, train_loss, test_loss)
+
+
+def write_rows(path: Path, spec: RunSpec, rows: Sequence[Row], updates_per_epoch: int) -> None:
+    """Write or replace the CSV file of a run; its first line is the run's identity."""
+    text = io.StringIO()
+    text.write(f"#{spec.identity()}\n")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        fixed = (spec.optimizer, spec.seed, describe(spec.setting), row.update)
+        numbers = (row.update / updates_per_epoch, row.seconds, row.train_loss, row.test_loss)
+        writer.writerow([*fixed, *(f"{number:.9g}" for number in numbers)])
+    save(path.parent, {path.name: text.getvalue().encode()})
+
+
+def read_rows(path: Path, spec: RunSpec) -> list[Row] | None:
+    """The evaluations of a finished run; None if there is no such file.
+
+    Raises:
+        ScriptError: The file is damaged or belongs to another run.
+    """
+    try:
+        path.stat()
+        content = read_table(path)
+        rows = [
+            Row(int(row["update"]), *(float(row[name]) for name in COLUMNS[-3:]))
+            for row in content.rows
+        ]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise ScriptError(f"{path}: cannot read: {reason(error)}") from error
+    except (KeyError, ValueError) as error:
+        raise ScriptError(f"{path}: not a run's file: {error}") from error
+    if content.comment != f"#{spec.identity()}" or not rows:
+        raise ScriptError(
+            f"{path}: {_difference(content.comment, spec)}; choose another --out or delete the file"
+        )
+    return rows
+
+
+def _difference(comment: str | None, spec: RunSpec) -> str:
+    """The first value in which a file's identity differs."""
+    try:
+        stored = flat(json.loads((comment or "#").removeprefix("#")))
+    except (ValueError, AttributeError, RecursionError):
+        return "not a run's file"
+    for name, wanted in flat(json.loads(spec.identity())).items():
+        if stored.get(name) != wanted:
+            return f"made with {name} {stored.get(name)}, not {wanted}"
+    return "made by another version of this script"
