@@ -339,7 +339,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: An unknown key (with a suggestion), a wrong type or a value out of range.
     """
-    config: Config = _build(Config, values, "")
+    config: Config = build(Config, values)
     return config
 
 
@@ -351,19 +351,30 @@ def merge(config: Config, values: Any) -> Config:
     """
     if not isinstance(values, Mapping):
         raise ConfigError("configuration: the file must be an object of settings")
-    return from_dict(_overlay(to_dict(config), values))
+    return from_dict(overlay(to_dict(config), values))
 
 
-def _overlay(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+def overlay(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON values with part of them replaced, nested ones one by one."""
     merged = dict(base)
     for key, value in values.items():
         old = base.get(key)
         nested = isinstance(old, Mapping) and isinstance(value, Mapping)
-        merged[key] = _overlay(old or {}, value) if nested else value
+        merged[key] = overlay(old or {}, value) if nested else value
     return merged
 
 
-def _build(kind: type[Any], values: Any, path: str) -> Any:
+def build(kind: type[Any], values: Any, path: str = "") -> Any:
+    """A dataclass of settings from JSON values.
+
+    Args:
+        kind: Its class.
+        values: An object with its fields; those that are left out have their defaults.
+        path: Where it is in a larger one, for messages.
+
+    Raises:
+        ConfigError: An unknown or missing key, a wrong type or a value out of range.
+    """
     if not isinstance(values, Mapping):
         raise ConfigError(f"configuration: {path or 'the file'} must be an object of settings")
     hints = typing.get_type_hints(kind)
@@ -378,10 +389,13 @@ def _build(kind: type[Any], values: Any, path: str) -> Any:
             hint = f" (did you mean {close[0]}?)" if close else ""
             raise ConfigError(f"configuration: unknown setting {where}{hint}")
         chosen[key] = _convert(hints[key], value, where)
+    for item in dataclasses.fields(kind):
+        free = item.default is item.default_factory is dataclasses.MISSING
+        if free and item.name not in chosen:
+            where = f"{path}.{item.name}" if path else item.name
+            raise ConfigError(f"configuration: {where} is missing")
     try:
         return kind(**chosen)
-    except TypeError:
-        raise ConfigError("configuration: env is missing") from None
     except ValueError as error:
         raise ConfigError(f"{path}.{error}" if path else str(error)) from None
 
@@ -398,7 +412,7 @@ def _require_unused(name: str, value: Any) -> None:
 def _convert(hint: Any, value: Any, where: str) -> Any:
     """Value as the field's type; JSON has lists for tuples and may write 1 for 1.0."""
     if dataclasses.is_dataclass(hint):
-        return _build(typing.cast("type[Any]", hint), value, where)
+        return build(typing.cast("type[Any]", hint), value, where)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint == Workers and value == "auto":
         return value

@@ -177,8 +177,7 @@ def _mujoco() -> Suite:
 
 def _published_ppo() -> dict[str, Any]:
     """The values that scripts.peers trains with."""
-    from scripts.peers.chosen import choose
-    from scripts.peers.settings import to_dict
+    from scripts.peers.settings import choose, to_dict
 
     return to_dict(choose("sb3-ppo", _ROBOT, None, None).settings)
 

@@ -1,19 +1,42 @@
-"""From the command line to the run folders."""
+"""Train the algorithms of stable-baselines3 and sb3-contrib as our own runs are trained.
+
+Environments, seeds, steps and evaluation are the same; RUN_DIR/ENV/PEER/seedN is written. Several
+values of --peers, --envs or --seeds are a grid, of which finished runs are skipped. A run that is
+stopped is made from the start the next time. sb3-a2c and sb3-trpo take the values of our own preset
+for the environment, or of the run that --like names; sb3-ppo takes those published for it in
+rl-baselines3-zoo.
+"""
 
 from __future__ import annotations
 
-import signal
+import argparse
+import re
 import sys
+import tempfile
+import time
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from acktr.envs import EnvError, describe
-from acktr.interrupts import STOPPED, Interrupts, Stopped
-from acktr.runs.folder import RunError
-from scripts.peers import options
-from scripts.peers.errors import PeerError, PeerFault
+from acktr.compare.pool import ChildProcess, Pool
+from acktr.envs import describe
+from acktr.interrupts import Interrupts
+from acktr.runs.progress import duration
+from acktr.runs.start import TrainingFault
+from scripts.common import Screen, ScriptError, complain, given_once, integer, parsed, run
+from scripts.peers.translate import OURS
 
-BAD_INPUT, NUMERIC_FAILURE, ENVIRONMENT_FAULT = 2, 70, 76
+if TYPE_CHECKING:
+    from scripts.peers.runs import Job
+
+PEERS = ("sb3-a2c", "sb3-trpo", "sb3-ppo")
+NUMERIC_FAILURE, ENVIRONMENT_FAULT = 70, 76
+_LAST_SEED = 2**31 - 2**20 - 1
+_POLL = 0.2
+_INTERVAL = 30.0
+"""Seconds between lines that say how far the runs are."""
+_SHARE = re.compile(r"\((\d+\.\d)%\)")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -22,39 +45,21 @@ def main(argv: Sequence[str]) -> int:
     0 done; 2 bad input; 70 training broke, or some runs of a grid failed; 76 the environment
     broke; 130 Ctrl-C, 75 SIGTERM.
     """
+    note = "finished runs are kept, the same command makes the others"
     try:
-        with Interrupts() as interrupts:
-            return _run(argv, interrupts)
-    except (PeerError, EnvError, RunError) as error:
-        _complain(f"error: {error}")
-        return BAD_INPUT
-    except PeerFault as error:
-        _complain(f"error: {error}")
+        return run("peers", lambda interrupts: _train(argv, interrupts), note)
+    except TrainingFault as error:
+        complain("peers", f"error: {error}")
         return ENVIRONMENT_FAULT if error.environment else NUMERIC_FAILURE
-    except Stopped as stop:
-        _complain("stopped; finished runs are kept, the same command makes the others")
-        return STOPPED[signal.Signals(stop.signum)]
 
 
-def _complain(text: str) -> None:
-    line = "".join(c if c.isprintable() else " " for c in text)
-    sys.stderr.write(f"peers: {line}\n")
-    sys.stderr.flush()
-
-
-def _say(text: str) -> None:
-    sys.stdout.write("".join(c if c.isprintable() else " " for c in text) + "\n")
-    sys.stdout.flush()
-
-
-def _run(argv: Sequence[str], interrupts: Interrupts) -> int:
-    asked = options.parse(argv)
+def _train(argv: Sequence[str], interrupts: Interrupts) -> int:
+    asked = _options(argv)
     for module in ("stable_baselines3", "sb3_contrib"):
         if find_spec(module) is None:
-            raise PeerError(f"{module} is not installed; pip install 'acktr[bench]' brings it")
-    from scripts.peers.chosen import choose
-    from scripts.peers.grid import Grid
+            raise ScriptError(f"{module} is not installed; pip install 'acktr[bench]' brings it")
     from scripts.peers.runs import Job, is_finished, make
+    from scripts.peers.settings import choose
 
     for env in asked.envs:
         describe(env)
@@ -65,21 +70,124 @@ def _run(argv: Sequence[str], interrupts: Interrupts) -> int:
             seed=seed,
             total_timesteps=asked.total_timesteps,
             eval_episodes=asked.eval_episodes,
-            chosen=choose(peer, env, asked.like, asked.settings),
+            origin=choose(peer, env, asked.like, asked.settings),
         )
         for env in asked.envs
         for peer in asked.peers
         for seed in asked.seeds
     ]
     if len(jobs) == 1:
-        _say(make(jobs[0], asked.run_dir, ["python", "-m", "scripts.peers", *argv]))
+        print(make(jobs[0], asked.run_dir, ["python", "-m", "scripts.peers", *argv]))
         return 0
     left = [job for job in jobs if not is_finished(job, asked.run_dir)]
-    _say(f"{len(jobs)} runs, {len(jobs) - len(left)} of them finished")
-    failed = Grid(left, asked.workers, options.shared(asked), _say, interrupts).run()
+    print(f"{len(jobs)} runs, {len(jobs) - len(left)} of them finished", flush=True)
+    with tempfile.TemporaryDirectory(prefix="peers-") as logs:
+        failed = _Grid(left, asked, Path(logs)).run(interrupts)
     if failed:
-        _complain(f"error: {len(failed)} runs failed: {', '.join(failed)}")
+        complain("peers", f"error: {len(failed)} runs failed: {', '.join(failed)}")
     return NUMERIC_FAILURE if failed else 0
+
+
+class _Grid:
+    """Makes runs in processes, each of which is this script with one run.
+
+    Args:
+        jobs: The runs.
+        asked: Options of the grid.
+        logs: Folder for what the processes say.
+    """
+
+    def __init__(self, jobs: Sequence[Job], asked: argparse.Namespace, logs: Path) -> None:
+        self._total = len(jobs)
+        self._asked = asked
+        self._logs = logs
+        self._children: dict[str, ChildProcess] = {}
+        self._pool = Pool(jobs, asked.workers, self._launch)
+        self._done = 0
+
+    def run(self, interrupts: Interrupts) -> list[str]:
+        """Make all runs; one that fails does not stop the others.
+
+        After a signal the processes are asked to stop, upon which they remove their unfinished
+        folders; a second one kills them.
+
+        Returns:
+            Names of the runs that failed.
+
+        Raises:
+            Stopped: A signal came.
+        """
+        failed: list[str] = []
+        started = time.monotonic()
+        with Screen(_INTERVAL) as screen, self._pool as pool, interrupts.deferred():
+            while pool.busy:
+                if interrupts.requested is not None:
+                    pool.stop()
+                for end in pool.step():
+                    self._done += 1
+                    del self._children[end.job.name]
+                    if end.code != 0:
+                        failed.append(end.job.name)
+                    if interrupts.requested is None:
+                        how = "" if end.code == 0 else f"{end.job.name} failed, code {end.code}: "
+                        print(f"[{self._done}/{self._total}] {how}{end.line}", flush=True)
+                screen.show(*self._lines(time.monotonic() - started))
+                time.sleep(_POLL)
+            interrupts.check()
+        return failed
+
+    def _launch(self, job: Job) -> ChildProcess:
+        asked = self._asked
+        args = ["--peer", job.peer, "--env", job.env, "--seed", str(job.seed)]
+        for flag in ("run_dir", "total_timesteps", "eval_episodes", "like", "settings"):
+            value = getattr(asked, flag)
+            if value is not None:
+                args += [f"--{flag.replace('_', '-')}", str(value)]
+        log = self._logs / f"{len(list(self._logs.iterdir()))}.log"
+        self._children[job.name] = ChildProcess(args, log, module="scripts.peers")
+        return self._children[job.name]
+
+    def _lines(self, elapsed: float) -> list[str]:
+        """How far the grid and its running runs are, by the last lines of these."""
+        said = {name: child.last_line() or "starting" for name, child in self._children.items()}
+        parts = [float(found[1]) / 100 for line in said.values() if (found := _SHARE.search(line))]
+        share = (self._done + sum(parts)) / max(self._total, 1)
+        left = duration(elapsed * (1 - share) / share) if share > 0 else "-"
+        head = f"{self._done} of {self._total} runs made, {share:.1%}, ETA {left}"
+        return [head, *(f"  {name}: {line}" for name, line in said.items())]
+
+
+def _options(argv: Sequence[str]) -> argparse.Namespace:
+    """Options of a command line; help is printed and ends in SystemExit.
+
+    Raises:
+        ScriptError: One line that says what is wrong.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.peers", description=__doc__, allow_abbrev=False
+    )
+    add = parser.add_argument
+    names = ", ".join(PEERS)
+    add("--peers", "--peer", nargs="+", required=True, choices=PEERS, metavar="PEER", help=names)
+    add("--envs", "--env", nargs="+", required=True, metavar="ENV")
+    seed = integer(0, _LAST_SEED)
+    add("--seeds", "--seed", nargs="+", type=seed, default=[0], metavar="SEED")
+    add("--run-dir", type=Path, default=Path("runs"), help="default runs")
+    steps = integer(1, 10**10)
+    what = "environment steps, summed over parallel environments; default 1000000"
+    add("--total-timesteps", type=steps, default=1_000_000, metavar="STEPS", help=what)
+    add("--eval-episodes", type=integer(1, 10_000), default=20, metavar="N", help="default 20")
+    add("--workers", type=integer(1, 256), default=1, help="processes of a grid; default 1")
+    add("--like", type=Path, metavar="PATH", help="run of a2c or trpo, or its config.json")
+    what = "JSON with settings that replace others"
+    add("--settings", type=Path, metavar="FILE", help=what)
+    asked = parsed(parser, argv)
+    given_once(asked, "peers", "envs", "seeds")
+    if asked.like is not None and not set(asked.peers) <= set(OURS):
+        raise ScriptError(f"argument --like: only {' and '.join(OURS)} are like runs of ours")
+    if asked.settings is not None and len(asked.peers) > 1:
+        raise ScriptError("argument --settings: a file of settings is for one peer")
+    return asked
 
 
 if __name__ == "__main__":

@@ -24,17 +24,19 @@ from stable_baselines3.common.vec_env import VecNormalize
 from acktr.envs import EnvFault, make_vec, one_line
 from acktr.evaluate import Evaluation, evaluate
 from acktr.files import reason, safe_name, write_atomic
-from acktr.runs.folder import RunError, RunFolder, versions
+from acktr.runs.folder import RunFolder, versions
 from acktr.runs.logger import RunLogger
-from acktr.runs.progress import Progress
+from acktr.runs.progress import Progress, duration
 from acktr.runs.session import EVALUATION_ENVS, EVALUATION_SEED
+from acktr.runs.start import TrainingFault
 from acktr.runs.tables import read_table
 from acktr.train import Episode, TrainStats
-from scripts.peers.chosen import Chosen
-from scripts.peers.errors import PeerError, PeerFault
+from scripts.common import ScriptError
 from scripts.peers.models import make_model
-from scripts.peers.settings import to_dict
+from scripts.peers.settings import Origin, to_dict
 
+_NEVER = 10**12
+"""Updates between the library's own logs."""
 _PACKAGES = ("stable-baselines3", "sb3-contrib")
 
 
@@ -47,7 +49,7 @@ class Job:
     seed: int
     total_timesteps: int
     eval_episodes: int
-    chosen: Chosen
+    origin: Origin
 
     @property
     def name(self) -> str:
@@ -60,45 +62,44 @@ class Job:
 
     def config(self) -> dict[str, Any]:
         """What goes into config.json: every value that decides the outcome."""
-        settings = to_dict(self.chosen.settings)
+        settings = to_dict(self.origin.settings)
         head = {
             "env": self.env,
             "algo": self.peer,
             "seed": self.seed,
             "total_timesteps": self.total_timesteps,
             "eval_episodes": self.eval_episodes,
-            "source": self.chosen.source,
+            "source": self.origin.source,
         }
-        return json.loads(json.dumps(head | settings))
+        values: dict[str, Any] = json.loads(json.dumps(head | settings))
+        return values
 
 
 def is_finished(job: Job, run_dir: Path) -> bool:
     """Whether the run's folder is there and complete; False if there is none.
 
     Raises:
-        PeerError: There is a folder of another run, or one that no run left.
+        ScriptError, RunError: There is a folder of another run, or one that no run left.
     """
     path = job.path(run_dir)
     try:
         if not path.exists() or (path.is_dir() and not any(path.iterdir())):
             return False
         stored = RunFolder.open(path).read_config()
-        wanted = job.config()
-        decisive = [key for key in wanted if key != "source"]
-        other = next((key for key in decisive if stored.get(key) != wanted[key]), None)
         steps = [int(row["timesteps"]) for row in read_table(path / "eval.csv").rows]
-    except RunError as error:
-        raise PeerError(f"{error}; choose another --run-dir") from error
     except OSError as error:
-        raise PeerError(f"{path}: cannot read: {reason(error)}") from error
+        raise ScriptError(f"{path}: cannot read: {reason(error)}") from error
     except (ValueError, KeyError) as error:
-        raise PeerError(f"{path / 'eval.csv'}: no evaluations in it; delete the folder") from error
-    if other is not None:
-        raise PeerError(
-            f"{path} holds a run with another {other}; choose another --run-dir or delete it"
-        )
+        raise ScriptError(
+            f"{path / 'eval.csv'}: no evaluations in it; delete the folder"
+        ) from error
+    for key, wanted in job.config().items():
+        if key != "source" and stored.get(key) != wanted:
+            raise ScriptError(
+                f"{path} holds a run with another {key}; choose another --run-dir or delete it"
+            )
     if not steps or steps[-1] < job.total_timesteps:
-        raise PeerError(f"{path} holds a run without final evaluation; delete it")
+        raise ScriptError(f"{path} holds a run without final evaluation; delete it")
     return True
 
 
@@ -118,28 +119,28 @@ def make(job: Job, run_dir: Path, argv: Sequence[str]) -> str:
         A line that sums the run up.
 
     Raises:
-        PeerError: The folder is taken or cannot be written.
+        ScriptError: The folder is taken or cannot be written.
         EnvError: The environment cannot be made.
-        PeerFault: Training or the environment broke.
+        TrainingFault: Training or the environment broke.
     """
     path = job.path(run_dir)
     if is_finished(job, run_dir):
-        raise PeerError(f"{path} already holds this run, finished; choose another --run-dir")
+        raise ScriptError(f"{path} already holds this run, finished; choose another --run-dir")
     torch.set_num_threads(1)
-    settings = job.chosen.settings
+    settings = job.origin.settings
     with ExitStack() as stack:
         envs = make_vec(job.env, settings.num_envs, job.seed)
         stack.callback(envs.close)
         space = envs.single_observation_space
         if not isinstance(space, spaces.Box) or len(space.shape) != 1:
-            raise PeerError(f"{job.env}: peers need vectors as observations, not {space}")
+            raise ScriptError(f"{job.env}: peers need vectors as observations, not {space}")
         model, normalized = make_model(settings, envs, job.seed, job.total_timesteps)
         with _new_folder(path) as folder, RunLogger(folder, job.env) as logger:
             folder.write_config(job.config())
             _write_versions(folder)
             folder.write_command(argv)
             with Progress(job.total_timesteps) as progress:
-                progress.header([f"{job.name}: {job.chosen.source}"])
+                progress.header([f"{job.name}: {job.origin.source}"])
                 reporter = _Reporter(logger, progress)
                 _learn(job, model, reporter)
             found = _evaluate(job, _Player(model, normalized))
@@ -195,12 +196,12 @@ class _Reporter(BaseCallback):
 
 def _learn(job: Job, model: OnPolicyAlgorithm, reporter: _Reporter) -> None:
     try:
-        model.learn(job.total_timesteps, callback=reporter, log_interval=None)
+        model.learn(job.total_timesteps, callback=reporter, log_interval=_NEVER)
     except EnvFault as error:
-        raise PeerFault(f"{job.name}: {error}", environment=True) from error
+        raise TrainingFault(f"{job.name}: {error}", environment=True) from error
     except (ValueError, ArithmeticError) as error:  # how NaN shows in torch's distributions
         text = f"{job.name}: training broke at step {model.num_timesteps}: {one_line(error)}"
-        raise PeerFault(text[:300], environment=False) from error
+        raise TrainingFault(text[:300], environment=False) from error
 
 
 class _Player:
@@ -224,7 +225,7 @@ def _evaluate(job: Job, player: _Player) -> Evaluation:
     try:
         return evaluate(player, envs, job.eval_episodes, seed=seed)
     except EnvFault as error:
-        raise PeerFault(f"{job.name}: {error}", environment=True) from error
+        raise TrainingFault(f"{job.name}: {error}", environment=True) from error
     finally:
         envs.close()
 
@@ -244,7 +245,7 @@ def _new_folder(path: Path) -> Iterator[RunFolder]:
             with suppress(OSError):
                 folder.rmdir()  # empty ones only
         if isinstance(error, OSError):
-            raise PeerError(f"{path}: cannot write: {reason(error)}") from error
+            raise ScriptError(f"{path}: cannot write: {reason(error)}") from error
         raise
 
 
@@ -256,10 +257,8 @@ def _write_versions(folder: RunFolder) -> None:
 def _summary(
     job: Job, path: Path, reporter: _Reporter, found: Evaluation, recent: float | None
 ) -> str:
-    minutes, seconds = divmod(round(reporter.seconds), 60)
     parts = [
-        f"done: {job.name}, {job.total_timesteps:,} steps"
-        f" in {minutes // 60}:{minutes % 60:02}:{seconds:02}",
+        f"done: {job.name}, {job.total_timesteps:,} steps in {duration(reporter.seconds)}",
         f"evaluation return {found.mean:,.1f} +- {found.std:,.1f} ({len(found.returns)} episodes)",
         "no training episode ended"
         if recent is None

@@ -2,191 +2,271 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import types
-import typing
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-from scripts.peers.errors import PeerError
+from gymnasium import spaces
 
-PEERS = ("sb3-a2c", "sb3-trpo", "sb3-ppo")
-_LARGEST = 2**31
+from acktr.config import Config, ConfigError, build, from_dict, overlay
+from acktr.envs import make_vec
+from acktr.files import read_object
+from acktr.presets import preset
+from scripts.common import ScriptError
+from scripts.peers.translate import OURS, translate
+
+_PUBLISHED = Path(__file__).with_name("ppo.json")
+_VERSION = re.compile(r"-v\d+$")
+_TINY, _HUGE = 1e-12, 2**31
+_RANGES: dict[str, tuple[float, float]] = {
+    "hidden": (1, 16_384),
+    "critic_hidden": (1, 16_384),
+    "log_std_init": (-20, 2),
+    "lr": (_TINY, _HUGE),
+    "eps": (0, _HUGE),
+    "alpha": (0, 1),
+    "ent_coef": (0, _HUGE),
+    "vf_coef": (0, _HUGE),
+    "max_grad_norm": (_TINY, _HUGE),
+    "target_kl": (_TINY, _HUGE),
+    "cg_max_steps": (1, _HUGE),
+    "cg_damping": (0, _HUGE),
+    "line_search_shrinking_factor": (_TINY, 1),
+    "line_search_max_iter": (1, _HUGE),
+    "n_critic_updates": (1, _HUGE),
+    "batch_size": (1, _HUGE),
+    "n_epochs": (1, _HUGE),
+    "clip_range": (_TINY, _HUGE),
+    "num_envs": (1, 16_384),
+    "num_steps": (1, _HUGE),
+    "gamma": (0, 1),
+    "gae_lambda": (0, 1),
+}
+"""Least and largest value by field, whichever class has it; of tuples, for each of them."""
 
 
-def _number(least: float, most: float = math.inf, *, positive: bool = False) -> Any:
-    return field(metadata={"least": least, "most": most, "positive": positive})
+class _Checked:
+    """Settings that are checked when they are made."""
+
+    def __post_init__(self) -> None:
+        """Check every number; raises ConfigError naming the field."""
+        for name, (least, most) in _RANGES.items():
+            value = getattr(self, name, None)
+            for one in value if isinstance(value, tuple) else (value,):
+                if one is not None and not least <= one <= most:
+                    raise ConfigError(f"{name} must lie in [{least:g}, {most:g}], got {one}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Network:
+class Network(_Checked):
     """Separate actor and critic; hidden layers and value head start as the library's do."""
 
-    hidden: tuple[int, ...] = _number(1, 16_384)
+    hidden: tuple[int, ...]
     """Widths of the actor's hidden layers."""
-    critic_hidden: tuple[int, ...] = _number(1, 16_384)
+    critic_hidden: tuple[int, ...]
     """Widths of the critic's hidden layers."""
     activation: Literal["tanh", "relu", "elu"]
     ortho_init: bool
     """Orthogonal weights, gains sqrt 2 (hidden), 0.01 (policy head) and 1 (value head)."""
-    log_std_init: float = _number(-20, 2)
+    log_std_init: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optimizer:
+class Optimizer(_Checked):
     """The first-order optimizer: of all parameters, or of TRPO's critic."""
 
     name: Literal["adam", "rmsprop_tf"]
     """Adam, or RMSprop as TensorFlow defines it (eps inside the root, mean square from one)."""
-    lr: float = _number(0, positive=True)
+    lr: float
     lr_schedule: Literal["constant", "linear"]
     """linear: from lr at the first update to 0 after the last."""
-    eps: float = _number(0)
-    alpha: float | None = _number(0, 1)
+    eps: float
+    alpha: float | None
     """Decay of the mean square; None for Adam, whose betas are (0.9, 0.999)."""
 
+    def __post_init__(self) -> None:
+        """Check every value; raises ConfigError naming the field."""
+        super().__post_init__()
+        if (self.name == "rmsprop_tf") != (self.alpha is not None):
+            raise ConfigError("alpha belongs to rmsprop_tf, which needs it")
+
 
 @dataclass(frozen=True, kw_only=True)
-class A2C:
+class A2C(_Checked):
     """Loss of A2C."""
 
-    ent_coef: float = _number(0)
-    vf_coef: float = _number(0)
+    ent_coef: float
+    vf_coef: float
     """Weight of the mean squared value error."""
-    max_grad_norm: float = _number(0, positive=True)
+    max_grad_norm: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class TRPO:
+class TRPO(_Checked):
     """Policy step and critic of TRPO."""
 
-    target_kl: float = _number(0, positive=True)
-    cg_max_steps: int = _number(1)
-    cg_damping: float = _number(0)
-    line_search_shrinking_factor: float = _number(0, 1, positive=True)
-    line_search_max_iter: int = _number(1)
-    n_critic_updates: int = _number(1)
+    target_kl: float
+    cg_max_steps: int
+    cg_damping: float
+    line_search_shrinking_factor: float
+    line_search_max_iter: int
+    n_critic_updates: int
     """Epochs of the critic on each batch."""
-    batch_size: int = _number(1)
+    batch_size: int
     """Samples of the critic's minibatches."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PPO:
+class PPO(_Checked):
     """Loss and epochs of PPO; value predictions are not clipped."""
 
-    ent_coef: float = _number(0)
-    vf_coef: float = _number(0)
-    max_grad_norm: float = _number(0, positive=True)
-    n_epochs: int = _number(1)
-    batch_size: int = _number(2)
-    clip_range: float = _number(0, positive=True)
-
-
-Algorithm = A2C | TRPO | PPO
-_ALGORITHMS: dict[str, type[Any]] = {"sb3-a2c": A2C, "sb3-trpo": TRPO, "sb3-ppo": PPO}
+    ent_coef: float
+    vf_coef: float
+    max_grad_norm: float
+    n_epochs: int
+    batch_size: int
+    clip_range: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(_Checked):
     """The whole of it. Normalisation is VecNormalize with clips of 10 and the same gamma."""
 
-    num_envs: int = _number(1, 16_384)
-    num_steps: int = _number(1)
+    num_envs: int
+    num_steps: int
     """Steps of each environment per update."""
-    gamma: float = _number(0, 1)
-    gae_lambda: float = _number(0, 1)
+    gamma: float
+    gae_lambda: float
     normalize_advantage: bool
     normalize_observation: bool
     normalize_reward: bool
     network: Network
     optimizer: Optimizer
-    algorithm: Algorithm
+    algorithm: A2C | TRPO | PPO
+
+    def __post_init__(self) -> None:
+        """Check every value; raises ConfigError naming the field."""
+        super().__post_init__()
+        if self.num_envs * self.num_steps < 2:
+            raise ConfigError("num_envs * num_steps must be at least 2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OfA2C(Settings):
+    algorithm: A2C
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OfTRPO(Settings):
+    algorithm: TRPO
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OfPPO(Settings):
+    algorithm: PPO
+
+
+_KINDS: dict[str, type[Settings]] = {"sb3-a2c": _OfA2C, "sb3-trpo": _OfTRPO, "sb3-ppo": _OfPPO}
 
 
 def read_settings(peer: str, values: Any) -> Settings:
     """The settings of a peer from JSON values.
 
     Raises:
-        PeerError: An unknown or missing key, a wrong type or a value out of range.
+        ConfigError: An unknown or missing key, a wrong type or a value out of range.
     """
-    settings: Settings = _build(Settings, values, "", {"algorithm": _ALGORITHMS[peer]})
-    if settings.num_envs * settings.num_steps < 2:
-        raise PeerError("num_envs * num_steps must be at least 2")
-    if (settings.optimizer.name == "rmsprop_tf") != (settings.optimizer.alpha is not None):
-        raise PeerError("optimizer.alpha belongs to rmsprop_tf, which needs it")
+    settings: Settings = build(_KINDS[peer], values)
     return settings
 
 
-def overlay(base: Mapping[str, Any], values: Any) -> dict[str, Any]:
-    """The JSON values with part of them replaced, nested ones one by one.
+@dataclass(frozen=True)
+class Origin:
+    """Settings and one line that says where they come from."""
+
+    settings: Settings
+    source: str
+
+
+def choose(peer: str, env: str, like: Path | None, changes: Path | None) -> Origin:
+    """The settings of a peer for an environment.
+
+    Args:
+        peer: sb3-a2c, sb3-trpo or sb3-ppo.
+        env: Environment id.
+        like: Run or config.json of ours to equal (sb3-a2c and sb3-trpo); our preset if None.
+        changes: JSON file with settings that replace others.
 
     Raises:
-        PeerError: ``values`` is no object.
+        ScriptError, ConfigError: There are none, or a file cannot be used; one line.
+        EnvError: The environment cannot be made.
     """
-    if not isinstance(values, Mapping):
-        raise PeerError("the settings must be a JSON object")
-    merged = dict(base)
-    for key, value in values.items():
-        old = base.get(key)
-        nested = isinstance(old, Mapping) and isinstance(value, Mapping)
-        merged[key] = overlay(typing.cast("Mapping[str, Any]", old), value) if nested else value
-    return merged
+    edits = None if changes is None else _read(changes)
+    if peer == "sb3-ppo":
+        values, source = _published(env, edits is not None)
+    else:
+        config, source = _like(env, like) if like is not None else preset(env, OURS[peer])
+        parts = kl_parts(env)
+        values = translate(peer, config, parts)
+        source = f"translated from {source if like is None else f'a run of {OURS[peer]}'}"
+        if peer == "sb3-trpo" and parts > 1:
+            source += f"; KL and damping divided by {parts} action dimensions"
+    if edits is None:
+        return Origin(read_settings(peer, values), source)
+    try:
+        settings = read_settings(peer, overlay(values, edits))
+    except ConfigError as error:
+        raise ScriptError(f"{changes}: {error}") from error
+    return Origin(settings, f"{source}, changed by a file of settings")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return read_object(path)
+    except ValueError as error:
+        raise ScriptError(str(error)) from error
+
+
+def _like(env: str, like: Path) -> tuple[Config, str]:
+    """Our configuration in a run's folder or file."""
+    path = like / "config.json" if like.is_dir() else like
+    values = _read(path)
+    if values.get("env") != env:
+        raise ScriptError(f"{path}: a configuration for {values.get('env')!r}, not for {env!r}")
+    try:
+        return from_dict(values), str(path)
+    except ConfigError as error:
+        raise ScriptError(f"{path}: {error}") from error
+
+
+def kl_parts(env: str) -> int:
+    """Numbers over which the peers average what is one KL: the dimensions of a vector of actions.
+
+    Raises:
+        EnvError: The environment cannot be made.
+    """
+    envs = make_vec(env, 1)
+    space = envs.single_action_space
+    envs.close()
+    return math.prod(space.shape) if isinstance(space, spaces.Box | spaces.MultiBinary) else 1
+
+
+def _published(env: str, changed: bool) -> tuple[dict[str, Any], str]:
+    """The published settings; the library's defaults with normalisation for a file to change."""
+    table = _read(_PUBLISHED)
+    environments: Mapping[str, Any] = table["environments"]
+    name = _VERSION.sub("", env)
+    if name not in environments and not changed:
+        raise ScriptError(
+            f"no published settings of PPO for {env}: there are some for"
+            f" {', '.join(environments)}; or give --settings FILE"
+        )
+    values = overlay(table["defaults"], environments.get(name, {}))
+    return values, table["source"] if name in environments else "defaults of stable-baselines3"
 
 
 def to_dict(settings: Settings) -> dict[str, Any]:
     """The settings as JSON values."""
-    return dataclasses.asdict(settings)
-
-
-def _build(kind: type[Any], values: Any, path: str, special: Mapping[str, type[Any]]) -> Any:
-    if not isinstance(values, Mapping):
-        raise PeerError(f"{path or 'the settings'} must be a JSON object")
-    fields = {item.name: item for item in dataclasses.fields(kind)}
-    hints = {**typing.get_type_hints(kind), **special}
-    where = f"{path}." if path else ""
-    for key in values:
-        if key not in fields:
-            raise PeerError(f"unknown setting {where}{key}; there are {', '.join(fields)}")
-    for name in fields:
-        if name not in values:
-            raise PeerError(f"setting {where}{name} is missing")
-    return kind(
-        **{
-            name: _convert(hints[name], values[name], where + name, item.metadata)
-            for name, item in fields.items()
-        }
-    )
-
-
-def _convert(hint: Any, value: Any, where: str, limits: Mapping[str, Any]) -> Any:
-    """The value as the field's type, within its limits."""
-    if dataclasses.is_dataclass(hint):
-        return _build(typing.cast("type[Any]", hint), value, where, {})
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is types.UnionType:
-        return None if value is None else _convert(args[0], value, where, limits)
-    if origin is Literal:
-        if value not in args:
-            raise PeerError(f"{where} must be one of {', '.join(args)}, got {value!r}")
-        return value
-    if origin is tuple and isinstance(value, list | tuple):
-        return tuple(_convert(int, item, f"each of {where}", limits) for item in value)
-    if hint is float and type(value) is int and abs(value) < _LARGEST:
-        value = float(value)
-    if hint not in (int, float, bool) or type(value) is not hint:
-        wanted = "a list of integers" if origin is tuple else getattr(hint, "__name__", str(hint))
-        raise PeerError(f"{where} must be {wanted}, got {value!r}")
-    if hint is not bool:
-        _check_range(value, where, limits)
-    return value
-
-
-def _check_range(value: float, where: str, limits: Mapping[str, Any]) -> None:
-    least, most = limits["least"], min(limits["most"], _LARGEST)
-    low = least < value if limits["positive"] else least <= value
-    if not (low and value <= most):
-        sign = ">" if limits["positive"] else ">="
-        raise PeerError(f"{where} must be {sign} {least:g} and <= {most:g}, got {value}")
+    return asdict(settings)

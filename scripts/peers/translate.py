@@ -24,155 +24,129 @@ weight of the mean squared value error, and the step size of every update (see m
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
-from scripts.peers.errors import PeerError
-from scripts.peers.settings import Settings, read_settings
+from acktr.config import Config
+from acktr.files import flat
+from scripts.common import ScriptError
 
 OURS = {"sb3-a2c": "a2c", "sb3-trpo": "trpo"}
 """Our algorithm that a peer is compared with."""
 
-_RUN = ("env", "algo", "preset", "seed", "total_timesteps", "device")
-_RHYTHM = ("eval_freq", "eval_episodes", "checkpoint_freq", "atari")
-_SAME_RESULTS = ("env_workers", "micro_batch", "compile")
-"""Settings that results do not depend on."""
-_SECTIONS = ("acktr", "a2c", "trpo")
-_ROLLOUT = ("num_envs", "num_steps", "gamma", "gae_lambda")
-_NORMALIZE = ("normalize_advantage", "normalize_observation", "normalize_reward")
-_CG_TOLERANCE = 1e-10
-_POLICY_GAIN = 0.01
-_LARGEST = 1e9
+_WITHOUT_INFLUENCE = {
+    *("env", "algo", "preset", "seed", "total_timesteps", "device"),  # of the run
+    *("eval_freq", "eval_episodes", "checkpoint_freq"),
+    *("env_workers", "micro_batch", "compile"),  # the same results with any value
+}
+_SHARED = {
+    *("num_envs", "num_steps", "gamma", "gae_lambda"),
+    *("normalize_advantage", "normalize_observation", "normalize_reward"),
+}
+_NETWORK = {"hidden", "critic_hidden", "activation", "log_std_init"}
+_TRANSLATED = {
+    "a2c": {"ent_coef", "vf_coef"}
+    | {f"a2c.{n}" for n in ("lr", "lr_schedule", "rms_alpha", "rms_eps", "max_grad_norm")},
+    "trpo": {"trpo.max_kl", "trpo.cg_iterations", "trpo.cg_damping"}
+    | {"trpo.backtrack_factor", "trpo.backtrack_steps"}
+    | {f"trpo.critic.{n}" for n in ("lr", "epochs", "batch_size", "adam_eps")}
+    | {"vf_coef", "trpo.critic.momentum"},  # of a shared network's loss, and of SGD
+}
+_BUILT_IN: dict[str, dict[str, tuple[object, ...]]] = {
+    "a2c": {},
+    "trpo": {
+        "ent_coef": (0.0,),
+        "trpo.cg_tolerance": (1e-10,),
+        "trpo.fisher_fraction": (1.0,),
+        "trpo.critic.optimizer": ("adam",),
+    },
+}
+"""Values that the peers have and that cannot be set, beside those in :func:`_refuse`."""
 
 
-class _Section:
-    """An object of the configuration whose keys must all be used up."""
-
-    def __init__(self, values: Any, path: str = "") -> None:
-        if not isinstance(values, Mapping):
-            raise PeerError(f"configuration: {path.rstrip('.') or 'it'} must be an object")
-        self._left = dict(values)
-        self._path = path
-
-    def take(self, name: str) -> Any:
-        """A value that the peer can have."""
-        if name not in self._left:
-            raise PeerError(f"configuration: {self._path}{name} is missing")
-        return self._left.pop(name)
-
-    def number(self, name: str) -> float:
-        """A number to calculate with."""
-        value = self.take(name)
-        if type(value) not in (int, float) or abs(value) > _LARGEST:
-            raise PeerError(f"configuration: {self._path}{name} must be a number, got {value!r}")
-        return float(value)
-
-    def several(self, *names: str) -> dict[str, Any]:
-        """Values that the peer has under the same names."""
-        return {name: self.take(name) for name in names}
-
-    def section(self, name: str) -> _Section:
-        """An object within."""
-        return _Section(self.take(name), f"{self._path}{name}.")
-
-    def only(self, name: str, *allowed: object) -> None:
-        """A value that the peer has built in."""
-        value = self.take(name)
-        if not any(type(value) is type(one) and value == one for one in allowed):
-            wanted = " or ".join(str(one) for one in allowed)
-            raise PeerError(
-                f"stable-baselines3 cannot express {self._path}{name} = {value!r}, only {wanted}"
-            )
-
-    def ignore(self, *names: str) -> None:
-        """Values without influence on what is learnt here."""
-        for name in names:
-            self._left.pop(name, None)
-
-    def end(self) -> None:
-        """Refuse what is left, which nobody has looked at."""
-        if self._left:
-            name = next(iter(self._left))
-            raise PeerError(f"cannot translate {self._path}{name}: unknown to this script")
-
-
-def translate(peer: str, config: Mapping[str, Any], kl_parts: int) -> Settings:
+def translate(peer: str, config: Config, kl_parts: int) -> dict[str, Any]:
     """Settings with which a peer does what a run of ours with this configuration does.
 
     Args:
         peer: sb3-a2c or sb3-trpo.
-        config: JSON values of a run's config.json.
+        config: Of our run.
         kl_parts: Numbers over which the peer averages what is one KL: the action's dimensions.
 
+    Returns:
+        JSON values of the peer's settings.
+
     Raises:
-        PeerError: The run is not of the same algorithm, or has a setting that the peer cannot
+        ScriptError: The run is not of the same algorithm, or has a setting that the peer cannot
             express; one line that names it.
     """
-    if peer not in OURS:
-        raise PeerError(f"{peer} has no counterpart here: there are {', '.join(OURS)}")
-    run = _Section(config)
     own = OURS[peer]
-    if config.get("algo") != own:
-        raise PeerError(f"{peer} is compared with a run of {own}, not of {config.get('algo')!r}")
-    run.ignore(*_RUN, *_RHYTHM, *_SAME_RESULTS, *(name for name in _SECTIONS if name != own))
-    run.only("precision", "auto", "float32")
-    if "env_backend" in config:  # configurations before it have Gymnasium's
-        run.only("env_backend", "gymnasium")
-    values: dict[str, Any] = run.several(*_ROLLOUT, *_NORMALIZE)
-    values["network"] = _network(run.section("network"))
-    part = _a2c(run) if own == "a2c" else _trpo(run, values, kl_parts)
-    run.end()
-    return read_settings(peer, values | part)
+    if config.algo != own:
+        raise ScriptError(f"{peer} is compared with a run of {own}, not of {config.algo!r}")
+    values = asdict(config)
+    _refuse(own, values)
+    shared = {name: values[name] for name in _SHARED}
+    shared["network"] = {name: values["network"][name] for name in _NETWORK}
+    shared["network"]["ortho_init"] = True
+    return shared | (_a2c(config) if own == "a2c" else _trpo(config, kl_parts))
 
 
-def _network(network: _Section) -> dict[str, Any]:
-    network.only("shared", False)
-    network.only("policy_gain", _POLICY_GAIN)
-    found = network.several("hidden", "critic_hidden", "activation", "log_std_init")
-    network.only("critic_activation", found["activation"])
-    network.end()
-    return found | {"ortho_init": True}
-
-
-def _a2c(run: _Section) -> dict[str, Any]:
-    loss = run.several("ent_coef", "vf_coef")
-    own = run.section("a2c")
-    loss["max_grad_norm"] = own.take("max_grad_norm")
-    optimizer = own.several("lr", "lr_schedule")
-    optimizer |= {"name": "rmsprop_tf", "eps": own.take("rms_eps"), "alpha": own.take("rms_alpha")}
-    own.end()
-    return {"optimizer": optimizer, "algorithm": loss}
-
-
-def _trpo(run: _Section, values: Mapping[str, Any], kl_parts: int) -> dict[str, Any]:
-    run.only("ent_coef", 0.0, 0)
-    run.ignore("vf_coef")  # of a shared network's loss
-    own = run.section("trpo")
-    own.only("cg_tolerance", _CG_TOLERANCE)
-    own.only("fisher_fraction", 1.0, 1)
-    critic = own.section("critic")
-    critic.only("optimizer", "adam")
-    critic.ignore("momentum")  # of SGD
-    optimizer = {"name": "adam", "lr": critic.take("lr"), "lr_schedule": "constant"}
-    optimizer |= {"eps": critic.take("adam_eps"), "alpha": None}
-    batch_size = critic.take("batch_size")
-    if batch_size is None:
-        batch_size = _integer(values, "num_envs") * _integer(values, "num_steps")
-    step = {
-        "target_kl": own.number("max_kl") / kl_parts,
-        "cg_max_steps": own.take("cg_iterations"),
-        "cg_damping": own.number("cg_damping") / kl_parts,
-        "line_search_shrinking_factor": own.take("backtrack_factor"),
-        "line_search_max_iter": own.take("backtrack_steps"),
-        "n_critic_updates": critic.take("epochs"),
-        "batch_size": batch_size,
+def _refuse(own: str, values: Mapping[str, Any]) -> None:
+    """Refuse what the peer cannot express, and what nobody has thought of here."""
+    built_in = {
+        "precision": ("auto", "float32"),
+        "network.shared": (False,),
+        "network.policy_gain": (0.01,),
+        "network.critic_activation": (values["network"]["activation"],),
+        **_BUILT_IN[own],
     }
-    critic.end()
-    own.end()
-    return {"optimizer": optimizer, "algorithm": step}
+    known = _WITHOUT_INFLUENCE | _SHARED | _TRANSLATED[own] | {f"network.{n}" for n in _NETWORK}
+    others = {"acktr", "a2c", "trpo", "atari"} - {own}
+    for name, value in flat(values).items():
+        if name in built_in:
+            if value not in built_in[name]:
+                wanted = " or ".join(str(one) for one in built_in[name])
+                raise ScriptError(
+                    f"stable-baselines3 cannot express {name} = {value!r}, only {wanted}"
+                )
+        elif name not in known and name.partition(".")[0] not in others:
+            raise ScriptError(f"cannot translate {name}: unknown to this script")
 
 
-def _integer(values: Mapping[str, Any], name: str) -> int:
-    value = values[name]
-    if type(value) is not int:
-        raise PeerError(f"configuration: {name} must be an integer, got {value!r}")
-    return value
+def _a2c(config: Config) -> dict[str, Any]:
+    own = config.a2c
+    return {
+        "optimizer": {
+            "name": "rmsprop_tf",
+            "lr": own.lr,
+            "lr_schedule": own.lr_schedule,
+            "eps": own.rms_eps,
+            "alpha": own.rms_alpha,
+        },
+        "algorithm": {
+            "ent_coef": config.ent_coef,
+            "vf_coef": config.vf_coef,
+            "max_grad_norm": own.max_grad_norm,
+        },
+    }
+
+
+def _trpo(config: Config, kl_parts: int) -> dict[str, Any]:
+    own, critic = config.trpo, config.trpo.critic
+    return {
+        "optimizer": {
+            "name": "adam",
+            "lr": critic.lr,
+            "lr_schedule": "constant",
+            "eps": critic.adam_eps,
+            "alpha": None,
+        },
+        "algorithm": {
+            "target_kl": own.max_kl / kl_parts,
+            "cg_max_steps": own.cg_iterations,
+            "cg_damping": own.cg_damping / kl_parts,
+            "line_search_shrinking_factor": own.backtrack_factor,
+            "line_search_max_iter": own.backtrack_steps,
+            "n_critic_updates": critic.epochs,
+            "batch_size": critic.batch_size or config.num_envs * config.num_steps,
+        },
+    }

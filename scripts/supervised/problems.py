@@ -80,9 +80,10 @@ def load(path: Path | None, problem: str) -> Dataset:
     if not path.is_file():
         raise ScriptError(f"{path}: cannot read: no such file")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, NpzFile):
-                raise ValueError("a single array")
+        opened = np.load(path, allow_pickle=False)
+        if not isinstance(opened, NpzFile):
+            raise ValueError("it is a single array")
+        with opened as file:
             x_train, y_train, x_test, y_test = (file[name] for name in _FIELDS)
     except KeyError as error:
         raise ScriptError(f"{path}: {one_line(error)}") from error

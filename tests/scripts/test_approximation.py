@@ -182,5 +182,5 @@ def test_ctrl_c_stops_with_one_line(tmp_path: Path) -> None:
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert out == ""
-    assert err.startswith("approximation: stopped") and err.count("\n") == 1
+    assert err.startswith("approximation: stopped;") and err.count("\n") == 1
     assert not (tmp_path / "out").exists()

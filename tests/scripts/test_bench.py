@@ -22,18 +22,29 @@ from acktr.config import Config, from_dict, to_dict
 from acktr.envs import make_vec
 from acktr.presets import preset
 from scripts.bench import __main__ as bench_main
-from scripts.bench import suites
+from scripts.bench import cases
 from scripts.bench.__main__ import main
-from scripts.bench.cases import Case, Timing, Turn
-from scripts.bench.memory import peak_mib
+from scripts.bench.cases import (
+    Case,
+    Suite,
+    Timing,
+    compute_key,
+    environment_key,
+    make_suite,
+    missing,
+)
+from scripts.bench.kfac import measure_kfac
+from scripts.bench.measure import (
+    Windows,
+    measure_compute,
+    measure_environment,
+    measure_training,
+    peak_mib,
+    shares,
+)
 from scripts.bench.peers import measure_atari, measure_mujoco
-from scripts.bench.rounds import turns
-from scripts.bench.runner import Outcome, Runner
-from scripts.bench.suites import Suite, compute_key, environment_key, make_suite, missing
-from scripts.bench.supervised import measure_supervised
-from scripts.bench.tables import PARTS
-from scripts.bench.training import measure_compute, measure_environment, measure_training, shares
-from scripts.bench.windows import Windows
+from scripts.bench.report import PARTS
+from scripts.bench.runner import Outcome, Runner, Turn, turns
 
 SCRIPT = Path(__file__).resolve()
 TINY = Timing(threads=1, seconds=0.02, windows=3, warm_up=0.01, warm_up_updates=3)
@@ -137,8 +148,8 @@ def test_the_limits_are_measured(algo: str, env: str) -> None:
 
 def test_kfac_is_timed_beside_sgd() -> None:
     settings = {"size": 8, "batch": 16, "statistics_part": 2, "refresh_every": 2}
-    one = Case(key="kfac", what="kfac", kind="supervised", settings=settings)
-    found = measure_supervised(one, TINY)["overhead"]
+    one = Case(key="kfac", what="kfac", kind="kfac", settings=settings)
+    found = measure_kfac(one, TINY)["overhead"]
     assert found["blocks"] == 3 and found["block_updates"] % 2 == 0
     assert found["contestants"]["sgd"]["ratio_to_sgd"] == 1
     assert found["contestants"]["kfac"]["milliseconds"] > 0
@@ -173,10 +184,10 @@ def test_atari_peers_are_timed(peer: str) -> None:
 
 @pytest.mark.parametrize("name", ["atari", "mujoco"])
 def test_every_training_of_a_suite_has_its_limits(name: str) -> None:
-    cases = make_suite(name, "PongNoFrameskip-v4").cases
-    keys = [each.key for each in cases]
+    made = make_suite(name, "PongNoFrameskip-v4").cases
+    keys = [each.key for each in made]
     assert len(set(keys)) == len(keys)
-    for each in cases:
+    for each in made:
         if each.kind == "training":
             assert {environment_key(each), compute_key(each)} <= set(keys)
             assert from_dict(each.settings).device == "cpu"
@@ -196,8 +207,8 @@ def test_atari_compares_at_the_same_batch_and_takes_the_game() -> None:
 
 
 def test_batches_are_the_same_for_both_algorithms_and_the_largest_comes_in_parts() -> None:
-    cases = make_suite("batch", "PongNoFrameskip-v4").cases
-    found = [(each.what, each.batch, each.settings["micro_batch"]) for each in cases]
+    made = make_suite("batch", "PongNoFrameskip-v4").cases
+    found = [(each.what, each.batch, each.settings["micro_batch"]) for each in made]
     for name, part in (("ACKTR", found[:4]), ("A2C", found[4:])):
         assert part == [
             (f"{name}, batch 160", "32 x 5", None),
@@ -205,7 +216,7 @@ def test_batches_are_the_same_for_both_algorithms_and_the_largest_comes_in_parts
             (f"{name}, batch 2560", "32 x 80", None),
             (f"{name}, batch 2560 in parts of 640", "32 x 80", 640),
         ]
-    assert [each.key for each in cases].count("acktr") == 1
+    assert [each.key for each in made].count("acktr") == 1
 
 
 def test_peak_memory_is_that_of_this_process() -> None:
@@ -282,7 +293,7 @@ def test_rounds_go_through_all_cases_and_put_their_windows_together(
         parts = {"updates": 2, "seconds": turn, "peak_mib": 10 * turn, "shares": shares}
         return {"rates": [100 * turn], **parts}
 
-    monkeypatch.setattr(Runner, "run", run)
+    monkeypatch.setattr(Runner, "measure", run)
     assert main(["--suite", "atari", "--out", str(tmp_path), "--rounds", "3", *FAST]) == 1
     assert measured == ["acktr", "broken"] * 3
     found = json.loads((tmp_path / "atari.json").read_text())
@@ -297,7 +308,7 @@ def test_rounds_go_through_all_cases_and_put_their_windows_together(
 
 
 def test_a_comparison_that_alternates_by_itself_has_the_windows_of_all_rounds_in_one_turn() -> None:
-    compared = case("supervised", "compared")
+    compared = case("kfac", "compared")
     found = turns((case(), compared, case(key="left out")), TINY, 3, {"left out"})
     assert [turn.case.key for turn in found] == ["acktr", "compared", "acktr", "acktr"]
     assert found[1] == Turn(case=compared, timing=dataclasses.replace(TINY, windows=9))
@@ -305,7 +316,7 @@ def test_a_comparison_that_alternates_by_itself_has_the_windows_of_all_rounds_in
 
 
 def test_peers_that_are_not_installed_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(suites, "find_spec", lambda name: None)
+    monkeypatch.setattr(cases, "find_spec", lambda name: None)
     peers = peer_cases("atari")
     assert missing(peers["sb3-a2c-DummyVecEnv"]) == ["stable_baselines3", "sb3_contrib", "cv2"]
     assert missing(case()) == []

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 
 from scripts.bench import report
-from scripts.bench.cases import Case, Timing
-from scripts.bench.errors import BenchError
+from scripts.bench.cases import Case, Suite, Timing, limits
+from scripts.bench.report import share_table
 from scripts.bench.runner import Outcome
-from scripts.bench.suites import Suite, limits
-from scripts.bench.tables import share_table
+from scripts.common import ScriptError, save
 
 TIMING = Timing(threads=2, seconds=1, windows=3, warm_up=1, warm_up_updates=1)
 SHARES = {"env": 0.5, "act": 0.25, "batch": 0.0, "rest": 0.25}
@@ -104,10 +103,10 @@ def test_a_part_without_a_heading_is_no_part_that_is_left_out() -> None:
 def test_files_are_written_whole_or_refused_in_one_line(
     tmp_path: Path, document: dict[str, Any]
 ) -> None:
-    report.write(tmp_path / "a" / "b", document)
+    save(tmp_path / "a" / "b", report.files(document))
     assert json.loads((tmp_path / "a" / "b" / "mujoco.json").read_text()) == document
     assert (tmp_path / "a" / "b" / "mujoco.md").read_text() == report.markdown(document)
     (tmp_path / "file").touch()
-    with pytest.raises(BenchError, match=r"file/mujoco\.json: cannot write: ") as caught:
-        report.write(tmp_path / "file", document)
+    with pytest.raises(ScriptError, match=r"file/mujoco\.json: cannot write: ") as caught:
+        save(tmp_path / "file", report.files(document))
     assert "\n" not in str(caught.value)

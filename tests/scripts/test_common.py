@@ -6,7 +6,7 @@ import argparse
 
 import pytest
 
-from scripts.arguments import finite, integer, parsed, positive
+from scripts.common import TimeLeft, finite, integer, parsed, positive
 
 
 @pytest.mark.parametrize("text", ["1", "1024", " 7 "])
@@ -79,3 +79,16 @@ def test_finite_numbers_are_taken() -> None:
 def test_what_is_no_finite_number_is_named(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match=f"^needs a finite number, got '{text}'$"):
         finite(text)
+
+
+def test_time_left_counts_each_kind_at_its_speed() -> None:
+    left = TimeLeft({"sgd": 100, "kfac": 10, "adam": 4})
+    assert left.seconds() is None and str(left) == "-"
+    left.add("sgd", 50, 50.0)
+    left.add("kfac", 5, 60.0)
+    assert left.seconds() == pytest.approx(50 * 1 + 5 * 12 + 4 * 2)
+    assert left.share == pytest.approx(55 / 114)
+    left.drop("sgd", 40)
+    assert left.seconds() == pytest.approx(10 * 1 + 5 * 12 + 4 * 2)
+    assert left.share == pytest.approx(55 / 74)
+    assert TimeLeft({"": 90.0}, guess=1.0).seconds() == 90

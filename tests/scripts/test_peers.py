@@ -23,11 +23,9 @@ from acktr.runs.session import EVALUATION_SEED
 from acktr.runs.tables import read_table
 from scripts.peers import runs
 from scripts.peers.__main__ import main
-from scripts.peers.chosen import choose
 from scripts.peers.models import PeerEnvs, linear, make_model
-from scripts.peers.settings import Settings
-from scripts.peers.translate import translate
-from tests.tools.peers import ours
+from scripts.peers.settings import Settings, choose
+from tests.tools.peers import ours, translated
 
 ENV = "InvertedPendulum-v5"
 ALGORITHMS = {"sb3-a2c": "a2c", "sb3-trpo": "trpo"}
@@ -264,7 +262,7 @@ def model_of(settings: Settings, total: int = 320) -> Any:
 
 
 def test_a2c_is_built_as_translated() -> None:
-    model, normalized = model_of(translate("sb3-a2c", ours("a2c", {"ent_coef": 0.03}), 1))
+    model, normalized = model_of(translated("a2c", {"ent_coef": 0.03}))
     optimizer = model.policy.optimizer
     assert type(optimizer).__name__ == "RMSpropTFLike"
     group = optimizer.param_groups[0]
@@ -278,7 +276,7 @@ def test_a2c_is_built_as_translated() -> None:
 
 
 def test_trpo_is_built_as_translated() -> None:
-    model, _ = model_of(translate("sb3-trpo", ours("trpo"), 1))
+    model, _ = model_of(translated("trpo"))
     group = model.policy.optimizer.param_groups[0]
     assert (group["lr"], group["eps"], group["betas"]) == (3e-3, 1e-6, (0.9, 0.999))
     assert (model.target_kl, model.cg_max_steps, model.cg_damping) == (0.02, 12, 0.05)
@@ -299,7 +297,7 @@ def test_ppo_is_built_as_published() -> None:
 
 
 def test_networks_start_with_the_gains_of_ours() -> None:
-    model, _ = model_of(translate("sb3-a2c", ours("a2c"), 1))
+    model, _ = model_of(translated("a2c"))
     policy = model.policy
     parts = policy.mlp_extractor
     assert [layer.out_features for layer in parts.policy_net[::2]] == [32, 16]
@@ -316,7 +314,7 @@ def test_networks_start_with_the_gains_of_ours() -> None:
 
 def test_step_sizes_are_those_of_our_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ours: lr (1 - steps done before the batch / all steps), at every update."""
-    model, _ = model_of(translate("sb3-a2c", ours("a2c"), 1), total=320)
+    model, _ = model_of(translated("a2c"), total=320)
     used: list[float] = []
     step = model.policy.optimizer.step
     monkeypatch.setattr(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -13,14 +12,14 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import Tensor, nn
 
-from acktr.config import Config, from_dict, to_dict
+from acktr.config import Config, from_dict
 from acktr.envs import make_vec
 from acktr.policies.networks import SeparateActorCritic
 from acktr.presets import preset
 from acktr.rollout import Batch, gae
 from acktr.train import Trainer
-from scripts.peers.chosen import kl_parts
 from scripts.peers.models import make_model
+from scripts.peers.settings import kl_parts, read_settings
 from scripts.peers.translate import translate
 from tests.tools.peers import ours
 
@@ -52,8 +51,8 @@ class Pair:
         self.config: Config = from_dict(ours(algo, changes))
         self.total = total
         self.trainer = Trainer(self.config, make_vec(ENV, self.config.num_envs, 0))
-        values = json.loads(json.dumps(to_dict(self.config)))
-        settings = translate(f"sb3-{algo}", values, kl_parts(ENV))
+        peer = f"sb3-{algo}"
+        settings = read_settings(peer, translate(peer, self.config, kl_parts(ENV)))
         envs = make_vec(ENV, settings.num_envs, 0)
         self.model, self.normalized = make_model(settings, envs, 0, total)
         with torch.no_grad():
@@ -173,6 +172,7 @@ def test_trpo_updates_are_the_same() -> None:
 @pytest.mark.parametrize("env", ["Hopper-v5", "HalfCheetah-v5", "InvertedPendulum-v5"])
 def test_our_presets_can_be_translated(algo: str, env: str) -> None:
     config, _ = preset(env, algo)
-    settings = translate(f"sb3-{algo}", json.loads(json.dumps(to_dict(config))), kl_parts(env))
+    peer = f"sb3-{algo}"
+    settings = read_settings(peer, translate(peer, config, kl_parts(env)))
     assert (settings.num_envs, settings.num_steps) == (config.num_envs, config.num_steps)
     assert settings.network.hidden == config.network.hidden

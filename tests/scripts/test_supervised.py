@@ -9,23 +9,32 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
-from scripts.supervised import figure, report
+from scripts.common import ScriptError
+from scripts.supervised import __main__ as supervised
+from scripts.supervised import report, settings
 from scripts.supervised.__main__ import main
 from scripts.supervised.campaign import Outcome, Plan
-from scripts.supervised.data import load
-from scripts.supervised.problems import autoencoder, batches, convnet, make_problem
-from scripts.supervised.progress import Tracker
-from scripts.supervised.runs import COLUMNS, Row, RunSpec, read_rows, train, write_rows
+from scripts.supervised.problems import autoencoder, batches, convnet, load, make_problem
 from scripts.supervised.settings import RECIPES, ProblemName
-from scripts.supervised.steppers import Curvature, make_stepper
+from scripts.supervised.training import (
+    COLUMNS,
+    Curvature,
+    Row,
+    RunSpec,
+    Stepper,
+    read_rows,
+    train,
+    write_rows,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ("--widths", "16", "4", "--batch", "128", "--tune-updates", "3", "--seeds", "0", "1")
@@ -120,7 +129,7 @@ def test_all_four_optimizers_lower_the_loss(
     assert set(summary["ratios"]) == {
         f"{slow}/{fast}" for slow in ("sgd", "adam") for fast in ("kfac", "kfac-adaptive")
     }
-    assert "| kfac | kl_clip=10,damping=0.3 | | | given |" in out
+    assert "| kfac | kl_clip=10,damping=0.3 |  |  | given |" in out
 
 
 def test_other_settings_in_the_same_folder_are_refused(
@@ -150,30 +159,14 @@ def test_ctrl_c_keeps_finished_runs(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 60
-    part = tmp_path / "runs" / "sgd" / "seed0.part"
-    while not part.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("sgd seed 0 lr=0.001  update ")
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err.splitlines()[-1].startswith("supervised: stopped; finished runs are kept")
     assert "Traceback" not in err
-    assert not (tmp_path / "runs" / "sgd" / "seed0.csv").exists()
-
-
-def test_overhead_of_the_convnet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ("--batch", "16", "--blocks", "2", "--block-updates", "10", "--warm-up", "2")
-    code = main(["convnet", "--overhead", "--out", str(tmp_path), *options])
-    shown = capsys.readouterr()
-    assert code == 0, shown.err
-    found = json.loads((tmp_path / "overhead.json").read_text())
-    sgd, kfac = found["contestants"]["sgd"], found["contestants"]["kfac"]
-    assert sgd["ratio_to_sgd"] == 1
-    assert {"forward", "fisher", "factors", "backward", "refresh", "apply"} <= kfac["parts"].keys()
-    assert all(value > 0 for value in kfac["parts"].values())
-    assert sum(kfac["parts"].values()) == pytest.approx(kfac["milliseconds"], rel=0.8)
-    assert shown.out == (tmp_path / "overhead.md").read_text()
+    assert list(tmp_path.iterdir()) == []
 
 
 SPEC = RunSpec(
@@ -249,8 +242,8 @@ def test_statistics_come_from_part_of_the_batch() -> None:
     sizes: list[int] = []
     network = problem.network()
     network.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
-    setting = {"lr": 1.0, "damping": 9.0}
-    step = make_stepper("kfac", problem, network, setting, curvature, 0)
+    setting = {"kl_clip": 1.0, "damping": 9.0}
+    step = Stepper("kfac", problem, network, setting, curvature, 0)
     stream = batches(512, 64, 0)
     for _ in range(3):
         step(*problem.batch(problem.train, next(stream)))
@@ -290,24 +283,12 @@ def test_batches_cover_an_epoch_once() -> None:
     assert first.tolist() != second.tolist()
 
 
-def test_time_left_counts_each_optimizer_at_its_speed() -> None:
-    tracker = Tracker()
-    tracker.plan("sgd", 100)
-    tracker.plan("kfac", 10)
-    tracker.plan("adam", 4)
-    assert tracker.remaining() is None
-    tracker.add("sgd", 50, 50.0)
-    tracker.add("kfac", 5, 60.0)
-    assert tracker.remaining() == pytest.approx(50 * 1 + 5 * 12 + 4 * 2)
-    assert tracker.share == pytest.approx(55 / 114)
-
-
 def test_threshold_and_ratios_on_curves_made_by_hand() -> None:
     def curve(*points: tuple[int, float]) -> list[Row]:
         return [Row(update, update / 10, loss, loss) for update, loss in points]
 
     outcome = Outcome(
-        chosen={"kfac": {"lr": 1.0}, "sgd": {"lr": 0.1}},
+        settings={"kfac": {"lr": 1.0}, "sgd": {"lr": 0.1}},
         runs={
             ("kfac", 0): curve((0, 9.0), (5, 3.0), (10, 1.0)),
             ("sgd", 0): curve((0, 9.0), (50, 3.0), (100, 2.0)),
@@ -321,7 +302,7 @@ def test_threshold_and_ratios_on_curves_made_by_hand() -> None:
         updates={"kfac": 10, "sgd": 100},
         tune_updates=3,
         tune_seed=1000,
-        fixed=outcome.chosen,
+        fixed=outcome.settings,
         updates_per_epoch=5,
         base=SPEC,
     )
@@ -344,8 +325,7 @@ def test_threshold_and_ratios_on_curves_made_by_hand() -> None:
     broken = report.summarize(plan, outcome, command="c", data=data, threshold=1.5)
     assert broken["means"]["kfac"] == {"train_loss": None, "test_loss": None}
     assert "| kfac | diverged | diverged |" in report.markdown(broken)
-    picture = figure.draw(outcome.runs, {"kfac": "kfac", "sgd": "sgd"}, 2.5, "x")
-    assert picture[:4] == b"\x89PNG"
+    assert report.files(broken, outcome.runs)["figure.png"][:4] == b"\x89PNG"
 
 
 def test_losses_on_a_part_are_those_of_evenly_spread_images() -> None:
@@ -358,3 +338,182 @@ def test_losses_on_a_part_are_those_of_evenly_spread_images() -> None:
     whole = float(problem.objective(network(images), images))
     assert problem.evaluate(network, problem.train) == pytest.approx(whole, rel=1e-5)
     assert problem.evaluate(network, problem.train, 10**6) == pytest.approx(whole, rel=1e-5)
+
+
+def images(count: int, *shape: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(count).integers(0, 256, (count, *shape), dtype=np.uint8)
+
+
+def save_npz(path: Path, **changes: Any) -> Path:
+    arrays: dict[str, Any] = {
+        "x_train": images(6, 4, 5),
+        "y_train": np.array([0, 1, 2, 0, 1, 2]),
+        "x_test": images(3, 4, 5),
+        "y_test": np.array([2, 1, 0]),
+    }
+    arrays |= changes
+    np.savez(path, **{name: value for name, value in arrays.items() if value is not None})
+    return path
+
+
+def refused(path: Path, why: str) -> None:
+    with pytest.raises(ScriptError) as caught:
+        load(path, "convnet")
+    assert why in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_npz_is_read_as_it_is(tmp_path: Path) -> None:
+    data = load(save_npz(tmp_path / "a.npz"), "autoencoder")
+    assert np.array_equal(data.x_train[..., 0], images(6, 4, 5))
+    assert np.array_equal(data.x_test[..., 0], images(3, 4, 5))
+    assert data.y_test.tolist() == [2, 1, 0]
+    assert (data.name, data.classes) == ("a.npz", 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"y_test": None}, "y_test is not a file in the archive"),
+        ({"x_train": np.zeros((6, 4, 5))}, "must be uint8 images, got float64"),
+        ({"x_train": images(6, 3, 4, 5)}, "must have shape"),
+        ({"x_test": images(3, 9, 9)}, "training images have shape (4, 5, 1)"),
+        ({"y_train": np.arange(5)}, "must be 6 integers"),
+        ({"y_train": np.array([0, 1, 2, 0, 1, -1])}, "must lie in 0..999, got -1..2"),
+        ({"y_test": np.array([2, 1, 3])}, "label 3, unknown in training"),
+        ({"y_train": np.array([None] * 6)}, "cannot read as .npz: Object arrays"),
+    ],
+)
+def test_npz_with_something_wrong_is_refused(
+    tmp_path: Path, changes: dict[str, Any], why: str
+) -> None:
+    refused(save_npz(tmp_path / "a.npz", **changes), why)
+
+
+def test_what_is_no_npz_is_refused(tmp_path: Path) -> None:
+    whole = save_npz(tmp_path / "a.npz").read_bytes()
+    np.save(tmp_path / "b.npy", images(6, 4, 5))
+    refused(tmp_path / "b.npy", "cannot read as .npz: it is a single array")
+    for name, content in {"c.npz": whole[:-100], "d.npz": b"", "e.npz": b"text"}.items():
+        (tmp_path / name).write_bytes(content)
+        refused(tmp_path / name, f"{name}: cannot read as .npz: ")
+    torn = bytearray(whole)
+    torn[200] ^= 255  # in the first array: its checksum no longer fits
+    (tmp_path / "f.npz").write_bytes(torn)
+    refused(tmp_path / "f.npz", "Bad CRC-32")
+    os.mkfifo(tmp_path / "pipe.npz")
+    refused(tmp_path / "pipe.npz", "pipe.npz: cannot read: no such file")
+
+
+@pytest.mark.parametrize("problem", ["autoencoder", "convnet"])
+def test_the_built_in_data_is_the_same_everywhere(problem: str) -> None:
+    data = load(None, problem)
+    assert data.digest() == load(None, problem).digest()
+    assert (data.built_in, len(data.x_train), len(data.x_test), data.classes) == (True, 512, 128, 4)
+    assert data.x_train.std() > 20
+
+
+FIELDS = {
+    *("batch", "constants", "curvature", "data", "device", "eval_every", "optimizer", "problem"),
+    *("seed", "setting", "updates", "widths"),
+}
+SETTINGS = {
+    "kfac": {"kl_clip": 10.0, "damping": 0.3},
+    "kfac-adaptive": {"damping": 9.0},
+    "sgd": {"lr": 0.01},
+}
+
+
+def spec_of(name: str, problem_name: ProblemName = "autoencoder") -> RunSpec:
+    """Description of a full run of a command line."""
+    asked = supervised.options([problem_name, "--out", "x", "--optimizers", name])
+    plan = supervised.make_plan(asked, problem_of(problem_name), load(None, problem_name))
+    return plan.full_spec(name, 0, SETTINGS[name])
+
+
+def test_the_identity_of_runs_is_pinned() -> None:
+    """What tells runs apart stays as it is, so that a campaign continues with newer code."""
+    found = json.loads(spec_of("kfac").identity())
+    assert spec_of("kfac").identity() == json.dumps(found, sort_keys=True)
+    assert found.keys() == FIELDS
+    assert found["constants"].keys() == {"factored_damping", "inverse", "lr", "stat_decay"}
+    assert found["curvature"].keys() == {"statistics_part", "statistics_every", "refresh_every"}
+    assert found["setting"] == SETTINGS["kfac"]
+    plain = json.loads(spec_of("sgd").identity())
+    assert plain.keys() == FIELDS
+    assert (plain["constants"], plain["curvature"]) == ({}, None)
+    for problem, minimum, clip in (("autoencoder", 0.1, 10.0), ("convnet", 1e-3, 0.03)):
+        constants = json.loads(spec_of("kfac-adaptive", problem).identity())["constants"]  # type: ignore[arg-type]
+        limits = {"interval": 5, "factor": 0.95, "minimum": minimum, "maximum": 1e4}
+        assert constants.pop("adaptive") == {**limits, "kl_clip": clip}
+        assert constants == found["constants"]
+
+
+def test_runs_with_other_adaptive_constants_are_not_mixed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {name: spec_of(name) for name in SETTINGS}
+    file = tmp_path / "a.csv"
+    write_rows(file, before["kfac-adaptive"], [Row(0, 0.0, 1.0, 1.0)], 8)
+    assert read_rows(file, before["kfac-adaptive"]) == [Row(0, 0.0, 1.0, 1.0)]
+    monkeypatch.setitem(settings.ADAPTIVE_CLIP, "autoencoder", 0.5)
+    assert spec_of("kfac") == before["kfac"] and spec_of("sgd") == before["sgd"]
+    with pytest.raises(
+        ScriptError, match=r"made with constants\.adaptive\.kl_clip 10\.0, not 0\.5;"
+    ):
+        read_rows(file, spec_of("kfac-adaptive"))
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        (("--nonsense",), "unrecognized arguments: --nonsense"),
+        (("--seeds", "1", "1"), "each value may be given once"),
+        (("--seeds", "1000"), "1000 is among --seeds"),
+        (("--batch", "513"), "513 is more than the 512 training images"),
+        (("--epochs", "kfax=3"), "'kfax' is not among the optimizers"),
+        (("--epochs", "sgd=nan"), "needs a number in (0, 1e+09], got 'nan'"),
+        (("--fix", "sgd:damping=1"), "sgd needs lr, got damping"),
+        (("--fix", "sgd:lr=1e300"), "argument --fix: needs a number in (0, 1e+30], got '1e300'"),
+        (("--fix", "kfac-adaptive:damping=1e9"), "must lie in [0.1, 10000], got 1e+09"),
+        (("--epochs", "sgd=1e9"), "of 8 updates are too many: at most 1.25e+08 epochs fit"),
+        (("--tune-epochs", "1e9"), "argument --tune-epochs: 1e+09 epochs of 8 updates are too"),
+        (("--widths", "20000", "20000"), "802,620,064 parameters, at most 268,435,456 fit"),
+        (("--device", "tpu"), "device must be auto, cpu, cuda"),
+        (("--data", "nowhere.npz"), "nowhere.npz: cannot read"),
+        (("--out", "x" * 300), "argument --out: File name too long"),
+    ],
+)
+def test_bad_options_end_with_one_line_and_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], given: tuple[str, ...], why: str
+) -> None:
+    code, shown, err = run(capsys, tmp_path / "out", *given)
+    assert (code, shown) == (2, "")
+    assert why in err
+    assert err.startswith("supervised: error: ") and err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_example_of_fix_in_the_help_is_accepted(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        supervised.options(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.startswith("usage: python -m scripts.supervised ")
+    example = shown.partition("instead of tuning, for example ")[2].split()[0]
+    for problem in RECIPES:
+        asked = supervised.options([problem, "--out", "x", "--fix", example])
+        assert asked.fix[0][1].keys() == {"kl_clip", "damping"}
+
+
+def test_too_little_memory_is_one_line_and_other_errors_are_not_hidden(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervised, "make_problem", lambda *_: torch.empty(2**60))
+    code, _, err = run(capsys, tmp_path / "out")
+    assert code == 2
+    assert err == (
+        "supervised: error: not enough memory: choose smaller --widths or a smaller --batch\n"
+    )
+    monkeypatch.setattr(supervised, "make_problem", lambda *_: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):
+        run(capsys, tmp_path / "out")

@@ -1,9 +1,13 @@
-"""Configurations of ours for the tests of peers, as JSON values."""
+"""Configurations of ours for the tests of peers."""
 
 from __future__ import annotations
 
 import copy
 from typing import Any
+
+from acktr.config import Config, from_dict
+from scripts.peers.settings import Settings, read_settings
+from scripts.peers.translate import translate
 
 _COMMON: dict[str, Any] = {
     "env": "InvertedPendulum-v5",
@@ -72,3 +76,14 @@ def ours(algo: str, changes: dict[str, Any] | None = None) -> dict[str, Any]:
             place = place[key]
         place[last] = value
     return config
+
+
+def config(algo: str, changes: dict[str, Any] | None = None) -> Config:
+    """The same as a configuration."""
+    return from_dict(ours(algo, changes))
+
+
+def translated(algo: str, changes: dict[str, Any] | None = None, kl_parts: int = 1) -> Settings:
+    """Settings of the peer that equals such a configuration."""
+    peer = f"sb3-{algo}"
+    return read_settings(peer, translate(peer, config(algo, changes), kl_parts))
