@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from acktr.cli.main import _COMMANDS
+from acktr.cli.main import COMMANDS
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -32,4 +32,4 @@ def test_there_are_examples() -> None:
 
 
 def test_every_command_of_the_table_exists() -> None:
-    assert set(re.findall(r"`acktr (\w+)", README.read_text())) == set(_COMMANDS)
+    assert set(re.findall(r"`acktr (\w+)", README.read_text())) == set(COMMANDS)

@@ -1,14 +1,8 @@
-"""The command line as frozen dataclasses, and one-line errors for it."""
+"""The options of the commands as frozen dataclasses, which tyro parses."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import difflib
-import io
-import re
-import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -199,17 +193,16 @@ def parse_train(args: Sequence[str]) -> tuple[TrainOptions, str]:
     Raises:
         UsageError, ConfigError, EnvError, RunError: One line.
     """
-    found = peek(args, "resume")
-    if found is not None:
-        default, source = stored_config(Path(found)), ""
+    run = peek(args, "resume")
+    if run is not None:
+        default, source = stored_config(Path(run)), ""
     else:
         default, source = _defaults(args)
     options = parse(TrainOptions, args, "train", TrainOptions(settings=default))
     if options.resume is None:
         return options, source
-    for arg in args:
-        name = _flag_name(arg)
-        if name is not None and name not in _WITH_RESUME:
+    for name in (arg.partition("=")[0] for arg in args if arg.startswith("--")):
+        if name.replace("_", "-") not in _WITH_RESUME:
             raise UsageError(f"{name} cannot be given with --resume, only --total-timesteps can")
     return options, source
 
@@ -252,110 +245,19 @@ def peek(args: Sequence[str], name: str) -> str | None:
 
 
 def parse(
-    kind: type[Parsed], args: Sequence[str], command: str, default: Any = tyro.MISSING_NONPROP
+    kind: type[Parsed],
+    args: Sequence[str],
+    command: str,
+    default: Any = tyro.MISSING_NONPROP,
 ) -> Parsed:
-    """Parse with tyro; help is printed and ends in SystemExit.
+    """Parse the words of a command.
 
     Raises:
-        UsageError: One line instead of tyro's box.
-        ConfigError, EnvError: As the constructors.
+        SystemExit: After its help (code 0) or tyro's message about bad words (code 2).
+        ConfigError, UsageError: As the constructors.
     """
-    captured = io.StringIO()
-    prog = f"acktr {command}"
-    try:
-        with contextlib.redirect_stderr(captured):
-            parsed, unknown = tyro.cli(
-                kind, prog=prog, args=args, default=default, return_unknown_args=True
-            )
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        unknown = _unknown_flags(kind, args)
-        if not unknown:
-            raise UsageError(_plain_message(captured.getvalue())) from None
-    if unknown:
-        raise UsageError(_unknown_message(unknown, flags(kind), command))
-    return typing.cast(Parsed, parsed)
-
-
-def flags(kind: type[Any], prefix: str = "") -> list[str]:
-    """All flags that tyro makes of a dataclass."""
-    found = []
-    hints = typing.get_type_hints(kind)
-    for field in dataclasses.fields(kind):
-        hint, name = hints[field.name], field.name.replace("_", "-")
-        if dataclasses.is_dataclass(hint):
-            below = "" if field.name == "settings" else f"{prefix}{name}."
-            found += flags(typing.cast("type[Any]", hint), below)
-            continue
-        if tyro.conf.Positional not in getattr(field.type, "__metadata__", ()):
-            found.append(f"--{prefix}{name}")
-        if hint is bool:
-            found.append(f"--{prefix}no-{name}")
-    return found
-
-
-def _unknown_flags(kind: type[Any], args: Sequence[str]) -> list[str]:
-    known = {*flags(kind), "--help"}
-    names = (_flag_name(arg) for arg in args)
-    return [name for name in names if name is not None and name not in known]
-
-
-def _unknown_message(unknown: Sequence[str], known: Sequence[str], command: str) -> str:
-    names = [name for arg in unknown if (name := _flag_name(arg)) is not None]
-    if not names:
-        return f"unexpected argument {unknown[0]!r}; see acktr {command} --help"
-    bare = names[0].lstrip("-")
-    near = [flag for flag in known if flag.rpartition(".")[2].lstrip("-") == bare]
-    near = near or difflib.get_close_matches(names[0], known, 2, 0.7)
-    near = near or difflib.get_close_matches(names[0], known, 1, 0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"see acktr {command} --help"
-    return f"unknown option {names[0]}; {hint}"
-
-
-def _flag_name(arg: str) -> str | None:
-    """--total-timesteps of --total_timesteps=5; None if it is no long option."""
-    if not arg.startswith("--") or arg == "--":
-        return None
-    return arg.partition("=")[0].replace("_", "-")
-
-
-_REWORDED = (
-    (r"^Error parsing ", ""),
-    (r"^\w+Options: ", ""),
-    (r"^settings\.", ""),
-    (r"^(\w+): \1\.", r"\1."),
-    (r"^([\w.]+): (\w+ must )", r"\1.\2"),
-    (r"invalid literal for int\(\) with base 10:", "an integer is needed, not"),
-    (r"could not convert string to float:", "a number is needed, not"),
-    (
-        r"no type matching (\S+) could be instantiated from \['([^']*)'\].*",
-        r"\1 is needed, not '\2'",
-    ),
-    (r"Expected 1 values\.", "One is needed."),
-    (r"INT\|\{auto\} is needed", "auto or an integer is needed"),
-    (r"^Missing from acktr (\w+): (\S+) .*", r"\2 is missing: acktr \1 \2; see acktr \1 --help"),
-)
-
-
-def _plain_message(box: str) -> str:
-    """The first paragraph in one of tyro's boxes, in words for users."""
-    message = " ".join(_message_lines(box)) or "bad command line"
-    for pattern, replacement in _REWORDED:
-        message = re.sub(pattern, replacement, message)
-    return message
-
-
-def _message_lines(box: str) -> Iterator[str]:
-    """Lines between the title and the first rule after them; boxes may be drawn in ASCII."""
-    started = False
-    for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()[1:]:
-        text = line.strip("│| ")
-        if text.strip("-─╰╯+ "):
-            started = True
-            yield text
-        elif started:
-            return
+    parsed: Parsed = tyro.cli(kind, prog=f"acktr {command}", args=args, default=default)
+    return parsed
 
 
 def _within(value: int, flag: str, least: int, most: int) -> None:

@@ -2,19 +2,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from acktr.cli.main import _Countdown, main
-from acktr.cli.options import TrainOptions, flags, parse_train, peek
+from acktr.cli import commands
+from acktr.cli.main import COMMANDS
+from acktr.cli.options import parse_train, peek
 from acktr.config import Config, from_dict, merge, to_dict
 from acktr.presets import preset
 from acktr.runs.checkpoint import load_checkpoint
-from tests.tools.command_line import RUN, TRAIN, call, table, tree
+from acktr.runs.progress import Display
+from tests.tools.command_line import RUN, TRAIN, call, environment, table, tree
 
 
 class TestTrain:
@@ -99,10 +104,8 @@ class TestTrain:
         assert (settings.sticky, settings.clip_reward) == (0.25, False)
 
     def test_every_setting_is_a_flag(self, capsys: pytest.CaptureFixture[str]) -> None:
-        with pytest.raises(SystemExit) as stop:
-            main(["train", "--help"])
-        assert stop.value.code == 0
-        text = capsys.readouterr().out
+        code, text, _ = call(capsys, "train", "--help")
+        assert code == 0
 
         def names(values: dict[str, Any], prefix: str = "--") -> Iterator[str]:
             for key, value in values.items():
@@ -112,7 +115,6 @@ class TestTrain:
         expected = set(names(to_dict(Config(env="X"))))
         assert len(expected) > 60
         assert all(f"{name} " in text or f"{name}," in text for name in expected)
-        assert expected <= set(flags(TrainOptions))
 
     def test_last_value_of_an_option(self) -> None:
         args = ["--env", "A", "--env=B", "--envx", "C", "--env"]
@@ -247,17 +249,16 @@ class TestReport:
         assert float(score["value"]) == pytest.approx(mean / 500)
         assert (Path("r/e/profiles.svg")).exists()
 
-    def test_countdown(
+    def test_reading_takes_long(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        now = iter([100.0, 100.0, 104.0, 106.0, 108.0, 112.0])
-        monkeypatch.setattr("acktr.cli.main.time.monotonic", lambda: next(now))
-        countdown = _Countdown("reading runs")
-        for count in range(5):
-            countdown(count, 10)
+        now = [100.0]
+        monkeypatch.setattr("acktr.cli.commands.time.monotonic", lambda: now[0])
+        show = commands._reading(Display("x", 5.0, clock=lambda: now[0]))
+        for count, now[0] in enumerate((100.0, 104.0, 106.0, 108.0, 112.0)):
+            show(count, 10)
         assert capsys.readouterr().err == (
-            "acktr: reading runs: 2 of 10, about 24 s left\n"
-            "acktr: reading runs: 4 of 10, about 18 s left\n"
+            "reading runs 2/10 (20.0%)  ETA 0:00:24\nreading runs 4/10 (40.0%)  ETA 0:00:18\n"
         )
 
 
@@ -265,5 +266,20 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(capsys, "--version")[1] == "acktr 0.1.0\n"
     code, out, _ = call(capsys, "--help")
     assert code == 0
-    names = ("train", "compare", "eval", "record", "plot", "report", "--version")
-    assert all(name in out for name in names)
+    assert tuple(re.findall(r"^  (\w+) ", out, re.M)) == COMMANDS == tuple(commands.COMMANDS)
+
+
+@pytest.mark.parametrize("word", ["--help", "--version", "trian"])
+def test_what_needs_no_imports_comes_at_once(word: str, tmp_path: Path) -> None:
+    """Neither torch nor anything else that takes long is imported."""
+    code = "import sys; from acktr.cli.main import main; main(sys.argv[1:]); print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, word],
+        env=environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    slow = {"torch", "gymnasium", "matplotlib", "tyro", "numpy", "rich"}
+    assert not slow.intersection(done.stdout.split())

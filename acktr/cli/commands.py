@@ -1,0 +1,221 @@
+"""The commands: words in; the line that a command says at the end out."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from acktr.cli.options import (
+    CompareOptions,
+    EvalOptions,
+    PlotOptions,
+    RecordOptions,
+    ReportOptions,
+    UsageError,
+    parse,
+    parse_train,
+    peek,
+)
+from acktr.compare.comparison import RunsFailed, compare
+from acktr.compare.grid import Overlay, make_plans, parse_algo, parse_seeds
+from acktr.config import Config, ConfigError, read_settings
+from acktr.envs import EnvError, EnvFault, one_line
+from acktr.evaluate import usually_deterministic
+from acktr.interrupts import Interrupts
+from acktr.report.page import ReportSettings, write_report
+from acktr.report.plot import plot_runs
+from acktr.report.references import load_references
+from acktr.runs.checkpoint import CheckpointError
+from acktr.runs.folder import RunError, RunFolder
+from acktr.runs.progress import Display, pace, share
+from acktr.runs.saved import find_agent, play
+from acktr.runs.start import TrainingFault, resume, start
+from acktr.runs.video import RecordError, record
+
+_BAD_INPUT = (UsageError, ConfigError, EnvError, RunError, CheckpointError, RecordError)
+
+EXPECTED = (TrainingFault, EnvFault, RunsFailed, *_BAD_INPUT)
+"""The errors of a command that one line explains."""
+
+
+def run(name: str, args: Sequence[str], interrupts: Interrupts) -> str:
+    """Run a command; returns what it says at the end.
+
+    Raises:
+        SystemExit: After its help (code 0) or the parser's message about bad words (code 2).
+        Stopped: A signal came.
+    """
+    module = peek(args, "import")
+    if module is not None:
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # whatever the module raises
+            kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
+            raise UsageError(f"--import {module}: {kind}{one_line(error)}") from error
+    return COMMANDS[name](args, interrupts)
+
+
+def explanation(error: Exception) -> tuple[int, str]:
+    """The exit code for one of the expected errors, and what to say."""
+    if isinstance(error, RunsFailed):
+        return 1, str(error)
+    if isinstance(error, TrainingFault):
+        return 76 if error.environment else 70, str(error)
+    if isinstance(error, EnvFault):
+        return 76, str(error)
+    hint = "; is its folder in PYTHONPATH?" if "No module named" in str(error) else ""
+    return 2, f"{error}{hint}"
+
+
+def _train(args: Sequence[str], interrupts: Interrupts) -> str:
+    options, source = parse_train(args)
+    argv = ["acktr", "train", *args]
+    if options.resume is not None:
+        total = options.settings.total_timesteps
+        return resume(options.resume, total, interrupts, argv, _draw_curve)
+    settings, run_dir = options.settings, options.run_dir
+    return start(settings, run_dir, source, interrupts, argv, _draw_curve, options.label)
+
+
+def _draw_curve(folder: RunFolder, config: Config) -> str | None:
+    """Draw the learning curve of a run beside the published ones; returns why there is none."""
+    try:
+        plot_runs([folder.path], folder.curve, published=(config.algo,))
+    except (ValueError, OSError) as error:
+        return str(error)
+    return None
+
+
+def _compare(args: Sequence[str], interrupts: Interrupts) -> str:
+    options = parse(CompareOptions, args, "compare")
+    common = None
+    if options.config is not None:
+        common = Overlay(options.config, read_settings(options.config))
+    limits = {"total_timesteps": options.total_timesteps, "eval_episodes": options.eval_episodes}
+    plans = make_plans(
+        options.envs,
+        [parse_algo(text) for text in options.algos],
+        parse_seeds(options.seeds),
+        options.run_dir,
+        common,
+        {name: value for name, value in limits.items() if value is not None},
+    )
+    command = shlex.join(["acktr", "compare", *args])
+    return compare(plans, options.workers, interrupts, command, options.import_module)
+
+
+def _eval(args: Sequence[str], interrupts: Interrupts) -> str:
+    options = parse(EvalOptions, args, "eval")
+    agent = find_agent(options.run, options.checkpoint)
+    deterministic = options.deterministic
+    if not options.stochastic and not options.deterministic:
+        deterministic = usually_deterministic(agent.config.env)
+    played = play(
+        agent,
+        options.episodes,
+        seed=options.seed,
+        num_envs=options.num_envs,
+        deterministic=deterministic,
+        device=options.device,
+    )
+    report: dict[str, Any] = {
+        "env": agent.config.env,
+        "algo": agent.config.algo,
+        "seed": agent.config.seed,
+        "timesteps": agent.timesteps,
+        "episodes": len(played.returns),
+        "mean_reward": played.mean,
+        "std_reward": played.std,
+        "mean_length": sum(played.lengths) / len(played.lengths),
+        "returns": list(played.returns),
+        "lengths": list(played.lengths),
+        "deterministic": deterministic,
+        "eval_seed": options.seed,
+        "checkpoint": str(agent.path),
+    }
+    if options.json:
+        return json.dumps(report)
+    return (
+        f"{agent.config.env}, {agent.config.algo}, seed {agent.config.seed}, step "
+        f"{agent.timesteps:,}: return {played.mean:,.2f} +- {played.std:,.2f} "
+        f"({len(played.returns)} episodes, mean length {report['mean_length']:,.1f}, "
+        f"{'most likely' if deterministic else 'sampled'} actions)"
+    )
+
+
+def _record(args: Sequence[str], interrupts: Interrupts) -> str:
+    options = parse(RecordOptions, args, "record")
+    agent = find_agent(options.run, options.checkpoint)
+    beside = options.run if (options.run / "config.json").is_file() else Path()
+    out = beside / "clip.mp4" if options.out is None else options.out
+    returns = record(
+        agent,
+        out,
+        episodes=options.episodes,
+        max_steps=options.max_steps,
+        seed=options.seed,
+        device=options.device,
+    )
+    return f"{out}: returns {', '.join(f'{value:,.1f}' for value in returns)}"
+
+
+def _plot(args: Sequence[str], interrupts: Interrupts) -> str:
+    options = parse(PlotOptions, args, "plot")
+    published = ("acktr",) if options.published else ()
+    try:
+        numbers = plot_runs(options.runs, options.out, published=published, title=options.title)
+    except (ValueError, OSError) as error:
+        raise UsageError(str(error)) from error
+    return f"{options.out} and {numbers}"
+
+
+def _report(args: Sequence[str], interrupts: Interrupts) -> str:
+    options = parse(ReportOptions, args, "report")
+    assert options.out is not None
+    argv = ["acktr", "report", *args]
+    try:
+        references = load_references()
+        if options.references is not None:
+            references |= load_references(options.references)
+        settings = ReportSettings(
+            references=references,
+            metric=options.metric,
+            labels=options.labels,
+            baseline=options.baseline,
+            resamples=options.resamples,
+            published=options.published,
+        )
+        with closing(Display("acktr report", interval=5.0)) as display:
+            return write_report(options.runs, options.out, settings, argv, _reading(display))
+    except (ValueError, OSError) as error:
+        raise UsageError(str(error)) from error
+
+
+def _reading(display: Display) -> Callable[[int, int], None]:
+    """A function that shows how many runs have been read and how long the rest will take."""
+    started = time.monotonic()
+    display.due()  # nothing is shown before the first interval is over
+
+    def show(count: int, total: int) -> None:
+        if count and display.due():
+            _, eta = pace(count, total, count / (time.monotonic() - started))
+            line = f"reading runs {share(count, total)}  ETA {eta}"
+            display.show(line, count, total, line)
+
+    return show
+
+
+COMMANDS: dict[str, Callable[[Sequence[str], Interrupts], str]] = {
+    "train": _train,
+    "compare": _compare,
+    "eval": _eval,
+    "record": _record,
+    "plot": _plot,
+    "report": _report,
+}
