@@ -16,6 +16,7 @@ from torch import Tensor
 
 from acktr.algorithms.a2c import A2CLearner
 from acktr.algorithms.acktr import ACKTRLearner
+from acktr.algorithms.kfac_step import KFACStep
 from acktr.compute import Compiled
 from acktr.config import ACKTRConfig, Config, NetworkConfig
 from acktr.kfac import KFACConfig
@@ -91,7 +92,8 @@ def test_compiled_updates_are_the_same(name: str, place: str) -> None:
 
 def uses(agent: ACKTRLearner | A2CLearner) -> list[Compiled[Any, Tensor]]:
     if isinstance(agent, ACKTRLearner):
-        return list(agent._compiled.values())
+        steps = [step for step in vars(agent).values() if isinstance(step, KFACStep)]
+        return [step.compiled for step in steps if step.compiled is not None]
     return [agent._forward] if isinstance(agent._forward, Compiled) else []
 
 

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from acktr.algorithms.learner import (
-    policy_terms,
     scheduled_lr,
-    standardised,
     to_floats,
+    used_advantages,
     value_metrics,
 )
 from acktr.compute import Clock, compiled_for_updates
@@ -140,11 +139,10 @@ class A2CLearner:
         config, rows = self.config, part.rows
         with self._clock.part("forward"), self.autocast():
             parameters, values = self._forward(batch.observations[rows])
-        advantages = batch.advantages
-        if config.normalize_advantage:
-            advantages = standardised(advantages)
+        advantages = used_advantages(batch, config)
         dist = self.head.make(parameters)
-        policy_loss, entropy = policy_terms(dist, batch.actions[rows], advantages[rows])
+        policy_loss = -(advantages[rows] * dist.log_prob(batch.actions[rows])).mean()
+        entropy = dist.entropy().mean()
         value_loss = (values - batch.returns[rows]).square().mean()
         loss = policy_loss - config.ent_coef * entropy + config.vf_coef * value_loss
         with self._clock.part("backward"):

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from acktr.policies import Distribution
+from acktr.config import Config
 from acktr.rollout import Batch
 
 
@@ -36,16 +36,12 @@ class Learner(Protocol):
         """Restore :meth:`state_dict`; raises ValueError or KeyError when it does not fit."""
 
 
-def standardised(advantages: Tensor) -> Tensor:
-    """Advantages (B,) with mean 0 and population deviation 1 (+ 1e-8)."""
-    centred = advantages - advantages.mean()
+def used_advantages(batch: Batch, config: Config) -> Tensor:
+    """Advantages (B,); if so configured with mean 0 and population deviation 1 (+ 1e-8)."""
+    if not config.normalize_advantage:
+        return batch.advantages
+    centred = batch.advantages - batch.advantages.mean()
     return centred / (centred.square().mean().sqrt() + 1e-8)
-
-
-def policy_terms(dist: Distribution, actions: Tensor, advantages: Tensor) -> tuple[Tensor, Tensor]:
-    """Policy-gradient loss -mean(A log pi(a|s)) and mean entropy."""
-    loss = -(advantages * dist.log_prob(actions)).mean()
-    return loss, dist.entropy().mean()
 
 
 def scheduled_lr(lr: float, progress: float, schedule: str, horizon: float = 1.0) -> float:

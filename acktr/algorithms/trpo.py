@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -11,18 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from acktr.algorithms.critic import FirstOrderCritic
-from acktr.algorithms.learner import standardised, to_floats, value_metrics
+from acktr.algorithms.kfac_step import sampled_rows
+from acktr.algorithms.learner import to_floats, used_advantages, value_metrics
 from acktr.compute import Clock, restore_generator
 from acktr.config import Config
-from acktr.kfac import Linearized
-from acktr.policies import ActionHead, ActorCritic, Distribution, SeparateActorCritic
+from acktr.kfac import Distribution, Linearized, flattened, unflattened
+from acktr.policies import ActionHead, ActorCritic, SeparateActorCritic
 from acktr.rollout import Batch
 
 Product = Callable[[Tensor], Tensor]
 
 
 def fisher_product(
-    outputs: Tensor, dist: Distribution, parameters: Mapping[str, nn.Parameter], damping: float
+    outputs: Tensor, dist: Distribution, network: nn.Module, damping: float
 ) -> Product:
     """Product v -> (F + damping I) v with the exact Fisher F = 1/B sum_b J_b^T H_b J_b of a batch.
 
@@ -32,30 +33,18 @@ def fisher_product(
     Args:
         outputs: Distribution parameters (B, P), with their graph.
         dist: The distribution of the same outputs, detached.
-        parameters: What v runs over by name, one after another, each flattened.
+        network: What they come from; v runs over its parameters, each flattened, in their order.
         damping: Added to the diagonal (Schulman et al. 2015, appendix C.1).
     """
+    parameters = dict(network.named_parameters())
+    names = list(parameters)
     linear = Linearized([outputs], parameters, [torch.zeros_like(outputs)])
 
     def product(vector: Tensor) -> Tensor:
-        (tangent,) = linear.tangents(_unflattened(vector, parameters))
-        tangent = tangent.detach().requires_grad_()
-        form = 0.5 * dist.fisher_quadratic(tangent).mean()
-        (curved,) = torch.autograd.grad(form, tangent)
-        return flattened(linear.pulled([curved]).values()) + damping * vector
+        curved = linear.product(dist.fisher_quadratic, unflattened(vector, names, network))
+        return flattened(curved, names) + damping * vector
 
     return product
-
-
-def flattened(tensors: Iterable[Tensor]) -> Tensor:
-    """The entries of all tensors as one vector."""
-    return torch.cat([tensor.reshape(-1) for tensor in tensors])
-
-
-def _unflattened(vector: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    parts = torch.split(vector, [tensor.numel() for tensor in like.values()])
-    pairs = zip(like.items(), parts, strict=True)
-    return {name: part.view_as(tensor) for (name, tensor), part in pairs}
 
 
 def conjugate_gradient(
@@ -86,6 +75,31 @@ def conjugate_gradient(
         previous, norm = norm, residual @ residual
         direction = residual + (norm / previous) * direction
     return solution, norm
+
+
+class Surrogate:
+    """The objective mean(ratio A) + ent_coef mean(H), with ratio = pi / pi_old.
+
+    Args:
+        head: Action distribution.
+        outputs: Distribution parameters (B, P) of the old policy.
+        batch: The samples.
+        config: Settings.
+    """
+
+    def __init__(self, head: ActionHead, outputs: Tensor, batch: Batch, config: Config) -> None:
+        self.old = head.make(outputs.detach())
+        self._head = head
+        self._actions = batch.actions
+        self._advantages = used_advantages(batch, config)
+        self._old_log_prob = self.old.log_prob(batch.actions)
+        self._ent_coef = config.ent_coef
+
+    def __call__(self, outputs: Tensor) -> Tensor:
+        """Its value for the outputs (B, P) of a policy."""
+        dist = self._head.make(outputs)
+        ratio = (dist.log_prob(self._actions) - self._old_log_prob).exp()
+        return (ratio * self._advantages).mean() + self._ent_coef * dist.entropy().mean()
 
 
 class TRPOLearner:
@@ -121,6 +135,7 @@ class TRPOLearner:
         self.autocast = autocast
         self.critic = FirstOrderCritic(network.critic, config.trpo.critic, generator, autocast)
         self._parameters = dict(network.actor.named_parameters())
+        self._names = list(self._parameters)
         self._clock = Clock()
 
     @property
@@ -151,81 +166,62 @@ class TRPOLearner:
         settings = self.config.trpo
         with self.autocast():
             outputs = self.actor(batch.observations)
-        old = self.head.make(outputs.detach())
-        advantages = batch.advantages
-        if self.config.normalize_advantage:
-            advantages = standardised(advantages)
-        log_prob = old.log_prob(batch.actions)
-        surrogate = self._surrogate(outputs, batch.actions, advantages, log_prob)
-        parameters = list(self._parameters.values())
-        gradient = flattened(torch.autograd.grad(surrogate, parameters, retain_graph=True))
-        product = self._product(outputs, old, batch)
-        found, residual = conjugate_gradient(
+        surrogate = Surrogate(self.head, outputs, batch, self.config)
+        start = surrogate(outputs)
+        slopes = torch.autograd.grad(start, list(self._parameters.values()), retain_graph=True)
+        gradient = flattened(dict(zip(self._names, slopes, strict=True)), self._names)
+        product = self._product(outputs, surrogate.old, batch)
+        solution, residual = conjugate_gradient(
             product, gradient, settings.cg_iterations, settings.cg_tolerance
         )
-        curvature = found @ product(found)
-        direction = found * torch.sqrt(2 * settings.max_kl / curvature.clamp(min=1e-20))
-        before = flattened(p.detach() for p in parameters)
-        kl, reached, steps, accepted = self._line_search(
-            before, direction, batch, old, advantages, log_prob, surrogate.detach()
+        curvature = solution @ product(solution)
+        step = solution * torch.sqrt(2 * settings.max_kl / curvature.clamp(min=1e-20))
+        kl, reached, shortened, accepted = self._line_search(
+            step, surrogate, start.detach(), batch.observations
         )
-        flag = torch.tensor(float(accepted))
         return {
             "train/approx_kl": kl,
-            "train/policy_loss": -surrogate,
-            "train/surrogate_gain": reached - surrogate.detach(),
-            "train/entropy_loss": -old.entropy().mean(),
+            "train/policy_loss": -start,
+            "train/surrogate_gain": reached - start.detach(),
+            "train/entropy_loss": -surrogate.old.entropy().mean(),
             "train/cg_residual": residual,
-            "train/line_search_steps": torch.tensor(float(steps)),
-            "train/line_search_accepted": flag,
+            "train/line_search_steps": torch.tensor(float(shortened)),
+            "train/line_search_accepted": torch.tensor(float(accepted)),
         }
 
     def _product(self, outputs: Tensor, old: Distribution, batch: Batch) -> Product:
         """The damped Fisher product, on every k-th sample if so configured."""
         settings = self.config.trpo
-        every = round(1 / settings.fisher_fraction)
-        if every > 1:
+        rows = sampled_rows(settings.fisher_fraction, 0, len(batch))
+        if rows is not None:
             with self.autocast():
-                outputs = self.actor(batch.observations[::every])
+                outputs = self.actor(batch.observations[rows])
             old = self.head.make(outputs.detach())
-        return fisher_product(outputs, old, self._parameters, settings.cg_damping)
-
-    def _surrogate(
-        self, outputs: Tensor, actions: Tensor, advantages: Tensor, old_log_prob: Tensor
-    ) -> Tensor:
-        dist = self.head.make(outputs)
-        ratio = (dist.log_prob(actions) - old_log_prob).exp()
-        return (ratio * advantages).mean() + self.config.ent_coef * dist.entropy().mean()
+        return fisher_product(outputs, old, self.actor, settings.cg_damping)
 
     @torch.no_grad()
     def _line_search(
-        self,
-        before: Tensor,
-        direction: Tensor,
-        batch: Batch,
-        old: Distribution,
-        advantages: Tensor,
-        log_prob: Tensor,
-        surrogate: Tensor,
+        self, step: Tensor, surrogate: Surrogate, start: Tensor, observations: Tensor
     ) -> tuple[Tensor, Tensor, int, bool]:
         """Mean KL, surrogate, number of shortenings and whether a step was taken."""
         settings = self.config.trpo
+        before = flattened(self._parameters, self._names)
         fraction = 1.0
         for attempt in range(settings.backtrack_steps):
-            self._assign(before + fraction * direction)
+            self._assign(before + fraction * step)
             with self.autocast():
-                outputs = self.actor(batch.observations)
-            kl = old.kl(outputs).mean()
-            reached = self._surrogate(outputs, batch.actions, advantages, log_prob)
-            if bool((kl <= settings.max_kl) & (reached > surrogate)):  # NaN fails both
+                outputs = self.actor(observations)
+            kl = surrogate.old.kl(outputs).mean()
+            reached = surrogate(outputs)
+            if bool((kl <= settings.max_kl) & (reached > start)):  # NaN fails both
                 return kl, reached, attempt, True
             fraction *= settings.backtrack_factor
         self._assign(before)
-        return torch.zeros_like(surrogate), surrogate, settings.backtrack_steps, False
+        return torch.zeros_like(start), start, settings.backtrack_steps, False
 
     def _assign(self, vector: Tensor) -> None:
         """Copy a flat vector into the parameters, which keep their memory."""
-        for name, part in _unflattened(vector, self._parameters).items():
+        for name, part in unflattened(vector, self._names, self.actor).items():
             self._parameters[name].copy_(part)
 
     def state_dict(self) -> dict[str, Any]:

@@ -9,10 +9,12 @@ from acktr.kfac.dense import (
     curved_names,
     dense_inverse,
     dense_kfac,
+    flattened,
     kfac_error,
     relative_error,
+    unflattened,
 )
-from acktr.kfac.fisher.linearized import Linearized
+from acktr.kfac.fisher.linearized import Linearized, Metric
 from acktr.kfac.fisher.products import (
     dense_fisher,
     fisher_gram,
@@ -20,6 +22,14 @@ from acktr.kfac.fisher.products import (
     output_tangents,
 )
 from acktr.kfac.linalg import FactorError, symmetric_eigen, trust_scale
+from acktr.kfac.losses.distributions import (
+    Bernoulli,
+    Categorical,
+    DiagonalGaussian,
+    Distribution,
+    Gaussian,
+    MultiCategorical,
+)
 from acktr.kfac.losses.likelihoods import (
     BernoulliLoss,
     CategoricalLoss,
@@ -37,14 +47,19 @@ from acktr.kfac.trust import FisherQuadratic, StepInfo
 
 __all__ = [
     "KFAC",
+    "Bernoulli",
     "BernoulliLoss",
     "Capture",
+    "Categorical",
     "CategoricalLoss",
+    "DiagonalGaussian",
+    "Distribution",
     "Empirical",
     "Exact",
     "FactorError",
     "FisherOperator",
     "FisherQuadratic",
+    "Gaussian",
     "GaussianLoss",
     "KFACConfig",
     "KFACError",
@@ -52,6 +67,8 @@ __all__ = [
     "LMConfig",
     "LearntGaussianLoss",
     "Linearized",
+    "Metric",
+    "MultiCategorical",
     "OutputLoss",
     "Preconditioner",
     "Sampled",
@@ -65,9 +82,11 @@ __all__ = [
     "dense_kfac",
     "fisher_gram",
     "fisher_vector_product",
+    "flattened",
     "kfac_error",
     "output_tangents",
     "relative_error",
     "symmetric_eigen",
     "trust_scale",
+    "unflattened",
 ]

@@ -4,7 +4,7 @@ Networks, action distributions, pictures and running normalisation, and the poli
 May import: acktr.compute, acktr.config, acktr.envs, acktr.kfac.
 """
 
-from acktr.policies.distributions import ActionHead, Distribution, action_head, to_environment
+from acktr.policies.distributions import ActionHead, action_head, to_environment
 from acktr.policies.images import FrameStore, compute_type, pack
 from acktr.policies.networks import (
     ActorCritic,
@@ -18,7 +18,6 @@ from acktr.policies.policy import Policy
 __all__ = [
     "ActionHead",
     "ActorCritic",
-    "Distribution",
     "FrameStore",
     "ObservationNormalizer",
     "Policy",

@@ -92,5 +92,5 @@ class Policy:
             observations = np.asarray(observations, np.uint8)
         tensor = to_tensor(np.ascontiguousarray(observations), self.device)
         dist = self.head.make(self.network(tensor)[0])
-        chosen = dist.mode() if deterministic else dist.sample(self.generator)
+        chosen = dist.mode() if deterministic else dist.sample(dist.noise(self.generator))
         return to_environment(chosen.cpu().numpy(), self.action_space)

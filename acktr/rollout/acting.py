@@ -68,7 +68,7 @@ class Acting:
             else:
                 parameters, values = self.network(observations)
         dist = self._head.make(parameters)
-        actions = dist.action(dist.noise(self.generator) if noise is None else noise)
+        actions = dist.sample(dist.noise(self.generator) if noise is None else noise)
         return actions, values, (parameters - parameters).any()  # x - x is 0 for finite numbers
 
     def values(self, observations: Tensor) -> Tensor:

@@ -15,13 +15,14 @@ from gymnasium import spaces
 from torch import Tensor
 from torch.func import functional_call, jacrev
 
-from acktr.algorithms.acktr import ACKTRLearner, adapt_lr, sampled_value_loss
-from acktr.algorithms.objectives import differentiate
+from acktr.algorithms.acktr import ACKTRLearner, adapt_lr
+from acktr.algorithms.kfac_step import as_outputs
+from acktr.algorithms.objectives import JointObjective, Objective, PolicyObjective, ValueObjective
 from acktr.config import ACKTRConfig, Config, ConfigError, CriticConfig, NetworkConfig
 from acktr.kfac import KFACConfig
 from acktr.policies.distributions import action_head
 from acktr.policies.networks import build_network
-from acktr.rollout import Batch
+from acktr.rollout import Batch, micro_batches
 from tests.tools.kfac import HostSyncError, NoHostSync
 
 OBSERVATIONS = spaces.Box(-np.inf, np.inf, (3,), np.float64)
@@ -63,7 +64,8 @@ def batch(agent: ACKTRLearner, rows: int = 64, seed: int = 1) -> Batch:
     observations = torch.randn(rows, 3, generator=draw)
     with torch.no_grad():
         parameters, values = agent.network(observations)
-        actions = agent.head.make(parameters).sample(draw)
+        dist = agent.head.make(parameters)
+        actions = dist.sample(dist.noise(draw))
     advantages = torch.randn(rows, generator=draw)
     return Batch(observations, actions, advantages, values + advantages, values)
 
@@ -72,7 +74,7 @@ def batch(agent: ACKTRLearner, rows: int = 64, seed: int = 1) -> Batch:
 @pytest.mark.parametrize("shared", [True, False])
 def test_exact_quadratic_equals_the_dense_fisher(space: str, shared: bool) -> None:
     """U^T F U by one Jacobian-vector product equals the form with the dense Fisher matrix."""
-    agent = learner(space, configuration(shared=shared))
+    agent = learner(space, configuration(shared=shared, acktr={"value_sigma": 0.7}))
     data = batch(agent, rows=5)
     network: Any = agent.network if shared else agent.network.actor  # type: ignore[union-attr]
     named = {name: p.detach() for name, p in network.named_parameters()}
@@ -83,13 +85,6 @@ def test_exact_quadratic_equals_the_dense_fisher(space: str, shared: bool) -> No
 
     jacobian = torch.cat([j.flatten(2) for j in jacrev(outputs)(named).values()], dim=2)
     parameters = network(data.observations)[0] if shared else network(data.observations)
-    dist = agent.head.make(parameters.detach())
-    sigma = 0.7
-
-    def metric(policy: Tensor, *value: Tensor) -> Tensor:
-        found = dist.fisher_quadratic(policy)
-        return found + value[0].square() / sigma**2 if shared else found
-
     width = parameters.shape[1]
     fisher = torch.zeros(jacobian.shape[2], jacobian.shape[2])
     for row in range(len(data)):
@@ -99,26 +94,31 @@ def test_exact_quadratic_equals_the_dense_fisher(space: str, shared: bool) -> No
         pair = [[single.fisher_quadratic((a + b)[None])[0] for b in basis] for a in basis]
         h = (torch.stack([torch.stack(r) for r in pair]) - q[:, None] - q) / 2
         if shared:
-            h = torch.block_diag(h, torch.tensor([[1 / sigma**2]]))
+            h = torch.block_diag(h, torch.tensor([[1 / 0.7**2]]))
         fisher += jacobian[row].mT @ h @ jacobian[row] / len(data)
     direction = {name: torch.randn_like(p) for name, p in named.items()}
     flat = torch.cat([direction[name].flatten() for name in named])
-    output = network(data.observations) if shared else (network(data.observations),)
-    loss = torch.cat([part.flatten() for part in output]).square().sum()
-    expected = torch.autograd.grad(loss, list(network.parameters()), retain_graph=True)
-    quadratic = differentiate(agent.actor, loss, output, metric)
+    kind = JointObjective if shared else PolicyObjective
+    objective: Objective = kind(agent.head, data, agent.config, agent.generator, flat.dtype)
+    whole = slice(0, len(data))
+    loss, _ = objective.loss(as_outputs(network(data.observations)), whole)
+    expected = torch.autograd.grad(loss, list(network.parameters()))
+    (part,) = micro_batches(len(data), None)
+    _, _, quadratic = agent._policy_step._learn(objective, data.observations, part, observing=False)
     assert all(torch.equal(p.grad, g) for p, g in zip(network.parameters(), expected, strict=True))
     assert quadratic is not None
-    found = quadratic(direction)
-    torch.testing.assert_close(found, flat @ fisher @ flat, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(quadratic(direction), flat @ fisher @ flat, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("sigma", [1.0, 0.5])
 def test_value_noise_has_fisher_one_over_sigma_squared(sigma: float) -> None:
     """sigma = 1 gives 1 and sigma = 1/2 the factor 4 of the released Baselines code."""
     values = torch.zeros(200_000, requires_grad=True)
-    noise = torch.randn(len(values), generator=torch.Generator().manual_seed(0))
-    loss = sampled_value_loss(values, sigma, noise)
+    data = Batch(*[values.detach()] * 5)
+    draw = torch.Generator().manual_seed(0)
+    config = configuration(shared=True, acktr={"value_sigma": sigma})
+    objective = ValueObjective(data, config, draw, values.dtype)
+    loss = objective.fisher((values,), slice(None))
     (score,) = torch.autograd.grad(loss, values)
     error = score.square().std() / len(score) ** 0.5
     assert abs(score.square().mean() - 1 / sigma**2) <= 4 * error
@@ -198,12 +198,12 @@ def test_advantages_are_standardised_on_request() -> None:
     scaled = learner("discrete", configuration(shared=False, normalize_advantage=True))
     data = batch(plain)
     standard = (data.advantages - data.advantages.mean()) / data.advantages.std(correction=0)
-    dist = plain.head.make(plain.network(data.observations)[0])
-    log_prob = dist.log_prob(data.actions)
-    torch.testing.assert_close(scaled._policy_terms(dist, data)[0], -(standard * log_prob).mean())
-    torch.testing.assert_close(
-        plain._policy_terms(dist, data)[0], -(data.advantages * log_prob).mean()
-    )
+    outputs = (plain.network(data.observations)[0],)
+    log_prob = plain.head.make(outputs[0]).log_prob(data.actions)
+    for agent, advantages in ((scaled, standard), (plain, data.advantages)):
+        made = PolicyObjective(agent.head, data, agent.config, agent.generator, log_prob.dtype)
+        _, terms = made.loss(outputs, slice(None))
+        torch.testing.assert_close(terms["policy_loss"], -(advantages * log_prob).mean())
 
 
 def test_target_kl_adapts_the_step() -> None:
@@ -271,7 +271,7 @@ def test_first_order_critic_leaves_the_actors_step_as_it_is(kind: Any) -> None:
     assert metrics["train/value_loss"] == pytest.approx(float(loss.detach()), rel=1e-6)
     for a, b in zip(parameters, one.network.critic.parameters(), strict=True):  # type: ignore[union-attr]
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
-    two._actor_step(two.network.actor, data)  # type: ignore[union-attr]
+    two._actor_step(data)
     for a, b in zip(one.network.actor.parameters(), two.network.actor.parameters(), strict=True):  # type: ignore[union-attr]
         assert torch.equal(a, b)
     state = one.state_dict()

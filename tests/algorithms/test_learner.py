@@ -10,10 +10,11 @@ from acktr.algorithms.learner import (
     load_optimizer_state,
     optimizer_state,
     scheduled_lr,
-    standardised,
     to_floats,
+    used_advantages,
     value_metrics,
 )
+from acktr.config import Config
 from acktr.rollout import Batch
 
 
@@ -26,11 +27,19 @@ def test_schedules() -> None:
     assert scheduled_lr(0.25, 0.7, "constant") == 0.25
 
 
+def advantages_alone(advantages: torch.Tensor) -> Batch:
+    return Batch(*[torch.zeros_like(advantages)] * 2, advantages, *[advantages] * 2)
+
+
 def test_standardised_has_mean_zero_and_deviation_one() -> None:
-    found = standardised(torch.tensor([1.0, 2.0, 6.0], dtype=torch.float64))
+    config = Config(env="none", normalize_advantage=True)
+    given = torch.tensor([1.0, 2.0, 6.0], dtype=torch.float64)
     expected = torch.tensor([-2.0, -1.0, 3.0], dtype=torch.float64) / (14 / 3) ** 0.5
+    found = used_advantages(advantages_alone(given), config)
     torch.testing.assert_close(found, expected, rtol=1e-7, atol=0)
-    assert torch.equal(standardised(torch.full((4,), 3.0)), torch.zeros(4))
+    equal = advantages_alone(torch.full((4,), 3.0))
+    assert torch.equal(used_advantages(equal, config), torch.zeros(4))
+    assert used_advantages(equal, Config(env="none")) is equal.advantages
 
 
 def test_value_metrics() -> None:

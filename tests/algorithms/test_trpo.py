@@ -13,7 +13,7 @@ from gymnasium import spaces
 from torch import Tensor
 from torch.func import functional_call, jacrev
 
-from acktr.algorithms.trpo import TRPOLearner, conjugate_gradient, fisher_product
+from acktr.algorithms.trpo import Surrogate, TRPOLearner, conjugate_gradient, fisher_product
 from acktr.config import Config, ConfigError, CriticConfig, NetworkConfig, TRPOConfig
 from acktr.policies.distributions import action_head
 from acktr.policies.networks import SeparateActorCritic, build_network
@@ -54,7 +54,8 @@ def batch(agent: TRPOLearner, rows: int = 96, seed: int = 1) -> Batch:
     draw = torch.Generator().manual_seed(seed)
     observations = torch.randn(rows, 3, generator=draw)
     with torch.no_grad():
-        actions = agent.head.make(agent.actor(observations)).sample(draw)
+        dist = agent.head.make(agent.actor(observations))
+        actions = dist.sample(dist.noise(draw))
         values = agent.critic.critic(observations)
     advantages = torch.randn(rows, generator=draw)
     return Batch(observations, actions, advantages, values + advantages, values)
@@ -86,7 +87,7 @@ def test_fisher_product_equals_the_dense_fisher(space: str) -> None:
     data = batch(agent, rows=7)
     outputs = agent.actor(data.observations)
     old = agent.head.make(outputs.detach())
-    product = fisher_product(outputs, old, dict(agent.actor.named_parameters()), damping=0.0)
+    product = fisher_product(outputs, old, agent.actor, damping=0.0)
     size = parameters(agent).numel()
     found = torch.stack([product(column) for column in torch.eye(size)], dim=1)
     torch.testing.assert_close(found, kl_hessian(agent, data.observations), rtol=1e-9, atol=1e-12)
@@ -118,7 +119,7 @@ def test_fisher_product_equals_the_scores_outer_products(space: str) -> None:
             middle = torch.diag(torch.cat([(-2 * log_std).exp(), torch.full((2,), 2.0)]))
         fisher += jacobian[row].mT @ middle @ jacobian[row] / len(outputs)
     old = agent.head.make(outputs.detach())
-    product = fisher_product(outputs, old, dict(agent.actor.named_parameters()), damping=0.3)
+    product = fisher_product(outputs, old, agent.actor, damping=0.3)
     vector = torch.randn(len(fisher))
     torch.testing.assert_close(
         product(vector), fisher @ vector + 0.3 * vector, rtol=1e-10, atol=1e-12
@@ -191,17 +192,17 @@ def test_failed_search_leaves_the_parameters_bit_for_bit(
     data = batch(agent)
     before = {name: p.detach().clone() for name, p in agent.actor.named_parameters()}
     memory = [p.data_ptr() for p in agent.actor.parameters()]
-    true = TRPOLearner._surrogate
+    true = Surrogate.__call__
     calls = []
 
-    def surrogate(self: TRPOLearner, *args: Any) -> Tensor:
+    def surrogate(self: Surrogate, outputs: Tensor) -> Tensor:
         calls.append(1)
-        value = true(self, *args)
+        value = true(self, outputs)
         if len(calls) == 1:
             return value
         return value * torch.nan if broken == "nan" else value.detach() - 1e3
 
-    monkeypatch.setattr(TRPOLearner, "_surrogate", surrogate)
+    monkeypatch.setattr(Surrogate, "__call__", surrogate)
     metrics = agent.update(data, 0.0)
     assert len(calls) == 1 + agent.config.trpo.backtrack_steps
     assert metrics["train/line_search_accepted"] == 0

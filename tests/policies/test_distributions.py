@@ -48,7 +48,7 @@ def test_agrees_with_torch_distributions(name: str) -> None:
     head = action_head(SPACES[name])
     params, other = parameters(head, 5), parameters(head, 5, seed=1)
     ours, theirs = head.make(params), reference(name, params)
-    actions = ours.sample(generator())
+    actions = ours.sample(ours.noise(generator()))
     expected = theirs.log_prob(actions if name != "multi-binary" else actions.double())
     torch.testing.assert_close(ours.log_prob(actions), expected)
     torch.testing.assert_close(ours.entropy(), theirs.entropy())
@@ -63,7 +63,7 @@ def test_multi_discrete_is_a_product_of_categoricals() -> None:
     head = action_head(SPACES["multi-discrete"])
     params, other = parameters(head, 5), parameters(head, 5, seed=1)
     dist = head.make(params)
-    actions = dist.sample(generator())
+    actions = dist.sample(dist.noise(generator()))
     cuts = [slice(0, 2), slice(2, 5), slice(5, 9)]
     parts = [torch.distributions.Categorical(logits=params[:, cut]) for cut in cuts]
     others = [torch.distributions.Categorical(logits=other[:, cut]) for cut in cuts]
@@ -82,7 +82,7 @@ def test_samples_follow_the_log_probabilities(name: str) -> None:
     params = parameters(head)
     rows = params.repeat(20_000, 1).requires_grad_()
     dist = head.make(rows)
-    actions = dist.sample(generator(3))
+    actions = dist.sample(dist.noise(generator(3)))
     (scores,) = torch.autograd.grad(dist.log_prob(actions).sum(), rows)
     error = scores.std(0) / len(scores) ** 0.5
     assert ((scores.mean(0).abs()) <= 4 * error).all()
@@ -98,7 +98,7 @@ def test_sampled_fisher_converges_to_the_closed_form(name: str) -> None:
     params = parameters(head)
     rows = params.repeat(40_000, 1).requires_grad_()
     dist = head.make(rows)
-    actions = dist.sample(generator(5))
+    actions = dist.sample(dist.noise(generator(5)))
     (scores,) = torch.autograd.grad(dist.log_prob(actions).sum(), rows)
     products = scores[:, :, None] * scores[:, None, :]
     error = products.std(0) / len(products) ** 0.5 + 1e-12
@@ -160,8 +160,9 @@ def test_noise_of_a_batch_gives_its_samples_in_parts(name: str) -> None:
     """The noise is drawn once, without the parameters, and any rows of it act on theirs."""
     head = action_head(SPACES[name])
     params = parameters(head, 7)
-    actions = head.make(params).sample(generator(3))
+    dist = head.make(params)
+    actions = dist.sample(dist.noise(generator(3)))
     noise = head.noise(7, generator(3), torch.float64)
     cuts = (slice(0, 3), slice(3, 7))
-    parts = [head.make(params[cut]).action(noise[cut]) for cut in cuts]
+    parts = [head.make(params[cut]).sample(noise[cut]) for cut in cuts]
     assert torch.equal(torch.cat(parts), actions)

@@ -69,7 +69,8 @@ def batch(agent: Agent, seed: int, observations: Any = OBSERVATIONS) -> Batch:
         seen = torch.randint(256, (ROWS, *IMAGES.shape), generator=draw, dtype=torch.uint8)
     with torch.no_grad():
         parameters, values = agent.network(seen)
-        actions = agent.head.make(parameters).sample(draw)
+        dist = agent.head.make(parameters)
+        actions = dist.sample(dist.noise(draw))
     advantages = torch.randn(ROWS, generator=draw)
     return Batch(seen, actions, advantages, values + advantages, values)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+
+Metric = Callable[..., Tensor]
+"""The output distribution's t^T H t (B,), a function of tangents t, one for each output."""
 
 
 class Linearized:
@@ -33,20 +36,17 @@ class Linearized:
     ) -> None:
         self._outputs, self._parameters = list(outputs), dict(parameters)
         self._cotangents = [cotangent.detach().requires_grad_() for cotangent in cotangents]
-        found = torch.autograd.grad(
+        gradients = torch.autograd.grad(
             self._outputs,
             list(parameters.values()),
             self._cotangents,
             create_graph=True,
             allow_unused=True,
         )
-        pairs = zip(parameters, found, strict=True)
+        pairs = zip(parameters, gradients, strict=True)
         self._pulled = {name: gradient for name, gradient in pairs if gradient is not None}
-
-    @property
-    def gradients(self) -> dict[str, Tensor]:
+        self.gradients = {name: gradient.detach() for name, gradient in self._pulled.items()}
         """J^T u by parameter name, of the parameters that the outputs depend on."""
-        return {name: gradient.detach() for name, gradient in self._pulled.items()}
 
     def tangents(self, vector: Mapping[str, Tensor]) -> list[Tensor]:
         """J v, one tensor for each output.
@@ -54,17 +54,17 @@ class Linearized:
         Args:
             vector: v by parameter name; a name that is missing stands for zero.
         """
-        chosen = [name for name in self._pulled if name in vector]
-        found: Sequence[Tensor | None] = [None] * len(self._cotangents)
-        if chosen:
-            found = torch.autograd.grad(
-                [self._pulled[name] for name in chosen],
+        named = [name for name in self._pulled if name in vector]
+        tangents: Sequence[Tensor | None] = [None] * len(self._cotangents)
+        if named:
+            tangents = torch.autograd.grad(
+                [self._pulled[name] for name in named],
                 self._cotangents,
-                [vector[name] for name in chosen],
+                [vector[name] for name in named],
                 retain_graph=True,
                 allow_unused=True,
             )
-        pairs = zip(found, self._cotangents, strict=True)
+        pairs = zip(tangents, self._cotangents, strict=True)
         return [torch.zeros_like(u) if tangent is None else tangent for tangent, u in pairs]
 
     def pulled(self, cotangents: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -73,10 +73,25 @@ class Linearized:
         Args:
             cotangents: w, one for each output and of its shape.
         """
-        found = torch.autograd.grad(
+        gradients = torch.autograd.grad(
             self._outputs,
             [self._parameters[name] for name in self._pulled],
             list(cotangents),
             retain_graph=True,
         )
-        return dict(zip(self._pulled, found, strict=True))
+        return dict(zip(self._pulled, gradients, strict=True))
+
+    def quadratic(self, metric: Metric, vector: Mapping[str, Tensor]) -> Tensor:
+        """Quadratic form v^T F v with the exact Fisher F = 1/B sum_b J_b^T H_b J_b of a batch.
+
+        Args:
+            metric: Gives H at the outputs.
+            vector: v by parameter name.
+        """
+        return metric(*self.tangents(vector)).mean()
+
+    def product(self, metric: Metric, vector: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """F v by parameter name, as :meth:`quadratic`; H t is the gradient of half t^T H t."""
+        tangents = [tangent.detach().requires_grad_() for tangent in self.tangents(vector)]
+        half = 0.5 * metric(*tangents).mean()
+        return self.pulled(torch.autograd.grad(half, tangents))

@@ -15,13 +15,19 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from acktr.kfac.losses.distributions import (
+    Bernoulli,
+    Categorical,
+    DiagonalGaussian,
+    Distribution,
+    Gaussian,
+)
 from acktr.kfac.losses.terms import (
     Reduction,
-    bernoulli_variance,
     categorical_roots,
     check_generator,
+    check_halves,
     check_like,
     check_positive,
     check_range,
@@ -29,10 +35,6 @@ from acktr.kfac.losses.terms import (
     check_tuple,
     checked_output,
     diagonal_roots,
-    gaussian_terms,
-    learnt_gaussian_fisher,
-    mean_and_log_std,
-    reduced,
     term_count,
 )
 
@@ -91,154 +93,133 @@ class OutputLoss(Protocol[Output]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CategoricalLoss:
+class _Likelihood:
+    """A distribution as a loss: what is the same for all kinds.
+
+    A kind says which distribution an output stands for, what fits, and the roots of H.
+    """
+
+    reduction: Reduction = "mean"
+
+    def __post_init__(self) -> None:
+        """Check the fields; raises ValueError."""
+        check_reduction(self, self.reduction)
+
+    def roots(self, output: Tensor) -> Iterator[Tensor]:
+        """Scalars sum(r_c * output), see :class:`OutputLoss`."""
+        raise NotImplementedError
+
+    def _distribution(self, output: Tensor) -> Distribution:
+        """The distribution of the targets at a checked output."""
+        raise NotImplementedError
+
+    def _checked(self, output: Tensor) -> Tensor:
+        """The output in single precision at least; raises ValueError when it does not fit."""
+        return checked_output(self, output)
+
+    def _check_target(self, target: Tensor, output: Tensor) -> None:
+        check_like(self, "target", target, output, output.shape)
+
+    def _centred(self, output: Tensor) -> Tensor:
+        """An output where a sample's terms have the same gradients and are rounded least."""
+        return output
+
+    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+        """Mean, batch mean or sum of the terms (each already a sum over the event)."""
+        return self.empirical(output, target) / (self.normalizer(output) or 1.0)
+
+    def normalizer(self, output: Tensor) -> float | None:
+        """Z of this batch."""
+        return term_count(self._checked(output), self.reduction)
+
+    def sampled(self, output: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Sum of -log p(t) over targets t ~ p, made of noise that is drawn first."""
+        checked = self._checked(output)
+        check_generator(self, generator, checked)
+        distribution = self._distribution(self._centred(checked))
+        drawn = distribution.sample(distribution.noise(generator))
+        return -distribution.log_prob(drawn).sum()
+
+    def empirical(self, output: Tensor, target: Tensor) -> Tensor:
+        """Sum of -log p(y)."""
+        checked = self._checked(output)
+        self._check_target(target, checked)
+        return -self._distribution(checked).log_prob(target).sum()
+
+    def hessian_product(self, output: Tensor, tangent: Tensor) -> Tensor:
+        """H t for every term, with H detached."""
+        checked = self._checked(output).detach()
+        check_like(self, "tangent", tangent, checked, checked.shape)
+        return self._distribution(checked).fisher_product(tangent).to(output.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CategoricalLoss(_Likelihood):
     """Cross-entropy: l = -log softmax(z)_y for logits z (N, ..., D), classes y int64 (N, ...).
 
     H = diag(p) - p p^T with p = softmax(z).
     """
 
-    reduction: Reduction = "mean"
-
-    def __post_init__(self) -> None:
-        """Check the fields; raises ValueError."""
-        check_reduction(self, self.reduction)
-
-    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
-        """Mean, batch mean or sum of the terms."""
-        return reduced(self.empirical(output, target), output, self.reduction)
-
-    def normalizer(self, output: Tensor) -> float | None:
-        """Z of this batch."""
-        return term_count(checked_output(self, output), self.reduction)
-
-    def sampled(self, output: Tensor, generator: torch.Generator | None) -> Tensor:
-        """-sum log p(t) with t ~ softmax(z), by a race of exponentials: argmax p / E."""
-        logits = checked_output(self, output)
-        check_generator(self, generator, logits)
-        log_p = logits.log_softmax(-1)
-        race = torch.empty_like(log_p).exponential_(generator=generator)
-        race = race.clamp(min=torch.finfo(race.dtype).tiny)
-        drawn = (log_p.detach().exp() / race).argmax(-1, keepdim=True)
-        return -log_p.gather(-1, drawn).sum()
-
-    def empirical(self, output: Tensor, target: Tensor) -> Tensor:
-        """-sum log p(y)."""
-        logits = checked_output(self, output)
-        check_like(self, "target", target, logits, logits.shape[:-1], integer=True)
-        check_range(self, target, 0, logits.shape[-1] - 1)
-        return -logits.log_softmax(-1).gather(-1, target[..., None]).sum()
-
     def roots(self, output: Tensor) -> Iterator[Tensor]:
         """Columns r_c = sqrt(p_c) (e_c - p)."""
-        return categorical_roots(checked_output(self, output))
+        return categorical_roots(self._checked(output))
 
-    def hessian_product(self, output: Tensor, tangent: Tensor) -> Tensor:
-        """Product p * (t - p . t)."""
-        p = checked_output(self, output).detach().softmax(-1)
-        check_like(self, "tangent", tangent, p, p.shape)
-        return (p * (tangent - (p * tangent).sum(-1, keepdim=True))).to(output.dtype)
+    def _distribution(self, output: Tensor) -> Categorical:
+        return Categorical(output)
+
+    def _check_target(self, target: Tensor, output: Tensor) -> None:
+        check_like(self, "target", target, output, output.shape[:-1], integer=True)
+        check_range(self, target, 0, output.shape[-1] - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class BernoulliLoss:
+class BernoulliLoss(_Likelihood):
     """Binary cross-entropy of D logits: l = -sum_d [y log p + (1 - y) log(1 - p)], p = sigmoid(z).
 
     Targets (N, ..., D) lie in [0, 1]. H = diag(p (1 - p)).
     """
 
-    reduction: Reduction = "mean"
-
-    def __post_init__(self) -> None:
-        """Check the fields; raises ValueError."""
-        check_reduction(self, self.reduction)
-
-    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
-        """Mean, batch mean or sum of the terms (each already a sum over D)."""
-        return reduced(self.empirical(output, target), output, self.reduction)
-
-    def normalizer(self, output: Tensor) -> float | None:
-        """Z of this batch."""
-        return term_count(checked_output(self, output), self.reduction)
-
-    def sampled(self, output: Tensor, generator: torch.Generator | None) -> Tensor:
-        """-sum log p(t) with t ~ Bernoulli(p)."""
-        logits = checked_output(self, output)
-        check_generator(self, generator, logits)
-        uniform = torch.empty_like(logits).uniform_(generator=generator)
-        drawn = (uniform < logits.detach().sigmoid()).to(logits.dtype)
-        return functional.binary_cross_entropy_with_logits(logits, drawn, reduction="sum")
-
-    def empirical(self, output: Tensor, target: Tensor) -> Tensor:
-        """Sum of the binary cross-entropies."""
-        logits = checked_output(self, output)
-        check_like(self, "target", target, logits, logits.shape)
-        check_range(self, target, 0, 1)
-        wanted = target.to(logits.dtype)
-        return functional.binary_cross_entropy_with_logits(logits, wanted, reduction="sum")
-
     def roots(self, output: Tensor) -> Iterator[Tensor]:
         """Columns r_d = sqrt(p_d (1 - p_d)) e_d."""
-        logits = checked_output(self, output)
-        return diagonal_roots(logits, bernoulli_variance(logits).sqrt())
+        logits = self._checked(output)
+        return diagonal_roots(logits, self._distribution(logits).variance().sqrt())
 
-    def hessian_product(self, output: Tensor, tangent: Tensor) -> Tensor:
-        """Product p (1 - p) t."""
-        variance = bernoulli_variance(checked_output(self, output))
-        check_like(self, "tangent", tangent, variance, variance.shape)
-        return (variance * tangent).to(output.dtype)
+    def _distribution(self, output: Tensor) -> Bernoulli:
+        return Bernoulli(output)
+
+    def _check_target(self, target: Tensor, output: Tensor) -> None:
+        check_like(self, "target", target, output, output.shape)
+        check_range(self, target, 0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class GaussianLoss:
+class GaussianLoss(_Likelihood):
     """Squared error: l = 1/2 ||(y - m) / std||^2 for means m (N, ..., D), targets of that shape.
 
     The constants of the density are left out. H = I / std^2; std is in the units of the targets.
     """
 
     std: float = 1.0
-    reduction: Reduction = "mean"
 
     def __post_init__(self) -> None:
         """Check the fields; raises ValueError."""
         check_reduction(self, self.reduction)
         check_positive(self, "std", self.std)
 
-    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
-        """Mean, batch mean or sum of the terms (each already a sum over D)."""
-        return reduced(self.empirical(output, target), output, self.reduction)
-
-    def normalizer(self, output: Tensor) -> float | None:
-        """Z of this batch."""
-        return term_count(checked_output(self, output), self.reduction)
-
-    def sampled(self, output: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Sum of 1/2 ((t - m) / std)^2 with t ~ N(m, std^2)."""
-        mean = checked_output(self, output)
-        check_generator(self, generator, mean)
-        # t - m as noise plus an exact zero, so that a large mean rounds nothing off the noise.
-        noise = torch.empty_like(mean).normal_(generator=generator)
-        return 0.5 * (noise + (mean.detach() - mean) / self.std).square().sum()
-
-    def empirical(self, output: Tensor, target: Tensor) -> Tensor:
-        """Sum of 1/2 ((y - m) / std)^2."""
-        mean = checked_output(self, output)
-        check_like(self, "target", target, mean, mean.shape)
-        return 0.5 * ((target.to(mean.dtype) - mean) / self.std).square().sum()
-
     def roots(self, output: Tensor) -> Iterator[Tensor]:
         """Columns r_d = e_d / std."""
-        mean = checked_output(self, output)
+        mean = self._checked(output)
         return diagonal_roots(mean, torch.ones_like(mean) / self.std)
 
-    def hessian_product(self, output: Tensor, tangent: Tensor) -> Tensor:
-        """Product t / std^2."""
-        mean = checked_output(self, output)
-        check_like(self, "tangent", tangent, mean, mean.shape)
-        return (tangent / self.std / self.std).to(output.dtype)
+    def _distribution(self, output: Tensor) -> Gaussian:
+        return Gaussian(output, self.std)
+
+    def _centred(self, output: Tensor) -> Tensor:
+        return output - output.detach()  # a large mean would round off the noise
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearntGaussianLoss:
+class LearntGaussianLoss(_Likelihood):
     """Negative log-density of N(m, s^2) for outputs (N, ..., 2 D): D means m, then D of log s.
 
     l = sum_d 1/2 ((y - m) / s)^2 + log s + 1/2 log 2 pi for targets y (N, ..., D). H is the Fisher
@@ -246,46 +227,26 @@ class LearntGaussianLoss:
     the given y.
     """
 
-    reduction: Reduction = "mean"
-
-    def __post_init__(self) -> None:
-        """Check the fields; raises ValueError."""
-        check_reduction(self, self.reduction)
-
-    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
-        """Mean, batch mean or sum of the terms (each already a sum over D)."""
-        return reduced(self.empirical(output, target), output, self.reduction)
-
-    def normalizer(self, output: Tensor) -> float | None:
-        """Z of this batch."""
-        mean, _ = mean_and_log_std(self, output)
-        return term_count(mean, self.reduction)
-
-    def sampled(self, output: Tensor, generator: torch.Generator | None) -> Tensor:
-        """-sum log p(t) with t ~ N(m, s^2)."""
-        mean, log_std = mean_and_log_std(self, output)
-        check_generator(self, generator, mean)
-        noise = torch.empty_like(mean).normal_(generator=generator)
-        residual = log_std.detach().exp() * noise + (mean.detach() - mean)
-        return gaussian_terms(residual, log_std)
-
-    def empirical(self, output: Tensor, target: Tensor) -> Tensor:
-        """-sum log p(y)."""
-        mean, log_std = mean_and_log_std(self, output)
-        check_like(self, "target", target, mean, mean.shape)
-        return gaussian_terms(target.to(mean.dtype) - mean, log_std)
-
     def roots(self, output: Tensor) -> Iterator[Tensor]:
         """Columns e_d / s for the means and sqrt(2) e_{D + d} for the log-stds."""
-        mean, log_std = mean_and_log_std(self, output)
-        root = learnt_gaussian_fisher(log_std).sqrt()
-        return diagonal_roots(torch.cat([mean, log_std], dim=-1), root)
+        checked = self._checked(output)
+        return diagonal_roots(checked, self._distribution(checked).fisher_diagonal().sqrt())
 
-    def hessian_product(self, output: Tensor, tangent: Tensor) -> Tensor:
-        """Products t_m / s^2 for the means and 2 t for the log-stds."""
-        fisher = learnt_gaussian_fisher(mean_and_log_std(self, output)[1])
-        check_like(self, "tangent", tangent, fisher, fisher.shape)
-        return (fisher * tangent).to(output.dtype)
+    def _distribution(self, output: Tensor) -> DiagonalGaussian:
+        return DiagonalGaussian(output)
+
+    def _checked(self, output: Tensor) -> Tensor:
+        checked = checked_output(self, output)
+        check_halves(self, checked)
+        return checked
+
+    def _check_target(self, target: Tensor, output: Tensor) -> None:
+        mean, _ = output.chunk(2, dim=-1)
+        check_like(self, "target", target, mean, mean.shape)
+
+    def _centred(self, output: Tensor) -> Tensor:
+        mean, log_std = output.chunk(2, dim=-1)
+        return torch.cat([mean - mean.detach(), log_std], dim=-1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,6 @@ from torch import Tensor
 Reduction = Literal["mean", "batchmean", "sum"]
 """What the sum over terms is divided by (Z): the number of terms, output.shape[0], or 1."""
 
-_HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
-
 
 def check_reduction(loss: object, reduction: object) -> None:
     """Raise ValueError unless this is a reduction."""
@@ -51,16 +49,13 @@ def checked_output(loss: object, output: object) -> Tensor:
     return output.to(torch.promote_types(output.dtype, torch.float32))
 
 
-def mean_and_log_std(loss: object, output: object) -> tuple[Tensor, Tensor]:
-    """Both halves of an output (N, ..., 2 D); ValueError if it does not fit."""
-    checked = checked_output(loss, output)
-    if checked.shape[-1] % 2:
+def check_halves(loss: object, output: Tensor) -> None:
+    """Raise ValueError unless the last dimension holds as many means as log-stds."""
+    if output.shape[-1] % 2:
         raise ValueError(
             f"{_name(loss)}: output must be (N, ..., 2 D), means and log-stds, "
-            f"got {tuple(checked.shape)}"
+            f"got {tuple(output.shape)}"
         )
-    mean, log_std = checked.chunk(2, dim=-1)
-    return mean, log_std
 
 
 def check_like(
@@ -115,11 +110,6 @@ def term_count(output: Tensor, reduction: Reduction) -> float | None:
     return float(len(output) if reduction == "batchmean" else output.shape[:-1].numel())
 
 
-def reduced(total: Tensor, output: Tensor, reduction: Reduction) -> Tensor:
-    """A sum over terms divided by Z."""
-    return total / (term_count(output, reduction) or 1.0)
-
-
 def diagonal_roots(output: Tensor, root: Tensor) -> Iterator[Tensor]:
     """sum_n (r * output) for every position and column where H is diag(root^2).
 
@@ -147,22 +137,6 @@ def categorical_roots(logits: Tensor) -> Iterator[Tensor]:
             root = -p
             root[:, column] += 1
             yield (p[:, column : column + 1].sqrt() * root * outputs[:, position]).sum()
-
-
-def bernoulli_variance(logits: Tensor) -> Tensor:
-    """Variance p (1 - p), without cancellation for p near 1."""
-    return logits.detach().sigmoid() * (-logits.detach()).sigmoid()
-
-
-def learnt_gaussian_fisher(log_std: Tensor) -> Tensor:
-    """Diagonal of H, (1 / s^2, 2)."""
-    precision = (-2 * log_std.detach()).exp()
-    return torch.cat([precision, torch.full_like(precision, 2.0)], dim=-1)
-
-
-def gaussian_terms(residual: Tensor, log_std: Tensor) -> Tensor:
-    """Sum of -log N(residual; 0, s^2)."""
-    return (0.5 * (residual * (-log_std).exp()).square() + log_std + _HALF_LOG_TWO_PI).sum()
 
 
 def _positions(output: Tensor) -> Tensor:

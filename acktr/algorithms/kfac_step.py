@@ -1,0 +1,154 @@
+"""One K-FAC step of a network on an objective: forward, factors, gradients, step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from acktr.algorithms.objectives import Objective, Outputs
+from acktr.compute import Clock, compiled_for_updates
+from acktr.config import Config
+from acktr.kfac import KFAC, FisherQuadratic, Linearized, output_tangents
+from acktr.rollout import MicroBatch, add_means, micro_batches
+
+
+def as_outputs(returned: Tensor | Outputs) -> Outputs:
+    """A network's return value as a tuple."""
+    return returned if isinstance(returned, tuple) else (returned,)
+
+
+def sampled_rows(fraction: float, turn: int, rows: int) -> slice | None:
+    """Every k-th row of a batch, k = 1 / fraction, from another one on each turn; None for all."""
+    every = max(1, round(1 / fraction))
+    return None if every == 1 else slice(turn % min(every, rows), None, every)
+
+
+class KFACStep:
+    """Takes K-FAC steps of a network, one for each objective that it is given.
+
+    A batch may be taken in micro-batches, whose gradients and factors add up to those of the whole.
+
+    Args:
+        network: Observations to one output or a tuple of them.
+        optimizer: Its optimizer.
+        fraction: Part of the batch that the factors are made of.
+        config: Settings: micro-batches and compilation.
+        autocast: Context factory for forward passes.
+        clock: Counts the parts forward, fisher, backward and step.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: KFAC,
+        fraction: float,
+        config: Config,
+        autocast: Callable[[], AbstractContextManager[Any]],
+        clock: Clock,
+    ) -> None:
+        self.network = network
+        self.optimizer = optimizer
+        self._fraction = fraction
+        self._limit = config.micro_batch
+        self._autocast = autocast
+        self._clock = clock
+        self._exact = optimizer.config.quadratic == "exact"
+        self.compiled = compiled_for_updates(network) if config.compile else None
+
+    def sample(self, rows: int) -> slice | None:
+        """The rows of a batch that its factors are made of; None for all."""
+        return sampled_rows(self._fraction, self.optimizer.curvature.batches, rows)
+
+    def __call__(
+        self, objective: Objective, observations: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Take one step.
+
+        Returns:
+            The loss terms' means over the batch, and the network's first output before the step.
+        """
+        parts = micro_batches(len(observations), self._limit)
+        observing, sample = self.optimizer.observing, self.sample(len(observations))
+        if observing and sample is not None:
+            # A forward pass of the sample alone costs less than a backward pass of all.
+            self._observe(objective, observations, sample)
+            observing = False
+        self.optimizer.zero_grad()
+        means: dict[str, Tensor] = {}
+        before: list[Tensor] = []
+        quadratic: FisherQuadratic | None = None
+        for part in parts:
+            terms, output, quadratic = self._learn(objective, observations, part, observing)
+            add_means(means, terms, part.share)
+            before.append(output)
+        if self._exact and len(parts) > 1:
+            quadratic = partial(self._quadratic, objective, observations, parts)
+        with self._clock.part("step"):
+            self.optimizer.step(fisher_quadratic=quadratic)
+        return means, torch.cat(before)
+
+    def _observe(self, objective: Objective, observations: Tensor, sample: slice) -> None:
+        """Renew the factors from a sample of the batch."""
+        numbers = range(len(observations))[sample]
+        for part in micro_batches(len(numbers), self._limit):
+            mine = numbers[part.rows]
+            rows = slice(mine.start, mine.stop, mine.step)
+            with self._clock.part("fisher"), self.optimizer.capture() as captured, self._autocast():
+                outputs = as_outputs(self.network(observations[rows]))
+            fisher = objective.fisher(outputs, rows)
+            self.optimizer.update_curvature(captured, fisher, last=part.last)
+
+    def _learn(
+        self, objective: Objective, observations: Tensor, part: MicroBatch, observing: bool
+    ) -> tuple[dict[str, Tensor], Tensor, FisherQuadratic | None]:
+        """Add a part of the batch to the gradients, and to the factors if observing.
+
+        It is a function of its own so that the activations of one part are gone before the next.
+
+        Returns:
+            The loss terms, the first output, and the exact quadratic if the part is the batch.
+        """
+        optimizer, rows = self.optimizer, part.rows
+        forward: Callable[[Tensor], Tensor | Outputs] = self.network
+        if self.compiled is not None and not observing and not self._exact:
+            forward = self.compiled  # compiled networks call no hooks and are derived once only
+        recording = optimizer.capture() if observing else nullcontext()
+        with self._clock.part("forward"), recording as captured, self._autocast():
+            outputs = as_outputs(forward(observations[rows]))
+        loss, terms = objective.loss(outputs, rows)
+        if captured is not None:
+            optimizer.update_curvature(captured, objective.fisher(outputs, rows), last=part.last)
+        quadratic: FisherQuadratic | None = None
+        with self._clock.part("backward"):
+            if self._exact and part.share == 1:
+                named = optimizer.curvature.named
+                linear = Linearized(outputs, named, torch.autograd.grad(loss, outputs))
+                for name, gradient in linear.gradients.items():
+                    named[name].grad = gradient
+                quadratic = partial(linear.quadratic, objective.metric(outputs))
+            else:
+                torch.autograd.backward(part.share * loss)
+        return terms, outputs[0].detach(), quadratic
+
+    def _quadratic(
+        self,
+        objective: Objective,
+        observations: Tensor,
+        parts: list[MicroBatch],
+        direction: dict[str, Tensor],
+    ) -> Tensor:
+        """U^T F U of a whole batch, by one forward-mode pass for each part of it."""
+        forms = []
+        for part in parts:
+            with self._autocast():
+                output, (tangent,) = output_tangents(
+                    self.network, (observations[part.rows],), [direction]
+                )
+            metric = objective.metric(as_outputs(output))
+            forms.append(part.share * metric(*as_outputs(tangent)).mean())
+        return torch.stack(forms).sum()
