@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 import torch
 
 from acktr.cli.main import main
+from acktr.runs import progress
 from acktr.runs import video as recording
 from tests.tools import toys
 
@@ -104,6 +104,17 @@ class TestRecord:
             assert facts["duration"] == 50
         assert [path.name for path in Path().iterdir() if "tmp" in path.name] == []
 
+    def test_progress(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One line per interval, here of no length."""
+        monkeypatch.setattr(recording, "Display", lambda title, _: progress.Display(title, 0.0))
+        run = trained(register("Painted", PaintedEnv))
+        capsys.readouterr()
+        assert main(["record", run, "--episodes", "2", "--max-steps", "3"]) == 0
+        lines = capsys.readouterr().err.splitlines()
+        assert lines == [f"episode {e} of 2, step {s} of 3" for e in (1, 2) for s in range(4)]
+
     def test_step_limit_and_default_name(self) -> None:
         run = trained(register("Painted", PaintedEnv))
         assert main(["record", run, "--max-steps", "2"]) == 0
@@ -185,47 +196,6 @@ class TestRecord:
         assert len(frames) >= 2
         assert all(frame.std() > 10 for frame in frames)
         assert (frames[0] != frames[-1]).any()
-
-
-class TestBackend:
-    @pytest.mark.parametrize(
-        ("given", "working", "tried", "chosen"),
-        [
-            ("", {"egl", "osmesa"}, ["egl"], "egl"),
-            ("", {"osmesa"}, ["egl", "osmesa"], "osmesa"),
-            ("", set(), ["egl", "osmesa"], None),
-            ("glfw", {"glfw", "egl"}, ["glfw"], "glfw"),
-            ("glfw", {"egl"}, ["glfw"], None),
-        ],
-    )
-    def test_choice(
-        self,
-        given: str,
-        working: set[str],
-        tried: list[str],
-        chosen: str | None,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        attempts: list[str] = []
-
-        def works(backend: str) -> bool:
-            attempts.append(backend)
-            return backend in working
-
-        monkeypatch.setenv("MUJOCO_GL", given)
-        monkeypatch.setattr(recording, "_works", works)
-        if chosen is None:
-            missing = "unset it" if given else "apt install"
-            with pytest.raises(recording.RecordError, match=missing):
-                recording.choose_mujoco_backend()
-            assert os.environ["MUJOCO_GL"] == given
-        else:
-            assert recording.choose_mujoco_backend() == chosen
-            assert os.environ["MUJOCO_GL"] == chosen
-        assert attempts == tried
-
-    def test_nonsense_does_not_work(self) -> None:
-        assert not recording._works("nonsense")
 
 
 @pytest.mark.parametrize(
