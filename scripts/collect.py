@@ -28,12 +28,12 @@ import numpy as np
 
 from acktr.files import read_limited, reason, safe_name, write_atomic
 from acktr.report.archives import SUFFIX, pack, read_archive, unpacked
-from acktr.report.curves import MOVING_MEAN, WINDOW, Curve, load_monitor
+from acktr.report.curves import MOVING_MEAN, Curve, load_monitor
 from acktr.report.plot import plot_runs
 from acktr.report.results import Result, find_runs, read_results
 from acktr.report.tables import as_csv, markdown
 from acktr.runs.folder import RunError
-from acktr.runs.tables import SIZE_CAP, read_table
+from acktr.runs.tables import SIZE_CAP, WINDOW, read_table
 from scripts.common import parsed
 
 PROGRESS_ROWS, COMPACT_PROGRESS_ROWS = 400, 25

@@ -1,25 +1,19 @@
-"""Episodes and learning curves of runs, and published curves."""
+"""Episodes and learning curves of runs."""
 
 from __future__ import annotations
 
-import csv
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from acktr.files import reason
-from acktr.runs.tables import Content, read_table
+from acktr.runs.tables import WINDOW, Content, read_table
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-WINDOW = 100
-"""Episodes over which returns are averaged."""
 GRID_POINTS = 1000
 """Points of ``grid``."""
 MOVING_MEAN = "moving_mean.csv"
@@ -27,14 +21,6 @@ MOVING_MEAN = "moving_mean.csv"
 
 _MOVING_COLUMNS = ("step", "episodes", "return")
 _DECIMALS = 4
-_PUBLISHED = Path(__file__).with_name("published") / "acktr_paper.csv"
-_SOURCES = {
-    "paper": ("Wu et al. 2017", "NoFrameskip-v3", "-v1"),
-    "baselines": ("OpenAI Baselines", "NoFrameskip-v4", "-v2"),
-}
-_ATARI = frozenset(
-    {"BeamRider", "Breakout", "Enduro", "Pong", "Qbert", "Seaquest", "SpaceInvaders"}
-)
 
 
 @dataclass(frozen=True)
@@ -61,26 +47,6 @@ class Curve:
     """Episodes over which the return is the mean, at most the window."""
     returns: Floats
     """Mean return of the last episodes until then."""
-
-
-@dataclass(frozen=True)
-class PublishedCurve:
-    """A learning curve that somebody published."""
-
-    env: str
-    """Name of the environment without version, for example HalfCheetah."""
-    algo: str
-    """acktr, a2c or trpo."""
-    source: str
-    """Who published it."""
-    measured_on: str
-    """Environment it was measured on."""
-    label: str
-    """Algorithm, source and the version of the environment it was measured on."""
-    steps: Ints
-    """Environment steps, shape (points,)."""
-    returns: Floats
-    """Mean returns, shape (points,)."""
 
 
 def load_monitor(run: Path) -> Monitor:
@@ -167,6 +133,15 @@ def on_grid(found: Curve, steps: Ints) -> Curve:
     return Curve(kept, found.episodes[at], found.returns[at].round(_DECIMALS))
 
 
+def until(end: float, steps: Floats, returns: Floats) -> tuple[Floats, Floats]:
+    """The part of a curve up to step ``end``, where it is interpolated."""
+    if not len(steps) or end >= steps[-1]:
+        return steps, returns
+    part = np.append(steps[steps < end], end)
+    part = part[part >= steps[0]]
+    return part, np.interp(part, steps, returns)
+
+
 def _load_moving_mean(path: Path) -> Curve:
     content = _read(path, set(_MOVING_COLUMNS), ", ".join(_MOVING_COLUMNS))
     try:
@@ -190,42 +165,3 @@ def _read(path: Path, columns: set[str], names: str) -> Content:
     if not columns <= set(content.columns):
         raise ValueError(f"{path}: columns {names} are needed")
     return content
-
-
-def environment_name(env_id: str) -> str:
-    """Name of an environment without namespace, frame skip and version: Pong, HalfCheetah."""
-    name = env_id.rpartition("/")[2]
-    return re.sub(r"((NoFrameskip|Deterministic)?-v\d+)$", "", name)
-
-
-def published_curves(env_id: str, algos: Sequence[str] = ("acktr",)) -> list[PublishedCurve]:
-    """Published curves of an environment, on whichever version of it they were measured.
-
-    Args:
-        env_id: For example HalfCheetah-v5 or PongNoFrameskip-v4.
-        algos: Of acktr, a2c and trpo.
-    """
-    env = environment_name(env_id)
-    rows = []
-    lines = (line for line in _PUBLISHED.read_text("utf-8").splitlines() if line[:1] != "#")
-    for row in csv.DictReader(lines):
-        if row["env"] == env and row["algo"] in algos:
-            rows.append(row)
-    found = []
-    for (algo, source), points in groupby(rows, key=lambda row: (row["algo"], row["source"])):
-        of_curve = list(points)
-        name, atari, mujoco = _SOURCES[source]
-        measured_on = env + (atari if env in _ATARI else mujoco)
-        older = "" if measured_on == env_id else ", older version"
-        found.append(
-            PublishedCurve(
-                env=env,
-                algo=algo,
-                source=name,
-                measured_on=measured_on,
-                label=f"{algo.upper()}, {name} ({measured_on}{older})",
-                steps=np.array([int(row["step"]) for row in of_curve], dtype=np.int64),
-                returns=np.array([float(row["return"]) for row in of_curve]),
-            )
-        )
-    return found

@@ -10,12 +10,13 @@ from pathlib import Path
 from acktr.files import reason, write_atomic
 from acktr.report import tables
 from acktr.report.archives import unpacked
-from acktr.report.curves import GRID_POINTS, WINDOW
+from acktr.report.curves import GRID_POINTS
+from acktr.report.figures import curves_figure, profiles_figure
 from acktr.report.references import Reference
 from acktr.report.results import Result, find_runs, read_results
-from acktr.report.scores import curves_figure, profiles_figure
 from acktr.report.study import LEAST_EPISODES, METRICS, AggregateRow, StepsRow, Study
 from acktr.report.tables import cell
+from acktr.runs.tables import WINDOW
 
 _TITLE = "# Comparison of runs\n"
 _PAGE = "report.md"

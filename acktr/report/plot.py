@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from numpy.typing import NDArray
 
 from acktr.files import reason, write_atomic
 from acktr.report.archives import unpacked
-from acktr.report.curves import WINDOW, curve, published_curves
+from acktr.report.curves import Floats, curve, until
 from acktr.report.figures import COLOURS, DASHES, GREY, panels, picture, plain, step_axis
+from acktr.report.references import published_curves
+from acktr.report.tables import as_csv
 from acktr.runs.folder import RunFolder
-
-Floats = NDArray[np.float64]
+from acktr.runs.tables import WINDOW
 
 _CSV_HEADER = ("env", "algo", "kind", "name", "step", "return")
 _GRID = 300
@@ -27,7 +26,7 @@ _MAX_POINTS = 2000
 
 @dataclass(frozen=True)
 class _Line:
-    """What is drawn: one line of one panel."""
+    """One line of one panel."""
 
     env: str
     algo: str
@@ -47,11 +46,13 @@ def plot_runs(
     """Draw the learning curves of runs: a panel per environment, a colour per algorithm.
 
     Every run is a thin line; the mean over runs of an algorithm, where all of them have data, is
-    bold. Published curves are dashed grey, in the panel of their environment.
+    bold. Published curves are dashed grey, in the panel of their environment, as far as the runs
+    go.
 
     Args:
         runs: Run folders, which may lie in archives.
-        out: Picture, .png or .svg. The plotted numbers go into a .csv of the same name.
+        out: Picture, .png or .svg. The numbers go into a .csv of the same name, published curves
+            as a whole.
         published: Algorithms whose published curves are drawn: of acktr, a2c and trpo.
         title: Title of the figure.
 
@@ -72,15 +73,20 @@ def plot_runs(
         lines = [*_run_lines(folders)]
     envs = sorted({line.env for line in lines})
     lines += [
-        _Line(env, ref.algo, "published", ref.label, ref.steps.astype(np.float64), ref.returns)
+        _Line(env, ref.algo, "published", ref.label, ref.steps, ref.returns)
         for env in envs
         for ref in published_curves(env, published)
     ]
     _refuse_other_csv(numbers)
-    picture = _draw(lines, envs, out.suffix[1:], title)
+    image = _draw(lines, envs, out.suffix[1:], title)
+    rows = (
+        [line.env, line.algo, line.kind, line.name, f"{step:.10g}", f"{value:.8g}"]
+        for line in lines
+        for step, value in zip(line.steps, line.returns, strict=True)
+    )
     try:
-        write_atomic(numbers, _as_csv(lines))
-        write_atomic(out, picture)
+        write_atomic(numbers, as_csv(_CSV_HEADER, rows))
+        write_atomic(out, image)
     except OSError as error:
         raise ValueError(f"{out}: cannot write: {reason(error)}") from error
     return numbers
@@ -93,8 +99,8 @@ def _run_lines(runs: Sequence[Path]) -> Iterator[_Line]:
         folder = RunFolder.open(run)
         config = folder.read_config()
         env, algo = folder.name_in(config, "env"), folder.name_in(config, "algo")
-        found = curve(run)
-        points = (found.steps.astype(np.float64), found.returns)
+        whole = curve(run)
+        points = (whole.steps.astype(np.float64), whole.returns)
         groups.setdefault((env, algo), []).append(points)
         yield _Line(env, algo, "run", f"seed {config.get('seed', '?')!s:.20}", *_thin(*points))
     for (env, algo), curves in groups.items():
@@ -103,11 +109,11 @@ def _run_lines(runs: Sequence[Path]) -> Iterator[_Line]:
 
 
 def _thin(steps: Floats, returns: Floats) -> tuple[Floats, Floats]:
-    """Evenly chosen points, first and last included, so that pictures stay small."""
+    """Evenly spaced points, first and last included, so that pictures stay small."""
     if len(steps) <= _MAX_POINTS:
         return steps, returns
-    chosen = np.linspace(0, len(steps) - 1, _MAX_POINTS).round().astype(np.int64)
-    return steps[chosen], returns[chosen]
+    kept = np.linspace(0, len(steps) - 1, _MAX_POINTS).round().astype(np.int64)
+    return steps[kept], returns[kept]
 
 
 def _mean_curve(curves: Sequence[tuple[Floats, Floats]]) -> tuple[Floats, Floats]:
@@ -133,18 +139,6 @@ def _refuse_other_csv(path: Path) -> None:
             )
 
 
-def _as_csv(lines: Sequence[_Line]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_CSV_HEADER)
-    for line in lines:
-        for step, value in zip(line.steps, line.returns, strict=True):
-            writer.writerow(
-                [line.env, line.algo, line.kind, line.name, f"{step:.10g}", f"{value:.8g}"]
-            )
-    return text.getvalue().encode()
-
-
 def _draw(lines: Sequence[_Line], envs: Sequence[str], kind: str, title: str | None) -> bytes:
     figure, axes, first_column = panels(len(envs), columns=3)
     algos = sorted({line.algo for line in lines if line.kind != "published"})
@@ -159,19 +153,17 @@ def _draw(lines: Sequence[_Line], envs: Sequence[str], kind: str, title: str | N
 
 
 def _draw_panel(axis: Axes, lines: Sequence[_Line], env: str, colours: Mapping[str, str]) -> None:
-    references = 0
+    end = max(line.steps[-1] for line in lines if line.kind == "run")
+    dashes = iter(DASHES * len(lines))
     for line in lines:
-        x, y = line.steps, line.returns
+        look: dict[str, Any] = {"color": colours.get(line.algo), "label": plain(line.name)}
         if line.kind == "published":
-            dash = DASHES[references % len(DASHES)]
-            references += 1
-            axis.plot(x, y, color=GREY, linewidth=1.3, linestyle=dash, label=plain(line.name))
+            look |= {"color": GREY, "linewidth": 1.3, "linestyle": next(dashes)}
         elif line.kind == "run":
-            axis.plot(x, y, color=colours[line.algo], linewidth=0.8, alpha=0.4)
+            look |= {"label": None, "linewidth": 0.8, "alpha": 0.4}
         else:
-            marker = "o" if len(x) == 1 else None
-            colour = colours[line.algo]
-            axis.plot(x, y, color=colour, linewidth=2.2, marker=marker, label=plain(line.name))
+            look |= {"linewidth": 2.2, "marker": "o" if len(line.steps) == 1 else None}
+        axis.plot(*until(end, line.steps, line.returns), **look)
     step_axis(axis, env)
     # Below the panel the legend covers no curve.
     axis.legend(fontsize="small", frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.15))

@@ -1,28 +1,54 @@
-"""Reference returns that scores are normalised with, and thresholds to reach."""
+"""What runs are compared with: reference returns, thresholds, and published learning curves."""
 
 from __future__ import annotations
 
+import csv
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from acktr.files import reason
-from acktr.report.curves import environment_name
+from acktr.report.curves import Floats
 from acktr.runs.tables import read_table
 
 SHIPPED = Path(__file__).with_name("published") / "references_mujoco.csv"
 """The references of this package; the file names its sources."""
 
 _COLUMNS = ("env", "low", "high", "threshold")
+_CURVES = SHIPPED.with_name("acktr_paper.csv")
+_SOURCES = {
+    "paper": ("Wu et al. 2017", "NoFrameskip-v3", "-v1"),
+    "baselines": ("OpenAI Baselines", "NoFrameskip-v4", "-v2"),
+}
+_ATARI = frozenset(
+    {"BeamRider", "Breakout", "Enduro", "Pong", "Qbert", "Seaquest", "SpaceInvaders"}
+)
+
+
+@dataclass(frozen=True)
+class PublishedCurve:
+    """A learning curve that somebody published."""
+
+    algo: str
+    """acktr, a2c or trpo."""
+    source: str
+    """Who published it."""
+    label: str
+    """Algorithm, source and the version of the environment it was measured on."""
+    steps: Floats
+    """Environment steps, shape (points,)."""
+    returns: Floats
+    """Mean returns, shape (points,)."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Of one environment."""
+    """The reference returns of one environment."""
 
     env: str
     """Environment id, or its name without version for all versions."""
@@ -68,7 +94,7 @@ def find_reference(references: Mapping[str, Reference], env_id: str) -> Referenc
     return references.get(env_id) or references.get(environment_name(env_id))
 
 
-def normalise(returns: NDArray[np.float64], reference: Reference) -> NDArray[np.float64]:
+def normalise(returns: Floats, reference: Reference) -> Floats:
     """Scores (return - low) / (high - low), any shape.
 
     Raises:
@@ -100,3 +126,30 @@ def _number(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"a finite number is needed, got {text!r:.40}")
     return value
+
+
+def environment_name(env_id: str) -> str:
+    """Name of an environment without namespace, frame skip and version: Pong, HalfCheetah."""
+    name = env_id.rpartition("/")[2]
+    return re.sub(r"((NoFrameskip|Deterministic)?-v\d+)$", "", name)
+
+
+def published_curves(env_id: str, algos: Sequence[str] = ("acktr",)) -> list[PublishedCurve]:
+    """Published curves of an environment, on whichever version of it they were measured.
+
+    Args:
+        env_id: For example HalfCheetah-v5 or PongNoFrameskip-v4.
+        algos: Of acktr, a2c and trpo.
+    """
+    env = environment_name(env_id)
+    lines = [line for line in _CURVES.read_text("utf-8").splitlines() if line[:1] != "#"]
+    rows = [row for row in csv.DictReader(lines) if row["env"] == env and row["algo"] in algos]
+    curves = []
+    for (algo, source), points in groupby(rows, key=lambda row: (row["algo"], row["source"])):
+        name, atari, mujoco = _SOURCES[source]
+        measured_on = env + (atari if env in _ATARI else mujoco)
+        older = "" if measured_on == env_id else ", older version"
+        label = f"{algo.upper()}, {name} ({measured_on}{older})"
+        table = np.array([(float(row["step"]), float(row["return"])) for row in points])
+        curves.append(PublishedCurve(algo, name, label, table[:, 0], table[:, 1]))
+    return curves

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from acktr.files import is_label, read_object, reason, safe_name
-from acktr.report.curves import WINDOW, Curve, curve, grid, on_grid, read_monitor
+from acktr.report.curves import Curve, curve, grid, on_grid, read_monitor
 from acktr.runs.folder import RunError, RunFolder
-from acktr.runs.tables import read_table
+from acktr.runs.tables import WINDOW, read_table
 
 _SEED = re.compile(r"seed\d{1,20}")
 _MOST_STEPS = 10**15

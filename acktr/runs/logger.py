@@ -14,15 +14,12 @@ import numpy as np
 
 from acktr.files import reason
 from acktr.runs.folder import RunError, RunFolder
-from acktr.runs.tables import Table
+from acktr.runs.tables import WINDOW, Table
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
     from acktr.train import TrainStats
-
-WINDOW = 100
-"""Episodes over which rollout/ep_rew_mean and rollout/ep_len_mean are taken."""
 
 _FLUSH_SECONDS = 30
 _MONITOR = ("r", "l", "t", "step")

@@ -12,6 +12,9 @@ from pathlib import Path
 
 from acktr.files import read_limited, reason, write_atomic
 
+WINDOW = 100
+"""Episodes over which returns are averaged."""
+
 SIZE_CAP = 1 << 30
 """Bytes of the largest CSV file that is read."""
 

@@ -11,12 +11,11 @@ import pytest
 from acktr.report.curves import (
     MOVING_MEAN,
     curve,
-    environment_name,
     grid,
     load_monitor,
     moving_mean,
     on_grid,
-    published_curves,
+    until,
 )
 from tests.tools.run_folders import make_run
 
@@ -123,32 +122,12 @@ def test_bad_stored_curve_is_one_line(tmp_path: Path, content: str, why: str) ->
     assert "\n" not in str(caught.value) and MOVING_MEAN in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("env_id", "name"),
-    [
-        ("HalfCheetah-v5", "HalfCheetah"),
-        ("PongNoFrameskip-v4", "Pong"),
-        ("ALE/Pong-v5", "Pong"),
-        ("PongDeterministic-v4", "Pong"),
-        ("Reacher", "Reacher"),
-    ],
-)
-def test_environment_name(env_id: str, name: str) -> None:
-    assert environment_name(env_id) == name
-
-
-def test_published_curves() -> None:
-    (paper,) = published_curves("HalfCheetah-v5")
-    assert paper.label == "ACKTR, Wu et al. 2017 (HalfCheetah-v1, older version)"
-    both = published_curves("PongNoFrameskip-v4")
-    assert [ref.label for ref in both] == [
-        "ACKTR, OpenAI Baselines (PongNoFrameskip-v4)",
-        "ACKTR, Wu et al. 2017 (PongNoFrameskip-v3, older version)",
-    ]
-    assert all(18 < ref.returns[-1] <= 21 and ref.returns[0] < -18 for ref in both)
-    assert len(published_curves("Hopper-v5", ("acktr", "a2c", "trpo"))) == 4
-    assert published_curves("CartPole-v1") == []
-    for env in ("BeamRider", "Breakout", "Qbert", "Seaquest", "SpaceInvaders", "Ant", "Walker2d"):
-        for ref in published_curves(f"{env}-v5"):
-            assert 2 <= len(ref.steps) <= 50 and (np.diff(ref.steps) > 0).all()
-            assert np.isfinite(ref.returns).all()
+def test_part_of_a_curve() -> None:
+    steps, returns = np.array([2.0, 4.0, 8.0]), np.array([1.0, 3.0, 7.0])
+    for end, expected in (
+        (1, []),
+        (3, [(2, 1), (3, 2)]),
+        (4, [(2, 1), (4, 3)]),
+        (9, [(2, 1), (4, 3), (8, 7)]),
+    ):
+        assert list(zip(*until(end, steps, returns), strict=True)) == expected

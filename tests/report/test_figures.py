@@ -1,16 +1,22 @@
-"""Legends below the panels stay within the figure."""
+"""Legends below the panels stay within the figure, and the axes fit what is drawn."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from acktr.report import figures, plot
 from acktr.report.figures import legend_below, panels, picture
+from acktr.report.page import ReportSettings, write_report
+from tests.tools.run_folders import write_run
 
 
 @pytest.mark.parametrize(
     ("panel_count", "names", "columns"),
-    [(1, 2, 4), (1, 5, 2), (3, 5, 4)],
+    [(1, 2, 4), (1, 5, 2), (3, 5, 4), (3, 60, 4)],
 )
 def test_a_legend_has_the_columns_that_there_is_room_for(
     panel_count: int, names: int, columns: int
@@ -26,6 +32,7 @@ def test_a_legend_has_the_columns_that_there_is_room_for(
     assert box.y0 >= 0 and box.y1 <= figure.bbox.height
     bottom = min(axis.get_tightbbox().y0 for axis in figure.axes if axis.get_visible())
     assert box.y1 <= bottom
+    assert all(axis.get_window_extent().height > 3 * figure.dpi for axis in figure.axes)
 
 
 def test_a_name_that_is_wider_than_the_figure_stands_alone() -> None:
@@ -33,3 +40,25 @@ def test_a_name_that_is_wider_than_the_figure_stands_alone() -> None:
     legend_below(figure, [Line2D([], [], label="x" * 200), Line2D([], [], label="y")])
     (legend,) = figure.legends
     assert legend._ncols == 1
+
+
+@pytest.mark.parametrize("kind", ["plot", "report"])
+def test_axes_end_where_the_runs_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The published curves of Breakout reach 400 at 10M steps, and 11 and 16 at 1M."""
+    drawn: list[Figure] = []
+    module = plot if kind == "plot" else figures
+    monkeypatch.setattr(module, "picture", lambda figure, _: drawn.append(figure) or b"")
+    returns = [k / 100 for k in range(1000)]
+    run = write_run(tmp_path, "BreakoutNoFrameskip-v4", "acktr", 0, returns, total=1_000_000)
+    if kind == "plot":
+        plot.plot_runs([run], tmp_path / "x.png", published=["acktr"])
+        rows = (tmp_path / "x.csv").read_text()
+        assert ",9800000,434.78" in rows  # the whole published curve
+    else:
+        write_report([run], tmp_path / "out", ReportSettings({}, resamples=20), ["acktr"])
+    axis = drawn[0].axes[0]
+    assert len(axis.lines) == (4 if kind == "plot" else 3)
+    assert axis.get_xlim()[1] == pytest.approx(1_000_000, rel=0.06)
+    assert 15 < axis.get_ylim()[1] < 18

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from acktr.report.curves import published_curves
 from acktr.report.plot import plot_runs
+from acktr.report.references import published_curves
 from acktr.runs.folder import RunError, RunFolder
 from acktr.runs.logger import RunLogger
 from acktr.train import Episode, TrainStats

@@ -8,7 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from acktr.report.references import SHIPPED, Reference, find_reference, load_references, normalise
+from acktr.report.references import (
+    SHIPPED,
+    Reference,
+    environment_name,
+    find_reference,
+    load_references,
+    normalise,
+    published_curves,
+)
 
 MUJOCO = "Ant HalfCheetah Hopper InvertedDoublePendulum InvertedPendulum Reacher Swimmer Walker2d"
 
@@ -75,3 +83,34 @@ def test_bad_references_are_one_line(tmp_path: Path, content: str | None, why: s
     with pytest.raises(ValueError, match=why) as caught:
         load_references(path)
     assert "\n" not in str(caught.value) and "r.csv" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "name"),
+    [
+        ("HalfCheetah-v5", "HalfCheetah"),
+        ("PongNoFrameskip-v4", "Pong"),
+        ("ALE/Pong-v5", "Pong"),
+        ("PongDeterministic-v4", "Pong"),
+        ("Reacher", "Reacher"),
+    ],
+)
+def test_environment_name(env_id: str, name: str) -> None:
+    assert environment_name(env_id) == name
+
+
+def test_published_curves() -> None:
+    (paper,) = published_curves("HalfCheetah-v5")
+    assert paper.label == "ACKTR, Wu et al. 2017 (HalfCheetah-v1, older version)"
+    both = published_curves("PongNoFrameskip-v4")
+    assert [ref.label for ref in both] == [
+        "ACKTR, OpenAI Baselines (PongNoFrameskip-v4)",
+        "ACKTR, Wu et al. 2017 (PongNoFrameskip-v3, older version)",
+    ]
+    assert all(18 < ref.returns[-1] <= 21 and ref.returns[0] < -18 for ref in both)
+    assert len(published_curves("Hopper-v5", ("acktr", "a2c", "trpo"))) == 4
+    assert published_curves("CartPole-v1") == []
+    for env in ("BeamRider", "Breakout", "Qbert", "Seaquest", "SpaceInvaders", "Ant", "Walker2d"):
+        for ref in published_curves(f"{env}-v5"):
+            assert 2 <= len(ref.steps) <= 50 and (np.diff(ref.steps) > 0).all()
+            assert np.isfinite(ref.returns).all()

@@ -9,24 +9,30 @@ import numpy as np
 import pytest
 import scipy.stats
 from numpy.typing import NDArray
-from rliable import library, metrics
 
 from acktr.report import statistics as stats
+from tests.report.rliable_golden import (
+    GAMMAS,
+    OTHER_RESAMPLES,
+    PAIRS_OF_RUNS,
+    SAME_RESAMPLES,
+    SEEDS,
+    SHAPES,
+    TAUS,
+    golden,
+    matrix,
+    two_algorithms,
+)
 
 Floats = NDArray[np.float64]
 
-SHAPES = [(5, 8), (3, 1), (1, 4), (10, 3), (4, 26), (7, 7)]
-PAIRS = {
-    "mean": (stats.mean, metrics.aggregate_mean),
-    "median": (stats.median, metrics.aggregate_median),
-    "iqm": (stats.iqm, metrics.aggregate_iqm),
-    "optimality gap": (stats.optimality_gap, metrics.aggregate_optimality_gap),
+GOLDEN = golden()
+STATISTICS = {
+    "mean": stats.mean,
+    "median": stats.median,
+    "iqm": stats.iqm,
+    "optimality gap": stats.optimality_gap,
 }
-
-
-def matrix(runs: int, envs: int, seed: int = 0) -> Floats:
-    """Scores (runs, environments) with ties."""
-    return np.random.default_rng(seed).normal(0.7, 0.5, (runs, envs)).round(1)
 
 
 def by_env(scores: Floats) -> dict[str, Floats]:
@@ -39,39 +45,35 @@ def ragged(seed: int = 0) -> dict[str, Floats]:
     return {env: generator.normal(size=n).round(1) for env, n in (("a", 2), ("b", 5), ("c", 3))}
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", STATISTICS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_estimates_are_rliables(name: str, shape: tuple[int, int]) -> None:
-    ours, theirs = PAIRS[name]
-    for seed in range(20):
-        scores = matrix(*shape, seed=seed)
-        assert float(ours(by_env(scores))) == pytest.approx(float(theirs(scores)), abs=1e-13)
+    found = [float(STATISTICS[name](by_env(matrix(*shape, seed=seed)))) for seed in SEEDS]
+    np.testing.assert_allclose(found, GOLDEN[name, *map(str, shape)], rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", STATISTICS)
 def test_leading_axes_are_resamples(name: str) -> None:
-    ours, _ = PAIRS[name]
+    ours = STATISTICS[name]
     many = np.random.default_rng(1).normal(size=(6, 5, 4))
     found = ours(by_env(many))
     assert found.shape == (6,)
     np.testing.assert_array_equal(found, [float(ours(by_env(one))) for one in many])
 
 
-@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("gamma", GAMMAS)
 def test_optimality_gap_of_another_gamma(gamma: float) -> None:
-    scores = matrix(5, 6)
-    expected = metrics.aggregate_optimality_gap(scores, gamma)
-    found = float(stats.optimality_gap(by_env(scores), gamma))
-    assert found == pytest.approx(expected, abs=1e-13)
+    found = float(stats.optimality_gap(by_env(matrix(5, 6)), gamma))
+    assert found == pytest.approx(GOLDEN["gamma", str(gamma)][0], abs=1e-13)
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [(5, 5), (3, 10), (1, 1), (1, 6)])
+@pytest.mark.parametrize(("ours", "theirs"), PAIRS_OF_RUNS)
 def test_probability_of_improvement_is_rliables(ours: int, theirs: int) -> None:
-    for seed in range(20):
-        x, y = matrix(ours, 6, seed), matrix(theirs, 6, seed + 100)
-        expected = metrics.probability_of_improvement(x, y)
-        found = float(stats.probability_of_improvement(by_env(x), by_env(y)))
-        assert found == pytest.approx(expected, abs=1e-13)
+    expected = GOLDEN["improvement", str(ours), str(theirs)]
+    for seed in SEEDS:
+        x, y = by_env(matrix(ours, 6, seed)), by_env(matrix(theirs, 6, seed + 100))
+        found = float(stats.probability_of_improvement(x, y))
+        assert found == pytest.approx(expected[seed], abs=1e-13)
 
 
 def test_probability_of_improvement_by_counting() -> None:
@@ -89,12 +91,11 @@ def test_probability_of_improvement_by_counting() -> None:
 
 
 def test_performance_profile_is_rliables() -> None:
-    scores, taus = matrix(5, 8), np.linspace(-0.5, 2, 26)  # many scores are equal to a threshold
-    expected = library.score_distributions(scores, taus)
-    found = stats.performance_profile(by_env(scores), taus)
-    np.testing.assert_allclose(found, expected, atol=1e-14)
+    scores = matrix(5, 8)
+    found = stats.performance_profile(by_env(scores), TAUS)
+    np.testing.assert_allclose(found, GOLDEN[("profile",)], atol=1e-14)
     assert (np.diff(found) <= 0).all()
-    many = stats.performance_profile(by_env(np.stack([scores, scores + 1])), taus)
+    many = stats.performance_profile(by_env(np.stack([scores, scores + 1])), TAUS)
     np.testing.assert_array_equal(many[0], found)
     assert many.shape == (2, 26)
 
@@ -134,27 +135,19 @@ class TestRaggedRuns:
             stats.iqm({str(p): np.zeros(p) for p in primes})
 
     def test_no_environments(self) -> None:
-        for statistic, _ in PAIRS.values():
+        for statistic in STATISTICS.values():
             with pytest.raises(ValueError, match="no environments"):
                 statistic({})
 
 
 class TestIntervals:
     def test_of_the_same_resamples_they_are_rliables(self) -> None:
-        scores, reps = matrix(5, 4), 400
-
-        def all_four(of: Floats) -> Floats:
-            return np.array([theirs(of) for _, theirs in PAIRS.values()])
-
-        np.random.seed(3)  # rliable draws from the global generator  # noqa: NPY002
-        expected = library.StratifiedBootstrap(scores).conf_int(
-            all_four, reps=reps, size=0.95, method="percentile"
-        )
-        np.random.seed(3)  # noqa: NPY002
-        bootstrap = library.StratifiedBootstrap(scores)
-        drawn = np.stack([data[0][0].copy() for data in bootstrap.bootstrap(reps)])
-        for column, (ours, _) in enumerate(PAIRS.values()):
-            low, high = stats.percentile_interval(ours(by_env(drawn)))
+        drawn = np.array([GOLDEN["resample", str(k)] for k in range(SAME_RESAMPLES)])
+        drawn = drawn.reshape(SAME_RESAMPLES, 5, 4)
+        assert all(set(drawn[..., k].flat) == set(matrix(5, 4)[:, k]) for k in range(4))
+        expected = np.array([GOLDEN["same resamples", end] for end in ("low", "high")])
+        for column, statistic in enumerate(STATISTICS.values()):
+            low, high = stats.percentile_interval(statistic(by_env(drawn)))
             np.testing.assert_allclose([low, high], expected[:, column], atol=1e-12)
 
     def test_of_other_resamples_they_are_rliables_up_to_chance(self) -> None:
@@ -163,26 +156,21 @@ class TestIntervals:
         A quantile p of B draws has the standard error sqrt(p (1 - p) / B) / density; the density of
         a normal distribution with the bootstrap's deviation is taken, and B is rliable's.
         """
-        x, y = np.random.default_rng(5).normal(0.6, 0.4, (2, 10, 6))
-        reps = 2000
-
-        def theirs(a: Floats, b: Floats) -> Floats:
-            each = [f(a) for _, f in PAIRS.values()]
-            return np.array([*each, metrics.probability_of_improvement(a, b)])
+        x, y = two_algorithms()
 
         def ours(a: stats.Scores, b: stats.Scores) -> Floats:
-            each = [f(a) for f, _ in PAIRS.values()]
+            each = [statistic(a) for statistic in STATISTICS.values()]
             return np.stack([*each, stats.probability_of_improvement(a, b)], axis=-1)
 
-        np.random.seed(0)  # noqa: NPY002
-        _, intervals = library.get_interval_estimates({"pair": [x, y]}, theirs, reps=reps)
+        value, low, high = (GOLDEN["other resamples", name] for name in ("value", "low", "high"))
         found = stats.interval(ours, by_env(x), by_env(y), resamples=40_000, seed=0)
         deviation = (found.high - found.low) / (2 * 1.96)
-        tolerance = 5 * np.sqrt(0.025 * 0.975 / reps) / scipy.stats.norm.pdf(1.96) * deviation
+        error = np.sqrt(0.025 * 0.975 / OTHER_RESAMPLES) / scipy.stats.norm.pdf(1.96)
+        tolerance = 5 * error * deviation
         assert (tolerance < 0.15 * (found.high - found.low)).all()
-        assert (np.abs(found.low - intervals["pair"][0]) < tolerance).all()
-        assert (np.abs(found.high - intervals["pair"][1]) < tolerance).all()
-        np.testing.assert_allclose(found.value, theirs(x, y), atol=1e-13)
+        assert (np.abs(found.low - low) < tolerance).all()
+        assert (np.abs(found.high - high) < tolerance).all()
+        np.testing.assert_allclose(found.value, value, atol=1e-13)
 
     def test_resamples_stay_in_their_environment_and_are_independent(self) -> None:
         scores = {"a": np.array([0.0, 1.0]), "b": np.array([10.0, 20.0])}
