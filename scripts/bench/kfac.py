@@ -24,52 +24,27 @@ _BATCHES = 10
 """Batches that there are images for."""
 
 
-class _Stopwatch:
-    """Sums up the seconds of the parts of updates."""
-
-    def __init__(self) -> None:
-        self._last = 0.0
-        self.seconds: dict[str, float] = {}
-
-    def start(self) -> None:
-        """Begin a part."""
-        self._last = time.perf_counter()
-
-    def __call__(self, part: str) -> None:
-        """End a part and begin the next one."""
-        now = time.perf_counter()
-        self.seconds[part] = self.seconds.get(part, 0.0) + now - self._last
-        self._last = now
-
-    @property
-    def total(self) -> float:
-        """Seconds of all parts."""
-        return sum(self.seconds.values())
-
-
 @dataclass
 class _Contestant:
-    """An optimizer with its clock."""
+    """An optimizer and what its updates took."""
 
     step: Stepper
-    watch: _Stopwatch
     blocks: list[float] = field(default_factory=list)
     """Seconds per update of each block."""
     warm: dict[str, float] = field(default_factory=dict)
     """What :meth:`inside` gave after warm-up."""
 
     def inside(self) -> dict[str, float]:
-        """Seconds inside of K-FAC so far, by part."""
+        """Seconds inside of K-FAC so far, by part, as its own clocks say."""
         optimizer = self.step.optimizer
         return dict(optimizer.curvature.seconds) if isinstance(optimizer, KFAC) else {}
 
-    def run(self, problem: Problem, stream: Iterator[Tensor], updates: int) -> None:
-        """Make some updates."""
-        self.watch.start()
+    def run(self, problem: Problem, stream: Iterator[Tensor], updates: int) -> float:
+        """Make some updates and return the seconds per update."""
+        started = time.perf_counter()
         for _ in range(updates):
-            inputs, targets = problem.batch(problem.train, next(stream))
-            self.watch("data")
-            self.step(inputs, targets)
+            self.step(*problem.batch(problem.train, next(stream)))
+        return (time.perf_counter() - started) / updates
 
 
 def measure_kfac(case: Case, timing: Timing) -> dict[str, Any]:
@@ -134,13 +109,10 @@ def compare(
     stream = batches(len(problem.train), batch, _SEED)
     for contestant in contestants.values():
         contestant.run(problem, stream, warm_up)
-        contestant.watch.seconds.clear()
         contestant.warm = contestant.inside()
     for _ in range(blocks):
         for contestant in contestants.values():
-            before = contestant.watch.total
-            contestant.run(problem, stream, block_updates)
-            contestant.blocks.append((contestant.watch.total - before) / block_updates)
+            contestant.blocks.append(contestant.run(problem, stream, block_updates))
     baseline = contestants["sgd"].blocks
     return {
         "batch": batch,
@@ -158,25 +130,18 @@ def compare(
 
 def _contestant(name: str, problem: Problem, curvature: Curvature) -> _Contestant:
     torch.manual_seed(_SEED)
-    watch = _Stopwatch()
     setting = RECIPES["convnet"][name].grid[0]
-    step = Stepper(name, problem, problem.network(), setting, curvature, _SEED, watch)
-    return _Contestant(step, watch)
+    return _Contestant(Stepper(name, problem, problem.network(), setting, curvature, _SEED))
 
 
 def _result(contestant: _Contestant, baseline: Sequence[float], updates: int) -> dict[str, Any]:
-    """Milliseconds per update; observe and step are split into what they consist of."""
-    parts = dict(contestant.watch.seconds)
-    parts["apply"] = parts.pop("step")
-    inside = {name: value - contestant.warm[name] for name, value in contestant.inside().items()}
-    if inside:
-        parts["fisher"] = inside["fisher"]
-        parts["factors"] = parts.pop("observe") - inside["fisher"]
-        parts["refresh"] = inside["refresh"]
-        parts["apply"] -= inside["refresh"]
+    """Milliseconds per update; parts are those of K-FAC's own clocks, and the rest."""
+    spent = {name: end - contestant.warm[name] for name, end in contestant.inside().items()}
+    parts = {name: 1000 * seconds / updates for name, seconds in spent.items()}
+    parts["rest"] = 1000 * statistics.fmean(contestant.blocks) - sum(parts.values())
     ratios = [mine / sgd for mine, sgd in zip(contestant.blocks, baseline, strict=True)]
     return {
         "milliseconds": round(1000 * statistics.median(contestant.blocks), 4),
         "ratio_to_sgd": round(statistics.median(ratios), 4),
-        "parts": {part: round(1000 * value / updates, 4) for part, value in parts.items()},
+        "parts": {part: round(value, 4) for part, value in parts.items()},
     }

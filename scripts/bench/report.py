@@ -281,7 +281,7 @@ def _kfac(each: Mapping[str, Any], timing: Mapping[str, Any]) -> list[str]:
     """K-FAC beside SGD: a heading, how it was measured, and the contestants with their parts."""
     found, size = each["overhead"], each["settings"]["size"]
     contestants: Mapping[str, Any] = found["contestants"]
-    parts = list(dict.fromkeys(part for one in contestants.values() for part in one["parts"]))
+    parts = list(contestants["kfac"]["parts"])
     body = []
     for name, one in contestants.items():
         cells = (f"{one['parts'][p]:.3f}" if p in one["parts"] else "" for p in parts)
@@ -293,7 +293,7 @@ def _kfac(each: Mapping[str, Any], timing: Mapping[str, Any]) -> list[str]:
         f" torch threads. Medians over {found['blocks']} alternating blocks of"
         f" {found['block_updates']} updates after {found['warm_up']} to warm up. Parts are means in"
         " milliseconds per update: fisher is the backward pass of sampled targets, factors their"
-        " covariances, refresh the inverses, apply the rest of the step.\n",
+        " covariances, refresh the inverses, apply their application, the rest everything else.\n",
         table(["optimizer", "ms per update", "ratio to sgd", *parts], body),
     ]
 

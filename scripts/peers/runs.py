@@ -134,7 +134,12 @@ def make(job: Job, run_dir: Path, argv: Sequence[str]) -> str:
         space = envs.single_observation_space
         if not isinstance(space, spaces.Box) or len(space.shape) != 1:
             raise ScriptError(f"{job.env}: peers need vectors as observations, not {space}")
-        model, normalized = make_model(settings, envs, job.seed, job.total_timesteps)
+        try:
+            model, normalized = make_model(settings, envs, job.seed, job.total_timesteps)
+        except (ValueError, AssertionError) as error:  # such as minibatches of one sample
+            raise ScriptError(
+                f"stable-baselines3 refuses the settings: {one_line(error)}"
+            ) from error
         with _new_folder(path) as folder, RunLogger(folder, job.env) as logger:
             folder.write_config(job.config())
             _write_versions(folder)

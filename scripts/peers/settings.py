@@ -20,32 +20,13 @@ from scripts.peers.translate import OURS, translate
 
 _PUBLISHED = Path(__file__).with_name("ppo.json")
 _VERSION = re.compile(r"-v\d+$")
-_TINY, _HUGE = 1e-12, 2**31
-_RANGES: dict[str, tuple[float, float]] = {
-    "hidden": (1, 16_384),
-    "critic_hidden": (1, 16_384),
+_MOST = 2**31
+_LIMITS: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("hidden", "critic_hidden", "num_envs"), (1, 16_384)),
+    **dict.fromkeys(("gamma", "gae_lambda", "alpha", "line_search_shrinking_factor"), (0, 1)),
     "log_std_init": (-20, 2),
-    "lr": (_TINY, _HUGE),
-    "eps": (0, _HUGE),
-    "alpha": (0, 1),
-    "ent_coef": (0, _HUGE),
-    "vf_coef": (0, _HUGE),
-    "max_grad_norm": (_TINY, _HUGE),
-    "target_kl": (_TINY, _HUGE),
-    "cg_max_steps": (1, _HUGE),
-    "cg_damping": (0, _HUGE),
-    "line_search_shrinking_factor": (_TINY, 1),
-    "line_search_max_iter": (1, _HUGE),
-    "n_critic_updates": (1, _HUGE),
-    "batch_size": (1, _HUGE),
-    "n_epochs": (1, _HUGE),
-    "clip_range": (_TINY, _HUGE),
-    "num_envs": (1, 16_384),
-    "num_steps": (1, _HUGE),
-    "gamma": (0, 1),
-    "gae_lambda": (0, 1),
 }
-"""Least and largest value by field, whichever class has it; of tuples, for each of them."""
+"""Least and largest value of some fields; others are at least 1 (counts) or 0."""
 
 
 class _Checked:
@@ -53,11 +34,12 @@ class _Checked:
 
     def __post_init__(self) -> None:
         """Check every number; raises ConfigError naming the field."""
-        for name, (least, most) in _RANGES.items():
-            value = getattr(self, name, None)
+        for name, value in vars(self).items():
             for one in value if isinstance(value, tuple) else (value,):
-                if one is not None and not least <= one <= most:
-                    raise ConfigError(f"{name} must lie in [{least:g}, {most:g}], got {one}")
+                if type(one) in (int, float):
+                    low, high = _LIMITS.get(name, (1 if type(one) is int else 0, _MOST))
+                    if not low <= one <= high:
+                        raise ConfigError(f"{name} must lie in [{low}, {high}], got {one}")
 
 
 @dataclass(frozen=True, kw_only=True)

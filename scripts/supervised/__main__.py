@@ -61,21 +61,13 @@ def _compare(argv: Sequence[str]) -> int:
         raise ScriptError(
             "not enough memory: choose smaller --widths or a smaller --batch"
         ) from error
-    summary = report.summarize(
-        plan,
-        outcome,
-        command=command_line("supervised", _without_folder(argv)),
-        data={
-            "name": images.name,
-            "sha256": images.digest(),
-            "train_images": len(images.x_train),
-            "test_images": len(images.x_test),
-            "shape": list(images.x_train.shape[1:]),
-        },
-        threshold=asked.threshold,
-    )
-    save(asked.out, report.files(summary, outcome.runs))
-    sys.stdout.write(report.markdown(summary))
+    command = command_line("supervised", _without_folder(argv))
+    text = report.markdown(plan, outcome, images, command, asked.threshold)
+    title = f"{problem.name}, {images.name}, batch {plan.base.batch}"
+    goal, _ = report.threshold_of(outcome, asked.threshold)
+    picture = report.figure(outcome, goal, title)
+    save(asked.out, {"summary.md": text.encode(), "figure.png": picture})
+    sys.stdout.write(text)
     return 0
 
 

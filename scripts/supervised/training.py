@@ -104,7 +104,6 @@ class Stepper:
         setting: Tuned values of the optimizer.
         curvature: When K-FAC takes statistics and inverts; not used by the others.
         seed: Of K-FAC's sampled targets.
-        mark: Told the name of each part of an update when the part ends.
     """
 
     def __init__(
@@ -115,9 +114,9 @@ class Stepper:
         setting: Setting,
         curvature: Curvature | None,
         seed: int,
-        mark: Callable[[str], None] = lambda part: None,
     ) -> None:
-        self._problem, self._network, self._mark = problem, network, mark
+        self._problem = problem
+        self._network: Callable[[Tensor], Tensor] = network
         self._curvature = curvature or Curvature(
             statistics_part=1, statistics_every=1, refresh_every=1
         )
@@ -135,14 +134,12 @@ class Stepper:
         self.optimizer.zero_grad()
         loss = self._problem.objective(output, targets)
         torch.autograd.backward(loss)
-        self._mark("backward")
         if isinstance(self.optimizer, KFAC):
             self.optimizer.step(
                 objective=lambda: self._problem.objective(self._network(inputs), targets)
             )
         else:
             self.optimizer.step()
-        self._mark("step")
         return loss.detach()
 
     def _forward(self, inputs: Tensor) -> Tensor:
@@ -151,19 +148,12 @@ class Stepper:
         part = self._curvature.statistics_part
         self._updates += 1
         if not (due and isinstance(self.optimizer, KFAC)):
-            output: Tensor = self._network(inputs)
-            self._mark("forward")
-            return output
+            return self._network(inputs)
         seen = inputs if part == 1 else inputs[: max(1, len(inputs) // part)]
         with self.optimizer.capture() as captured:
             output = self._network(seen)
-        self._mark("forward" if part == 1 else "capture")
         self.optimizer.observe(captured, output, self._problem.loss)
-        self._mark("observe")
-        if part > 1:
-            output = self._network(inputs)
-            self._mark("forward")
-        return output
+        return output if part == 1 else self._network(inputs)
 
 
 def _kfac(

@@ -92,23 +92,21 @@ def test_the_setting_with_the_lowest_loss_is_chosen(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(capsys, tmp_path, *TINY, *PLAIN)[0] == 0
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    for name in ("sgd", "adam"):
-        grid = summary["tuning"]["grids"][name]
-        losses = []
-        for entry in grid:
-            rows = table(tmp_path / "tune" / name / f"lr={entry['setting']['lr']:g}.csv")
-            assert rows[-1]["update"] == "3"
-            assert rows[-1]["seed"] == "1000"
-            losses.append(float(rows[-1]["train_loss"]))
-        best = grid[losses.index(min(losses))]["setting"]
-        assert summary["chosen"][name] == best
-        assert table(tmp_path / "runs" / name / "seed0.csv")[0]["setting"] == f"lr={best['lr']:g}"
-    assert summary["machine"]["torch"] == torch.__version__
-    assert "--tune-updates 3" in summary["command"]
     text = (tmp_path / "summary.md").read_text()
-    at_end = summary["chosen"]["sgd"]["lr"] in (1e-3, 3e-2)
-    assert ("At an end of its grid: sgd lr" in text) == at_end
+    for name in ("sgd", "adam"):
+        losses = {}
+        for setting in RECIPES["autoencoder"][name].grid:
+            rows = table(tmp_path / "tune" / name / f"lr={setting['lr']:g}.csv")
+            assert (rows[-1]["update"], rows[-1]["seed"]) == ("3", "1000")
+            losses[setting["lr"]] = float(rows[-1]["train_loss"])
+        best = min(losses, key=losses.__getitem__)
+        for lr, loss in losses.items():
+            (line,) = [x for x in text.splitlines() if x.startswith(f"| {name} | lr={lr:g} | ")]
+            assert f"| {loss:.5g} |" in line and line.endswith("| yes |") == (lr == best)
+        assert table(tmp_path / "runs" / name / "seed0.csv")[0]["setting"] == f"lr={best:g}"
+        at_end = best in (min(losses), max(losses))
+        assert (f"{name} lr" in text.partition("At an end of its grid: ")[2]) == at_end
+    assert f"torch {torch.__version__}" in text and "--tune-updates 3" in text
 
 
 def test_all_four_optimizers_lower_the_loss(
@@ -124,11 +122,8 @@ def test_all_four_optimizers_lower_the_loss(
         rows = table(tmp_path / "runs" / name / "seed0.csv")
         losses = [float(row["train_loss"]) for row in rows]
         assert losses[-1] < 0.95 * losses[0], name
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["tuning"]["grids"] == {}
-    assert set(summary["ratios"]) == {
-        f"{slow}/{fast}" for slow in ("sgd", "adam") for fast in ("kfac", "kfac-adaptive")
-    }
+    for pair in ("sgd/kfac", "sgd/kfac-adaptive", "adam/kfac", "adam/kfac-adaptive"):
+        assert f"| {pair} | updates | " in out
     assert "| kfac | kl_clip=10,damping=0.3 |  |  | given |" in out
 
 
@@ -306,26 +301,22 @@ def test_threshold_and_ratios_on_curves_made_by_hand() -> None:
         updates_per_epoch=5,
         base=SPEC,
     )
-    data = {"name": "x", "train_images": 1, "test_images": 1}
-    summary = report.summarize(plan, outcome, command="c", data=data, threshold=None)
-    assert summary["threshold"]["train_loss"] == 2.5
-    found = summary["ratios"]["sgd/kfac"]
-    assert found["updates"] == {"0": 10.0, "1": 8.0, "mean": 9.0}
-    assert found["seconds"] == {"0": 10.0, "1": 8.0, "mean": 9.0}
-    assert "| sgd/kfac | updates | 10.00 | 8.00 | 9.00 |" in report.markdown(summary)
-    assert summary["means"] == {
-        "kfac": {"train_loss": 1.0, "test_loss": 1.0},
-        "sgd": {"train_loss": 2.25, "test_loss": 2.25},
+    assert report.threshold_of(outcome, None)[0] == 2.5
+    assert report.ratios(outcome, 2.5, "sgd", "kfac") == {
+        "updates": [10.0, 8.0, 9.0],
+        "seconds": [10.0, 8.0, 9.0],
     }
-    assert "| sgd | 2.25 | 2.25 |" in report.markdown(summary)
-    given = report.summarize(plan, outcome, command="c", data=data, threshold=1.5)
-    assert given["ratios"]["sgd/kfac"]["updates"] == {"0": None, "1": None, "mean": None}
-    assert "not reached" in report.markdown(given)
+    assert report.ratios(outcome, 1.5, "sgd", "kfac")["updates"] == [None, None, None]
+    images = load(None, "autoencoder")
+    text = report.markdown(plan, outcome, images, "c", None)
+    assert "| sgd/kfac | updates | 10.00 | 8.00 | 9.00 |" in text
+    assert "| sgd | 2.25 | 2.25 |" in text
+    assert "| kfac | 1 | 10 | 1.0 | 1 | 1 | 5 | 0.5 |" in text
+    assert "not reached" in report.markdown(plan, outcome, images, "c", 1.5)
     outcome.runs["kfac", 1][-1] = Row(10, 1.0, math.inf, math.inf)
-    broken = report.summarize(plan, outcome, command="c", data=data, threshold=1.5)
-    assert broken["means"]["kfac"] == {"train_loss": None, "test_loss": None}
-    assert "| kfac | diverged | diverged |" in report.markdown(broken)
-    assert report.files(broken, outcome.runs)["figure.png"][:4] == b"\x89PNG"
+    broken = report.markdown(plan, outcome, images, "c", 1.5)
+    assert "| kfac | diverged | diverged |" in broken
+    assert report.figure(outcome, math.inf, "x")[:4] == b"\x89PNG"
 
 
 def test_losses_on_a_part_are_those_of_evenly_spread_images() -> None:
