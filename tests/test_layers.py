@@ -29,6 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluate": {"envs"},
     "runs": {*LEARNING, *BELOW_TRAIN, "train", "evaluate"},
     "agent": {*LEARNING, *BELOW_TRAIN, *RUNS},
+    "public": {"agent", *LEARNING, *BELOW_TRAIN, *RUNS},
     "compare": {*RUNS, *BELOW_TRAIN},
     "report": {"runs", "files"},
     "cli": {*LEARNING, *BELOW_TRAIN, *RUNS, "agent", "compare", "report"},
