@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Generic, TypeVar, TypeVarTuple
 
+import gymnasium
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from acktr.config import ConfigError
+from acktr.envs import is_image
 
 Args = TypeVarTuple("Args")
 R = TypeVar("R")
@@ -75,9 +76,13 @@ class _OneThread:
         self._lock = threading.Lock()
         self._users = 0
         self._count = 1
+        self._here = threading.local()
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
+        if getattr(self._here, "inside", False):  # the outer context restores the number
+            yield
+            return
         with self._lock:
             present = torch.get_num_threads()  # a thread's first call takes the common number
             if self._users == 0:
@@ -85,9 +90,11 @@ class _OneThread:
             self._users += 1
             count = self._count
             torch.set_num_threads(1)
+        self._here.inside = True
         try:
             yield
         finally:
+            self._here.inside = False
             with self._lock:
                 self._users -= 1
                 torch.set_num_threads(count)
@@ -99,6 +106,15 @@ one_thread = _OneThread()
 Its other threads spin for a while after each parallel operation, waiting for the next one; between
 the small forward passes of acting they would take the cores that environments need.
 """
+
+
+def threads_for(space: gymnasium.Space[Any]) -> AbstractContextManager[None]:
+    """Context with torch's threads for networks of such observations: all for images, else one.
+
+    With small matrices several threads gain nothing, and where other work keeps the cores busy
+    they wait for each other: training was seen to take ten times as long.
+    """
+    return nullcontext() if is_image(space) else one_thread()
 
 
 def restore_generator(generator: torch.Generator, state: torch.Tensor) -> None:
@@ -152,48 +168,51 @@ def joined(*parts: Mapping[str, float]) -> dict[str, float]:
 class Compiled(Generic[R, *Args]):
     """A function by way of torch.compile, which compiles at the first call.
 
-    Where torch cannot compile it (no compiler, an unsupported Python) a warning says so once, and
-    it runs uncompiled from then on.
-
     Args:
-        function: Of tensors; it may be called twice for one call.
-        name: What the warning calls it.
+        function: Of tensors.
+        name: What messages call it.
         graph: Whether torch records the kernels as a CUDA graph, whose next replay overwrites what
             the last one returned.
         dynamic: Whether one compilation serves all shapes: no, or (None) once they have changed.
+
+    Raises:
+        ConfigError: torch cannot compile here (no compiler, an unsupported Python); the call raises
+            it too.
     """
 
     def __init__(
         self, function: Callable[[*Args], R], name: str, *, graph: bool, dynamic: bool | None
     ) -> None:
-        self._function = function
         self._name = name
         mode = "reduce-overhead" if graph else None
-        self._compiled: Callable[[*Args], R] | None = torch.compile(
-            function, mode=mode, dynamic=dynamic
-        )
-
-    @property
-    def active(self) -> bool:
-        """Whether it is still by way of the compiler."""
-        return self._compiled is not None
+        try:
+            self._compiled: Callable[[*Args], R] = torch.compile(
+                function, mode=mode, dynamic=dynamic
+            )
+        except RuntimeError as error:
+            raise self._refusal(error) from error
 
     def __call__(self, *args: *Args) -> R:
         """Call the function."""
-        if self._compiled is None:
-            return self._function(*args)
         try:
             return self._compiled(*args)
-        except Exception as error:  # what is not the compiler's fault comes again below
-            answer = self._function(*args)
-            self._compiled = None
-            reason = str(error).strip().partition("\n")[0]
-            warnings.warn(
-                f"compile: torch cannot compile {self._name} ({reason}); it runs uncompiled",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-            return answer
+        except RuntimeError as error:
+            if _of_compiler(error):
+                raise self._refusal(error) from error
+            raise
+
+    def _refusal(self, error: RuntimeError) -> ConfigError:
+        reason = str(error).strip().partition("\n")[0]
+        return ConfigError(
+            f"compile: torch cannot compile {self._name} ({reason}); set compile to false"
+        )
+
+
+def _of_compiler(error: RuntimeError) -> bool:
+    """Whether the compiler failed, rather than the function that it was given."""
+    from torch._dynamo.exc import TorchDynamoException, TorchRuntimeError  # slow to import
+
+    return isinstance(error, TorchDynamoException) and not isinstance(error, TorchRuntimeError)
 
 
 def compiled_for_updates(network: Callable[[Tensor], R]) -> Compiled[R, Tensor]:

@@ -11,7 +11,7 @@ import torch
 from gymnasium.vector import VectorEnv
 
 from acktr.algorithms import A2CLearner, ACKTRLearner, Learner, TRPOLearner
-from acktr.compute import autocast_context, resolve_device
+from acktr.compute import autocast_context, resolve_device, threads_for
 from acktr.config import Algo, Config
 from acktr.envs import AnyVectorEnv, is_image, make_vec
 from acktr.policies import (
@@ -22,7 +22,7 @@ from acktr.policies import (
     build_network,
     normalizable,
 )
-from acktr.rollout import Acting, Collector, NonFiniteError, make_batch
+from acktr.rollout import Acting, Batch, Collector, NonFiniteError, make_batch
 
 _LEARNERS: dict[Algo, type[ACKTRLearner | A2CLearner | TRPOLearner]] = {
     "acktr": ACKTRLearner,
@@ -90,23 +90,24 @@ class Trainer:
         self.device = resolve_device(config.device)
         space = envs.single_observation_space
         self.head = action_head(envs.single_action_space)
-        with torch.random.fork_rng(devices=[]):
+        # The initial weights depend on the seed alone, and torch's own generator is left as it was.
+        with torch.random.fork_rng(devices=[]), threads_for(space):
             torch.manual_seed(config.seed)
             self.network = build_network(space, self.head, config.network).to(self.device)
         self.precision, autocast = autocast_context(self.device, config.precision, is_image(space))
+        # Acting and learning draw from generators of their own: how often one of them draws does
+        # not change the numbers of the other.
+        acting_noise, learning_noise = (
+            torch.Generator(self.device).manual_seed(2 * config.seed + part) for part in (1, 2)
+        )
         observations = None
         if config.normalize_observation and normalizable(space):
             observations = ObservationNormalizer(tuple(space.shape or ()))
         rewards = RewardScaler(envs.num_envs, config.gamma) if config.normalize_reward else None
-        action_noise = torch.Generator(self.device).manual_seed(2 * config.seed + 1)
-        acting = Acting(self.network, self.head, action_noise, autocast, config.compile)
+        acting = Acting(self.network, self.head, acting_noise, autocast, config.compile)
         self.collector = Collector(envs, acting, observations, rewards, config.micro_batch)
         self.learner: Learner = _LEARNERS[config.algo](
-            self.network,
-            self.head,
-            config,
-            torch.Generator(self.device).manual_seed(2 * config.seed + 2),
-            autocast,
+            self.network, self.head, config, learning_noise, autocast
         )
         self.timesteps = 0
         self.updates = 0
@@ -124,24 +125,20 @@ class Trainer:
             NonFiniteError: The network did.
             FactorError: K-FAC cannot go on.
         """
+        config, space = self.config, self.envs.single_observation_space
         if self._needs_reset:
-            self.collector.reset(self.config.seed + self.timesteps)
+            self.collector.reset(config.seed + self.timesteps)
             self._needs_reset = False
         origin = time.perf_counter() - self.seconds
         while self.timesteps < total_timesteps:
             started = time.perf_counter()
-            rollout = self.collector.collect(self.config.num_steps)
-            batch = make_batch(rollout, self.config.gamma, self.config.gae_lambda, self.device)
-            if not bool(torch.isfinite(batch.returns).all()):
-                raise NonFiniteError(
-                    f"the value function is NaN or Inf at step {self.timesteps}: lower lr or"
-                    " kl_clip, raise damping, or normalise rewards"
-                )
-            metrics: dict[str, float] = {}
-            if len(batch) > 1:
-                metrics = self.learner.update(
-                    batch, (self.timesteps - start) / (total_timesteps - start)
-                )
+            progress = (self.timesteps - start) / (total_timesteps - start)
+            with threads_for(space):  # for this update: in between torch is the caller's
+                rollout = self.collector.collect(config.num_steps)
+                batch = make_batch(rollout, config.gamma, config.gae_lambda, self.device)
+                self._require_finite(batch)
+                # One sample has no variance to learn from: resets may have taken all other steps.
+                metrics = self.learner.update(batch, progress) if len(batch) > 1 else {}
             self.timesteps += rollout.env_steps
             self.updates += 1
             self.seconds = time.perf_counter() - origin
@@ -152,6 +149,14 @@ class Trainer:
                 Episode(end.reward, end.length, end.moment - origin) for end in rollout.episodes
             )
             yield TrainStats(self.timesteps, self.updates, metrics, episodes)
+
+    def _require_finite(self, batch: Batch) -> None:
+        """Stop before anything is learned from NaN or Inf."""
+        if not bool(torch.isfinite(batch.returns).all()):
+            raise NonFiniteError(
+                f"the value function is NaN or Inf at step {self.timesteps}: lower lr or"
+                " kl_clip, raise damping, or normalise rewards"
+            )
 
     def policy(self, seed: int) -> Policy:
         """The policy as it is at any moment, with frozen statistics and its own action noise."""

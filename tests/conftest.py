@@ -12,11 +12,12 @@ torch.set_num_threads(1)
 
 @pytest.fixture
 def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch.compile fails at the first call of what it returned."""
+    """torch.compile fails at the first call of what it returned, as without a C++ compiler."""
+    from torch._dynamo.exc import TorchDynamoException
 
     def unable(*_args: Any, **_kwargs: Any) -> Any:
         def call(*_tensors: Any) -> Any:
-            raise RuntimeError("no working compiler\nlong explanation")
+            raise TorchDynamoException("no working compiler\nlong explanation")
 
         return call
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from acktr.compute import to_tensor
+from acktr.compute import threads_for, to_tensor
 from acktr.config import Config
 from acktr.envs import is_image
 from acktr.policies.distributions import ActionHead, action_head, to_environment
@@ -91,6 +91,7 @@ class Policy:
         elif is_image(self.observation_space):
             observations = np.asarray(observations, np.uint8)
         tensor = to_tensor(np.ascontiguousarray(observations), self.device)
-        dist = self.head.make(self.network(tensor)[0])
-        chosen = dist.mode() if deterministic else dist.sample(dist.noise(self.generator))
-        return to_environment(chosen.cpu().numpy(), self.action_space)
+        with threads_for(self.observation_space):
+            dist = self.head.make(self.network(tensor)[0])
+            actions = dist.mode() if deterministic else dist.sample(dist.noise(self.generator))
+        return to_environment(actions.cpu().numpy(), self.action_space)

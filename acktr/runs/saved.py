@@ -13,7 +13,7 @@ import torch
 
 from acktr.compute import resolve_device
 from acktr.config import Config, ConfigError, from_dict, refuse_import
-from acktr.envs import is_image, make_vec
+from acktr.envs import make_vec
 from acktr.evaluate import Evaluation, evaluate
 from acktr.policies import Policy
 from acktr.runs.checkpoint import CheckpointError, checkpoint_exists, load_checkpoint, restoring
@@ -95,12 +95,6 @@ def find_agent(path: Path, which: str) -> SavedAgent:
     return read_agent(folder.best)
 
 
-def limit_threads(space: gymnasium.Space[Any]) -> None:
-    """One torch thread for small networks, which more threads slow down; convolutions keep all."""
-    if not is_image(space):
-        torch.set_num_threads(1)
-
-
 def play(
     agent: SavedAgent,
     episodes: int,
@@ -122,6 +116,5 @@ def play(
     with closing(
         make_vec(agent.config.env, count, seed, training=False, atari=agent.config.atari)
     ) as envs:
-        limit_threads(envs.single_observation_space)
         policy = agent.policy(envs.single_observation_space, envs.single_action_space, place, seed)
         return evaluate(policy, envs, episodes, seed=seed, deterministic=deterministic)

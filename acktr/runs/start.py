@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from acktr.compute import resolve_device
+from acktr.compute import resolve_device, threads_for
 from acktr.config import Config, ConfigError, to_dict
 from acktr.envs import EnvFault, describe, group_count, lookup, worker_count, workers
 from acktr.files import flat
@@ -34,7 +34,7 @@ from acktr.runs.folder import (
 )
 from acktr.runs.logger import RunLogger
 from acktr.runs.progress import Progress
-from acktr.runs.saved import SavedAgent, limit_threads, read_agent
+from acktr.runs.saved import SavedAgent, read_agent
 from acktr.runs.session import Draw, Session
 from acktr.train import Trainer, training_envs
 
@@ -172,17 +172,13 @@ def check(config: Config) -> None:
 
 @contextmanager
 def _trainer(config: Config) -> Iterator[Trainer]:
-    """A trainer with its environments, which are closed at the end."""
-    envs = training_envs(config)
-    try:
-        limit_threads(envs.single_observation_space)
+    """A trainer with its environments, which are closed at the end, and torch's threads."""
+    with closing(training_envs(config)) as envs, threads_for(envs.single_observation_space):
         try:
             trainer = Trainer(config, envs)
         except ValueError as error:
             raise ConfigError(str(error)) from error
         yield trainer
-    finally:
-        envs.close()
 
 
 def _run(session: Session, draw: Draw) -> str:

@@ -23,7 +23,7 @@ from acktr.evaluate import usually_deterministic
 from acktr.files import reason
 from acktr.policies import Policy
 from acktr.runs.progress import Display
-from acktr.runs.saved import SavedAgent, limit_threads
+from acktr.runs.saved import SavedAgent
 
 SUFFIXES = (".mp4", ".gif")
 """Kinds of video."""
@@ -67,7 +67,6 @@ def record(
     display = Display("acktr record", 5.0)
     returns: list[float] = []
     try:
-        limit_threads(env.observation_space)
         policy = agent.policy(env.observation_space, env.action_space, place, seed)
         likeliest = usually_deterministic(agent.config.env)
         limit = env.spec.max_episode_steps if env.spec is not None else None

@@ -19,12 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from acktr.compute import one_thread
+from acktr.compute import one_thread, threads_for
 from acktr.config import Config, from_dict
-from acktr.envs import AnyVectorEnv, group_count
+from acktr.envs import group_count
 from acktr.files import read_object, write_atomic
 from acktr.rollout import make_batch
-from acktr.runs.saved import limit_threads
 from acktr.train import Trainer, training_envs
 from scripts.bench.cases import Case, Timing
 
@@ -139,7 +138,7 @@ def measure_training(config: Config, timing: Timing) -> dict[str, Any]:
     Raises:
         EnvError: The environment cannot be made.
     """
-    envs = _environments(config)
+    envs = training_envs(config)
     try:
         trainer = Trainer(config, envs)
         windows = Windows(timing)
@@ -159,12 +158,6 @@ def measure_training(config: Config, timing: Timing) -> dict[str, Any]:
         return windows.result() | {"shares": parts, "peak_mib": peak_mib()}
     finally:
         envs.close()
-
-
-def _environments(config: Config) -> AnyVectorEnv:
-    envs = training_envs(config)
-    limit_threads(envs.single_observation_space)  # as acktr train does
-    return envs
 
 
 def shares(
@@ -195,7 +188,7 @@ def shares(
 
 def measure_environment(config: Config, timing: Timing) -> dict[str, Any]:
     """Step the environments of a training with random actions, and do nothing else."""
-    envs = _environments(config)
+    envs = training_envs(config)
     try:
         envs.reset(seed=config.seed)
         envs.action_space.seed(config.seed)
@@ -218,7 +211,7 @@ def measure_compute(config: Config, timing: Timing) -> dict[str, Any]:
     The parameters are put back after every update, which is not timed, so that all updates are
     alike but for what K-FAC does at intervals. Acting takes a group of environments at a time.
     """
-    envs = _environments(config)
+    envs = training_envs(config)
     try:
         trainer = Trainer(config, envs)
         trainer.collector.reset(config.seed)
@@ -236,8 +229,9 @@ def measure_compute(config: Config, timing: Timing) -> dict[str, Any]:
     updates = 0
     while not windows.done:
         started = time.perf_counter()
-        act()
-        trainer.learner.update(batch, 0.0)
+        with threads_for(envs.single_observation_space):  # as in training
+            act()
+            trainer.learner.update(batch, 0.0)
         spent += time.perf_counter() - started
         with torch.no_grad():
             for name, parameter in named.items():

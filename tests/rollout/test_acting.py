@@ -1,4 +1,4 @@
-"""Acting compiled gives what it gives uncompiled, and goes on where torch cannot compile."""
+"""Acting compiled gives what it gives uncompiled, and says so where torch cannot compile."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from gymnasium import spaces
 
 from acktr.agent import ACKTR
-from acktr.config import NetworkConfig
+from acktr.config import ConfigError, NetworkConfig
 from acktr.policies.distributions import action_head
 from acktr.policies.networks import build_network
 from acktr.presets import preset
@@ -67,7 +67,6 @@ def test_compiled_acting_is_the_same(
     for ours, theirs in answers:
         torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
         assert not bool(theirs[2])
-    assert compiled._compiled is not None and compiled._compiled.active
     assert torch.equal(plain.generator.get_state(), compiled.generator.get_state())
 
 
@@ -81,22 +80,11 @@ def test_compiled_acting_sees_numbers_that_are_not_finite() -> None:
 
 
 @pytest.mark.usefixtures("no_compiler")
-def test_what_cannot_be_compiled_runs_uncompiled() -> None:
-    """One warning that says why, and the actions of the same noise."""
-    plain, compiled = (acting(VECTORS, BOX, which) for which in (False, True))
-    first, second = shown(VECTORS, 2)
-    with pytest.warns(RuntimeWarning, match=r"policy \(no working compiler\); it runs uncompiled"):
-        answer = compiled(first)
-    assert torch.equal(answer[0], plain(first)[0])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert torch.equal(compiled(second)[0], plain(second)[0])
-
-
-def test_an_error_of_the_policy_is_not_the_compilers() -> None:
-    compiled = acting(VECTORS, BOX, True)
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        compiled(torch.zeros(6, 4))
+def test_a_policy_that_cannot_be_compiled_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"cannot compile the policy \(no working compiler\); set"
+    ):
+        acting(VECTORS, BOX, True)(shown(VECTORS, 1)[0])
 
 
 @compiler
