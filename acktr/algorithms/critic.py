@@ -42,7 +42,7 @@ class FirstOrderCritic:
 
     def fit(self, batch: Batch) -> Tensor:
         """Take all steps on a batch; returns the mean squared error over the last epoch."""
-        rows = len(batch)
+        rows = len(batch.returns)
         size = rows if self.config.batch_size is None else min(rows, self.config.batch_size)
         losses: list[Tensor] = []
         for _ in range(self.config.epochs):
@@ -51,9 +51,9 @@ class FirstOrderCritic:
                 losses.append(self._step(batch.observations, batch.returns))
                 continue
             order = torch.randperm(rows, generator=self.generator, device=self.generator.device)
-            for chosen in torch.split(order, size):
-                step = self._step(batch.observations[chosen], batch.returns[chosen])
-                losses.append(step * (len(chosen) / rows))
+            for mine in torch.split(order, size):
+                loss = self._step(batch.observations[mine], batch.returns[mine])
+                losses.append(loss * (len(mine) / rows))
         return torch.stack(losses).sum()
 
     def _step(self, observations: Tensor, returns: Tensor) -> Tensor:

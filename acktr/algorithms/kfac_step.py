@@ -22,10 +22,10 @@ def as_outputs(returned: Tensor | Outputs) -> Outputs:
     return returned if isinstance(returned, tuple) else (returned,)
 
 
-def sampled_rows(fraction: float, turn: int, rows: int) -> slice | None:
-    """Every k-th row of a batch, k = 1 / fraction, from another one on each turn; None for all."""
+def sample_rows(count: int, fraction: float, turn: int) -> slice | None:
+    """Every k-th of ``count`` rows, k = 1 / fraction, from another one each turn; None for all."""
     every = max(1, round(1 / fraction))
-    return None if every == 1 else slice(turn % min(every, rows), None, every)
+    return None if every == 1 else slice(turn % min(every, count), None, every)
 
 
 class KFACStep:
@@ -62,7 +62,7 @@ class KFACStep:
 
     def sample(self, rows: int) -> slice | None:
         """The rows of a batch that its factors are made of; None for all."""
-        return sampled_rows(self._fraction, self.optimizer.curvature.batches, rows)
+        return sample_rows(rows, self._fraction, self.optimizer.curvature.batches)
 
     def __call__(
         self, objective: Objective, observations: Tensor

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from acktr.algorithms.critic import FirstOrderCritic
-from acktr.algorithms.kfac_step import sampled_rows
+from acktr.algorithms.kfac_step import sample_rows
 from acktr.algorithms.learner import to_floats, used_advantages, value_metrics
 from acktr.compute import Clock, restore_generator
 from acktr.config import Config
@@ -163,6 +163,7 @@ class TRPOLearner:
         return metrics
 
     def _policy_step(self, batch: Batch) -> dict[str, Tensor]:
+        """Step of the actor along M^-1 g; the products of M may take every k-th sample only."""
         settings = self.config.trpo
         with self.autocast():
             outputs = self.actor(batch.observations)
@@ -170,7 +171,13 @@ class TRPOLearner:
         start = surrogate(outputs)
         slopes = torch.autograd.grad(start, list(self._parameters.values()), retain_graph=True)
         gradient = flattened(dict(zip(self._names, slopes, strict=True)), self._names)
-        product = self._product(outputs, surrogate.old, batch)
+        dist = surrogate.old
+        rows = sample_rows(len(batch.returns), settings.fisher_fraction, 0)
+        if rows is not None:
+            with self.autocast():
+                outputs = self.actor(batch.observations[rows])
+            dist = self.head.make(outputs.detach())
+        product = fisher_product(outputs, dist, self.actor, settings.cg_damping)
         solution, residual = conjugate_gradient(
             product, gradient, settings.cg_iterations, settings.cg_tolerance
         )
@@ -188,16 +195,6 @@ class TRPOLearner:
             "train/line_search_steps": torch.tensor(float(shortened)),
             "train/line_search_accepted": torch.tensor(float(accepted)),
         }
-
-    def _product(self, outputs: Tensor, old: Distribution, batch: Batch) -> Product:
-        """The damped Fisher product, on every k-th sample if so configured."""
-        settings = self.config.trpo
-        rows = sampled_rows(settings.fisher_fraction, 0, len(batch))
-        if rows is not None:
-            with self.autocast():
-                outputs = self.actor(batch.observations[rows])
-            old = self.head.make(outputs.detach())
-        return fisher_product(outputs, old, self.actor, settings.cg_damping)
 
     @torch.no_grad()
     def _line_search(

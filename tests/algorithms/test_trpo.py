@@ -213,15 +213,22 @@ def test_failed_search_leaves_the_parameters_bit_for_bit(
     assert [p.data_ptr() for p in agent.actor.parameters()] == memory
 
 
-def test_fisher_fraction_takes_every_kth_sample() -> None:
+def test_fisher_fraction_takes_every_kth_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     agent = learner(fisher_fraction=0.25)
     data = batch(agent, rows=10)
-    outputs = agent.actor(data.observations)
-    old = agent.head.make(outputs.detach())
-    product = agent._product(outputs, old, data)
     vector = torch.randn(len(parameters(agent)))
     dense = kl_hessian(agent, data.observations[[0, 4, 8]])
-    torch.testing.assert_close(product(vector), dense @ vector + 0.1 * vector)
+    seen: list[Tensor] = []
+
+    def watched(*args: Any) -> Any:
+        product = fisher_product(*args)
+        seen.append(product(vector))
+        return product
+
+    monkeypatch.setattr("acktr.algorithms.trpo.fisher_product", watched)
+    agent.update(data, 0.0)
+    (found,) = seen
+    torch.testing.assert_close(found, dense @ vector + 0.1 * vector)
 
 
 def test_critic_fit_equals_adam_written_by_hand() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from acktr.kfac import Categorical, CategoricalLoss, fisher_gram, fisher_vector_product
 from acktr.kfac.fisher.linearized import Linearized
 from acktr.kfac.fisher.products import output_tangents
 from tests.tools.kfac import randn
@@ -66,3 +67,17 @@ def test_what_is_missing_counts_as_zero() -> None:
     spread, none = both.tangents({"log_std": torch.ones_like(named["log_std"])})
     assert spread.tolist() == [[0.0, 0.0, 1.0, 1.0]] * 5
     assert none.tolist() == [0.0] * 5
+
+
+def test_the_fisher_is_that_of_a_loss() -> None:
+    """Forms and products with a distribution's metric equal those with its loss."""
+    model, inputs = filled(nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4))), randn(6, 3)
+    output = model(inputs)
+    linear = Linearized([output], dict(model.named_parameters()), [torch.ones_like(output)])
+    metric = Categorical(output.detach()).fisher_quadratic
+    _, (vector, _) = directions(model, 2)
+    gram = fisher_gram(model, (inputs,), CategoricalLoss(), [vector])
+    close(linear.quadratic(metric, vector), gram[0, 0])
+    product = fisher_vector_product(model, (inputs,), CategoricalLoss(), vector)
+    for name, mine in linear.product(metric, vector).items():
+        close(mine, product[name])

@@ -67,20 +67,6 @@ class Linearized:
         pairs = zip(tangents, self._cotangents, strict=True)
         return [torch.zeros_like(u) if tangent is None else tangent for tangent, u in pairs]
 
-    def pulled(self, cotangents: Sequence[Tensor]) -> dict[str, Tensor]:
-        """J^T w for other cotangents, by parameter name.
-
-        Args:
-            cotangents: w, one for each output and of its shape.
-        """
-        gradients = torch.autograd.grad(
-            self._outputs,
-            [self._parameters[name] for name in self._pulled],
-            list(cotangents),
-            retain_graph=True,
-        )
-        return dict(zip(self._pulled, gradients, strict=True))
-
     def quadratic(self, metric: Metric, vector: Mapping[str, Tensor]) -> Tensor:
         """Quadratic form v^T F v with the exact Fisher F = 1/B sum_b J_b^T H_b J_b of a batch.
 
@@ -93,5 +79,8 @@ class Linearized:
     def product(self, metric: Metric, vector: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """F v by parameter name, as :meth:`quadratic`; H t is the gradient of half t^T H t."""
         tangents = [tangent.detach().requires_grad_() for tangent in self.tangents(vector)]
-        half = 0.5 * metric(*tangents).mean()
-        return self.pulled(torch.autograd.grad(half, tangents))
+        curved = torch.autograd.grad(0.5 * metric(*tangents).mean(), tangents)
+        names = list(self._pulled)
+        parameters = [self._parameters[name] for name in names]
+        products = torch.autograd.grad(self._outputs, parameters, curved, retain_graph=True)
+        return dict(zip(names, products, strict=True))
