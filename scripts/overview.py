@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from acktr.files import write_atomic
+from acktr.report.archives import unpacked
 from acktr.report.curves import published_curves
 from acktr.report.figures import COLOURS, DASHES, GREY, bare, panels, picture, step_axis
 from acktr.report.results import find_runs, read_results
@@ -60,7 +61,8 @@ def scores(axis: Axes, aggregate: Path) -> None:
 
 def breakout(axis: Axes, runs: Path) -> None:
     """The curve of the run of 10M steps, and the published ones."""
-    results = [r for r in read_results(find_runs([runs])) if r.env == GAME and r.label == "acktr"]
+    with unpacked([runs]) as folders:
+        results = read_results(find_runs(folders))
     for dash, other in zip(DASHES, published_curves(GAME), strict=False):
         axis.plot(
             other.steps, other.returns, color=GREY, linestyle=dash, label=f"ACKTR, {other.source}"
@@ -83,7 +85,7 @@ def main() -> None:
     figure, (left, right), _ = panels(2, columns=2, height=3.6)
     figure.set_size_inches(12, 3.8)
     scores(left, options.results / "mujoco" / "aggregate.csv")
-    breakout(right, options.results / "atari")
+    breakout(right, options.results / "atari" / "runs.zip" / GAME / "acktr")
     write_atomic(options.out, picture(figure, "png"))
 
 

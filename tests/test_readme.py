@@ -1,8 +1,10 @@
-"""The Python examples of the README run as printed (with fewer steps)."""
+"""What the README prints works: its commands, its Python, its claims about itself."""
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,25 +13,63 @@ import pytest
 
 from acktr.cli.main import COMMANDS
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+QUICK = re.findall(r"```(sh|python)\n(.*?)```", README, re.DOTALL)
+PYTHON = {
+    f"{path.relative_to(ROOT)} {number}": code
+    for path in (ROOT / "README.md", *ROOT.glob("acktr/**/README.md"), ROOT / "envs/README.md")
+    for number, code in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL))
+}
 
 
-def examples() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+def test_there_are_three_quick_starts_of_at_most_twelve_lines() -> None:
+    assert [kind for kind, _ in QUICK] == ["sh", "python", "python"]
+    assert all(len([line for line in code.splitlines() if line]) <= 12 for _, code in QUICK)
+    assert len(PYTHON) == 6
 
 
-@pytest.mark.parametrize("number", range(len(examples())))
-def test_example_runs(number: int, tmp_path: Path) -> None:
-    code = examples()[number].replace("100_000", "3_000").replace("90_000", "2_000")
+@pytest.mark.parametrize("name", PYTHON)
+def test_python_runs_as_printed(name: str, tmp_path: Path) -> None:
+    """With fewer steps."""
+    code = PYTHON[name].replace("100_000", "3_000").replace("90_000", "2_000")
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
 
 
-def test_there_are_examples() -> None:
-    assert len(examples()) == 3
+def test_commands_run_as_printed(tmp_path: Path) -> None:
+    """With fewer steps, of another environment."""
+    few = ["--total-timesteps", "600", "--num-envs", "2", "--eval-episodes", "2"]
+    compared = ["--total-timesteps", "600", "--eval-episodes", "2"]
+    for line in QUICK[0][1].replace("HalfCheetah-v5", "CartPole-v1").splitlines():
+        program, name, *rest = shlex.split(line)
+        assert program == "acktr"
+        more = {"train": few, "compare": compared}.get(name, [])
+        done = subprocess.run(
+            [sys.executable, "-m", "acktr", name, *rest, *more],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == 0, (line, done.stderr)
+    assert "CartPole-v1" in (tmp_path / "report" / "report.md").read_text()
 
 
-def test_every_command_of_the_table_exists() -> None:
-    assert set(re.findall(r"`acktr (\w+)", README.read_text())) == set(COMMANDS)
+def test_the_two_commands_are_there() -> None:
+    assert "\n    pip install -c constraints.txt . && acktr train --env HalfCheetah-v5\n" in README
+    assert '\n    pip install -c constraints.txt ".[test]" && python -m pytest\n' in README
+    pinned = re.search(r"^torch==\S+$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert pinned and f"pip install {pinned[0]} --index-url" in README
+
+
+def test_every_command_is_in_the_table() -> None:
+    table = (ROOT / "acktr" / "cli" / "README.md").read_text()
+    assert set(re.findall(r"^\| `acktr (\w+)", table, re.MULTILINE)) == set(COMMANDS)
+
+
+def test_it_fits_on_a_page() -> None:
+    assert len(README.splitlines()) <= 140
