@@ -18,8 +18,8 @@ from matplotlib.axes import Axes
 
 from acktr.files import write_atomic
 from acktr.report.archives import unpacked
-from acktr.report.curves import published_curves
 from acktr.report.figures import COLOURS, DASHES, GREY, bare, panels, picture, step_axis
+from acktr.report.references import published_curves
 from acktr.report.results import find_runs, read_results
 
 LABELS = {
