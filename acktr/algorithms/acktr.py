@@ -87,10 +87,10 @@ class ACKTRLearner:
             self._kfacs["critic_"] = self.critic
 
     def _kfac_step(self, network: nn.Module, settings: KFACConfig) -> KFACStep:
-        names = (name for name, _ in network.named_parameters())
+        """A network's K-FAC optimizer; a Gaussian policy's free log_std has a known Fisher."""
         known = {
             name: DiagonalGaussian.LOG_STD_FISHER
-            for name in names
+            for name, _ in network.named_parameters()
             if name.rsplit(".", 1)[-1] == "log_std"
         }
         # The step chooses the samples itself, and of those everything is observed.

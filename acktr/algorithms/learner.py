@@ -67,10 +67,9 @@ def to_floats(tensors: dict[str, Tensor]) -> dict[str, float]:
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
     """The tensors that a torch optimizer keeps, by the parameter's position."""
-    found = optimizer.state_dict()["state"]
     return {
         str(place): {name: value.clone() for name, value in values.items()}
-        for place, values in found.items()
+        for place, values in optimizer.state_dict()["state"].items()
     }
 
 

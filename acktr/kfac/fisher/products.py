@@ -71,7 +71,7 @@ def output_tangents(
         start = {name: primals[name] for name in direction}
         with undisturbed(named):
             passes.append(jvp(forward, (start,), (direction,)))
-    return passes[0][0], [found[1] for found in passes]
+    return passes[0][0], [both[1] for both in passes]
 
 
 def fisher_gram(
@@ -142,8 +142,9 @@ def fisher_vector_product(
         pull = vjp(forward, primals)[1]
     pairs = zip(_parts(output), _parts(curved), strict=True)
     cotangents = tuple((scale * h).to(z.dtype) for z, h in pairs)
-    found: dict[str, Tensor] = pull(cotangents[0] if isinstance(output, Tensor) else cotangents)[0]
-    return found
+    product: dict[str, Tensor]
+    (product,) = pull(cotangents[0] if isinstance(output, Tensor) else cotangents)
+    return product
 
 
 def dense_fisher(
@@ -222,12 +223,12 @@ def inner_products(first: Sequence[Vector], second: Sequence[Vector]) -> Tensor:
     Raises:
         ValueError: No name is shared by any pair.
     """
-    found = [[[(u[n] * v[n]).sum() for n in u if n in v] for v in second] for u in first]
-    example = next((pair[0] for row in found for pair in row if pair), None)
+    terms = [[[(u[n] * v[n]).sum() for n in u if n in v] for v in second] for u in first]
+    example = next((pair[0] for row in terms for pair in row if pair), None)
     if example is None:
         raise ValueError("inner products need directions that share a parameter")
     zero = torch.zeros_like(example)
-    rows = [[torch.stack(pair).sum() if pair else zero for pair in row] for row in found]
+    rows = [[torch.stack(pair).sum() if pair else zero for pair in row] for row in terms]
     return torch.stack([torch.stack(row) for row in rows])
 
 
@@ -292,5 +293,4 @@ def _dot(first: Output, second: Output) -> Tensor:
 
 
 def _normalizer(loss: OutputLoss[Any], output: Output) -> float:
-    found = loss.normalizer(output)
-    return 1.0 if found is None else found
+    return loss.normalizer(output) or 1.0  # Z is a count, None for a sum
