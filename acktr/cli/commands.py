@@ -23,7 +23,8 @@ from acktr.cli.options import (
     peek,
 )
 from acktr.compare.comparison import RunsFailed, compare
-from acktr.compare.grid import Overlay, make_plans, parse_algo, parse_seeds
+from acktr.compare.entries import Overlay, parse_algo, parse_seeds
+from acktr.compare.grid import make_plans
 from acktr.config import Config, ConfigError, read_settings
 from acktr.envs import EnvError, EnvFault, one_line
 from acktr.evaluate import usually_deterministic

@@ -4,4 +4,4 @@ Plans, a pool of processes, and their common progress.
 May import: acktr.runs, acktr.presets, acktr.config, acktr.files, acktr.interrupts.
 """
 
-__all__ = ["comparison", "grid", "pool", "progress"]
+__all__ = ["comparison", "entries", "grid", "pool"]

@@ -6,20 +6,26 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
-from acktr.compare.grid import RunPlan, State, Status, status, survey, train_args
-from acktr.compare.pool import Child, ChildProcess, Ended, Pool
-from acktr.compare.progress import HOUR, CompareProgress, Row, RunView, Tally, result
+from acktr.compare.grid import RunPlan, train_args
+from acktr.compare.pool import ChildProcess, Ended, Pool
+from acktr.compare.progress import Run, result, show
+from acktr.compare.status import State, Status, status, survey
 from acktr.files import reason
-from acktr.interrupts import Interrupts, Stopped, hangup_terminates
+from acktr.interrupts import STOPPED, Interrupts, Stopped, hangup_terminates
 from acktr.runs.folder import RunError
-from acktr.runs.progress import Meter
+from acktr.runs.progress import Display, Meter
 
 POLL = 0.25
 """Seconds between two looks at the processes."""
+HOUR = 3600.0
+"""Seconds over which the speed of the whole comparison is taken."""
+LINES = 60.0
+"""Seconds between two lines about the comparison where there is no terminal."""
 
-_STOPPED = {75, 130, -signal.SIGTERM}
+_STOPPED = {*STOPPED.values(), -signal.SIGTERM}
 
 
 class RunsFailed(RuntimeError):  # noqa: N818 - as TrainingFault
@@ -29,12 +35,15 @@ class RunsFailed(RuntimeError):  # noqa: N818 - as TrainingFault
 class Comparison:
     """Trains what is left of a grid and keeps account of it.
 
+    The processes are looked at four times a second, when their progress is read as well: one
+    thread, in which a signal finds everything as it is.
+
     Args:
         plans: The grid.
         statuses: How far each run is.
         workers: Runs at a time.
         launch: Starts the process of a run; True is for a run that has a checkpoint.
-        progress: What the user sees; entered by the caller.
+        display: What the user sees; closed by the caller.
         clock: Seconds.
         sleep: Waits so many seconds.
     """
@@ -44,32 +53,31 @@ class Comparison:
         plans: Sequence[RunPlan],
         statuses: Sequence[Status],
         workers: int,
-        launch: Callable[[RunPlan, bool], Child],
-        progress: CompareProgress,
+        launch: Callable[[RunPlan, bool], ChildProcess],
+        display: Display,
         *,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._launch = launch
-        self._progress = progress
+        self._display = display
         self._clock, self._sleep = clock, sleep
-        self._status = dict(zip((plan.path for plan in plans), statuses, strict=True))
-        self._plans = list(plans)
-        self._views: dict[Path, RunView] = {}
         self._stopping = False
-        self._trained: dict[Path, int] = {}
-        self._meter = Meter(clock(), 0, HOUR)
         self.failures: list[str] = []
-        left = [plan for plan in plans if self._is(plan, State.NEW, State.UNFINISHED)]
+        there = list(zip(plans, statuses, strict=True))
+        self._runs = [Run(plan, each.state, each.timesteps) for plan, each in there]
+        left = [run for run in self._runs if run.state in (State.NEW, State.UNFINISHED)]
         self._pool = Pool(left, workers, self._start)
-        for plan in plans:
-            if self._is(plan, State.STUCK):
-                self._fail(plan, self._status[plan.path].reason)
+        self._meter = Meter(clock(), self._timesteps, HOUR)
+        display.due()  # nothing is shown before the first interval is over
+        for run, each in zip(self._runs, statuses, strict=True):
+            if run.state is State.STUCK:
+                self._fail(run, each.reason)
 
     @property
     def finished(self) -> int:
         """Finished runs."""
-        return sum(self._is(plan, State.FINISHED) for plan in self._plans)
+        return sum(run.state is State.FINISHED for run in self._runs)
 
     def run(self, interrupts: Interrupts) -> None:
         """Train until nothing is left to do.
@@ -84,77 +92,63 @@ class Comparison:
         with self._pool as pool, interrupts.deferred():
             while pool.busy:
                 if interrupts.requested is not None and not self._stopping:
-                    self._stop()
+                    self._stopping = True
+                    count = len(pool.running)
+                    self._display.note(f"stopping what runs ({count}); a second signal kills it")
+                    pool.stop()
                 for end in pool.step():
                     self._account(end)
-                rows = self._rows()
-                self._progress.update(rows, self._tally(rows), last=not pool.busy)
+                self._show()
                 if pool.busy:
                     self._sleep(POLL)
             interrupts.check()
 
-    def _is(self, plan: RunPlan, *states: State) -> bool:
-        return self._status[plan.path].state in states
+    @property
+    def _timesteps(self) -> int:
+        return sum(run.timesteps for run in self._runs)
 
-    def _start(self, plan: RunPlan) -> Child:
-        found = self._status[plan.path]
-        child = self._launch(plan, found.state is State.UNFINISHED)
-        self._views[plan.path] = RunView(plan, found.timesteps, self._clock())
+    def _start(self, run: Run) -> ChildProcess:
+        child = self._launch(run.plan, run.state is State.UNFINISHED)
+        run.meter = Meter(self._clock(), run.timesteps)
         return child
 
-    def _stop(self) -> None:
-        self._stopping = True
-        count = len(self._pool.running)
-        self._progress.note(f"stopping what runs ({count}); a second signal kills it")
-        self._pool.stop()
-
-    def _account(self, end: Ended[RunPlan]) -> None:
+    def _account(self, end: Ended[Run]) -> None:
         """Take note of how a run ended."""
-        plan = end.job
-        self._views.pop(plan.path, None)
+        run = end.job
         if self._stopping and end.code in _STOPPED:
-            steps = self._status[plan.path].timesteps + self._trained.get(plan.path, 0)
-            self._status[plan.path] = Status(State.UNFINISHED, steps)
+            run.state = State.UNFINISHED
             return
         if end.code != 0:
             how = f"{_how(end.code)}: " if end.code is not None else ""
-            self._fail(plan, f"{how}{end.line or 'without a word'}")
+            self._fail(run, f"{how}{end.line or 'without a word'}")
             return
         try:
-            found = status(plan)
+            there = status(run.plan)
         except RunError as error:
-            self._fail(plan, str(error))
+            self._fail(run, str(error))
             return
-        self._status[plan.path] = found
-        if found.state is State.FINISHED:
-            self._progress.note(f"{self.finished}/{len(self._plans)} done: {result(plan)}")
+        run.state, run.timesteps = there.state, there.timesteps
+        if run.state is State.FINISHED:
+            count = f"{self.finished}/{len(self._runs)}"
+            self._display.note(f"{count} done: {result(run.plan)}")
         else:
-            self._fail(plan, f"ended without its final evaluation: {end.line}")
+            self._fail(run, f"ended without its final evaluation: {end.line}")
 
-    def _fail(self, plan: RunPlan, why: str) -> None:
-        self._status[plan.path] = Status(State.STUCK, reason=why)
-        self.failures.append(f"{plan.name}: {why}")
-        self._progress.note(f"failed: {self.failures[-1]}")
+    def _fail(self, run: Run, why: str) -> None:
+        run.state = State.STUCK
+        self.failures.append(f"{run.plan.name}: {why}")
+        self._display.note(f"failed: {self.failures[-1]}")
 
-    def _rows(self) -> list[Row]:
+    def _show(self) -> None:
+        """Read how far the runs are, and show it if it is time to, or for the last time."""
         now = self._clock()
-        rows = [self._views[plan.path].read(now) for plan in self._pool.running]
-        for row in rows:
-            path = row.plan.path
-            self._trained[path] = row.timesteps - self._status[path].timesteps
-        self._meter.add(now, sum(self._trained.values()), {})
-        return rows
-
-    def _tally(self, rows: Sequence[Row]) -> Tally:
-        running = {row.plan.path: row.timesteps for row in rows}
-        done = total = 0
-        for plan in self._plans:
-            if not self._is(plan, State.STUCK):
-                size = plan.config.total_timesteps
-                total += size
-                done += min(running.get(plan.path, self._status[plan.path].timesteps), size)
-        counts = (self.finished, len(self.failures), self._pool.waiting, len(self._plans))
-        return Tally(*counts, done, total, self._meter.rates().steps_per_second)
+        for run in self._pool.running:
+            run.read(now)
+        self._meter.add(now, self._timesteps, {})
+        last = self._display.live and not self._pool.busy
+        if self._display.due() or last:
+            speed = self._meter.rates().steps_per_second
+            show(self._display, self._runs, self._pool.running, self._pool.waiting, speed)
 
 
 def compare(
@@ -186,12 +180,13 @@ def compare(
     if any(found.state in (State.NEW, State.UNFINISHED) for found in statuses):
         _make(plans[0].run_dir)
 
-    def launch(plan: RunPlan, resume: bool) -> Child:
+    def launch(plan: RunPlan, resume: bool) -> ChildProcess:
         return ChildProcess(train_args(plan, resume, module), plan.log)
 
-    with CompareProgress() as progress, hangup_terminates():
-        progress.note(_summary(statuses, workers))
-        comparison = Comparison(plans, statuses, workers, launch, progress)
+    display = Display("acktr compare", LINES)
+    with closing(display), hangup_terminates():
+        display.note(_summary(statuses, workers))
+        comparison = Comparison(plans, statuses, workers, launch, display)
         try:
             comparison.run(interrupts)
         except Stopped as stop:
@@ -203,7 +198,7 @@ def compare(
     failures = comparison.failures
     if failures:
         for failure in failures if len(failures) > 1 else ():
-            progress.note(f"failed: {failure}")
+            display.note(f"failed: {failure}")
         raise RunsFailed(
             f"{len(failures)} of {len(plans)} runs failed, see {run_dir / 'logs'};"
             f" the last: {failures[-1]}"

@@ -11,8 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from acktr.files import reason
 
@@ -20,22 +19,6 @@ _LIBRARIES = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM")
 _TAIL = 8192
 
 Job = TypeVar("Job")
-
-
-class Child(Protocol):
-    """A process that was started."""
-
-    def poll(self) -> int | None:
-        """Its exit code, negative for a signal; None while it runs."""
-
-    def terminate(self) -> None:
-        """Ask it to end."""
-
-    def kill(self) -> None:
-        """End it and all that it started, and wait for that."""
-
-    def last_line(self) -> str:
-        """The last line of its output, or nothing."""
 
 
 @dataclass(frozen=True)
@@ -133,11 +116,13 @@ class Pool(Generic[Job]):
         launch: Starts one; an OSError counts as its end.
     """
 
-    def __init__(self, jobs: Sequence[Job], workers: int, launch: Callable[[Job], Child]) -> None:
+    def __init__(
+        self, jobs: Sequence[Job], workers: int, launch: Callable[[Job], ChildProcess]
+    ) -> None:
         self._waiting = deque(jobs)
         self._workers = workers
         self._launch = launch
-        self._running: list[tuple[Job, Child]] = []
+        self._running: list[tuple[Job, ChildProcess]] = []
         self._stopping = False
 
     @property
@@ -181,12 +166,7 @@ class Pool(Generic[Job]):
     def __enter__(self) -> Pool[Job]:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stopping = True
         left = [child for _, child in self._running]
         while left:

@@ -11,11 +11,13 @@ import torch
 
 from acktr.compare import comparison as compare_module
 from acktr.compare.comparison import Comparison, RunsFailed, compare
-from acktr.compare.grid import Entry, RunPlan, State, Status, make_plans
-from acktr.compare.progress import CompareProgress
+from acktr.compare.entries import Entry
+from acktr.compare.grid import RunPlan, make_plans
+from acktr.compare.status import State, Status
 from acktr.config import to_dict
 from acktr.interrupts import Interrupts, Stopped
 from acktr.runs.folder import RunError, RunFolder
+from acktr.runs.progress import Display
 from tests.compare.test_pool import FakeChild
 from tests.runs.test_progress import Clock
 
@@ -55,6 +57,7 @@ class Script:
         self._plans = {plan.config.seed: plan for plan in plans}
         self._do = {int(name.lstrip("s")): action for name, action in seeds.items()}
         self.on_sleep: Callable[[], None] = lambda: None
+        self.interval = 0.0
 
     def launch(self, plan: RunPlan, resume: bool) -> FakeChild:
         self.started.append((plan.config.seed, resume))
@@ -71,9 +74,9 @@ class Script:
     def comparison(
         self, plans: list[RunPlan], statuses: list[Status], workers: int = 2
     ) -> Comparison:
-        progress = CompareProgress(interval=0.0, stream=self.stream, clock=self.clock)
+        display = Display("acktr compare", self.interval, self.stream, self.clock)
         return Comparison(
-            plans, statuses, workers, self.launch, progress, clock=self.clock, sleep=self.sleep
+            plans, statuses, workers, self.launch, display, clock=self.clock, sleep=self.sleep
         )
 
     @property
@@ -154,7 +157,20 @@ class TestComparison:
             ["runs 2/4 done", "waiting 0", "failed 1", "steps 250/300 (83.3%)"],
             ["runs 3/4 done", "waiting 0", "failed 1", "steps 300/300 (100.0%)"],
         ]
-        assert parts[3][-3:-1] == ["steps/s 67", "ETA 0:00:01"]  # 50 steps in three polls
+        assert parts[3][-3:-1] == ["steps/s 147", "ETA 0:00:00"]  # 60 + 50 steps in three polls
+
+    def test_one_line_per_interval_and_none_at_once(self, plans: list[RunPlan]) -> None:
+        script = Script(plans, s0=never)
+
+        def on_sleep() -> None:
+            if script.clock.now >= 101.9:
+                script.children[0].code = 0
+
+        script.on_sleep = on_sleep
+        script.interval = 0.75
+        script.comparison(plans[:1], [NEW]).run(Interrupts())
+        lines = [line for line in script.stream.getvalue().splitlines() if line[:5] == "runs "]
+        assert len(lines) == 2  # within two seconds
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_first_signal_waits_for_the_runs(

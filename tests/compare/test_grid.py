@@ -12,19 +12,11 @@ import pytest
 import torch
 
 from acktr.cli.options import parse_train
-from acktr.compare import grid
-from acktr.compare.grid import (
-    Entry,
-    Overlay,
-    RunPlan,
-    State,
-    make_plans,
-    parse_algo,
-    parse_seeds,
-    status,
-    survey,
-    train_args,
-)
+from acktr.compare import entries
+from acktr.compare import status as status_module
+from acktr.compare.entries import Entry, Overlay, parse_algo, parse_seeds
+from acktr.compare.grid import RunPlan, make_plans, train_args
+from acktr.compare.status import State, Status, status, survey
 from acktr.config import Config, ConfigError, from_dict, merge, to_dict
 from acktr.envs import EnvError
 from acktr.interrupts import Interrupts
@@ -77,13 +69,13 @@ class TestAlgo:
         assert parse_algo("acktr-default") == Entry("acktr-default", "acktr", "default")
 
     def test_the_longest_known_name_counts(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(grid, "ALGOS", ("a", "a-b"))
+        monkeypatch.setattr(entries, "ALGOS", ("a", "a-b"))
         assert parse_algo("a-paper") == Entry("a-paper", "a", "paper")
         assert parse_algo("a-b") == Entry("a-b", "a-b", "default")
         assert parse_algo("a-b-paper") == Entry("a-b-paper", "a-b", "paper")
 
     def test_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(grid, "ALGOS", ("acktr", "trpo"))
+        monkeypatch.setattr(entries, "ALGOS", ("acktr", "trpo"))
         file = tmp_path / "some=thing.json"
         for values, label, expected in [
             ({"gamma": 0.9}, "wide", ("acktr", "default")),
@@ -266,17 +258,17 @@ class TestStatus:
         assert found.reason == f"{plan.path} has no checkpoint; delete it and start again"
         shutil.rmtree(plan.path)
         trained(tmp_path, plan.config)
-        assert status(plan) == grid.Status(State.FINISHED, 128)
+        assert status(plan) == Status(State.FINISHED, 128)
         shutil.copytree(plan.path / "checkpoints", tmp_path / "kept")
         shutil.rmtree(plan.path / "checkpoints")  # a copy of the numbers only
-        assert status(plan) == grid.Status(State.FINISHED, 128)
+        assert status(plan) == Status(State.FINISHED, 128)
         shutil.copytree(tmp_path / "kept", plan.path / "checkpoints")
         (plan.path / "eval.csv").unlink()
-        assert status(plan) == grid.Status(State.UNFINISHED, 128)
+        assert status(plan) == Status(State.UNFINISHED, 128)
         (plan.path / "eval.csv").write_text("timesteps,mean_reward\n64,1\n")
-        assert status(plan) == grid.Status(State.UNFINISHED, 128)
+        assert status(plan) == Status(State.UNFINISHED, 128)
         (plan.path / "checkpoints/last/meta.json").write_text("{}")
-        assert status(plan) == grid.Status(State.UNFINISHED, 0)
+        assert status(plan) == Status(State.UNFINISHED, 0)
 
     def test_evaluation_without_its_checkpoint_is_not_the_end(self, tmp_path: Path) -> None:
         """As when the disk was full for the last checkpoint only."""
@@ -287,7 +279,7 @@ class TestStatus:
         folder.write_config(to_dict(longer.config))
         with folder.evaluations.open("a") as file:
             file.write("256,1,0,1,1,1\n")
-        assert status(longer) == grid.Status(State.UNFINISHED, 128)
+        assert status(longer) == Status(State.UNFINISHED, 128)
 
     def test_another_configuration_is_refused(self, tmp_path: Path) -> None:
         (plan,) = plans(tmp_path)
@@ -300,7 +292,7 @@ class TestStatus:
     def test_number_of_processes_is_no_other_configuration(self, tmp_path: Path) -> None:
         (plan,) = plans(tmp_path)
         trained(tmp_path, dataclasses.replace(plan.config, env_workers=2))
-        assert status(plan) == grid.Status(State.FINISHED, 128)
+        assert status(plan) == Status(State.FINISHED, 128)
 
     def test_damaged_configuration_is_refused(self, tmp_path: Path) -> None:
         (plan,) = plans(tmp_path)
@@ -332,7 +324,7 @@ class TestSurvey:
         found = plans(tmp_path, 0, 1, 2)
         trained(tmp_path, found[0].config)
         checked: list[int] = []
-        monkeypatch.setattr(grid, "check", lambda config: checked.append(config.seed))
+        monkeypatch.setattr(status_module, "check", lambda config: checked.append(config.seed))
         states = [State.FINISHED, State.NEW, State.NEW]
         assert [item.state for item in survey(found)] == states
         assert checked == [1]

@@ -1,0 +1,101 @@
+"""What there is of the runs of a grid."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from acktr.compare.grid import RunPlan
+from acktr.config import Config, ConfigError
+from acktr.files import reason
+from acktr.runs.checkpoint import CheckpointError, checkpoint_exists
+from acktr.runs.folder import RunError, RunFolder, locked, stored_config
+from acktr.runs.saved import read_agent
+from acktr.runs.start import check, difference
+
+
+class State(Enum):
+    """What there is of a run."""
+
+    NEW = "new"
+    UNFINISHED = "unfinished"
+    FINISHED = "finished"
+    STUCK = "stuck"
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a run is."""
+
+    state: State
+    timesteps: int = 0
+    """Environment steps done, as its checkpoint says."""
+    reason: str = ""
+    """Why it is stuck and what to do, one line."""
+
+
+def survey(plans: Sequence[RunPlan]) -> list[Status]:
+    """How far each run is, after checking that every run that is left can be made.
+
+    Raises:
+        ConfigError, EnvError: A run cannot be made.
+        RunError: A folder holds another run than the grid's, or is in training.
+    """
+    statuses = [status(plan) for plan in plans]
+    checked: set[Config] = set()
+    for plan, found in zip(plans, statuses, strict=True):
+        cell = dataclasses.replace(plan.config, seed=0)
+        if found.state in (State.NEW, State.UNFINISHED) and cell not in checked:
+            try:
+                check(plan.config)
+            except ConfigError as error:
+                raise ConfigError(f"{plan.config.env} {plan.label}: {error}") from error
+            checked.add(cell)
+    return statuses
+
+
+def status(plan: RunPlan) -> Status:
+    """What there is of a run.
+
+    It is finished when eval.csv has an evaluation at its last step or later and its checkpoint,
+    if there is one, is there too.
+
+    Raises:
+        RunError: The folder cannot be read, holds another run, or is in training.
+    """
+    path, total = plan.path, plan.config.total_timesteps
+    try:
+        if not path.exists() or not any(path.iterdir()):
+            return Status(State.NEW)
+    except OSError as error:
+        raise RunError(f"{path}: cannot read: {reason(error)}") from error
+    folder = RunFolder(path)
+    with locked(folder):
+        if not folder.config.is_file():
+            return _stuck(path, "holds no run")
+        _same(plan, stored_config(path))
+        done = folder.last_evaluation() >= total
+        if not checkpoint_exists(folder.last):
+            return Status(State.FINISHED, total) if done else _stuck(path, "has no checkpoint")
+        try:
+            steps = read_agent(folder.last).timesteps
+        except CheckpointError:
+            return Status(State.UNFINISHED)  # its process will say what is wrong
+        return Status(State.FINISHED if done and steps >= total else State.UNFINISHED, steps)
+
+
+def _same(plan: RunPlan, stored: Config) -> None:
+    found = difference(stored, plan.config)
+    if found is not None:
+        name, theirs, ours = found
+        raise RunError(
+            f"{plan.path}: its {name} is {theirs!r} but the grid's is {ours!r}; "
+            "choose another --run-dir, or LABEL=FILE.json for a variant"
+        )
+
+
+def _stuck(path: Path, why: str) -> Status:
+    return Status(State.STUCK, reason=f"{path} {why}; delete it and start again")
