@@ -23,7 +23,7 @@ from rich.text import Text
 from acktr.config import ConfigError
 from acktr.envs import EnvError
 from acktr.files import reason, write_atomic
-from acktr.interrupts import STOPPED, Interrupts, Stopped
+from acktr.interrupts import STOPPED, Interrupts, Stopped, hangup_terminates
 from acktr.runs.folder import RunError, versions
 from acktr.runs.progress import duration, printable
 
@@ -40,13 +40,15 @@ class ScriptError(ValueError):
 def run(name: str, work: Callable[[Interrupts], int], stopped: str) -> int:
     """Do a script's work and return its exit code: its own, 2 bad input, 130 Ctrl-C, 75 SIGTERM.
 
+    A closed terminal counts as SIGTERM, so that processes that were started are stopped then too.
+
     Args:
         name: The script, for messages.
         work: What to do; its result is the exit code.
         stopped: What the user is told after a signal.
     """
     try:
-        with Interrupts() as interrupts:
+        with Interrupts() as interrupts, hangup_terminates():
             return work(interrupts)
     except (ScriptError, ConfigError, EnvError, RunError) as error:
         complain(name, f"error: {error}")
@@ -208,7 +210,7 @@ class Screen:
     def __init__(self, interval: float = 10.0) -> None:
         self._console = Console(stderr=True, soft_wrap=True)
         self._interval = interval
-        self._next = time.monotonic() + interval
+        self._next = time.monotonic() + (0.0 if self._console.is_terminal else interval)
         self._status: Status | None = None
 
     def note(self, text: str) -> None:
