@@ -1,4 +1,14 @@
-"""Environments behind one interface; knows Gymnasium and ale-py, and nothing of learning.
+"""Environments behind one interface: an id in; a vector environment out.
+
+May import: Gymnasium, ale-py, MuJoCo and numpy; nothing of acktr, no torch. The way of a step:
+
+    make_vec (factory) -> GuardedVectorEnv (guard): checks, returns and lengths of episodes
+                       -> ParallelEnvs (parallel): workers, one here and others in forked processes
+                       -> SafeEnv (single): names the environment in errors -> Gymnasium
+    Atari: make_vec -> GroupedEnvs (groups) -> AtariEnvs (atari) -> ale-py
+
+Two words for some of the environments: a *group* is stepped together, a *worker* steps its
+environments in one process.
 
 `make_vec` returns a `gymnasium.vector.VectorEnv` that keeps these promises:
 

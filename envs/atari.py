@@ -161,7 +161,7 @@ def native_envs(
         num_envs,
         num_threads=min(settings.num_threads, num_envs),
         max_num_frames_per_episode=settings.max_frames,
-        repeat_action_probability=sticky(game, settings),
+        repeat_action_probability=game.sticky if settings.sticky is None else settings.sticky,
         full_action_space=settings.full_action_space,
         autoreset_mode=AutoresetMode.SAME_STEP,
         img_height=height,
@@ -217,8 +217,3 @@ def needs_fire(env: AtariVectorEnv) -> bool:
     """Whether the second of three or more actions is FIRE (the rule of Baselines)."""
     names = [str(action.name) for action in env.ale.get_action_set()]
     return len(names) >= 3 and names[FIRE] == "FIRE"
-
-
-def sticky(game: AtariGame, settings: AtariSettings) -> float:
-    """Probability of repeating the last action: the setting, or what the id stands for."""
-    return game.sticky if settings.sticky is None else float(settings.sticky)

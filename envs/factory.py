@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 from contextlib import suppress
 
@@ -120,25 +121,15 @@ def describe(
 
 def _describe_atari(spec: EnvSpec, settings: AtariSettings, training: bool) -> dict[str, Scalar]:
     game = atari_game(spec)
-    return {
-        "kind": "atari",
-        "ale_py": _version("ale-py"),
-        "game": game.rom,
-        "training": training,
+    named = {"kind": "atari", "ale_py": _version("ale-py"), "game": game.rom, "training": training}
+    facts: dict[str, Scalar] = named | dataclasses.asdict(settings)
+    del facts["num_groups"]  # the games are the same for any number
+    return facts | {
         "sticky": game.sticky if settings.sticky is None else float(settings.sticky),
-        "frame_skip": settings.frame_skip,
         "max_pool": True,
-        "screen_size": settings.screen_size,
         "grayscale": True,
-        "frame_stack": settings.frame_stack,
-        "noop_max": settings.noop_max,
-        "fire_reset": settings.fire_reset,
-        "fire_after_life_loss": settings.fire_after_life_loss,
         "life_loss_ends_return": training and settings.life_loss_ends_return,
         "clip_reward": training and settings.clip_reward,
-        "full_action_space": settings.full_action_space,
-        "max_frames": settings.max_frames,
-        "num_threads": settings.num_threads,
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from acktr.envs.vector import Array, StepResult, check_mask
 
 
 class Stepper(Protocol):
-    """Whose step has a beginning and an end."""
+    """Environments whose step has a beginning and an end."""
 
     def step_async(self, actions: Any) -> None:
         """Begin a step."""
@@ -25,29 +25,29 @@ class Stepper(Protocol):
 
 
 class Group(Stepper, Protocol):
-    """A vector environment of that kind; a `reset_mask` may choose none."""
+    """Such a vector environment; a whole reset gives up a step that is under way."""
 
     metadata: dict[str, Any]
 
     @property
     def num_envs(self) -> int:
-        """Environments."""
+        """Number of environments."""
 
     @property
     def single_observation_space(self) -> Any:
-        """Of one environment."""
+        """Observation space of one environment."""
 
     @property
     def single_action_space(self) -> Any:
-        """Of one environment."""
+        """Action space of one environment."""
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
-        """As a vector environment does; a whole reset gives up a step that is under way."""
+        """Reset as a vector environment does; a `reset_mask` may select none."""
 
     def close(self) -> None:
-        """End."""
+        """Close the environments."""
 
 
 class GroupedEnvs(VectorEnv[Any, Any, Any]):
@@ -81,15 +81,13 @@ class GroupedEnvs(VectorEnv[Any, Any, Any]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
         """Reset all environments, or those of `options["reset_mask"]`."""
-        chosen: list[dict[str, Any] | None] = [options] * len(self.groups)
+        parts: list[dict[str, Any] | None] = [options] * len(self.groups)
         if options is not None and "reset_mask" in options:
             mask = check_mask(options["reset_mask"], self.num_envs)
-            chosen = [{**options, "reset_mask": part} for part in self._split(mask)]
-        found = [
-            group.reset(seed=seed, options=part)
-            for group, part in zip(self.groups, chosen, strict=True)
-        ]
-        observations, infos = zip(*found, strict=True)
+            parts = [{**options, "reset_mask": part} for part in self._split(mask)]
+        pairs = zip(self.groups, parts, strict=True)
+        results = [group.reset(seed=seed, options=part) for group, part in pairs]
+        observations, infos = zip(*results, strict=True)
         return np.concatenate(observations), self._joined(infos)
 
     def step(self, actions: Any) -> StepResult:
@@ -104,7 +102,9 @@ class GroupedEnvs(VectorEnv[Any, Any, Any]):
             while begun:
                 results.append(begun.pop(0).step_wait())
         except BaseException:
-            end_steps(begun)
+            for group in begun:
+                with suppress(Exception):
+                    group.step_wait()  # nobody wants its results
             raise
         *arrays, infos = zip(*results, strict=True)
         observations, rewards, terminated, truncated = (np.concatenate(part) for part in arrays)
@@ -132,10 +132,3 @@ class GroupedEnvs(VectorEnv[Any, Any, Any]):
         if "env_id" in joined:
             joined["env_id"] = np.arange(self.num_envs, dtype=joined["env_id"].dtype)
         return joined
-
-
-def end_steps(begun: Iterable[Stepper]) -> None:
-    """Wait for steps whose results nobody wants."""
-    for each in begun:
-        with suppress(Exception):
-            each.step_wait()

@@ -6,7 +6,7 @@ import importlib
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import gymnasium
@@ -67,12 +67,8 @@ class SafeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         super().__init__(env)
         self._label = f"environment {index} of {name}"
         self._steps = 0
-        self._action_start = _start(env.action_space)
-        self._obs_start = _start(env.observation_space)
-        if self._action_start is not None:
-            self.action_space = _from_zero(env.action_space)
-        if self._obs_start is not None:
-            self.observation_space = _from_zero(env.observation_space)
+        self._action_start, self.action_space = _from_zero(env.action_space)
+        self._obs_start, self.observation_space = _from_zero(env.observation_space)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -109,20 +105,13 @@ class SafeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         return EnvFault(f"{self._label} raised {type(error).__name__} at {when}: {one_line(error)}")
 
 
-def _start(space: spaces.Space[Any]) -> Any:
-    """The start of an integer space if it is not zero, else None."""
-    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete) and np.any(space.start != 0):
-        return space.start
-    return None
-
-
-def _from_zero(space: spaces.Space[Any]) -> spaces.Space[Any]:
-    """The same integer space, starting at zero."""
-    if isinstance(space, spaces.Discrete):
-        return spaces.Discrete(int(space.n))
-    if isinstance(space, spaces.MultiDiscrete):
-        return spaces.MultiDiscrete(space.nvec)
-    return space
+def _from_zero(space: spaces.Space[Any]) -> tuple[Any, spaces.Space[Any]]:
+    """The start of an integer space if it is not zero, else None; the space with start zero."""
+    if isinstance(space, spaces.Discrete) and space.start != 0:
+        return space.start, spaces.Discrete(int(space.n))
+    if isinstance(space, spaces.MultiDiscrete) and np.any(space.start != 0):
+        return space.start, spaces.MultiDiscrete(space.nvec)
+    return None, space
 
 
 @contextmanager
@@ -132,15 +121,11 @@ def quiet_mujoco(spec: EnvSpec) -> Iterator[None]:
     MuJoCo 4 reports deprecated attributes of the model files in Gymnasium from C, on stderr and
     in a file MUJOCO_LOG.TXT in the working directory. Its other messages become Python warnings.
     """
-    if not uses_mujoco(spec) and "mujoco" not in sys.modules:
-        yield
-        return
-    try:
-        mujoco = importlib.import_module("mujoco")
-    except ImportError:
-        yield  # Gymnasium explains what is missing
-        return
-    if not (hasattr(mujoco, "get_mju_user_warning") and hasattr(mujoco, "set_mju_user_warning")):
+    mujoco: Any = sys.modules.get("mujoco")
+    if uses_mujoco(spec):
+        with suppress(ImportError):  # Gymnasium explains what is missing
+            mujoco = importlib.import_module("mujoco")
+    if not hasattr(mujoco, "set_mju_user_warning"):
         yield
         return
     previous = mujoco.get_mju_user_warning()
