@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from acktr.envs import AtariSettings, Workers
 from acktr.files import read_object
-from acktr.kfac import KFACConfig
+from acktr.kfac import KFACConfig, Structure
 
 Activation = Literal["tanh", "relu", "elu"]
 Algo = Literal["acktr", "a2c", "trpo"]
@@ -34,6 +34,16 @@ _FORMER: dict[str, Any] = {
 
 Files with this value are still read; any other value is refused, as nothing follows it any more.
 """
+
+_STRUCTURES: dict[tuple[str, str, bool], str] = {
+    ("kfac", "eigen", False): "kfac",
+    ("kfac", "eigen", True): "kfac_factored",
+    ("kfac", "cholesky", True): "cholesky",
+    ("ekfac", "eigen", False): "ekfac",
+    ("tridiagonal", "eigen", True): "tridiagonal",
+    ("tridiagonal", "cholesky", True): "tridiagonal",
+}
+"""K-FAC's structure by what files of earlier versions say: structure, inverse, factored_damping."""
 
 
 class ConfigError(ValueError):
@@ -177,12 +187,28 @@ class TRPOConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SampledKFACConfig(KFACConfig):
+    """K-FAC whose factors are computed from a part of each batch."""
+
+    stat_fraction: float = 1.0
+    """Part of the batch that the factors are computed from: every round(1/fraction)-th sample.
+
+    ACKTR measures the KL of a step, train/approx_kl, on as many samples.
+    """
+
+    def __post_init__(self) -> None:
+        """Check every value; raises ValueError naming the field."""
+        super().__post_init__()
+        _check_number("stat_fraction", self.stat_fraction, 1e-6, 1, open_low=False)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ACKTRConfig:
     """ACKTR (Wu et al. 2017): K-FAC steps for actor and critic."""
 
-    actor: KFACConfig = field(default_factory=KFACConfig)
+    actor: SampledKFACConfig = field(default_factory=SampledKFACConfig)
     """K-FAC of the actor, or of the whole network when the trunk is shared."""
-    critic: KFACConfig = field(default_factory=KFACConfig)
+    critic: SampledKFACConfig = field(default_factory=SampledKFACConfig)
     """K-FAC of a separate critic (Gauss-Newton metric)."""
     critic_steps: int = 1
     """K-FAC steps of a separate critic on each batch."""
@@ -201,6 +227,9 @@ class ACKTRConfig:
 
     def __post_init__(self) -> None:
         """Check every value; raises ConfigError naming the field."""
+        for name in ("actor", "critic"):
+            if not isinstance(getattr(self, name), SampledKFACConfig):
+                raise ConfigError(f"acktr.{name} must be an acktr.config.SampledKFACConfig")
         _check_integer("critic_steps", self.critic_steps, 1)
         if self.target_kl is not None:
             _check_number("target_kl", self.target_kl, 0, math.inf, open_low=True)
@@ -357,11 +386,47 @@ def merge(config: Config, values: Any) -> Config:
 def overlay(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """JSON values with part of them replaced, nested ones one by one."""
     merged = dict(base)
-    for key, value in values.items():
+    for key, value in _structured(base.get("structure"), values).items():
         old = base.get(key)
         nested = isinstance(old, Mapping) and isinstance(value, Mapping)
         merged[key] = overlay(old or {}, value) if nested else value
     return merged
+
+
+def former_setting(name: str) -> str | None:
+    """One line on a setting of K-FAC that earlier versions had; None for any other name."""
+    group, _, last = name.rpartition(".")
+    if last in ("inverse", "factored_damping"):
+        return f"write {group}.structure ({', '.join(typing.get_args(Structure))}) instead"
+    if last in ("norm_clip", "refresh_staleness"):
+        return "it was removed; an earlier version of acktr can use it"
+    return None
+
+
+def _structured(base: str | None, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Settings of K-FAC with ``structure`` alone in place of the three that files had before it.
+
+    Args:
+        base: The structure that the settings are laid over; None for settings of something else.
+        values: The settings.
+
+    Raises:
+        ConfigError: The former three cannot go together.
+    """
+    former = ("structure", "inverse", "factored_damping")
+    if base is None or not set(values).intersection(former[1:]):
+        return values
+    start = next(three for three, name in _STRUCTURES.items() if name == base)
+    three = tuple(values.get(key, old) for key, old in zip(former, start, strict=True))
+    for known, name in _STRUCTURES.items():
+        if known == three:
+            kept = {key: value for key, value in values.items() if key not in former}
+            return {**kept, "structure": name}
+    said = ", ".join(f"{key}={value!r:.40}" for key, value in zip(former, three, strict=True))
+    raise ConfigError(
+        f"configuration: {said} cannot go together; write structure as one of"
+        f" {', '.join(typing.get_args(Structure))} alone"
+    )
 
 
 def build(kind: type[Any], values: Any, path: str = "") -> Any:
@@ -377,6 +442,7 @@ def build(kind: type[Any], values: Any, path: str = "") -> Any:
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"configuration: {path or 'the file'} must be an object of settings")
+    values = _structured("kfac" if issubclass(kind, KFACConfig) else None, values)
     hints = typing.get_type_hints(kind)
     chosen = {}
     for key, value in values.items():

@@ -14,10 +14,10 @@ from acktr.config import (
     ConfigError,
     CriticConfig,
     NetworkConfig,
+    SampledKFACConfig,
     TRPOConfig,
 )
 from acktr.envs import EnvError, is_atari
-from acktr.kfac import KFACConfig
 
 ALGOS: tuple[Algo, ...] = typing.get_args(Algo)
 """Algorithms that --algo takes."""
@@ -44,11 +44,10 @@ def _atari(env: str) -> Config:
         checkpoint_freq=500_000,
         network=NetworkConfig(shared=True),
         acktr=ACKTRConfig(
-            actor=KFACConfig(
+            actor=SampledKFACConfig(
                 lr=0.25,
                 kl_clip=0.001,
-                factored_damping=True,
-                inverse="cholesky",
+                structure="cholesky",
                 stat_fraction=0.125,
                 stat_interval=2,
                 cold_steps=10,
@@ -62,8 +61,7 @@ def _atari_paper(env: str) -> Config:
     base = _atari(env)
     actor = dataclasses.replace(
         base.acktr.actor,
-        factored_damping=False,
-        inverse="eigen",
+        structure="kfac",
         stat_fraction=1.0,
         stat_interval=1,
         cold_steps=11,
@@ -86,10 +84,10 @@ def _mujoco(env: str) -> Config:
         normalize_reward=True,
         network=NetworkConfig(shared=False, log_std_init=-1.0),
         acktr=ACKTRConfig(
-            actor=KFACConfig(
+            actor=SampledKFACConfig(
                 lr=0.1, kl_clip=0.02, quadratic="exact", momentum=0.0, refresh_interval=1
             ),
-            critic=KFACConfig(
+            critic=SampledKFACConfig(
                 lr=0.3,
                 kl_clip=0.3,
                 damping=0.1,
@@ -115,10 +113,10 @@ def _mujoco_paper(env: str) -> Config:
         normalize_observation=True,
         network=NetworkConfig(shared=False, critic_activation="elu", policy_gain=0.1),
         acktr=ACKTRConfig(
-            actor=KFACConfig(
+            actor=SampledKFACConfig(
                 lr=0.03, kl_clip=0.01, refresh_interval=2, cold_steps=2, cold_lr=0.003
             ),
-            critic=KFACConfig(
+            critic=SampledKFACConfig(
                 lr=0.001,
                 kl_clip=0.3,
                 damping=0.1,
@@ -150,8 +148,8 @@ def _general(env: str) -> Config:
         normalize_reward=True,
         network=NetworkConfig(shared=False),
         acktr=ACKTRConfig(
-            actor=KFACConfig(lr=0.25, kl_clip=0.01, quadratic="exact", momentum=0.0),
-            critic=KFACConfig(lr=0.25, kl_clip=1.0, quadratic="exact"),
+            actor=SampledKFACConfig(lr=0.25, kl_clip=0.01, quadratic="exact", momentum=0.0),
+            critic=SampledKFACConfig(lr=0.25, kl_clip=1.0, quadratic="exact"),
             critic_steps=5,
         ),
     )

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 import acktr.config
-from acktr.config import Config, ConfigError, from_dict, merge, to_dict
+from acktr.config import ACKTRConfig, Config, ConfigError, from_dict, merge, to_dict
+from acktr.kfac import KFACConfig
 from acktr.presets import ALGOS, PRESETS, preset
 
 ENVIRONMENTS = ["HalfCheetah-v5", "PongNoFrameskip-v4", "ALE/Breakout-v5", "CartPole-v1", "X-v0"]
@@ -47,7 +48,7 @@ def test_published_atari_values() -> None:
     actor = config.acktr.actor
     assert (actor.lr, actor.kl_clip, actor.damping, actor.momentum) == (0.25, 0.001, 0.01, 0.9)
     assert (actor.cold_steps, actor.cold_lr, actor.cold_max_grad_norm) == (11, 0.25, 0.5)
-    assert not actor.factored_damping
+    assert actor.structure == "kfac"
     assert config.acktr.value_sigma == 0.5
 
 
@@ -144,3 +145,47 @@ def test_settings_of_former_versions(monkeypatch: pytest.MonkeyPatch) -> None:
         from_dict({"env": "X-v0", "acktr": {"actor": {"turbo": 3}}})
     with pytest.raises(ConfigError, match=r"unknown setting acktr\.critic\.turbo"):
         from_dict({"env": "X-v0", "acktr": {"critic": {"turbo": None}}})
+
+
+@pytest.mark.parametrize(
+    ("former", "structure"),
+    [
+        ({"structure": "kfac", "inverse": "eigen", "factored_damping": False}, "kfac"),
+        ({"structure": "kfac", "inverse": "eigen", "factored_damping": True}, "kfac_factored"),
+        ({"structure": "kfac", "inverse": "cholesky", "factored_damping": True}, "cholesky"),
+        ({"structure": "ekfac", "inverse": "eigen", "factored_damping": False}, "ekfac"),
+        ({"structure": "tridiagonal", "inverse": "eigen", "factored_damping": True}, "tridiagonal"),
+        ({"factored_damping": True}, "kfac_factored"),
+        ({"structure": "ekfac"}, "ekfac"),
+        ({}, "kfac"),
+    ],
+)
+def test_the_three_settings_that_structure_replaced(former: dict[str, Any], structure: str) -> None:
+    stored = {"env": "X-v0", "acktr": {"critic": {**former, "lr": 0.5}}}
+    config = from_dict(stored)
+    assert (config.acktr.critic.structure, config.acktr.critic.lr) == (structure, 0.5)
+    assert merge(Config(env="X-v0"), stored) == config
+    assert from_dict(to_dict(config)) == config
+
+
+def test_a_former_setting_over_a_preset_changes_its_part_alone() -> None:
+    atari = preset("PongNoFrameskip-v4")[0]
+    assert atari.acktr.actor.structure == "cholesky"
+    for former, structure in (
+        ({"inverse": "eigen"}, "kfac_factored"),
+        ({"inverse": "eigen", "factored_damping": False}, "kfac"),
+        ({"inverse": "cholesky"}, "cholesky"),
+    ):
+        changed = merge(atari, {"acktr": {"actor": former}})
+        assert changed.acktr.actor == dataclasses.replace(atari.acktr.actor, structure=structure)
+    with pytest.raises(ConfigError, match="factored_damping=False cannot go together; write") as e:
+        merge(atari, {"acktr": {"actor": {"factored_damping": False}}})
+    assert "\n" not in str(e.value)
+
+
+def test_a_fraction_belongs_to_the_settings_of_acktr() -> None:
+    with pytest.raises(ConfigError, match=r"actor must be an acktr\.config\.SampledKFACConfig"):
+        ACKTRConfig(actor=KFACConfig())  # type: ignore[arg-type]
+    for fraction in (0.0, 1.5, float("nan")):
+        with pytest.raises(ConfigError, match=r"stat_fraction must be a finite number"):
+            from_dict({"env": "X-v0", "acktr": {"actor": {"stat_fraction": fraction}}})

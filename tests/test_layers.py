@@ -36,6 +36,20 @@ ALLOWED: dict[str, set[str]] = {
 }
 """What each part of ``acktr`` may import besides itself; ``acktr`` alone is its version."""
 
+KFAC = (
+    {"checks"},
+    {"config", "losses"},
+    {"linalg", "trust"},
+    {"statistics"},
+    {"blocks", "fisher"},
+    {"refresh", "parameter_groups"},
+    {"preconditioner"},
+    {"quadratic"},
+    {"optimizer"},
+    {"dense"},
+)
+"""The layers of ``acktr.kfac`` from the ground up; each imports from those below it alone."""
+
 FREE_OF = {"kfac": {"gymnasium", "numpy", "ale_py", "mujoco"}, "envs": {"torch"}}
 """What a part must not import from elsewhere."""
 
@@ -85,6 +99,23 @@ def wrong_directions(root: Path) -> list[str]:
     return found
 
 
+def wrong_layers(root: Path) -> list[str]:
+    """Imports inside of ``acktr.kfac`` that do not go to a lower layer."""
+    level = {name: number for number, names in enumerate(KFAC) for name in names}
+    found = []
+    for module, path in sources(root).items():
+        here = module.removeprefix("acktr.kfac.").split(".")[0]
+        if not module.startswith("acktr.kfac."):
+            continue
+        for target, names in imports(path):
+            there = [*target.split("."), "", ""][2]
+            if not target.startswith("acktr.kfac") or here == there:
+                continue
+            if level.get(there, len(KFAC)) >= level[here]:
+                found.append(f"{module} imports {target} ({', '.join(names)})")
+    return found
+
+
 def published(root: Path, package: str) -> set[str]:
     """The names in the ``__all__`` of a folder of the library."""
     folder = root / "envs" if package == "envs" else root / "acktr" / package
@@ -120,6 +151,10 @@ def test_imports_go_down_only() -> None:
     assert wrong_directions(ROOT) == []
 
 
+def test_imports_inside_of_kfac_go_down_only() -> None:
+    assert wrong_layers(ROOT) == []
+
+
 def test_folders_are_entered_by_the_door() -> None:
     assert side_entrances(ROOT) == []
 
@@ -136,6 +171,9 @@ def test_every_folder_says_what_comes_in_and_out() -> None:
     [
         ("acktr/kfac/config.py", "from acktr.config import Config", "down"),
         ("acktr/kfac/config.py", "import gymnasium", "down"),
+        ("acktr/kfac/linalg.py", "from acktr.kfac.blocks.chain import TridiagonalBlock", "kfac"),
+        ("acktr/kfac/blocks/x.py", "from acktr.kfac.fisher import products", "kfac"),
+        ("acktr/kfac/refresh.py", "from acktr.kfac import KFAC", "kfac"),
         ("envs/seeding.py", "import torch", "down"),
         ("acktr/rollout/x.py", "from acktr.runs.start import start", "down"),
         ("acktr/train.py", "from acktr import agent", "down"),
@@ -151,7 +189,7 @@ def test_a_broken_rule_is_found(tmp_path: Path, place: str, line: str, rule: str
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(path.read_text())
     (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
-    check = wrong_directions if rule == "down" else side_entrances
+    check = {"down": wrong_directions, "door": side_entrances, "kfac": wrong_layers}[rule]
     assert check(tmp_path) == []
     (tmp_path / place).write_text(line + "\n")
     assert len(check(tmp_path)) == 1

@@ -8,7 +8,6 @@ KL of at most kl_clip / 2.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -22,8 +21,8 @@ from acktr.algorithms.kfac_step import KFACStep, as_outputs
 from acktr.algorithms.learner import scheduled_lr, to_floats, value_metrics
 from acktr.algorithms.objectives import JointObjective, PolicyObjective, ValueObjective
 from acktr.compute import Clock, joined, restore_generator
-from acktr.config import Config
-from acktr.kfac import KFAC, DiagonalGaussian, KFACConfig
+from acktr.config import Config, SampledKFACConfig
+from acktr.kfac import KFAC, DiagonalGaussian
 from acktr.policies import ActionHead, ActorCritic, SharedActorCritic
 from acktr.rollout import Batch, outputs_of
 
@@ -86,16 +85,14 @@ class ACKTRLearner:
         if isinstance(self.critic, KFAC):
             self._kfacs["critic_"] = self.critic
 
-    def _kfac_step(self, network: nn.Module, settings: KFACConfig) -> KFACStep:
+    def _kfac_step(self, network: nn.Module, settings: SampledKFACConfig) -> KFACStep:
         """A network's K-FAC optimizer; a Gaussian policy's free log_std has a known Fisher."""
         known = {
             name: DiagonalGaussian.LOG_STD_FISHER
             for name, _ in network.named_parameters()
             if name.rsplit(".", 1)[-1] == "log_std"
         }
-        # The step chooses the samples itself, and of those everything is observed.
-        every = dataclasses.replace(settings, stat_fraction=1.0)
-        optimizer = KFAC(network, every, known_fisher=known)
+        optimizer = KFAC(network, settings, known_fisher=known)
         fraction = settings.stat_fraction
         return KFACStep(network, optimizer, fraction, self.config, self.autocast, self._clock)
 
@@ -216,7 +213,7 @@ class ACKTRLearner:
 
 def _eigenvalues(optimizer: KFAC, prefix: str) -> dict[str, float]:
     """The extreme eigenvalues of the curvature; nothing where it is inverted without them."""
-    if optimizer.config.inverse != "eigen":
+    if optimizer.config.structure == "cholesky":
         return {}
     low, high = optimizer.extreme_eigenvalues()
     return {f"kfac/{prefix}min_eig": low, f"kfac/{prefix}max_eig": high}

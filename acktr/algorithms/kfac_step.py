@@ -13,19 +13,13 @@ from torch import Tensor, nn
 from acktr.algorithms.objectives import Objective, Outputs
 from acktr.compute import Clock, compiled_for_updates
 from acktr.config import Config
-from acktr.kfac import KFAC, FisherQuadratic, Linearized, output_tangents
+from acktr.kfac import KFAC, FisherQuadratic, Linearized, output_tangents, sample_rows
 from acktr.rollout import MicroBatch, add_means, micro_batches
 
 
 def as_outputs(returned: Tensor | Outputs) -> Outputs:
     """A network's return value as a tuple."""
     return returned if isinstance(returned, tuple) else (returned,)
-
-
-def sample_rows(count: int, fraction: float, turn: int) -> slice | None:
-    """Every k-th of ``count`` rows, k = 1 / fraction, from another one each turn; None for all."""
-    every = max(1, round(1 / fraction))
-    return None if every == 1 else slice(turn % min(every, count), None, every)
 
 
 class KFACStep:

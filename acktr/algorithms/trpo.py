@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from acktr.algorithms.critic import FirstOrderCritic
-from acktr.algorithms.kfac_step import sample_rows
 from acktr.algorithms.learner import to_floats, used_advantages, value_metrics
 from acktr.compute import Clock, restore_generator
 from acktr.config import Config
-from acktr.kfac import Distribution, Linearized, flattened, unflattened
+from acktr.kfac import Distribution, Linearized, flattened, sample_rows, unflattened
 from acktr.policies import ActionHead, ActorCritic, SeparateActorCritic
 from acktr.rollout import Batch
 

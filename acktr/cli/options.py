@@ -10,7 +10,14 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from acktr.config import Config, ConfigError, merge, read_settings, refuse_import
+from acktr.config import (
+    Config,
+    ConfigError,
+    former_setting,
+    merge,
+    read_settings,
+    refuse_import,
+)
 from acktr.envs import EnvError
 from acktr.presets import ALGOS, preset
 from acktr.runs.folder import stored_config
@@ -256,6 +263,10 @@ def parse(
         SystemExit: After its help (code 0) or tyro's message about bad words (code 2).
         ConfigError, UsageError: As the constructors.
     """
+    for arg in args:
+        name = arg.partition("=")[0]
+        if name.startswith("--") and (hint := former_setting(name[2:].replace("-", "_"))):
+            raise UsageError(f"{name} is no option any more; {hint}")
     parsed: Parsed = tyro.cli(kind, prog=f"acktr {command}", args=args, default=default)
     return parsed
 

@@ -2,26 +2,24 @@
 
 from acktr.kfac.blocks.kronecker import KroneckerBlock
 from acktr.kfac.blocks.registry import UnsupportedParameterWarning
-from acktr.kfac.config import KFACConfig
+from acktr.kfac.config import KFACConfig, Structure
 from acktr.kfac.dense import (
-    FisherOperator,
     KFACError,
     curved_names,
     dense_inverse,
     dense_kfac,
-    flattened,
     kfac_error,
     relative_error,
-    unflattened,
 )
 from acktr.kfac.fisher.linearized import Linearized, Metric
+from acktr.kfac.fisher.operator import FisherOperator, flattened, unflattened
 from acktr.kfac.fisher.products import (
     dense_fisher,
     fisher_gram,
     fisher_vector_product,
     output_tangents,
 )
-from acktr.kfac.linalg import FactorError, symmetric_eigen, trust_scale
+from acktr.kfac.linalg import FactorError, symmetric_eigen
 from acktr.kfac.losses.distributions import (
     Bernoulli,
     Categorical,
@@ -42,8 +40,8 @@ from acktr.kfac.losses.sources import Empirical, Exact, Sampled
 from acktr.kfac.optimizer import KFAC
 from acktr.kfac.preconditioner import Preconditioner
 from acktr.kfac.quadratic import LMConfig
-from acktr.kfac.statistics.capture import Capture, capture
-from acktr.kfac.trust import FisherQuadratic, StepInfo
+from acktr.kfac.statistics.capture import Capture, capture, sample_rows
+from acktr.kfac.trust import FisherQuadratic, StepInfo, trust_scale
 
 __all__ = [
     "KFAC",
@@ -73,6 +71,7 @@ __all__ = [
     "Preconditioner",
     "Sampled",
     "StepInfo",
+    "Structure",
     "SumLoss",
     "UnsupportedParameterWarning",
     "capture",
@@ -86,6 +85,7 @@ __all__ = [
     "kfac_error",
     "output_tangents",
     "relative_error",
+    "sample_rows",
     "symmetric_eigen",
     "trust_scale",
     "unflattened",

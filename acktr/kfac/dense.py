@@ -8,28 +8,26 @@ their plain gradient and are left out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from acktr.kfac.blocks.chain import Chain
-from acktr.kfac.blocks.kronecker import KroneckerBlock
+from acktr.kfac.blocks.chain import TridiagonalBlock
+from acktr.kfac.blocks.kronecker import Corrected, KroneckerBlock
+from acktr.kfac.blocks.layouts import LayerFactors
 from acktr.kfac.blocks.simple import Block, KnownBlock, PlainBlock
 from acktr.kfac.blocks.tridiagonal import chain_matrix
 from acktr.kfac.blocks.vectors import VectorBlock
-from acktr.kfac.fisher.products import dense_fisher, fisher_gram, fisher_vector_product
-from acktr.kfac.linalg import trace_ratio
+from acktr.kfac.fisher.operator import flattened, unflattened
+from acktr.kfac.fisher.products import dense_fisher
+from acktr.kfac.linalg import FactorError, trace_ratio
 from acktr.kfac.losses.likelihoods import OutputLoss
 from acktr.kfac.optimizer import KFAC
 from acktr.kfac.preconditioner import Preconditioner
 
 Curvature = Preconditioner | KFAC
-
-
-# --- order of parameters --------------------------------------------------------------------------
 
 
 def curved_names(curvature: Curvature) -> list[str]:
@@ -46,115 +44,6 @@ def _parts(curvature: Curvature) -> tuple[Preconditioner, dict[str, float] | Non
     groups = curvature.param_groups
     decay = {name: float(g["weight_decay"]) for g in groups for name in g["param_names"]}
     return curvature.curvature, decay
-
-
-def flattened(vector: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
-    """Named tensors as one vector (P,).
-
-    Raises:
-        ValueError: A name is missing.
-    """
-    missing = [name for name in names if name not in vector]
-    if missing or not names:
-        raise ValueError(f"a flat vector needs a tensor for {', '.join(missing) or 'some name'}")
-    return torch.cat([vector[name].flatten() for name in names])
-
-
-def unflattened(flat: Tensor, names: Sequence[str], module: nn.Module) -> dict[str, Tensor]:
-    """Inverse of :func:`flattened`, with the shapes and types of the module's parameters.
-
-    Raises:
-        ValueError: A name is unknown, or the length is not that of the parameters.
-    """
-    named = dict(module.named_parameters())
-    unknown = [name for name in names if name not in named]
-    if unknown:
-        raise ValueError(f"the module has no parameter {unknown[0]!r}")
-    sizes = [named[name].numel() for name in names]
-    if flat.shape != (sum(sizes),):
-        raise ValueError(f"the vector must be of shape ({sum(sizes)},), got {tuple(flat.shape)}")
-    parts = zip(names, torch.split(flat, sizes), strict=True)
-    return {name: part.reshape(named[name].shape).to(named[name].dtype) for name, part in parts}
-
-
-# --- the exact Fisher -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class FisherOperator:
-    """The exact Fisher matrix F of one batch, by products; P x P, symmetric, without damping.
-
-    Attributes:
-        module: The network.
-        args: Its positional inputs, one batch.
-        loss: The objective, which gives the output's Hessian and Z.
-        names: Parameters that rows and columns run over; by default all trainable ones. With fewer
-            names it is that part of the matrix.
-
-    Raises:
-        ValueError: A name is no trainable parameter or is given twice, or there is none.
-    """
-
-    module: nn.Module
-    args: tuple[Any, ...]
-    loss: OutputLoss[Any]
-    names: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Fill in the names and check them."""
-        trainable = [name for name, p in self.module.named_parameters() if p.requires_grad]
-        names = tuple(self.names or trainable)
-        wrong = [name for name in names if name not in trainable]
-        if wrong or not names or len(set(names)) < len(names):
-            raise ValueError(
-                "a Fisher operator needs distinct names of trainable parameters,"
-                f" got {', '.join(wrong or names) or 'none'}"
-            )
-        object.__setattr__(self, "names", names)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """The pair (P, P)."""
-        named = dict(self.module.named_parameters())
-        size = sum(named[name].numel() for name in self.names)
-        return size, size
-
-    def matvec(self, vector: Tensor) -> Tensor:
-        """F v for a flat vector (P,): one product each with J, H and J^T."""
-        direction = unflattened(vector, self.names, self.module)
-        found = fisher_vector_product(self.module, self.args, self.loss, direction)
-        return flattened(found, self.names)
-
-    def __matmul__(self, other: Tensor) -> Tensor:
-        """F times a vector (P,), or a matrix (P, k) column by column.
-
-        Raises:
-            ValueError: The shape does not fit.
-        """
-        if other.dim() == 1:
-            return self.matvec(other)
-        if other.dim() != 2 or other.shape[1] == 0:
-            raise ValueError(f"F @ x needs x of shape (P,) or (P, k), got {tuple(other.shape)}")
-        return torch.stack([self.matvec(column) for column in other.unbind(1)], dim=1)
-
-    def trace(self) -> Tensor:
-        """Tr F = sum_i e_i^T F e_i, exact: P Jacobian-vector products, no P x P matrix."""
-        named = dict(self.module.named_parameters())
-        example = named[self.names[0]]
-        total = torch.zeros((), dtype=torch.float64, device=example.device)
-        for index in range(self.shape[0]):
-            unit = example.new_zeros(self.shape[0])
-            unit[index] = 1
-            column = unflattened(unit, self.names, self.module)
-            total += fisher_gram(self.module, self.args, self.loss, [column])[0, 0]
-        return total.to(torch.promote_types(example.dtype, torch.float32))
-
-    def dense(self) -> Tensor:
-        """The matrix itself, by :func:`acktr.kfac.dense_fisher`."""
-        return dense_fisher(self.module, self.args, self.loss, self.names)
-
-
-# --- the approximation ----------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -301,32 +190,32 @@ class _View:
     def rows(self, block: Block) -> Tensor:
         """Row numbers of a block's parameters, in the order of the block's own matrix."""
         if isinstance(block, KroneckerBlock):
-            return block.matrix(self.index).flatten()
+            return block.layer.matrix(self.index).flatten()
+        if isinstance(block, TridiagonalBlock):
+            return torch.cat([layer.matrix(self.index).flatten() for layer in block.layers])
         return torch.cat([self.index[name].flatten() for name in block.names])
 
     def damping(self, block: Block) -> float:
         return self.found.block_damping(block, self.decay)
 
     def matrix(self, damped: bool) -> Tensor:
-        result, chain = self.zeros(), self.found.chain
-        if chain is not None:
-            where = torch.cat([self.rows(block) for block in chain.blocks])
-            damping = [self.damping(block) * damped for block in chain.blocks]
-            result[where[:, None], where] = _chain(chain, damping)
+        result = self.zeros()
         for block in self.blocks:
-            if chain is not None and isinstance(block, KroneckerBlock):
-                continue
             where = self.rows(block)
             mine = self._block(block, self.damping(block) * damped, len(where))
             result[where[:, None], where] = mine.to(result.dtype)
         return result
 
     def _block(self, block: Block, damping: float, size: int) -> Tensor:
+        if not isinstance(block, KnownBlock | PlainBlock) and not block.history.started:
+            raise FactorError(f"K-FAC {block.history.what} has no statistics yet")
+        if isinstance(block, TridiagonalBlock):
+            return _chain(block, damping)
         if isinstance(block, KroneckerBlock):
-            corrected = self.found.config.structure == "ekfac"
-            if not corrected and self.found.config.factored_damping:
-                return _product(*_split_damping(block, damping))
-            matrix = _corrected(block) if corrected else _product(*_split_damping(block, 0.0))
+            if self.found.config.structure in ("kfac_factored", "cholesky"):
+                return _product(*_split_damping(block.layer, damping))
+            corrected = isinstance(block.inverse, Corrected)
+            matrix = _corrected(block) if corrected else _product(*_split_damping(block.layer, 0.0))
         elif isinstance(block, VectorBlock):
             matrix = block.moment.mean()
             matrix = matrix.diag() if block.diagonal else matrix
@@ -337,9 +226,9 @@ class _View:
         return matrix + damping * _eye(matrix)
 
 
-def _split_damping(block: KroneckerBlock, damping: float) -> tuple[Tensor, Tensor]:
+def _split_damping(layer: LayerFactors, damping: float) -> tuple[Tensor, Tensor]:
     """A + pi sqrt(lambda) I and G + sqrt(lambda) / pi I, ([k,] d, d)."""
-    a, g = block.a.mean(), block.g.mean()
+    a, g = layer.a.mean(), layer.g.mean()
     a = a.diag() if a.dim() == 1 else a
     pi = trace_ratio(a.diagonal(dim1=-2, dim2=-1), g.diagonal(dim1=-2, dim2=-1))[..., None]
     root = damping**0.5
@@ -360,18 +249,19 @@ def _product(a: Tensor, g: Tensor) -> Tensor:
 
 def _corrected(block: KroneckerBlock) -> Tensor:
     """Q diag(s) Q^T with Q = Q_G (x) Q_A, for the groups of a convolution one after the other."""
-    if block.basis is None or block.scales.value is None:
+    inverse = block.inverse
+    if not block.history.ready or not isinstance(inverse, Corrected):
         raise ValueError(f"EKFAC layer {block.name!r} has no eigenbasis yet: refresh() first")
-    a, a_vectors, _, g_vectors = block.basis
-    if a_vectors is None:
-        a_vectors = torch.ones_like(a).diag()
-    basis = _product(a_vectors, g_vectors)
-    return (basis * block.scales.mean().flatten()) @ basis.mT
+    a, g = inverse.basis.a, inverse.basis.g
+    assert g.vectors is not None
+    a_vectors = torch.ones_like(a.values).diag() if a.vectors is None else a.vectors
+    basis = _product(a_vectors, g.vectors)
+    return (basis * inverse.scales.mean().flatten()) @ basis.mT
 
 
-def _chain(chain: Chain, damping: Sequence[float]) -> Tensor:
+def _chain(chain: TridiagonalBlock, damping: float) -> Tensor:
     """F-hat over the chain's layers, with its own factors damped as for its inverse."""
-    own = [_split_damping(b, value) for b, value in zip(chain.blocks, damping, strict=True)]
+    own = [_split_damping(layer, damping) for layer in chain.layers]
     return chain_matrix(
         [a for a, _ in own],
         [g for _, g in own],

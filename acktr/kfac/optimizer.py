@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from acktr.kfac.blocks.simple import Block
+from acktr.kfac.checks import check_choice, require_like
 from acktr.kfac.config import KFACConfig
-from acktr.kfac.groups import check_groups, group_state, make_groups
 from acktr.kfac.losses.likelihoods import OutputLoss
 from acktr.kfac.losses.sources import Source
-from acktr.kfac.model import QuadraticModel, adaptive_objective
+from acktr.kfac.parameter_groups import check_groups, group_state, make_groups
 from acktr.kfac.preconditioner import Preconditioner
-from acktr.kfac.quadratic import LevenbergMarquardt, LMConfig, reduction_ratio
-from acktr.kfac.statistics.averages import check_count, check_tensor
+from acktr.kfac.quadratic import LMConfig, QuadraticModel, adaptive_objective, reduction_ratio
 from acktr.kfac.statistics.capture import Capture
 from acktr.kfac.trust import FisherQuadratic, StepInfo, clip_scale, rescale
 
@@ -75,10 +74,7 @@ class KFAC(torch.optim.Optimizer):
         adaptive: LMConfig | None = None,
         seed: int = 0,
     ) -> None:
-        if step_rule not in ("trust_region", "quadratic_model"):
-            raise ValueError(
-                f"step_rule must be trust_region or quadratic_model, got {step_rule!r}"
-            )
+        check_choice("step_rule", step_rule, get_args(StepRule))
         self.config = config or KFACConfig()
         self.step_rule = step_rule
         self.curvature = Preconditioner(module, self.config, known_fisher=known_fisher, seed=seed)
@@ -91,9 +87,9 @@ class KFAC(torch.optim.Optimizer):
             for index, group in enumerate(self.param_groups)
             for name in group["param_names"]
         }
-        self.adaptive = (
-            None if adaptive is None else LevenbergMarquardt(adaptive, self.config.damping)
-        )
+        self.adaptive = adaptive
+        if adaptive is not None:
+            adaptive.check(self.config.damping)
         self._steps = 0
         self.last_step: StepInfo | None = None
 
@@ -273,7 +269,7 @@ class KFAC(torch.optim.Optimizer):
             predicted = self._quadratic_model(gradients, step, model_inputs)
         if rule is not None and evaluate is not None and predicted is not None:
             rho = reduction_ratio(before, evaluate(), float(predicted))
-            self.curvature.damping = rule.update(rho)
+            self.curvature.damping = rule.adapted(self.curvature.damping, rho)
             assert self.last_step is not None
             self.last_step = replace(self.last_step, rho=rho)
 
@@ -285,10 +281,6 @@ class KFAC(torch.optim.Optimizer):
         lr = max(rates.values())
         exact = self.config.quadratic == "exact"
         if any(rate != lr for rate in rates.values()) and lr > 0:
-            if self.curvature.chain is not None and not exact and self.config.kl_clip is not None:
-                raise ValueError(
-                    "structure=tridiagonal needs one lr for all groups, or quadratic=exact"
-                )
             step = {name: update * (rates[name] / lr) for name, update in step.items()}
             gradients = {name: gradients[name] * (rates[name] / lr) for name in step}
         quadratic = (fisher_quadratic or self.curvature.exact_quadratic) if exact else None
@@ -319,7 +311,7 @@ class KFAC(torch.optim.Optimizer):
             change[name] = change[name] + (coefficients[1] * update).to(update.dtype)
         quadratic = coefficients @ model.fisher @ coefficients
         quadratic = torch.where(torch.isfinite(model.slopes).all(), quadratic, torch.nan)
-        scale = clip_scale(quadratic, change, 1.0, self.config)
+        scale = clip_scale(quadratic, 1.0, self.config.kl_clip)
         self.last_step = StepInfo(
             quadratic, scale, 0.5 * scale.square() * quadratic, coefficients * scale
         )
@@ -380,8 +372,8 @@ class KFAC(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`; ValueError and no change if it does not fit."""
-        self._check_state(state_dict)
-        self.curvature.load_state_dict(state_dict["curvature"])
+        curvature = self._checked(state_dict)
+        self.curvature.load_state_dict(curvature)
         self.state.clear()
         for name, value in state_dict["momentum"].items():
             parameter = self._named[name]
@@ -389,22 +381,18 @@ class KFAC(torch.optim.Optimizer):
         for group, stored in zip(self.param_groups, state_dict["groups"], strict=True):
             group.update(stored)
         self._steps = state_dict["steps"]
-        if self.adaptive is not None:
-            self.adaptive.load_state_dict({"damping": self.curvature.damping})
 
-    def _check_state(self, state: dict[str, Any]) -> None:
-        keys = {"groups", "steps", "momentum", "curvature"}
-        if not isinstance(state, dict) or set(state) != keys:
-            raise ValueError(f"K-FAC state must have the entries {sorted(keys)}")
-        self.curvature.check_state(state["curvature"])
+    def _checked(self, state: Any) -> dict[str, Any]:
+        """The curvature's part of a state; ValueError unless all of it fits."""
+        own = self.state_dict()
+        if not isinstance(state, dict) or set(state) != set(own):
+            raise ValueError(f"K-FAC state must have the entries {', '.join(own)}")
+        curvature = self.curvature.checked(state["curvature"])
         if self.adaptive is not None:
-            self.adaptive.check_state({"damping": state["curvature"]["damping"]})
-        if not isinstance(state["momentum"], dict):
-            raise ValueError("K-FAC state: momentum must be a dict")
-        for name, value in state["momentum"].items():
-            if name not in self._named:
-                raise ValueError(f"K-FAC state has momentum for an unknown parameter {name!r}")
-            place = self._named[name]
-            check_tensor(value, tuple(place.shape), place.dtype, f"K-FAC momentum of {name!r}")
-        check_count(state["steps"], "K-FAC steps")
+            self.adaptive.check(curvature["damping"])
+        moving = state["momentum"] if isinstance(state["momentum"], dict) else {}
+        momentum = {name: p.detach() for name, p in self._named.items() if name in moving}
+        require_like(state["momentum"], momentum, "K-FAC momentum")
+        require_like(state["steps"], self._steps, "K-FAC steps")
         check_groups(state["groups"], self.param_groups)
+        return curvature

@@ -7,28 +7,23 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac.blocks.chain import Chain
 from acktr.kfac.blocks.kronecker import KroneckerBlock, extreme_eigenvalues
-from acktr.kfac.blocks.registry import Registry, located
+from acktr.kfac.blocks.registry import ROOT, Registry
 from acktr.kfac.blocks.simple import Block, StatBlock
-from acktr.kfac.collection import Collection
+from acktr.kfac.checks import check_integer, check_number, modernised, require_like
 from acktr.kfac.config import KFACConfig
-from acktr.kfac.fast import LARGE_FACTOR, float32_products
 from acktr.kfac.fisher.products import fisher_gram
-from acktr.kfac.gradients import completed, decayed_gradients
+from acktr.kfac.linalg import LARGE_FACTOR, float32_products
 from acktr.kfac.losses.likelihoods import OutputLoss
 from acktr.kfac.losses.sources import Sampled, Source, curvature_scalars
 from acktr.kfac.refresh import Refresher
-from acktr.kfac.statistics.averages import check_count, check_positive, check_tensor
 from acktr.kfac.statistics.capture import Capture, Gradients, Observed, capture
 from acktr.kfac.trust import StepInfo, rescale
-
-_SUM = 0.0
 
 
 class Preconditioner:
@@ -74,9 +69,8 @@ class Preconditioner:
         self.stats: dict[str, StatBlock] = {
             block.name: block for block in self.blocks if isinstance(block, StatBlock)
         }
-        self.chain: Chain | None = None
-        if self.config.structure == "tridiagonal":
-            self.chain = Chain([b for b in self.blocks if isinstance(b, KroneckerBlock)])
+        paths = [path for block in self.stats.values() for path in block.paths]
+        self._recorded = {p: module if p == ROOT else module.get_submodule(p) for p in paths}
         self.damping = self.config.damping
         place = next(module.parameters(), None)
         if place is None:
@@ -85,16 +79,16 @@ class Preconditioner:
         self.observed: Observed | None = None
         self.seconds = {"fisher": 0.0, "factors": 0.0, "refresh": 0.0, "apply": 0.0}
         self.weights = {name for name, parameter in self.named.items() if parameter.dim() > 1}
-        sizes = [size for block in self.stats.values() for size in block.factor_shapes]
-        self._large = max((max(size) for size in sizes), default=0) >= LARGE_FACTOR
+        factors = [factor for block in self.stats.values() for factor in block.factors]
+        self._large = max((max(f.value.shape) for f in factors), default=0) >= LARGE_FACTOR
+        self.batches = 0
+        """Batches folded so far."""
         self._turn = 0
-        self._collection = Collection(self.stats, self.chain, self.config)
-        self._refresher = Refresher(self.stats, self.chain, self.config)
+        self._refresher = Refresher(self.stats)
 
     def capture(self) -> AbstractContextManager[Capture]:
         """Context in which forward passes are recorded for :meth:`observe`."""
-        paths = [path for block in self.stats.values() for path in block.paths]
-        return capture(located(self.module, paths), self.module)
+        return capture(self._recorded, self.module)
 
     def observe(
         self,
@@ -129,7 +123,7 @@ class Preconditioner:
             return
         scalars = curvature_scalars(source or Sampled(), loss, output, self.generator)
         normalizer = loss.normalizer(output)
-        self._observe(captured, scalars, _SUM if normalizer is None else normalizer, last)
+        self._observe(captured, scalars, "sum" if normalizer is None else normalizer, last)
 
     def update_curvature(
         self,
@@ -152,28 +146,49 @@ class Preconditioner:
         Raises:
             ValueError: As :meth:`observe`, or samples is not positive.
         """
-        if samples is not None and samples < 1:
-            raise ValueError(f"samples must be an integer >= 1 or None, got {samples!r}")
+        if samples is not None:
+            check_integer("samples", samples, 1)
         if self.observing:
-            self._observe(captured, [(log_likelihood, 1.0)], samples, last)
+            self._observe(captured, [(log_likelihood, 1.0)], samples or "samples", last)
 
     def _observe(
         self,
         captured: Capture,
         scalars: Iterable[tuple[Tensor, float]],
-        normalizer: float | None,
+        divisor: float | Literal["samples", "sum"],
         last: bool,
     ) -> None:
         with self._timed("fisher"):
             pairs = [(captured.output_gradients(scalar), weight) for scalar, weight in scalars]
-        found = Gradients(captured, [p[0] for p in pairs], [p[1] for p in pairs], normalizer)
+        gradients = Gradients(captured, [p[0] for p in pairs], [p[1] for p in pairs], divisor)
         with self._timed("factors"):
-            self._collection.add(found, last=last)
+            try:
+                self._fold(gradients, last)
+            except BaseException:  # a part that is missing would spoil the whole batch
+                for block in self.stats.values():
+                    block.drop()
+                raise
 
-    @property
-    def batches(self) -> int:
-        """Batches folded so far."""
-        return self._collection.batches
+    @torch.no_grad()
+    def _fold(self, gradients: Gradients, last: bool) -> None:
+        """Give every block what it sees of a part of a batch, and fold the batch with its last."""
+        used = not self.stats
+        for block in self.stats.values():
+            seen = gradients.observation(block.paths)
+            if seen.uses:
+                used = True
+                block.observe(seen)
+            else:
+                block.pass_over(seen.count)
+        if not used:
+            raise ValueError(
+                "nothing was recorded: run the forward pass inside capture() with gradients"
+                " enabled (a module compiled before its first capture() calls no hooks)"
+            )
+        if last:
+            for block in self.stats.values():
+                block.fold(self.config.stat_decay)
+            self.batches += 1
 
     @property
     def observing(self) -> bool:
@@ -209,7 +224,9 @@ class Preconditioner:
                 if (delay := self.config.refresh_delay) is None:
                     self._refresher.now(damping)
                 else:
-                    self._refresher.start(damping, self._turn, delay)
+                    self._refresher.start(damping, self._turn + delay)
+                    if delay == 0 or self._turn == 0:  # the first step needs a decomposition
+                        self._refresher.finish()
 
     def advance(self) -> None:
         """After a step: the next one is another turn of the intervals."""
@@ -235,8 +252,14 @@ class Preconditioner:
 
     def gradients(self, decay: Mapping[str, float] | None = None) -> dict[str, Tensor]:
         """Present gradients by name, with weight decay added to all with two dimensions or more."""
-        chosen = dict.fromkeys(self.named, self.config.weight_decay) if decay is None else decay
-        return decayed_gradients(self.named, self.weights, chosen)
+        result: dict[str, Tensor] = {}
+        for name, parameter in self.named.items():
+            if parameter.grad is None:
+                continue
+            grad = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
+            rate = self.config.weight_decay if decay is None else decay.get(name, 0.0)
+            result[name] = grad.add(parameter, alpha=rate) if name in self.weights else grad
+        return result
 
     @torch.no_grad()
     def direction(
@@ -252,14 +275,13 @@ class Preconditioner:
         products = float32_products(self.generator.device) if self._large else nullcontext()
         with self._timed("apply"), products:
             step: dict[str, Tensor] = {}
-            full = completed(gradients, self.blocks, self.chain, self.named)
-            chained = None if self.chain is None else self.chain.precondition(full)
             for block in self.blocks:
-                if chained is not None and isinstance(block, KroneckerBlock):
+                missing = [name for name in block.names if name not in gradients]
+                if len(missing) == len(block.names):
                     continue
-                damping = self.block_damping(block, decay)
-                step.update(block.precondition(full, damping, self.config.factored_damping))
-            step |= chained or {}
+                zeros = {name: torch.zeros_like(self.named[name]) for name in missing}
+                mine = gradients | zeros if zeros else gradients
+                step.update(block.precondition(mine, self.block_damping(block, decay)))
             return {n: u.to(gradients[n].dtype) for n, u in step.items() if n in gradients}
 
     def exact_quadratic(self, step: dict[str, Tensor]) -> Tensor:
@@ -318,7 +340,7 @@ class Preconditioner:
     @property
     def failures(self) -> int:
         """Failed decompositions so far, over all blocks."""
-        return sum(block.total_failures for block in self._collection.folding)
+        return sum(block.history.total_failures for block in self.stats.values())
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:
@@ -343,44 +365,37 @@ class Preconditioner:
             "damping": self.damping,
             "generator": self.generator.get_state(),
             "pending": self._refresher.state_dict(),
-            "chain": None if self.chain is None else self.chain.state_dict(),
             "layers": {name: block.state_dict() for name, block in self.stats.items()},
         }
 
-    def check_state(self, state: object) -> None:
-        """Raise ValueError when a state does not fit the module or the settings."""
-        keys = {"turn", "statistics", "damping", "generator", "pending", "chain", "layers"}
-        if not isinstance(state, dict) or set(state) != keys:
-            raise ValueError(f"K-FAC curvature must have the entries {sorted(keys)}")
-        if not isinstance(state["layers"], dict) or set(state["layers"]) != set(self.stats):
-            raise ValueError("K-FAC state belongs to a network with other layers")
-        for name, block in self.stats.items():
-            block.check_state(state["layers"][name])
-            if isinstance(block, KroneckerBlock):
-                block.check_settings(state["layers"][name], self.config)
-        if (state["chain"] is None) != (self.chain is None):
-            raise ValueError("K-FAC state belongs to another structure")
-        if self.chain is not None:
-            self.chain.check_state(state["chain"])
-        for key in ("turn", "statistics"):
-            check_count(state[key], f"K-FAC {key}")
-        check_positive(state["damping"], "K-FAC damping")
-        size = tuple(self.generator.get_state().shape)
-        check_tensor(state["generator"], size, torch.uint8, "K-FAC generator")
-        self._refresher.check_state(state["pending"])
+    def checked(self, state: Any) -> dict[str, Any]:
+        """A state that :meth:`load_state_dict` can take, which may be one of former versions.
+
+        Raises:
+            ValueError: It does not fit the module or the settings.
+        """
+        own = {**self.state_dict(), "pending": None}
+        state = modernised(state, own["layers"])
+        pending = state.get("pending") if isinstance(state, dict) else None
+        settled = state if pending is None else {**state, "pending": None}
+        require_like(settled, own, "K-FAC curvature")
+        check_number("K-FAC curvature: damping", state["damping"], open_low=True)
+        if pending is not None:
+            if self.config.refresh_delay is None:
+                raise ValueError("K-FAC state has a refresh under way, but refresh_delay is None")
+            self._refresher.check_state(pending)
+        checked: dict[str, Any] = state
+        return checked
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`; ValueError and no change if it does not fit."""
-        self.check_state(state)
+        state = self.checked(state)
         self.close()
         for name, block in self.stats.items():
-            block.load_state_dict(state["layers"][name])
-        if self.chain is not None:
-            self.chain.load_state_dict(state["chain"])
+            block.load(state["layers"][name])
         self._turn = state["turn"]
-        self._collection.batches = state["statistics"]
+        self.batches = state["statistics"]
         self.damping = float(state["damping"])
         self.generator.set_state(state["generator"].cpu())
         self.observed = None
-        self._collection.drop()
         self._refresher.load_state_dict(state["pending"])

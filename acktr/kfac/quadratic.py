@@ -14,12 +14,19 @@ must predict the objective, of which weight decay is a part and lambda is not.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from acktr.kfac.checks import check_integer, check_number
+from acktr.kfac.fisher.products import fisher_gram, inner_products
+from acktr.kfac.preconditioner import Preconditioner
+from acktr.kfac.statistics.inputs import Inputs, repeatable
+
+Named = dict[str, Tensor]
 
 _TRUSTED = 0.75
 _DISTRUSTED = 0.25
@@ -132,7 +139,11 @@ def reduction_ratio(before: float, after: float, predicted: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class LMConfig:
-    """Settings of :class:`LevenbergMarquardt`; the defaults are those of Martens & Grosse 2015."""
+    """Levenberg-Marquardt adaptation of the damping, as in Martens & Grosse 2015, section 6.5.
+
+    Every ``interval`` steps rho > 3/4 multiplies lambda by omega_1 and rho < 1/4 divides it by
+    omega_1, within the limits.
+    """
 
     interval: int = 5
     """Steps between two changes of the damping (T_1)."""
@@ -145,14 +156,9 @@ class LMConfig:
 
     def __post_init__(self) -> None:
         """Check every value; raises ValueError naming the field."""
-        if isinstance(self.interval, bool) or not isinstance(self.interval, int):
-            raise ValueError(f"interval must be an integer >= 1, got {self.interval!r}")
-        if self.interval < 1:
-            raise ValueError(f"interval must be an integer >= 1, got {self.interval}")
+        check_integer("interval", self.interval, 1)
         for name in ("factor", "minimum", "maximum"):
-            value = getattr(self, name)
-            if not _positive(value):
-                raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
+            check_number(name, getattr(self, name), open_low=True)
         if not 0 < self.factor**self.interval < 1:
             raise ValueError(
                 f"factor must be below 1 and factor ** interval above 0, got {self.factor}"
@@ -160,68 +166,120 @@ class LMConfig:
         if self.minimum > self.maximum:
             raise ValueError(f"minimum must be <= maximum, got {self.minimum} > {self.maximum}")
 
-
-class LevenbergMarquardt:
-    """Adaptive damping lambda.
-
-    Every ``interval`` steps rho > 3/4 multiplies it by omega_1 and rho < 1/4 divides it by omega_1,
-    within the limits (Martens & Grosse 2015, section 6.5).
-
-    Args:
-        config: Settings.
-        damping: The first lambda.
-
-    Raises:
-        ValueError: The damping is outside of the limits.
-    """
-
-    def __init__(self, config: LMConfig, damping: float) -> None:
-        self.config = config
-        self._damping = self._checked(damping)
-
-    @property
-    def damping(self) -> float:
-        """The present lambda."""
-        return self._damping
+    def check(self, damping: object) -> None:
+        """Raise ValueError unless a damping lies within the limits."""
+        check_number("damping", damping, self.minimum, self.maximum)
 
     def due(self, step: int) -> bool:
         """Whether the step after ``step`` finished ones is followed by an update of lambda."""
-        return (step + 1) % self.config.interval == 0
+        return (step + 1) % self.interval == 0
 
-    def update(self, rho: float) -> float:
-        """Apply the rule to a reduction ratio and return the new lambda; NaN raises lambda."""
-        omega = self.config.factor**self.config.interval
+    def adapted(self, damping: float, rho: float) -> float:
+        """The next lambda, for a reduction ratio rho; NaN raises it."""
+        omega = self.factor**self.interval
         if rho > _TRUSTED:
-            self._damping = max(self.config.minimum, self._damping * omega)
-        elif not rho >= _DISTRUSTED:
-            self._damping = min(self.config.maximum, self._damping / omega)
-        return self._damping
-
-    def state_dict(self) -> dict[str, Any]:
-        """The damping."""
-        return {"damping": self._damping}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore :meth:`state_dict`; ValueError, and no change, when it does not fit."""
-        self.check_state(state)
-        self._damping = float(state["damping"])
-
-    def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise ValueError when a state does not fit the settings."""
-        if not isinstance(state, Mapping) or set(state) != {"damping"}:
-            raise ValueError("the damping's state must have the entry 'damping' alone")
-        self._checked(state["damping"])
-
-    def _checked(self, damping: object) -> float:
-        low, high = self.config.minimum, self.config.maximum
-        if isinstance(damping, bool) or not isinstance(damping, int | float):
-            raise ValueError(f"damping must be a number in [{low}, {high}], got {damping!r}")
-        if not low <= damping <= high:
-            raise ValueError(f"damping must be a number in [{low}, {high}], got {damping}")
-        return float(damping)
+            return max(self.minimum, damping * omega)
+        if not rho >= _DISTRUSTED:
+            return min(self.maximum, damping / omega)
+        return damping
 
 
-def _positive(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return 0 < value < math.inf
+@dataclass(frozen=True)
+class QuadraticModel:
+    """M(c) = slopes . c + 1/2 c^T (fisher + decay + damping) c along k directions.
+
+    The Fisher is the exact one of a batch (Martens & Grosse 2015, section 6.4); all matrices are
+    (k, k). Weight decay acts on weight matrices only, damping on everything.
+    """
+
+    slopes: Tensor
+    fisher: Tensor
+    decay: Tensor
+    damping: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        curvature: Preconditioner,
+        gradients: Named,
+        vectors: Sequence[Named],
+        decay: Mapping[str, float],
+        inputs: tuple[Any, ...] | None = None,
+    ) -> QuadraticModel:
+        """The model at the present parameters.
+
+        Args:
+            curvature: Gives the module, the observed loss and batch, and lambda.
+            gradients: Gradient of the objective, weight decay included.
+            vectors: The directions.
+            decay: Weight decay by parameter name.
+            inputs: Positional inputs of the Fisher's batch; by default the observed ones.
+
+        Raises:
+            ValueError: Nothing was observed with a loss, or the module itself was not called.
+        """
+        observed = curvature.observed
+        if observed is None:
+            raise ValueError("the quadratic model needs observe() with a loss before the step")
+        found = observed.inputs if inputs is None else Inputs.of(inputs)
+        loss, module = observed.loss, curvature.module
+        fisher = fisher_gram(module, found.args, loss, vectors, kwargs=found.kwargs)
+        scaled = [
+            {
+                n: v * decay[n] if n in curvature.weights else torch.zeros_like(v)
+                for n, v in u.items()
+            }
+            for u in vectors
+        ]
+        return cls(
+            inner_products([gradients], vectors)[0].to(fisher.dtype),
+            fisher,
+            inner_products(scaled, vectors).to(fisher.dtype),
+            curvature.damping * inner_products(vectors, vectors).to(fisher.dtype),
+        )
+
+    def minimum(self) -> Tensor:
+        """The coefficients c (k,) that minimise M."""
+        return solve_step(self.fisher + self.decay + self.damping, self.slopes)
+
+    def predicted(self, coefficients: Tensor) -> Tensor:
+        """Change of the objective that the model predicts, its damping term left out."""
+        return model_change(self.fisher + self.decay, self.slopes, coefficients)
+
+
+def adaptive_objective(
+    curvature: Preconditioner,
+    objective: Callable[[], Tensor] | None,
+    decay: Mapping[str, float],
+    inputs: tuple[Any, ...] | None,
+) -> Callable[[], float]:
+    """The loss with its weight decay, for evaluations before and after a step.
+
+    All evaluations draw the same random numbers (dropout); they leave the caller's random stream
+    and the module's buffers alone.
+
+    Args:
+        curvature: Gives the module, what was observed, and the parameters that decay.
+        objective: The loss at the present parameters.
+        decay: Weight decay by parameter name.
+        inputs: Inputs of the quadratic model, if not the observed ones.
+
+    Raises:
+        ValueError: The adaptation of the damping has nothing to work with.
+    """
+    if objective is None:
+        raise ValueError("adaptive damping needs objective in step()")
+    if curvature.observed is None:
+        raise ValueError("adaptive damping needs observe() with a loss before the step")
+    if inputs is None:
+        _ = curvature.observed.inputs
+    loss = objective
+
+    def evaluate() -> float:
+        total = loss().detach().double()
+        for name, rate in decay.items():
+            if rate and name in curvature.weights:
+                total = total + 0.5 * rate * curvature.named[name].double().square().sum()
+        return float(total)
+
+    return repeatable(curvature.module, evaluate)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from acktr.kfac.config import KFACConfig
-from acktr.kfac.linalg import trust_scale
 
 FisherQuadratic = Callable[[dict[str, Tensor]], Tensor]
 """U -> U^T F U with the exact Fisher."""
@@ -39,18 +38,29 @@ class StepInfo:
         }
 
 
-def clip_scale(quadratic: Tensor, step: dict[str, Tensor], lr: float, config: KFACConfig) -> Tensor:
-    """nu: within the KL trust region and the norm limit; 0 where q is not finite."""
-    if config.kl_clip is None:
-        finite = torch.isfinite(quadratic)
-        scale = torch.where(finite, torch.ones_like(quadratic), torch.zeros_like(quadratic))
-    else:
-        scale = trust_scale(quadratic, lr, config.kl_clip)
-    if config.norm_clip is not None:
-        square = torch.stack([update.square().sum() for update in step.values()]).sum()
-        limit = trust_scale(square, lr, config.norm_clip**2)
-        scale = torch.minimum(scale, limit)
-    return scale
+def trust_scale(quadratic: Tensor, lr: float, kl_clip: float) -> Tensor:
+    """Scale nu of a step so that its predicted KL stays inside the trust region.
+
+    nu = min(1, sqrt(c / (lr^2 q))), so that the step lr nu U has length min(lr, sqrt(c / q)) along
+    U and the quadratic form lr^2 nu^2 q never exceeds c = 2 delta (Wu et al. 2017, section 3.3).
+    q <= 0 (a zero gradient) gives 1; a q that is not finite gives 0, which skips the step.
+
+    Args:
+        quadratic: q = U^T F U, a scalar tensor; it stays on its device.
+        lr: Step size.
+        kl_clip: c.
+    """
+    finite = quadratic.detach().nan_to_num(torch.nan, torch.inf, torch.nan)
+    room = kl_clip / (lr * lr * finite.clamp(min=0.0))  # infinite for q <= 0
+    return room.sqrt().clamp(max=1.0).nan_to_num(nan=0.0)
+
+
+def clip_scale(quadratic: Tensor, lr: float, kl_clip: float | None) -> Tensor:
+    """Scale nu of a step, as :func:`trust_scale`; without a limit 1, or 0 where q is not finite."""
+    if kl_clip is not None:
+        return trust_scale(quadratic, lr, kl_clip)
+    finite = torch.isfinite(quadratic)
+    return torch.where(finite, torch.ones_like(quadratic), torch.zeros_like(quadratic))
 
 
 def rescale(
@@ -74,7 +84,7 @@ def rescale(
     if fisher_quadratic is not None:
         finite = torch.isfinite(quadratic)  # the Fisher may not see a parameter that is not
         quadratic = torch.where(finite, fisher_quadratic(step).detach(), torch.nan)
-    scale = clip_scale(quadratic, step, lr, config)
+    scale = clip_scale(quadratic, lr, config.kl_clip)
     predicted = 0.5 * (lr * scale).square() * quadratic
     predicted = torch.where(scale == 0, torch.zeros_like(predicted), predicted)
     return StepInfo(quadratic, scale, predicted)

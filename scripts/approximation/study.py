@@ -29,9 +29,9 @@ _CHUNK = 20
 """Samples whose Jacobians are in memory at once."""
 _KFAC: dict[str, dict[str, Any]] = {
     "K-FAC": {},
-    "K-FAC (factored damping)": {"factored_damping": True},
+    "K-FAC (factored damping)": {"structure": "kfac_factored"},
     "EKFAC": {"structure": "ekfac"},
-    "K-FAC tridiagonal": {"structure": "tridiagonal", "factored_damping": True},
+    "K-FAC tridiagonal": {"structure": "tridiagonal"},
 }
 METHODS = ("exact", "exact block diagonal", "exact block tridiagonal", *_KFAC)
 """What is compared; all but the first are approximations."""

@@ -55,8 +55,7 @@ RECIPES: dict[ProblemName, dict[str, Recipe]] = {
 
 KFAC_CONSTANTS = KFACConfig(
     lr=1.0,
-    factored_damping=True,
-    inverse="cholesky",
+    structure="cholesky",
     stat_decay=0.95,
     momentum=0.9,
     refresh_interval=10,

@@ -18,8 +18,14 @@ from torch.func import functional_call, jacrev
 from acktr.algorithms.acktr import ACKTRLearner, adapt_lr
 from acktr.algorithms.kfac_step import as_outputs
 from acktr.algorithms.objectives import JointObjective, Objective, PolicyObjective, ValueObjective
-from acktr.config import ACKTRConfig, Config, ConfigError, CriticConfig, NetworkConfig
-from acktr.kfac import KFACConfig
+from acktr.config import (
+    ACKTRConfig,
+    Config,
+    ConfigError,
+    CriticConfig,
+    NetworkConfig,
+    SampledKFACConfig,
+)
 from acktr.policies.distributions import action_head
 from acktr.policies.networks import build_network
 from acktr.rollout import Batch, micro_batches
@@ -43,8 +49,8 @@ def configuration(*, shared: bool, **settings: Any) -> Config:
     kfac = {"lr": 1.0, "kl_clip": 1e-4, "quadratic": "exact", "momentum": 0.0, "damping": 1e-3}
     kfac |= settings.pop("kfac", {})
     acktr = ACKTRConfig(
-        actor=KFACConfig(**kfac),
-        critic=KFACConfig(**kfac),
+        actor=SampledKFACConfig(**kfac),
+        critic=SampledKFACConfig(**kfac),
         lr_schedule="constant",
         **settings.pop("acktr", {}),
     )

@@ -18,8 +18,7 @@ from acktr.algorithms.a2c import A2CLearner
 from acktr.algorithms.acktr import ACKTRLearner
 from acktr.algorithms.kfac_step import KFACStep
 from acktr.compute import Compiled
-from acktr.config import ACKTRConfig, Config, NetworkConfig
-from acktr.kfac import KFACConfig
+from acktr.config import ACKTRConfig, Config, NetworkConfig, SampledKFACConfig
 from acktr.policies.distributions import action_head
 from acktr.policies.networks import build_network
 from acktr.rollout import Batch
@@ -27,7 +26,7 @@ from acktr.rollout import Batch
 IMAGES = spaces.Box(0, 255, (4, 44, 44), np.uint8)
 VECTORS = spaces.Box(-1.0, 1.0, (5,), np.float32)
 BOX = spaces.Box(-1.0, 1.0, (3,), np.float32)
-KRONECKER = KFACConfig(lr=0.1, stat_interval=2, refresh_interval=2, cold_steps=0)
+KRONECKER = SampledKFACConfig(lr=0.1, stat_interval=2, refresh_interval=2, cold_steps=0)
 SAMPLED = dataclasses.replace(KRONECKER, stat_fraction=0.25)
 SIZES = (24, 24, 21, 23, 24, 22)
 """Of the batches: environments' resets are no samples."""

@@ -123,7 +123,7 @@ class Reference:
         settings = self.config.acktr.actor
         for name in self.layers:
             a, g = (average / self.weight for average in self.averages[name])
-            if settings.inverse == "cholesky":
+            if settings.structure == "cholesky":
                 pi = (a.diagonal().mean() / g.diagonal().mean()).sqrt()
                 root = settings.damping**0.5
                 self.inverses[name] = (
@@ -134,7 +134,7 @@ class Reference:
                 self.inverses[name] = (*torch.linalg.eigh(a), *torch.linalg.eigh(g))
 
     def precondition(self, name: str, gradient: Tensor) -> Tensor:
-        if self.config.acktr.actor.inverse == "cholesky":
+        if self.config.acktr.actor.structure == "cholesky":
             a, g = self.inverses[name]
             return g @ gradient @ a
         a, a_vectors, g, g_vectors = self.inverses[name]
@@ -172,7 +172,7 @@ class Reference:
         self.steps += 1
 
 
-def configuration(inverse: Any, fraction: float, interval: int) -> Config:
+def configuration(structure: Any, fraction: float, interval: int) -> Config:
     """The Atari preset with statistics of part of the data and a short beginning."""
     config, _ = preset(GAME)
     actor = dataclasses.replace(
@@ -181,27 +181,26 @@ def configuration(inverse: Any, fraction: float, interval: int) -> Config:
         stat_interval=interval,
         cold_steps=2,
         refresh_interval=4,
-        inverse=inverse,
-        factored_damping=inverse == "cholesky",
+        structure=structure,
     )
     acktr = dataclasses.replace(config.acktr, actor=actor)
     return dataclasses.replace(config, precision="float32", acktr=acktr)
 
 
 @pytest.mark.parametrize(
-    ("inverse", "fraction", "interval"),
-    [("eigen", 1.0, 1), ("eigen", 1.0, 2), ("cholesky", 1 / 3, 2)],
+    ("structure", "fraction", "interval"),
+    [("kfac", 1.0, 1), ("kfac", 1.0, 2), ("cholesky", 1 / 3, 2)],
 )
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("place", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_ten_updates_equal_the_reference(
-    inverse: str, fraction: float, interval: int, dtype: torch.dtype, limit: float, place: str
+    structure: str, fraction: float, interval: int, dtype: torch.dtype, limit: float, place: str
 ) -> None:
     """All parameters as one vector, within the limit of its size and 100 times that of its change.
 
     The float64 run says that both are one algorithm, the float32 run what the fast path loses.
     """
-    config = configuration(inverse, fraction, interval)
+    config = configuration(structure, fraction, interval)
     torch.manual_seed(0)
     head = action_head(spaces.Discrete(ACTIONS))
     network = build_network(SPACE, head, config.network).to(dtype)

@@ -196,7 +196,7 @@ class TestTrainArgs:
                 "network": {"hidden": [], "critic_hidden": [5, 6, 7], "activation": "elu"},
                 "acktr": {
                     "target_kl": 1e-05,
-                    "actor": {"kl_clip": None, "structure": "ekfac", "norm_clip": 0.1},
+                    "actor": {"kl_clip": None, "structure": "ekfac"},
                 },
                 "atari": {"sticky": 0.25},
             },

@@ -66,8 +66,9 @@ def test_half_precision_parameters_step_like_single_ones(structure: str) -> None
         if dtype == torch.float32:
             model.load_state_dict(mlp().bfloat16().state_dict())
         before = [p.detach().float().clone() for p in model.parameters()]
-        settings = {"structure": structure, "factored_damping": structure == "tridiagonal"}
-        optimizer = kfac(model, kl_clip=None, lr=0.5, momentum=0.0, damping=0.1, **settings)
+        optimizer = kfac(
+            model, kl_clip=None, lr=0.5, momentum=0.0, damping=0.1, structure=structure
+        )
         step(model, optimizer, randn(12, 4).to(dtype))
         assert factors(optimizer, "0")[0].dtype == torch.float32
         after = [p.detach().float() for p in model.parameters()]
@@ -139,14 +140,14 @@ def test_weight_decay_reaches_matrices_without_a_block() -> None:
 
 def test_a_chain_that_cannot_be_inverted_says_so(caplog: pytest.LogCaptureFixture) -> None:
     model = build(nn.Linear(4, 3), nn.Linear(3, 2))
-    config = {"structure": "tridiagonal", "factored_damping": True, "damping": 1e-40}
+    config = {"structure": "tridiagonal", "damping": 1e-40}
     optimizer = kfac(model, refresh_interval=1, **config)
     with caplog.at_level(logging.WARNING), optimizer.capture() as captured:
         output = model(randn(1, 4))
     optimizer.update_curvature(captured, output.sum())
     optimizer.refresh()
     assert optimizer.failures == 1
-    assert "chain keeps its former inverse" in caplog.text
+    assert "K-FAC chain keeps its former decomposition" in caplog.text
 
 
 def test_a_delay_beyond_the_interval_is_refused() -> None:

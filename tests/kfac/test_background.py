@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac import KFAC, FactorError, GaussianLoss, KFACConfig
-from acktr.kfac import refresh as stale
+from acktr.kfac import KFAC, FactorError, GaussianLoss, KFACConfig, refresh
+from acktr.kfac.blocks.vectors import VectorBlock
 from tests.tools.kfac import (
     block,
     build,
@@ -30,8 +30,8 @@ from tests.tools.kfac import (
 VARIANTS: dict[str, dict[str, Any]] = {
     "kfac": {},
     "ekfac": {"structure": "ekfac"},
-    "cholesky": {"inverse": "cholesky", "factored_damping": True},
-    "staleness": {"refresh_staleness": 0.3},
+    "cholesky": {"structure": "cholesky"},
+    "tridiagonal": {"structure": "tridiagonal"},
 }
 
 
@@ -57,7 +57,7 @@ class Gate:
         self.entered = threading.Event()
         self.error: BaseException | None = None
         self.count = 0
-        real = stale.decompose
+        real = refresh.decompose
 
         def decompose(requests: Any) -> Any:
             self.count += 1
@@ -67,7 +67,7 @@ class Gate:
                 raise self.error
             return real(requests)
 
-        monkeypatch.setattr(stale, "decompose", decompose)
+        monkeypatch.setattr(refresh, "decompose", decompose)
 
 
 def net(seed: int = 0) -> nn.Sequential:
@@ -98,13 +98,20 @@ def test_delay_zero_is_the_inline_refresh_bit_for_bit(settings: dict[str, Any]) 
     assert same(results[0], results[1])
 
 
-def install(optimizer: KFAC, found: dict[str, dict[str, Any]]) -> None:
+def inverses(optimizer: KFAC) -> dict[str, Any]:
+    """Copies of the installed decompositions."""
+    return {
+        name: copy.deepcopy(layer.spectrum if isinstance(layer, VectorBlock) else layer.inverse)
+        for name, layer in optimizer.curvature.stats.items()
+    }
+
+
+def install(optimizer: KFAC, found: dict[str, Any]) -> None:
     for name, layer in optimizer.curvature.stats.items():
-        for key, value in found[name].items():
-            setattr(layer, key, value)
+        setattr(layer, "spectrum" if isinstance(layer, VectorBlock) else "inverse", found[name])
 
 
-@pytest.mark.parametrize("settings", [VARIANTS[k] for k in ("kfac", "ekfac", "cholesky")], ids=str)
+@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS.keys())
 @pytest.mark.parametrize(("delay", "interval"), [(1, 3), (2, 3), (3, 3), (1, 1)])
 def test_results_are_installed_that_many_steps_later(
     settings: dict[str, Any], delay: int, interval: int
@@ -114,7 +121,7 @@ def test_results_are_installed_that_many_steps_later(
     late = KFAC(model, KFACConfig(refresh_interval=interval, refresh_delay=delay, **settings))
     config = KFACConfig(refresh_interval=1000, **settings)
     reference, shadow = KFAC(other, config), KFAC(net(), config)
-    waiting: tuple[int, dict[str, dict[str, Any]]] | None = None
+    waiting: tuple[int, dict[str, Any]] | None = None
     for index in range(11):
         for optimizer, network in ((late, model), (reference, other)):
             inputs = randn(6, 4, seed=index)
@@ -130,16 +137,7 @@ def test_results_are_installed_that_many_steps_later(
         if due:
             shadow.load_state_dict(snapshot(reference))
             shadow.refresh()
-            keys = ("basis", "inverses", "scales")
-            waiting = (
-                index + delay,
-                {
-                    name: {k: copy.deepcopy(getattr(layer, k)) for k in keys if hasattr(layer, k)}
-                    if "ekfac" in settings.values()
-                    else {k: getattr(layer, k) for k in keys[:2] if hasattr(layer, k)}
-                    for name, layer in shadow.curvature.stats.items()
-                },
-            )
+            waiting = (index + delay, inverses(shadow))
         late.step()
         reference.step()
         assert same(parameters(model), parameters(other)), index
@@ -152,18 +150,18 @@ def test_the_step_does_not_wait_for_the_job(monkeypatch: pytest.MonkeyPatch) -> 
     for index in range(4):
         advance(optimizer, model, index)
     gate = Gate(monkeypatch)
-    kept = block(optimizer, "0").basis
+    kept = block(optimizer, "0").inverse.a
     for index in range(4, 7):
         before = parameters(model)
         advance(optimizer, model, index)  # returns although the job cannot
         assert gate.entered.wait(20)
         assert len(threads()) == 1
-        assert block(optimizer, "0").basis is kept
+        assert block(optimizer, "0").inverse.a is kept
         assert not same(parameters(model), before)
     gate.opened.set()
     advance(optimizer, model, 7)
     assert gate.count == 1
-    assert block(optimizer, "0").basis is not kept
+    assert block(optimizer, "0").inverse.a is not kept
     assert not threads()
 
 
@@ -173,7 +171,7 @@ def test_the_first_refresh_is_waited_for() -> None:
     observe(optimizer, model, randn(6, 4))
     set_gradients(model)
     optimizer.step()
-    assert block(optimizer, "0").basis is not None
+    assert block(optimizer, "0").history.ready
     assert not threads()
 
 
@@ -188,7 +186,7 @@ def test_an_error_of_the_job_surfaces_at_the_due_step(monkeypatch: pytest.Monkey
         gate.opened.set()
         advance(optimizer, model, 4)
         advance(optimizer, model, 5)
-        before, kept = parameters(model), block(optimizer, "0").basis
+        before, kept = parameters(model), block(optimizer, "0").inverse.a
         with pytest.raises(
             FactorError, match="background refresh failed: MemoryError: no room"
         ) as e:
@@ -197,10 +195,10 @@ def test_an_error_of_the_job_surfaces_at_the_due_step(monkeypatch: pytest.Monkey
     assert "\n" not in str(e.value)
     assert not threads()
     assert same(parameters(model), before)
-    assert block(optimizer, "0").basis is kept
+    assert block(optimizer, "0").inverse.a is kept
     for index in range(6, 12):
         advance(optimizer, model, index)
-    assert block(optimizer, "0").basis is not kept
+    assert block(optimizer, "0").inverse.a is not kept
     optimizer.close()
 
 
@@ -214,12 +212,12 @@ def test_an_explicit_refresh_takes_a_running_one_in_first(monkeypatch: pytest.Mo
     advance(optimizer, model, 4)
     advance(optimizer, model, 5)
     optimizer.refresh()
-    newest = block(optimizer, "0").basis
+    newest = block(optimizer, "0").inverse.a
     assert gate.count == 2
     assert not threads()
     for index in (6, 7):
         advance(optimizer, model, index)
-        assert block(optimizer, "0").basis is newest  # the older result never comes after
+        assert block(optimizer, "0").inverse.a is newest  # the older result never comes after
 
 
 @pytest.mark.parametrize("how", ["close", "load", "delete"])
@@ -232,7 +230,7 @@ def test_no_thread_outlives_its_work(how: str, monkeypatch: pytest.MonkeyPatch) 
     gate = Gate(monkeypatch)
     advance(optimizer, model, 4)
     assert gate.entered.wait(20)
-    kept = block(optimizer, "0").basis
+    kept = block(optimizer, "0").inverse.a
     if how == "delete":
         del optimizer
         gc.collect()
@@ -247,7 +245,7 @@ def test_no_thread_outlives_its_work(how: str, monkeypatch: pytest.MonkeyPatch) 
         advance(optimizer, model, 5)
         advance(optimizer, model, 6)
         advance(optimizer, model, 7)
-        assert block(optimizer, "0").basis is kept  # the result was dropped
+        assert block(optimizer, "0").inverse.a is kept  # the result was dropped
         advance(optimizer, model, 8)
         optimizer.close()
     else:
@@ -283,15 +281,15 @@ def test_failures_are_counted_as_inline(delay: int | None, monkeypatch: pytest.M
             advance(optimizer, model, index)
 
     steps(2)
-    kept = block(optimizer, "0").basis
+    kept = block(optimizer, "0").inverse.a
     failure.on = True
     steps(4)
     assert optimizer.failures == 4  # two layers, two refreshes
-    assert block(optimizer, "0").failures == 2
-    assert block(optimizer, "0").basis is kept
+    assert block(optimizer, "0").history.failures == 2
+    assert block(optimizer, "0").inverse.a is kept
     failure.on = False
     steps(2)
-    assert block(optimizer, "0").failures == 0
+    assert block(optimizer, "0").history.failures == 0
     failure.on = True
     steps(4 + late)
     with pytest.raises(FactorError, match="3 refreshes failed in a row"):

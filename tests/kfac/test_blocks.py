@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac import FactorError, KFACConfig, KroneckerBlock
+from acktr.kfac import FactorError, KFACConfig, KroneckerBlock, sample_rows
+from acktr.kfac.blocks.layouts import LayerFactors
 from acktr.kfac.statistics.averages import RunningAverage
 from tests.tools.kfac import (
     EXACT,
@@ -23,15 +24,20 @@ from tests.tools.kfac import (
     observe,
     observe_gaussian,
     randn,
-    seeded,
+    refresh_alone,
     set_gradients,
 )
 
 
-def with_factors(a: Tensor, g: Tensor, bias: bool = False) -> KroneckerBlock:
+def with_factors(
+    a: Tensor, g: Tensor, config: KFACConfig | None = None, bias: bool = False
+) -> KroneckerBlock:
     """A linear layer's block whose running factors are exactly a and g."""
     layer = nn.Linear(len(a) - bias, len(g), bias=bias).to(a.dtype)
-    made = KroneckerBlock("0", layer, "weight", "bias" if bias else None)
+    config = config or KFACConfig()
+    layer_factors = LayerFactors("0", layer, "weight", "bias" if bias else None, config)
+    made = KroneckerBlock(layer_factors, config)
+    made.history.started = True
     for average, value in ((made.a, a), (made.g, g)):
         average.value, average.weight = value.clone(), value.new_ones(())
     return made
@@ -39,7 +45,10 @@ def with_factors(a: Tensor, g: Tensor, bias: bool = False) -> KroneckerBlock:
 
 def precondition(made: KroneckerBlock, gradient: Tensor, config: KFACConfig) -> Tensor:
     given = {"weight": gradient}
-    return made.precondition(given, config.damping, config.factored_damping)["weight"]
+    return made.precondition(given, config.damping)["weight"]
+
+
+ZERO = torch.zeros(3, 3, dtype=torch.float64)
 
 
 def random_psd(size: int, rank: int | None = None, seed: int = 0) -> Tensor:
@@ -52,7 +61,7 @@ def random_psd(size: int, rank: int | None = None, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.95, 0.99])
 def test_the_average_is_the_normalised_exponential_weighting(decay: float) -> None:
-    average = RunningAverage()
+    average = RunningAverage(ZERO)
     batches = [randn(3, 3, seed=i) for i in range(7)]
     for count in range(1, 8):
         average.update(batches[count - 1], decay)
@@ -62,14 +71,14 @@ def test_the_average_is_the_normalised_exponential_weighting(decay: float) -> No
 
 
 def test_the_average_of_one_batch_is_the_batch() -> None:
-    average = RunningAverage()
+    average = RunningAverage(ZERO)
     average.update(randn(3, 3), 0.99)
     torch.testing.assert_close(average.mean(), randn(3, 3), rtol=1e-13, atol=0)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_batch_that_is_not_finite_is_as_if_it_had_not_been(bad: float) -> None:
-    clean, dirty = RunningAverage(), RunningAverage()
+    clean, dirty = RunningAverage(ZERO), RunningAverage(ZERO)
     poisoned = randn(3, 3)
     poisoned[1, 2] = bad
     dirty.update(poisoned, 0.9)
@@ -82,7 +91,7 @@ def test_a_batch_that_is_not_finite_is_as_if_it_had_not_been(bad: float) -> None
 
 
 def test_update_does_not_change_its_argument_or_an_earlier_value() -> None:
-    average = RunningAverage()
+    average = RunningAverage(torch.zeros(2, 2).double())
     first = randn(2, 2)
     kept = first.clone()
     average.update(first, 0.9)
@@ -110,29 +119,15 @@ def test_layer_factors_are_averaged_over_batches() -> None:
         torch.testing.assert_close(factors(running, "0")[which], expected, **EXACT)
 
 
-@pytest.mark.parametrize("layer", [nn.Linear(3, 2), nn.Conv2d(3, 2, 2)])
-def test_a_fraction_of_the_batch_is_every_kth_sample_in_turn(layer: nn.Module) -> None:
-    model = build(layer)
-    sampled = kfac(model, stat_fraction=1 / 3, stat_decay=0.0)
-    shape = (7, 3) if isinstance(layer, nn.Linear) else (7, 3, 4, 4)
-    for turn in range(5):
-        inputs = randn(*shape, seed=turn)
-        output = observe(sampled, model, inputs, seed=turn)
-        noise = torch.randn(output.shape, generator=seeded(turn), dtype=torch.float64)
-        reference = kfac(model)
-        chosen = slice(turn % 3, None, 3)
-        with reference.capture() as captured:
-            part = model(inputs[chosen])
-        reference.update_curvature(captured, (noise[chosen] * part).sum())
-        torch.testing.assert_close(factors(sampled, "0"), factors(reference, "0"), **EXACT)
-
-
-def test_a_fraction_smaller_than_one_sample_takes_one() -> None:
-    model = build(nn.Linear(3, 2))
-    optimizer = kfac(model, stat_fraction=0.01)
-    for turn in range(4):
-        observe(optimizer, model, randn(3, 3, seed=turn))
-    assert torch.isfinite(factors(optimizer, "0")[0]).all()
+@pytest.mark.parametrize(("count", "fraction"), [(7, 1 / 3), (3, 0.01), (8, 0.5), (5, 0.3)])
+def test_sampled_rows_are_every_kth_one_and_come_round(count: int, fraction: float) -> None:
+    every = min(round(1 / fraction), count)
+    turns = [sample_rows(count, fraction, turn) for turn in range(every)]
+    rows = [list(range(count))[rows] for rows in turns if rows is not None]
+    assert sorted(row for each in rows for row in each) == list(range(count))
+    assert all(rows)
+    assert sample_rows(count, fraction, every) == turns[0]
+    assert sample_rows(count, 0.9, 0) is None
 
 
 # --- preconditioning against dense inverses -------------------------------------------------------
@@ -141,7 +136,7 @@ def test_a_fraction_smaller_than_one_sample_takes_one() -> None:
 def dense_damped(optimizer: Any, name: str, config: KFACConfig) -> Tensor:
     a, g = factors(optimizer, name)
     damping = config.damping + config.weight_decay
-    if not config.factored_damping:
+    if config.structure == "kfac":
         product = torch.kron(g, a)
         return product + damping * torch.eye(len(product)).double()
     pi = ((a.trace() / len(a)) / (g.trace() / len(g))).sqrt()
@@ -163,7 +158,12 @@ def test_the_direction_solves_the_dense_damped_system(
         model, inputs = build(nn.Conv2d(2, 3, (2, 3), bias=bias)), randn(5, 2, 4, 5)
     else:
         model, inputs = build(nn.Linear(4, 3, bias=bias)), randn(9, 4)
-    optimizer = kfac(model, damping=damping, factored_damping=factored, weight_decay=weight_decay)
+    optimizer = kfac(
+        model,
+        damping=damping,
+        structure="kfac_factored" if factored else "kfac",
+        weight_decay=weight_decay,
+    )
     observe(optimizer, model, inputs)
     optimizer.refresh()
     gradients = set_gradients(model)
@@ -194,7 +194,7 @@ def test_the_direction_is_the_natural_gradient_where_the_block_is_exact() -> Non
 @pytest.mark.parametrize("factored", [False, True])
 def test_large_damping_gives_the_scaled_gradient(factored: bool) -> None:
     model = build(nn.Conv2d(2, 3, 2), nn.Flatten(), nn.Linear(12, 2))
-    optimizer = kfac(model, damping=1e14, factored_damping=factored)
+    optimizer = kfac(model, damping=1e14, structure="kfac_factored" if factored else "kfac")
     observe(optimizer, model, randn(6, 2, 3, 3))
     optimizer.refresh()
     gradients = set_gradients(model)
@@ -204,11 +204,11 @@ def test_large_damping_gives_the_scaled_gradient(factored: bool) -> None:
 
 @pytest.mark.parametrize("factored", [False, True])
 def test_identity_factors_without_damping_give_the_gradient(factored: bool) -> None:
-    made = with_factors(torch.eye(5).double(), torch.eye(3).double(), bias=True)
-    config = KFACConfig(damping=1e-24, factored_damping=factored)
-    made.refresh(config)
+    config = KFACConfig(damping=1e-24, structure="kfac_factored" if factored else "kfac")
+    made = with_factors(torch.eye(5).double(), torch.eye(3).double(), config, bias=True)
+    refresh_alone(made, config.damping)
     gradients = {"weight": randn(3, 4), "bias": randn(3, seed=1)}
-    step = made.precondition(gradients, config.damping, config.factored_damping)
+    step = made.precondition(gradients, config.damping)
     for name, gradient in gradients.items():
         torch.testing.assert_close(step[name], gradient, rtol=1e-11, atol=1e-12)
 
@@ -216,7 +216,7 @@ def test_identity_factors_without_damping_give_the_gradient(factored: bool) -> N
 def test_null_directions_step_by_the_gradient_over_the_damping() -> None:
     made = with_factors(random_psd(4, rank=1), random_psd(3))
     config = KFACConfig(damping=0.01)
-    made.refresh(config)
+    refresh_alone(made, config.damping)
     null = torch.linalg.svd(made.a.mean())[2][1:]
     gradient = randn(3, 3) @ null
     step = precondition(made, gradient, config)
@@ -244,14 +244,14 @@ def test_extreme_factors_give_finite_directions(
         "repeated": lambda n: torch.eye(n).double(),
         "full": random_psd,
     }
-    config = KFACConfig(factored_damping=factored)
+    config = KFACConfig(structure="kfac_factored" if factored else "kfac")
     for a_scale in (1e-30, 1e-15, 1.0, 1e15, 1e30):
         for g_scale in (1e-30, 1e-15, 1.0, 1e15, 1e30):
             a = (a_scale * shapes[kind](4)).to(dtype)
             g = (g_scale * shapes[kind](3)).to(dtype)
-            made = with_factors(a, g)
-            made.refresh(config)
-            assert made.failures == 0
+            made = with_factors(a, g, config)
+            refresh_alone(made, config.damping)
+            assert made.history.failures == 0
             gradient = randn(3, 4).to(dtype)
             step = precondition(made, gradient, config)
             assert torch.isfinite(step).all(), (a_scale, g_scale)
@@ -291,7 +291,7 @@ def test_extreme_eigenvalues_are_those_of_the_products() -> None:
 
 def test_a_block_for_another_module_is_refused() -> None:
     with pytest.raises(TypeError, match="no Kronecker block for BatchNorm1d"):
-        KroneckerBlock("x", nn.BatchNorm1d(2), "weight", "bias")
+        LayerFactors("x", nn.BatchNorm1d(2), "weight", "bias", KFACConfig())
 
 
 def test_a_run_of_bad_batches_ends_in_the_documented_error() -> None:

@@ -25,8 +25,6 @@ from acktr.kfac import KFACConfig
         ("momentum", -0.1, "momentum must be a number in [0, 1), got -0.1"),
         ("weight_decay", -1e-9, "weight_decay must be a finite number >= 0, got -1e-09"),
         ("weight_decay", math.inf, "weight_decay must be a finite number >= 0, got inf"),
-        ("stat_fraction", 0.0, "stat_fraction must be a number in [1e-6, 1], got 0.0"),
-        ("stat_fraction", 1.5, "stat_fraction must be a number in [1e-6, 1], got 1.5"),
         ("stat_interval", 0, "stat_interval must be an integer >= 1, got 0"),
         ("refresh_interval", 0, "refresh_interval must be an integer >= 1, got 0"),
         ("refresh_interval", 2.5, "refresh_interval must be an integer >= 1, got 2.5"),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from acktr.kfac import Empirical, Preconditioner, dense_fisher
-from tests.tools.kfac import randn
+from tests.tools.kfac import basis, randn
 
 pytest.importorskip("curvlinops")
 
@@ -36,9 +36,9 @@ SHARINGS = [(name, "expand") for name in NETS]
 SHARINGS += [(name, "reduce") for name in NETS if name not in SEVERAL_TERMS]
 DAMPINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "exact": ({}, {"use_exact_damping": True}),
-    "factored": ({"factored_damping": True}, {"use_heuristic_damping": True}),
+    "factored": ({"structure": "kfac_factored"}, {"use_heuristic_damping": True}),
     "cholesky": (
-        {"factored_damping": True, "inverse": "cholesky"},
+        {"structure": "cholesky"},
         {"use_heuristic_damping": True},
     ),
 }
@@ -178,7 +178,7 @@ def in_our_basis(case: Problem, ours: Preconditioner) -> Any:
     theirs = case.theirs("EKFACLinearOperator")
     state = theirs.state_dict()
     for place, key in ((1, "input"), (3, "gradient")):
-        vectors = {block.name: block.basis[place] for block in layers(ours) if block.basis}
+        vectors = {block.name: basis(block)[place] for block in layers(ours)}
         state[f"{key}_covariances_eigenvectors"] = vectors
     with pytest.warns(UserWarning, match="overwrite the parameters"):
         theirs.load_state_dict(state)

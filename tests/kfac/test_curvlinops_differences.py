@@ -208,7 +208,7 @@ def test_dead_layer_with_factored_damping() -> None:
         net.get_parameter("0.bias").fill_(-100)
     case = Problem(net, randn(5, 3, seed=8))
     gradients = {name: torch.ones_like(p) for name, p in net.named_parameters()}
-    ours = case.ours(factored_damping=True, damping=0.1)
+    ours = case.ours(structure="kfac_factored", damping=0.1)
     a = layers(ours)[0].a.mean()
     found = ours.direction(gradients)
     assert deviation(found["0.weight"], 10 * gradients["0.weight"]) < 1e-6

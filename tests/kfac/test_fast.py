@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from acktr.kfac import fast
-from acktr.kfac.fast import float32_products, narrow_products
+from acktr.kfac import linalg
+from acktr.kfac.linalg import float32_products, narrow_products
 from acktr.kfac.statistics import factors
 
 CPU = torch.device("cpu")
@@ -59,27 +59,27 @@ def test_chosen_products_are_computed_in_float32() -> None:
     ],
 )
 def test_the_setting_is_put_back_also_after_an_error(context: Callable[[], Any]) -> None:
-    before = fast._MKLDNN.matmul.fp32_precision
+    before = linalg._MKLDNN.matmul.fp32_precision
     with pytest.raises(KeyError), context():
         raise KeyError
-    assert fast._MKLDNN.matmul.fp32_precision == before
+    assert linalg._MKLDNN.matmul.fp32_precision == before
 
 
 def test_wider_types_change_nothing() -> None:
-    before = fast._MKLDNN.matmul.fp32_precision
+    before = linalg._MKLDNN.matmul.fp32_precision
     with narrow_products(torch.float32, CPU):
-        assert fast._MKLDNN.matmul.fp32_precision == before
+        assert linalg._MKLDNN.matmul.fp32_precision == before
 
 
 def test_a_processor_that_rounds_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    fast._stays_float32.cache_clear()
+    linalg._stays_float32.cache_clear()
     try:
-        before = fast._MKLDNN.matmul.fp32_precision
+        before = linalg._MKLDNN.matmul.fp32_precision
         with float32_products(CPU):
-            assert fast._MKLDNN.matmul.fp32_precision == before
+            assert linalg._MKLDNN.matmul.fp32_precision == before
     finally:
-        fast._stays_float32.cache_clear()
+        linalg._stays_float32.cache_clear()
 
 
 def test_threads_that_overlap_leave_the_setting_as_it_was() -> None:
@@ -108,10 +108,10 @@ def test_an_inherited_setting_stays_inherited() -> None:
 
 def test_the_probe_is_of_float32_whatever_the_default_is() -> None:
     torch.set_default_dtype(torch.float64)
-    fast._stays_float32.cache_clear()
+    linalg._stays_float32.cache_clear()
     try:
-        found = fast._stays_float32()
+        found = linalg._stays_float32()
     finally:
         torch.set_default_dtype(torch.float32)
-        fast._stays_float32.cache_clear()
-    assert found == fast._stays_float32()
+        linalg._stays_float32.cache_clear()
+    assert found == linalg._stays_float32()

@@ -34,11 +34,11 @@ from tests.tools.kfac import build, randn
 
 RTOL = 1e-6
 BARE = {"damping": 1e-60, "stat_decay": 0.5, "refresh_interval": 1, "lr": 0.5, "momentum": 0.5}
-FACTORED = {**BARE, "factored_damping": True}
+FACTORED = {**BARE, "structure": "kfac_factored"}
 DIAGONAL: dict[str, dict[str, Any]] = {
     "eigen": BARE,
     "factored": FACTORED,
-    "cholesky": {**FACTORED, "inverse": "cholesky"},
+    "cholesky": {**BARE, "structure": "cholesky"},
 }
 SETTINGS = {**DIAGONAL, "tridiagonal": {**FACTORED, "structure": "tridiagonal"}}
 LOSSES: dict[str, tuple[OutputLoss[Any], int]] = {
@@ -235,7 +235,7 @@ def test_quadratic_model_steps_are_transported(kind: str) -> None:
     "settings",
     [
         {"damping": 0.1},
-        {"damping": 0.1, "factored_damping": True},
+        {"damping": 0.1, "structure": "kfac_factored"},
         {"structure": "ekfac", "refresh_interval": 2},
     ],
     ids=str,

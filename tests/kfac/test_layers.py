@@ -81,7 +81,7 @@ def test_the_scales_of_an_embedding_are_those_of_one_hot_inputs(
     vectors = torch.linalg.qr(randn(3, 3, seed=2))[0]
     layer = nn.Embedding(4, 3, padding_idx=padding)
     call = Inputs.of((inputs,))
-    use = Use(layer, call, (gradients,), shape[0], slice(None), None, None)
+    use = Use(layer, call, (gradients,), None, None)
     found = EmbeddingLayout(layer).squares([use, use], 0, None, vectors)
     rows = zip(hot.reshape(shape[0], -1, 4), gradients.reshape(shape[0], -1, 3), strict=True)
     expected = torch.stack([(vectors.mT @ (2 * g.mT @ a)).square() for a, g in rows]).sum(0)

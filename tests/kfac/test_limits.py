@@ -49,8 +49,8 @@ def everything() -> tuple[nn.Module, Tensor, Tensor]:
 
 MODES: dict[str, dict[str, Any]] = {
     "exact": {},
-    "factored": {"factored_damping": True},
-    "cholesky": {"factored_damping": True, "inverse": "cholesky"},
+    "factored": {"structure": "kfac_factored"},
+    "cholesky": {"structure": "cholesky"},
     "ekfac": {"structure": "ekfac"},
     "diagonals": {"small_parameters": "diagonal", "dense_limit": 1},
 }

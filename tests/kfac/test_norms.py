@@ -119,23 +119,6 @@ def test_in_training_the_batch_statistics_are_constants_of_the_rows() -> None:
     assert gap(stored(seen.block("1")), seen.truth("1")) > 0.05
 
 
-@pytest.mark.parametrize("name", ["batch 1d", "batch 2d"])
-@pytest.mark.parametrize("fraction", [0.5, 0.2])
-def test_a_part_of_the_batch_keeps_the_statistics_of_the_whole(name: str, fraction: float) -> None:
-    """The rows of a subsample are normalised as in the forward pass, that is by all samples."""
-    model, inputs = with_norm(name)
-    model.train()
-    seen = observed(model, inputs, CategoricalLoss(), stat_fraction=fraction)
-    frozen, _ = with_norm(name)
-    hidden = frozen[0](inputs).detach()
-    dims = [d for d in range(hidden.dim()) if d != 1]
-    frozen[1].running_mean = hidden.mean(dims)
-    frozen[1].running_var = hidden.var(dims, unbiased=False)
-    kept = inputs[:: round(1 / fraction)]
-    wanted = observed(frozen.eval(), kept, CategoricalLoss())
-    close(stored(seen.block("1")), wanted.truth("1"))
-
-
 def test_training_leaves_the_running_statistics_to_the_forward_pass() -> None:
     model, inputs = with_norm("batch 1d")
     model.train()

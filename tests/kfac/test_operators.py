@@ -21,25 +21,23 @@ from acktr.kfac import (
     UnsupportedParameterWarning,
 )
 from acktr.kfac.dense import (
-    FisherOperator,
     curved_names,
     dense_inverse,
     dense_kfac,
-    flattened,
     kfac_error,
     relative_error,
-    unflattened,
 )
+from acktr.kfac.fisher.operator import FisherOperator, flattened, unflattened
 from tests.tools.kfac import build, mlp, parameters, randn, set_gradients
 from tests.tools.product_cases import Case, LogStd, cases, close, filled, joined, written_out
 
 FISHERS = sorted(cases("mean"))
 KINDS: dict[str, dict[str, Any]] = {
     "kfac": {},
-    "factored": {"factored_damping": True},
-    "cholesky": {"factored_damping": True, "inverse": "cholesky"},
+    "factored": {"structure": "kfac_factored"},
+    "cholesky": {"structure": "cholesky"},
     "ekfac": {"structure": "ekfac"},
-    "tridiagonal": {"structure": "tridiagonal", "factored_damping": True},
+    "tridiagonal": {"structure": "tridiagonal"},
 }
 
 
@@ -299,10 +297,14 @@ def test_chain_of_a_linear_net_is_closer_than_the_block_diagonal() -> None:
     """Two linear layers and one sample: cross blocks G_ij (x) A_ij are exact as well."""
     model = build(nn.Linear(3, 2), nn.Linear(2, 4))
     inputs, loss = randn(1, 3, seed=1), GaussianLoss()
-    settings: dict[str, Any] = {"factored_damping": True, "damping": 1e-12}
-    chain = learnt(model, inputs, loss, structure="tridiagonal", **settings)
-    assert kfac_error(chain, damped=True).whole < 1e-5
-    assert kfac_error(learnt(model, inputs, loss, **settings), damped=True).whole > 0.1
+    errors = {
+        structure: kfac_error(
+            learnt(model, inputs, loss, structure=structure, damping=1e-12), damped=True
+        ).whole
+        for structure in ("tridiagonal", "kfac_factored")
+    }
+    assert errors["tridiagonal"] < 1e-5
+    assert errors["kfac_factored"] > 0.1
 
 
 def test_zero_curvature_counts_as_exact_or_as_infinitely_wrong() -> None:

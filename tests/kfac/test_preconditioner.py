@@ -43,13 +43,11 @@ CASES = [
     {},
     {"kl_clip": None},
     {"kl_clip": 1e-5},
-    {"norm_clip": 1e-3},
     {"quadratic": "exact", "kl_clip": 1e-4},
     {"weight_decay": 0.3},
     {"structure": "ekfac"},
-    {"inverse": "cholesky", "factored_damping": True},
+    {"structure": "cholesky"},
     {"refresh_delay": 2},
-    {"refresh_staleness": 0.05},
 ]
 
 

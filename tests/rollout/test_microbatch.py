@@ -16,8 +16,15 @@ from torch import Tensor, nn
 from acktr.algorithms.a2c import A2CLearner
 from acktr.algorithms.acktr import ACKTRLearner
 from acktr.algorithms.critic import FirstOrderCritic
-from acktr.config import A2CConfig, ACKTRConfig, Config, ConfigError, CriticConfig, NetworkConfig
-from acktr.kfac import KFACConfig
+from acktr.config import (
+    A2CConfig,
+    ACKTRConfig,
+    Config,
+    ConfigError,
+    CriticConfig,
+    NetworkConfig,
+    SampledKFACConfig,
+)
 from acktr.policies.distributions import action_head
 from acktr.policies.networks import build_network
 from acktr.rollout import Batch, add_means, micro_batches, outputs_of
@@ -45,7 +52,10 @@ def configuration(*, shared: bool, algo: Any = "acktr", **settings: Any) -> Conf
     kfac = {"lr": 0.3, "kl_clip": 1e-3, "damping": 1e-2, "refresh_interval": 2, "cold_steps": 1}
     kfac |= settings.pop("kfac", {})
     acktr = ACKTRConfig(
-        actor=KFACConfig(**kfac), critic=KFACConfig(**kfac), critic_steps=2, value_sigma=0.7
+        actor=SampledKFACConfig(**kfac),
+        critic=SampledKFACConfig(**kfac),
+        critic_steps=2,
+        value_sigma=0.7,
     )
     network = NetworkConfig(shared=shared, hidden=(8,), critic_hidden=(7,), policy_gain=1.0)
     common = {"ent_coef": 0.02, "normalize_advantage": True, "network": network, "acktr": acktr}
@@ -113,8 +123,8 @@ def test_any_size_of_micro_batches_is_the_same(limit: int) -> None:
 
 @pytest.mark.parametrize("quadratic", ["kronecker", "exact"])
 def test_images_are_the_same(quadratic: str) -> None:
-    kfac = {"quadratic": quadratic, "stat_fraction": 0.25, "inverse": "cholesky"}
-    kfac |= {"factored_damping": True, "cold_steps": 0}
+    kfac = {"quadratic": quadratic, "stat_fraction": 0.25, "structure": "cholesky"}
+    kfac["cold_steps"] = 0
     check_equal("discrete", configuration(shared=True, kfac=kfac), 31, IMAGES, updates=1)
 
 

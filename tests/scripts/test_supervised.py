@@ -427,7 +427,7 @@ def test_the_identity_of_runs_is_pinned() -> None:
     found = json.loads(spec_of("kfac").identity())
     assert spec_of("kfac").identity() == json.dumps(found, sort_keys=True)
     assert found.keys() == FIELDS
-    assert found["constants"].keys() == {"factored_damping", "inverse", "lr", "stat_decay"}
+    assert found["constants"].keys() == {"lr", "stat_decay", "structure"}
     assert found["curvature"].keys() == {"statistics_part", "statistics_every", "refresh_every"}
     assert found["setting"] == SETTINGS["kfac"]
     plain = json.loads(spec_of("sgd").identity())

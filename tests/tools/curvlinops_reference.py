@@ -26,7 +26,8 @@ from acktr.kfac import (
     Preconditioner,
     SumLoss,
 )
-from tests.tools.kfac import build, randn, seeded
+from acktr.kfac.blocks.kronecker import Corrected
+from tests.tools.kfac import basis, build, randn, scales, seeded
 
 curvlinops = pytest.importorskip("curvlinops")
 
@@ -191,7 +192,7 @@ def dense_block(block: KroneckerBlock) -> Tensor:
 
     There are no products between the k groups of a convolution.
     """
-    if block.scales.value is None:
+    if not isinstance(block.inverse, Corrected):
         a, g = block.a.mean(), block.g.mean()
         a = a.diag() if a.dim() == 1 else a
         if a.dim() == 2:
@@ -199,9 +200,10 @@ def dense_block(block: KroneckerBlock) -> Tensor:
         groups = [torch.kron(*pair) for pair in zip(g, a, strict=True)]
         joined: Tensor = torch.block_diag(*groups)  # type: ignore[no-untyped-call]
         return joined
-    assert block.basis is not None and block.basis[1] is not None
-    vectors = torch.kron(block.basis[3], block.basis[1])
-    return vectors @ block.scales.mean().flatten().diag() @ vectors.mT
+    _, a_vectors, _, g_vectors = basis(block)
+    assert a_vectors is not None
+    vectors = torch.kron(g_vectors, a_vectors)
+    return vectors @ scales(block).flatten().diag() @ vectors.mT
 
 
 def places(block: KroneckerBlock, named: dict[str, nn.Parameter]) -> Tensor:
@@ -210,7 +212,7 @@ def places(block: KroneckerBlock, named: dict[str, nn.Parameter]) -> Tensor:
     for name, parameter in named.items():
         offsets[name] = torch.arange(start, start + parameter.numel()).reshape(parameter.shape)
         start += parameter.numel()
-    return block.matrix(offsets)
+    return block.layer.matrix(offsets)
 
 
 def whole(curvature: Preconditioner) -> Tensor:

@@ -87,7 +87,7 @@ def positions(model: nn.Module, block: Block) -> Tensor:
         start += size
     if isinstance(block, VectorBlock):
         return torch.arange(start)
-    return block.matrix(index).flatten()
+    return block.layer.matrix(index).flatten()
 
 
 def observed(

@@ -13,6 +13,10 @@ from torch.func import functional_call, jacrev, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from acktr.kfac import KFAC, KFACConfig, KroneckerBlock
+from acktr.kfac.blocks.chain import TridiagonalBlock
+from acktr.kfac.blocks.kronecker import Corrected, Eigen
+from acktr.kfac.blocks.layouts import LayerFactors
+from acktr.kfac.linalg import Spectrum, decompose
 
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
 
@@ -49,8 +53,49 @@ def block(optimizer: KFAC, name: str) -> KroneckerBlock:
     return found
 
 
+def layers(optimizer: KFAC) -> list[LayerFactors]:
+    """The layers with factors, of blocks of their own or of a chain."""
+    own = [b.layer for b in optimizer.blocks if isinstance(b, KroneckerBlock)]
+    chains = [b for b in optimizer.blocks if isinstance(b, TridiagonalBlock)]
+    return own + [layer for chain in chains for layer in chain.layers]
+
+
+def chain(optimizer: KFAC) -> TridiagonalBlock:
+    return next(b for b in optimizer.blocks if isinstance(b, TridiagonalBlock))
+
+
+def eigen(found: KroneckerBlock) -> Eigen:
+    """The eigenbasis of a block, that of corrected eigenvalues included."""
+    inverse = found.inverse.basis if isinstance(found.inverse, Corrected) else found.inverse
+    assert isinstance(inverse, Eigen)
+    return inverse
+
+
+def basis(found: KroneckerBlock) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """Eigenvalues and eigenvectors of A and of G."""
+    a, g = eigen(found).a, eigen(found).g
+    assert found.history.ready and g.vectors is not None
+    return a.values, a.vectors, g.values, g.vectors
+
+
+def set_basis(
+    found: KroneckerBlock, a: Tensor, a_vectors: Tensor | None, g: Tensor, g_vectors: Tensor
+) -> None:
+    eigen(found).a, eigen(found).g = Spectrum(a, a_vectors), Spectrum(g, g_vectors)
+
+
+def scales(found: KroneckerBlock) -> Tensor:
+    """The mean squared gradients of EKFAC."""
+    assert isinstance(found.inverse, Corrected)
+    return found.inverse.scales.mean()
+
+
+def refresh_alone(found: KroneckerBlock, damping: float) -> None:
+    found.install(decompose([(matrix, found.method) for matrix in found.requests(damping)]))
+
+
 def factors(optimizer: KFAC, name: str) -> tuple[Tensor, Tensor]:
-    found = block(optimizer, name)
+    found = next(layer for layer in layers(optimizer) if layer.name == name)
     return found.a.mean(), found.g.mean()
 
 
@@ -74,9 +119,9 @@ def dense_fisher(
 
     selected = {name: everything[name] for name in layer.names}
     jacobian = vmap(jacrev(output), (None, 0))(selected, inputs)
-    matrix = jacobian[layer.weight_name].flatten(3)
-    if layer.bias_name is not None:
-        matrix = torch.cat([matrix, jacobian[layer.bias_name][..., None]], dim=3)
+    matrix = jacobian[layer.layer.weight_name].flatten(3)
+    if layer.layer.bias_name is not None:
+        matrix = torch.cat([matrix, jacobian[layer.layer.bias_name][..., None]], dim=3)
     flat = matrix.flatten(2)
     if output_fisher is None:
         return torch.einsum("ndp,ndq->pq", flat, flat) / len(inputs)
@@ -142,8 +187,9 @@ def moved(before: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     return {name: before[name] - p.detach() for name, p in model.named_parameters()}
 
 
-def flat(tensors: dict[str, Tensor], layer: KroneckerBlock) -> Tensor:
-    return layer.matrix(tensors).flatten()
+def flat(tensors: dict[str, Tensor], layer: KroneckerBlock | LayerFactors) -> Tensor:
+    found = layer.layer if isinstance(layer, KroneckerBlock) else layer
+    return found.matrix(tensors).flatten()
 
 
 def same(first: Any, second: Any) -> bool:

@@ -30,12 +30,12 @@ from acktr.train import Trainer, training_envs
 
 NAME = "pretended"
 CASES = (
-    ("CartPole-v1", "acktr", "eigen"),
-    ("Reacher-v5", "acktr", "eigen"),
-    ("Reacher-v5", "trpo", "eigen"),
+    ("CartPole-v1", "acktr", "kfac"),
+    ("Reacher-v5", "acktr", "kfac"),
+    ("Reacher-v5", "trpo", "kfac"),
     ("BreakoutNoFrameskip-v4", "acktr", "cholesky"),
-    ("BreakoutNoFrameskip-v4", "acktr", "eigen"),
-    ("BreakoutNoFrameskip-v4", "a2c", "eigen"),
+    ("BreakoutNoFrameskip-v4", "acktr", "kfac"),
+    ("BreakoutNoFrameskip-v4", "a2c", "kfac"),
 )
 UPDATES = 5
 _aten = torch.ops.aten
@@ -182,14 +182,12 @@ def register() -> None:
     nn.Module.to = put  # type: ignore[method-assign,assignment]
 
 
-def trained(env: str, algo: str, inverse: str, device: str) -> Tensor:
+def trained(env: str, algo: str, structure: str, device: str) -> Tensor:
     """The parameters, as one vector, after some updates in float32."""
     config, _ = preset(env, algo)
-    factored = inverse == "cholesky"
     actor = dataclasses.replace(
         config.acktr.actor,
-        inverse=inverse,
-        factored_damping=factored,
+        structure=structure,
         refresh_interval=2,
         cold_steps=min(2, config.acktr.actor.cold_steps),
     )

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac.config import KFACConfig
+from acktr.kfac.config import KFACConfig, Sharing
 from acktr.kfac.statistics import factors
-from acktr.kfac.statistics.averages import Use
-
-Grads = dict[str, Tensor]
+from acktr.kfac.statistics.averages import RunningAverage, Use, check_sizes
 
 
 class Layout(Protocol):
@@ -29,15 +27,16 @@ class Layout(Protocol):
         """Shape of factor G."""
         ...
 
-    def reduces(self, config: KFACConfig) -> bool:
-        """Whether all positions and uses of a sample are joined first (sharing "reduce")."""
+    @property
+    def sharing(self) -> Sharing:
+        """Whether positions and uses of a sample are observations (expand) or joined (reduce)."""
         ...
 
-    def input_factor(self, uses: Sequence[Use], config: KFACConfig) -> tuple[Tensor, int]:
+    def input_factor(self, uses: Sequence[Use]) -> tuple[Tensor, int]:
         """Factor A as (sum, divisor)."""
         ...
 
-    def output_factor(self, uses: Sequence[Use], index: int, config: KFACConfig) -> Tensor:
+    def output_factor(self, uses: Sequence[Use], index: int) -> Tensor:
         """Sum over samples for factor G, of the gradients number ``index``."""
         ...
 
@@ -60,14 +59,6 @@ class Layout(Protocol):
         ...
 
 
-def _gradients(uses: Sequence[Use], index: int) -> list[Tensor]:
-    return [use.gradients[index] for use in uses]
-
-
-def _inputs(uses: Sequence[Use]) -> list[Tensor]:
-    return [use.args[0] for use in uses]
-
-
 def _squares(pairs: Sequence[tuple[Tensor, Tensor]], a_vectors: Tensor, g: Tensor) -> Tensor:
     """The same from the rows of all uses."""
     inputs = torch.cat([pair[0] for pair in pairs], dim=-2) @ a_vectors.unsqueeze(-3)
@@ -81,6 +72,7 @@ class LinearLayout:
 
     module: nn.Linear
     bias: bool
+    sharing: Sharing
 
     @property
     def a_shape(self) -> tuple[int, ...]:
@@ -93,17 +85,13 @@ class LinearLayout:
         """(out) square."""
         return self.module.out_features, self.module.out_features
 
-    def reduces(self, config: KFACConfig) -> bool:
-        """Whether all positions and uses of a sample are joined first."""
-        return config.linear_sharing == "reduce"
-
-    def input_factor(self, uses: Sequence[Use], config: KFACConfig) -> tuple[Tensor, int]:
+    def input_factor(self, uses: Sequence[Use]) -> tuple[Tensor, int]:
         """Factor A as (sum, divisor)."""
-        return factors.linear_input_factor(_inputs(uses), self.bias, config.linear_sharing)
+        return factors.linear_input_factor([use.args[0] for use in uses], self.bias, self.sharing)
 
-    def output_factor(self, uses: Sequence[Use], index: int, config: KFACConfig) -> Tensor:
+    def output_factor(self, uses: Sequence[Use], index: int) -> Tensor:
         """Sum over samples for factor G."""
-        return factors.output_factor(_gradients(uses, index), -1, config.linear_sharing)
+        return factors.output_factor([use.gradients[index] for use in uses], -1, self.sharing)
 
     def rows(self, use: Use, index: int) -> tuple[Tensor, Tensor]:
         """Rows a (N, T, in [+ 1]) and g (N, T, out)."""
@@ -136,6 +124,7 @@ class ConvLayout:
 
     module: factors.Conv
     bias: bool
+    sharing: Sharing
 
     @property
     def _lead(self) -> tuple[int, ...]:
@@ -153,19 +142,15 @@ class ConvLayout:
         out = self.module.out_channels // self.module.groups
         return *self._lead, out, out
 
-    def reduces(self, config: KFACConfig) -> bool:
-        """Whether all positions and uses of a sample are joined first."""
-        return config.conv_sharing == "reduce"
-
-    def input_factor(self, uses: Sequence[Use], config: KFACConfig) -> tuple[Tensor, int]:
+    def input_factor(self, uses: Sequence[Use]) -> tuple[Tensor, int]:
         """Factor A as (sum, divisor)."""
-        inputs = _inputs(uses)
-        return factors.conv_input_factor(inputs, self.module, self.bias, config.conv_sharing)
+        inputs = [use.args[0] for use in uses]
+        return factors.conv_input_factor(inputs, self.module, self.bias, self.sharing)
 
-    def output_factor(self, uses: Sequence[Use], index: int, config: KFACConfig) -> Tensor:
+    def output_factor(self, uses: Sequence[Use], index: int) -> Tensor:
         """Sum over samples for factor G."""
-        found = _gradients(uses, index)
-        return factors.output_factor(found, 1, config.conv_sharing, self.module.groups)
+        gradients = [use.gradients[index] for use in uses]
+        return factors.output_factor(gradients, 1, self.sharing, self.module.groups)
 
     def rows(self, use: Use, index: int) -> tuple[Tensor, Tensor]:
         """Rows a ([k,] N, T, C kh kw [+ 1]) and g ([k,] N, T, out / k)."""
@@ -204,6 +189,11 @@ class EmbeddingLayout:
     module: nn.Embedding
 
     @property
+    def sharing(self) -> Sharing:
+        """Always expand: tokens have no mean."""
+        return "expand"
+
+    @property
     def a_shape(self) -> tuple[int, ...]:
         """(V,), the diagonal."""
         return (self.module.num_embeddings,)
@@ -213,17 +203,13 @@ class EmbeddingLayout:
         """(D) square."""
         return self.module.embedding_dim, self.module.embedding_dim
 
-    def reduces(self, config: KFACConfig) -> bool:
-        """Whether all positions and uses of a sample are joined first."""
-        return False
-
-    def input_factor(self, uses: Sequence[Use], config: KFACConfig) -> tuple[Tensor, int]:
+    def input_factor(self, uses: Sequence[Use]) -> tuple[Tensor, int]:
         """Factor A as (sum, divisor)."""
-        return factors.embedding_input_factor(_inputs(uses), self.module)
+        return factors.embedding_input_factor([use.args[0] for use in uses], self.module)
 
-    def output_factor(self, uses: Sequence[Use], index: int, config: KFACConfig) -> Tensor:
+    def output_factor(self, uses: Sequence[Use], index: int) -> Tensor:
         """Sum over samples for factor G."""
-        return factors.output_factor(_gradients(uses, index), -1, "expand")
+        return factors.output_factor([use.gradients[index] for use in uses], -1, "expand")
 
     def rows(self, use: Use, index: int) -> tuple[Tensor, Tensor]:
         """Rows a (N, T, V), one-hot, and g (N, T, D)."""
@@ -257,12 +243,93 @@ class EmbeddingLayout:
         return matrix.mT.contiguous(), None
 
 
-def layout_of(module: nn.Module, bias: bool) -> Layout:
+def layout_of(module: nn.Module, bias: bool, config: KFACConfig) -> Layout:
     """The layout of a layer; raises TypeError for a module that has none."""
     if isinstance(module, nn.Linear):
-        return LinearLayout(module, bias)
+        return LinearLayout(module, bias, config.linear_sharing)
     if isinstance(module, nn.Embedding):
         return EmbeddingLayout(module)
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return ConvLayout(module, bias)
+        return ConvLayout(module, bias, config.conv_sharing)
     raise TypeError(f"no Kronecker block for {type(module).__name__}")
+
+
+class LayerFactors:
+    """A layer's weight and bias as one matrix, and the running averages of its factors A and G.
+
+    Args:
+        name: Path of the layer.
+        module: Linear, convolution or embedding.
+        weight: Name of its weight.
+        bias: Name of its bias; None without.
+        config: Settings.
+        paths: Paths of all layers that share the weight, by default this one alone.
+
+    Raises:
+        TypeError: There is no Kronecker block for this kind of module.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        weight: str,
+        bias: str | None,
+        config: KFACConfig,
+        paths: Sequence[str] | None = None,
+    ) -> None:
+        self.name = name
+        self.module = module
+        self.layout: Layout = layout_of(module, bias is not None, config)
+        self.paths = tuple(paths) if paths else (name,)
+        self.weight_name = weight
+        self.bias_name = bias
+        self.names: tuple[str, ...] = (weight,) if bias is None else (weight, bias)
+        place = next(module.parameters())
+        self.dtype = factors.accumulation_type(place)
+        self.device = place.device
+        self.a = RunningAverage(self.zeros(self.layout.a_shape))
+        self.g = RunningAverage(self.zeros(self.layout.g_shape))
+
+    def zeros(self, shape: tuple[int, ...]) -> Tensor:
+        """Zeros of the statistics' type, on their device."""
+        return torch.zeros(shape, dtype=self.dtype, device=self.device)
+
+    def observe(self, uses: Sequence[Use], weights: Sequence[float], count: float) -> None:
+        """Join a part of a batch to the statistics."""
+        if self.layout.sharing == "reduce":
+            check_sizes(uses, self.name)
+        self.a.add(*self.layout.input_factor(uses))
+        total: Tensor | None = None
+        for index, weight in enumerate(weights):
+            part = self.layout.output_factor(uses, index)
+            part = part if weight == 1 else part * weight
+            total = part if total is None else total + part
+        if total is not None:
+            self.g.add(total, count)
+
+    def matrix(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Weight and bias tensors as one ([k,] out, in [+ 1]) matrix."""
+        bias = None if self.bias_name is None else tensors[self.bias_name]
+        return self.layout.matrix(tensors[self.weight_name], bias)
+
+    def split(self, matrix: Tensor) -> dict[str, Tensor]:
+        """Inverse of :meth:`matrix`."""
+        weight, bias = self.layout.split(matrix)
+        if self.bias_name is None or bias is None:
+            return {self.weight_name: weight}
+        return {self.weight_name: weight, self.bias_name: bias}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Both averages."""
+        return {
+            "a": self.a.value,
+            "a_weight": self.a.weight,
+            "g": self.g.value,
+            "g_weight": self.g.weight,
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Restore a checked state."""
+        self.a.load(state["a"].to(self.device), state["a_weight"].to(self.device))
+        self.g.load(state["g"].to(self.device), state["g_weight"].to(self.device))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import get_args
 
 from torch import nn
 
+from acktr.kfac.blocks.chain import TridiagonalBlock
 from acktr.kfac.blocks.kronecker import KroneckerBlock
+from acktr.kfac.blocks.layouts import LayerFactors
 from acktr.kfac.blocks.simple import Block, KnownBlock, PlainBlock
 from acktr.kfac.blocks.vectors import BiasRows, ExampleRows, Norm, NormRows, RowSource, VectorBlock
 from acktr.kfac.config import KFACConfig
@@ -78,18 +80,27 @@ class Registry:
         """One block per layer, per known parameter, and for what is left.
 
         Raises:
-            ValueError: ``known`` names a parameter that does not exist.
+            ValueError: ``known`` names a parameter that does not exist, or the layers form no chain
+                although the structure is tridiagonal.
         """
         unknown = sorted(set(self.known) - set(self.named))
         if unknown:
             raise ValueError(f"known_fisher names no trainable parameter of the module: {unknown}")
         blocks: list[Block] = []
+        chain: list[LayerFactors] = []
         self.taken.update(self.known)
-        for path, layer in self.module.named_modules():
-            for block in (self._kronecker(path, layer), self._norm(path, layer)):
-                if block is not None:
-                    blocks.append(block)
-                    self.taken.update(block.names)
+        for path, module in self.module.named_modules():
+            layer, norm = self._layer(path, module), self._norm(path, module)
+            if layer is not None and self.config.structure == "tridiagonal":
+                chain.append(layer)
+            elif layer is not None:
+                blocks.append(KroneckerBlock(layer, self.config))
+            if norm is not None:
+                blocks.append(norm)
+            for taken in (layer, norm):
+                self.taken.update(() if taken is None else taken.names)
+        if self.config.structure == "tridiagonal":
+            blocks.append(TridiagonalBlock(chain, self.config))
         for path, layer in self.module.named_modules():
             vector = self._bias(path, layer)
             if vector is not None:
@@ -104,7 +115,8 @@ class Registry:
         name = None if parameter is None else self.names.get(id(parameter))
         return None if name is None or name in self.taken else name
 
-    def _kronecker(self, path: str, layer: nn.Module) -> KroneckerBlock | None:
+    def _layer(self, path: str, layer: nn.Module) -> LayerFactors | None:
+        """The factors of a layer that can have them."""
         kind = _kind(layer)
         weight = self._free(layer, "weight") if kind is not None else None
         if weight is None:
@@ -118,15 +130,20 @@ class Registry:
             same = [user.path for user in users] == [user.path for user in sharers]
             if not same or any(user.key != "bias" for user in sharers):
                 bias = None
-        return KroneckerBlock(path, layer, weight, bias, [user.path for user in users])
+        paths = [user.path for user in users]
+        return LayerFactors(path, layer, weight, bias, self.config, paths)
 
     def _vector(
-        self, name: str, names: list[str], source: RowSource, paths: list[str], diagonal: bool
+        self,
+        name: str,
+        names: list[str],
+        source: RowSource,
+        paths: list[str],
+        *,
+        diagonal: bool = False,
     ) -> VectorBlock:
         parameters = [self.named[n] for n in names]
-        size = sum(parameter.numel() for parameter in parameters)
-        diagonal = diagonal or size > self.config.dense_limit
-        return VectorBlock(name, names, parameters, source, paths, diagonal)
+        return VectorBlock(name, names, parameters, source, paths, self.config, diagonal=diagonal)
 
     def _norm(self, path: str, layer: nn.Module) -> VectorBlock | None:
         if type(layer) not in get_args(Norm):  # a subclass may do anything
@@ -136,7 +153,7 @@ class Registry:
         if not names or any(len(self.owners[id(self.named[n])]) > 1 for n in names):
             return None
         source = NormRows(parts[0] is not None, parts[1] is not None)
-        return self._vector(path, names, source, [path], False)
+        return self._vector(path, names, source, [path])
 
     def _bias(self, path: str, layer: nn.Module) -> VectorBlock | None:
         """The bias of a layer whose weight is frozen, known, or shared with another bias."""
@@ -148,7 +165,7 @@ class Registry:
         sharers = self.owners[id(self.named[name])]
         if any(type(user.layer) not in _LAYERS or user.key != "bias" for user in sharers):
             return None
-        return self._vector(name, [name], BiasRows(), [user.path for user in sharers], False)
+        return self._vector(name, [name], BiasRows(), [user.path for user in sharers])
 
     def _rest(self) -> list[Block]:
         left = [name for name in self.named if name not in self.taken]
@@ -157,7 +174,7 @@ class Registry:
         if self.config.small_parameters != "gradient":
             source = ExampleRows(self.module, left)
             diagonal = self.config.small_parameters == "diagonal"
-            return [self._vector("small_parameters", left, source, [ROOT], diagonal)]
+            return [self._vector("small_parameters", left, source, [ROOT], diagonal=diagonal)]
         warnings.warn(
             f"no curvature block for {', '.join(left)}: plain gradient steps",
             UnsupportedParameterWarning,
@@ -174,8 +191,3 @@ def _caller_level() -> int:
         frame = frame.f_back
         level += 1
     return level
-
-
-def located(module: nn.Module, paths: Sequence[str]) -> dict[str, nn.Module]:
-    """The layers at these paths, ROOT being the module itself."""
-    return {path: module if path == ROOT else module.get_submodule(path) for path in paths}

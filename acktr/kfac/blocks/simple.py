@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from torch import Tensor
 
+from acktr.kfac.blocks.chain import TridiagonalBlock
 from acktr.kfac.blocks.kronecker import KroneckerBlock
 from acktr.kfac.blocks.vectors import VectorBlock
 
@@ -16,11 +18,9 @@ class PlainBlock:
     def __init__(self, name: str) -> None:
         self.names: tuple[str, ...] = (name,)
 
-    def precondition(
-        self, gradients: dict[str, Tensor], damping: float, factored: bool
-    ) -> dict[str, Tensor]:
+    def precondition(self, gradients: Mapping[str, Tensor], damping: float) -> dict[str, Tensor]:
         """Return the gradient itself."""
-        return {name: gradients[name] for name in self.names if name in gradients}
+        return {name: gradients[name] for name in self.names}
 
 
 class KnownBlock:
@@ -32,15 +32,13 @@ class KnownBlock:
         self.names: tuple[str, ...] = (name,)
         self.fisher = fisher
 
-    def precondition(
-        self, gradients: dict[str, Tensor], damping: float, factored: bool
-    ) -> dict[str, Tensor]:
+    def precondition(self, gradients: Mapping[str, Tensor], damping: float) -> dict[str, Tensor]:
         """Return g / (F + lambda)."""
         scale = self.fisher + damping
-        return {name: gradients[name] / scale for name in self.names if name in gradients}
+        return {name: gradients[name] / scale for name in self.names}
 
 
-StatBlock = KroneckerBlock | VectorBlock
+StatBlock = KroneckerBlock | VectorBlock | TridiagonalBlock
 """A block that learns its curvature from batches."""
 Block = StatBlock | KnownBlock | PlainBlock
 """A group of parameters with its own curvature."""

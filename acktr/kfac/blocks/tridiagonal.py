@@ -120,51 +120,33 @@ class ChainInverse:
         return [tensor for group in (*layers, *links) for tensor in group]
 
     @classmethod
-    def from_tensors(
-        cls,
-        tensors: Sequence[Tensor],
-        shapes: Sequence[tuple[int, int]],
-        dtype: torch.dtype,
-    ) -> ChainInverse:
+    def from_tensors(cls, tensors: Sequence[Tensor], layers: int) -> ChainInverse:
         """Inverse of :meth:`tensors`, bit for bit.
 
         Args:
-            tensors: What :meth:`tensors` gave; not trusted.
-            shapes: (out_i, in_i) of each layer.
-            dtype: Type that every tensor must have.
-
-        Raises:
-            ValueError: A number, shape, type or value does not fit.
+            tensors: What :meth:`tensors` gave.
+            layers: Their number L.
         """
-        expected: list[tuple[int, int]] = []
-        for out, width in shapes:
-            expected += [(width, width), (out, out), (out, width)]
-        for (out, width), (next_out, next_width) in itertools.pairwise(shapes):
-            expected += [(width, next_width), (out, next_out)]
-        if not shapes or len(tensors) != len(expected):
-            raise ValueError(
-                f"the inverse of a chain of {len(shapes)} layers has {len(expected)} tensors,"
-                f" got {len(tensors)}"
-            )
-        for index, (tensor, shape) in enumerate(zip(tensors, expected, strict=True)):
-            what = f"tensor {index} of the chain's inverse"
-            if not isinstance(tensor, Tensor) or tuple(tensor.shape) != shape:
-                raise ValueError(f"{what} does not fit {shape}")
-            if tensor.dtype != dtype or not bool(torch.isfinite(tensor).all()):
-                raise ValueError(f"{what} must be finite {dtype}")
         kept = [tensor.contiguous() for tensor in tensors]
-        split = _PER_LAYER * len(shapes)
-        layers, links = kept[:split], kept[split:]
-        gains = tuple(layers[2::_PER_LAYER])
-        if any(bool((gain < 1).any()) for gain in gains):
-            raise ValueError("the gains of the chain's inverse must be at least 1")
+        split = _PER_LAYER * layers
+        own, links = kept[:split], kept[split:]
         return cls(
-            a_bases=tuple(layers[0::_PER_LAYER]),
-            g_bases=tuple(layers[1::_PER_LAYER]),
-            gains=gains,
+            a_bases=tuple(own[0::_PER_LAYER]),
+            g_bases=tuple(own[1::_PER_LAYER]),
+            gains=tuple(own[2::_PER_LAYER]),
             a_links=tuple(links[0::_PER_LINK]),
             g_links=tuple(links[1::_PER_LINK]),
         )
+
+    @classmethod
+    def blank(cls, shapes: Sequence[tuple[int, int]], zero: Tensor) -> ChainInverse:
+        """An inverse of zeros, with the type and device of ``zero``, for layers (out_i, in_i)."""
+        sizes: list[tuple[int, int]] = []
+        for out, width in shapes:
+            sizes += [(width, width), (out, out), (out, width)]
+        for (out, width), (next_out, next_width) in itertools.pairwise(shapes):
+            sizes += [(width, next_width), (out, next_out)]
+        return cls.from_tensors([zero.new_zeros(size) for size in sizes], len(shapes))
 
 
 def _check_chain(own: Sequence[Tensor], cross: Sequence[Tensor], what: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -11,17 +11,14 @@ from torch.func import functional_call, vjp, vmap
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from acktr.kfac.blocks.failures import COUNTS, FailureCount
 from acktr.kfac.config import KFACConfig
-from acktr.kfac.linalg import FactorError, Inverse, Parts, Request, all_finite
+from acktr.kfac.linalg import FactorError, Inverse, Parts, Spectrum, all_finite
 from acktr.kfac.statistics.averages import (
+    History,
     Observation,
     RunningAverage,
     Use,
-    check_count,
-    check_list,
     check_sizes,
-    check_tensor,
 )
 from acktr.kfac.statistics.factors import accumulation_type
 from acktr.kfac.statistics.inputs import elementary_attention
@@ -39,15 +36,14 @@ class RowSource(Protocol):
 
 
 def _normalized(use: Use, module: Norm) -> Tensor:
-    """The module's output before its scale and shift; batch statistics are of the full batch."""
+    """The module's output before its scale and shift."""
     inputs = use.args[0]
     if isinstance(module, nn.LayerNorm):
         return functional.layer_norm(inputs, module.normalized_shape, eps=module.eps)
     if isinstance(module, nn.GroupNorm):
         return functional.group_norm(inputs, module.num_groups, eps=module.eps)
     if use.moments is None:
-        whole = functional.batch_norm(use.whole[0], None, None, training=True, eps=module.eps)
-        return whole[use.kept]
+        return functional.batch_norm(inputs, None, None, training=True, eps=module.eps)
     return functional.batch_norm(inputs, *use.moments, eps=module.eps)
 
 
@@ -123,7 +119,7 @@ class ExampleRows:
         tensors = {name: tensor.detach() for name, tensor in tensors.items()}
         chosen = {name: tensors.pop(name) for name in self.names}
 
-        whole, rebuilt = use.call.by_sample(use.size)
+        whole, rebuilt = use.call.by_sample(len(use.gradients[index]))
 
         def one(cotangent: Tensor, *samples: Tensor) -> Tensor:
             call = rebuilt(sample[None] for sample in samples)
@@ -140,7 +136,7 @@ class ExampleRows:
             (found,) = pull(cotangent[None].to(output.dtype))
             return torch.cat([found[name].flatten() for name in self.names])
 
-        rows = use.gradients[index], *(tensor[use.kept] for tensor in whole)
+        rows = use.gradients[index], *whole
         with elementary_attention():
             try:
                 return vmap(one)(*rows)
@@ -173,8 +169,10 @@ class VectorBlock:
         parameters: Their tensors.
         source: Where rows come from.
         paths: Records that the rows are made of; each use is a row, uses of one sample are summed.
-        diagonal: Keep the diagonal only.
+        config: Settings; above ``dense_limit`` the diagonal alone is kept.
     """
+
+    method: Inverse = "eigen"
 
     def __init__(
         self,
@@ -183,42 +181,31 @@ class VectorBlock:
         parameters: Sequence[Tensor],
         source: RowSource,
         paths: Sequence[str],
-        diagonal: bool,
+        config: KFACConfig,
+        *,
+        diagonal: bool = False,
     ) -> None:
         self.name = name
         self.names = tuple(names)
         self.paths = tuple(paths)
-        self.diagonal = diagonal
         self._shapes = [parameter.shape for parameter in parameters]
-        self._size = sum(shape.numel() for shape in self._shapes)
+        self._sizes = [shape.numel() for shape in self._shapes]
         self._source = source
-        self.dtype = accumulation_type(parameters[0])
-        self.moment = RunningAverage()
-        self.basis: Parts | None = None
-        self.references: list[Tensor | None] = [None]
-        self.counts = FailureCount(name, parameters[0].device)
+        size = sum(self._sizes)
+        self.diagonal = diagonal or size > config.dense_limit
+        place = parameters[0]
+        self.dtype = accumulation_type(place)
+        shape = (size,) if self.diagonal else (size, size)
+        self.moment = RunningAverage(torch.zeros(shape, dtype=self.dtype, device=place.device))
+        self.spectrum = Spectrum.blank(self.moment.value)
+        self.history = History(f"block {name!r}", config.max_failures, place.device)
 
     @property
-    def total_failures(self) -> int:
-        """Failed refreshes so far."""
-        return self.counts.total_failures
+    def factors(self) -> list[RunningAverage]:
+        """What a refresh decomposes."""
+        return [self.moment]
 
-    @property
-    def factor_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Shape of the matrix, or diagonal, that a refresh decomposes."""
-        return ((self._size,) if self.diagonal else (self._size, self._size),)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the statistics are."""
-        return self.counts.rejected.device
-
-    def method(self, config: KFACConfig) -> Inverse:
-        """Always by eigenvalues: the matrix is small."""
-        return "eigen"
-
-    @torch.no_grad()
-    def observe(self, seen: Observation, config: KFACConfig) -> None:
+    def observe(self, seen: Observation) -> None:
         """Join a part of a batch to the statistics; all uses must have one batch size."""
         check_sizes(seen.uses, self.name)
         total: Tensor | None = None
@@ -228,7 +215,7 @@ class VectorBlock:
             part = rows.square().sum(0) if self.diagonal else rows.mT @ rows
             total = part * weight if total is None else total + part * weight
         if total is not None:
-            self.moment.add(total * seen.factor, seen.count)
+            self.moment.add(total, seen.count)
 
     def pass_over(self, count: float) -> None:
         """Count a part of a batch in which the parameters were not used."""
@@ -238,92 +225,59 @@ class VectorBlock:
         """Forget the parts of an unfinished batch."""
         self.moment.drop()
 
-    @torch.no_grad()
     def fold(self, decay: float) -> None:
         """Take the joined batch into the running average."""
         new = self.moment.take()
         if new is not None:
             valid = all_finite(new)
-            self.counts.judge(valid)
+            self.history.judge(valid)
             self.moment.update(new, decay, valid)
 
-    @torch.no_grad()
-    def requests(self, config: KFACConfig, damping: float) -> list[Request]:
-        """The matrix, or diagonal, to decompose.
+    def requests(self, damping: float) -> list[Tensor]:
+        """The matrix, or diagonal, to decompose; empty before any statistics.
 
         Raises:
             FactorError: After ``max_failures`` batches of NaN or Inf in a row.
         """
-        if self.moment.value is None:
+        if not self.history.started:
             return []
-        self.counts.check_rejected(config.max_failures)
-        return [(self.moment.mean(), "eigen")]
+        self.history.check_rejected()
+        return [self.moment.mean()]
 
-    @torch.no_grad()
-    def install(self, results: Sequence[Parts | FactorError | None], config: KFACConfig) -> None:
+    def install(self, results: Sequence[Parts | FactorError]) -> None:
         """Take a new decomposition; raises FactorError after ``max_failures`` in a row."""
-        if results and self.counts.settle(results, config.max_failures):
-            (result,) = results
-            if isinstance(result, tuple):
-                self.basis = result
+        if results and self.history.settle(results):
+            (parts,) = (result for result in results if not isinstance(result, FactorError))
+            self.spectrum = Spectrum(*parts)
 
-    def precondition(
-        self, gradients: dict[str, Tensor], damping: float, factored: bool
-    ) -> dict[str, Tensor]:
+    def precondition(self, gradients: Mapping[str, Tensor], damping: float) -> dict[str, Tensor]:
         """(F + lambda)^-1 g, or the gradient before any refresh; nothing is factored here."""
-        present = {name: gradients[name] for name in self.names if name in gradients}
-        if self.basis is None or len(present) < len(self.names):
-            return present
-        flat = torch.cat([present[name].flatten() for name in self.names])
+        mine = [gradients[name] for name in self.names]
+        if not self.history.ready:
+            return dict(zip(self.names, mine, strict=True))
+        flat = torch.cat([gradient.flatten() for gradient in mine])
         step = self._solve(flat.to(self.dtype), damping).to(flat.dtype)
-        parts = torch.split(step, [shape.numel() for shape in self._shapes])
-        return {
-            name: part.reshape(shape)
-            for name, part, shape in zip(self.names, parts, self._shapes, strict=True)
-        }
+        parts = zip(self.names, torch.split(step, self._sizes), self._shapes, strict=True)
+        return {name: part.reshape(shape) for name, part, shape in parts}
 
     def _solve(self, flat: Tensor, damping: float) -> Tensor:
-        assert self.basis is not None
-        if self.diagonal:
-            return flat / (self.basis[0] + damping)
-        values, vectors = self.basis
+        values, vectors = self.spectrum
+        if vectors is None:
+            return flat / (values + damping)
         return vectors @ ((vectors.mT @ flat) / (values + damping))
 
     def state_dict(self) -> dict[str, Any]:
-        """Second moment, the possibly stale decomposition, and failure counts."""
-        value, weight = self.moment.tensors()
+        """Second moment, the possibly stale decomposition, and what happened so far."""
         return {
-            "moment": value,
-            "moment_weight": weight,
-            "reference": self.references[0],
-            "basis": None if self.basis is None else list(self.basis),
-            **self.counts.state_dict(),
+            "moment": self.moment.value,
+            "moment_weight": self.moment.weight,
+            "basis": [part for part in self.spectrum if part is not None],
+            **self.history.state_dict(),
         }
 
-    def check_state(self, state: dict[str, Any]) -> None:
-        """Raise ValueError when a state does not fit the parameters."""
-        where = f"K-FAC block {self.name!r}"
-        (full,) = self.factor_shapes
-        shapes = {"moment": full, "moment_weight": (), "reference": full}
-        keys = {*shapes, "basis", *COUNTS}
-        if not isinstance(state, dict) or set(state) != keys:
-            raise ValueError(f"{where}: its state must have the entries {sorted(keys)}")
-        for key, shape in shapes.items():
-            if state[key] is not None:
-                check_tensor(state[key], shape, self.dtype, f"{where}: {key}")
-        if (state["moment"] is None) != (state["moment_weight"] is None):
-            raise ValueError(f"{where}: some of the statistics are missing")
-        sizes = [full] if self.diagonal else [(self._size,), full]
-        check_list(state["basis"], sizes, self.dtype, f"{where}: basis")
-        for key in COUNTS:
-            check_count(state[key], f"{where}: {key}")
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore; raises ValueError, and changes nothing, when the state does not fit."""
-        self.check_state(state)
-        device = self.device
-        self.moment.load(state["moment"], state["moment_weight"], device)
-        reference, basis = state["reference"], state["basis"]
-        self.references = [None if reference is None else reference.to(device)]
-        self.basis = None if basis is None else tuple(part.to(device) for part in basis)
-        self.counts.load_state_dict(state)
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Restore a checked state; parts of an unfinished batch are dropped."""
+        device = self.moment.value.device
+        self.moment.load(state["moment"].to(device), state["moment_weight"].to(device))
+        self.spectrum = Spectrum(*(part.to(device) for part in state["basis"]))
+        self.history.load(state)

@@ -1,61 +1,21 @@
-"""What blocks share: observations of one batch, running averages, checks of stored state."""
+"""What every block with statistics is made of: what it sees, running averages, and its history."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac.linalg import FactorError, all_finite
+from acktr.kfac.linalg import FactorError, Parts, all_finite
 from acktr.kfac.statistics.inputs import Inputs
 
 Moments = tuple[Tensor, Tensor]
 """Running mean and variance."""
-
-
-def check_shape(value: object, shape: tuple[int, ...], dtype: torch.dtype, what: str) -> Tensor:
-    """The value if it is a tensor of this shape and type; raises ValueError if not."""
-    if not isinstance(value, Tensor) or tuple(value.shape) != shape:
-        raise ValueError(f"{what} does not fit {shape}")
-    if value.dtype != dtype:
-        raise ValueError(f"{what} must be finite {dtype}")
-    return value
-
-
-def check_tensor(value: object, shape: tuple[int, ...], dtype: torch.dtype, what: str) -> None:
-    """Raise ValueError unless value is a finite tensor of this shape and type."""
-    if not bool(torch.isfinite(check_shape(value, shape, dtype, what)).all()):
-        raise ValueError(f"{what} must be finite {dtype}")
-
-
-def check_count(value: object, what: str) -> None:
-    """Raise ValueError unless value is an integer >= 0."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{what} must be an integer >= 0, got {value!r}")
-
-
-def check_positive(value: object, what: str) -> None:
-    """Raise ValueError unless value is a finite number > 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"{what} must be a finite number > 0, got {value!r}")
-
-
-def check_list(
-    found: object, shapes: Sequence[tuple[int, ...] | None], dtype: torch.dtype, what: str
-) -> None:
-    """Raise ValueError unless found is None or a list of such tensors (None where no shape is)."""
-    if found is None:
-        return
-    if not isinstance(found, list) or len(found) != len(shapes):
-        raise ValueError(f"{what} must be {len(shapes)} tensors")
-    for tensor, shape in zip(found, shapes, strict=True):
-        if shape is not None:
-            check_tensor(tensor, shape, dtype, what)
-        elif tensor is not None:
-            raise ValueError(f"{what} has vectors for a diagonal factor")
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,32 +25,39 @@ class Use:
     module: nn.Module
     """The layer (tied layers share a block)."""
     call: Inputs
-    """Inputs of the full batch."""
+    """Inputs of the layer."""
     gradients: tuple[Tensor, ...]
-    """Gradient of each curvature scalar with respect to the output, for the samples ``kept``."""
-    size: int
-    """Number of samples of the full batch."""
-    kept: slice
-    """Which samples of the batch the statistics are made of."""
+    """Gradient of each curvature scalar with respect to the output (N, ...)."""
     part: int | None
     """Place of the output in the tuple that the module returned; None outside of a tuple."""
     moments: Moments | None
     """Running mean and variance that a batch normalisation used; None for those of the batch."""
 
     @property
-    def whole(self) -> tuple[Tensor, ...]:
-        """A layer's input tensors for the full batch."""
+    def args(self) -> tuple[Tensor, ...]:
+        """The layer's input tensors (N, ...)."""
         return self.call.tensors()
 
-    @property
-    def args(self) -> tuple[Tensor, ...]:
-        """A layer's input tensors (N, ...) for the samples ``kept``."""
-        return tuple(tensor[self.kept] for tensor in self.whole)
+
+@dataclass(frozen=True)
+class Observation:
+    """What a block sees of one batch, or of a part of one.
+
+    The gradients belong to scalars s_c with weights w_c; the curvature of the objective is
+    1/Z sum_n sum_c w_c g g^T.
+    """
+
+    uses: Sequence[Use]
+    """Uses of the block's layers; none in a part of a batch that passed them by."""
+    weights: Sequence[float]
+    """w_c, one per curvature scalar."""
+    count: float
+    """What this part adds to the divisor Z; 0 for a sum over the batch, which has no divisor."""
 
 
 def check_sizes(uses: Sequence[Use], name: str) -> None:
     """Raise ValueError unless all uses, whose samples are added up, have one batch size."""
-    sizes = [use.size for use in uses]
+    sizes = [len(use.gradients[0]) for use in uses]
     if len(set(sizes)) > 1:
         raise ValueError(
             f"K-FAC layer {name!r} was used with different batch sizes in one pass: {sizes}; its"
@@ -98,37 +65,20 @@ def check_sizes(uses: Sequence[Use], name: str) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Observation:
-    """What a block sees of one batch.
-
-    The gradients belong to scalars s_c with weights w_c; the curvature of the objective is
-    1/Z sum_n sum_c w_c g g^T. With a subsample of the batch the sum over it is scaled up.
-    """
-
-    uses: Sequence[Use]
-    """None in a part of a batch without any, or that no sample of the subsample lies in."""
-    weights: Sequence[float]
-    """w_c, one per curvature scalar."""
-    factor: float
-    """What sums over samples are multiplied with (1 but for subsampled sum losses)."""
-    count: float
-    """What this batch adds to the divisor Z."""
-    size: int
-    """Number of samples of this part of the batch, the subsample or not; 0 without any use."""
-
-
 class RunningAverage:
     """Bias-corrected exponential average of a matrix: value and weight decay together.
 
     A batch whose statistic is not finite leaves the average as it was; this is decided on the
     device, without a host synchronisation. A batch may come in parts (:meth:`add`), which
-    :meth:`take` joins.
+    :meth:`take` joins. Tensors are replaced, never changed, so that a state is a snapshot.
+
+    Args:
+        zero: Zeros of the shape, type and device of the average.
     """
 
-    def __init__(self) -> None:
-        self.value: Tensor | None = None
-        self.weight: Tensor | None = None
+    def __init__(self, zero: Tensor) -> None:
+        self.value = zero
+        self.weight = zero.new_zeros(())
         self._total: Tensor | None = None
         self._count = 0.0
 
@@ -143,8 +93,9 @@ class RunningAverage:
 
     def take(self) -> Tensor | None:
         """The joined batch's mean, or None when there was nothing; the parts are forgotten."""
-        mean = None if self._total is None else self._total / self._count
-        self.drop()
+        # No part of a sum over the batch counts, and a sum is not divided.
+        mean = None if self._total is None else self._total / (self._count or 1.0)
+        self._total, self._count = None, 0.0
         return mean
 
     def drop(self) -> None:
@@ -153,9 +104,6 @@ class RunningAverage:
 
     def update(self, new: Tensor, decay: float, valid: Tensor | None = None) -> None:
         """S <- decay S + (1 - decay) S_new, and the same for the weight with 1 in place of S."""
-        if self.value is None or self.weight is None:
-            self.value = torch.zeros_like(new)
-            self.weight = new.new_zeros(())
         finite = all_finite(new) if valid is None else valid
         old_weight = self.weight
         target = torch.where(finite, new, self.value)
@@ -165,16 +113,80 @@ class RunningAverage:
 
     def mean(self) -> Tensor:
         """The corrected average S / weight; NaN before the first finite batch."""
-        if self.value is None or self.weight is None:
-            raise FactorError("factor has no statistics yet")
         return self.value / self.weight
 
-    def tensors(self) -> tuple[Tensor | None, Tensor | None]:
-        """Value and weight, for a state."""
-        return self.value, self.weight
-
-    def load(self, value: Tensor | None, weight: Tensor | None, device: torch.device) -> None:
-        """Restore :meth:`tensors`; parts of an unfinished batch are dropped."""
-        self.value = None if value is None else value.to(device)
-        self.weight = None if weight is None else weight.to(device)
+    def load(self, value: Tensor, weight: Tensor) -> None:
+        """Restore value and weight; parts of an unfinished batch are dropped."""
+        self.value, self.weight = value, weight
         self.drop()
+
+
+class History:
+    """What happened to a block: batches, failures, and whether it has a decomposition.
+
+    Failures of decompositions are counted on the host, those of statistics on the device.
+
+    Args:
+        what: The block's name in messages.
+        limit: Failures in a row that are an error.
+        device: Where the statistics are.
+    """
+
+    def __init__(self, what: str, limit: int, device: torch.device) -> None:
+        self.what = what
+        self.limit = limit
+        self.ready = False
+        """Whether a decomposition was installed."""
+        self.started = False
+        """Whether there are statistics, be they of NaN."""
+        self.failures = 0
+        """Failed refreshes in a row."""
+        self.total_failures = 0
+        self.rejected = torch.zeros((), dtype=torch.int64, device=device)
+        """Batches of NaN or Inf in a row."""
+
+    def judge(self, valid: Tensor) -> None:
+        """Count a batch; one whose statistics are finite starts the count of others again."""
+        self.started = True
+        self.rejected = torch.where(valid, 0, self.rejected + 1)
+
+    def check_rejected(self) -> None:
+        """Raise FactorError after ``limit`` batches of NaN or Inf in a row."""
+        rejected = int(self.rejected)
+        if rejected >= self.limit:
+            raise FactorError(
+                f"K-FAC {self.what}: the statistics of {rejected} batches in a row were"
+                " NaN or Inf (lower lr or kl_clip, or normalise rewards)"
+            )
+
+    def settle(self, results: Sequence[Parts | FactorError]) -> bool:
+        """Whether every decomposition succeeded; raises FactorError after ``limit`` failures."""
+        error = next((result for result in results if isinstance(result, FactorError)), None)
+        if error is None:
+            self.ready, self.failures = True, 0
+            return True
+        self.failures += 1
+        self.total_failures += 1
+        if self.failures >= self.limit:
+            raise FactorError(
+                f"K-FAC {self.what}: {error}; {self.failures} refreshes failed in a"
+                " row (lower lr or kl_clip, raise damping, or normalise rewards)"
+            ) from error
+        _logger.warning("K-FAC %s keeps its former decomposition: %s", self.what, error)
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counts."""
+        return {
+            "ready": self.ready,
+            "started": self.started,
+            "failures": self.failures,
+            "total_failures": self.total_failures,
+            "rejected": int(self.rejected),
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Restore checked counts."""
+        self.ready, self.started = state["ready"], state["started"]
+        self.failures, self.total_failures = state["failures"], state["total_failures"]
+        self.rejected = torch.tensor(state["rejected"], device=self.rejected.device)

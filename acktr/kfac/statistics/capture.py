@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -202,6 +202,23 @@ def capture(modules: Mapping[str, nn.Module], root: nn.Module | None = None) -> 
             handle.remove()
 
 
+def sample_rows(count: int, fraction: float, turn: int) -> slice | None:
+    """Rows of a batch that make up a fraction of it: every k-th one, k = round(1 / fraction).
+
+    To run only these through :func:`capture` makes K-FAC's statistics cheaper.
+
+    Args:
+        count: Samples in the batch.
+        fraction: Part of them that is wanted, in (0, 1].
+        turn: Number of the batch; each one begins with another sample.
+
+    Returns:
+        The rows; None if they are all.
+    """
+    every = max(1, round(1 / fraction))
+    return None if every == 1 else slice(turn % min(every, count), None, every)
+
+
 @dataclass(frozen=True)
 class Gradients:
     """Output gradients of the curvature scalars over one forward pass."""
@@ -211,46 +228,25 @@ class Gradients:
     """Per scalar and layer, one gradient per use."""
     weights: list[float]
     """w_c of each scalar."""
-    normalizer: float | None
-    """Z of this part of the batch; 0 for a sum over the batch; None for its number of samples."""
+    divisor: float | Literal["samples", "sum"]
+    """Z of this part of the batch: a number, the number of samples, or none for a sum."""
 
-    def observation(
-        self, paths: Iterable[str], stride: int, turn: int, done: int, *, last: bool
-    ) -> Observation:
-        """What a block of these layers sees; uses that no scalar depends on are left out.
-
-        Of a part without uses, which other layers saw, the divisor counts if it is known.
-
-        Args:
-            paths: The block's layers.
-            stride: Every stride-th sample is taken, starting from the turn-th of the whole batch.
-            turn: Number of the batch.
-            done: Samples of this batch in its former parts.
-            last: Whether this is the last part of the batch.
-        """
-        uses = []
-        full, kept, whole = 1, 1, last and done == 0
+    def observation(self, paths: Iterable[str]) -> Observation:
+        """What a block of these layers sees; uses that no scalar depends on are left out."""
+        uses, samples = [], 0
         for path in paths:
             record = self.captured.layers[path]
             for place, call in enumerate(record.calls):
-                found = [scalar[path][place] for scalar in self.scalars]
-                some = next((gradient for gradient in found if gradient is not None), None)
+                mine = [scalar[path][place] for scalar in self.scalars]
+                some = next((gradient for gradient in mine if gradient is not None), None)
                 if some is None or not len(some):
                     continue
                 _check_batched(path, record.module, some)
-                full = len(some)
-                begin = turn % min(stride, full) if whole else (turn - done) % stride
-                cut = slice(begin, None, stride)
-                filled = tuple((torch.zeros_like(some) if g is None else g)[cut] for g in found)
+                samples = len(some)
+                filled = tuple(torch.zeros_like(some) if g is None else g for g in mine)
                 part, moments = record.parts[place], record.moments[place]
-                uses.append(Use(record.module, call, filled, full, cut, part, moments))
-                kept = len(filled[0])
-        if not uses:
-            return Observation([], self.weights, 1.0, (self.normalizer or 0.0) / stride, 0)
-        if kept == 0:
-            return Observation([], self.weights, 1.0, 0.0, full)
-        if self.normalizer == 0:
-            factor = full / kept if whole else stride
-            return Observation(uses, self.weights, factor, float(done <= turn % stride), full)
-        total = full if self.normalizer is None else self.normalizer
-        return Observation(uses, self.weights, 1.0, total * kept / full, full)
+                uses.append(Use(record.module, call, filled, part, moments))
+        if self.divisor == "samples":
+            return Observation(uses, self.weights, samples)
+        # Samples that passed the block by are in Z all the same: their gradient is zero.
+        return Observation(uses, self.weights, 0.0 if self.divisor == "sum" else self.divisor)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from acktr.kfac.config import Sharing
-from acktr.kfac.fast import narrow_products
+from acktr.kfac.linalg import narrow_products
 from acktr.kfac.statistics import strips
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d

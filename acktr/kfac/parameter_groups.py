@@ -8,20 +8,18 @@ from typing import Any
 
 from torch import nn
 
-from acktr.kfac.blocks.kronecker import KroneckerBlock
 from acktr.kfac.blocks.simple import Block
+from acktr.kfac.checks import check_number
 from acktr.kfac.config import KFACConfig
 
-_OPTIONS = {"lr": math.inf, "momentum": math.nextafter(1.0, 0.0), "weight_decay": math.inf}
-"""Settings of a group and their largest values."""
+_OPTIONS = ("lr", "momentum", "weight_decay")
+"""Settings of a group."""
 _INITIAL = "initial_lr"
 
 
 def _check(value: object, name: str, where: str) -> None:
-    real = not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
-    if not (real and 0 <= float(value) <= _OPTIONS.get(name, math.inf)):  # type: ignore[arg-type]
-        limit = "[0, 1)" if name == "momentum" else ">= 0"
-        raise ValueError(f"{where} {name} must be a finite number {limit}, got {value!r}")
+    high = 1.0 if name == "momentum" else math.inf
+    check_number(f"{where} {name}", value, high=high, open_high=name == "momentum")
 
 
 def make_groups(
@@ -65,7 +63,11 @@ def make_groups(
         for option in _OPTIONS:
             _check(group[option], option, f"parameter group {index}:")
         groups.append({**group, "param_names": [names[id(p)] for p in parameters]})
-    _check_blocks(blocks, place, config.structure == "tridiagonal")
+    for block in blocks:
+        if len({place.get(name) for name in block.names}) > 1:
+            raise ValueError(
+                f"{' and '.join(block.names)} share a curvature block: give them one group"
+            )
     return groups
 
 
@@ -83,20 +85,6 @@ def _parameters(given: dict[str, Any], index: int) -> list[Any]:
     if not isinstance(listed, Iterable):
         raise ValueError(f"parameter group {index}: params must be parameters, got {listed!r}")
     return [listed] if isinstance(listed, nn.Parameter) else list(listed)
-
-
-def _check_blocks(blocks: Sequence[Block], place: Mapping[str, int], chain: bool) -> None:
-    """Raise ValueError for a block in two groups, or a chain with a layer in none."""
-    for block in blocks:
-        if len({place.get(name) for name in block.names}) > 1:
-            raise ValueError(
-                f"{' and '.join(block.names)} share a curvature block: give them one group"
-            )
-        if chain and isinstance(block, KroneckerBlock) and block.weight_name not in place:
-            raise ValueError(
-                f"structure=tridiagonal needs all layers in a group: {block.weight_name!r} is in"
-                " none (freeze it with requires_grad_(False) instead)"
-            )
 
 
 def group_state(groups: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
