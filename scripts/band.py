@@ -13,8 +13,6 @@ prints the counts.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,12 +20,12 @@ from pathlib import Path
 
 import numpy as np
 
-from acktr.files import reason, write_atomic
 from acktr.report.archives import unpacked
 from acktr.report.curves import GRID_POINTS, Curve, Floats, Ints, grid, on_grid
 from acktr.report.results import Result, find_runs, read_results
+from acktr.report.tables import as_csv
 from acktr.runs.folder import RunError
-from scripts.common import integer, parsed
+from scripts.common import ScriptError, integer, on_files, parsed, save
 
 
 @dataclass(frozen=True)
@@ -96,45 +94,42 @@ def band(runs: Sequence[Result], label: str, within: str, points: int) -> Band:
 
 def table(bands: Sequence[Band]) -> bytes:
     """A row per environment and step as CSV."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["env", "steps", "mean", "least", "greatest", "outside"])
-    for one in bands:
-        columns = (one.mean, one.least, one.greatest, one.distance)
-        for step, *values in zip(one.steps, *columns, strict=True):
-            writer.writerow([one.env, int(step), *(round(float(value), 4) for value in values)])
-    return text.getvalue().encode()
+    rows = (
+        [one.env, step, *(round(value, 4) for value in values)]
+        for one in bands
+        for step, *values in zip(
+            *(c.tolist() for c in (one.steps, one.mean, one.least, one.greatest, one.distance)),
+            strict=True,
+        )
+    )
+    return as_csv(["env", "steps", "mean", "least", "greatest", "outside"], rows)
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run a command line; 0, or 2 on bad input."""
+def work(argv: Sequence[str]) -> None:
+    """Do what a command line says."""
     parser = argparse.ArgumentParser(prog="band", description=__doc__, allow_abbrev=False)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--label", required=True, help="label whose mean is compared")
     parser.add_argument("--within", required=True, help="label whose runs it is compared with")
     parser.add_argument("--points", type=integer(1, GRID_POINTS), default=40)
     parser.add_argument("--out", type=Path, required=True)
-    try:
-        asked = parsed(parser, argv)
-        if asked.label == asked.within:
-            raise RunError("--label and --within must be two labels")
-        with unpacked(asked.runs) as folders:
-            runs = read_results(find_runs(folders))
-        compared = [
-            band([run for run in runs if run.env == env], asked.label, asked.within, asked.points)
-            for env in sorted({run.env for run in runs})
-        ]
-        asked.out.mkdir(parents=True, exist_ok=True)
-        write_atomic(asked.out / "band.csv", table(compared))
-    except (RunError, ValueError) as error:
-        sys.stderr.write(f"band: error: {error}\n")
-        return 2
-    except OSError as error:
-        sys.stderr.write(f"band: error: cannot write: {reason(error)}\n")
-        return 2
+    asked = parsed(parser, argv)
+    if asked.label == asked.within:
+        raise ScriptError("--label and --within must be two labels")
+    with unpacked(asked.runs) as folders:
+        runs = read_results(find_runs(folders))
+    compared = [
+        band([run for run in runs if run.env == env], asked.label, asked.within, asked.points)
+        for env in sorted({run.env for run in runs})
+    ]
+    save(asked.out, {"band.csv": table(compared)})
     for one in compared:
         sys.stdout.write(f"{one}\n")
-    return 0
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a command line; 0, or 2 on bad input."""
+    return on_files("band", lambda: work(argv))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,6 @@ batch_size.csv, a row per run. Everything is read before anything is written.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,15 +21,16 @@ from typing import Any
 import numpy as np
 from matplotlib import ticker
 
-from acktr.config import ConfigError, from_dict
-from acktr.files import read_object, reason, write_atomic
+from acktr.config import from_dict
+from acktr.files import read_object
 from acktr.report.archives import unpacked
 from acktr.report.curves import Curve, Floats, Ints
 from acktr.report.figures import COLOURS, bare, panels, picture, step_axis
 from acktr.report.results import Result, find_runs, read_results
 from acktr.report.statistics import steps_to_threshold
+from acktr.report.tables import as_csv
 from acktr.runs.folder import RunError
-from scripts.common import finite, parsed
+from scripts.common import finite, on_files, parsed, save
 
 ALGOS = ("acktr", "a2c")
 _NAMES = {"acktr": "ACKTR", "a2c": "A2C"}
@@ -90,30 +89,26 @@ def read_speeds(path: Path) -> dict[tuple[str, int], float]:
             if row["settings"]["micro_batch"] is None
         }
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: no report of bench.py --suite batch") from error
+        raise ValueError(f"{path}: no report of scripts.bench --suite batch") from error
 
 
 def table(
     points: Sequence[Point], speeds: Mapping[tuple[str, int], float], threshold: float | None
 ) -> bytes:
     """A row per run as CSV; where the threshold is never reached the cell is empty."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    header = ["algo", "batch", "seed", "steps", "last100", "evaluation", "steps_per_second"]
-    writer.writerow(header if threshold is None else [*header, f"steps_to_{threshold:g}"])
+    head = ["algo", "batch", "seed", "steps", "last100", "evaluation", "steps_per_second"]
+    goals = [] if threshold is None else [threshold]
+    rows = []
     for point in points:
-        run = point.run
+        run, curve = point.run, _curve(point)
         assert run.last100 is not None and run.final is not None
         speed = speeds.get((point.algo, point.batch))
-        row: list[Any] = [point.algo, point.batch, run.seed, run.steps]
+        reached = [steps_to_threshold(curve.steps, curve.episodes, curve.returns, g) for g in goals]
+        cells = [None if speed is None else round(speed, 1), *reached]
+        row = [point.algo, point.batch, run.seed, run.steps]
         row += [round(run.last100, 2), round(run.final.mean, 2)]
-        row.append("" if speed is None else round(speed, 1))
-        if threshold is not None:
-            curve = _curve(point)
-            reached = steps_to_threshold(curve.steps, curve.episodes, curve.returns, threshold)
-            row.append("" if reached is None else reached)
-        writer.writerow(row)
-    return text.getvalue().encode()
+        rows.append([*row, *("" if cell is None else cell for cell in cells)])
+    return as_csv([*head, *(f"steps_to_{goal:g}" for goal in goals)], rows)
 
 
 def mean_curve(points: Sequence[Point]) -> tuple[Ints, Floats]:
@@ -174,32 +169,27 @@ def _mean(values: Sequence[float | None]) -> float:
     return sum(known) / len(known)
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run a command line; 0, or 2 on bad input."""
+def work(argv: Sequence[str]) -> None:
+    """Do what a command line says."""
     parser = argparse.ArgumentParser(prog="batch_size", description=__doc__, allow_abbrev=False)
     parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("--speed", type=Path, required=True, help="report of bench.py")
+    parser.add_argument("--speed", type=Path, required=True, help="report of scripts.bench")
     parser.add_argument("--threshold", type=finite, help="return to count the steps to")
     parser.add_argument("--out", type=Path, required=True)
-    try:
-        asked = parsed(parser, argv)
-        with unpacked(asked.runs) as folders:
-            points = read_points(folders)
-        speeds = read_speeds(asked.speed)
-        files = {
-            "batch_size.csv": table(points, speeds, asked.threshold),
-            "batch_size.png": figure(points, speeds),
-        }
-        asked.out.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            write_atomic(asked.out / name, content)
-    except (RunError, ConfigError, ValueError) as error:
-        sys.stderr.write(f"batch_size: error: {error}\n")
-        return 2
-    except OSError as error:
-        sys.stderr.write(f"batch_size: error: cannot write: {reason(error)}\n")
-        return 2
-    return 0
+    asked = parsed(parser, argv)
+    with unpacked(asked.runs) as folders:
+        points = read_points(folders)
+    speeds = read_speeds(asked.speed)
+    files = {
+        "batch_size.csv": table(points, speeds, asked.threshold),
+        "batch_size.png": figure(points, speeds),
+    }
+    save(asked.out, files)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a command line; 0, or 2 on bad input."""
+    return on_files("batch_size", lambda: work(argv))
 
 
 if __name__ == "__main__":

@@ -26,15 +26,14 @@ from pathlib import Path
 
 import numpy as np
 
-from acktr.files import read_limited, reason, safe_name, write_atomic
+from acktr.files import read_limited, safe_name, write_atomic
 from acktr.report.archives import SUFFIX, pack, read_archive, unpacked
 from acktr.report.curves import MOVING_MEAN, Curve, load_monitor
 from acktr.report.plot import plot_runs
 from acktr.report.results import Result, find_runs, read_results
 from acktr.report.tables import as_csv, markdown
-from acktr.runs.folder import RunError
 from acktr.runs.tables import SIZE_CAP, WINDOW, read_table
-from scripts.common import parsed
+from scripts.common import ScriptError, on_files, parsed
 
 PROGRESS_ROWS, COMPACT_PROGRESS_ROWS = 400, 25
 COMPACT_EPISODES = 1000
@@ -164,31 +163,23 @@ def collect_compact(results: Sequence[Result], archive: Path) -> str:
     return f"{archive}: {len(results)} runs, {size / 1e6:.2f} MB unpacked\n"
 
 
-def main(argv: Sequence[str]) -> int:
-    """Collect the runs named on the command line; 2 with one line if that cannot be done."""
+def work(argv: Sequence[str]) -> None:
+    """Do what a command line says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument(
-        "--out", required=True, type=Path, help="folder; with --compact also a .zip"
-    )
-    parser.add_argument(
-        "--compact", action="store_true", help="copy to OUT/ENV/LABEL/seedN for acktr report"
-    )
-    try:
-        options = parsed(parser, argv)
-        if options.compact and options.out.suffix != SUFFIX:
-            raise ValueError(f"{options.out}: with --compact the name must end in {SUFFIX}")
-        with unpacked(options.runs) as folders:
-            make = collect_compact if options.compact else collect
-            sys.stdout.write(make(read_results(find_runs(folders)), options.out))
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        sys.stderr.write(f"collect: error: {where}{reason(error)}\n")
-        return 2
-    except (RunError, ValueError) as error:
-        sys.stderr.write(f"collect: error: {error}\n")
-        return 2
-    return 0
+    parser.add_argument("--out", required=True, type=Path, help="folder; with --compact FILE.zip")
+    parser.add_argument("--compact", action="store_true", help="small copies for acktr report")
+    options = parsed(parser, argv)
+    if options.compact and options.out.suffix != SUFFIX:
+        raise ScriptError(f"{options.out}: with --compact the name must end in {SUFFIX}")
+    with unpacked(options.runs) as folders:
+        make = collect_compact if options.compact else collect
+        sys.stdout.write(make(read_results(find_runs(folders)), options.out))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Collect the runs named on the command line; 2 with one line if that cannot be done."""
+    return on_files("collect", lambda: work(argv))
 
 
 if __name__ == "__main__":

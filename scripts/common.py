@@ -58,6 +58,25 @@ def run(name: str, work: Callable[[Interrupts], int], stopped: str) -> int:
         return STOPPED[signal.Signals(stop.signum)]
 
 
+def on_files(name: str, work: Callable[[], None]) -> int:
+    """Make results of files and return the exit code: 0, or 2 with one line on bad input.
+
+    Args:
+        name: The script, for messages.
+        work: What to do.
+    """
+    try:
+        work()
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        complain(name, f"error: {where}{reason(error)}")
+    except (ValueError, RunError) as error:
+        complain(name, f"error: {error}")
+    else:
+        return 0
+    return BAD_INPUT
+
+
 def complain(name: str, text: str) -> None:
     """Write one line on standard error."""
     line = "".join(c if c.isprintable() else " " for c in text)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 
-from acktr.envs import EnvError, env_seeds, make_single
-from scripts.common import integer
+from acktr.envs import env_seeds, make_single
+from scripts.common import integer, on_files, parsed
 
 
 def random_returns(env_id: str, episodes: int, seed: int) -> list[float]:
@@ -33,28 +34,23 @@ def random_returns(env_id: str, episodes: int, seed: int) -> list[float]:
     return returns
 
 
-def main() -> int:
-    """Measure the environments named on the command line; a row each on standard output."""
+def work(argv: Sequence[str]) -> None:
+    """Do what a command line says: a row per environment on standard output."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("envs", nargs="+", metavar="ENV")
     parser.add_argument("--episodes", type=integer(2), default=1000)
     parser.add_argument("--seed", type=integer(0, 2**31 - 1), default=0)
-    options = parser.parse_args()
+    options = parsed(parser, argv)
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["env", "episodes", "mean", "std", "standard_error"])
     for env_id in options.envs:
-        try:
-            returns = random_returns(env_id, options.episodes, options.seed)
-        except EnvError as error:
-            sys.stderr.write(f"random_returns: error: {error}\n")
-            return 2
+        returns = random_returns(env_id, options.episodes, options.seed)
         mean, std = np.mean(returns), np.std(returns, ddof=1)
         error_of_mean = std / np.sqrt(len(returns))
         row = [env_id, len(returns), f"{mean:.6g}", f"{std:.6g}", f"{error_of_mean:.3g}"]
         writer.writerow(row)
         sys.stdout.flush()
-    return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(on_files("random_returns", lambda: work(sys.argv[1:])))

@@ -80,7 +80,7 @@ def test_steps_to_a_return(tmp_path: Path, speed: Path) -> None:
         ("env", "the runs must be of one environment"),
         ("length", "the runs must be of one length, not of 9000, 10000 steps"),
         ("unfinished", "not finished"),
-        ("speed", "no report of bench.py --suite batch"),
+        ("speed", "no report of scripts.bench --suite batch"),
         ("missing", "no such folder"),
     ],
 )
