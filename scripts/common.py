@@ -11,21 +11,16 @@ import platform
 import shlex
 import signal
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.status import Status
-from rich.text import Text
 
 from acktr.config import ConfigError
 from acktr.envs import EnvError
 from acktr.files import reason, write_atomic
 from acktr.interrupts import STOPPED, Interrupts, Stopped, hangup_terminates
 from acktr.runs.folder import RunError, versions
-from acktr.runs.progress import duration, printable
+from acktr.runs.progress import duration
 
 FAILED, BAD_INPUT = 1, 2
 _LARGEST = 2**63 - 1
@@ -214,55 +209,6 @@ class TimeLeft:
     def __str__(self) -> str:
         seconds = self.seconds()
         return "-" if seconds is None else duration(max(0.0, seconds))
-
-
-class Screen:
-    """Progress on standard error: lines that stay, and one line about what goes on.
-
-    That one is renewed in place on a terminal and written now and then elsewhere. A stream that
-    fails (closed pipe, full disk) stops nothing.
-
-    Args:
-        interval: Seconds between lines about what goes on where there is no terminal.
-    """
-
-    def __init__(self, interval: float = 10.0) -> None:
-        self._console = Console(stderr=True, soft_wrap=True)
-        self._interval = interval
-        self._next = time.monotonic() + (0.0 if self._console.is_terminal else interval)
-        self._status: Status | None = None
-
-    def note(self, text: str) -> None:
-        """Write a line."""
-        with contextlib.suppress(OSError, ValueError):
-            self._console.print(Text(printable(text)))
-
-    def show(self, *lines: str) -> None:
-        """Tell what goes on, if it is time to."""
-        now = time.monotonic()
-        if now < self._next:
-            return
-        if not self._console.is_terminal:
-            self._next = now + self._interval
-            for line in lines:
-                self.note(line)
-            return
-        self._next = now + 0.5
-        text = Text(printable("\n".join(lines)))
-        with contextlib.suppress(OSError, ValueError):
-            if self._status is None:
-                # Few pictures per second: its thread takes time from what is measured here.
-                self._status = self._console.status(text, refresh_per_second=2)
-                self._status.start()
-            self._status.update(text)
-
-    def __enter__(self) -> Screen:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._status is not None:
-            with contextlib.suppress(OSError, ValueError):
-                self._status.stop()
 
 
 def save(folder: Path, files: Mapping[str, bytes]) -> None:

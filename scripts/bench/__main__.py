@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from acktr.interrupts import Interrupts
+from acktr.runs.progress import printable
 from scripts.bench import report
 from scripts.bench.cases import GAME, SUITES, Suite, Timing, make_suite, missing
-from scripts.bench.runner import Runner, screen, turns
+from scripts.bench.runner import Runner, turns
 from scripts.common import (
     FAILED,
-    Screen,
     ScriptError,
     check_folder,
     command_line,
@@ -55,26 +55,31 @@ def _bench(argv: Sequence[str], interrupts: Interrupts) -> int:
     )
     suites = [make_suite(name, asked.env or GAME) for name in asked.suite]
     failed = False
-    with screen() as shown:
-        skipped = {suite.name: _skipped(suite, shown) for suite in suites}
-        planned = {
-            suite.name: turns(suite.cases, timing, asked.rounds, skipped[suite.name])
-            for suite in suites
-        }
-        runner = Runner(planned, shown, interrupts)
-        for suite in suites:
-            load = report.load_average()
-            outcomes = runner.run(suite)
-            about = report.about(command_line("bench", argv), timing, asked.rounds, load)
-            document = report.document(suite, outcomes, skipped[suite.name], about)
-            sys.stdout.write(report.markdown(document))
-            sys.stdout.flush()
-            save(asked.out, report.files(document))
-            failed = failed or any(outcome.found is None for outcome in outcomes.values())
+    skipped = {suite.name: _skipped(suite) for suite in suites}
+    planned = {
+        suite.name: turns(suite.cases, timing, asked.rounds, skipped[suite.name])
+        for suite in suites
+    }
+    runner = Runner(planned, _say, interrupts)
+    for suite in suites:
+        load = report.load_average()
+        outcomes = runner.run(suite)
+        about = report.about(command_line("bench", argv), timing, asked.rounds, load)
+        document = report.document(suite, outcomes, skipped[suite.name], about)
+        sys.stdout.write(report.markdown(document))
+        sys.stdout.flush()
+        save(asked.out, report.files(document))
+        failed = failed or any(outcome.found is None for outcome in outcomes.values())
     return FAILED if failed else 0
 
 
-def _skipped(suite: Suite, shown: Screen) -> dict[str, str]:
+def _say(text: str) -> None:
+    """A line of progress; what is on standard output is the reports."""
+    sys.stderr.write(printable(text) + "\n")
+    sys.stderr.flush()
+
+
+def _skipped(suite: Suite) -> dict[str, str]:
     """Why cases are left out, by their key; each reason is told once."""
     reasons: dict[str, str] = {}
     for case in suite.cases:
@@ -83,7 +88,7 @@ def _skipped(suite: Suite, shown: Screen) -> dict[str, str]:
             reasons[case.key] = f"{' and '.join(absent)} not installed"
     for reason in dict.fromkeys(reasons.values()):
         names = [case.what for case in suite.cases if reasons.get(case.key) == reason]
-        shown.note(
+        _say(
             f"{suite.name}: skipping {'; '.join(names)}: {reason}"
             " (pip install 'acktr[bench]' brings it)"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from acktr.interrupts import Interrupts
 from acktr.runs.progress import duration
 from scripts.bench.cases import Case, Suite, Timing
 from scripts.bench.measure import OUTPUT, RESULT, write_task
-from scripts.common import Screen, TimeLeft
+from scripts.common import TimeLeft
 
 _POLL = 0.1
 _INTERVAL = 30.0
@@ -89,19 +89,22 @@ class Runner:
 
     Args:
         planned: All measurements there will be, by suite.
-        screen: Shows how far it is.
+        say: Takes lines for the user; a panel would take time from what is measured.
         interrupts: Who handles SIGINT and SIGTERM.
     """
 
     def __init__(
-        self, planned: Mapping[str, Sequence[Turn]], screen: Screen, interrupts: Interrupts
+        self,
+        planned: Mapping[str, Sequence[Turn]],
+        say: Callable[[str], None],
+        interrupts: Interrupts,
     ) -> None:
         expected = sum(_expected(turn) for each in planned.values() for turn in each)
         self._planned = planned
         self._total = sum(map(len, planned.values()))
         self._number = 0
         self._left = TimeLeft({"": expected}, guess=1.0)
-        self._screen = screen
+        self._say = say
         self._interrupts = interrupts
 
     def run(self, suite: Suite) -> dict[str, Outcome]:
@@ -116,13 +119,13 @@ class Runner:
         """Measure one case once."""
         self._number += 1
         name = " ".join(part for part in (turn.case.what, turn.case.env) if part)
-        self._screen.note(f"[{self._number}/{self._total}] {name}, ETA {self._left}")
+        self._say(f"[{self._number}/{self._total}] {name}, ETA {self._left}")
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="bench-") as folder:
             outcome = self._measure(turn, Path(folder), started)
         self._left.add("", _expected(turn), time.monotonic() - started)
         if outcome.found is None:
-            self._screen.note(f"  failed: {outcome.failure}")
+            self._say(f"  failed: {outcome.failure}")
         return outcome
 
     def _measure(self, turn: Turn, folder: Path, started: float) -> Outcome:
@@ -145,17 +148,15 @@ class Runner:
         return Outcome(read_object(folder / RESULT))
 
     def _wait(self, child: ChildProcess, started: float) -> int:
+        shown = 0.0
         while (code := child.poll()) is None:
             time.sleep(_POLL)
             elapsed = time.monotonic() - started
-            left = max(0.0, (self._left.seconds() or 0.0) - elapsed)
-            self._screen.show(f"  measuring for {duration(elapsed)}, ETA {duration(left)}")
+            if elapsed - shown >= _INTERVAL:
+                shown = elapsed
+                left = max(0.0, (self._left.seconds() or 0.0) - elapsed)
+                self._say(f"  measuring for {duration(elapsed)}, ETA {duration(left)}")
         return code
-
-
-def screen() -> Screen:
-    """Progress of a benchmark, which is to disturb it little."""
-    return Screen(_INTERVAL)
 
 
 def _expected(turn: Turn) -> float:

@@ -15,16 +15,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.text import Text
+
 from acktr.compare.pool import ChildProcess, Pool
 from acktr.envs import describe
 from acktr.interrupts import Interrupts
-from acktr.runs.progress import duration
+from acktr.runs.progress import Display, duration
 from acktr.runs.start import TrainingFault
-from scripts.common import Screen, ScriptError, complain, given_once, integer, parsed, run
+from scripts.common import ScriptError, complain, given_once, integer, parsed, run
 from scripts.peers.translate import OURS
 
 if TYPE_CHECKING:
@@ -119,7 +122,9 @@ class _Grid:
         """
         failed: list[str] = []
         started = time.monotonic()
-        with Screen(_INTERVAL) as screen, self._pool as pool, interrupts.deferred():
+        display = Display("peers", _INTERVAL)
+        display.due()  # the first interval begins: there is nothing to tell yet
+        with closing(display), self._pool as pool, interrupts.deferred():
             while pool.busy:
                 if interrupts.requested is not None:
                     pool.stop()
@@ -131,7 +136,8 @@ class _Grid:
                     if interrupts.requested is None:
                         how = "" if end.code == 0 else f"{end.job.name} failed, code {end.code}: "
                         print(f"[{self._done}/{self._total}] {how}{end.line}", flush=True)
-                screen.show(*self._lines(time.monotonic() - started))
+                if display.due():
+                    self._show(display, time.monotonic() - started)
                 time.sleep(_POLL)
             interrupts.check()
         return failed
@@ -147,14 +153,15 @@ class _Grid:
         self._children[job.name] = ChildProcess(args, log, module="scripts.peers")
         return self._children[job.name]
 
-    def _lines(self, elapsed: float) -> list[str]:
-        """How far the grid and its running runs are, by the last lines of these."""
+    def _show(self, display: Display, elapsed: float) -> None:
+        """Tell how far the grid and its running runs are, by the last lines of these."""
         said = {name: child.last_line() or "starting" for name, child in self._children.items()}
         parts = [float(found[1]) / 100 for line in said.values() if (found := _SHARE.search(line))]
-        share = (self._done + sum(parts)) / max(self._total, 1)
+        share = (self._done + sum(parts)) / self._total
         left = duration(elapsed * (1 - share) / share) if share > 0 else "-"
-        head = f"{self._done} of {self._total} runs made, {share:.1%}, ETA {left}"
-        return [head, *(f"  {name}: {line}" for name, line in said.items())]
+        lines = [f"{self._done} of {self._total} runs made, {share:.1%}, ETA {left}"]
+        lines += [f"  {name}: {line}" for name, line in said.items()]
+        display.show("\n".join(lines), round(1000 * share), 1000, *map(Text, lines))
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:

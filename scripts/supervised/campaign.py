@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from scripts.common import Screen, ScriptError, TimeLeft
+from rich.text import Text
+
+from acktr.runs.progress import Display
+from scripts.common import ScriptError, TimeLeft
 from scripts.supervised.problems import Problem
 from scripts.supervised.settings import RECIPES, Setting, constants
 from scripts.supervised.training import Row, RunSpec, describe, read_rows, train, write_rows
@@ -69,7 +73,7 @@ class Campaign:
 
     def __init__(self, plan: Plan, problem: Problem, out: Path) -> None:
         self._plan, self._problem, self._out = plan, problem, out
-        self._screen = Screen()
+        self._display = Display("supervised", 10.0)
         self._left = TimeLeft(self._planned())
 
     def run(self) -> Outcome:
@@ -80,7 +84,7 @@ class Campaign:
                 or every setting of an optimizer diverged.
         """
         plan, outcome = self._plan, Outcome()
-        with self._screen:
+        with closing(self._display):
             for name in plan.optimizers:
                 outcome.settings[name] = self._tune(name, outcome)
             for seed in plan.seeds:
@@ -113,7 +117,7 @@ class Campaign:
             raise ScriptError(
                 f"{name}: every setting diverged within {self._plan.tune_updates} updates"
             )
-        self._screen.note(
+        self._display.note(
             f"{name}: {describe(setting)} chosen, training loss {best.train_loss:.5g}"
             f" after {best.update} updates"
         )
@@ -142,15 +146,17 @@ class Campaign:
             now = time.monotonic()
             self._left.add(spec.optimizer, 1, now - last)
             last = now
-            self._screen.show(
-                f"{label}  update {update:,}/{spec.updates:,}  training loss"
-                f" {rows[-1].train_loss:.5g}  all runs {self._left.share:.1%}  ETA {self._left}"
-            )
+            if self._display.due():
+                line = (
+                    f"{label}  update {update:,}/{spec.updates:,}  training loss"
+                    f" {rows[-1].train_loss:.5g}  all runs {self._left.share:.1%}  ETA {self._left}"
+                )
+                self._display.show(line, round(1000 * self._left.share), 1000, Text(line))
 
         rows = train(spec, self._problem, report)
         self._left.drop(spec.optimizer, spec.updates - rows[-1].update)
         write_rows(path, spec, rows, self._plan.updates_per_epoch)
-        self._screen.note(
+        self._display.note(
             f"{label}: training loss {rows[-1].train_loss:.5g}, test loss {rows[-1].test_loss:.5g},"
             f" {rows[-1].update} updates in {rows[-1].seconds:.1f} s"
         )
