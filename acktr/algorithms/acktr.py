@@ -22,7 +22,7 @@ from acktr.algorithms.learner import scheduled_lr, to_floats, value_metrics
 from acktr.algorithms.objectives import JointObjective, PolicyObjective, ValueObjective
 from acktr.compute import Clock, joined, restore_generator
 from acktr.config import Config, SampledKFACConfig
-from acktr.kfac import KFAC, DiagonalGaussian
+from acktr.kfac import KFAC, DiagonalGaussian, Preconditioner
 from acktr.policies import ActionHead, ActorCritic, SharedActorCritic
 from acktr.rollout import Batch, outputs_of
 
@@ -81,9 +81,9 @@ class ACKTRLearner:
                     network.critic, settings.first_order, generator, autocast, config.micro_batch
                 )
         self.actor = self._policy_step.optimizer
-        self._kfacs = {"": self.actor}
+        self._curvatures = {"": self.actor.curvature}
         if isinstance(self.critic, KFAC):
-            self._kfacs["critic_"] = self.critic
+            self._curvatures["critic_"] = self.critic.curvature
 
     def _kfac_step(self, network: nn.Module, settings: SampledKFACConfig) -> KFACStep:
         """A network's K-FAC optimizer; a Gaussian policy's free log_std has a known Fisher."""
@@ -110,7 +110,8 @@ class ACKTRLearner:
             FactorError: K-FAC cannot go on.
         """
         started = time.perf_counter()
-        refreshed = sum(kfac.curvature.seconds["refresh"] for kfac in self._kfacs.values())
+        curvatures = self._curvatures.values()
+        refreshed = sum(curvature.seconds["refresh"] for curvature in curvatures)
         settings, lr = self.config.acktr, self._lr
         if settings.target_kl is None:
             lr = scheduled_lr(settings.actor.lr, progress, settings.lr_schedule, _SCHEDULE_HORIZON)
@@ -124,10 +125,10 @@ class ACKTRLearner:
         metrics["train/learning_rate"] = lr
         if settings.target_kl is not None:
             self._lr = adapt_lr(lr, metrics["train/approx_kl"], settings.target_kl)
-        for prefix, optimizer in self._kfacs.items():
-            metrics |= _eigenvalues(optimizer, prefix)
-        metrics["kfac/failures"] = float(sum(kfac.failures for kfac in self._kfacs.values()))
-        seconds = sum(kfac.curvature.seconds["refresh"] for kfac in self._kfacs.values())
+        for prefix, curvature in self._curvatures.items():
+            metrics |= _eigenvalues(curvature, prefix)
+        metrics["kfac/failures"] = float(sum(curvature.failures for curvature in curvatures))
+        seconds = sum(curvature.seconds["refresh"] for curvature in curvatures)
         metrics["time/refresh"] = seconds - refreshed
         metrics["time/update"] = time.perf_counter() - started
         return metrics
@@ -189,7 +190,7 @@ class ACKTRLearner:
 
         The exact quadratic, where it is wanted, is the rest of step.
         """
-        return joined(self._clock.seconds, *(o.curvature.seconds for o in self._kfacs.values()))
+        return joined(self._clock.seconds, *(c.seconds for c in self._curvatures.values()))
 
     def state_dict(self) -> dict[str, Any]:
         """Optimizers, the adapted step size and the generator (the network saves itself)."""
@@ -211,9 +212,9 @@ class ACKTRLearner:
         restore_generator(self.generator, state["generator"])
 
 
-def _eigenvalues(optimizer: KFAC, prefix: str) -> dict[str, float]:
+def _eigenvalues(curvature: Preconditioner, prefix: str) -> dict[str, float]:
     """The extreme eigenvalues of the curvature; nothing where it is inverted without them."""
-    if optimizer.config.structure == "cholesky":
+    if curvature.config.structure == "cholesky":
         return {}
-    low, high = optimizer.extreme_eigenvalues()
+    low, high = curvature.extreme_eigenvalues()
     return {f"kfac/{prefix}min_eig": low, f"kfac/{prefix}max_eig": high}

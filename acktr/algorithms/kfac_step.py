@@ -47,6 +47,7 @@ class KFACStep:
     ) -> None:
         self.network = network
         self.optimizer = optimizer
+        self.curvature = optimizer.curvature
         self._fraction = fraction
         self._limit = config.micro_batch
         self._autocast = autocast
@@ -56,7 +57,7 @@ class KFACStep:
 
     def sample(self, rows: int) -> slice | None:
         """The rows of a batch that its factors are made of; None for all."""
-        return sample_rows(rows, self._fraction, self.optimizer.curvature.batches)
+        return sample_rows(rows, self._fraction, self.curvature.batches)
 
     def __call__(
         self, objective: Objective, observations: Tensor
@@ -67,7 +68,7 @@ class KFACStep:
             The loss terms' means over the batch, and the network's first output before the step.
         """
         parts = micro_batches(len(observations), self._limit)
-        observing, sample = self.optimizer.observing, self.sample(len(observations))
+        observing, sample = self.curvature.observing, self.sample(len(observations))
         if observing and sample is not None:
             # A forward pass of the sample alone costs less than a backward pass of all.
             self._observe(objective, observations, sample)
@@ -92,10 +93,10 @@ class KFACStep:
         for part in micro_batches(len(numbers), self._limit):
             mine = numbers[part.rows]
             rows = slice(mine.start, mine.stop, mine.step)
-            with self._clock.part("fisher"), self.optimizer.capture() as captured, self._autocast():
+            with self._clock.part("fisher"), self.curvature.capture() as captured, self._autocast():
                 outputs = as_outputs(self.network(observations[rows]))
             fisher = objective.fisher(outputs, rows)
-            self.optimizer.update_curvature(captured, fisher, last=part.last)
+            self.curvature.update_curvature(captured, fisher, last=part.last)
 
     def _learn(
         self, objective: Objective, observations: Tensor, part: MicroBatch, observing: bool
@@ -107,20 +108,21 @@ class KFACStep:
         Returns:
             The loss terms, the first output, and the exact quadratic if the part is the batch.
         """
-        optimizer, rows = self.optimizer, part.rows
+        rows = part.rows
         forward: Callable[[Tensor], Tensor | Outputs] = self.network
         if self.compiled is not None and not observing and not self._exact:
             forward = self.compiled  # compiled networks call no hooks and are derived once only
-        recording = optimizer.capture() if observing else nullcontext()
+        recording = self.curvature.capture() if observing else nullcontext()
         with self._clock.part("forward"), recording as captured, self._autocast():
             outputs = as_outputs(forward(observations[rows]))
         loss, terms = objective.loss(outputs, rows)
         if captured is not None:
-            optimizer.update_curvature(captured, objective.fisher(outputs, rows), last=part.last)
+            fisher = objective.fisher(outputs, rows)
+            self.curvature.update_curvature(captured, fisher, last=part.last)
         quadratic: FisherQuadratic | None = None
         with self._clock.part("backward"):
             if self._exact and part.share == 1:
-                named = optimizer.curvature.named
+                named = self.curvature.named
                 linear = Linearized(outputs, named, torch.autograd.grad(loss, outputs))
                 for name, gradient in linear.gradients.items():
                     named[name].grad = gradient
