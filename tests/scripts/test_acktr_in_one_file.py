@@ -36,7 +36,7 @@ def flat(network: nn.Module) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("env_id", "updates"), [("CartPole-v1", 15), ("HalfCheetah-v5", 9)], ids=["vector", "mujoco"]
+    ("env_id", "updates"), [("CartPole-v1", 10), ("HalfCheetah-v5", 9)], ids=["vector", "mujoco"]
 )
 @pytest.mark.usefixtures("float64")
 def test_both_train_the_same_networks(env_id: str, updates: int) -> None:
