@@ -42,7 +42,7 @@ class KFAC(torch.optim.Optimizer):
 
     The update is U = (F + lambda)^-1 g, nu = min(1, sqrt(c / (lr^2 q))) with q = U^T F U,
     v <- mu v + nu U, theta <- theta - lr (1 - mu) v (Martens & Grosse 2015; Wu et al. 2017,
-    section 3.3; the trust region comes before momentum). With ``step_rule="quadratic_model"`` it is
+    section 3.2; the trust region comes before momentum). With ``step_rule="quadratic_model"`` it is
     theta <- theta + alpha (-U) + mu delta_0, delta_0 the last change, where alpha and mu minimise
     the quadratic model with the exact Fisher of the observed batch (Martens & Grosse 2015, sections
     6.4 and 7); lr and momentum are then not used.

@@ -42,7 +42,7 @@ def trust_scale(quadratic: Tensor, lr: float, kl_clip: float) -> Tensor:
     """Scale nu of a step so that its predicted KL stays inside the trust region.
 
     nu = min(1, sqrt(c / (lr^2 q))), so that the step lr nu U has length min(lr, sqrt(c / q)) along
-    U and the quadratic form lr^2 nu^2 q never exceeds c = 2 delta (Wu et al. 2017, section 3.3).
+    U and the quadratic form lr^2 nu^2 q never exceeds c = 2 delta (Wu et al. 2017, section 3.2).
     q <= 0 (a zero gradient) gives 1; a q that is not finite gives 0, which skips the step.
 
     Args:
