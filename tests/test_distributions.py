@@ -74,8 +74,16 @@ def environment(place: Path, distribution: Path) -> Path:
     venv.create(place, symlinks=True)
     python = place / "bin" / "python"
     (own,) = place.glob("lib/python*/site-packages")
-    others = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
-    (own / "dependencies.pth").write_text("\n".join(others))
+    dependencies = place / "dependencies"
+    dependencies.mkdir()
+    for folder in (Path(path) for path in sys.path if path.endswith("-packages")):
+        for entry in folder.iterdir():  # acktr itself may be among them
+            if (
+                not entry.name.startswith(("acktr", "__"))
+                and not (dependencies / entry.name).exists()
+            ):
+                (dependencies / entry.name).symlink_to(entry)
+    (own / "dependencies.pth").write_text(str(dependencies))
     flags = ("--quiet", "--no-deps", "--no-index", "--ignore-installed", "--no-build-isolation")
     run(sys.executable, "-m", "pip", "--python", python, "install", *flags, distribution, cwd=place)
     return place / "bin"
