@@ -18,13 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib import ticker
 
 from acktr.config import from_dict
 from acktr.files import read_object
 from acktr.report.archives import unpacked
-from acktr.report.curves import Curve, Floats, Ints
+from acktr.report.curves import Curve, aligned
 from acktr.report.figures import COLOURS, bare, panels, picture, step_axis
 from acktr.report.results import Result, find_runs, read_results
 from acktr.report.statistics import steps_to_threshold
@@ -111,18 +110,6 @@ def table(
     return as_csv([*head, *(f"steps_to_{goal:g}" for goal in goals)], rows)
 
 
-def mean_curve(points: Sequence[Point]) -> tuple[Ints, Floats]:
-    """Steps at which all these runs have a return, and the mean of their returns there.
-
-    Args:
-        points: Runs of one length, so that their curves have the same points but at the start.
-    """
-    curves = [_curve(point) for point in points]
-    shortest = min(len(curve.steps) for curve in curves)
-    returns = np.stack([curve.returns[-shortest:] for curve in curves])
-    return curves[0].steps[-shortest:], returns.mean(axis=0)
-
-
 def figure(points: Sequence[Point], speeds: Mapping[tuple[str, int], float]) -> bytes:
     """Learning curves over steps and over updates, final return and speed over the batch."""
     made, (over_steps, over_updates, final, speed), _ = panels(4, 2)
@@ -131,11 +118,11 @@ def figure(points: Sequence[Point], speeds: Mapping[tuple[str, int], float]) -> 
         mine = [point for point in points if point.algo == algo]
         sizes = sorted({point.batch for point in mine})
         for size in sizes:
-            steps, returns = mean_curve([point for point in mine if point.batch == size])
+            steps, returns = aligned([_curve(point) for point in mine if point.batch == size])
             look: dict[str, Any] = {"color": colour, "linewidth": 1.5}
             look["linestyle"] = _MARKS[batches.index(size) % len(_MARKS)]
-            over_steps.plot(steps, returns, label=f"{_NAMES[algo]} {size}", **look)
-            over_updates.plot(steps / size, returns, **look)
+            over_steps.plot(steps, returns.mean(axis=0), label=f"{_NAMES[algo]} {size}", **look)
+            over_updates.plot(steps / size, returns.mean(axis=0), **look)
         means = [_mean([point.run.last100 for point in mine if point.batch == b]) for b in sizes]
         final.plot(sizes, means, "-", color=colour, label=_NAMES[algo])
         ends = [point.run.last100 for point in mine]

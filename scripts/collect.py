@@ -24,11 +24,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from acktr.files import read_limited, safe_name, write_atomic
 from acktr.report.archives import SUFFIX, pack, read_archive, unpacked
-from acktr.report.curves import MOVING_MEAN, Curve, load_monitor
+from acktr.report.curves import MOVING_MEAN, Curve, evenly, load_monitor
 from acktr.report.plot import plot_runs
 from acktr.report.results import Result, find_runs, read_results
 from acktr.report.tables import as_csv, markdown
@@ -47,11 +45,8 @@ Copies = dict[str, dict[str, bytes]]
 def thinned(path: Path, most: int) -> bytes:
     """A CSV with at most ``most`` of its rows, first and last included."""
     content = read_table(path)
-    rows = content.rows
-    if len(rows) > most:
-        keep = np.unique(np.linspace(0, len(rows) - 1, most).round().astype(int))
-        rows = [rows[i] for i in keep]
-    return as_csv(content.columns, [[*row.values()] for row in rows])
+    kept = evenly(len(content.rows), most)
+    return as_csv(content.columns, [[*content.rows[i].values()] for i in kept])
 
 
 def small_files(run: Path, names: Sequence[str], progress_rows: int) -> dict[str, bytes]:

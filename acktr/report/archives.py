@@ -13,7 +13,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from acktr.files import read_limited, reason
@@ -37,15 +37,15 @@ _DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError
 def unpacked(paths: Sequence[Path]) -> Iterator[list[Path]]:
     """Folders for paths of which some are archives, or folders in archives.
 
-    Archives are unpacked into a temporary folder, which is removed in the end. Messages of
-    RunError and ValueError that are raised meanwhile name the archive instead of it.
+    Archives are unpacked into temporary folders, which are removed in the end. Messages of RunError
+    and ValueError that are raised meanwhile name the archive instead.
 
     Raises:
         ValueError: An archive is damaged, too large or holds a name that leads elsewhere.
     """
-    with tempfile.TemporaryDirectory(prefix="acktr-") as temporary:
-        homes: dict[Path, Path] = {}
-        folders = []
+    homes: dict[Path, Path] = {}
+    folders = []
+    with ExitStack() as stack:
         try:
             for path in paths:
                 archive = next((p for p in (path, *path.parents) if _is_archive(p)), None)
@@ -53,11 +53,14 @@ def unpacked(paths: Sequence[Path]) -> Iterator[list[Path]]:
                     folders.append(path)
                     continue
                 if archive not in homes:
-                    homes[archive] = Path(temporary, str(len(homes)), archive.name)
+                    temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="acktr-"))
+                    homes[archive] = Path(temporary, archive.name)
                     _unpack(archive, homes[archive])
                 folders.append(homes[archive] / path.relative_to(archive))
             yield folders
         except (RunError, ValueError) as error:
+            if not homes:
+                raise
             message = str(error)
             for archive, home in homes.items():
                 message = message.replace(str(home), str(archive))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,6 +132,21 @@ def on_grid(found: Curve, steps: Ints) -> Curve:
     kept = steps[steps >= found.steps[0]]
     at = np.searchsorted(found.steps, kept, side="right") - 1
     return Curve(kept, found.episodes[at], found.returns[at].round(_DECIMALS))
+
+
+def aligned(curves: Sequence[Curve]) -> tuple[Ints, Floats]:
+    """The steps at which all runs have a return, shape (points,), and returns (runs, points).
+
+    Args:
+        curves: On one grid, so that they have the same points but at the start.
+    """
+    shortest = min(len(curve.steps) for curve in curves)
+    return curves[0].steps[-shortest:], np.stack([c.returns[-shortest:] for c in curves])
+
+
+def evenly(count: int, most: int) -> Ints:
+    """Indices of at most ``most`` of ``count`` points, evenly spaced, first and last included."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
 
 
 def until(end: float, steps: Floats, returns: Floats) -> tuple[Floats, Floats]:

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from acktr.report import statistics as stats
-from acktr.report.curves import until
+from acktr.report.curves import aligned, evenly, until
 from acktr.report.references import PublishedCurve, published_curves
 from acktr.report.study import METRICS, Study
 from acktr.runs.tables import WINDOW
@@ -106,13 +106,12 @@ def _draw_curve(axis: Axes, study: Study, env: str, label: str, colour: str) -> 
     curves = [r.curve for r in study.of(env, label) if r.curve is not None and len(r.curve.steps)]
     if not curves:
         return
-    shortest = min(len(curve.steps) for curve in curves)
-    steps = curves[0].steps[-shortest:]
-    chosen = np.unique(np.linspace(0, shortest - 1, min(_POINTS, shortest)).round().astype(int))
-    returns = np.stack([curve.returns[-shortest:][chosen] for curve in curves])
+    steps, returns = aligned(curves)
+    kept = evenly(len(steps), _POINTS)
+    steps, returns = steps[kept], returns[:, kept]
     band = stats.curve_band(returns, resamples=study.resamples, seed=study.seed)
-    axis.plot(steps[chosen], band.value, color=colour, linewidth=2)
-    axis.fill_between(steps[chosen], band.low, band.high, color=colour, alpha=0.2, linewidth=0)
+    axis.plot(steps, band.value, color=colour, linewidth=2)
+    axis.fill_between(steps, band.low, band.high, color=colour, alpha=0.2, linewidth=0)
 
 
 def _draw_published(

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 
 from acktr.files import reason, write_atomic
 from acktr.report.archives import unpacked
-from acktr.report.curves import Floats, curve, until
+from acktr.report.curves import Floats, curve, evenly, until
 from acktr.report.figures import COLOURS, DASHES, GREY, panels, picture, plain, step_axis
 from acktr.report.references import published_curves
 from acktr.report.tables import as_csv
@@ -109,10 +109,8 @@ def _run_lines(runs: Sequence[Path]) -> Iterator[_Line]:
 
 
 def _thin(steps: Floats, returns: Floats) -> tuple[Floats, Floats]:
-    """Evenly spaced points, first and last included, so that pictures stay small."""
-    if len(steps) <= _MAX_POINTS:
-        return steps, returns
-    kept = np.linspace(0, len(steps) - 1, _MAX_POINTS).round().astype(np.int64)
+    """Fewer points, so that pictures stay small."""
+    kept = evenly(len(steps), _MAX_POINTS)
     return steps[kept], returns[kept]
 
 

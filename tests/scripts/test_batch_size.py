@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from acktr.report.curves import aligned
 from scripts import batch_size
 from tests.tools.run_folders import write_run
 
@@ -58,9 +59,10 @@ def test_figure_and_table(tmp_path: Path, speed: Path) -> None:
 def test_curves_are_means_over_seeds_where_all_have_a_return(tmp_path: Path) -> None:
     a_run(tmp_path, "acktr", 5, [1.0] * 50)  # the first episode ends at 200
     a_run(tmp_path, "acktr", 5, [4.0] * 10, seed=1)  # at 1000
-    steps, returns = batch_size.mean_curve(batch_size.read_points([tmp_path]))
+    points = batch_size.read_points([tmp_path])
+    steps, returns = aligned([batch_size._curve(point) for point in points])
     assert steps.tolist() == list(range(1000, 10_001, 10))
-    assert returns.tolist() == [2.5] * len(steps)
+    assert returns.mean(axis=0).tolist() == [2.5] * len(steps)
 
 
 def test_steps_to_a_return(tmp_path: Path, speed: Path) -> None:
