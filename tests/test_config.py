@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-import acktr.config
+import acktr.former
 from acktr.config import ACKTRConfig, Config, ConfigError, from_dict, merge, to_dict
 from acktr.kfac import KFACConfig
 from acktr.presets import ALGOS, PRESETS, preset
@@ -75,7 +75,7 @@ def test_published_mujoco_values() -> None:
         ({"num_envs": True}, "configuration: num_envs must be int, got True"),
         ({"env_workers": 0}, "env_workers must be an integer >= 1, got 0"),
         ({"env_workers": "all"}, "configuration: env_workers must be int, got 'all'"),
-        ({"seed": -1}, "seed must be an integer >= 0, got -1"),
+        ({"seed": -1}, "seed must be an integer >= 0 and <= 2146435071, got -1"),
         ({"algo": "ppo"}, "algo must be one of acktr, a2c, trpo, got 'ppo'"),
         ({"gama": 0.9}, r"unknown setting gama \(did you mean gamma\?\)"),
         ({"acktr": {"actor": {"lr": -1.0}}}, "acktr.actor.lr must be a finite number > 0, got -1"),
@@ -85,14 +85,17 @@ def test_published_mujoco_values() -> None:
         ({"algo": "trpo"}, "trpo needs a separate critic: network.shared must be false"),
         ({"acktr": 3}, "acktr must be an object"),
         ({"network": {"hidden": 64}}, "network.hidden must be a list of integers, got 64"),
-        ({"network": {"hidden": [0]}}, "each width of hidden must be an integer >= 1, got 0"),
+        (
+            {"network": {"hidden": [0]}},
+            "each of hidden must be an integer >= 1 and <= 16384, got 0",
+        ),
         ({"network": {"activation": "gelu"}}, "activation must be one of tanh, relu, elu"),
         ({"num_envs": 1, "num_steps": 1}, r"num_envs \* num_steps must be at least 2"),
         ({"atari": {"sticky": 2.0}}, "sticky"),
         ({"gamma": 10**400}, "configuration: gamma is too large"),
         (
             {"network": {"hidden": [3_000_000]}},
-            "each width of hidden must be <= 16384, got 3000000",
+            "each of hidden must be an integer >= 1 and <= 16384, got 3000000",
         ),
     ],
 )
@@ -118,7 +121,7 @@ def test_integers_are_taken_for_floats_and_lists_for_tuples() -> None:
 
 
 def test_wrong_types_are_configuration_errors_in_python_too() -> None:
-    with pytest.raises(ConfigError, match="gamma must be a number, got 'a'"):
+    with pytest.raises(ConfigError, match="gamma must be a finite number >= 0 and <= 1, got a"):
         Config(env="X-v0", gamma="a")  # type: ignore[arg-type]
 
 
@@ -136,7 +139,7 @@ def test_processes_of_environments() -> None:
 
 
 def test_settings_of_former_versions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(acktr.config, "_FORMER", {"turbo": 1, "acktr.actor.turbo": None})
+    monkeypatch.setattr(acktr.former, "_UNUSED", {"turbo": 1, "acktr.actor.turbo": None})
     stored = {"env": "X-v0", "turbo": 1, "acktr": {"actor": {"turbo": None, "lr": 0.5}}}
     config = from_dict(stored)
     assert config.acktr.actor.lr == 0.5

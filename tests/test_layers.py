@@ -10,8 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-GROUND = {"files", "interrupts"}
-BELOW_TRAIN = {"envs", "kfac", "config", "presets", "compute", *GROUND}
+GROUND = {"files", "interrupts", "schema"}
+BELOW_TRAIN = {"envs", "kfac", "config", "former", "presets", "compute", *GROUND}
 LEARNING = {"policies", "rollout", "algorithms"}
 RUNS = {"train", "evaluate", "runs"}
 ALLOWED: dict[str, set[str]] = {
@@ -19,7 +19,9 @@ ALLOWED: dict[str, set[str]] = {
     "kfac": set(),
     "files": set(),
     "interrupts": set(),
-    "config": {"kfac", "envs", "files"},
+    "schema": set(),
+    "former": {"kfac", "schema"},
+    "config": {"kfac", "envs", "files", "schema", "former"},
     "presets": {"config", "kfac", "envs"},
     "compute": {"config", "envs"},
     "policies": {"compute", "config", "envs", "kfac"},

@@ -178,7 +178,6 @@ def _plot(args: Sequence[str], interrupts: Interrupts) -> str:
 
 def _report(args: Sequence[str], interrupts: Interrupts) -> str:
     options = parse(ReportOptions, args, "report")
-    assert options.out is not None
     argv = ["acktr", "report", *args]
     try:
         references = load_references()

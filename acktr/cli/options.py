@@ -10,24 +10,36 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from acktr.config import (
-    Config,
-    ConfigError,
-    former_setting,
-    merge,
-    read_settings,
-    refuse_import,
-)
+from acktr.config import Config, ConfigError, merge, read_settings, refuse_import
 from acktr.envs import EnvError
+from acktr.former import former_setting
 from acktr.presets import ALGOS, preset
 from acktr.runs.folder import stored_config
 
 _HELP_ENV = "HalfCheetah-v5"
+_MOST = 2**63 - 1
 
 Parsed = TypeVar("Parsed")
 
 
+Module = Annotated[
+    str | None,
+    tyro.conf.arg(
+        name="import",
+        metavar="MODULE",
+        help="Python module that registers the environment; needed where a file names MODULE:Id.",
+    ),
+]
+Run = Annotated[
+    Path,
+    tyro.conf.Positional,
+    tyro.conf.arg(metavar="RUN", help="Run folder, or a checkpoint folder."),
+]
+File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+
 _WITH_RESUME = ("--resume", "--total-timesteps", "--import")
+"""The options that may be given besides --resume, itself included."""
 
 
 class UsageError(ValueError):
@@ -42,7 +54,7 @@ class TrainOptions:
     """
 
     settings: Annotated[Config, tyro.conf.arg(name="")]
-    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    config: File = None
     """JSON file with settings (all or part of a config.json), between preset and flags."""
     run_dir: Path = Path("runs")
     """Folder of all runs; this one goes to RUN_DIR/ENV/LABEL/seedN."""
@@ -50,16 +62,14 @@ class TrainOptions:
     """Name of the run's folder in place of the algorithm's, to keep variants apart."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     """Run folder to go on with; only --total-timesteps may be given besides."""
-    import_module: Annotated[str | None, tyro.conf.arg(name="import", metavar="MODULE")] = None
-    """Python module that registers the environment; needed where a file names MODULE:Id."""
+    import_module: Module = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions:
     """Play whole episodes with a trained agent and report the returns."""
 
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Run folder, or a checkpoint folder."""
+    run: Run
     episodes: int = 20
     """Episodes to play."""
     seed: int = 1_000_000
@@ -68,20 +78,19 @@ class EvalOptions:
     """Parallel environments."""
     checkpoint: Literal["last", "best"] = "last"
     """Which checkpoint of the run."""
-    deterministic: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    deterministic: Flag = False
     """Take the most likely actions; the default except in Atari games."""
-    stochastic: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    stochastic: Flag = False
     """Sample the actions; the default in Atari games."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    import_module: Annotated[str | None, tyro.conf.arg(name="import", metavar="MODULE")] = None
-    """Python module that registers the environment; needed where a file names MODULE:Id."""
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    import_module: Module = None
+    json: Flag = False
     """Write one JSON object and nothing else to standard output."""
 
     def __post_init__(self) -> None:
-        _at_least(1, episodes=self.episodes, num_envs=self.num_envs)
-        _at_least(0, seed=self.seed)
+        _require(1, _MOST, episodes=self.episodes, num_envs=self.num_envs)
+        _require(0, _MOST, seed=self.seed)
         if self.deterministic and self.stochastic:
             raise UsageError("--deterministic and --stochastic exclude each other")
 
@@ -90,9 +99,8 @@ class EvalOptions:
 class RecordOptions:
     """Record a video of a trained agent; works without a display."""
 
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Run folder, or a checkpoint folder."""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    run: Run
+    out: File = None
     """Video to write, .mp4 or .gif; clip.mp4 in the folder if not given."""
     episodes: int = 1
     """Episodes to record."""
@@ -104,13 +112,11 @@ class RecordOptions:
     """Which checkpoint of the run."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-
-    import_module: Annotated[str | None, tyro.conf.arg(name="import", metavar="MODULE")] = None
-    """Python module that registers the environment; needed where a file names MODULE:Id."""
+    import_module: Module = None
 
     def __post_init__(self) -> None:
-        _at_least(1, episodes=self.episodes, max_steps=self.max_steps)
-        _at_least(0, seed=self.seed)
+        _require(1, _MOST, episodes=self.episodes, max_steps=self.max_steps)
+        _require(0, _MOST, seed=self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,16 +155,15 @@ class CompareOptions:
     """Environment steps of every run, in place of the preset's."""
     eval_episodes: int | None = None
     """Episodes of each evaluation; 20 if no file says otherwise."""
-    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    config: File = None
     """JSON file with settings of all runs; its env, seed, algo and preset do not count."""
-    import_module: Annotated[str | None, tyro.conf.arg(name="import", metavar="MODULE")] = None
-    """Python module that registers the environments."""
+    import_module: Module = None
 
     def __post_init__(self) -> None:
-        _at_least(1, workers=self.workers)
+        _require(1, _MOST, workers=self.workers)
         for name in ("total_timesteps", "eval_episodes"):
             if getattr(self, name) is not None:
-                _at_least(1, **{name: getattr(self, name)})
+                _require(1, _MOST, **{name: getattr(self, name)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,8 +172,8 @@ class ReportOptions:
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
     """Run folders, folders with runs below them (ENV/LABEL/seedN), or archives (runs.zip)."""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Folder for report.md, the CSV files and the figures; needed."""
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Folder for report.md, the CSV files and the figures."""
     metric: Literal["last100", "eval"] = "last100"
     """Return of the scores: last 100 training episodes or final evaluation."""
     labels: Annotated[tuple[str, ...], tyro.conf.arg(metavar="LABEL...")] = ()
@@ -177,17 +182,15 @@ class ReportOptions:
     """Label that the others are compared with; acktr, or the first, if not given."""
     resamples: int = 2000
     """Bootstrap resamples of the intervals."""
-    references: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    references: File = None
     """CSV file with columns env,low,high,threshold, before the shipped ones of MuJoCo."""
     published: bool = True
     """Whether to draw published curves."""
 
     def __post_init__(self) -> None:
-        _within(self.resamples, "--resamples", 100, 100_000)
+        _require(100, 100_000, resamples=self.resamples)
         if not self.runs:
             raise UsageError("no runs to report; for example: acktr report runs --out DIR")
-        if self.out is None:
-            raise UsageError("--out is missing: the folder to write the report to")
         if len(set(self.labels)) != len(self.labels):
             raise UsageError("--labels: each label once")
 
@@ -271,15 +274,8 @@ def parse(
     return parsed
 
 
-def _within(value: int, flag: str, least: int, most: int) -> None:
-    if not least <= value <= most:
-        raise UsageError(f"{flag} must be in [{least}, {most}], got {value}")
-
-
-def _at_least(least: int, **values: int) -> None:
+def _require(least: int, most: int, **values: int) -> None:
     for name, value in values.items():
-        flag = name.replace("_", "-")
-        if value < least:
-            raise UsageError(f"--{flag} must be at least {least}, got {value}")
-        if value >= 1 << 63:
-            raise UsageError(f"--{flag} must be below 2**63, got {value!s:.30}")
+        if not least <= value <= most:
+            flag = name.replace("_", "-")
+            raise UsageError(f"--{flag} must be in [{least}, {most}], got {value!s:.30}")

@@ -153,7 +153,7 @@ class TestPlans:
             ({"entries": []}, "algos: at least one"),
             ({"seeds": (1, 1)}, "two runs for the folder .*seed1"),
             ({"envs": ["a/B-v0", "a_B-v0"]}, "two runs for the folder"),
-            ({"seeds": (2**31,)}, "seed must be below"),
+            ({"seeds": (2**31,)}, "seed must be an integer >= 0 and <= 2146435071"),
             ({"entries": [Entry("../x", "acktr")]}, "label must be"),
             ({"entries": [Entry("p", "acktr", "paper")]}, "no configuration for CartPole-v1"),
             ({"common": Overlay(Path("f.json"), {"gama": 1})}, "f.json: .*did you mean gamma"),

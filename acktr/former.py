@@ -1,0 +1,94 @@
+"""Settings that earlier versions wrote to their files, in the words of this one."""
+
+from __future__ import annotations
+
+import copy
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from acktr.kfac import Structure
+from acktr.schema import ConfigError
+
+_UNUSED: dict[str, Any] = {
+    "env_backend": "gymnasium",
+    "acktr.actor.norm_clip": None,
+    "acktr.actor.refresh_staleness": None,
+    "acktr.critic.norm_clip": None,
+    "acktr.critic.refresh_staleness": None,
+}
+"""Settings that were removed, with the value that changed nothing."""
+
+_STRUCTURES: dict[tuple[str, str, bool], str] = {
+    ("kfac", "eigen", False): "kfac",
+    ("kfac", "eigen", True): "kfac_factored",
+    ("kfac", "cholesky", True): "cholesky",
+    ("ekfac", "eigen", False): "ekfac",
+    ("tridiagonal", "eigen", True): "tridiagonal",
+    ("tridiagonal", "cholesky", True): "tridiagonal",
+}
+"""K-FAC's structure by the three settings that stood for it."""
+
+_THREE = ("structure", "inverse", "factored_damping")
+
+
+def translated(values: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a file without those of earlier versions.
+
+    Args:
+        values: All or part of a run's settings, as JSON values.
+        base: The settings that they are laid over; what is not in it has its default.
+
+    Raises:
+        ConfigError: A setting of an earlier version whose value nothing here follows.
+    """
+    settings = copy.deepcopy(dict(values))
+    for name, neutral in _UNUSED.items():
+        *groups, key = name.split(".")
+        value = _group(settings, *groups).pop(key, neutral)
+        if value != neutral:
+            raise ConfigError(
+                f"configuration: {name} was removed and only {neutral!r} can still be read,"
+                f" got {value!r:.40}; an earlier version of acktr can use it"
+            )
+    for network in ("actor", "critic"):
+        group = _group(settings, "acktr", network)
+        if "inverse" in group or "factored_damping" in group:
+            start = _group(base, "acktr", network).get("structure", "kfac")
+            group["structure"] = _structure(group, start)
+            del group["inverse"], group["factored_damping"]
+    return settings
+
+
+def former_setting(name: str) -> str | None:
+    """One line on a setting of K-FAC that earlier versions had; None for any other name."""
+    group, _, last = name.rpartition(".")
+    if last in ("inverse", "factored_damping"):
+        return f"write {group}.structure ({', '.join(typing.get_args(Structure))}) instead"
+    if last in ("norm_clip", "refresh_staleness"):
+        return "it was removed; an earlier version of acktr can use it"
+    return None
+
+
+def _structure(settings: dict[str, Any], start: str) -> str:
+    """K-FAC's structure by its three former settings, of which those that lack are filled in."""
+    known = next(three for three, name in _STRUCTURES.items() if name == start)
+    for key, old in zip(_THREE, known, strict=True):
+        settings.setdefault(key, old)
+    three = tuple(settings[key] for key in _THREE)
+    for combination, name in _STRUCTURES.items():
+        if combination == three:
+            return name
+    said = ", ".join(f"{key}={settings[key]!r:.40}" for key in _THREE)
+    raise ConfigError(
+        f"configuration: {said} cannot go together; write structure as one of"
+        f" {', '.join(typing.get_args(Structure))} alone"
+    )
+
+
+def _group(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """A group of settings inside of others; an empty one if there is none."""
+    group: Any = values
+    for name in names:
+        group = group.get(name) if isinstance(group, dict) else None
+    return group if isinstance(group, dict) else {}

@@ -1,0 +1,157 @@
+"""Dataclasses of settings: limits written into the types, checked, and built from JSON values."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+
+class ConfigError(ValueError):
+    """A hyper-parameter that cannot be used; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The finite numbers that a setting may be, from ``low`` to ``high``; for ``Annotated``."""
+
+    low: float
+    high: float = math.inf
+    above: bool = False
+    """Whether ``low`` itself is left out."""
+
+    def check(self, name: str, value: Any, kind: type) -> None:
+        """Raise ConfigError unless the value is such a number of this kind, int or float."""
+        number = isinstance(value, (int, kind)) and not isinstance(value, bool)
+        inside = number and self.low <= value <= self.high and value < math.inf
+        if not inside or (self.above and value == self.low):
+            noun = "an integer" if kind is int else "a finite number"
+            most = f" and <= {self.high:.10g}" if self.high < math.inf else ""
+            sign = ">" if self.above else ">="
+            raise ConfigError(f"{name} must be {noun} {sign} {self.low:g}{most}, got {value}")
+
+
+Positive = Annotated[float, Limits(0, above=True)]
+NonNegative = Annotated[float, Limits(0)]
+Share = Annotated[float, Limits(0, 1)]
+PositiveShare = Annotated[float, Limits(0, 1, above=True)]
+BelowOne = Annotated[float, Limits(0, math.nextafter(1.0, 0.0))]
+Count = Annotated[int, Limits(1)]
+CountOrZero = Annotated[int, Limits(0)]
+
+
+def check(settings: Any) -> None:
+    """Check the values of a dataclass against the limits and choices in the types of its fields.
+
+    Raises:
+        ConfigError: A value that cannot be used; the message names the field.
+    """
+    kind: Any = type(settings)
+    for name, hint in _hints(kind).items():
+        _check(name, hint, getattr(settings, name))
+
+
+def _check(name: str, hint: Any, value: Any) -> None:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        for limits in args[1:]:
+            if isinstance(limits, Limits):
+                limits.check(name, value, args[0])
+    elif origin is Literal and value not in args:
+        raise ConfigError(f"{name} must be one of {', '.join(args)}, got {value!r}")
+    elif origin is tuple:
+        for item in value:
+            _check(f"each of {name}", args[0], item)
+    elif _is_union(hint) and not _is_word(value, args):
+        _check(name, args[0], value)
+
+
+def build(kind: Any, values: Any, path: str = "") -> Any:
+    """A dataclass of settings from JSON values.
+
+    Args:
+        kind: Its class.
+        values: An object with its fields; those that are left out have their defaults.
+        path: Where it is in a larger one, for messages.
+
+    Raises:
+        ConfigError: An unknown or missing key, a wrong type or a value out of range.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"configuration: {path or 'the file'} must be an object of settings")
+    hints = _hints(kind)
+    given = {}
+    for key, value in values.items():
+        where = f"{path}.{key}" if path else str(key)
+        if key not in hints:
+            close = difflib.get_close_matches(str(key), hints, 1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            raise ConfigError(f"configuration: unknown setting {where}{hint}")
+        given[key] = _convert(hints[key], value, where)
+    for item in dataclasses.fields(kind):
+        needed = item.default is item.default_factory is dataclasses.MISSING
+        if needed and item.name not in given:
+            where = f"{path}.{item.name}" if path else item.name
+            raise ConfigError(f"configuration: {where} is missing")
+    try:
+        return kind(**given)
+    except ValueError as error:
+        raise ConfigError(f"{path}.{error}" if path else str(error)) from None
+
+
+def overlay(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON values with part of them replaced, nested ones one by one."""
+    merged = dict(base)
+    for key, value in values.items():
+        old = base.get(key)
+        nested = isinstance(old, Mapping) and isinstance(value, Mapping)
+        merged[key] = overlay(old or {}, value) if nested else value
+    return merged
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind, include_extras=True)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """Value as the field's type; JSON has lists for tuples and may write 1 for 1.0."""
+    if dataclasses.is_dataclass(hint):
+        return build(hint, value, where)
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _convert(args[0], value, where)
+    if _is_union(hint):
+        named = (value is None and type(None) in args) or (
+            value == "auto" and Literal["auto"] in args
+        )
+        return value if named else _convert(args[0], value, where)
+    if origin is Literal:
+        _check(where, hint, value)
+        return value
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_convert(args[0], item, where) for item in value)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError:
+            raise ConfigError(f"configuration: {where} is too large") from None
+    if hint in (int, str, bool) and type(value) is hint:
+        return value
+    wanted = "a list of integers" if origin is tuple else getattr(hint, "__name__", str(hint))
+    raise ConfigError(f"configuration: {where} must be {wanted}, got {value!r}")
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (types.UnionType, typing.Union)
+
+
+def _is_word(value: Any, kinds: tuple[Any, ...]) -> bool:
+    """Whether a value of a union is None or the word auto rather than of the first kind."""
+    return (value is None and type(None) in kinds) or (value == "auto" and Literal["auto"] in kinds)
