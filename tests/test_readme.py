@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import shlex
@@ -73,3 +74,47 @@ def test_every_command_is_in_the_table() -> None:
 
 def test_it_fits_on_a_page() -> None:
     assert len(README.splitlines()) <= 140
+
+
+def test_the_scores_are_those_of_the_report() -> None:
+    """In the README the evaluations, in results/README.md both."""
+    with (ROOT / "results" / "mujoco" / "aggregate.csv").open(newline="") as file:
+        rows = {
+            (r["metric"], r["statistic"], r["label"], r["other"]): r for r in csv.DictReader(file)
+        }
+
+    def numbers(*key: str) -> list[float]:
+        return [float(rows[key][f"value{end}"]) for end in ("", "_low", "_high")]
+
+    for name, label in (("ACKTR", "acktr"), ("PPO", "sb3-ppo"), ("TRPO", "trpo"), ("A2C", "a2c")):
+        value, low, high = numbers("eval", "IQM", label, "")
+        assert f"{name} {value:.2f} [{low:.2f}, {high:.2f}]" in README
+    claims = (ROOT / "results" / "README.md").read_text()
+    shown = re.findall(r"\| (0\.\d\d) \| (0\.\d\d) to (0\.\d\d) \|", claims)
+    better = "probability of improvement"
+    worse = numbers("last100", better, "a2c", "acktr")
+    expected = [numbers(metric, "IQM", "acktr", "") for metric in ("last100", "eval")]
+    expected.append([1 - worse[0], 1 - worse[2], 1 - worse[1]])
+    expected += [numbers("last100", better, "acktr", other) for other in ("trpo", "sb3-ppo")]
+    for printed, values in zip(shown, expected, strict=True):
+        assert [float(number) for number in printed] == pytest.approx(values, abs=0.00501)
+
+
+def test_the_speeds_are_those_of_the_report() -> None:
+    for suite, peer in (
+        ("atari", "SB3 A2C, DummyVecEnv"),
+        ("mujoco", "SB3-contrib TRPO, DummyVecEnv"),
+    ):
+        report = (ROOT / "results" / "performance" / f"{suite}.md").read_text()
+        lines = [line.split(" | ") for line in report.splitlines()]
+        ours, theirs = (
+            float(next(x[3] for x in lines if x[0] == f"| {n}").split()[0].replace(",", ""))
+            for n in ("ACKTR", peer)
+        )
+        assert f"{ours:,.0f}" in README
+        assert f"{ours / theirs:.1f} times" in README
+    assert (
+        "time per step, ACKTR over A2C at the same batch: 1.11"
+        in (ROOT / "results" / "performance" / "atari.md").read_text()
+    )
+    assert "1.11 times A2C's time per step" in README
