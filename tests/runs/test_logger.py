@@ -5,20 +5,17 @@ import errno
 import json
 import logging
 import os
-import platform
 from collections import defaultdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
     EventAccumulator,
 )
 
-from acktr.runs.folder import RunError, RunFolder, versions
+from acktr.runs.folder import RunError, RunFolder
 from acktr.runs.logger import RunLogger
 from acktr.train import Episode, TrainStats
 
@@ -52,99 +49,8 @@ def folder(tmp_path: Path) -> RunFolder:
     return RunFolder.create(tmp_path / "run")
 
 
-class TestRunFolder:
-    def test_layout(self, folder: RunFolder) -> None:
-        names = [path.relative_to(folder.path).as_posix() for path in (folder.last, folder.best)]
-        assert names == ["checkpoints/last", "checkpoints/best"]
-        files = [folder.config, folder.versions, folder.command, folder.monitor, folder.progress]
-        assert [path.name for path in [*files, folder.evaluations, folder.curve]] == [
-            *("config.json", "versions.json", "command.txt", "monitor.csv", "progress.csv"),
-            *("eval.csv", "curve.png"),
-        ]
-
-    def test_refuses_an_existing_run(self, tmp_path: Path) -> None:
-        RunFolder.create(tmp_path / "a" / "b").write_config({"env": "X"})
-        with pytest.raises(RunError) as caught:
-            RunFolder.create(tmp_path / "a" / "b")
-        assert str(caught.value) == (
-            f"{tmp_path}/a/b already holds a run; continue a run with --resume PATH "
-            "or choose another --run-dir or --seed"
-        )
-
-    def test_refuses_anything_else_in_the_way(self, tmp_path: Path) -> None:
-        (tmp_path / "mine").mkdir()
-        (tmp_path / "mine" / "x").write_text("x")
-        with pytest.raises(RunError, match=r"mine is not empty; .*--run-dir"):
-            RunFolder.create(tmp_path / "mine")
-        for path in (tmp_path / "mine" / "x", tmp_path / "mine" / "x" / "run"):
-            with pytest.raises(RunError, match=r"cannot create the run folder: (File|Not a dir)"):
-                RunFolder.create(path)
-        assert [p.name for p in tmp_path.rglob("*")] == ["mine", "x"]
-
-    def test_accepts_an_empty_folder_once(self, tmp_path: Path) -> None:
-        (tmp_path / "run").mkdir()
-        RunFolder.create(tmp_path / "run")
-        with pytest.raises(RunError):
-            RunFolder.create(tmp_path / "run")
-
-    def test_open_needs_a_config(self, tmp_path: Path) -> None:
-        folder = RunFolder.create(tmp_path / "run")
-        for path in (tmp_path / "run", tmp_path / "missing"):
-            with pytest.raises(RunError, match="not a run folder"):
-                RunFolder.open(path)
-        config = {"env": "CartPole-v1", "hidden": [64, 64], "lr": 0.25, "kl": None}
-        folder.write_config(config)
-        assert RunFolder.open(tmp_path / "run").read_config() == config
-
-    @pytest.mark.parametrize(
-        ("content", "why"),
-        [
-            (b"{", "not valid JSON"),
-            (b"\xff\xfe", "not valid JSON"),
-            (b"[" * 100_000, "not valid JSON"),
-            (b"[1]", "must hold a JSON object"),
-            (b'"' + b"x" * (1 << 20) + b'"', "at most 1048576 are allowed"),
-        ],
-    )
-    def test_garbage_config(self, folder: RunFolder, content: bytes, why: str) -> None:
-        folder.config.write_bytes(content)
-        with pytest.raises(RunError, match=why) as caught:
-            folder.read_config()
-        assert "\n" not in str(caught.value) and "config.json" in str(caught.value)
-
-    def test_command_keeps_every_start(self, folder: RunFolder) -> None:
-        folder.write_command(["acktr", "train", "--env", "a b"])
-        folder.write_command(["acktr", "train", "--resume", "x"])
-        assert folder.command.read_text() == ("acktr train --env 'a b'\nacktr train --resume x\n")
-
-    def test_unwritable(self, folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(os, "fsync", full)
-        with pytest.raises(RunError, match=r"config\.json: cannot write: No space left"):
-            folder.write_config({})
-        assert [path.name for path in folder.path.iterdir()] == ["checkpoints"]
-
-
 def full(*_: Any) -> int:
     raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def test_versions(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = metadata.version
-
-    def version(name: str) -> str:
-        if name == "ale-py":
-            raise metadata.PackageNotFoundError(name)
-        return "9.9" if name == "acktr" else real(name)
-
-    monkeypatch.setattr(metadata, "version", version)
-    folder.write_json(folder.versions, versions())
-    found = json.loads(folder.versions.read_text())
-    assert found == versions()
-    assert found["ale-py"] is None and found["acktr"] == "9.9"
-    assert found["torch"] == torch.__version__.split("+")[0] or found["torch"] == torch.__version__
-    assert found["python"] == platform.python_version()
-    assert found["torch_threads"] == torch.get_num_threads()
-    assert set(found) >= {"gymnasium", "mujoco", "numpy", "platform", "cpu_count", "git_commit"}
 
 
 class TestRunLogger:

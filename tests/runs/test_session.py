@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from acktr.compute import restore_generator
-from acktr.config import Config, ConfigError, merge
+from acktr.config import Config, merge
 from acktr.interrupts import Interrupts, Stopped, hangup_terminates
 from acktr.presets import preset
 from acktr.runs import session
@@ -86,22 +86,6 @@ class TestHangup:
         with Interrupts() as interrupts, hangup_terminates():
             signal.raise_signal(signal.SIGHUP)
         assert interrupts.requested is None
-
-
-def test_label_takes_the_place_of_the_algorithm() -> None:
-    path = run_path(Path("runs"), config(seed=3), "acktr-v.2_x")
-    assert path == Path("runs/CartPole-v1/acktr-v.2_x/seed3")
-
-
-@pytest.mark.parametrize("label", ["", ".", "..", "../x", "a/b", "-x", "a b", "x" * 81, "é", "a\n"])
-def test_label_must_be_the_name_of_a_folder(label: str) -> None:
-    with pytest.raises(ConfigError, match="label must be"):
-        run_path(Path("runs"), config(), label)
-
-
-def test_run_path_has_no_special_characters() -> None:
-    path = run_path(Path("runs"), config(env="mod:ns/Env-v0", seed=3))
-    assert path == Path("runs/mod_ns_Env-v0/acktr/seed3")
 
 
 class TestCheckpoints:
