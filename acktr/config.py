@@ -118,11 +118,11 @@ class TRPOConfig:
     fisher_fraction: PositiveShare = 1.0
     """Part of the batch for Fisher products: every round(1/fraction)-th sample."""
     backtrack_factor: Annotated[float, Limits(0, math.nextafter(1.0, 0.0), above=True)] = 0.8
-    """What the line search multiplies the step by."""
+    """Factor by which the line search shortens the step."""
     backtrack_steps: Count = 10
     """Most steps that the line search tries."""
     critic: CriticConfig = field(default_factory=CriticConfig)
-    """How the critic is fitted."""
+    """Fit of the critic."""
 
     def __post_init__(self) -> None:
         """Check every value; raises ConfigError naming the field."""

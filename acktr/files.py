@@ -40,14 +40,14 @@ def read_object(path: Path, limit: int = 1 << 20) -> dict[str, Any]:
         ValueError: if it cannot be read or is no JSON object; one line that names it.
     """
     try:
-        found = json.loads(read_limited(path, limit).decode("utf-8"))
+        content = json.loads(read_limited(path, limit).decode("utf-8"))
     except OSError as error:
         raise ValueError(f"{path}: cannot read: {reason(error)}") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise ValueError(f"{path}: must hold a JSON object")
-    return found
+    return content
 
 
 def write_synced(path: Path, data: bytes) -> None:
@@ -103,10 +103,10 @@ def reason(error: OSError) -> str:
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings by their dotted names, for example acktr.actor.lr."""
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
+            settings |= flat(value, f"{prefix}{key}.")
         else:
-            found[prefix + key] = value
-    return found
+            settings[prefix + key] = value
+    return settings

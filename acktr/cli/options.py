@@ -77,7 +77,7 @@ class EvalOptions:
     num_envs: int = 8
     """Parallel environments."""
     checkpoint: Literal["last", "best"] = "last"
-    """Which checkpoint of the run."""
+    """Checkpoint of the run to take."""
     deterministic: Flag = False
     """Take the most likely actions; the default except in Atari games."""
     stochastic: Flag = False
@@ -109,7 +109,7 @@ class RecordOptions:
     seed: int = 1_000_000
     """Seed of the environment and of sampled actions."""
     checkpoint: Literal["last", "best"] = "last"
-    """Which checkpoint of the run."""
+    """Checkpoint of the run to take."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     import_module: Module = None

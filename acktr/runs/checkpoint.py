@@ -136,14 +136,14 @@ def _target(folder: Path) -> Path:
 def _read_current(target: Path) -> tuple[Path, dict[str, bytes]]:
     """A checkpoint's folder and verified files, read again if a writer replaced it meanwhile."""
     for _ in range(_ATTEMPTS - 1):
-        found, stamp = _present(target), _stamp(target)
+        present, stamp = _present(target), _stamp(target)
         try:
-            return found, _read_verified(found)
+            return present, _read_verified(present)
         except CheckpointError:
             if _stamp(target) == stamp:
                 raise
-    found = _present(target)
-    return found, _read_verified(found)
+    present = _present(target)
+    return present, _read_verified(present)
 
 
 def _present(target: Path) -> Path:
@@ -152,12 +152,12 @@ def _present(target: Path) -> Path:
 
 
 def _stamp(target: Path) -> tuple[int, int] | None:
-    """What changes when a checkpoint is replaced; None while there is none of this name."""
+    """Identity and time of the manifest, which a newer checkpoint changes; None without one."""
     try:
-        found = (target / _MANIFEST).stat()
+        manifest = (target / _MANIFEST).stat()
     except OSError:
         return None
-    return found.st_ino, found.st_mtime_ns
+    return manifest.st_ino, manifest.st_mtime_ns
 
 
 def _bad(path: Path, why: str) -> CheckpointError:

@@ -235,7 +235,7 @@ class Progress:
 
 
 def share(done: int, total: int) -> str:
-    """How many of all, also in percent."""
+    """The count and the total, and the share in percent."""
     return f"{done:,}/{total:,} ({done / max(total, 1):.1%})"
 
 

@@ -33,7 +33,7 @@ class SavedAgent:
     timesteps: int
     """Environment steps learned from."""
     score: float | None
-    """What the best checkpoint is chosen by, if it was known."""
+    """Score by which the best checkpoint is chosen, if it was known."""
 
     def policy(
         self,

@@ -26,7 +26,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Content:
-    """What a CSV file holds."""
+    """The contents of a CSV file."""
 
     comment: str | None
     """The first line if it starts with #."""
