@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from acktr.interrupts import Interrupts
-from acktr.runs.progress import printable
-from scripts.bench import report
-from scripts.bench.cases import GAME, SUITES, Suite, Timing, make_suite, missing
-from scripts.bench.runner import Runner, turns
+from acktr.runs.progress import pace, printable
+from scripts.bench import report, runner
+from scripts.bench.cases import SUITES, Case, Timing
 from scripts.common import (
     FAILED,
-    ScriptError,
     check_folder,
     command_line,
     cores,
@@ -31,8 +30,6 @@ from scripts.common import (
     run,
     save,
 )
-
-_MOST_SECONDS = 3600.0
 
 
 def main(argv: Sequence[str]) -> int:
@@ -46,30 +43,36 @@ def main(argv: Sequence[str]) -> int:
 
 def _bench(argv: Sequence[str], interrupts: Interrupts) -> int:
     asked = _options(argv)
-    timing = Timing(
-        threads=asked.torch_threads,
-        seconds=asked.seconds,
-        windows=asked.windows,
-        warm_up=asked.warm_up,
-        warm_up_updates=asked.warm_up_updates,
-    )
-    suites = [make_suite(name, asked.env or GAME) for name in asked.suite]
-    failed = False
-    skipped = {suite.name: _skipped(suite) for suite in suites}
+    names = ("seconds", "windows", "warm_up", "warm_up_updates")
+    timing = Timing(threads=asked.torch_threads, **{name: getattr(asked, name) for name in names})
+    suites = {name: SUITES[name]() for name in asked.suite}
+    skipped = {name: _skipped(name, cases) for name, cases in suites.items()}
     planned = {
-        suite.name: turns(suite.cases, timing, asked.rounds, skipped[suite.name])
-        for suite in suites
+        name: runner.turns(
+            [case for case in cases if case.key not in skipped[name]], timing, asked.rounds
+        )
+        for name, cases in suites.items()
     }
-    runner = Runner(planned, _say, interrupts)
-    for suite in suites:
-        load = report.load_average()
-        outcomes = runner.run(suite)
-        about = report.about(command_line("bench", argv), timing, asked.rounds, load)
-        document = report.document(suite, outcomes, skipped[suite.name], about)
+    begun, done, total = time.monotonic(), 0, sum(map(len, planned.values()))
+    failed = False
+    for name, turns in planned.items():
+        about = report.about(command_line("bench", argv), timing, asked.rounds)
+        outcomes: dict[str, runner.Outcome] = {}
+        for case, length in turns:
+            eta = pace(done, total, done / (time.monotonic() - begun))[1]
+            done += 1
+            _say(f"[{done}/{total}] {case.what} {case.env}".rstrip() + f", ETA {eta}")
+            found = runner.measure(case, length, interrupts)
+            if "failure" in found:
+                failed = True
+                _say(f"  failed: {found['failure']}")
+            before = outcomes.get(case.key)
+            outcomes[case.key] = found if before is None else runner.together(before, found)
+        document = {"suite": name, **about}
+        document |= report.results(suites[name], outcomes, skipped[name])
         sys.stdout.write(report.markdown(document))
         sys.stdout.flush()
         save(asked.out, report.files(document))
-        failed = failed or any(outcome.found is None for outcome in outcomes.values())
     return FAILED if failed else 0
 
 
@@ -79,19 +82,16 @@ def _say(text: str) -> None:
     sys.stderr.flush()
 
 
-def _skipped(suite: Suite) -> dict[str, str]:
+def _skipped(suite: str, cases: Sequence[Case]) -> Mapping[str, str]:
     """Why cases are left out, by their key; each reason is told once."""
-    reasons: dict[str, str] = {}
-    for case in suite.cases:
-        absent = missing(case)
-        if absent:
-            reasons[case.key] = f"{' and '.join(absent)} not installed"
+    reasons = {
+        case.key: f"{' and '.join(absent)} not installed"
+        for case in cases
+        if (absent := case.missing())
+    }
     for reason in dict.fromkeys(reasons.values()):
-        names = [case.what for case in suite.cases if reasons.get(case.key) == reason]
-        _say(
-            f"{suite.name}: skipping {'; '.join(names)}: {reason}"
-            " (pip install 'acktr[bench]' brings it)"
-        )
+        names = "; ".join(case.what for case in cases if reasons.get(case.key) == reason)
+        _say(f"{suite}: skipping {names}: {reason} (pip install 'acktr[bench]' brings it)")
     return reasons
 
 
@@ -107,14 +107,12 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     names = ", ".join(SUITES)
     add("--suite", nargs="+", required=True, choices=SUITES, metavar="NAME", help=names)
-    add("--env", metavar="ID", help=f"game of the suites atari and batch; default {GAME}")
     folder = Path("results/performance")
     add("--out", type=Path, default=folder, help=f"folder of the reports; default {folder}")
     what = "threads of torch; default one per core"
     add("--torch-threads", type=integer(1, 1024), default=cores(), metavar="N", help=what)
-    seconds = positive(_MOST_SECONDS)
     what = "least length of a window; default 10"
-    add("--seconds", type=seconds, default=10.0, help=what)
+    add("--seconds", type=positive(3600.0), default=10.0, help=what)
     add("--windows", type=integer(1, 1000), default=3, help="default 3")
     what = (
         "go through all cases so often, with as many windows each time, so that a machine whose"
@@ -122,18 +120,11 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     )
     add("--rounds", type=integer(1, 100), default=1, metavar="N", help=what)
     what = "least seconds before the first window; default 5"
-    add("--warmup", dest="warm_up", type=seconds, default=5.0, metavar="SECONDS", help=what)
+    add("--warmup", dest="warm_up", type=positive(3600.0), default=5.0, help=what)
     what = "least updates before the first window; default 20"
-    updates = integer(0, 10_000)
-    add(
-        "--warmup-updates", dest="warm_up_updates", type=updates, default=20, metavar="N", help=what
-    )
+    add("--warmup-updates", dest="warm_up_updates", type=integer(0), default=20, help=what)
     asked = parsed(parser, argv)
     given_once(asked, "suite")
-    if asked.env is not None and not {"atari", "batch"} & set(asked.suite):
-        raise ScriptError(
-            "argument --env: it replaces the game of atari and batch, which are not in --suite"
-        )
     check_folder(asked.out)
     return asked
 

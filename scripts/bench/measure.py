@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from acktr.compute import one_thread, threads_for
 from acktr.config import Config, from_dict
@@ -64,10 +63,9 @@ def measure(case: Case, timing: Timing) -> dict[str, Any]:
 
         return measure_kfac(case, timing)
     if case.kind in ("atari peer", "mujoco peer"):
-        from scripts.bench import peers
+        from scripts.bench.peers import measure_peer
 
-        of = peers.measure_mujoco if case.kind == "mujoco peer" else peers.measure_atari
-        return of(case, timing)
+        return measure_peer(case, timing)
     of_ours = {"environment": measure_environment, "compute": measure_compute}
     return of_ours.get(case.kind, measure_training)(from_dict(case.settings), timing)
 
@@ -89,11 +87,8 @@ class Windows:
         """Seconds of all finished windows together."""
         self.warm = False
         """Whether the warm-up is over."""
-        self._timing = timing
-        self._clock = clock
-        self._started = clock()
-        self._steps = 0
-        self._cold_updates = 0
+        self._timing, self._clock = timing, clock
+        self._started, self._steps, self._cold_updates = clock(), 0, 0
 
     @property
     def done(self) -> bool:
@@ -107,21 +102,19 @@ class Windows:
             timesteps: Environment steps so far, those of the warm-up included.
         """
         now = self._clock()
-        if self.warm:
-            self._count(now, timesteps)
-            return
-        self._cold_updates += 1
-        long_enough = now - self._started >= self._timing.warm_up
-        if long_enough and self._cold_updates >= self._timing.warm_up_updates:
-            self.warm, self._started, self._steps = True, now, timesteps
-
-    def _count(self, now: float, timesteps: int) -> None:
-        self.updates += 1
         elapsed = now - self._started
-        if elapsed < self._timing.seconds:
-            return
-        self.rates.append((timesteps - self._steps) / elapsed)
-        self.seconds += elapsed
+        if self.warm:
+            self.updates += 1
+            if elapsed < self._timing.seconds:
+                return
+            self.rates.append((timesteps - self._steps) / elapsed)
+            self.seconds += elapsed
+        else:
+            self._cold_updates += 1
+            enough = self._cold_updates >= self._timing.warm_up_updates
+            if elapsed < self._timing.warm_up or not enough:
+                return
+            self.warm = True
         self._started, self._steps = now, timesteps
 
     def result(self) -> dict[str, Any]:
@@ -221,12 +214,20 @@ def measure_compute(config: Config, timing: Timing) -> dict[str, Any]:
         envs.close()
     batch = make_batch(rollout, config.gamma, config.gae_lambda, trainer.device)
     shown = batch.observations[: config.num_envs // parts].clone()
-    act = _acting(trainer, shown, batch.observations, config.num_steps * parts)
+    acting = trainer.collector.acting
+
+    @torch.no_grad()
+    def act() -> None:
+        """The forward passes of a rollout: to act, and one for the values that those leave out."""
+        with one_thread():
+            for _ in range(config.num_steps * parts):
+                acting(shown)
+        acting.values(shown if acting.gives_values else batch.observations)
+
     named = dict(trainer.network.named_parameters())
     start = {name: parameter.detach().clone() for name, parameter in named.items()}
-    spent = 0.0
+    spent, updates = 0.0, 0
     windows = Windows(timing, lambda: spent)
-    updates = 0
     while not windows.done:
         started = time.perf_counter()
         with threads_for(envs.single_observation_space):  # as in training
@@ -239,30 +240,6 @@ def measure_compute(config: Config, timing: Timing) -> dict[str, Any]:
         updates += 1
         windows.end_update(updates * rollout.env_steps)
     return windows.result()
-
-
-def _acting(
-    trainer: Trainer, observations: Tensor, batch: Tensor, times: int
-) -> Callable[[], None]:
-    """The forward passes of a rollout: to act, and one for the values that those leave out.
-
-    Args:
-        trainer: Network, precision and action noise.
-        observations: Of one step of a group of environments.
-        batch: Of a whole rollout.
-        times: How often the policy acts.
-    """
-    acting = trainer.collector.acting
-    last = observations if acting.gives_values else batch
-
-    @torch.no_grad()
-    def act() -> None:
-        with one_thread():
-            for _ in range(times):
-                acting(observations)
-        acting.values(last)
-
-    return act
 
 
 def peak_mib() -> float | None:

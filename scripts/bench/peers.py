@@ -17,7 +17,6 @@ from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
     SubprocVecEnv,
-    VecEnv,
     VecFrameStack,
     VecNormalize,
 )
@@ -47,68 +46,13 @@ class _Marks(BaseCallback):
         return not self._windows.done
 
 
-def measure_atari(case: Case, timing: Timing) -> dict[str, Any]:
-    """Train on the library's Atari environments: its wrapper, four frames, one or many processes.
+def measure_peer(case: Case, timing: Timing) -> dict[str, Any]:
+    """Train it.
 
     Returns:
         JSON values of :class:`Windows`, and the ``peak_mib`` of all processes.
     """
-    envs = VecFrameStack(
-        make_atari_env(
-            partial(_game, case.env),
-            case.num_envs,
-            _SEED,
-            vec_env_cls=SubprocVecEnv if case.settings["processes"] else DummyVecEnv,
-        ),
-        _STACK,
-    )
-    return _measure(_atari_model(case.settings, envs), envs, timing)
-
-
-def _game(env_id: str) -> gymnasium.Env[Any, Any]:
-    """One game without skipped frames, which the wrapper skips; also in a process of its own."""
-    gymnasium.register_envs(ale_py)
-    return gymnasium.make(env_id, frameskip=1)
-
-
-def _atari_model(settings: dict[str, Any], envs: VecEnv) -> OnPolicyAlgorithm:
-    common: dict[str, Any] = {
-        "learning_rate": settings["lr"],
-        "n_steps": settings["num_steps"],
-        "ent_coef": settings["ent_coef"],
-        "vf_coef": settings["vf_coef"],
-        "seed": _SEED,
-        "device": "cpu",
-    }
-    if settings["peer"] == "sb3-a2c":
-        optimizer = {
-            "optimizer_class": RMSpropTFLike,
-            "optimizer_kwargs": {"eps": settings["rms_eps"]},
-        }
-        return stable_baselines3.A2C("CnnPolicy", envs, policy_kwargs=optimizer, **common)
-    return stable_baselines3.PPO(
-        "CnnPolicy",
-        envs,
-        n_epochs=settings["n_epochs"],
-        batch_size=settings["batch_size"],
-        clip_range=settings["clip_range"],
-        **common,
-    )
-
-
-def measure_mujoco(case: Case, timing: Timing) -> dict[str, Any]:
-    """Train on the library's vector environment, in this process, and normalisation."""
-    settings = read_settings(case.settings["peer"], case.settings["values"])
-    envs = VecNormalize(
-        make_vec_env(case.env, case.num_envs, _SEED),
-        norm_obs=settings.normalize_observation,
-        norm_reward=settings.normalize_reward,
-        gamma=settings.gamma,
-    )
-    return _measure(make_on(settings, envs, settings.optimizer.lr, _SEED), envs, timing)
-
-
-def _measure(model: OnPolicyAlgorithm, envs: VecEnv, timing: Timing) -> dict[str, Any]:
+    model = _atari_model(case) if case.kind == "atari peer" else _mujoco_model(case)
     model.set_logger(Logger(folder=None, output_formats=[]))
     windows = Windows(timing)
     try:
@@ -117,4 +61,40 @@ def _measure(model: OnPolicyAlgorithm, envs: VecEnv, timing: Timing) -> dict[str
             model.learn(_ENDLESS, callback=_Marks(windows), log_interval=_ENDLESS)
         return windows.result() | {"peak_mib": peak_mib()}
     finally:
-        envs.close()
+        assert model.env is not None
+        model.env.close()
+
+
+def _atari_model(case: Case) -> OnPolicyAlgorithm:
+    """On the library's Atari environments: its wrapper, four frames, one or many processes."""
+    values, where = case.settings["values"], case.settings["where"]
+    vectors = SubprocVecEnv if where == "SubprocVecEnv" else DummyVecEnv
+    games = make_atari_env(partial(_game, case.env), case.num_envs, _SEED, vec_env_cls=vectors)
+    of: Any = stable_baselines3.PPO
+    common: dict[str, Any] = {"n_steps": case.num_steps, "seed": _SEED, "device": "cpu"}
+    if case.settings["peer"] == "sb3-a2c":
+        of = stable_baselines3.A2C
+        optimizer = {"optimizer_class": RMSpropTFLike}
+        common["policy_kwargs"] = optimizer | {"optimizer_kwargs": {"eps": values["rms_eps"]}}
+    model: OnPolicyAlgorithm = of(
+        "CnnPolicy", VecFrameStack(games, _STACK), **common, **values["model"]
+    )
+    return model
+
+
+def _game(env_id: str) -> gymnasium.Env[Any, Any]:
+    """One game without skipped frames, which the wrapper skips; also in a process of its own."""
+    gymnasium.register_envs(ale_py)
+    return gymnasium.make(env_id, frameskip=1)
+
+
+def _mujoco_model(case: Case) -> OnPolicyAlgorithm:
+    """On the library's vector environment, in this process, and normalisation."""
+    settings = read_settings(case.settings["peer"], case.settings["values"])
+    envs = VecNormalize(
+        make_vec_env(case.env, case.num_envs, _SEED),
+        norm_obs=settings.normalize_observation,
+        norm_reward=settings.normalize_reward,
+        gamma=settings.gamma,
+    )
+    return make_on(settings, envs, settings.optimizer.lr, _SEED)

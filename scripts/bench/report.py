@@ -6,18 +6,24 @@ import json
 import os
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
 from acktr.report.tables import markdown as table
-from scripts.bench.cases import BASELINE, Case, Suite, Timing, compute_key, environment_key
-from scripts.bench.runner import Outcome
+from scripts.bench.cases import BASELINE, Case, Timing
 from scripts.common import machine
 
 _PEERS = ("stable-baselines3", "sb3-contrib", "opencv-python-headless", "opencv-python")
 _ROWS = ("training", "atari peer", "mujoco peer")
+_SAME_BATCH = "time per step, ACKTR over A2C at the same batch"
+_RATIOS = (
+    (_SAME_BATCH, BASELINE, "a2c-equal"),
+    (f"{_SAME_BATCH}, all samples", "acktr-whole", "a2c-equal"),
+)
+"""Times per step to compare: what is said, and the keys of numerator and denominator."""
 PARTS = {
     "env": "environments",
     "act": "act",
@@ -36,80 +42,65 @@ PARTS = {
 """Headings by part of the time, in the order of the table."""
 
 
-def load_average() -> list[float] | None:
-    """Processes that wanted to run in the last 1, 5 and 15 minutes; None where it is unknown."""
-    try:
-        return [round(value, 2) for value in os.getloadavg()]
-    except OSError:
-        return None
-
-
-def about(command: str, timing: Timing, rounds: int, load: list[float] | None) -> dict[str, Any]:
-    """What a report says of its making.
+def about(command: str, timing: Timing, rounds: int) -> dict[str, Any]:
+    """What a report says of its making, before the measurement.
 
     Args:
         command: The command line.
         timing: Lengths and threads.
         rounds: How often all cases were gone through.
-        load: Load average before the measurement.
     """
-    found = machine()
-    del found["torch_threads"]  # of this process, which does not measure
+    described = machine()
+    del described["torch_threads"]  # of this process, which does not measure
     for package in _PEERS:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
+        with suppress(metadata.PackageNotFoundError):
+            described[package] = metadata.version(package)
+    described["load_average_before"] = [round(value, 2) for value in os.getloadavg()]
     return {
         "command": command,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {**found, "load_average_before": load},
+        "machine": described,
         "timing": {**asdict(timing), "rounds": rounds},
     }
 
 
-def document(
-    suite: Suite,
-    outcomes: Mapping[str, Outcome],
-    skipped: Mapping[str, str],
-    about: Mapping[str, Any],
+def results(
+    cases: Sequence[Case], outcomes: Mapping[str, dict[str, Any]], skipped: Mapping[str, str]
 ) -> dict[str, Any]:
     """Everything that is known of a suite, as JSON values.
 
     Args:
-        suite: The cases.
-        outcomes: What became of those that were measured, by key.
+        cases: All of them.
+        outcomes: Measurements or failures of those that were measured, by key.
         skipped: Why others were not, by key.
-        about: Of :func:`about`.
     """
-    found = {key: each.found for key, each in outcomes.items() if each.found is not None}
-    named = {case.key: case for case in suite.cases}
+    found = {key: each for key, each in outcomes.items() if "failure" not in each}
+    done = [case for case in cases if case.key in found]
+    named = {case.key: case for case in cases}
     return {
-        "suite": suite.name,
-        **about,
-        "rows": [_row(case, found, named) for case in suite.cases if _is_row(case, found)],
-        "ratios": _ratios(suite, found),
+        "rows": [_row(case, found, named) for case in done if case.kind in _ROWS],
+        "ratios": [  # those of the times per step are those of the speeds upside down
+            {"what": what, "value": rate(found[below]) / rate(found[above])}
+            for what, above, below in _RATIOS
+            if above in found and below in found
+        ],
         "limits": [
-            limit
-            for case in suite.cases
-            if case.kind == "training" and (limit := _limit(case, found)) is not None
+            _limit(case, found)
+            for case in done
+            if case.kind == "training" and {case.environment_key, case.compute_key} <= found.keys()
         ],
         "supervised": [
             {"what": case.what, "settings": case.settings, **found[case.key]}
-            for case in suite.cases
-            if case.kind == "kfac" and case.key in found
+            for case in done
+            if case.kind == "kfac"
         ],
         "skipped": [{"what": named[key].what, "why": why} for key, why in skipped.items()],
         "failed": [
-            {"what": named[key].what, "env": named[key].env, "why": each.failure}
+            {"what": named[key].what, "env": named[key].env, "why": each["failure"]}
             for key, each in outcomes.items()
-            if each.found is None
+            if "failure" in each
         ],
     }
-
-
-def _is_row(case: Case, found: Mapping[str, Any]) -> bool:
-    return case.kind in _ROWS and case.key in found
 
 
 def _row(case: Case, found: Mapping[str, Any], named: Mapping[str, Case]) -> dict[str, Any]:
@@ -133,12 +124,8 @@ def _row(case: Case, found: Mapping[str, Any], named: Mapping[str, Case]) -> dic
 
 def summary(rates: Sequence[float]) -> dict[str, Any]:
     """Median, extremes and all of the windows' speeds."""
-    return {
-        "median": statistics.median(rates),
-        "min": min(rates),
-        "max": max(rates),
-        "windows": list(rates),
-    }
+    median = statistics.median(rates)
+    return {"median": median, "min": min(rates), "max": max(rates), "windows": list(rates)}
 
 
 def rate(found: Mapping[str, Any]) -> float:
@@ -146,37 +133,21 @@ def rate(found: Mapping[str, Any]) -> float:
     return float(statistics.median(found["rates"]))
 
 
-def _ratios(suite: Suite, found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Ratios of the times per step, which are those of the speeds upside down."""
-    return [
-        {"what": what, "value": rate(found[below]) / rate(found[above])}
-        for what, above, below in suite.ratios
-        if above in found and below in found
-    ]
-
-
-def _limit(case: Case, found: Mapping[str, Any]) -> dict[str, Any] | None:
-    """How far a training is from its limit; None if a part of it was not measured."""
-    keys = (case.key, environment_key(case), compute_key(case))
-    if any(key not in found for key in keys):
-        return None
-    achieved, environment, compute = (rate(found[key]) for key in keys)
-    limit = sequential(environment, compute)
+def _limit(case: Case, found: Mapping[str, Any]) -> dict[str, Any]:
+    """How far a training is from stepping and computing in turn."""
+    environment, compute = found[case.environment_key], found[case.compute_key]
+    limit = 1 / (1 / rate(environment) + 1 / rate(compute))
+    achieved = rate(found[case.key])
     return {
         "what": case.what,
         "env": case.env,
         "batch": case.batch,
-        "environment": summary(found[keys[1]]["rates"]),
-        "compute": summary(found[keys[2]]["rates"]),
+        "environment": summary(environment["rates"]),
+        "compute": summary(compute["rates"]),
         "limit": limit,
         "achieved": achieved,
         "part": achieved / limit,
     }
-
-
-def sequential(environment: float, compute: float) -> float:
-    """Speed of stepping and computing in turn: 1 / (1 / environment + 1 / compute)."""
-    return 1 / (1 / environment + 1 / compute)
 
 
 def markdown(document: Mapping[str, Any]) -> str:
@@ -194,7 +165,7 @@ def markdown(document: Mapping[str, Any]) -> str:
     if document["limits"]:
         parts += ["## Distance to the limit\n", _LIMITS, _limit_table(document["limits"])]
     for each in document["supervised"]:
-        parts += [*_kfac(each, timing)]
+        parts += _kfac(each, timing)
     missing = [f"- {e['what']}: skipped, {e['why']}\n" for e in document["skipped"]]
     missing += [f"- {e['what']} {e['env']}: failed: {e['why']}\n" for e in document["failed"]]
     if missing:

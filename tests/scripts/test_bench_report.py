@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from scripts.bench import report
-from scripts.bench.cases import Case, Suite, Timing, limits
+from scripts.bench.cases import Case, Timing, limits
 from scripts.bench.report import share_table
-from scripts.bench.runner import Outcome
 from scripts.common import ScriptError, save
 
 TIMING = Timing(threads=2, seconds=1, windows=3, warm_up=1, warm_up_updates=1)
@@ -30,42 +29,47 @@ def training(key: str, env: str, num_envs: int = 4) -> Case:
     )
 
 
-def outcome(*rates: float, parts: dict[str, float] | None = None) -> Outcome:
+def outcome(*rates: float, parts: dict[str, float] | None = None) -> dict[str, Any]:
     found: dict[str, Any] = {"rates": rates, "updates": 10, "seconds": 2.0, "peak_mib": 1234.6}
-    return Outcome(found if parts is None else {**found, "shares": parts})
+    return found if parts is None else {**found, "shares": parts}
 
 
 @pytest.fixture
 def document() -> dict[str, Any]:
-    ours = [training("acktr", "A-v0"), training("a2c", "A-v0"), training("other", "B-v0", 8)]
-    suite = Suite(
-        name="mujoco", cases=(*ours, *limits(ours)), ratios=(("per step", "acktr", "a2c"),)
-    )
+    ours = [training("acktr", "A-v0"), training("a2c-equal", "A-v0"), training("other", "B-v0", 8)]
     outcomes = {
         "acktr": outcome(1200, 1000, 900, parts=SHARES),
-        "a2c": outcome(1250, 1300, 900, parts=SHARES),
+        "a2c-equal": outcome(1250, 1300, 900, parts=SHARES),
         "other": outcome(50, 70, 60, parts={**SHARES, "policy": 0.0}),
         "environment-A-v0-4": outcome(6000, 4000, 4500),
         "compute-acktr": outcome(1500, 1500, 1500),
-        "compute-a2c": Outcome(None, "RuntimeError: no"),
+        "compute-a2c-equal": {"failure": "RuntimeError: no"},
     }
-    about = report.about("python -m scripts.bench", TIMING, 1, [0.1, 0.2, 0.3])
-    return report.document(suite, outcomes, {"compute-other": "nothing installed"}, about)
+    skipped = {"compute-other": "nothing installed"}
+    about = report.about("python -m scripts.bench", TIMING, 1)
+    about["machine"]["load_average_before"] = [0.1, 0.2, 0.3]
+    return {
+        "suite": "mujoco",
+        **about,
+        **report.results([*ours, *limits(ours)], outcomes, skipped),
+    }
 
 
 def test_medians_extremes_and_ratios(document: dict[str, Any]) -> None:
     rows = {row["key"]: row for row in document["rows"]}
-    assert list(rows) == ["acktr", "a2c", "other"]
-    assert rows["a2c"]["steps_per_second"] == {
+    assert list(rows) == ["acktr", "a2c-equal", "other"]
+    assert rows["a2c-equal"]["steps_per_second"] == {
         "median": 1250,
         "min": 900,
         "max": 1300,
         "windows": [1250, 1300, 900],
     }
-    assert rows["acktr"]["ratio"] == 1 and rows["a2c"]["ratio"] == 1.25
+    assert rows["acktr"]["ratio"] == 1 and rows["a2c-equal"]["ratio"] == 1.25
     assert rows["other"]["ratio"] is None  # another environment
     assert rows["acktr"]["milliseconds_per_update"] == 200
-    assert document["ratios"] == [{"what": "per step", "value": 1.25}]
+    assert document["ratios"] == [
+        {"what": "time per step, ACKTR over A2C at the same batch", "value": 1.25}
+    ]
 
 
 def test_the_limit_is_that_of_one_after_the_other(document: dict[str, Any]) -> None:
@@ -80,15 +84,15 @@ def test_the_tables_show_them(document: dict[str, Any]) -> None:
     for line in (
         "Command: `python -m scripts.bench`",
         "| ACKTR | A-v0 | 4 x 5 | 1,000 [900, 1,200] | 1.00 | 200.0 | 1,235 |",
-        "| A2C | A-v0 | 4 x 5 | 1,250 [900, 1,300] | 1.25 | 200.0 | 1,235 |",
+        "| A2C-EQUAL | A-v0 | 4 x 5 | 1,250 [900, 1,300] | 1.25 | 200.0 | 1,235 |",
         "| OTHER | B-v0 | 8 x 5 | 60 [50, 70] |  | 200.0 | 1,235 |",
-        "- per step: 1.250",
+        "- time per step, ACKTR over A2C at the same batch: 1.250",
         "| what | environment | environments | act | batch | policy | rest of update |",
         "| ACKTR | A-v0 | 50.0 | 25.0 | 0.0 |  | 25.0 |",
         "| ACKTR | A-v0 | 4 x 5 | 4,500 [4,000, 6,000] | 1,500 [1,500, 1,500] | 1,125 | 1,000"
         " | 88.9 % |",
         "- OTHER, computation: skipped, nothing installed",
-        "- A2C, computation A-v0: failed: RuntimeError: no",
+        "- A2C-EQUAL, computation A-v0: failed: RuntimeError: no",
     ):
         assert f"{line}\n" in text
     assert "load_average_before [0.1, 0.2, 0.3]" in text and "torch threads 2." in text
