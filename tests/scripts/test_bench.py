@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from acktr.config import Config, from_dict
+from acktr.config import Config, ConfigError, from_dict
 from acktr.envs import make_vec
 from acktr.presets import preset
 from scripts.bench import cases, runner
@@ -248,7 +248,7 @@ def test_a_suite_is_reported_with_what_was_skipped_and_what_failed(
         "atari: skipping peer: no_such_module not installed (pip install 'acktr[bench]' brings it)"
     )
     assert lines[1].startswith("[1/2] acktr CartPole-v1, ETA -")
-    failure = "acktr.config.ConfigError: gamma must be a finite number >= 0 and <= 1, got 7.0"
+    failure = f"{ConfigError.__module__}.ConfigError: gamma must be a finite number >= 0 and <= 1, got 7.0"
     assert lines[3] == f"  failed: {failure}"
 
     assert sorted(path.name for path in out.iterdir()) == ["atari.json", "atari.md"]
