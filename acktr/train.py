@@ -45,7 +45,7 @@ class Episode:
 
 @dataclass(frozen=True)
 class TrainStats:
-    """What one update reports."""
+    """The report of one update."""
 
     timesteps: int
     """Environment steps so far."""

@@ -87,7 +87,7 @@ class Batch:
     """Samples of one update, B rows on the network's device."""
 
     observations: Tensor
-    """As the network takes them; images lie in memory that the next rollout overwrites."""
+    """Those that the network takes; images lie in memory that the next rollout overwrites."""
     actions: Tensor
     advantages: Tensor
     """(B,), not standardised."""

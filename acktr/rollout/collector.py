@@ -135,7 +135,7 @@ class Collector:
             # leave the cores to the environments.
             with one_thread(), self.acting.autocast():
                 for step in range(num_steps + 1):
-                    for group in self._groups:  # the other groups are stepped meanwhile
+                    for group in self._groups:  # the others are stepped meanwhile
                         if step > 0:
                             self._receive(rollout, step - 1, group)
                         if step < num_steps:

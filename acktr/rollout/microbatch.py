@@ -15,7 +15,7 @@ class MicroBatch:
     """Consecutive samples of a batch."""
 
     rows: slice
-    """Which they are."""
+    """Their place in the batch."""
     share: float
     """Their part of the batch: means over the batch are sums of share times mean."""
     last: bool

@@ -115,12 +115,6 @@ def test_acktr_learns_the_same(shared: bool, space: str, quadratic: str, fractio
     check_equal(space, configuration(shared=shared, kfac=kfac), 16)
 
 
-@pytest.mark.parametrize("limit", [1, 2, 7, 60, 61, 1000])
-def test_any_size_of_micro_batches_is_the_same(limit: int) -> None:
-    kfac = {"quadratic": "exact", "stat_fraction": 0.25, "momentum": 0.5}
-    check_equal("discrete", configuration(shared=True, kfac=kfac), limit)
-
-
 @pytest.mark.parametrize("quadratic", ["kronecker", "exact"])
 def test_images_are_the_same(quadratic: str) -> None:
     kfac = {"quadratic": quadratic, "stat_fraction": 0.25, "structure": "cholesky"}
