@@ -129,7 +129,7 @@ class Collector:
         if not self._begun:
             self.reset(None)
         started = time.perf_counter()
-        rollout = Rollout(self._memory(num_steps), reused=self._frames is not None)
+        rollout = Rollout(self._memory(num_steps), self._frames is not None, self.device)
         try:
             # Both contexts are around all steps: weights are cast once, and torch's other threads
             # leave the cores to the environments.
@@ -157,7 +157,7 @@ class Collector:
             with self.acting.autocast():
                 return self._frames.room(*shape, compute_type(self.device))
         one = torch.from_numpy(self._normalized(self._observation[:1]))
-        return torch.empty((*shape, *one.shape[1:]), dtype=one.dtype, device=self.device)
+        return torch.empty((*shape, *one.shape[1:]), dtype=one.dtype)
 
     def _normalized(self, observation: Array) -> Array:
         if self.observation_normalizer is None:
@@ -166,30 +166,31 @@ class Collector:
 
     def _act(self, rollout: Rollout, step: int, group: Group) -> None:
         """Choose a group's actions and begin its step."""
-        shown = self._show(group.rows, rollout.observations[step, group.rows])
+        shown = self._show(rollout, step, group.rows)
         actions, values, broken = self.acting(shown)
         if bool(broken):
             raise NonFiniteError(
                 "the policy's output is NaN or Inf: lower lr or kl_clip, raise damping, or"
                 " normalise observations and rewards"
             )
-        rollout.act(step, group.rows, actions, values)
-        taken = to_environment(actions.cpu().numpy(), self.envs.single_action_space)
+        numbers = actions.cpu().numpy()
+        rollout.act(step, group.rows, numbers, values)
+        taken = to_environment(numbers, self.envs.single_action_space)
         started = time.perf_counter()
         group.under_way = True  # before, since an interrupt may come in between
         group.stepper.step_async(taken)
         rollout.env_seconds += time.perf_counter() - started
 
-    def _show(self, rows: slice, place: Tensor) -> Tensor:
-        """The present observations as the network takes them, which are also kept in place."""
+    def _show(self, rollout: Rollout, step: int, rows: slice) -> Tensor:
+        """Record the present observations, and give them as the network takes them."""
         observation = self._observation[rows]
         if self._frames is not None:
-            return self._frames.put(observation, place)
+            return self._frames.put(observation, rollout.observations[step, rows])
         if self.observation_normalizer is not None:
             self.observation_normalizer.moments.update(observation[~self._dead[rows]])
-        shown = to_tensor(self._normalized(observation), self.device)
-        place.copy_(shown)
-        return shown
+        observation = self._normalized(observation)
+        rollout.observations.numpy()[step, rows] = observation
+        return to_tensor(observation, self.device)
 
     def _receive(self, rollout: Rollout, step: int, group: Group) -> None:
         """Wait for a group's step and record it."""
@@ -235,7 +236,7 @@ class Collector:
             values = self._valued(ends)
         else:
             if self._frames is None:
-                values = self._valued(torch.cat([steps, ends]))
+                values = self._valued(torch.cat([steps.to(self.device), ends]))
             else:  # converted images, and bytes
                 values = torch.cat([self._valued(steps), self._valued(ends)])
             rollout.values, values = values[: len(steps)].view(-1, num), values[len(steps) :]

@@ -13,15 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from acktr.config import A2CConfig, ACKTRConfig, Config, NetworkConfig
+from acktr.config import A2CConfig, ACKTRConfig, Config, NetworkConfig, SampledKFACConfig
 from acktr.envs.groups import GroupedEnvs
 from acktr.envs.parallel import ParallelEnvs
-from acktr.kfac import KFACConfig
 from acktr.train import Trainer
 from tests.tools.toys import IdentityEnv
 
 ENVS, STEPS, UPDATES = 6, 8, 3
-KFAC = KFACConfig(
+KFAC = SampledKFACConfig(
     lr=0.1,
     kl_clip=1e-3,
     damping=1e-2,

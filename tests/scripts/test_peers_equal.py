@@ -120,7 +120,7 @@ def test_rollouts_are_the_same() -> None:
     bonus = np.where(mine.ended, config.gamma * next_values, 0)  # how the peer bootstraps
     assert np.abs(bonus[mine.ended]).max() > 0.2
     pairs = {
-        "actions": mine.actions.numpy(),
+        "actions": mine.actions,
         "observations": mine.observations.numpy(),
         "values": values,
         "rewards": mine.rewards + bonus,
