@@ -248,7 +248,8 @@ def test_a_suite_is_reported_with_what_was_skipped_and_what_failed(
         "atari: skipping peer: no_such_module not installed (pip install 'acktr[bench]' brings it)"
     )
     assert lines[1].startswith("[1/2] acktr CartPole-v1, ETA -")
-    failure = f"{ConfigError.__module__}.ConfigError: gamma must be a finite number >= 0 and <= 1, got 7.0"
+    module = ConfigError.__module__
+    failure = f"{module}.ConfigError: gamma must be a finite number >= 0 and <= 1, got 7.0"
     assert lines[3] == f"  failed: {failure}"
 
     assert sorted(path.name for path in out.iterdir()) == ["atari.json", "atari.md"]
