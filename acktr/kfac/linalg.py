@@ -171,7 +171,7 @@ def decompose(requests: Sequence[Request]) -> list[Parts | FactorError]:
     for members in groups.values():
         method = requests[members[0]][1]
         matrices = [requests[index][0] for index in members]
-        batch = _batch(matrices, method) if len(matrices) > 1 and matrices[0].dim() > 1 else None
+        batch = _batch(matrices, method) if matrices[0].dim() > 1 else None
         for place, index in enumerate(members):
             results[index] = _one(matrices[place], method) if batch is None else batch[place]
     return [results[index] for index in range(len(requests))]

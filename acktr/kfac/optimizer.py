@@ -19,7 +19,7 @@ from acktr.kfac.parameter_groups import check_groups, group_state, make_groups
 from acktr.kfac.preconditioner import Preconditioner
 from acktr.kfac.quadratic import LMConfig, QuadraticModel, adaptive_objective, reduction_ratio
 from acktr.kfac.statistics.capture import Capture
-from acktr.kfac.trust import FisherQuadratic, StepInfo, clip_scale, rescale
+from acktr.kfac.trust import FisherQuadratic, StepInfo, rescale, trust_scale
 
 StepRule = Literal["trust_region", "quadratic_model"]
 Named = dict[str, Tensor]
@@ -197,14 +197,11 @@ class KFAC(torch.optim.Optimizer):
         groups = self.param_groups
         return {name: float(groups[i]["weight_decay"]) for name, i in self._grouped.items()}
 
-    def _gradients(self) -> Named:
-        found = self.curvature.gradients(self._decay())
-        return {name: grad for name, grad in found.items() if name in self._grouped}
-
     @torch.no_grad()
     def direction(self) -> Named:
         """U = (F + lambda)^-1 (g + weight decay) by parameter name, from the current gradients."""
-        return self.curvature.direction(self._gradients(), self._decay())
+        decay = self._decay()
+        return self.curvature.direction(self.curvature.gradients(decay), decay)
 
     @torch.no_grad()
     def step(  # type: ignore[override]
@@ -254,9 +251,10 @@ class KFAC(torch.optim.Optimizer):
         rule, evaluate = self.adaptive, None
         if rule is not None and rule.due(self._steps - self.config.cold_steps):
             evaluate = adaptive_objective(self.curvature, objective, self._decay(), model_inputs)
-        self.curvature.prepare(self._decay())
-        gradients = self._gradients()
-        step = self.curvature.direction(gradients, self._decay())
+        decay = self._decay()
+        self.curvature.prepare(decay)
+        gradients = self.curvature.gradients(decay)
+        step = self.curvature.direction(gradients, decay)
         if not step:
             return
         before = 0.0 if evaluate is None else evaluate()
@@ -311,7 +309,7 @@ class KFAC(torch.optim.Optimizer):
             change[name] = change[name] + (coefficients[1] * update).to(update.dtype)
         quadratic = coefficients @ model.fisher @ coefficients
         quadratic = torch.where(torch.isfinite(model.slopes).all(), quadratic, torch.nan)
-        scale = clip_scale(quadratic, 1.0, self.config.kl_clip)
+        scale = trust_scale(quadratic, 1.0, self.config.kl_clip)
         self.last_step = StepInfo(
             quadratic, scale, 0.5 * scale.square() * quadratic, coefficients * scale
         )
@@ -326,7 +324,7 @@ class KFAC(torch.optim.Optimizer):
         return model.predicted(torch.ones_like(model.slopes))
 
     def _cold_step(self) -> None:
-        gradients = self._gradients()
+        gradients = self.curvature.gradients(self._decay())
         if not gradients:
             return
         norm = torch.stack([grad.square().sum() for grad in gradients.values()]).sum().sqrt()

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac.blocks.kronecker import KroneckerBlock, extreme_eigenvalues
+from acktr.kfac.blocks.kronecker import KroneckerBlock
 from acktr.kfac.blocks.registry import ROOT, Registry
 from acktr.kfac.blocks.simple import Block, StatBlock
 from acktr.kfac.checks import check_integer, check_number, modernised, require_like
@@ -66,9 +66,8 @@ class Preconditioner:
         self.config = config or KFACConfig()
         self.named = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.blocks = Registry(module, self.named, known_fisher or {}, self.config).build()
-        self.stats: dict[str, StatBlock] = {
-            block.name: block for block in self.blocks if isinstance(block, StatBlock)
-        }
+        learning = (block for block in self.blocks if isinstance(block, StatBlock))
+        self.stats: dict[str, StatBlock] = {block.name: block for block in learning}
         paths = [path for block in self.stats.values() for path in block.paths]
         self._recorded = {p: module if p == ROOT else module.get_submodule(p) for p in paths}
         self.damping = self.config.damping
@@ -79,8 +78,8 @@ class Preconditioner:
         self.observed: Observed | None = None
         self.seconds = {"fisher": 0.0, "factors": 0.0, "refresh": 0.0, "apply": 0.0}
         self.weights = {name for name, parameter in self.named.items() if parameter.dim() > 1}
-        factors = [factor for block in self.stats.values() for factor in block.factors]
-        self._large = max((max(f.value.shape) for f in factors), default=0) >= LARGE_FACTOR
+        factors = [factor.value for block in self.stats.values() for factor in block.factors]
+        self._large = any(max(value.shape) >= LARGE_FACTOR for value in factors)
         self.batches = 0
         """Batches folded so far."""
         self._turn = 0
@@ -211,22 +210,18 @@ class Preconditioner:
     def prepare(self, decay: Mapping[str, float] | None = None) -> None:
         """Before a step: install a background result that is due, and refresh if it is time.
 
-        :meth:`advance` after the step moves on to the next one.
-
-        Raises:
-            FactorError: A factor could not be decomposed ``max_failures`` times in a row, or the
-                background refresh failed.
+        :meth:`advance` after the step moves on to the next one. Raises FactorError as
+        :meth:`refresh`, or when the background refresh failed.
         """
         with self._timed("refresh"):
             self._refresher.install_due(self._turn)
             if self.needs_refresh:
                 damping = partial(self.block_damping, decay=decay)
-                if (delay := self.config.refresh_delay) is None:
+                delay = self.config.refresh_delay
+                if not delay or self._turn == 0:  # the first step needs a decomposition
                     self._refresher.now(damping)
                 else:
                     self._refresher.start(damping, self._turn + delay)
-                    if delay == 0 or self._turn == 0:  # the first step needs a decomposition
-                        self._refresher.finish()
 
     def advance(self) -> None:
         """After a step: the next one is another turn of the intervals."""
@@ -241,9 +236,7 @@ class Preconditioner:
     def block_damping(self, block: Block, decay: Mapping[str, float] | None = None) -> float:
         """Lambda, and the largest weight decay among the block's weights (one of them as a rule).
 
-        Args:
-            block: One of :attr:`blocks`.
-            decay: Weight decay by name; by default that of the settings.
+        ``decay`` is by name; by default all have that of the settings.
         """
         mine = [name for name in block.names if name in self.weights]
         usual = self.config.weight_decay
@@ -251,14 +244,17 @@ class Preconditioner:
         return self.damping + max(extra, default=0.0)
 
     def gradients(self, decay: Mapping[str, float] | None = None) -> dict[str, Tensor]:
-        """Present gradients by name, with weight decay added to all with two dimensions or more."""
+        """Present gradients by name, with weight decay added to all with two dimensions or more.
+
+        ``decay`` is by name, for the parameters wanted; by default all have that of the settings.
+        """
+        rates = dict.fromkeys(self.named, self.config.weight_decay) if decay is None else decay
         result: dict[str, Tensor] = {}
-        for name, parameter in self.named.items():
-            if parameter.grad is None:
-                continue
-            grad = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
-            rate = self.config.weight_decay if decay is None else decay.get(name, 0.0)
-            result[name] = grad.add(parameter, alpha=rate) if name in self.weights else grad
+        for name, rate in rates.items():
+            parameter = self.named[name]
+            if parameter.grad is not None:
+                grad = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
+                result[name] = grad.add(parameter, alpha=rate) if name in self.weights else grad
         return result
 
     @torch.no_grad()
@@ -335,7 +331,12 @@ class Preconditioner:
 
     def extreme_eigenvalues(self) -> tuple[float, float]:
         """Smallest and largest eigenvalue over all Kronecker blocks; NaN before a refresh."""
-        return extreme_eigenvalues(b for b in self.blocks if isinstance(b, KroneckerBlock))
+        kronecker = (block for block in self.blocks if isinstance(block, KroneckerBlock))
+        pairs = [pair for block in kronecker if (pair := block.extremes()) is not None]
+        if not pairs:
+            return math.nan, math.nan
+        low, high = torch.stack(pairs).unbind(1)
+        return float(low.min()), float(high.max())
 
     @property
     def failures(self) -> int:
@@ -381,8 +382,6 @@ class Preconditioner:
         require_like(settled, own, "K-FAC curvature")
         check_number("K-FAC curvature: damping", state["damping"], open_low=True)
         if pending is not None:
-            if self.config.refresh_delay is None:
-                raise ValueError("K-FAC state has a refresh under way, but refresh_delay is None")
             self._refresher.check_state(pending)
         checked: dict[str, Any] = state
         return checked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -38,7 +39,7 @@ class StepInfo:
         }
 
 
-def trust_scale(quadratic: Tensor, lr: float, kl_clip: float) -> Tensor:
+def trust_scale(quadratic: Tensor, lr: float, kl_clip: float | None) -> Tensor:
     """Scale nu of a step so that its predicted KL stays inside the trust region.
 
     nu = min(1, sqrt(c / (lr^2 q))), so that the step lr nu U has length min(lr, sqrt(c / q)) along
@@ -48,19 +49,12 @@ def trust_scale(quadratic: Tensor, lr: float, kl_clip: float) -> Tensor:
     Args:
         quadratic: q = U^T F U, a scalar tensor; it stays on its device.
         lr: Step size.
-        kl_clip: c.
+        kl_clip: c; None for no limit.
     """
+    limit = math.inf if kl_clip is None else kl_clip
     finite = quadratic.detach().nan_to_num(torch.nan, torch.inf, torch.nan)
-    room = kl_clip / (lr * lr * finite.clamp(min=0.0))  # infinite for q <= 0
+    room = limit / (lr * lr * finite.clamp(min=0.0))  # infinite for q <= 0
     return room.sqrt().clamp(max=1.0).nan_to_num(nan=0.0)
-
-
-def clip_scale(quadratic: Tensor, lr: float, kl_clip: float | None) -> Tensor:
-    """Scale nu of a step, as :func:`trust_scale`; without a limit 1, or 0 where q is not finite."""
-    if kl_clip is not None:
-        return trust_scale(quadratic, lr, kl_clip)
-    finite = torch.isfinite(quadratic)
-    return torch.where(finite, torch.ones_like(quadratic), torch.zeros_like(quadratic))
 
 
 def rescale(
@@ -84,7 +78,7 @@ def rescale(
     if fisher_quadratic is not None:
         finite = torch.isfinite(quadratic)  # the Fisher may not see a parameter that is not
         quadratic = torch.where(finite, fisher_quadratic(step).detach(), torch.nan)
-    scale = clip_scale(quadratic, lr, config.kl_clip)
+    scale = trust_scale(quadratic, lr, config.kl_clip)
     predicted = 0.5 * (lr * scale).square() * quadratic
     predicted = torch.where(scale == 0, torch.zeros_like(predicted), predicted)
     return StepInfo(quadratic, scale, predicted)

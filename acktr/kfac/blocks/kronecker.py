@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -178,11 +178,7 @@ class KroneckerBlock:
             self.inverse = Corrected(layer, config.stat_decay)
         else:
             self.inverse = Eigen(layer, factored=config.structure == "kfac_factored")
-
-    @property
-    def method(self) -> Inverse:
-        """How a refresh decomposes the factors."""
-        return self.inverse.method
+        self.method = self.inverse.method
 
     @property
     def factors(self) -> list[RunningAverage]:
@@ -258,13 +254,13 @@ class KroneckerBlock:
         step = self.inverse.solve(gradient.to(self.layer.dtype), damping)
         return self.layer.split(step.to(gradient.dtype))
 
-    def extremes(self) -> tuple[Tensor, Tensor] | None:
-        """Smallest and largest eigenvalue of A (x) G; None without eigenvalues."""
+    def extremes(self) -> Tensor | None:
+        """Smallest and largest eigenvalue of A (x) G (2,); None without eigenvalues."""
         inverse = self.inverse.basis if isinstance(self.inverse, Corrected) else self.inverse
         if isinstance(inverse, Cholesky) or not self.history.ready:
             return None
         a, g = inverse.a.values, inverse.g.values
-        return (a.amin(-1) * g.amin(-1)).min(), (a.amax(-1) * g.amax(-1)).max()
+        return torch.stack([(a.amin(-1) * g.amin(-1)).min(), (a.amax(-1) * g.amax(-1)).max()])
 
     # --- state ------------------------------------------------------------------------------------
 
@@ -281,16 +277,6 @@ class KroneckerBlock:
         self.layer.load(state)
         self.inverse.load(state, self.layer.device)
         self.history.load(state)
-
-
-def extreme_eigenvalues(blocks: Iterable[KroneckerBlock]) -> tuple[float, float]:
-    """Smallest and largest eigenvalue over all blocks; NaN before a refresh."""
-    pairs = [pair for block in blocks if (pair := block.extremes()) is not None]
-    if not pairs:
-        return float("nan"), float("nan")
-    low = torch.stack([pair[0] for pair in pairs]).min()
-    high = torch.stack([pair[1] for pair in pairs]).max()
-    return float(low), float(high)
 
 
 def _outer(rows: Tensor, columns: Tensor) -> Tensor:
