@@ -134,7 +134,7 @@ def _published_ppo() -> dict[str, Any]:
     """The values that scripts.peers trains with."""
     from scripts.peers.settings import choose
 
-    return _json(asdict(choose("sb3-ppo", _ROBOT, None, None).settings))
+    return _json(asdict(choose("sb3-ppo", _ROBOT)[0]))
 
 
 def _peer(kind: Kind, peer: str, where: str, env: str, values: dict[str, Any]) -> Case:

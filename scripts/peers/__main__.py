@@ -3,32 +3,30 @@
 Environments, seeds, steps and evaluation are the same; RUN_DIR/ENV/PEER/seedN is written. Several
 values of --peers, --envs or --seeds are a grid, of which finished runs are skipped. A run that is
 stopped is made from the start the next time. sb3-a2c and sb3-trpo take the values of our own preset
-for the environment, or of the run that --like names; sb3-ppo takes those published for it in
-rl-baselines3-zoo.
+for the environment; sb3-ppo takes those published for it in rl-baselines3-zoo.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from rich.text import Text
 
 from acktr.compare.pool import ChildProcess, Pool
 from acktr.envs import describe
+from acktr.files import safe_name
 from acktr.interrupts import Interrupts
-from acktr.runs.progress import Display, duration
+from acktr.runs.progress import Display, pace
 from acktr.runs.start import TrainingFault
 from scripts.common import ScriptError, complain, given_once, integer, parsed, run
-from scripts.peers.translate import OURS
 
 if TYPE_CHECKING:
     from scripts.peers.runs import Job
@@ -39,7 +37,6 @@ _LAST_SEED = 2**31 - 2**20 - 1
 _POLL = 0.2
 _INTERVAL = 30.0
 """Seconds between lines that say how far the runs are."""
-_SHARE = re.compile(r"\((\d+\.\d)%\)")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -66,102 +63,81 @@ def _train(argv: Sequence[str], interrupts: Interrupts) -> int:
 
     for env in asked.envs:
         describe(env)
-    jobs = [
-        Job(
-            peer=peer,
-            env=env,
-            seed=seed,
-            total_timesteps=asked.total_timesteps,
-            eval_episodes=asked.eval_episodes,
-            origin=choose(peer, env, asked.like, asked.settings),
-        )
-        for env in asked.envs
-        for peer in asked.peers
-        for seed in asked.seeds
-    ]
+    jobs = []
+    for env in asked.envs:
+        for peer in asked.peers:
+            settings, source = choose(peer, env)
+            jobs += [
+                Job(
+                    peer=peer,
+                    env=env,
+                    seed=seed,
+                    total_timesteps=asked.total_timesteps,
+                    eval_episodes=asked.eval_episodes,
+                    settings=settings,
+                    source=source,
+                )
+                for seed in asked.seeds
+            ]
     if len(jobs) == 1:
         print(make(jobs[0], asked.run_dir, ["python", "-m", "scripts.peers", *argv]))
         return 0
     left = [job for job in jobs if not is_finished(job, asked.run_dir)]
     print(f"{len(jobs)} runs, {len(jobs) - len(left)} of them finished", flush=True)
-    with tempfile.TemporaryDirectory(prefix="peers-") as logs:
-        failed = _Grid(left, asked, Path(logs)).run(interrupts)
+    failed = _make_all(left, asked, interrupts)
     if failed:
         complain("peers", f"error: {len(failed)} runs failed: {', '.join(failed)}")
     return NUMERIC_FAILURE if failed else 0
 
 
-class _Grid:
-    """Makes runs in processes, each of which is this script with one run.
+def _make_all(jobs: Sequence[Job], asked: argparse.Namespace, interrupts: Interrupts) -> list[str]:
+    """Make runs in processes, each of which is this script with one run.
 
-    Args:
-        jobs: The runs.
-        asked: Options of the grid.
-        logs: Folder for what the processes say.
+    One that fails does not stop the others. After a signal the processes are asked to stop, upon
+    which they remove their unfinished folders; a second one kills them.
+
+    Returns:
+        Names of the runs that failed.
+
+    Raises:
+        Stopped: A signal came.
     """
+    failed: list[str] = []
+    done, started = 0, time.monotonic()
+    display = Display("peers", _INTERVAL)
+    display.due()  # the first interval begins: there is nothing to tell yet
+    with TemporaryDirectory(prefix="peers-") as logs, closing(display), interrupts.deferred():
+        children: dict[str, ChildProcess] = {}
 
-    def __init__(self, jobs: Sequence[Job], asked: argparse.Namespace, logs: Path) -> None:
-        self._total = len(jobs)
-        self._asked = asked
-        self._logs = logs
-        self._children: dict[str, ChildProcess] = {}
-        self._pool = Pool(jobs, asked.workers, self._launch)
-        self._done = 0
+        def launch(job: Job) -> ChildProcess:
+            args = ["--peer", job.peer, "--env", job.env, "--seed", str(job.seed)]
+            for flag in ("run_dir", "total_timesteps", "eval_episodes"):
+                args += [f"--{flag.replace('_', '-')}", str(getattr(asked, flag))]
+            log = Path(logs) / f"{safe_name(job.name)}.log"
+            children[job.name] = ChildProcess(args, log, module="scripts.peers")
+            return children[job.name]
 
-    def run(self, interrupts: Interrupts) -> list[str]:
-        """Make all runs; one that fails does not stop the others.
-
-        After a signal the processes are asked to stop, upon which they remove their unfinished
-        folders; a second one kills them.
-
-        Returns:
-            Names of the runs that failed.
-
-        Raises:
-            Stopped: A signal came.
-        """
-        failed: list[str] = []
-        started = time.monotonic()
-        display = Display("peers", _INTERVAL)
-        display.due()  # the first interval begins: there is nothing to tell yet
-        with closing(display), self._pool as pool, interrupts.deferred():
+        with Pool(jobs, asked.workers, launch) as pool:
             while pool.busy:
                 if interrupts.requested is not None:
                     pool.stop()
                 for end in pool.step():
-                    self._done += 1
-                    del self._children[end.job.name]
-                    if end.code != 0:
-                        failed.append(end.job.name)
+                    done += 1
+                    how = "" if end.code == 0 else f"{end.job.name} failed, code {end.code}: "
+                    failed += [end.job.name] if how else []
                     if interrupts.requested is None:
-                        how = "" if end.code == 0 else f"{end.job.name} failed, code {end.code}: "
-                        print(f"[{self._done}/{self._total}] {how}{end.line}", flush=True)
+                        print(f"[{done}/{len(jobs)}] {how}{end.line}", flush=True)
                 if display.due():
-                    self._show(display, time.monotonic() - started)
+                    eta = pace(done, len(jobs), done / (time.monotonic() - started))[1]
+                    lines = [f"{done} of {len(jobs)} runs made, ETA {eta}"]
+                    for job in pool.running:
+                        lines.append(
+                            f"  {job.name}: {children[job.name].last_line() or 'starting'}"
+                        )
+                    display.show("\n".join(lines), done, len(jobs), *map(Text, lines))
                 time.sleep(_POLL)
-            interrupts.check()
-        return failed
-
-    def _launch(self, job: Job) -> ChildProcess:
-        asked = self._asked
-        args = ["--peer", job.peer, "--env", job.env, "--seed", str(job.seed)]
-        for flag in ("run_dir", "total_timesteps", "eval_episodes", "like", "settings"):
-            value = getattr(asked, flag)
-            if value is not None:
-                args += [f"--{flag.replace('_', '-')}", str(value)]
-        log = self._logs / f"{len(list(self._logs.iterdir()))}.log"
-        self._children[job.name] = ChildProcess(args, log, module="scripts.peers")
-        return self._children[job.name]
-
-    def _show(self, display: Display, elapsed: float) -> None:
-        """Tell how far the grid and its running runs are, by the last lines of these."""
-        said = {name: child.last_line() or "starting" for name, child in self._children.items()}
-        parts = [float(found[1]) / 100 for line in said.values() if (found := _SHARE.search(line))]
-        share = (self._done + sum(parts)) / self._total
-        left = duration(elapsed * (1 - share) / share) if share > 0 else "-"
-        lines = [f"{self._done} of {self._total} runs made, {share:.1%}, ETA {left}"]
-        lines += [f"  {name}: {line}" for name, line in said.items()]
-        display.show("\n".join(lines), round(1000 * share), 1000, *map(Text, lines))
+        interrupts.check()
+    return failed
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
@@ -185,15 +161,8 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     add("--total-timesteps", type=steps, default=1_000_000, metavar="STEPS", help=what)
     add("--eval-episodes", type=integer(1, 10_000), default=20, metavar="N", help="default 20")
     add("--workers", type=integer(1, 256), default=1, help="processes of a grid; default 1")
-    add("--like", type=Path, metavar="PATH", help="run of a2c or trpo, or its config.json")
-    what = "JSON with settings that replace others"
-    add("--settings", type=Path, metavar="FILE", help=what)
     asked = parsed(parser, argv)
     given_once(asked, "peers", "envs", "seeds")
-    if asked.like is not None and not set(asked.peers) <= set(OURS):
-        raise ScriptError(f"argument --like: only {' and '.join(OURS)} are like runs of ours")
-    if asked.settings is not None and len(asked.peers) > 1:
-        raise ScriptError("argument --settings: a file of settings is for one peer")
     return asked
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,14 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import nn, optim
 
 from acktr.envs import AnyVectorEnv
-from scripts.peers.settings import A2C, TRPO, Settings
+from scripts.peers.settings import A2C, PPO, TRPO, Settings
 
 _ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU}
+_ALGORITHMS = {
+    A2C: stable_baselines3.A2C,
+    TRPO: sb3_contrib.TRPO,
+    PPO: stable_baselines3.PPO,
+}
 _CLIP = 10.0
 
 Array = NDArray[Any]
@@ -82,10 +88,6 @@ class PeerEnvs(VecEnv):
         """No environment is wrapped in the library's sense."""
         return [False] * self.num_envs
 
-    def get_images(self) -> Sequence[Array | None]:
-        """None."""
-        return [None] * self.num_envs
-
 
 def linear(lr: float, batch_part: float) -> Callable[[float], float]:
     """The step size of every update as our linear schedule has it.
@@ -145,43 +147,22 @@ def make_on(
         lr: Step size, or step size by the part of the steps that remains.
         seed: Of weights and action noise.
     """
-    common: dict[str, Any] = {
-        "learning_rate": lr,
-        "n_steps": settings.num_steps,
-        "gamma": settings.gamma,
-        "gae_lambda": settings.gae_lambda,
-        "normalize_advantage": settings.normalize_advantage,
-        "policy_kwargs": _policy(settings),
-        "seed": seed,
-        "device": "cpu",
-    }
     algorithm = settings.algorithm
-    if isinstance(algorithm, TRPO):
-        return sb3_contrib.TRPO(
-            "MlpPolicy",
-            envs,
-            target_kl=algorithm.target_kl,
-            cg_max_steps=algorithm.cg_max_steps,
-            cg_damping=algorithm.cg_damping,
-            line_search_shrinking_factor=algorithm.line_search_shrinking_factor,
-            line_search_max_iter=algorithm.line_search_max_iter,
-            n_critic_updates=algorithm.n_critic_updates,
-            batch_size=algorithm.batch_size,
-            **common,
-        )
-    common["ent_coef"] = algorithm.ent_coef
-    common["vf_coef"] = algorithm.vf_coef
-    common["max_grad_norm"] = algorithm.max_grad_norm
-    if isinstance(algorithm, A2C):
-        return stable_baselines3.A2C("MlpPolicy", envs, **common)
-    return stable_baselines3.PPO(
+    of: Any = _ALGORITHMS[type(algorithm)]
+    model: OnPolicyAlgorithm = of(
         "MlpPolicy",
         envs,
-        n_epochs=algorithm.n_epochs,
-        batch_size=algorithm.batch_size,
-        clip_range=algorithm.clip_range,
-        **common,
+        learning_rate=lr,
+        n_steps=settings.num_steps,
+        gamma=settings.gamma,
+        gae_lambda=settings.gae_lambda,
+        normalize_advantage=settings.normalize_advantage,
+        policy_kwargs=_policy(settings),
+        seed=seed,
+        device="cpu",
+        **asdict(algorithm),
     )
+    return model
 
 
 def _policy(settings: Settings) -> dict[str, Any]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import secrets
-import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,17 +22,16 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from acktr.envs import EnvFault, make_vec, one_line
 from acktr.evaluate import Evaluation, evaluate
-from acktr.files import reason, safe_name, write_atomic
-from acktr.runs.folder import RunFolder, versions
+from acktr.files import safe_name
+from acktr.runs.folder import RunFolder, new_folder, versions
 from acktr.runs.logger import RunLogger
 from acktr.runs.progress import Progress, duration
 from acktr.runs.session import EVALUATION_ENVS, EVALUATION_SEED
 from acktr.runs.start import TrainingFault
-from acktr.runs.tables import read_table
 from acktr.train import Episode, TrainStats
 from scripts.common import ScriptError
 from scripts.peers.models import make_model
-from scripts.peers.settings import Origin, to_dict
+from scripts.peers.settings import Settings
 
 _NEVER = 10**12
 """Updates between the library's own logs."""
@@ -49,7 +47,9 @@ class Job:
     seed: int
     total_timesteps: int
     eval_episodes: int
-    origin: Origin
+    settings: Settings
+    source: str
+    """Where the settings come from."""
 
     @property
     def name(self) -> str:
@@ -62,16 +62,15 @@ class Job:
 
     def config(self) -> dict[str, Any]:
         """What goes into config.json: every value that decides the outcome."""
-        settings = to_dict(self.origin.settings)
         head = {
             "env": self.env,
             "algo": self.peer,
             "seed": self.seed,
             "total_timesteps": self.total_timesteps,
             "eval_episodes": self.eval_episodes,
-            "source": self.origin.source,
+            "source": self.source,
         }
-        values: dict[str, Any] = json.loads(json.dumps(head | settings))
+        values: dict[str, Any] = json.loads(json.dumps(head | asdict(self.settings)))
         return values
 
 
@@ -82,23 +81,16 @@ def is_finished(job: Job, run_dir: Path) -> bool:
         ScriptError, RunError: There is a folder of another run, or one that no run left.
     """
     path = job.path(run_dir)
-    try:
-        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-            return False
-        stored = RunFolder.open(path).read_config()
-        steps = [int(row["timesteps"]) for row in read_table(path / "eval.csv").rows]
-    except OSError as error:
-        raise ScriptError(f"{path}: cannot read: {reason(error)}") from error
-    except (ValueError, KeyError) as error:
-        raise ScriptError(
-            f"{path / 'eval.csv'}: no evaluations in it; delete the folder"
-        ) from error
+    if not path.exists():
+        return False
+    folder = RunFolder.open(path)
+    stored = folder.read_config()
     for key, wanted in job.config().items():
         if key != "source" and stored.get(key) != wanted:
             raise ScriptError(
                 f"{path} holds a run with another {key}; choose another --run-dir or delete it"
             )
-    if not steps or steps[-1] < job.total_timesteps:
+    if folder.last_evaluation() < job.total_timesteps:
         raise ScriptError(f"{path} holds a run without final evaluation; delete it")
     return True
 
@@ -127,30 +119,36 @@ def make(job: Job, run_dir: Path, argv: Sequence[str]) -> str:
     if is_finished(job, run_dir):
         raise ScriptError(f"{path} already holds this run, finished; choose another --run-dir")
     torch.set_num_threads(1)
-    settings = job.origin.settings
+    settings = job.settings
+    hidden = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
     with ExitStack() as stack:
         envs = make_vec(job.env, settings.num_envs, job.seed)
         stack.callback(envs.close)
         space = envs.single_observation_space
         if not isinstance(space, spaces.Box) or len(space.shape) != 1:
             raise ScriptError(f"{job.env}: peers need vectors as observations, not {space}")
-        try:
-            model, normalized = make_model(settings, envs, job.seed, job.total_timesteps)
-        except (ValueError, AssertionError) as error:  # such as minibatches of one sample
-            raise ScriptError(
-                f"stable-baselines3 refuses the settings: {one_line(error)}"
-            ) from error
-        with _new_folder(path) as folder, RunLogger(folder, job.env) as logger:
+        model, normalized = make_model(settings, envs, job.seed, job.total_timesteps)
+        folder = stack.enter_context(new_folder(hidden))
+        with RunLogger(folder, job.env) as logger:
             folder.write_config(job.config())
-            _write_versions(folder)
+            packages = {name: metadata.version(name) for name in _PACKAGES}
+            folder.write_json(folder.versions, {**versions(), **packages})
             folder.write_command(argv)
             with Progress(job.total_timesteps) as progress:
-                progress.header([f"{job.name}: {job.origin.source}"])
+                progress.header([f"{job.name}: {job.source}"])
                 reporter = _Reporter(logger, progress)
                 _learn(job, model, reporter)
             found = _evaluate(job, _Player(model, normalized))
             logger.write_evaluation(model.num_timesteps, found.returns, found.lengths)
-    return _summary(job, path, reporter, found, logger.ep_rew_mean)
+        (hidden / "checkpoints").rmdir()  # there are none
+        hidden.rename(path)
+    recent = logger.ep_rew_mean
+    training = "no training episode ended" if recent is None else f"training return {recent:,.1f}"
+    return (
+        f"done: {job.name}, {job.total_timesteps:,} steps in {duration(reporter.seconds)};"
+        f" evaluation return {found.mean:,.1f} +- {found.std:,.1f} ({len(found.returns)} episodes);"
+        f" {training} (last 100 episodes); {path}"
+    )
 
 
 class _Reporter(BaseCallback):
@@ -233,41 +231,3 @@ def _evaluate(job: Job, player: _Player) -> Evaluation:
         raise TrainingFault(f"{job.name}: {error}", environment=True) from error
     finally:
         envs.close()
-
-
-@contextmanager
-def _new_folder(path: Path) -> Iterator[RunFolder]:
-    """A hidden folder that gets its name at the end, or vanishes if anything fails."""
-    hidden = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
-    missing = [folder for folder in path.parents if not folder.exists()]
-    try:
-        hidden.mkdir(parents=True)
-        yield RunFolder(hidden)
-        hidden.rename(path)
-    except BaseException as error:
-        shutil.rmtree(hidden, ignore_errors=True)
-        for folder in missing:
-            with suppress(OSError):
-                folder.rmdir()  # empty ones only
-        if isinstance(error, OSError):
-            raise ScriptError(f"{path}: cannot write: {reason(error)}") from error
-        raise
-
-
-def _write_versions(folder: RunFolder) -> None:
-    found = versions() | {package: metadata.version(package) for package in _PACKAGES}
-    write_atomic(folder.versions, (json.dumps(found, indent=2) + "\n").encode())
-
-
-def _summary(
-    job: Job, path: Path, reporter: _Reporter, found: Evaluation, recent: float | None
-) -> str:
-    parts = [
-        f"done: {job.name}, {job.total_timesteps:,} steps in {duration(reporter.seconds)}",
-        f"evaluation return {found.mean:,.1f} +- {found.std:,.1f} ({len(found.returns)} episodes)",
-        "no training episode ended"
-        if recent is None
-        else f"training return {recent:,.1f} (last 100 episodes)",
-        str(path),
-    ]
-    return "; ".join(parts)

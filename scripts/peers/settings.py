@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from gymnasium import spaces
 
-from acktr.config import Config, ConfigError, from_dict
 from acktr.envs import make_vec
 from acktr.files import read_object
 from acktr.presets import preset
@@ -21,30 +20,10 @@ from scripts.peers.translate import OURS, translate
 
 _PUBLISHED = Path(__file__).with_name("ppo.json")
 _VERSION = re.compile(r"-v\d+$")
-_MOST = 2**31
-_LIMITS: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("hidden", "critic_hidden", "num_envs"), (1, 16_384)),
-    **dict.fromkeys(("gamma", "gae_lambda", "alpha", "line_search_shrinking_factor"), (0, 1)),
-    "log_std_init": (-20, 2),
-}
-"""Least and largest value of some fields; others are at least 1 (counts) or 0."""
-
-
-class _Checked:
-    """Settings that are checked when they are made."""
-
-    def __post_init__(self) -> None:
-        """Check every number; raises ConfigError naming the field."""
-        for name, value in vars(self).items():
-            for one in value if isinstance(value, tuple) else (value,):
-                if type(one) in (int, float):
-                    low, high = _LIMITS.get(name, (1 if type(one) is int else 0, _MOST))
-                    if not low <= one <= high:
-                        raise ConfigError(f"{name} must lie in [{low}, {high}], got {one}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Network(_Checked):
+class Network:
     """Separate actor and critic; hidden layers and value head start as the library's do."""
 
     hidden: tuple[int, ...]
@@ -58,7 +37,7 @@ class Network(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optimizer(_Checked):
+class Optimizer:
     """The first-order optimizer: of all parameters, or of TRPO's critic."""
 
     name: Literal["adam", "rmsprop_tf"]
@@ -70,16 +49,10 @@ class Optimizer(_Checked):
     alpha: float | None
     """Decay of the mean square; None for Adam, whose betas are (0.9, 0.999)."""
 
-    def __post_init__(self) -> None:
-        """Check every value; raises ConfigError naming the field."""
-        super().__post_init__()
-        if (self.name == "rmsprop_tf") != (self.alpha is not None):
-            raise ConfigError("alpha belongs to rmsprop_tf, which needs it")
-
 
 @dataclass(frozen=True, kw_only=True)
-class A2C(_Checked):
-    """Loss of A2C."""
+class A2C:
+    """Loss of A2C; here and below the fields are arguments of the library's class."""
 
     ent_coef: float
     vf_coef: float
@@ -88,7 +61,7 @@ class A2C(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TRPO(_Checked):
+class TRPO:
     """Policy step and critic of TRPO."""
 
     target_kl: float
@@ -103,19 +76,16 @@ class TRPO(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PPO(_Checked):
+class PPO(A2C):
     """Loss and epochs of PPO; value predictions are not clipped."""
 
-    ent_coef: float
-    vf_coef: float
-    max_grad_norm: float
     n_epochs: int
     batch_size: int
     clip_range: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(_Checked):
+class Settings:
     """The whole of it. Normalisation is VecNormalize with clips of 10 and the same gamma."""
 
     num_envs: int
@@ -130,98 +100,37 @@ class Settings(_Checked):
     optimizer: Optimizer
     algorithm: A2C | TRPO | PPO
 
-    def __post_init__(self) -> None:
-        """Check every value; raises ConfigError naming the field."""
-        super().__post_init__()
-        if self.num_envs * self.num_steps < 2:
-            raise ConfigError("num_envs * num_steps must be at least 2")
+
+_ALGORITHMS = {"sb3-a2c": A2C, "sb3-trpo": TRPO, "sb3-ppo": PPO}
 
 
-@dataclass(frozen=True, kw_only=True)
-class _OfA2C(Settings):
-    algorithm: A2C
-
-
-@dataclass(frozen=True, kw_only=True)
-class _OfTRPO(Settings):
-    algorithm: TRPO
-
-
-@dataclass(frozen=True, kw_only=True)
-class _OfPPO(Settings):
-    algorithm: PPO
-
-
-_KINDS: dict[str, type[Settings]] = {"sb3-a2c": _OfA2C, "sb3-trpo": _OfTRPO, "sb3-ppo": _OfPPO}
-
-
-def read_settings(peer: str, values: Any) -> Settings:
+def read_settings(peer: str, values: Mapping[str, Any]) -> Settings:
     """The settings of a peer from JSON values.
 
     Raises:
-        ConfigError: An unknown or missing key, a wrong type or a value out of range.
+        ConfigError: An unknown or missing key in a group, or a wrong type.
     """
-    settings: Settings = build(_KINDS[peer], values)
-    return settings
+    groups = {"network": Network, "optimizer": Optimizer, "algorithm": _ALGORITHMS[peer]}
+    built = {name: build(kind, values[name], name) for name, kind in groups.items()}
+    return Settings(**{**values, **built})
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Settings and one line that says where they come from."""
-
-    settings: Settings
-    source: str
-
-
-def choose(peer: str, env: str, like: Path | None, changes: Path | None) -> Origin:
-    """The settings of a peer for an environment.
-
-    Args:
-        peer: sb3-a2c, sb3-trpo or sb3-ppo.
-        env: Environment id.
-        like: Run or config.json of ours to equal (sb3-a2c and sb3-trpo); our preset if None.
-        changes: JSON file with settings that replace others.
+def choose(peer: str, env: str) -> tuple[Settings, str]:
+    """The settings of a peer for an environment, and one line that says where they come from.
 
     Raises:
-        ScriptError, ConfigError: There are none, or a file cannot be used; one line.
+        ScriptError: There are none; one line.
         EnvError: The environment cannot be made.
     """
-    edits = None if changes is None else _read(changes)
     if peer == "sb3-ppo":
-        values, source = _published(env, edits is not None)
+        values, source = _published(env)
     else:
-        config, source = _like(env, like) if like is not None else preset(env, OURS[peer])
+        config, source = preset(env, OURS[peer])
         parts = kl_parts(env)
-        values = translate(peer, config, parts)
-        source = f"translated from {source if like is None else f'a run of {OURS[peer]}'}"
+        values, source = translate(peer, config, parts), f"translated from {source}"
         if peer == "sb3-trpo" and parts > 1:
             source += f"; KL and damping divided by {parts} action dimensions"
-    if edits is None:
-        return Origin(read_settings(peer, values), source)
-    try:
-        settings = read_settings(peer, overlay(values, edits))
-    except ConfigError as error:
-        raise ScriptError(f"{changes}: {error}") from error
-    return Origin(settings, f"{source}, changed by a file of settings")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return read_object(path)
-    except ValueError as error:
-        raise ScriptError(str(error)) from error
-
-
-def _like(env: str, like: Path) -> tuple[Config, str]:
-    """Our configuration in a run's folder or file."""
-    path = like / "config.json" if like.is_dir() else like
-    values = _read(path)
-    if values.get("env") != env:
-        raise ScriptError(f"{path}: a configuration for {values.get('env')!r}, not for {env!r}")
-    try:
-        return from_dict(values), str(path)
-    except ConfigError as error:
-        raise ScriptError(f"{path}: {error}") from error
+    return read_settings(peer, values), source
 
 
 def kl_parts(env: str) -> int:
@@ -236,20 +145,11 @@ def kl_parts(env: str) -> int:
     return math.prod(space.shape) if isinstance(space, spaces.Box | spaces.MultiBinary) else 1
 
 
-def _published(env: str, changed: bool) -> tuple[dict[str, Any], str]:
-    """The published settings; the library's defaults with normalisation for a file to change."""
-    table = _read(_PUBLISHED)
-    environments: Mapping[str, Any] = table["environments"]
-    name = _VERSION.sub("", env)
-    if name not in environments and not changed:
+def _published(env: str) -> tuple[dict[str, Any], str]:
+    table = read_object(_PUBLISHED)
+    environments, name = table["environments"], _VERSION.sub("", env)
+    if name not in environments:
         raise ScriptError(
-            f"no published settings of PPO for {env}: there are some for"
-            f" {', '.join(environments)}; or give --settings FILE"
+            f"no published settings of PPO for {env}: there are some for {', '.join(environments)}"
         )
-    values = overlay(table["defaults"], environments.get(name, {}))
-    return values, table["source"] if name in environments else "defaults of stable-baselines3"
-
-
-def to_dict(settings: Settings) -> dict[str, Any]:
-    """The settings as JSON values."""
-    return asdict(settings)
+    return overlay(table["defaults"], environments[name]), table["source"]

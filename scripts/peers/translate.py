@@ -1,4 +1,4 @@
-"""The settings of a peer that is to equal our own A2C or TRPO, from a run's config.json.
+"""The settings of a peer that is to equal our own A2C or TRPO, from our configuration.
 
 sb3-contrib's TRPO takes the mean KL over samples and action dimensions, not the mean over samples
 of the joint distribution's KL (stable-baselines3 2.9.2, common/distributions.py, kl_divergence: no
@@ -23,7 +23,6 @@ weight of the mean squared value error, and the step size of every update (see m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -34,23 +33,52 @@ from scripts.common import ScriptError
 OURS = {"sb3-a2c": "a2c", "sb3-trpo": "trpo"}
 """Our algorithm that a peer is compared with."""
 
+_SHARED = (
+    *("num_envs", "num_steps", "gamma", "gae_lambda"),
+    *("normalize_advantage", "normalize_observation", "normalize_reward"),
+    *("network.hidden", "network.critic_hidden", "network.activation", "network.log_std_init"),
+)
+"""Settings of the same name and meaning."""
+_FROM = {
+    "a2c": {
+        "optimizer.lr": "a2c.lr",
+        "optimizer.lr_schedule": "a2c.lr_schedule",
+        "optimizer.eps": "a2c.rms_eps",
+        "optimizer.alpha": "a2c.rms_alpha",
+        "algorithm.ent_coef": "ent_coef",
+        "algorithm.vf_coef": "vf_coef",
+        "algorithm.max_grad_norm": "a2c.max_grad_norm",
+    },
+    "trpo": {
+        "optimizer.lr": "trpo.critic.lr",
+        "optimizer.eps": "trpo.critic.adam_eps",
+        "algorithm.target_kl": "trpo.max_kl",
+        "algorithm.cg_max_steps": "trpo.cg_iterations",
+        "algorithm.cg_damping": "trpo.cg_damping",
+        "algorithm.line_search_shrinking_factor": "trpo.backtrack_factor",
+        "algorithm.line_search_max_iter": "trpo.backtrack_steps",
+        "algorithm.n_critic_updates": "trpo.critic.epochs",
+        "algorithm.batch_size": "trpo.critic.batch_size",
+    },
+}
+"""A peer's other settings, and which of ours they are."""
+_FIXED: dict[str, dict[str, Any]] = {
+    "a2c": {"optimizer.name": "rmsprop_tf"},
+    "trpo": {
+        "optimizer.name": "adam",
+        "optimizer.lr_schedule": "constant",
+        "optimizer.alpha": None,
+    },
+}
 _WITHOUT_INFLUENCE = {
     *("env", "algo", "preset", "seed", "total_timesteps", "device"),  # of the run
     *("eval_freq", "eval_episodes", "checkpoint_freq"),
     *("env_workers", "micro_batch", "compile"),  # the same results with any value
 }
-_SHARED = {
-    *("num_envs", "num_steps", "gamma", "gae_lambda"),
-    *("normalize_advantage", "normalize_observation", "normalize_reward"),
-}
-_NETWORK = {"hidden", "critic_hidden", "activation", "log_std_init"}
-_TRANSLATED = {
-    "a2c": {"ent_coef", "vf_coef"}
-    | {f"a2c.{n}" for n in ("lr", "lr_schedule", "rms_alpha", "rms_eps", "max_grad_norm")},
-    "trpo": {"trpo.max_kl", "trpo.cg_iterations", "trpo.cg_damping"}
-    | {"trpo.backtrack_factor", "trpo.backtrack_steps"}
-    | {f"trpo.critic.{n}" for n in ("lr", "epochs", "batch_size", "adam_eps")}
-    | {"vf_coef", "trpo.critic.momentum"},  # of a shared network's loss, and of SGD
+_UNUSED = {
+    "a2c": {"acktr", "trpo", "atari"},
+    # The last two are of a shared network's loss, and of SGD.
+    "trpo": {"acktr", "a2c", "atari", "vf_coef", "trpo.critic.momentum"},
 }
 _BUILT_IN: dict[str, dict[str, tuple[object, ...]]] = {
     "a2c": {},
@@ -82,71 +110,38 @@ def translate(peer: str, config: Config, kl_parts: int) -> dict[str, Any]:
     own = OURS[peer]
     if config.algo != own:
         raise ScriptError(f"{peer} is compared with a run of {own}, not of {config.algo!r}")
-    values = asdict(config)
-    _refuse(own, values)
-    shared = {name: values[name] for name in _SHARED}
-    shared["network"] = {name: values["network"][name] for name in _NETWORK}
-    shared["network"]["ortho_init"] = True
-    return shared | (_a2c(config) if own == "a2c" else _trpo(config, kl_parts))
+    ours = flat(asdict(config))
+    _refuse(own, ours)
+    theirs = {name: ours[name] for name in _SHARED} | {"network.ortho_init": True}
+    theirs |= _FIXED[own] | {name: ours[source] for name, source in _FROM[own].items()}
+    if own == "trpo":
+        theirs["algorithm.target_kl"] /= kl_parts
+        theirs["algorithm.cg_damping"] /= kl_parts
+        theirs["algorithm.batch_size"] = (
+            theirs["algorithm.batch_size"] or config.num_envs * config.num_steps
+        )
+    settings: dict[str, Any] = {}
+    for name, value in theirs.items():
+        group, _, key = name.rpartition(".")
+        (settings.setdefault(group, {}) if group else settings)[key] = value
+    return settings
 
 
-def _refuse(own: str, values: Mapping[str, Any]) -> None:
+def _refuse(own: str, ours: dict[str, Any]) -> None:
     """Refuse what the peer cannot express, and what nobody has thought of here."""
-    built_in = {
+    built_in = _BUILT_IN[own] | {
         "precision": ("auto", "float32"),
         "network.shared": (False,),
         "network.policy_gain": (0.01,),
-        "network.critic_activation": (values["network"]["activation"],),
-        **_BUILT_IN[own],
+        "network.critic_activation": (ours["network.activation"],),
     }
-    known = _WITHOUT_INFLUENCE | _SHARED | _TRANSLATED[own] | {f"network.{n}" for n in _NETWORK}
-    others = {"acktr", "a2c", "trpo", "atari"} - {own}
-    for name, value in flat(values).items():
+    known = {*_WITHOUT_INFLUENCE, *_SHARED, *_FROM[own].values(), *_UNUSED[own]}
+    for name, value in ours.items():
         if name in built_in:
             if value not in built_in[name]:
                 wanted = " or ".join(str(one) for one in built_in[name])
                 raise ScriptError(
                     f"stable-baselines3 cannot express {name} = {value!r}, only {wanted}"
                 )
-        elif name not in known and name.partition(".")[0] not in others:
+        elif not known & {name, name.partition(".")[0]}:
             raise ScriptError(f"cannot translate {name}: unknown to this script")
-
-
-def _a2c(config: Config) -> dict[str, Any]:
-    own = config.a2c
-    return {
-        "optimizer": {
-            "name": "rmsprop_tf",
-            "lr": own.lr,
-            "lr_schedule": own.lr_schedule,
-            "eps": own.rms_eps,
-            "alpha": own.rms_alpha,
-        },
-        "algorithm": {
-            "ent_coef": config.ent_coef,
-            "vf_coef": config.vf_coef,
-            "max_grad_norm": own.max_grad_norm,
-        },
-    }
-
-
-def _trpo(config: Config, kl_parts: int) -> dict[str, Any]:
-    own, critic = config.trpo, config.trpo.critic
-    return {
-        "optimizer": {
-            "name": "adam",
-            "lr": critic.lr,
-            "lr_schedule": "constant",
-            "eps": critic.adam_eps,
-            "alpha": None,
-        },
-        "algorithm": {
-            "target_kl": own.max_kl / kl_parts,
-            "cg_max_steps": own.cg_iterations,
-            "cg_damping": own.cg_damping / kl_parts,
-            "line_search_shrinking_factor": own.backtrack_factor,
-            "line_search_max_iter": own.backtrack_steps,
-            "n_critic_updates": critic.epochs,
-            "batch_size": critic.batch_size or config.num_envs * config.num_steps,
-        },
-    }

@@ -21,14 +21,13 @@ from acktr.evaluate import evaluate
 from acktr.report.curves import load_monitor
 from acktr.runs.session import EVALUATION_SEED
 from acktr.runs.tables import read_table
-from scripts.peers import runs
+from scripts.peers import runs, settings
 from scripts.peers.__main__ import main
 from scripts.peers.models import PeerEnvs, linear, make_model
 from scripts.peers.settings import Settings, choose
-from tests.tools.peers import ours, translated
+from tests.tools.peers import config, translated
 
 ENV = "InvertedPendulum-v5"
-ALGORITHMS = {"sb3-a2c": "a2c", "sb3-trpo": "trpo"}
 
 
 def run(
@@ -40,19 +39,18 @@ def run(
     return code, captured.out, captured.err
 
 
-def like(where: Path, algo: str, changes: dict[str, Any] | None = None) -> str:
-    path = where / f"{algo}.json"
-    path.write_text(json.dumps(ours(algo, changes)))
-    return str(path)
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Presets with small batches."""
+    monkeypatch.setattr(settings, "preset", lambda env, algo: (config(algo, {"env": env}), "small"))
 
 
+@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("peer", ["sb3-a2c", "sb3-trpo", "sb3-ppo"])
 def test_a_run_has_the_files_of_our_own_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], peer: str
 ) -> None:
     options = ["--peer", peer, "--seed", "5", "--total-timesteps", "1500"]
-    if peer in ALGORITHMS:
-        options += ["--like", like(tmp_path, ALGORITHMS[peer])]
     code, out, err = run(capsys, tmp_path / "runs", *options)
     assert code == 0, err
     path = tmp_path / "runs" / ENV / peer / "seed5"
@@ -61,10 +59,10 @@ def test_a_run_has_the_files_of_our_own_runs(
     assert "ETA" in err
     assert [folder.name for folder in path.parent.iterdir()] == ["seed5"]
 
-    config = json.loads((path / "config.json").read_text())
-    assert config["env"] == ENV and config["algo"] == peer and config["seed"] == 5
-    assert config["total_timesteps"] == 1500
-    batch = config["num_envs"] * config["num_steps"]
+    made = json.loads((path / "config.json").read_text())
+    assert made["env"] == ENV and made["algo"] == peer and made["seed"] == 5
+    assert made["total_timesteps"] == 1500
+    batch = made["num_envs"] * made["num_steps"]
     last = -(-1500 // batch) * batch
 
     monitor = load_monitor(path)
@@ -72,7 +70,7 @@ def test_a_run_has_the_files_of_our_own_runs(
     np.testing.assert_array_equal(monitor.returns, monitor.lengths - 1)
     assert set(monitor.steps % batch) == {0} and (np.diff(monitor.steps) >= 0).all()
     assert 0 < monitor.lengths.sum() <= last
-    assert last - monitor.lengths.sum() < 200 * config["num_envs"]
+    assert last - monitor.lengths.sum() < 200 * made["num_envs"]
 
     progress = read_table(path / "progress.csv").rows
     assert [int(row["updates"]) for row in progress] == list(range(1, last // batch + 1))
@@ -109,9 +107,6 @@ def test_a_run_has_the_files_of_our_own_runs(
         (("--peer", "sb3-ppo", "--seed", "1", "1"), "--seeds: each value may be given once"),
         (("--peer", "sb3-ppo", "--env", "Hoper-v5"), "Hoper"),
         (("--peer", "sb3-ppo", "--env", "CartPole-v1"), "no published settings of PPO for CartPo"),
-        (("--peer", "sb3-ppo", "--like", "x"), "--like: only sb3-a2c and sb3-trpo are like runs"),
-        (("--peer", "sb3-ppo", "--settings", "nowhere"), "nowhere: cannot read: No such file"),
-        (("--peers", "sb3-ppo", "sb3-a2c", "--settings", "x"), "--settings: a file of settings is"),
         (("--peer", "sb3-ppo", "--total-timesteps", "0"), "needs an integer in [1, 10000000000]"),
         (
             ("--peer", "sb3-a2c", "--env", "FrozenLake-v1"),
@@ -142,11 +137,11 @@ def test_a_folder_that_is_no_finished_run_is_left_alone(
 
 
 def test_training_that_breaks_leaves_nothing_and_says_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes = {"a2c.lr": 1e9, "a2c.max_grad_norm": 1e9, "a2c.lr_schedule": "constant"}
-    path = like(tmp_path, "a2c", changes)
-    options = ("--peer", "sb3-a2c", "--like", path, "--total-timesteps", "5000")
+    monkeypatch.setattr(settings, "preset", lambda *_: (config("a2c", changes), "too large"))
+    options = ("--peer", "sb3-a2c", "--total-timesteps", "5000")
     code, _, err = run(capsys, tmp_path / "runs", *options)
     assert code == 70
     assert f"peers: error: sb3-a2c {ENV} seed 0: training broke at step " in err
@@ -185,18 +180,9 @@ def test_a_grid_makes_what_is_not_finished(
 
 def test_a_stopped_grid_stops_its_workers_and_leaves_no_unfinished_run(tmp_path: Path) -> None:
     where = tmp_path / "runs"
-    command = [
-        sys.executable,
-        "-m",
-        "scripts.peers",
-        "--peers",
-        "sb3-ppo",
-        "--envs",
-        ENV,
-        "--seeds",
-    ]
+    command = [sys.executable, "-m", "scripts.peers", "--peers", "sb3-ppo", "--envs", ENV]
     process = subprocess.Popen(
-        [*command, "0", "1", "--run-dir", str(where)],
+        [*command, "--seeds", "0", "1", "--run-dir", str(where)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -286,8 +272,7 @@ def test_trpo_is_built_as_translated() -> None:
 
 
 def test_ppo_is_built_as_published() -> None:
-    settings = choose("sb3-ppo", "Hopper-v5", None, None).settings
-    model, normalized = model_of(settings)
+    model, normalized = model_of(choose("sb3-ppo", "Hopper-v5")[0])
     assert (model.n_steps, model.batch_size, model.n_epochs) == (512, 32, 5)
     assert model.clip_range(1.0) == 0.2 and model.clip_range_vf is None and model.target_kl is None
     assert (model.ent_coef, model.vf_coef, model.max_grad_norm) == (0.00229519, 0.835671, 0.7)
