@@ -12,9 +12,8 @@ from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 from acktr.compute import resolve_device
-from acktr.config import Algo, Config, ConfigError, to_dict
+from acktr.config import Algo, Config, ConfigError, preset, to_dict
 from acktr.envs import GuardedVectorEnv, check_spaces
-from acktr.presets import preset
 from acktr.runs.checkpoint import (
     CheckpointError,
     checkpoint_exists,

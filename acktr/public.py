@@ -10,12 +10,12 @@ from acktr.config import ConfigError as ConfigError
 from acktr.config import CriticConfig as CriticConfig
 from acktr.config import NetworkConfig as NetworkConfig
 from acktr.config import TRPOConfig as TRPOConfig
+from acktr.config import preset as preset
 from acktr.envs import AtariSettings as AtariSettings
 from acktr.envs import EnvError as EnvError
 from acktr.envs import EnvFault as EnvFault
 from acktr.kfac import KFAC as KFAC
 from acktr.kfac import KFACConfig as KFACConfig
-from acktr.presets import preset as preset
 from acktr.runs.checkpoint import CheckpointError as CheckpointError
 from acktr.train import Episode as Episode
 from acktr.train import TrainStats as TrainStats

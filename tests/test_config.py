@@ -8,10 +8,19 @@ from typing import Any
 
 import pytest
 
-import acktr.former
-from acktr.config import ACKTRConfig, Config, ConfigError, from_dict, merge, to_dict
+import acktr.config.former
+from acktr.config import (
+    ALGOS,
+    PRESETS,
+    ACKTRConfig,
+    Config,
+    ConfigError,
+    from_dict,
+    merge,
+    preset,
+    to_dict,
+)
 from acktr.kfac import KFACConfig
-from acktr.presets import ALGOS, PRESETS, preset
 
 ENVIRONMENTS = ["HalfCheetah-v5", "PongNoFrameskip-v4", "ALE/Breakout-v5", "CartPole-v1", "X-v0"]
 
@@ -139,7 +148,7 @@ def test_processes_of_environments() -> None:
 
 
 def test_settings_of_former_versions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(acktr.former, "_UNUSED", {"turbo": 1, "acktr.actor.turbo": None})
+    monkeypatch.setattr(acktr.config.former, "_UNUSED", {"turbo": 1, "acktr.actor.turbo": None})
     stored = {"env": "X-v0", "turbo": 1, "acktr": {"actor": {"turbo": None, "lr": 0.5}}}
     config = from_dict(stored)
     assert config.acktr.actor.lr == 0.5

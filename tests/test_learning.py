@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from acktr.config import Config
+from acktr.config import Config, preset
 from acktr.envs import make_vec
 from acktr.evaluate import evaluate
-from acktr.presets import preset
 from acktr.train import Trainer
 
 FAMILIES = [

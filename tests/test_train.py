@@ -14,8 +14,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.utils import batch_space
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
-from acktr.config import Config
-from acktr.presets import ALGOS, preset
+from acktr.config import ALGOS, Config, preset
 from acktr.rollout.collector import NonFiniteError
 from acktr.train import Trainer
 from tests.tools.toys import IdentityEnv

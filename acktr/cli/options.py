@@ -10,10 +10,17 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from acktr.config import Config, ConfigError, merge, read_settings, refuse_import
+from acktr.config import (
+    ALGOS,
+    Config,
+    ConfigError,
+    former_setting,
+    merge,
+    preset,
+    read_settings,
+    refuse_import,
+)
 from acktr.envs import EnvError
-from acktr.former import former_setting
-from acktr.presets import ALGOS, preset
 from acktr.runs.folder import stored_config
 
 _HELP_ENV = "HalfCheetah-v5"

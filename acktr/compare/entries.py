@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from acktr.config import ConfigError, read_settings
-from acktr.presets import ALGOS, PRESETS, PUBLISHED
+from acktr.config import ALGOS, PRESETS, PUBLISHED, ConfigError, read_settings
 
 _MOST_SEEDS = 10_000
 

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from acktr.compare.entries import Entry, Overlay
-from acktr.config import Config, ConfigError, merge, to_dict
+from acktr.config import Config, ConfigError, merge, preset, to_dict
 from acktr.envs import EnvError
 from acktr.files import flat
-from acktr.presets import preset
 from acktr.runs.folder import run_path
 
 EVAL_EPISODES = 20

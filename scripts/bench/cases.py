@@ -9,9 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from acktr.config import Config, merge
+from acktr.config import Config, merge, preset
 from acktr.files import read_object
-from acktr.presets import preset
 
 BASELINE = "acktr"
 """Key of the case that others are compared with: ACKTR with its default preset."""

@@ -11,10 +11,9 @@ from typing import Any, Literal
 
 from gymnasium import spaces
 
+from acktr.config import build, overlay, preset
 from acktr.envs import make_vec
 from acktr.files import read_object
-from acktr.presets import preset
-from acktr.schema import build, overlay
 from scripts.common import ScriptError
 from scripts.peers.translate import OURS, translate
 

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from acktr.algorithms.acktr import ACKTRLearner
-from acktr.config import Config
+from acktr.config import Config, preset
 from acktr.policies.distributions import action_head
 from acktr.policies.images import FrameStore
 from acktr.policies.networks import build_network
-from acktr.presets import preset
 from acktr.rollout import Batch
 
 GAME = "BreakoutNoFrameskip-v4"

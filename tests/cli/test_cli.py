@@ -15,8 +15,7 @@ import pytest
 from acktr.cli import commands
 from acktr.cli.main import COMMANDS
 from acktr.cli.options import parse_train, peek
-from acktr.config import Config, from_dict, merge, to_dict
-from acktr.presets import preset
+from acktr.config import Config, from_dict, merge, preset, to_dict
 from acktr.runs.checkpoint import load_checkpoint
 from acktr.runs.progress import Display
 from tests.tools.command_line import RUN, TRAIN, call, environment, table, tree

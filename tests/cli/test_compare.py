@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from acktr.cli.main import main
-from acktr.config import from_dict, merge
-from acktr.presets import preset
+from acktr.config import from_dict, merge, preset
 from acktr.runs.checkpoint import load_checkpoint
 from acktr.runs.folder import RunFolder, locked
 from tests.tools.command_line import call, start, table, tree

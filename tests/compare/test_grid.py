@@ -17,10 +17,9 @@ from acktr.compare import status as status_module
 from acktr.compare.entries import Entry, Overlay, parse_algo, parse_seeds
 from acktr.compare.grid import RunPlan, make_plans, train_args
 from acktr.compare.status import State, Status, status, survey
-from acktr.config import Config, ConfigError, from_dict, merge, to_dict
+from acktr.config import Config, ConfigError, from_dict, merge, preset, to_dict
 from acktr.envs import EnvError
 from acktr.interrupts import Interrupts
-from acktr.presets import preset
 from acktr.runs.folder import RunError, RunFolder, locked, run_path
 from acktr.runs.start import start
 

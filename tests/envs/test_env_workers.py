@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from acktr import ACKTR
+from acktr.config import preset
 from acktr.envs import EnvFault, workers
-from acktr.presets import preset
 from acktr.runs.checkpoint import load_checkpoint
 from tests.tools.command_line import call, start, table, wait_for
 

@@ -14,10 +14,9 @@ import torch
 from gymnasium import spaces
 
 from acktr.agent import ACKTR
-from acktr.config import ConfigError, NetworkConfig
+from acktr.config import ConfigError, NetworkConfig, preset
 from acktr.policies.distributions import action_head
 from acktr.policies.networks import build_network
-from acktr.presets import preset
 from acktr.rollout.acting import Acting
 
 compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++")

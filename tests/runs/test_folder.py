@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from acktr.config import Config, ConfigError, merge
-from acktr.presets import preset
+from acktr.config import Config, ConfigError, merge, preset
 from acktr.runs.folder import RunError, RunFolder, run_path, versions
 
 

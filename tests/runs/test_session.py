@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from acktr.compute import restore_generator
-from acktr.config import Config, merge
+from acktr.config import Config, merge, preset
 from acktr.interrupts import Interrupts, Stopped, hangup_terminates
-from acktr.presets import preset
 from acktr.runs import session
 from acktr.runs.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from acktr.runs.folder import RunError, RunFolder, locked, run_path, stored_config

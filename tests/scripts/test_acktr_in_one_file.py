@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from acktr.config import preset
 from acktr.policies import SeparateActorCritic
-from acktr.presets import preset
 from acktr.train import Trainer, training_envs
 from scripts import acktr_in_one_file as page
 

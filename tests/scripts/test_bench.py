@@ -18,9 +18,8 @@ from typing import Any
 import pytest
 import torch
 
-from acktr.config import Config, ConfigError, from_dict
+from acktr.config import Config, ConfigError, from_dict, preset
 from acktr.envs import make_vec
-from acktr.presets import preset
 from scripts.bench import cases, runner
 from scripts.bench.__main__ import main
 from scripts.bench.cases import SUITES, Case, Timing

@@ -12,10 +12,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import Tensor, nn
 
-from acktr.config import Config, from_dict
+from acktr.config import Config, from_dict, preset
 from acktr.envs import make_vec
 from acktr.policies.networks import SeparateActorCritic
-from acktr.presets import preset
 from acktr.rollout import Batch, gae
 from acktr.train import Trainer
 from scripts.peers.models import make_model

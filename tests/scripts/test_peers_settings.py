@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from acktr.config import ConfigError
-from acktr.presets import preset
+from acktr.config import ConfigError, preset
 from scripts.common import ScriptError
 from scripts.peers import translate as module
 from scripts.peers.settings import choose, kl_parts, read_settings

@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import acktr.train
-from acktr.presets import preset
+from acktr.config import preset
 from acktr.train import Trainer, training_envs
 
 NAME = "pretended"

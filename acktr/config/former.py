@@ -7,8 +7,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from acktr.config.schema import ConfigError
 from acktr.kfac import Structure
-from acktr.schema import ConfigError
 
 _UNUSED: dict[str, Any] = {
     "env_backend": "gymnasium",

@@ -10,12 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from acktr.envs import AtariSettings
-from acktr.files import read_object
-from acktr.former import translated
-from acktr.kfac import KFACConfig
-from acktr.schema import (
+from acktr.config.former import translated
+from acktr.config.schema import (
     BelowOne,
+    ConfigError,
     Count,
     CountOrZero,
     Limits,
@@ -27,7 +25,9 @@ from acktr.schema import (
     check,
     overlay,
 )
-from acktr.schema import ConfigError as ConfigError
+from acktr.envs import AtariSettings
+from acktr.files import read_object
+from acktr.kfac import KFACConfig
 
 Activation = Literal["tanh", "relu", "elu"]
 Algo = Literal["acktr", "a2c", "trpo"]

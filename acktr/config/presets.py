@@ -7,11 +7,11 @@ import re
 import typing
 from collections.abc import Callable
 
-from acktr.config import (
+from acktr.config.schema import ConfigError
+from acktr.config.settings import (
     ACKTRConfig,
     Algo,
     Config,
-    ConfigError,
     CriticConfig,
     NetworkConfig,
     SampledKFACConfig,

@@ -1,0 +1,50 @@
+"""Configurations: an environment's name, or a file of settings, in; a frozen, checked one out.
+
+Presets, settings as dataclasses with limits in their types, and what earlier versions wrote.
+May import: acktr.kfac, acktr.envs, acktr.files.
+"""
+
+from acktr.config.former import former_setting
+from acktr.config.presets import ALGOS, PRESETS, PUBLISHED, preset
+from acktr.config.schema import ConfigError, build, overlay
+from acktr.config.settings import (
+    A2CConfig,
+    ACKTRConfig,
+    Activation,
+    Algo,
+    Config,
+    CriticConfig,
+    NetworkConfig,
+    SampledKFACConfig,
+    TRPOConfig,
+    from_dict,
+    merge,
+    read_settings,
+    refuse_import,
+    to_dict,
+)
+
+__all__ = [
+    "ALGOS",
+    "PRESETS",
+    "PUBLISHED",
+    "A2CConfig",
+    "ACKTRConfig",
+    "Activation",
+    "Algo",
+    "Config",
+    "ConfigError",
+    "CriticConfig",
+    "NetworkConfig",
+    "SampledKFACConfig",
+    "TRPOConfig",
+    "build",
+    "former_setting",
+    "from_dict",
+    "merge",
+    "overlay",
+    "preset",
+    "read_settings",
+    "refuse_import",
+    "to_dict",
+]
