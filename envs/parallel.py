@@ -27,18 +27,17 @@ import sys
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from numpy.typing import NDArray
 
 from acktr.envs.errors import EnvError, EnvFault, one_line
-from acktr.envs.process import ForkedProcess, end_all
+from acktr.envs.process import CLOSE, ForkedProcess, end_all
 from acktr.envs.settings import Workers
 from acktr.envs.vector import AnyEnv, Array, StepResult, check_mask
 
@@ -51,23 +50,28 @@ _UNSEEDED = -1
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
-@dataclass(frozen=True)
 class _Rows:
-    """One row for each environment, in memory that processes forked later share."""
+    """One row for each environment; each array begins a page of memory that later forks share."""
 
-    actions: Array
-    """Actions that the next step executes."""
-    seeds: NDArray[np.int64]
-    """Seeds of the next reset, or _UNSEEDED."""
-    mask: NDArray[np.bool_]
-    """Mask of the environments that the next reset resets."""
-    observations: Array
-    """Observations after the step, those of new episodes where one ended."""
-    final: Array
-    """Last observations of episodes that ended; undefined in other rows."""
-    rewards: NDArray[np.float64]
-    terminated: NDArray[np.bool_]
-    truncated: NDArray[np.bool_]
+    def __init__(self, num_envs: int, seen: spaces.Space[Any], done: spaces.Space[Any]) -> None:
+        def shared(dtype: Any, shape: tuple[int, ...] | None = None) -> Array:
+            full = (num_envs, *(shape or ()))
+            return np.ndarray(
+                full, dtype, mmap.mmap(-1, math.prod(full) * np.dtype(dtype).itemsize)
+            )
+
+        self.actions = shared(done.dtype, done.shape)
+        """Actions that the next step executes."""
+        self.seeds = shared(np.int64)
+        """Seeds of the next reset, or _UNSEEDED."""
+        self.mask = shared(np.bool_)
+        """Mask of the environments that the next reset resets."""
+        self.observations = shared(seen.dtype, seen.shape)
+        """Observations after the step, those of new episodes where one ended."""
+        self.final = shared(seen.dtype, seen.shape)
+        """Last observations of episodes that ended; undefined in other rows."""
+        self.rewards = shared(np.float64)
+        self.terminated, self.truncated = shared(np.bool_), shared(np.bool_)
 
 
 class ParallelEnvs(SyncVectorEnv):
@@ -90,9 +94,10 @@ class ParallelEnvs(SyncVectorEnv):
     def __init__(
         self, envs: Sequence[AnyEnv], name: str, workers: int = 1, deadline: float = DEADLINE
     ) -> None:
-        super().__init__([_giver(env) for env in envs], autoreset_mode=AutoresetMode.SAME_STEP)
+        makers = [lambda env=env: env for env in envs]
+        super().__init__(makers, autoreset_mode=AutoresetMode.SAME_STEP)
         self._deadline = deadline
-        self._rows = self._shared_rows()
+        self._rows = _Rows(self.num_envs, self.single_observation_space, self.single_action_space)
         bounds = [self.num_envs * part // workers for part in range(workers + 1)]
         self._own, *others = (
             _Worker(envs[first:last], first, self._rows, name) for first, last in pairwise(bounds)
@@ -101,9 +106,8 @@ class ParallelEnvs(SyncVectorEnv):
         weakref.finalize(self, end_all, self._processes)  # also when the interpreter ends
         try:
             for worker in others:
-                commands = {_STEP: worker.step, _RESET: worker.reset}
-                process = ForkedProcess(worker.label, commands, worker.close, self._processes)
-                self._processes.append(process)
+                commands = {_STEP: worker.step, _RESET: worker.reset, CLOSE: worker.close}
+                self._processes.append(ForkedProcess(worker.label, commands))
         except EnvError:
             end_all(self._processes)
             raise
@@ -152,38 +156,15 @@ class ParallelEnvs(SyncVectorEnv):
         end_all(self._processes)
         super().close_extras(**kwargs)
 
-    def _shared_rows(self) -> _Rows:
-        """Zeros for all environments; each array begins a page of memory of its own."""
-
-        def shared(shape: tuple[int, ...] | None, dtype: Any) -> Array:
-            full = (self.num_envs, *(shape or ()))
-            size = math.prod(full) * np.dtype(dtype).itemsize
-            return np.ndarray(full, dtype, mmap.mmap(-1, size))
-
-        seen, done = self.single_observation_space, self.single_action_space
-        return _Rows(
-            actions=shared(done.shape, done.dtype),
-            seeds=shared((), np.int64),
-            mask=shared((), np.bool_),
-            observations=shared(seen.shape, seen.dtype),
-            final=shared(seen.shape, seen.dtype),
-            rewards=shared((), np.float64),
-            terminated=shared((), np.bool_),
-            truncated=shared((), np.bool_),
-        )
-
     def _run(self, command: bytes, own: Callable[[], None]) -> None:
         """Let all workers do the same; the first fault in the order of environments counts."""
         for process in self._processes:
             process.send(command)
+        answers = [lambda p=process: p.receive(self._deadline) for process in self._processes]
         faults: list[EnvFault] = []
-        try:
-            own()
-        except EnvFault as error:
-            faults.append(error)
-        for process in self._processes:
+        for answer in (own, *answers):
             try:
-                process.receive(self._deadline)
+                answer()
             except EnvFault as error:
                 faults.append(error)
         if faults:
@@ -197,15 +178,14 @@ class ParallelEnvs(SyncVectorEnv):
 class _Worker:
     """Steps neighbouring environments of a vector in turn, under same-step autoreset.
 
-    Args:
-        envs: The environments.
-        first: Index of the first one in the vector.
-        rows: The rows of the whole vector.
-        name: Name for messages.
+    `first` is the index of their first one in the vector, and `rows` are those of the whole vector.
     """
 
     def __init__(self, envs: Sequence[AnyEnv], first: int, rows: _Rows, name: str) -> None:
-        self._part = slice(first, first + len(envs))
+        last = first + len(envs) - 1
+        which = f"environment {first}" if first == last else f"environments {first} to {last}"
+        self.label = f"{which} of {name}"
+        self._part = slice(first, last + 1)
         self._rows = rows
         self._name = name
         self._places = [
@@ -213,19 +193,8 @@ class _Worker:
             for row, env in enumerate(envs, first)
         ]
 
-    @property
-    def label(self) -> str:
-        """What messages call the environments."""
-        first, last = self._part.start, self._part.stop - 1
-        which = f"environment {first}" if first == last else f"environments {first} to {last}"
-        return f"{which} of {self._name}"
-
     def reset(self, options: dict[str, Any] | None = None) -> None:
-        """Reset the environments of the mask.
-
-        Raises:
-            EnvFault: An environment failed.
-        """
+        """Reset the environments of the mask; an EnvFault tells which one failed."""
         rows = self._rows
         for row, env, observation, _ in self._places:
             if rows.mask[row]:
@@ -237,11 +206,7 @@ class _Worker:
                     raise self._fault(row, "reset", error) from error
 
     def step(self) -> None:
-        """Execute the actions.
-
-        Raises:
-            EnvFault: An environment failed.
-        """
+        """Execute the actions; an EnvFault tells which environment failed."""
         rows = self._rows
         rewards, terminated, truncated = rows.rewards, rows.terminated, rows.truncated
         actions = rows.actions[self._part].copy()  # an environment may keep its last action
@@ -278,21 +243,12 @@ def _put(place: Array, obs: Any) -> None:
     np.copyto(place, value, casting="same_kind")
 
 
-def _giver(env: AnyEnv) -> Callable[[], AnyEnv]:
-    return lambda: env
-
-
 def worker_count(asked: Workers, spec: EnvSpec, num_envs: int) -> int:
     """How many processes step the environments, the main one included.
 
     "auto" means one, except for MuJoCo on Linux: there it is the number of usable cores, but at
     most half the number of environments, of two or three environments two. OMP_NUM_THREADS=1 asks
     for one.
-
-    Args:
-        asked: The setting.
-        spec: The environment.
-        num_envs: Number of environments.
 
     Raises:
         EnvError: The setting cannot be used, or not on this system.

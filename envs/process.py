@@ -22,7 +22,8 @@ from typing import NoReturn
 
 from acktr.envs.errors import EnvError, EnvFault, one_line
 
-_CLOSE = b"c"
+CLOSE = b"c"
+"""Command after which the process ends."""
 _DONE, _FAILED = b"d", b"f"
 _SIZE = 2
 """Bytes of a message: what, and the number of the command, so that late answers are told apart."""
@@ -35,16 +36,13 @@ _GRACE = 5.0
 """Seconds that a process has to end by itself."""
 _TEXT = 4096
 """Bytes of an error message."""
-_IGNORED = tuple(
-    getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
-    if hasattr(signal, name)
-)
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+_IGNORED = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 """Signals that are the main process's to handle, also where a whole process group gets them."""
 _PR_SET_PDEATHSIG = 1
 
 Commands = Mapping[bytes, Callable[[], None]]
-"""What to do for each command of one byte, other than b"c"."""
+"""What to do for each command of one byte."""
 
 
 class ForkedProcess:
@@ -52,23 +50,15 @@ class ForkedProcess:
 
     Args:
         label: Name for messages of what the commands work on.
-        commands: The commands; their objects belong to the process from now on.
-        close: Called at the end of the process.
-        siblings: Processes of the same owner that exist already.
+        commands: The commands, `CLOSE` among them; their objects belong to the process from now on.
 
     Raises:
         EnvError: The process cannot be started.
     """
 
-    def __init__(
-        self,
-        label: str,
-        commands: Commands,
-        close: Callable[[], None],
-        siblings: Sequence[ForkedProcess],
-    ) -> None:
+    def __init__(self, label: str, commands: Commands) -> None:
         self._label = label
-        self._owner = os.getpid()
+        self.owner = os.getpid()
         self._number = 0
         self._text = mmap.mmap(-1, _TEXT)
         self._gone: str | None = None
@@ -80,12 +70,7 @@ class ForkedProcess:
             requests, self._commands, self._answers, answers = ends
             for end in ends:
                 os.set_blocking(end, False)
-            # A pipe is closed only when nobody else holds its ends: the child must know no other.
-            foreign = [end for other in siblings for end in (other._commands, other._answers)]
-            foreign += [self._commands, self._answers]
-            self._pid = _fork(
-                lambda: _obey(label, commands, close, (requests, answers), self._text), foreign
-            )
+            self.pid = _fork(lambda: _obey(label, commands, requests, answers, self._text))
         except OSError as error:
             for end in ends:
                 os.close(end)
@@ -93,14 +78,9 @@ class ForkedProcess:
                 f"no process can be started for {label} ({one_line(error)}); set env_workers to 1"
             ) from error
         os.close(requests)
-        os.close(answers)
+        os.close(answers)  # only the process has this end now: it is closed when the process dies
         self._poller = select.poll()
         self._poller.register(self._answers, select.POLLIN)
-
-    @property
-    def pid(self) -> int:
-        """Id of the process."""
-        return self._pid
 
     def send(self, command: bytes) -> None:
         """Start a command; an answer to an earlier one that nobody waited for will be skipped."""
@@ -128,21 +108,16 @@ class ForkedProcess:
                     raise self._lost(f"did not answer for {deadline:g} s")
                 wait = min(_SLICE, deadline - waited)
                 waited += 0.0 if self._poller.poll(wait * 1000) else wait
-            elif len(answer) < _SIZE:
+            elif not answer:
                 raise self._lost("")
             elif answer[1] == self._number:
                 break
         if answer[:1] == _FAILED:
             raise EnvFault(self._text[:].rstrip(b"\0").decode("utf-8", "replace"))
 
-    def ask_to_end(self) -> None:
-        """Let the process end by itself, without waiting for it."""
-        if os.getpid() == self._owner:
-            self.send(_CLOSE)
-
     def end(self) -> None:
         """End the process, by force if it does not by itself, and wait for that."""
-        if os.getpid() != self._owner or self._closed:
+        if self._closed:
             return
         self._closed = True
         if self._gone is None:
@@ -161,39 +136,25 @@ class ForkedProcess:
     def _kill(self, grace: float) -> int | None:
         """Kill the process if it does not end by itself; its exit status, None if unknown."""
         with suppress(ChildProcessError, ProcessLookupError):
-            code = _wait(self._pid, grace)
+            code = _wait(self.pid, grace)
             if code is not None:
                 return code
-            os.kill(self._pid, signal.SIGKILL)
-            return _wait(self._pid, _GRACE)
+            os.kill(self.pid, signal.SIGKILL)
+            return _wait(self.pid, _GRACE)
         return None
 
 
 def end_all(processes: Sequence[ForkedProcess]) -> None:
-    """End processes, all at once."""
-    for process in processes:
-        process.ask_to_end()
-    for process in processes:
+    """End those of the processes that this one started, all at once."""
+    own = [process for process in processes if process.owner == os.getpid()]
+    for process in own:
+        process.send(CLOSE)
+    for process in own:
         process.end()
 
 
-def _obey(
-    label: str,
-    commands: Commands,
-    close: Callable[[], None],
-    pipes: tuple[int, int],
-    text: mmap.mmap,
-) -> None:
-    """Run commands until the parent closes its side or is gone.
-
-    Args:
-        label: Name for messages.
-        commands: What to do.
-        close: Called when the parent has closed its side.
-        pipes: Ends to read commands from and to write answers to.
-        text: Memory for the message of a command that failed.
-    """
-    requests, answers = pipes
+def _obey(label: str, commands: Commands, requests: int, answers: int, text: mmap.mmap) -> None:
+    """Run commands until `CLOSE` or the parent's end; text is for the message of a failure."""
     parent = os.getppid()
     poller = select.poll()
     poller.register(requests, select.POLLIN)
@@ -203,29 +164,26 @@ def _obey(
             if os.getppid() != parent:
                 return
             poller.poll(_SLICE * 1000)
-        elif len(command) < _SIZE or command[:1] == _CLOSE:
-            close()
+            continue
+        answer = _DONE
+        try:
+            commands[command[:1]]()
+        except BaseException as error:
+            said = f"{label}: {type(error).__name__}: {one_line(error)}"
+            said = str(error) if isinstance(error, EnvFault) else said
+            text[:] = said.encode()[:_TEXT].ljust(_TEXT, b"\0")
+            answer = _FAILED
+        if command[:1] == CLOSE:
             return
-        else:
-            answer = _DONE
-            try:
-                commands[command[:1]]()
-            except BaseException as error:
-                said = f"{label}: {type(error).__name__}: {one_line(error)}"
-                said = str(error) if isinstance(error, EnvFault) else said
-                text[:] = said.encode()[:_TEXT].ljust(_TEXT, b"\0")
-                answer = _FAILED
-            os.write(answers, answer + command[1:])
+        os.write(answers, answer + command[1:])
 
 
-def _fork(run: Callable[[], None], foreign: Sequence[int]) -> int:
-    """Run something in a new process, without the descriptors in `foreign`; returns its id."""
+def _fork(run: Callable[[], None]) -> int:
+    """Run something in a new process; returns its id."""
     parent, libc = os.getpid(), ctypes.CDLL(None)
     # The kernel sends the signal when the forking thread ends, so only the main one may ask for it.
     dies_with = threading.current_thread() is threading.main_thread()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):
-            stream.flush()  # or the child would write the rest once more
+    _flush()  # or the child would write the rest once more
     # The signals that the child is to ignore are held back until it does.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
     try:
@@ -235,13 +193,13 @@ def _fork(run: Callable[[], None], foreign: Sequence[int]) -> int:
         if pid == 0:
             if dies_with:
                 libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-            _serve(run, foreign, parent)
+            _serve(run, parent)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return pid
 
 
-def _serve(run: Callable[[], None], foreign: Sequence[int], parent: int) -> NoReturn:
+def _serve(run: Callable[[], None], parent: int) -> NoReturn:
     """The whole life of a process; nothing of its parent's stack or exit handlers runs in it."""
     code = 1
     try:
@@ -250,16 +208,18 @@ def _serve(run: Callable[[], None], foreign: Sequence[int], parent: int) -> NoRe
         for number in _IGNORED:
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _IGNORED)
-        for end in foreign:
-            os.close(end)
         if os.getppid() == parent:  # else it died before it could be watched
             run()
         code = 0
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(Exception):
-                stream.flush()
+        _flush()
         os._exit(code)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
 
 
 def _read(end: int) -> bytes | None:
@@ -294,7 +254,5 @@ def _ended(code: int) -> str:
     """An exit status in words."""
     if code >= 0:
         return f"ended with exit code {code}"
-    try:
-        return f"was killed by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"was killed by signal {-code}"
+    names: dict[int, str] = {number: number.name for number in signal.Signals}
+    return f"was killed by {names.get(-code, f'signal {-code}')}"
