@@ -14,8 +14,8 @@ import torch
 from acktr.kfac import KFAC
 from scripts.bench.cases import Case, Timing
 from scripts.supervised.problems import Dataset, Problem, batches, make_problem
-from scripts.supervised.settings import RECIPES
-from scripts.supervised.training import Curvature, Stepper
+from scripts.supervised.settings import RECIPES, Curvature
+from scripts.supervised.training import Stepper
 
 _SEED = 0
 _CLASSES = 10
@@ -32,11 +32,8 @@ def measure_kfac(case: Case, timing: Timing) -> dict[str, Any]:
         The measurement of :func:`compare` as ``overhead``.
     """
     batch, period = case.settings["batch"], case.settings["refresh_every"]
-    problem = make_problem(
-        "convnet", _images(case.settings["size"], batch), (), torch.device("cpu")
-    )
-    part = case.settings["statistics_part"]
-    curvature = Curvature(statistics_part=part, statistics_every=1, refresh_every=period)
+    problem = make_problem("convnet", _images(case.settings["size"], batch), ())
+    curvature = Curvature(case.settings["statistics_part"], refresh_every=period)
     first = compare(problem, batch, curvature, 1, period, period)
     each = first["contestants"]["kfac"]["milliseconds"] / 1000
     updates = period * max(1, round(timing.seconds / (period * each)))

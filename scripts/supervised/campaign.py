@@ -11,10 +11,10 @@ from pathlib import Path
 
 from rich.text import Text
 
-from acktr.runs.progress import Display
-from scripts.common import ScriptError, TimeLeft
+from acktr.runs.progress import Display, pace, share
+from scripts.common import ScriptError
 from scripts.supervised.problems import Problem
-from scripts.supervised.settings import RECIPES, Setting, constants
+from scripts.supervised.settings import RECIPES, TUNE_SEED, Curvature, Setting, constants
 from scripts.supervised.training import Row, RunSpec, describe, read_rows, train, write_rows
 
 
@@ -28,16 +28,16 @@ class Plan:
     """Updates of a full run, by optimizer."""
     tune_updates: int
     """Updates of a tuning run, the same for all optimizers and settings."""
-    tune_seed: int
-    fixed: Mapping[str, Setting]
-    """Settings that are given, by optimizer; the other optimizers are tuned."""
     updates_per_epoch: int
     base: RunSpec
     """Fields that all runs share; the others are replaced."""
 
-    def tuning_spec(self, name: str, setting: Setting) -> RunSpec:
-        """A tuning run, which is evaluated at its end alone."""
-        return self._spec(name, self.tune_seed, setting, self.tune_updates, self.tune_updates)
+    def tuning_specs(self, name: str) -> list[RunSpec]:
+        """The tuning runs of an optimizer, which are evaluated at their end alone."""
+        return [
+            self._spec(name, TUNE_SEED, setting, self.tune_updates, self.tune_updates)
+            for setting in RECIPES[self.base.problem][name].grid
+        ]
 
     def full_spec(self, name: str, seed: int, setting: Setting) -> RunSpec:
         """A full run."""
@@ -51,7 +51,7 @@ class Plan:
             setting=setting,
             updates=updates,
             eval_every=every,
-            curvature=self.base.curvature if name.startswith("kfac") else None,
+            curvature=Curvature() if name.startswith("kfac") else None,
             constants=constants(self.base.problem, name),
         )
 
@@ -74,7 +74,13 @@ class Campaign:
     def __init__(self, plan: Plan, problem: Problem, out: Path) -> None:
         self._plan, self._problem, self._out = plan, problem, out
         self._display = Display("supervised", 10.0)
-        self._left = TimeLeft(self._planned())
+        grids = {name: len(plan.tuning_specs(name)) for name in plan.optimizers}
+        self._total = sum(
+            count * plan.tune_updates + len(plan.seeds) * plan.updates[name]
+            for name, count in grids.items()
+        )
+        self._done = self._made = 0
+        self._started = time.monotonic()
 
     def run(self) -> Outcome:
         """Do what is left to do.
@@ -86,33 +92,22 @@ class Campaign:
         plan, outcome = self._plan, Outcome()
         with closing(self._display):
             for name in plan.optimizers:
-                outcome.settings[name] = self._tune(name, outcome)
+                folder = self._out / "tune" / name
+                outcome.tuning[name] = [
+                    (spec.setting, self._do(folder / f"{describe(spec.setting)}.csv", spec)[-1])
+                    for spec in plan.tuning_specs(name)
+                ]
+                outcome.settings[name] = self._best(name, outcome)
             for seed in plan.seeds:
                 for name in plan.optimizers:
                     spec = plan.full_spec(name, seed, outcome.settings[name])
-                    outcome.runs[name, seed] = self._do(self._run_path(name, seed), spec)
+                    path = self._out / "runs" / name / f"seed{seed}.csv"
+                    outcome.runs[name, seed] = self._do(path, spec)
         return outcome
 
-    def _planned(self) -> dict[str, float]:
-        """Updates that are left, by optimizer."""
-        planned: dict[str, float] = {}
-        for name in self._plan.optimizers:
-            tuning = [
-                spec.updates
-                for path, spec in self._candidates(name)
-                if read_rows(path, spec) is None
-            ]
-            runs = [s for s in self._plan.seeds if not self._run_path(name, s).exists()]
-            planned[name] = sum(tuning) + len(runs) * self._plan.updates[name]
-        return planned
-
-    def _tune(self, name: str, outcome: Outcome) -> Setting:
+    def _best(self, name: str, outcome: Outcome) -> Setting:
         """The setting with the lowest training loss at the end of the tuning budget."""
-        if name in self._plan.fixed:
-            return self._plan.fixed[name]
-        tried = [(spec.setting, self._do(path, spec)[-1]) for path, spec in self._candidates(name)]
-        outcome.tuning[name] = tried
-        setting, best = min(tried, key=lambda pair: pair[1].train_loss)
+        setting, best = min(outcome.tuning[name], key=lambda pair: pair[1].train_loss)
         if not math.isfinite(best.train_loss):
             raise ScriptError(
                 f"{name}: every setting diverged within {self._plan.tune_updates} updates"
@@ -123,38 +118,30 @@ class Campaign:
         )
         return setting
 
-    def _candidates(self, name: str) -> list[tuple[Path, RunSpec]]:
-        """File and description of the tuning runs of an optimizer."""
-        grid = () if name in self._plan.fixed else RECIPES[self._problem.name][name].grid
-        specs = [self._plan.tuning_spec(name, setting) for setting in grid]
-        folder = self._out / "tune" / name
-        return [(folder / f"{describe(spec.setting)}.csv", spec) for spec in specs]
-
-    def _run_path(self, name: str, seed: int) -> Path:
-        return self._out / "runs" / name / f"seed{seed}.csv"
-
     def _do(self, path: Path, spec: RunSpec) -> list[Row]:
         """Read a finished run, or make it and write its file at the end."""
         rows = read_rows(path, spec)
-        if rows is not None:
-            return rows
+        if rows is None:
+            rows = self._make(path, spec)
+        self._done += spec.updates
+        return rows
+
+    def _make(self, path: Path, spec: RunSpec) -> list[Row]:
         label = f"{spec.optimizer} seed {spec.seed} {describe(spec.setting)}"
-        last = time.monotonic()
 
         def report(rows: list[Row], update: int) -> None:
-            nonlocal last
-            now = time.monotonic()
-            self._left.add(spec.optimizer, 1, now - last)
-            last = now
+            self._made += 1
             if self._display.due():
+                done = self._done + update
+                speed = self._made / (time.monotonic() - self._started)
                 line = (
                     f"{label}  update {update:,}/{spec.updates:,}  training loss"
-                    f" {rows[-1].train_loss:.5g}  all runs {self._left.share:.1%}  ETA {self._left}"
+                    f" {rows[-1].train_loss:.5g}  all updates {share(done, self._total)}"
+                    f"  ETA {pace(done, self._total, speed)[1]}"
                 )
-                self._display.show(line, round(1000 * self._left.share), 1000, Text(line))
+                self._display.show(line, done, self._total, Text(line))
 
         rows = train(spec, self._problem, report)
-        self._left.drop(spec.optimizer, spec.updates - rows[-1].update)
         write_rows(path, spec, rows, self._plan.updates_per_epoch)
         self._display.note(
             f"{label}: training loss {rows[-1].train_loss:.5g}, test loss {rows[-1].test_loss:.5g},"

@@ -13,7 +13,7 @@ from acktr.report.tables import markdown as table
 from scripts.common import machine
 from scripts.supervised.campaign import Outcome, Plan
 from scripts.supervised.problems import Dataset
-from scripts.supervised.settings import OPTIMIZERS
+from scripts.supervised.settings import OPTIMIZERS, TUNE_SEED
 from scripts.supervised.training import Row, describe
 
 _OTHERS = ("gymnasium", "ale-py", "mujoco")
@@ -21,14 +21,12 @@ _OTHERS = ("gymnasium", "ale-py", "mujoco")
 _COLOURS = dict(zip(OPTIMIZERS, [COLOURS[i] for i in (0, 2, 1, 3)], strict=True))
 
 
-def threshold_of(outcome: Outcome, given: float | None) -> tuple[float, str]:
+def threshold_of(outcome: Outcome) -> tuple[float, str]:
     """The training loss to reach, and where it comes from.
 
     It is the largest final loss over the seeds of sgd, so that every one of its runs reaches it;
     without sgd the largest final loss of all runs.
     """
-    if given is not None:
-        return given, "given on the command line"
     finals = {key: rows[-1].train_loss for key, rows in outcome.runs.items()}
     of_sgd = [loss for (name, _), loss in finals.items() if name == "sgd"]
     source = "sgd" if of_sgd else "all runs"
@@ -43,22 +41,19 @@ def ratios(outcome: Outcome, goal: float, slow: str, fast: str) -> dict[str, lis
         By ``updates`` and ``seconds`` the ratio of every seed and their mean; None where one of
         the two does not get there.
     """
-    pairs = [
-        (_reached(outcome.runs[slow, seed], goal), _reached(rows, goal))
-        for (name, seed), rows in outcome.runs.items()
-        if name == fast
-    ]
     found: dict[str, list[float | None]] = {"updates": [], "seconds": []}
-    for one, other in pairs:
-        if one is None or other is None or other.seconds == 0:
-            found["updates"].append(None)
-            found["seconds"].append(None)
-        else:
-            found["updates"].append(one.update / other.update)
-            found["seconds"].append(one.seconds / other.seconds)
-    for values in found.values():
-        known = [value for value in values if value is not None]
-        values.append(statistics.fmean(known) if len(known) == len(values) else None)
+    for (name, seed), rows in outcome.runs.items():
+        if name == fast:
+            one, other = _reached(outcome.runs[slow, seed], goal), _reached(rows, goal)
+            if one is None or other is None or other.seconds == 0:
+                values: tuple[float | None, float | None] = (None, None)
+            else:
+                values = (one.update / other.update, one.seconds / other.seconds)
+            found["updates"].append(values[0])
+            found["seconds"].append(values[1])
+    for each in found.values():
+        known = [value for value in each if value is not None]
+        each.append(statistics.fmean(known) if len(known) == len(each) else None)
     return found
 
 
@@ -67,20 +62,10 @@ def _reached(rows: Sequence[Row], goal: float) -> Row | None:
     return next((row for row in rows if row.train_loss <= goal), None)
 
 
-def markdown(
-    plan: Plan, outcome: Outcome, images: Dataset, command: str, threshold: float | None
-) -> str:
-    """What was compared and what was found, as tables.
-
-    Args:
-        plan: The campaign.
-        outcome: What it found.
-        images: The data.
-        command: The command line.
-        threshold: Training loss to reach; None for that of :func:`threshold_of`.
-    """
+def markdown(plan: Plan, outcome: Outcome, images: Dataset, command: str) -> str:
+    """What was compared and what was found, as tables."""
     base = plan.base
-    goal, source = threshold_of(outcome, threshold)
+    goal, source = threshold_of(outcome)
     described = {key: value for key, value in machine().items() if key not in _OTHERS}
     parts = [
         f"# {base.problem} on {images.name}\n",
@@ -89,7 +74,7 @@ def markdown(
         f" {base.batch}, {plan.updates_per_epoch} updates per epoch, evaluated every"
         f" {base.eval_every} updates on {base.measured or 'all'} images of each"
         " split; seconds are those of training, without evaluation.\n",
-        f"Tuned for {plan.tune_updates} updates with seed {plan.tune_seed}; chosen by training loss"
+        f"Tuned for {plan.tune_updates} updates with seed {TUNE_SEED}; chosen by training loss"
         " at their end.\n",
         _grid_table(outcome),
         *_edges(outcome),
@@ -107,9 +92,7 @@ def markdown(
 def _grid_table(outcome: Outcome) -> str:
     body = []
     for name, best in outcome.settings.items():
-        if name not in outcome.tuning:
-            body.append([name, describe(best), "", "", "given"])
-        for setting, row in outcome.tuning.get(name, []):
+        for setting, row in outcome.tuning[name]:
             mark = "yes" if setting == best else ""
             numbers = [_number(row.train_loss), f"{row.seconds:.1f}"]
             body.append([name, describe(setting), *numbers, mark])

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from acktr.files import flat, reason
+from acktr.files import flat
 from acktr.kfac import KFAC, FactorError
 from acktr.runs.tables import read_table
 from scripts.common import ScriptError, save
@@ -26,6 +26,7 @@ from scripts.supervised.settings import (
     LM,
     SGD_MOMENTUM,
     WEIGHT_DECAY,
+    Curvature,
     ProblemName,
     Setting,
 )
@@ -33,18 +34,6 @@ from scripts.supervised.settings import (
 COLUMNS = ("optimizer", "seed", "setting", "update", "epoch", "seconds", "train_loss", "test_loss")
 _CHECK = 20
 """Updates between looks at whether the loss is still finite."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Curvature:
-    """When K-FAC's curvature is renewed, and from what."""
-
-    statistics_part: int
-    """Statistics come from the first 1/k of the batch, in a forward pass of its own if k > 1."""
-    statistics_every: int
-    """Updates between statistics."""
-    refresh_every: int
-    """Updates between inverses."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +50,13 @@ class RunSpec:
     batch: int
     updates: int
     eval_every: int
-    device: str
     curvature: Curvature | None
     """None for optimizers without."""
     constants: dict[str, object] = field(default_factory=dict)
     """Untuned settings of K-FAC, empty for the other optimizers."""
     measured: int | None = None
     """Images of each split that losses are measured on; None for all."""
+    device: str = "cpu"
 
     def identity(self) -> str:
         """One line of JSON."""
@@ -117,9 +106,7 @@ class Stepper:
     ) -> None:
         self._problem = problem
         self._network: Callable[[Tensor], Tensor] = network
-        self._curvature = curvature or Curvature(
-            statistics_part=1, statistics_every=1, refresh_every=1
-        )
+        self._curvature = curvature or Curvature()
         self._updates = 0
         self.optimizer: KFAC | torch.optim.Optimizer
         if name in ("sgd", "adam"):
@@ -192,20 +179,17 @@ def train(spec: RunSpec, problem: Problem, report: Callable[[list[Row], int], No
         problem: Network and data.
         report: Called after each update with the evaluations so far and the number of updates.
     """
-    device = problem.mean.device
     torch.manual_seed(spec.seed)
-    network = problem.network().to(device)
+    network = problem.network()
     step = Stepper(spec.optimizer, problem, network, spec.setting, spec.curvature, spec.seed)
     rows = [_evaluation(spec, problem, network, 0, 0.0)]
     seconds = 0.0
     stream = batches(len(problem.train), spec.batch, spec.seed)
     for update in range(1, spec.updates + 1):
         started = time.perf_counter()
-        inputs, targets = problem.batch(problem.train, next(stream).to(device))
+        inputs, targets = problem.batch(problem.train, next(stream))
         due = update % spec.eval_every == 0 or update == spec.updates
         healthy = _attempt(step, inputs, targets, check=due or update % _CHECK == 0)
-        if due and device.type == "cuda":
-            torch.cuda.synchronize(device)
         seconds += time.perf_counter() - started
         if not healthy:
             rows.append(Row(update, seconds, math.inf, math.inf))
@@ -254,33 +238,22 @@ def read_rows(path: Path, spec: RunSpec) -> list[Row] | None:
     Raises:
         ScriptError: The file is damaged or belongs to another run.
     """
+    if not path.exists():
+        return None
     try:
-        path.stat()
         content = read_table(path)
+        stored = flat(json.loads((content.comment or "").removeprefix("#")))
         rows = [
             Row(int(row["update"]), *(float(row[name]) for name in COLUMNS[-3:]))
             for row in content.rows
         ]
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise ScriptError(f"{path}: cannot read: {reason(error)}") from error
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, AttributeError) as error:
         raise ScriptError(f"{path}: not a run's file: {error}") from error
-    if content.comment != f"#{spec.identity()}" or not rows:
-        raise ScriptError(
-            f"{path}: {_difference(content.comment, spec)}; choose another --out or delete the file"
-        )
+    wanted = flat(json.loads(spec.identity()))
+    for name in wanted | stored:
+        if stored.get(name) != wanted.get(name):
+            raise ScriptError(
+                f"{path}: made with {name} {stored.get(name)}, not {wanted.get(name)};"
+                " choose another --out or delete the file"
+            )
     return rows
-
-
-def _difference(comment: str | None, spec: RunSpec) -> str:
-    """The first value in which a file's identity differs."""
-    try:
-        stored = flat(json.loads((comment or "#").removeprefix("#")))
-    except (ValueError, AttributeError, RecursionError):
-        return "not a run's file"
-    for name, wanted in flat(json.loads(spec.identity())).items():
-        if stored.get(name) != wanted:
-            return f"made with {name} {stored.get(name)}, not {wanted}"
-    return "made by another version of this script"
