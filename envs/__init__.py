@@ -31,10 +31,12 @@ environments in one process.
 8. `env_workers` processes step the environments, this one included. Nothing else depends on their
    number. One that dies, or takes a minute for a step, raises `EnvFault`; none outlives this one.
 9. Atari games come as `GroupedEnvs`, whose `groups` of `num_groups` or fewer can be stepped one by
-   one with `step_async` and `step_wait`. The games are the same for any number; training is not, as
-   it draws the actions of a group at a time.
-10. `reset(seed=s)` seeds the environments by `env_seeds(s, num_envs)`; the first reset without a
-   seed uses the one given to `make_vec`. `close()` may be called twice.
+   one with `step_async` and `step_wait`, so that a policy can act for one while another is stepped.
+   The games are the same for any number; training is not, as it draws the actions of a group at a
+   time.
+10. `reset(seed=s)` seeds the environments by `env_seeds(s, num_envs)`: neighbouring seeds share no
+   environment, and the first k do not depend on the number. The first reset without a seed uses
+   the one given to `make_vec`. `close()` may be called twice.
 """
 
 from acktr.envs.errors import EnvError, EnvFault, one_line

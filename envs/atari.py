@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, closing
 from typing import Any
 
 import numpy as np
@@ -139,23 +140,14 @@ class AtariEnvs(AnyVectorWrapper):
 
 
 def native_envs(
-    game: AtariGame,
-    num_envs: int,
-    settings: AtariSettings,
-    *,
-    screen: tuple[int, int] | None = None,
+    game: AtariGame, num_envs: int, settings: AtariSettings, screen: tuple[int, int] | None = None
 ) -> AtariVectorEnv:
     """The native environment with same-step resets; all values are checked before.
 
-    Args:
-        game: game; its stickiness applies where the settings leave it open.
-        num_envs: number of environments.
-        settings: protocol.
-        screen: None for stacked grey observations of shape (num_envs, stack, size, size), or
-            (height, width) for single colour images of shape (num_envs, 1, height, width, 3).
+    Observations are stacks of grey images, of shape (num_envs, stack, size, size), or where the
+    (height, width) of a screen is given single colour images (num_envs, 1, height, width, 3).
     """
-    size = settings.screen_size
-    height, width = screen or (size, size)
+    height, width = screen or (settings.screen_size, settings.screen_size)
     return AtariVectorEnv(
         game.rom,
         num_envs,
@@ -185,17 +177,16 @@ def make_atari(
 
     They are in as many groups as it allows and as divide them into equal ones.
     """
-    groups = max(n for n in range(1, settings.num_groups + 1) if num_envs % n == 0)
-    size = num_envs // groups
-    made: list[AtariEnvs] = []
-    try:
-        for first in range(0, num_envs, size):
-            made.append(make_group(game, size, seed, settings, training=training, first=first))
-    except BaseException:
-        for group in made:
-            group.close()
-        raise
-    return GroupedEnvs(made)
+    size = num_envs // max(n for n in range(1, settings.num_groups + 1) if num_envs % n == 0)
+    with ExitStack() as made:
+        groups = [
+            made.enter_context(
+                closing(make_group(game, size, seed, settings, training=training, first=first))
+            )
+            for first in range(0, num_envs, size)
+        ]
+        made.pop_all()
+    return GroupedEnvs(groups)
 
 
 def make_group(
@@ -209,11 +200,6 @@ def make_group(
 ) -> AtariEnvs:
     """Parallel games that are stepped together; first is the number of the first of them."""
     native = native_envs(game, num_envs, settings)
-    fire = settings.fire_after_life_loss and needs_fire(native)
+    names = [str(action.name) for action in native.ale.get_action_set()]
+    fire = settings.fire_after_life_loss and len(names) >= 3 and names[FIRE] == "FIRE"
     return AtariEnvs(native, settings, training=training, press_fire=fire, seed=seed, first=first)
-
-
-def needs_fire(env: AtariVectorEnv) -> bool:
-    """Whether the second of three or more actions is FIRE (the rule of Baselines)."""
-    names = [str(action.name) for action in env.ale.get_action_set()]
-    return len(names) >= 3 and names[FIRE] == "FIRE"

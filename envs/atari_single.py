@@ -36,7 +36,7 @@ class AtariSingle(gymnasium.Env[NDArray[np.uint8], Any]):
         self._envs = make_group(game, 1, 0, settings, training=False)
         self._screen = None
         if render_mode is not None:
-            self._screen = native_envs(game, 1, settings, screen=_screen_size(game))
+            self._screen = native_envs(game, 1, settings, _screen_size(game))
         self._frame: NDArray[np.uint8] | None = None
         self._over = True
         self.observation_space = self._envs.single_observation_space
@@ -58,10 +58,7 @@ class AtariSingle(gymnasium.Env[NDArray[np.uint8], Any]):
         self._over = False
         return obs[0], _first(infos)
 
-    def step(
-        self,
-        action: Any,
-    ) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
         """Play one agent step; `info["forced"]` tells that FIRE was pressed instead of `action`.
 
         Raises:

@@ -97,9 +97,7 @@ def group_count(envs: AnyVectorEnv) -> int:
 
 
 def describe(
-    env_id: str,
-    atari: AtariSettings | None = None,
-    training: bool = True,
+    env_id: str, atari: AtariSettings | None = None, training: bool = True
 ) -> dict[str, Scalar]:
     """The protocol of `make_vec(env_id, ...)` as JSON scalars, for logs and config files.
 
@@ -112,17 +110,13 @@ def describe(
         "autoreset_mode": AutoresetMode.SAME_STEP.value,
         "gymnasium": gymnasium.__version__,
     }
-    if is_atari_spec(spec):
-        return facts | _describe_atari(spec, atari or AtariSettings(), training)
-    if uses_mujoco(spec):
-        facts["mujoco"] = _version("mujoco")
-    return facts | {"kind": "gymnasium", "max_episode_steps": spec.max_episode_steps}
-
-
-def _describe_atari(spec: EnvSpec, settings: AtariSettings, training: bool) -> dict[str, Scalar]:
-    game = atari_game(spec)
+    if not is_atari_spec(spec):
+        if uses_mujoco(spec):
+            facts["mujoco"] = _version("mujoco")
+        return facts | {"kind": "gymnasium", "max_episode_steps": spec.max_episode_steps}
+    game, settings = atari_game(spec), atari or AtariSettings()
     named = {"kind": "atari", "ale_py": _version("ale-py"), "game": game.rom, "training": training}
-    facts: dict[str, Scalar] = named | dataclasses.asdict(settings)
+    facts |= named | dataclasses.asdict(settings)
     del facts["num_groups"]  # the games are the same for any number
     return facts | {
         "sticky": game.sticky if settings.sticky is None else float(settings.sticky),
@@ -147,7 +141,7 @@ def _make_parallel(
     try:
         for index in range(num_envs):
             built.append(make_one(spec, index, render_mode))
-        vector = ParallelEnvs(built, spec.id, workers)
+        return GuardedVectorEnv(ParallelEnvs(built, spec.id, workers), spec.id, seed)
     except Exception as error:
         for env in built:
             with suppress(Exception):
@@ -155,4 +149,3 @@ def _make_parallel(
         if isinstance(error, EnvError):
             raise
         raise EnvError(f"{spec.id} cannot be run in parallel: {one_line(error)}") from error
-    return GuardedVectorEnv(vector, spec.id, seed)

@@ -28,18 +28,12 @@ class Group(Stepper, Protocol):
     """Such a vector environment; a whole reset gives up a step that is under way."""
 
     metadata: dict[str, Any]
+    single_observation_space: Any
+    single_action_space: Any
 
     @property
     def num_envs(self) -> int:
         """Number of environments."""
-
-    @property
-    def single_observation_space(self) -> Any:
-        """Observation space of one environment."""
-
-    @property
-    def single_action_space(self) -> Any:
-        """Action space of one environment."""
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

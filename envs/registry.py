@@ -8,7 +8,6 @@ import importlib
 import re
 import warnings
 from dataclasses import dataclass
-from typing import Any
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec, find_highest_version, get_env_id, parse_env_id
@@ -48,7 +47,15 @@ def lookup(env_id: str) -> EnvSpec:
         raise EnvError(f"the environment id must be a name such as CartPole-v1, got {env_id!r}")
     module, colon, name = env_id.rpartition(":")
     if colon:
-        _import_module(module, env_id)
+        if not module or ":" in module:
+            raise EnvError(f"{env_id!r} is not an environment id; write Id-v0 or module:Id-v0")
+        try:
+            importlib.import_module(module)
+        except Exception as error:
+            raise EnvError(
+                f"cannot import module {module!r} of environment {env_id!r}: "
+                f"{type(error).__name__}: {one_line(error)}"
+            ) from error
     spec = _registered(name)
     if spec is None:
         with contextlib.suppress(ImportError):
@@ -85,19 +92,18 @@ def atari_game(spec: EnvSpec) -> AtariGame:
         EnvError: the id stands for random frame skips or other settings that the Atari protocol
             has no place for, or the ROM is missing or damaged.
     """
-    kwargs: dict[str, Any] = dict(spec.kwargs)
-    if not isinstance(kwargs.get("frameskip", 4), int):
+    if _skips_randomly(spec):
         good = f"{spec.name}NoFrameskip-v4"
         raise EnvError(
             f"{spec.id} skips a random number of frames, which is not supported; "
             f"did you mean {good!r} or 'ALE/{spec.name}-v5'?"
         )
-    unknown = sorted(set(kwargs) - _ATARI_KWARGS)
+    unknown = sorted(set(spec.kwargs) - _ATARI_KWARGS)
     if unknown:
         raise EnvError(f"{spec.id} is registered with unsupported Atari settings: {unknown}")
-    rom = str(kwargs.get("game"))
+    rom = str(spec.kwargs.get("game"))
     _check_rom(rom, spec.id)
-    return AtariGame(rom, float(kwargs.get("repeat_action_probability", 0.25)))
+    return AtariGame(rom, float(spec.kwargs.get("repeat_action_probability", 0.25)))
 
 
 def mujoco_py_replacements(spec: EnvSpec) -> list[str]:
@@ -111,38 +117,26 @@ def mujoco_py_replacements(spec: EnvSpec) -> list[str]:
     ]
 
 
+def _skips_randomly(spec: EnvSpec) -> bool:
+    return not isinstance(spec.kwargs.get("frameskip", 4), int)
+
+
 def _registered(name: str) -> EnvSpec | None:
-    spec = gymnasium.registry.get(name)
-    if spec is not None:
-        return spec
+    if name in gymnasium.registry:
+        return gymnasium.registry[name]
     try:
         namespace, base, version = parse_env_id(name)
     except gymnasium.error.Error:
         return None
-    if version is not None:
-        return None
-    highest = find_highest_version(namespace, base)
-    return gymnasium.registry.get(get_env_id(namespace, base, highest))
-
-
-def _import_module(module: str, env_id: str) -> None:
-    if not module or ":" in module:
-        raise EnvError(f"{env_id!r} is not an environment id; write Id-v0 or module:Id-v0")
-    try:
-        importlib.import_module(module)
-    except Exception as error:
-        raise EnvError(
-            f"cannot import module {module!r} of environment {env_id!r}: "
-            f"{type(error).__name__}: {one_line(error)}"
-        ) from error
+    highest = find_highest_version(namespace, base) if version is None else None
+    return None if highest is None else gymnasium.registry[get_env_id(namespace, base, highest)]
 
 
 def _unknown(name: str) -> str:
     known = [
         spec.id
         for spec in gymnasium.registry.values()
-        if not mujoco_py_replacements(spec)
-        and not (is_atari_spec(spec) and not isinstance(spec.kwargs.get("frameskip", 4), int))
+        if not mujoco_py_replacements(spec) and not (is_atari_spec(spec) and _skips_randomly(spec))
     ]
     folded = {known_id.casefold(): known_id for known_id in known}
     near = difflib.get_close_matches(name.casefold(), folded, n=1)

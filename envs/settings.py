@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,28 +47,26 @@ class AtariSettings:
     """Most groups of equal size: while one is stepped, the actions of another can be chosen."""
 
     def __post_init__(self) -> None:
-        check_integer("atari.frame_skip", self.frame_skip, 1, 100)
-        check_integer("atari.screen_size", self.screen_size, 8, 512)
-        check_integer("atari.frame_stack", self.frame_stack, 1, 64)
-        check_integer("atari.noop_max", self.noop_max, 0, 10_000)
-        check_integer("atari.max_frames", self.max_frames, 1, 100_000_000)
-        check_integer("atari.num_threads", self.num_threads, 0, 1024)
-        check_integer("atari.num_groups", self.num_groups, 1, 1024)
-        for name in (
-            "fire_reset",
-            "fire_after_life_loss",
-            "life_loss_ends_return",
-            "clip_reward",
-            "full_action_space",
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, bool):
+        for name, value in vars(self).items():
+            default = getattr(type(self), name)
+            if name in _RANGES:
+                check_integer(f"atari.{name}", value, *_RANGES[name])
+            elif isinstance(default, bool) and not isinstance(value, bool):
                 raise EnvError(f"atari.{name} must be true or false, got {value!r}")
-        if self.sticky is not None:
-            _check_probability("sticky", self.sticky)
+        number = isinstance(self.sticky, int | float) and not isinstance(self.sticky, bool)
+        if self.sticky is not None and not (number and 0 <= self.sticky < 1):
+            raise EnvError(
+                f"atari.sticky must be a probability p with 0 <= p < 1, got {self.sticky!r}"
+            )
 
 
-def _check_probability(name: str, value: object) -> None:
-    ok = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (ok and isinstance(value, int | float) and math.isfinite(value) and 0 <= value < 1):
-        raise EnvError(f"atari.{name} must be a probability p with 0 <= p < 1, got {value!r}")
+_RANGES = {
+    "frame_skip": (1, 100),
+    "screen_size": (8, 512),
+    "frame_stack": (1, 64),
+    "noop_max": (0, 10_000),
+    "max_frames": (1, 100_000_000),
+    "num_threads": (0, 1024),
+    "num_groups": (1, 1024),
+}
+"""Least and largest values of the integer settings."""

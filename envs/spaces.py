@@ -25,24 +25,17 @@ def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Spac
     Raises:
         EnvError: one line with the space and what is supported.
     """
-    problem = _observation_problem(observation_space)
-    if problem is not None:
-        raise EnvError(
-            f"unsupported observation space {_show(observation_space)}: {problem}; "
-            f"supported are {OBSERVATIONS}"
-        )
-    problem = _action_problem(action_space)
-    if problem is not None:
-        raise EnvError(
-            f"unsupported action space {_show(action_space)}: {problem}; supported are {ACTIONS}"
-        )
+    for what, space, problem, supported in (
+        ("observation", observation_space, _observation_problem(observation_space), OBSERVATIONS),
+        ("action", action_space, _action_problem(action_space), ACTIONS),
+    ):
+        if problem is not None:
+            raise EnvError(
+                f"unsupported {what} space {_show(space)}: {problem}; supported are {supported}"
+            )
 
 
-def check_actions(
-    actions: Any,
-    space: spaces.Space[Any],
-    num_envs: int,
-) -> NDArray[Any]:
+def check_actions(actions: Any, space: spaces.Space[Any], num_envs: int) -> NDArray[Any]:
     """Check a batch of actions and return it in the dtype that the environments expect.
 
     Box actions must be finite; they are not clipped to the bounds.
@@ -64,16 +57,14 @@ def check_actions(
             raise EnvFault(f"actions for {_show(space)} must be floats, got {array.dtype}")
         _report_bad(np.isfinite(array), array, space, "a finite number")
         return array.astype(space.dtype, copy=False)
-    if array.dtype.kind not in "iu" and not (
-        array.dtype.kind == "b" and isinstance(space, spaces.MultiBinary)
-    ):
-        raise EnvFault(f"actions for {_show(space)} must be integers, got {array.dtype}")
+    kinds = "iub"
+    limit: Any = 2  # of MultiBinary
     if isinstance(space, spaces.Discrete):
-        limit: Any = int(space.n)
+        kinds, limit = "iu", space.n
     elif isinstance(space, spaces.MultiDiscrete):
-        limit = space.nvec
-    else:
-        limit = 2
+        kinds, limit = "iu", space.nvec
+    if array.dtype.kind not in kinds:
+        raise EnvFault(f"actions for {_show(space)} must be integers, got {array.dtype}")
     _report_bad((array >= 0) & (array < limit), array, space, "in range")
     return array.astype(space.dtype, copy=False)
 
@@ -102,15 +93,11 @@ def _observation_problem(space: spaces.Space[Any]) -> str | None:
 
 
 def _action_problem(space: spaces.Space[Any]) -> str | None:
-    if isinstance(space, spaces.Discrete):
-        return None
-    if isinstance(space, spaces.MultiDiscrete):
-        return None if space.nvec.ndim == 1 and space.nvec.size else "it is not 1-D"
-    if isinstance(space, spaces.MultiBinary):
-        return None if len(space.shape) == 1 and space.shape[0] else "it is not 1-D"
     if isinstance(space, spaces.Box):
         return _box_action_problem(space)
-    return "this kind is not supported"
+    if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary):
+        return None if len(space.shape) == 1 and space.shape[0] else "it is not 1-D"
+    return None if isinstance(space, spaces.Discrete) else "this kind is not supported"
 
 
 def _box_action_problem(space: spaces.Box) -> str | None:
