@@ -29,6 +29,7 @@ _STRUCTURES: dict[tuple[str, str, bool], str] = {
 }
 """K-FAC's structure by the three settings that stood for it."""
 
+_CHOICES = ", ".join(typing.get_args(Structure))
 _THREE = ("structure", "inverse", "factored_damping")
 
 
@@ -55,8 +56,16 @@ def translated(values: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, 
         group = _group(settings, "acktr", network)
         if "inverse" in group or "factored_damping" in group:
             start = _group(base, "acktr", network).get("structure", "kfac")
-            group["structure"] = _structure(group, start)
-            del group["inverse"], group["factored_damping"]
+            known = next(three for three, name in _STRUCTURES.items() if name == start)
+            three = [group.pop(key, old) for key, old in zip(_THREE, known, strict=True)]
+            names = [name for combined, name in _STRUCTURES.items() if [*combined] == three]
+            if not names:
+                said = ", ".join(f"{k}={v!r:.40}" for k, v in zip(_THREE, three, strict=True))
+                raise ConfigError(
+                    f"configuration: {said} cannot go together; write structure as one of"
+                    f" {_CHOICES} alone"
+                )
+            group["structure"] = names[0]
     return settings
 
 
@@ -64,26 +73,10 @@ def former_setting(name: str) -> str | None:
     """One line on a setting of K-FAC that earlier versions had; None for any other name."""
     group, _, last = name.rpartition(".")
     if last in ("inverse", "factored_damping"):
-        return f"write {group}.structure ({', '.join(typing.get_args(Structure))}) instead"
+        return f"write {group}.structure ({_CHOICES}) instead"
     if last in ("norm_clip", "refresh_staleness"):
         return "it was removed; an earlier version of acktr can use it"
     return None
-
-
-def _structure(settings: dict[str, Any], start: str) -> str:
-    """K-FAC's structure by its three former settings, of which those that lack are filled in."""
-    known = next(three for three, name in _STRUCTURES.items() if name == start)
-    for key, old in zip(_THREE, known, strict=True):
-        settings.setdefault(key, old)
-    three = tuple(settings[key] for key in _THREE)
-    for combination, name in _STRUCTURES.items():
-        if combination == three:
-            return name
-    said = ", ".join(f"{key}={settings[key]!r:.40}" for key in _THREE)
-    raise ConfigError(
-        f"configuration: {said} cannot go together; write structure as one of"
-        f" {', '.join(typing.get_args(Structure))} alone"
-    )
 
 
 def _group(values: Mapping[str, Any], *names: str) -> dict[str, Any]:

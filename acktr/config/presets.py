@@ -157,11 +157,7 @@ def _general(env: str) -> Config:
 
 def _cartpole(env: str) -> Config:
     """CartPole-v1 within 100,000 steps."""
-    return dataclasses.replace(
-        _general(env),
-        total_timesteps=100_000,
-        normalize_observation=False,
-    )
+    return dataclasses.replace(_general(env), total_timesteps=100_000, normalize_observation=False)
 
 
 def _atari_a2c(env: str) -> Config:
@@ -200,18 +196,13 @@ def _mujoco_a2c(env: str) -> Config:
         num_steps=5,
         vf_coef=0.5,
         normalize_advantage=False,
-        network=NetworkConfig(shared=False, log_std_init=-1.0),
     )
 
 
 def _mujoco_trpo(env: str) -> Config:
     """Separate tanh networks, 8 x 256 samples, KL 0.01, running normalisation."""
-    return dataclasses.replace(
-        _mujoco(env),
-        algo="trpo",
-        num_steps=256,
-        network=NetworkConfig(shared=False),
-    )
+    network = NetworkConfig(shared=False)
+    return dataclasses.replace(_mujoco(env), algo="trpo", num_steps=256, network=network)
 
 
 def _general_a2c(env: str) -> Config:
@@ -226,27 +217,30 @@ def _general_trpo(env: str) -> Config:
     return dataclasses.replace(_general(env), algo="trpo", num_steps=128)
 
 
-_EXACT: dict[tuple[str, str, str], Callable[[str], Config]] = {
-    ("acktr", "CartPole-v1", "default"): _cartpole,
+_MAKERS: dict[tuple[str, str, str | None], Callable[[str], Config]] = {
+    ("acktr", "default", "CartPole-v1"): _cartpole,
+    ("acktr", "default", "Atari"): _atari,
+    ("acktr", "paper", "Atari"): _atari_paper,
+    ("acktr", "default", "MuJoCo"): _mujoco,
+    ("acktr", "paper", "MuJoCo"): _mujoco_paper,
+    ("acktr", "default", None): _general,
+    ("a2c", "default", "Atari"): _atari_a2c,
+    ("a2c", "default", "MuJoCo"): _mujoco_a2c,
+    ("a2c", "default", None): _general_a2c,
+    ("trpo", "default", "Atari"): _atari_trpo,
+    ("trpo", "default", "MuJoCo"): _mujoco_trpo,
+    ("trpo", "default", None): _general_trpo,
 }
-_FAMILY: dict[tuple[str, str, str], Callable[[str], Config]] = {
-    ("acktr", "Atari", "default"): _atari,
-    ("acktr", "Atari", "paper"): _atari_paper,
-    ("acktr", "MuJoCo", "default"): _mujoco,
-    ("acktr", "MuJoCo", "paper"): _mujoco_paper,
-    ("a2c", "Atari", "default"): _atari_a2c,
-    ("a2c", "MuJoCo", "default"): _mujoco_a2c,
-    ("trpo", "Atari", "default"): _atari_trpo,
-    ("trpo", "MuJoCo", "default"): _mujoco_trpo,
-}
-_GENERAL: dict[str, Callable[[str], Config]] = {
-    "acktr": _general,
-    "a2c": _general_a2c,
-    "trpo": _general_trpo,
-}
+"""Presets by algorithm, name, and exact id, family or None for any environment.
+
+The docstring of each is what the command line says about it.
+"""
+
+PUBLISHED = tuple(dict.fromkeys(algo for algo, name, _ in _MAKERS if name == "paper"))
+"""Algorithms with a paper preset."""
 
 
-def family(env: str) -> str | None:
+def _family(env: str) -> str | None:
     """Atari, MuJoCo or None (also for an environment that Gymnasium does not know)."""
     if _MUJOCO.match(env):
         return "MuJoCo"
@@ -254,10 +248,6 @@ def family(env: str) -> str | None:
         return "Atari" if is_atari(env) else None
     except EnvError:
         return None
-
-
-PUBLISHED = tuple(dict.fromkeys(algo for algo, _, name in _FAMILY if name == "paper"))
-"""Algorithms with a paper preset."""
 
 
 def preset(env: str, algo: str = "acktr", name: str = "default") -> tuple[Config, str]:
@@ -270,17 +260,13 @@ def preset(env: str, algo: str = "acktr", name: str = "default") -> tuple[Config
         raise ConfigError(f"algo must be one of {', '.join(ALGOS)}, got {algo!r}")
     if name not in PRESETS:
         raise ConfigError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
-    group = family(env)
-    if (algo, env, name) in _EXACT:
-        maker, source = _EXACT[algo, env, name], f"exact id {env}"
-    elif group is not None and (algo, group, name) in _FAMILY:
-        maker, source = _FAMILY[algo, group, name], f"{group} family"
-    elif name == "default":
-        maker, source = _GENERAL[algo], "any environment"
-    elif algo == "acktr":
+    family = _family(env)
+    places = {env: f"exact id {env}", family: f"{family} family", None: "any environment"}
+    for place, where in places.items():
+        maker = _MAKERS.get((algo, name, place))
+        if maker is not None:
+            config = dataclasses.replace(maker(env), preset=name)
+            return config, f"preset {name} for {algo}, {where}: {(maker.__doc__ or '').strip()}"
+    if algo in PUBLISHED:
         raise ConfigError(f"the paper has no configuration for {env}: use --preset default")
-    else:
-        raise ConfigError(f"the paper preset is ACKTR's only: use --preset default with {algo}")
-    summary = (maker.__doc__ or "").strip()
-    config = dataclasses.replace(maker(env), preset=name)
-    return config, f"preset {name} for {algo}, {source}: {summary}"
+    raise ConfigError(f"the paper preset is ACKTR's only: use --preset default with {algo}")

@@ -46,6 +46,14 @@ Count = Annotated[int, Limits(1)]
 CountOrZero = Annotated[int, Limits(0)]
 
 
+class Checked:
+    """Base of dataclasses that check their values when they are constructed."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError, which names the field, for a value that cannot be used."""
+        check(self)
+
+
 def check(settings: Any) -> None:
     """Check the values of a dataclass against the limits and choices in the types of its fields.
 
@@ -86,9 +94,10 @@ def build(kind: Any, values: Any, path: str = "") -> Any:
     if not isinstance(values, Mapping):
         raise ConfigError(f"configuration: {path or 'the file'} must be an object of settings")
     hints = _hints(kind)
+    group = f"{path}." if path else ""
     given = {}
     for key, value in values.items():
-        where = f"{path}.{key}" if path else str(key)
+        where = f"{group}{key}"
         if key not in hints:
             close = difflib.get_close_matches(str(key), hints, 1)
             hint = f" (did you mean {close[0]}?)" if close else ""
@@ -97,12 +106,11 @@ def build(kind: Any, values: Any, path: str = "") -> Any:
     for item in dataclasses.fields(kind):
         needed = item.default is item.default_factory is dataclasses.MISSING
         if needed and item.name not in given:
-            where = f"{path}.{item.name}" if path else item.name
-            raise ConfigError(f"configuration: {where} is missing")
+            raise ConfigError(f"configuration: {group}{item.name} is missing")
     try:
         return kind(**given)
     except ValueError as error:
-        raise ConfigError(f"{path}.{error}" if path else str(error)) from None
+        raise ConfigError(f"{group}{error}") from None
 
 
 def overlay(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,13 +136,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is Annotated:
         return _convert(args[0], value, where)
     if _is_union(hint):
-        named = (value is None and type(None) in args) or (
-            value == "auto" and Literal["auto"] in args
-        )
-        return value if named else _convert(args[0], value, where)
+        return value if _is_word(value, args) else _convert(args[0], value, where)
     if origin is Literal:
-        _check(where, hint, value)
-        return value
+        return value  # the constructor checks it
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_convert(args[0], item, where) for item in value)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):

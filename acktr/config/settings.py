@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from acktr.config.former import translated
 from acktr.config.schema import (
     BelowOne,
+    Checked,
     ConfigError,
     Count,
     CountOrZero,
@@ -38,7 +39,7 @@ Width = Annotated[int, Limits(1, 16_384)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkConfig:
+class NetworkConfig(Checked):
     """Actor and critic networks."""
 
     shared: bool = True
@@ -56,13 +57,9 @@ class NetworkConfig:
     log_std_init: Annotated[float, Limits(-20, 2)] = 0.0
     """Initial log standard deviation of Gaussian policies (independent of the state)."""
 
-    def __post_init__(self) -> None:
-        """Check every value; raises ConfigError naming the field."""
-        check(self)
-
 
 @dataclass(frozen=True, kw_only=True)
-class CriticConfig:
+class CriticConfig(Checked):
     """A separate critic's fit by a first-order optimizer (TRPO, and ACKTR's ablations)."""
 
     optimizer: Literal["adam", "sgd"] = "adam"
@@ -78,13 +75,9 @@ class CriticConfig:
     adam_eps: Positive = 1e-5
     """Added to Adam's root."""
 
-    def __post_init__(self) -> None:
-        """Check every value; raises ConfigError naming the field."""
-        check(self)
-
 
 @dataclass(frozen=True, kw_only=True)
-class A2CConfig:
+class A2CConfig(Checked):
     """A2C (Mnih et al. 2016): one RMSprop step per batch."""
 
     lr: Positive = 7e-4
@@ -98,13 +91,9 @@ class A2CConfig:
     max_grad_norm: Positive = 0.5
     """Largest norm of the gradient over all parameters."""
 
-    def __post_init__(self) -> None:
-        """Check every value; raises ConfigError naming the field."""
-        check(self)
-
 
 @dataclass(frozen=True, kw_only=True)
-class TRPOConfig:
+class TRPOConfig(Checked):
     """TRPO (Schulman et al. 2015); the actor and the critic must be separate."""
 
     max_kl: Positive = 0.01
@@ -124,10 +113,6 @@ class TRPOConfig:
     critic: CriticConfig = field(default_factory=CriticConfig)
     """Fit of the critic."""
 
-    def __post_init__(self) -> None:
-        """Check every value; raises ConfigError naming the field."""
-        check(self)
-
 
 @dataclass(frozen=True, kw_only=True)
 class SampledKFACConfig(KFACConfig):
@@ -140,13 +125,12 @@ class SampledKFACConfig(KFACConfig):
     """
 
     def __post_init__(self) -> None:
-        """Check every value; raises ValueError naming the field."""
         super().__post_init__()
         check(self)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ACKTRConfig:
+class ACKTRConfig(Checked):
     """ACKTR (Wu et al. 2017): K-FAC steps for actor and critic."""
 
     actor: SampledKFACConfig = field(default_factory=SampledKFACConfig)
@@ -169,15 +153,14 @@ class ACKTRConfig:
     """Schedule of the actor's lr over total_timesteps."""
 
     def __post_init__(self) -> None:
-        """Check every value; raises ConfigError naming the field."""
         for name in ("actor", "critic"):
             if not isinstance(getattr(self, name), SampledKFACConfig):
                 raise ConfigError(f"acktr.{name} must be an acktr.config.SampledKFACConfig")
-        check(self)
+        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Checked):
     """Everything that defines a training run."""
 
     env: str
@@ -236,10 +219,9 @@ class Config:
     """Atari protocol; ignored by other environments."""
 
     def __post_init__(self) -> None:
-        """Check every value; raises ConfigError naming the field."""
         if not self.env:
             raise ConfigError("env must be an environment id such as HalfCheetah-v5, got nothing")
-        check(self)
+        super().__post_init__()
         if self.num_envs * self.num_steps < 2:
             raise ConfigError("num_envs * num_steps must be at least 2")
         if self.algo == "trpo" and self.micro_batch is not None:
