@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import Any
 
@@ -49,11 +49,9 @@ class Interrupts:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._previous.clear()
 
-    @contextmanager
-    def deferred(self) -> Iterator[None]:
+    def deferred(self) -> AbstractContextManager[None]:
         """Record the first signal in ``requested`` instead of raising."""
-        with self._waiting(True):
-            yield
+        return self._waiting(True)
 
     @contextmanager
     def at_once(self) -> Iterator[None]:

@@ -36,7 +36,8 @@ from acktr.runs.checkpoint import CheckpointError
 from acktr.runs.folder import RunError, RunFolder
 from acktr.runs.progress import Display, pace, share
 from acktr.runs.saved import find_agent, play
-from acktr.runs.start import TrainingFault, resume, start
+from acktr.runs.session import TrainingFault
+from acktr.runs.start import resume, start
 from acktr.runs.video import RecordError, record
 
 _BAD_INPUT = (UsageError, ConfigError, EnvError, RunError, CheckpointError, RecordError)

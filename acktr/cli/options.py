@@ -73,57 +73,56 @@ class TrainOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalOptions:
-    """Play whole episodes with a trained agent and report the returns."""
-
+class _AgentOptions:
     run: Run
-    episodes: int = 20
-    """Episodes to play."""
-    seed: int = 1_000_000
-    """Seed of the environments and of sampled actions."""
-    num_envs: int = 8
-    """Parallel environments."""
     checkpoint: Literal["last", "best"] = "last"
     """Checkpoint of the run to take."""
+    seed: int = 1_000_000
+    """Seed of the environment and of sampled actions."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    import_module: Module = None
+
+    def __post_init__(self) -> None:
+        _require(0, _MOST, seed=self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions(_AgentOptions):
+    """Play whole episodes with a trained agent and report the returns."""
+
+    episodes: int = 20
+    """Episodes to play."""
+    num_envs: int = 8
+    """Parallel environments."""
     deterministic: Flag = False
     """Take the most likely actions; the default except in Atari games."""
     stochastic: Flag = False
     """Sample the actions; the default in Atari games."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    import_module: Module = None
     json: Flag = False
     """Write one JSON object and nothing else to standard output."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require(1, _MOST, episodes=self.episodes, num_envs=self.num_envs)
-        _require(0, _MOST, seed=self.seed)
         if self.deterministic and self.stochastic:
             raise UsageError("--deterministic and --stochastic exclude each other")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecordOptions:
+class RecordOptions(_AgentOptions):
     """Record a video of a trained agent; works without a display."""
 
-    run: Run
     out: File = None
     """Video to write, .mp4 or .gif; clip.mp4 in the folder if not given."""
     episodes: int = 1
     """Episodes to record."""
     max_steps: int = 27_000
     """Most steps of each episode."""
-    seed: int = 1_000_000
-    """Seed of the environment and of sampled actions."""
-    checkpoint: Literal["last", "best"] = "last"
-    """Checkpoint of the run to take."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    import_module: Module = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require(1, _MOST, episodes=self.episodes, max_steps=self.max_steps)
-        _require(0, _MOST, seed=self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -147,7 +147,7 @@ class Comparison:
         self._meter.add(now, self._timesteps, {})
         last = self._display.live and not self._pool.busy
         if self._display.due() or last:
-            speed = self._meter.rates().steps_per_second
+            speed = self._meter.speed()
             show(self._display, self._runs, self._pool.running, self._pool.waiting, speed)
 
 

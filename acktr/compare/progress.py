@@ -41,7 +41,7 @@ class Run:
     @property
     def pace(self) -> tuple[str, str]:
         """Speed and time to the end."""
-        speed = math.nan if self.meter is None else self.meter.rates().steps_per_second
+        speed = math.nan if self.meter is None else self.meter.speed()
         return pace(self.timesteps, self.total, speed)
 
     def read(self, now: float) -> None:

@@ -85,22 +85,14 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         CheckpointError: if there is none, or any file is damaged, foreign or too large.
     """
     target, files = _read_current(_target(folder))
-    try:
+    with _sound(target / _TENSORS):
         tensors = _decode_tensors(files[_TENSORS])
-    except Exception as error:
-        raise _bad(target / _TENSORS, "not a valid tensor file") from error
-    try:
-        state = _decode(json.loads(files[_TREE]), tensors)
+    with _sound(target / _TREE):
+        state = _decode_object(files[_TREE], tensors)
         if tensors:
             raise ValueError("tensors left over")
-    except Exception as error:
-        raise _bad(target / _TREE, "not a valid state") from error
-    try:
-        meta = _decode(json.loads(files[_META]), {})
-    except Exception as error:
-        raise _bad(target / _META, "not valid JSON of this format") from error
-    if not isinstance(state, dict) or not isinstance(meta, dict):
-        raise _bad(target, "state and meta must be dicts")
+    with _sound(target / _META):
+        meta = _decode_object(files[_META], {})
     return state, meta
 
 
@@ -160,6 +152,15 @@ def _stamp(target: Path) -> tuple[int, int] | None:
     return manifest.st_ino, manifest.st_mtime_ns
 
 
+@contextmanager
+def _sound(path: Path) -> Iterator[None]:
+    """Turn whatever a file that no writer wrote may raise into a CheckpointError."""
+    try:
+        yield
+    except Exception as error:
+        raise _bad(path, "not valid") from error
+
+
 def _bad(path: Path, why: str) -> CheckpointError:
     return CheckpointError(f"{path}: {why}; the checkpoint is damaged or not from this program")
 
@@ -209,11 +210,10 @@ def _encode_files(
     target: Path, state: Mapping[str, object], meta: Mapping[str, object]
 ) -> dict[str, bytes]:
     tensors: dict[str, torch.Tensor] = {}
+    described = _encode(meta, "meta", tensors)
+    if tensors:
+        raise TypeError(f"{min(tensors)}: meta cannot hold tensors or arrays")
     tree = _encode(state, "state", tensors)
-    meta_tensors: dict[str, torch.Tensor] = {}
-    described = _encode(meta, "meta", meta_tensors)
-    if meta_tensors:
-        raise TypeError(f"{min(meta_tensors)}: meta cannot hold tensors or arrays")
     files = {
         _TENSORS: safetensors.torch.save(tensors),
         _TREE: json.dumps(tree).encode(),
@@ -222,40 +222,37 @@ def _encode_files(
     for name, data in files.items():
         if len(data) > _CAPS[name]:
             raise CheckpointError(f"{target / name}: {len(data)} bytes; at most {_CAPS[name]} fit")
-    files[_MANIFEST] = _manifest({name: _entry(data) for name, data in files.items()})
+    files[_MANIFEST] = _manifest(files)
     return files
 
 
-def _entry(data: bytes) -> dict[str, object]:
-    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-
-
-def _manifest(entries: Mapping[str, object]) -> bytes:
-    """The one accepted spelling of a manifest."""
+def _manifest(files: Mapping[str, bytes]) -> bytes:
+    """The one accepted spelling of a manifest of the three content files."""
+    entries = {
+        name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        for name, data in files.items()
+    }
     content = {"format": FORMAT, "version": VERSION, "files": entries}
     return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
 
 
 def _read_verified(target: Path) -> dict[str, bytes]:
     """The three content files, checked against the manifest before anything is parsed."""
-    entries = _read_manifest(target)
-    files = {}
-    for name in (_TENSORS, _TREE, _META):
-        files[name] = _read(target / name, _CAPS[name])
-        if _entry(files[name]) != entries[name]:
-            raise _bad(target / name, "differs from its size or SHA-256 in manifest.json")
+    manifest = _read_manifest(target)
+    files = {name: _read(target / name) for name in (_TENSORS, _TREE, _META)}
+    if _manifest(files) != manifest:
+        raise _bad(target, "a file differs from its size or SHA-256 in manifest.json")
     return files
 
 
-def _read_manifest(target: Path) -> dict[str, Any]:
+def _read_manifest(target: Path) -> bytes:
+    """The manifest, of which format and version are checked alone."""
     if not target.is_dir():
         raise CheckpointError(f"{target}: no checkpoint folder here")
     path = target / _MANIFEST
-    data = _read(path, _CAPS[_MANIFEST])
-    try:
+    data = _read(path)
+    with _sound(path):
         content = json.loads(data)
-    except Exception as error:
-        raise _bad(path, "not valid JSON") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise _bad(path, "not a checkpoint manifest")
     version = content.get("version")
@@ -263,17 +260,12 @@ def _read_manifest(target: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: format version {str(version)[:20]!r} is unknown; this program reads {VERSION}"
         )
-    entries = content.get("files")
-    if not isinstance(entries, dict) or set(entries) != {_TENSORS, _TREE, _META}:
-        raise _bad(path, "does not list the files of a checkpoint")
-    if _manifest(entries) != data:
-        raise _bad(path, "was altered")
-    return entries
+    return data
 
 
-def _read(path: Path, cap: int) -> bytes:
+def _read(path: Path) -> bytes:
     try:
-        return read_limited(path, cap)
+        return read_limited(path, _CAPS[path.name])
     except OSError as error:
         raise CheckpointError(f"{path}: cannot read the checkpoint: {reason(error)}") from error
 
@@ -317,6 +309,13 @@ def _decode_tensors(data: bytes) -> dict[str, torch.Tensor]:
         raise ValueError("header too large")
     # Clones lie in torch's own aligned memory: products of unaligned ones may round differently.
     return {name: value.clone() for name, value in safetensors.torch.load(data).items()}
+
+
+def _decode_object(data: bytes, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    tree = _decode(json.loads(data), tensors)
+    if not isinstance(tree, dict):
+        raise ValueError("state and meta are objects")
+    return tree
 
 
 def _decode(node: Any, tensors: dict[str, torch.Tensor]) -> Any:

@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,12 +32,29 @@ class RunError(RuntimeError):
     """A run folder that cannot be created, opened or read; the message is one line."""
 
 
-@dataclass(frozen=True)
 class RunFolder:
     """The folder where a run keeps its files. TensorBoard events lie in the folder itself."""
 
-    path: Path
-    """The folder."""
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.json"
+        self.versions = path / "versions.json"
+        """Versions of Python and packages that the run was started with."""
+        self.protocol = path / "protocol.json"
+        """The preset, the device and the facts about the environment."""
+        self.command = path / "command.txt"
+        """The command line, one line per start of the run."""
+        self.monitor = path / "monitor.csv"
+        """One row per episode."""
+        self.progress = path / "progress.csv"
+        """One row per update."""
+        self.evaluations = path / "eval.csv"
+        """One row per evaluation."""
+        self.curve = path / "curve.png"
+        self.last = path / "checkpoints" / "last"
+        """The latest checkpoint."""
+        self.best = path / "checkpoints" / "best"
+        """The checkpoint with the best evaluation."""
 
     @classmethod
     def create(cls, path: Path) -> RunFolder:
@@ -71,56 +87,6 @@ class RunFolder:
             why = "it has no config.json" if path.is_dir() else "there is no such folder"
             raise RunError(f"{path}: not a run folder ({why})")
         return cls(path)
-
-    @property
-    def config(self) -> Path:
-        """The configuration, JSON."""
-        return self.path / "config.json"
-
-    @property
-    def versions(self) -> Path:
-        """Versions of Python and packages that the run was started with, JSON."""
-        return self.path / "versions.json"
-
-    @property
-    def protocol(self) -> Path:
-        """The preset, the device and the facts about the environment, JSON."""
-        return self.path / "protocol.json"
-
-    @property
-    def command(self) -> Path:
-        """The command line, one line per start of the run."""
-        return self.path / "command.txt"
-
-    @property
-    def monitor(self) -> Path:
-        """CSV with one row per episode."""
-        return self.path / "monitor.csv"
-
-    @property
-    def progress(self) -> Path:
-        """CSV with one row per update."""
-        return self.path / "progress.csv"
-
-    @property
-    def evaluations(self) -> Path:
-        """CSV with one row per evaluation."""
-        return self.path / "eval.csv"
-
-    @property
-    def curve(self) -> Path:
-        """The learning curve."""
-        return self.path / "curve.png"
-
-    @property
-    def last(self) -> Path:
-        """The latest checkpoint."""
-        return self.path / "checkpoints" / "last"
-
-    @property
-    def best(self) -> Path:
-        """The checkpoint with the best evaluation."""
-        return self.path / "checkpoints" / "best"
 
     def write_config(self, config: Mapping[str, object]) -> None:
         """Write config.json. Raises RunError if that fails."""

@@ -111,19 +111,9 @@ class RunLogger:
     def write_evaluation(
         self, timesteps: int, returns: Sequence[float], lengths: Sequence[int]
     ) -> None:
-        """Record an evaluation: returns and lengths of its episodes.
-
-        Raises:
-            ValueError: if there are none, or not equally many.
-        """
-        if not returns or len(returns) != len(lengths):
-            raise ValueError(
-                f"{len(returns)} returns and {len(lengths)} lengths; need as many, > 0"
-            )
+        """Record an evaluation: returns and lengths of its episodes."""
         rewards = [float(value) for value in returns]
-        mean, std, length = (
-            float(x) for x in (np.mean(rewards), np.std(rewards), np.mean(lengths))
-        )
+        mean, std, length = map(float, (np.mean(rewards), np.std(rewards), np.mean(lengths)))
         values = [str(int(timesteps)), f"{mean:.9g}", f"{std:.9g}", f"{length:.9g}"]
         values += [str(len(rewards)), ";".join(repr(round(value, 6)) for value in rewards)]
         self._evaluations.add([dict(zip(_EVAL, values, strict=True))])

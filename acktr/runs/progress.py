@@ -7,8 +7,8 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from itertools import islice
 from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console, RenderableType
@@ -33,16 +33,6 @@ PANEL_INTERVAL = 0.25
 _BAR_WIDTH = 40
 
 
-@dataclass(frozen=True)
-class Rates:
-    """Speed over the window."""
-
-    steps_per_second: float
-    """Environment steps per second; NaN while unknown."""
-    shares: dict[str, float]
-    """Share of the wall time, 0 to 1, by part; only those that were reported."""
-
-
 class Meter:
     """Speed and shares of time over a sliding window, so that estimates are stable."""
 
@@ -57,18 +47,22 @@ class Meter:
         while len(self._samples) > 2 and self._samples[1][0] <= now - self._window:
             self._samples.popleft()
 
-    def rates(self) -> Rates:
-        """Averages from the oldest sample in the window to the newest."""
-        first, last = self._samples[0], self._samples[-1]
-        elapsed = last[0] - first[0]
-        if elapsed <= 0:
-            return Rates(math.nan, {})
+    def speed(self) -> float:
+        """Environment steps per second, from the oldest sample to the newest; NaN while unknown."""
+        elapsed = self._elapsed()
+        return (self._samples[-1][1] - self._samples[0][1]) / elapsed if elapsed > 0 else math.nan
+
+    def shares(self) -> dict[str, float]:
+        """Share of the wall time, 0 to 1, by part; only those that were reported."""
         sums: dict[str, float] = {}
-        for _, _, seconds in list(self._samples)[1:]:
+        for _, _, seconds in islice(self._samples, 1, None):
             for part, value in seconds.items():
                 sums[part] = sums.get(part, 0.0) + value
-        shares = {part: sums[part] / elapsed for part in PARTS if part in sums}
-        return Rates((last[1] - first[1]) / elapsed, shares)
+        elapsed = self._elapsed()
+        return {part: sums[part] / elapsed for part in PARTS if part in sums and elapsed > 0}
+
+    def _elapsed(self) -> float:
+        return self._samples[-1][0] - self._samples[0][0]
 
 
 class Display:
@@ -175,11 +169,6 @@ class Progress:
         self._meter = Meter(clock(), start_timesteps)
         self._unseen: tuple[TrainStats, float | None] | None = None
 
-    def header(self, lines: Sequence[str]) -> None:
-        """Write the first lines: preset, protocol and so on."""
-        for line in lines:
-            self.note(line)
-
     def note(self, text: str) -> None:
         """Write a line (above the panel)."""
         self._display.note(text)
@@ -209,29 +198,23 @@ class Progress:
             return
         stats, mean_return = self._unseen
         self._unseen = None
-        fields = self._fields(stats, mean_return)
-        grid = Table.grid(padding=(0, 2))
-        for name, value in fields:
-            grid.add_row(Text(name, style="dim"), Text(value))
-        line = "  ".join(f"{name} {value}" for name, value in fields)
-        self._display.show(line, stats.timesteps, self._total, grid)
-
-    def _fields(self, stats: TrainStats, mean_return: float | None) -> list[tuple[str, str]]:
-        """Names and values of what is shown."""
-        rates = self._meter.rates()
         kl = stats.metrics.get("train/approx_kl")
-        speed, eta = pace(stats.timesteps, self._total, rates.steps_per_second)
-        fields = [
-            ("steps", share(stats.timesteps, self._total)),
-            ("steps/s", speed),
-            ("ETA", eta),
-            ("return", "-" if mean_return is None else f"{mean_return:,.1f}"),
-            ("KL", "-" if kl is None else f"{kl:.2g}"),
-        ]
-        if rates.shares:
-            parts = [f"{part} {value:.0%}" for part, value in rates.shares.items()]
-            fields.append(("time", ", ".join(parts)))
-        return fields
+        speed, eta = pace(stats.timesteps, self._total, self._meter.speed())
+        fields = {
+            "steps": share(stats.timesteps, self._total),
+            "steps/s": speed,
+            "ETA": eta,
+            "return": "-" if mean_return is None else f"{mean_return:,.1f}",
+            "KL": "-" if kl is None else f"{kl:.2g}",
+        }
+        shares = self._meter.shares()
+        if shares:
+            fields["time"] = ", ".join(f"{part} {value:.0%}" for part, value in shares.items())
+        grid = Table.grid(padding=(0, 2))
+        for name, value in fields.items():
+            grid.add_row(Text(name, style="dim"), Text(value))
+        line = "  ".join(f"{name} {value}" for name, value in fields.items())
+        self._display.show(line, stats.timesteps, self._total, grid)
 
 
 def share(done: int, total: int) -> str:

@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 
 from acktr.config import Config, to_dict
-from acktr.envs import make_vec
+from acktr.envs import EnvFault, make_vec
 from acktr.evaluate import Evaluation, evaluate, usually_deterministic
 from acktr.interrupts import Interrupts, Stopped
+from acktr.kfac import FactorError
 from acktr.rollout import NonFiniteError
 from acktr.runs.checkpoint import CheckpointError, save_checkpoint
 from acktr.runs.folder import RunFolder
@@ -30,6 +31,19 @@ EVALUATION_ENVS = 8
 
 Draw = Callable[[RunFolder, Config], str | None]
 """Draws the learning curve of a run, or returns one line that says why there is none."""
+
+
+class TrainingFault(RuntimeError):  # noqa: N818 - as EnvFault
+    """Training cannot go on; the message names the cause and the last good checkpoint.
+
+    Args:
+        message: One line.
+        environment: Whether the environment is at fault rather than the numbers.
+    """
+
+    def __init__(self, message: str, environment: bool) -> None:
+        super().__init__(message)
+        self.environment = environment
 
 
 class Every:
@@ -84,7 +98,7 @@ class Session:
         self._checkpoints = Every(self.config.checkpoint_freq, trainer.timesteps)
         self._evaluations = Every(self.config.eval_freq, folder.last_evaluation())
         self._saved = -1
-        self._evaluation: tuple[int, Evaluation] | None = None
+        self._evaluated: dict[int, Evaluation] = {}
 
     def run(self, draw: Draw) -> str:
         """Train, evaluate and draw the learning curve.
@@ -94,18 +108,22 @@ class Session:
 
         Raises:
             Stopped: A signal came; its note says where the run can be resumed.
-            EnvFault, NonFiniteError, FactorError: From training, with ``last`` as it was.
+            TrainingFault: Training failed; the last good checkpoint is kept.
             CheckpointError: The last checkpoint cannot be written.
         """
         try:
             with self.interrupts.deferred():
                 self._train()
-                evaluation = self._final_evaluation()
+                evaluation = self._evaluated.get(self.trainer.timesteps) or self._evaluate()
                 # The evaluation is logged, so that a signal waits: a resumed run would find
                 # nothing left to do, and the best checkpoint and the curve would never be made.
                 if self.config.eval_freq > 0:
                     self.checkpoint(evaluation.mean, required=True)
-                self._draw(draw)
+                why: str | None = "no training episode has ended"
+                if self.logger.ep_rew_mean is not None:
+                    why = draw(self.folder, self.config)
+                if why:
+                    self.progress.note(f"no learning curve: {why}")
         except Stopped as stop:
             stop.note = (
                 f"stopped by {signal.Signals(stop.signum).name}, checkpoint at step "
@@ -113,6 +131,9 @@ class Session:
                 + shlex.join(["acktr", "train", "--resume", str(self.folder.path)])
             )
             raise
+        except (EnvFault, NonFiniteError, FactorError) as error:
+            good = f"last good checkpoint: {self.folder.last}, step {self._saved:,}"
+            raise TrainingFault(f"{error}; {good}", isinstance(error, EnvFault)) from error
         return self._summary(evaluation)
 
     def checkpoint(self, score: float | None = None, *, required: bool = False) -> None:
@@ -139,11 +160,6 @@ class Session:
             if required:
                 raise
             self.progress.note(f"warning: {error}; training goes on")
-
-    @property
-    def last_good(self) -> str:
-        """Where the last good checkpoint is, for error messages."""
-        return f"last good checkpoint: {self.folder.last}, step {self._saved:,}"
 
     def _train(self) -> None:
         self.interrupts.check()
@@ -172,16 +188,10 @@ class Session:
         self.progress.note(f"evaluation at step {self.trainer.timesteps:,}: {result}")
         self.checkpoint(evaluation.mean)
 
-    def _final_evaluation(self) -> Evaluation:
-        if self._evaluation is not None and self._evaluation[0] == self.trainer.timesteps:
-            return self._evaluation[1]
-        return self._evaluate()
-
     def _evaluate(self) -> Evaluation:
         """Play with the present policy in separate environments, and log it."""
         config, trainer = self.config, self.trainer
         seed, count = config.seed + EVALUATION_SEED, min(config.eval_episodes, EVALUATION_ENVS)
-        likeliest = usually_deterministic(config.env)
         with (
             self.interrupts.at_once(),
             closing(make_vec(config.env, count, seed, training=False, atari=config.atari)) as envs,
@@ -191,12 +201,12 @@ class Session:
                 envs,
                 config.eval_episodes,
                 seed=seed,
-                deterministic=likeliest,
+                deterministic=usually_deterministic(config.env),
             )
         if evaluation.cut:
             self.progress.note(f"{evaluation.cut} episodes of the evaluation were cut short")
         self.logger.write_evaluation(trainer.timesteps, evaluation.returns, evaluation.lengths)
-        self._evaluation = (trainer.timesteps, evaluation)
+        self._evaluated = {trainer.timesteps: evaluation}
         return evaluation
 
     def _save(self, path: Path, score: float | None) -> None:
@@ -213,13 +223,6 @@ class Session:
             "score": score,
         }
         save_checkpoint(path, trainer.state_dict(), meta)
-
-    def _draw(self, draw: Draw) -> None:
-        why = "no training episode has ended"
-        if self.logger.ep_rew_mean is not None:
-            why = draw(self.folder, self.config) or ""
-        if why:
-            self.progress.note(f"no learning curve: {why}")
 
     def _summary(self, evaluation: Evaluation) -> str:
         recent = self.logger.ep_rew_mean

@@ -12,11 +12,9 @@ import torch
 
 from acktr.compute import resolve_device, threads_for
 from acktr.config import Config, ConfigError, to_dict
-from acktr.envs import EnvFault, describe, group_count, lookup, worker_count, workers
+from acktr.envs import describe, group_count, lookup, worker_count, workers
 from acktr.files import flat
 from acktr.interrupts import Interrupts
-from acktr.kfac import FactorError
-from acktr.rollout import NonFiniteError
 from acktr.runs.checkpoint import (
     CheckpointError,
     checkpoint_exists,
@@ -40,19 +38,6 @@ from acktr.train import Trainer, training_envs
 
 _WITHOUT_EFFECT = ("env_workers",)
 """Settings that results do not depend on."""
-
-
-class TrainingFault(RuntimeError):  # noqa: N818 - as EnvFault
-    """Training cannot go on; the message names the cause and the last good checkpoint.
-
-    Args:
-        message: One line.
-        environment: Whether the environment is at fault rather than the numbers.
-    """
-
-    def __init__(self, message: str, environment: bool) -> None:
-        super().__init__(message)
-        self.environment = environment
 
 
 def start(
@@ -102,24 +87,15 @@ def start(
             progress = stack.enter_context(Progress(config.total_timesteps))
             session = Session(folder, trainer, logger, progress, interrupts)
             session.checkpoint(required=True)
-        progress.header(_header(source, trainer, facts))
-        return _run(session, draw)
+        return _run(session, source, facts, draw)
 
 
 def resume(
     path: Path, total: int | None, interrupts: Interrupts, argv: Sequence[str], draw: Draw
 ) -> str:
-    """Go on with a run.
+    """Go on with the run in a folder; what :func:`start` has too is as there.
 
-    Args:
-        path: The run's folder.
-        total: New total of environment steps; the run's own if None.
-        interrupts: Entered by the caller.
-        argv: The command line, for command.txt.
-        draw: Draws the learning curve at the end.
-
-    Returns:
-        A line that sums the run up.
+    ``total`` is the new total of environment steps; the run's own if None.
 
     Raises:
         RunError: There is no run that can be resumed, or another process trains it.
@@ -154,8 +130,7 @@ def resume(
         session.checkpoint(required=True)  # what cannot be written is found out now
         folder.write_config(to_dict(config))
         folder.write_command(argv)
-        progress.header(_header(f"resuming {path} at step {done:,}", trainer, facts))
-        return _run(session, draw)
+        return _run(session, f"resuming {path} at step {done:,}", facts, draw)
 
 
 def check(config: Config) -> None:
@@ -181,13 +156,13 @@ def _trainer(config: Config) -> Iterator[Trainer]:
         yield trainer
 
 
-def _run(session: Session, draw: Draw) -> str:
-    try:
-        return session.run(draw)
-    except EnvFault as error:
-        raise TrainingFault(f"{error}; {session.last_good}", environment=True) from error
-    except (NonFiniteError, FactorError) as error:
-        raise TrainingFault(f"{error}; {session.last_good}", environment=False) from error
+def _run(session: Session, first: str, facts: Mapping[str, object], draw: Draw) -> str:
+    """Train, after the lines that say how."""
+    compute = ", ".join(f"{name} {value}" for name, value in _compute(session.trainer).items())
+    protocol = ", ".join(f"{name}={value}" for name, value in facts.items())
+    for line in (first, compute.replace("_", " "), f"protocol: {protocol}"):
+        session.progress.note(line)
+    return session.run(draw)
 
 
 def _last_agent(folder: RunFolder, stored: Config) -> SavedAgent:
@@ -195,8 +170,7 @@ def _last_agent(folder: RunFolder, stored: Config) -> SavedAgent:
         raise RunError(f"{folder.path}: no checkpoint to resume from; delete it and start again")
     agent = read_agent(folder.last)
     same = dataclasses.replace(agent.config, total_timesteps=stored.total_timesteps)
-    differing = difference(stored, same)
-    if differing is not None:
+    if differing := difference(stored, same):
         name, ours, theirs = differing
         raise RunError(
             f"{folder.config}: {name} is {ours!r} but the checkpoint was trained with "
@@ -233,9 +207,3 @@ def _compute(trainer: Trainer) -> dict[str, object]:
         "env_workers": workers(trainer.envs),
         "env_groups": group_count(trainer.envs),
     }
-
-
-def _header(first: str, trainer: Trainer, facts: Mapping[str, object]) -> list[str]:
-    compute = ", ".join(f"{name} {value}" for name, value in _compute(trainer).items())
-    protocol = ", ".join(f"{name}={value}" for name, value in facts.items())
-    return [first, compute.replace("_", " "), f"protocol: {protocol}"]

@@ -25,7 +25,7 @@ from acktr.envs import describe
 from acktr.files import safe_name
 from acktr.interrupts import Interrupts
 from acktr.runs.progress import Display, pace
-from acktr.runs.start import TrainingFault
+from acktr.runs.session import TrainingFault
 from scripts.common import ScriptError, complain, given_once, integer, parsed, run
 
 if TYPE_CHECKING:

@@ -26,8 +26,7 @@ from acktr.files import safe_name
 from acktr.runs.folder import RunFolder, new_folder, versions
 from acktr.runs.logger import RunLogger
 from acktr.runs.progress import Progress, duration
-from acktr.runs.session import EVALUATION_ENVS, EVALUATION_SEED
-from acktr.runs.start import TrainingFault
+from acktr.runs.session import EVALUATION_ENVS, EVALUATION_SEED, TrainingFault
 from acktr.train import Episode, TrainStats
 from scripts.common import ScriptError
 from scripts.peers.models import make_model
@@ -135,7 +134,7 @@ def make(job: Job, run_dir: Path, argv: Sequence[str]) -> str:
             folder.write_json(folder.versions, {**versions(), **packages})
             folder.write_command(argv)
             with Progress(job.total_timesteps) as progress:
-                progress.header([f"{job.name}: {job.source}"])
+                progress.note(f"{job.name}: {job.source}")
                 reporter = _Reporter(logger, progress)
                 _learn(job, model, reporter)
             found = _evaluate(job, _Player(model, normalized))

@@ -45,7 +45,7 @@ def run(progress: Progress, clock: Clock, updates: int, seconds: float, steps: i
 def test_plain_lines() -> None:
     clock, stream = Clock(), io.StringIO()
     with Progress(10_000, interval=10.0, stream=stream, clock=clock) as progress:
-        progress.header(["preset mujoco", "env HalfCheetah-v5"])
+        progress.note("preset mujoco\nenv HalfCheetah-v5")
         run(progress, clock, updates=35, seconds=1.0, steps=100)
         progress.note("saved")
     share = "time env 50%, forward 10%, update 25%, refresh 5%"
@@ -105,16 +105,16 @@ def test_meter_forgets_what_is_older_than_its_window() -> None:
     for second in range(21, 31):
         meter.add(second, 2_000 + 10 * (second - 20), {"env": 0.0, "update": 0.5})
         expected = (100 * (30 - second) + 10 * (second - 20)) / 10
-        assert meter.rates().steps_per_second == pytest.approx(expected)
-    assert meter.rates().shares == {"env": 0.0, "update": 0.5}
+        assert meter.speed() == pytest.approx(expected)
+    assert meter.shares() == {"env": 0.0, "update": 0.5}
 
 
 def test_meter_with_updates_longer_than_its_window() -> None:
     meter = Meter(0.0, 0, window=10.0)
     meter.add(100.0, 1_000, {})
-    assert meter.rates().steps_per_second == 10.0
+    assert meter.speed() == 10.0
     meter.add(200.0, 3_000, {})
-    assert meter.rates().steps_per_second == 20.0
+    assert meter.speed() == 20.0
 
 
 def test_days() -> None:
@@ -130,7 +130,7 @@ def test_panel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     clock, stream = Clock(), Terminal()
     with Progress(10_000, stream=stream, clock=clock) as progress:
-        progress.header(["preset [mujoco]"])
+        progress.note("preset [mujoco]")
         run(progress, clock, updates=8, seconds=0.1, steps=100)
     output = stream.getvalue()
     assert "preset [mujoco]" in output

@@ -16,7 +16,8 @@ from acktr.runs import session
 from acktr.runs.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from acktr.runs.folder import RunError, RunFolder, locked, run_path, stored_config
 from acktr.runs.logger import RunLogger
-from acktr.runs.start import TrainingFault, resume, start
+from acktr.runs.session import TrainingFault
+from acktr.runs.start import resume, start
 from acktr.runs.tables import read_table
 from acktr.train import Trainer
 
