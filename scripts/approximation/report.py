@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, fields
 from itertools import accumulate
 
 import torch
@@ -16,38 +13,29 @@ from torch import Tensor
 from torch.nn import functional
 
 from acktr.report.figures import COLOURS, picture, plain
-from acktr.report.tables import markdown
-from scripts.approximation.study import Candidate, Problem, Row, Settings, layer_means
+from acktr.report.tables import as_csv, markdown
+from scripts.approximation.study import SEED, Candidate, Problem, Row, Settings, layer_means
 from scripts.common import machine
 
-_HEADINGS = {
-    "method": "approximation",
-    "damping": "damping",
-    "matrix": "matrix",
-    "blocks": "diagonal blocks",
-    "inverse": "inverse",
-    "cosine": "cosine",
-    "decrease": "model decrease",
-}
+_HEADINGS = (
+    *("approximation", "damping", "matrix", "diagonal blocks", "inverse", "cosine"),
+    "model decrease",
+)
+SHOWN = 0.01
+"""Damping of the figure."""
 _PIXELS = 210
-_SHOWN = 0.995
+_BLACK = 0.995
 """Quantile of the exact matrix's pixels that is drawn black."""
 _CORNERS = ("matrix", "inverse", "inverse, mean per layer pair")
 _VERSIONS = ("python", "torch", "numpy", "matplotlib", "platform", "torch_threads", "git_commit")
 
 
-def as_csv(rows: Sequence[Row]) -> bytes:
+def table(rows: Sequence[Row]) -> bytes:
     """The rows with all digits."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([field.name for field in fields(Row)])
-    writer.writerows(map(astuple, rows))
-    return buffer.getvalue().encode()
+    return as_csv(Row._fields, rows)
 
 
-def as_markdown(
-    rows: Sequence[Row], problem: Problem, settings: Settings, shown: float, command: str
-) -> bytes:
+def as_markdown(rows: Sequence[Row], problem: Problem, settings: Settings, command: str) -> bytes:
     """The rows, what they mean and where they come from."""
     widths = [problem.inputs.shape[1], *[settings.width] * settings.hidden, 10]
     layers = len(problem.sizes)
@@ -58,13 +46,13 @@ def as_markdown(
         f"Command: `{command}`",
         "",
         f"A {'-'.join(map(str, widths))} tanh classifier of drawn digits (built in, 16 x 16),"
-        f" {settings.samples} samples, seed {settings.seed}, after {settings.steps} K-FAC steps"
+        f" {settings.samples} samples, seed {SEED}, after {settings.steps} K-FAC steps"
         f" (loss {problem.objective:.4f}, accuracy {problem.accuracy:.3f} on the same samples)."
         f" F is the exact Fisher matrix of all samples over the {layers} layers between hidden ones"
         f" ({sum(problem.sizes)} parameters); all statistics are exact as well (no sampled targets,"
         " no averaging over time), so that only the structure differs. float64.",
         "",
-        markdown([_HEADINGS[field.name] for field in fields(Row)], map(_cells, rows)),
+        markdown(_HEADINGS, map(_cells, rows)),
         "With lambda the damping, M the damped matrix of a row, E = F + lambda I and g the gradient"
         " of the loss:",
         "",
@@ -79,7 +67,7 @@ def as_markdown(
         " lambda; factored damping, which the tridiagonal form needs as well, splits it between the"
         " factors and so adds more than lambda I.",
         "",
-        f"figure.png: absolute values at lambda = {shown:g}; each row has one grey scale, set by"
+        f"figure.png: absolute values at lambda = {SHOWN:g}; each row has one grey scale, set by"
         " the exact matrices (black: their 99.5 % quantile and more; last row: their maximum)."
         " Blue lines part the layers; averages over squares of entries are drawn. The last row"
         " shows mean absolute values between different layers (brown: a layer with itself).",
@@ -91,8 +79,7 @@ def as_markdown(
 
 
 def _cells(row: Row) -> list[str]:
-    numbers = (row.matrix, row.blocks, row.inverse, row.cosine, row.decrease)
-    return [row.method, f"{row.damping:g}", *(f"{number:.4f}" for number in numbers)]
+    return [row.method, f"{row.damping:g}", *(f"{number:.4f}" for number in row[2:])]
 
 
 def draw(found: Mapping[str, Candidate], sizes: Sequence[int], title: str) -> bytes:
@@ -116,7 +103,7 @@ def draw(found: Mapping[str, Candidate], sizes: Sequence[int], title: str) -> by
     for row, (line, images) in enumerate(zip(panels, pictures, strict=True)):
         exact = images[0].flatten()
         black = float(
-            exact.nan_to_num(0).quantile(_SHOWN) if row < 2 else exact.nan_to_num(0).max()
+            exact.nan_to_num(0).quantile(_BLACK) if row < 2 else exact.nan_to_num(0).max()
         )
         for axis, name, image in zip(line, found, images, strict=True):
             edges = list(accumulate(sizes)) if row < 2 else [i + 1 for i in range(len(sizes))]

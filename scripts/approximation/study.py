@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ from acktr.kfac import (
 from scripts.approximation.digits import SIDE, digits
 
 CLASSES = 10
+SEED = 0
+DAMPINGS = (0.1, 0.01, 0.001)
 _CHUNK = 20
 """Samples whose Jacobians are in memory at once."""
 _KFAC: dict[str, dict[str, Any]] = {
@@ -41,12 +43,10 @@ METHODS = ("exact", "exact block diagonal", "exact block tridiagonal", *_KFAC)
 class Settings:
     """What decides every number."""
 
-    seed: int = 0
     samples: int = 1000
     steps: int = 20
     width: int = 20
     hidden: int = 5
-    dampings: tuple[float, ...] = (0.1, 0.01, 0.001)
 
 
 @dataclass(frozen=True)
@@ -64,16 +64,14 @@ class Problem:
     """Parameters of each trainable layer."""
 
 
-@dataclass(frozen=True)
-class Candidate:
+class Candidate(NamedTuple):
     """An approximation: the damped matrix and its inverse."""
 
     matrix: Tensor
     inverse: Tensor
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One line of the table."""
 
     method: str
@@ -96,7 +94,7 @@ def trained(settings: Settings) -> Problem:
     The first layer has most of the parameters and the last has a singular factor, since the logits
     of a softmax are defined up to a constant; Martens & Grosse 2015 leave them out as well.
     """
-    generator = torch.Generator().manual_seed(settings.seed)
+    generator = torch.Generator().manual_seed(SEED)
     inputs, labels = digits(settings.samples, generator)
     widths = [SIDE**2, *[settings.width] * settings.hidden, CLASSES]
     parts: list[nn.Module] = []
@@ -117,17 +115,19 @@ def trained(settings: Settings) -> Problem:
     output = model(inputs)
     value = loss(output, labels)
     value.backward()  # type: ignore[no-untyped-call]
-    found = [p.grad.flatten() for p in model.parameters() if p.requires_grad and p.grad is not None]
+    gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
     accuracy = float((output.argmax(1) == labels).double().mean())
     sizes = tuple(sum(p.numel() for p in layer.parameters()) for layer in linear[1:-1])
-    return Problem(model, inputs, loss, torch.cat(found), float(value.detach()), accuracy, sizes)
+    return Problem(
+        model, inputs, loss, torch.cat(gradients), float(value.detach()), accuracy, sizes
+    )
 
 
 def _train(
     model: nn.Sequential, inputs: Tensor, labels: Tensor, loss: CategoricalLoss, settings: Settings
 ) -> None:
     config = KFACConfig(lr=0.5, kl_clip=0.01, damping=0.01, stat_decay=0.9, refresh_interval=1)
-    optimizer = KFAC(model, config, seed=settings.seed)
+    optimizer = KFAC(model, config, seed=SEED)
     for _ in range(settings.steps):
         with optimizer.capture() as captured:
             output = model(inputs)
@@ -139,12 +139,9 @@ def _train(
 
 def exact_fisher(problem: Problem) -> Tensor:
     """The Fisher matrix (P, P) of the mean loss over all samples."""
-    total: Tensor | None = None
-    for part in torch.split(problem.inputs, _CHUNK):
-        found = dense_fisher(problem.model, (part,), problem.loss) * len(part)
-        total = found if total is None else total + found
-    assert total is not None
-    return total / len(problem.inputs)
+    parts = torch.split(problem.inputs, _CHUNK)
+    total = sum(dense_fisher(problem.model, (part,), problem.loss) * len(part) for part in parts)
+    return torch.as_tensor(total) / len(problem.inputs)
 
 
 def candidates(problem: Problem, fisher: Tensor, damping: float) -> Iterator[tuple[str, Candidate]]:
