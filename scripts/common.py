@@ -20,11 +20,8 @@ from acktr.envs import EnvError
 from acktr.files import reason, write_atomic
 from acktr.interrupts import STOPPED, Interrupts, Stopped, hangup_terminates
 from acktr.runs.folder import RunError, versions
-from acktr.runs.progress import duration
 
 FAILED, BAD_INPUT = 1, 2
-_LARGEST = 2**63 - 1
-"""What torch takes as a seed or a size."""
 _CPU_INFO = Path("/proc/cpuinfo")
 
 
@@ -109,39 +106,33 @@ def given_once(found: argparse.Namespace, *flags: str) -> None:
             raise ScriptError(f"argument --{flag}: each value may be given once")
 
 
-def integer(least: int, most: int | None = None) -> Callable[[str], int]:
-    """A parser for argparse of integers in [least, most]; without ``most`` below 2^63.
+def integer(least: int, most: int = 2**63 - 1) -> Callable[[str], int]:
+    """A parser for argparse of integers in [least, most], by default those that torch takes.
 
     Its argparse.ArgumentTypeError says what was wrong and what would be right.
     """
 
     def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        limit = _LARGEST if most is None else most
-        if not least <= value <= limit:
-            open_end = most is None and value < least
-            wanted = f">= {least}" if open_end else f"in [{least}, {limit}]"
-            raise argparse.ArgumentTypeError(f"needs an integer {wanted}, got {text!r}")
-        return value
+        with contextlib.suppress(ValueError):
+            if least <= int(text) <= most:
+                return int(text)
+        wanted = f">= {least} and < 2^63" if most == 2**63 - 1 else f"in [{least}, {most}]"
+        raise argparse.ArgumentTypeError(f"needs an integer {wanted}, got {text!r}")
 
     return parse
 
 
-def positive(most: float = math.inf) -> Callable[[str], float]:
-    """A parser for argparse of finite numbers in (0, most].
+def positive(most: float) -> Callable[[str], float]:
+    """A parser for argparse of numbers in (0, most].
 
     Its argparse.ArgumentTypeError says what was wrong and what would be right.
     """
-    wanted = "finite number > 0" if most == math.inf else f"number in (0, {most:g}]"
 
     def parse(text: str) -> float:
-        value = _float(text)
-        if not (0 < value <= most and value < math.inf):
-            raise argparse.ArgumentTypeError(f"needs a {wanted}, got {text!r}")
-        return value
+        with contextlib.suppress(ValueError):
+            if 0 < float(text) <= most:
+                return float(text)
+        raise argparse.ArgumentTypeError(f"needs a number in (0, {most:g}], got {text!r}")
 
     return parse
 
@@ -152,63 +143,10 @@ def finite(text: str) -> float:
     Raises:
         argparse.ArgumentTypeError: It says what was wrong and what would be right.
     """
-    value = _float(text)
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"needs a finite number, got {text!r}")
-    return value
-
-
-def _float(text: str) -> float:
-    """The number; NaN for what is none."""
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
-class TimeLeft:
-    """Estimate of the time that planned work still takes, each kind of it at its own speed.
-
-    Args:
-        planned: Amount of work by kind.
-        guess: Seconds per amount as long as nothing was measured; None for no estimate then.
-    """
-
-    def __init__(self, planned: Mapping[str, float], guess: float | None = None) -> None:
-        self._left = dict(planned)
-        self._total = sum(planned.values())
-        self._guess = guess
-        self._done: dict[str, float] = {}
-        self._seconds: dict[str, float] = {}
-
-    def add(self, kind: str, amount: float, seconds: float) -> None:
-        """Record work that is done and the seconds that it took."""
-        self._left[kind] -= amount
-        self._done[kind] = self._done.get(kind, 0.0) + amount
-        self._seconds[kind] = self._seconds.get(kind, 0.0) + seconds
-
-    def drop(self, kind: str, amount: float) -> None:
-        """Take work out of the plan."""
-        self._left[kind] -= amount
-        self._total -= amount
-
-    @property
-    def share(self) -> float:
-        """Part of the work that is done, 0 to 1."""
-        return sum(self._done.values()) / max(self._total, 1e-9)
-
-    def seconds(self) -> float | None:
-        """Seconds left; kinds that were not measured go at the mean speed."""
-        done = sum(self._done.values())
-        mean = sum(self._seconds.values()) / done if done else self._guess
-        if mean is None:
-            return None
-        paces = {kind: self._seconds[kind] / amount for kind, amount in self._done.items()}
-        return sum(paces.get(kind, mean) * left for kind, left in self._left.items())
-
-    def __str__(self) -> str:
-        seconds = self.seconds()
-        return "-" if seconds is None else duration(max(0.0, seconds))
+    with contextlib.suppress(ValueError):
+        if math.isfinite(float(text)):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"needs a finite number, got {text!r}")
 
 
 def save(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -243,23 +181,20 @@ def check_folder(out: Path) -> None:
 
 def machine() -> dict[str, Any]:
     """Versions, processor, threads and commit; what is unknown is left out."""
-    found = {key: value for key, value in versions().items() if value is not None}
-    return {**found, "cpu": cpu_model()}
+    known = {key: value for key, value in versions().items() if value is not None}
+    return {**known, "cpu": cpu_model()}
 
 
 def cpu_model() -> str:
     """Name of the processor, as far as the system tells it."""
-    try:
-        lines = _CPU_INFO.read_text("utf-8", "replace").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    with contextlib.suppress(OSError):
+        for line in _CPU_INFO.read_text("utf-8", "replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
 
 
 def cores() -> int:
     """Number of processors that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on every system
-        return os.cpu_count() or 1
+    known = hasattr(os, "sched_getaffinity")  # not on every system
+    return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1

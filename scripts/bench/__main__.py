@@ -110,7 +110,13 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     folder = Path("results/performance")
     add("--out", type=Path, default=folder, help=f"folder of the reports; default {folder}")
     what = "threads of torch; default one per core"
-    add("--torch-threads", type=integer(1, 1024), default=cores(), metavar="N", help=what)
+    add(
+        "--torch-threads",
+        type=integer(1, 1024),
+        default=cores(),
+        metavar="N",
+        help=what,
+    )
     what = "least length of a window; default 10"
     add("--seconds", type=positive(3600.0), default=10.0, help=what)
     add("--windows", type=integer(1, 1000), default=3, help="default 3")

@@ -6,7 +6,7 @@ import argparse
 
 import pytest
 
-from scripts.common import TimeLeft, finite, integer, parsed, positive
+from scripts.common import finite, integer, parsed, positive
 
 
 @pytest.mark.parametrize("text", ["1", "1024", " 7 "])
@@ -18,8 +18,7 @@ def test_an_open_end_is_what_fits_torch() -> None:
     assert integer(0)("9223372036854775807") == 2**63 - 1
     with pytest.raises(argparse.ArgumentTypeError) as caught:
         integer(0)("9223372036854775808")
-    wanted = "needs an integer in [0, 9223372036854775807], got '9223372036854775808'"
-    assert str(caught.value) == wanted
+    assert str(caught.value) == "needs an integer >= 0 and < 2^63, got '9223372036854775808'"
 
 
 @pytest.mark.parametrize("text", ["0", "1025", "x", "", "1.5", "9" * 5000, "nan"])
@@ -30,21 +29,19 @@ def test_other_integers_are_refused(text: str) -> None:
 
 
 def test_an_integer_below_an_open_range_is_refused() -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match=r"^needs an integer >= 3, got '2'$"):
+    with pytest.raises(
+        argparse.ArgumentTypeError, match=r"^needs an integer >= 3 and < 2\^63, got '2'$"
+    ):
         integer(3)("2")
 
 
 def test_positive_numbers_are_taken_up_to_the_limit() -> None:
-    assert positive()("1.7e308") == 1.7e308
     assert positive(10.0)("10") == 10.0
     assert positive(10.0)("5e-324") == 5e-324
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "1e999", "", "x"])
 def test_other_numbers_are_refused(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError) as caught:
-        positive()(text)
-    assert str(caught.value) == f"needs a finite number > 0, got {text!r}"
     with pytest.raises(argparse.ArgumentTypeError) as caught:
         positive(1e30)(text)
     assert str(caught.value) == f"needs a number in (0, 1e+30], got {text!r}"
@@ -61,7 +58,9 @@ def test_a_bad_command_line_is_one_line_and_nothing_is_printed(
     parser = argparse.ArgumentParser(prog="p")
     parser.add_argument("--n", type=integer(1), required=True)
     assert parsed(parser, ["--n", "3"]).n == 3
-    with pytest.raises(ValueError, match=r"^argument --n: needs an integer >= 1, got '0'$"):
+    with pytest.raises(
+        ValueError, match=r"^argument --n: needs an integer >= 1 and < 2\^63, got '0'$"
+    ):
         parsed(parser, ["--n", "0"])
     with pytest.raises(ValueError, match=r"^the following arguments are required: --n$"):
         parsed(parser, [])
@@ -79,16 +78,3 @@ def test_finite_numbers_are_taken() -> None:
 def test_what_is_no_finite_number_is_named(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match=f"^needs a finite number, got '{text}'$"):
         finite(text)
-
-
-def test_time_left_counts_each_kind_at_its_speed() -> None:
-    left = TimeLeft({"sgd": 100, "kfac": 10, "adam": 4})
-    assert left.seconds() is None and str(left) == "-"
-    left.add("sgd", 50, 50.0)
-    left.add("kfac", 5, 60.0)
-    assert left.seconds() == pytest.approx(50 * 1 + 5 * 12 + 4 * 2)
-    assert left.share == pytest.approx(55 / 114)
-    left.drop("sgd", 40)
-    assert left.seconds() == pytest.approx(10 * 1 + 5 * 12 + 4 * 2)
-    assert left.share == pytest.approx(55 / 74)
-    assert TimeLeft({"": 90.0}, guess=1.0).seconds() == 90
