@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from acktr.report import statistics as stats
 from acktr.report.curves import aligned, evenly, until
 from acktr.report.references import PublishedCurve, published_curves
-from acktr.report.study import METRICS, Study
+from acktr.report.study import BOOTSTRAP_SEED, METRICS, Study
 from acktr.runs.tables import WINDOW
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
@@ -73,7 +73,7 @@ def profiles_figure(study: Study, metric: str) -> dict[str, bytes]:
     best = max(float(np.max(of)) for by_env in scores.values() for of in by_env.values())
     taus = np.linspace(0, max(1.0, np.ceil(10 * best) / 10), _TAUS)
     for row, (label, colour) in enumerate(colours.items()):
-        profile = study.profile(metric, label, taus)
+        profile = study.interval(lambda of: stats.performance_profile(of, taus), scores[label])
         left.plot(taus, profile.value, color=colour, linewidth=2)
         left.fill_between(taus, profile.low, profile.high, color=colour, alpha=0.15, linewidth=0)
         iqm = study.interval(stats.iqm, scores[label])
@@ -109,7 +109,7 @@ def _draw_curve(axis: Axes, study: Study, env: str, label: str, colour: str) -> 
     steps, returns = aligned(curves)
     kept = evenly(len(steps), _POINTS)
     steps, returns = steps[kept], returns[:, kept]
-    band = stats.curve_band(returns, resamples=study.resamples, seed=study.seed)
+    band = stats.curve_band(returns, resamples=study.resamples, seed=BOOTSTRAP_SEED)
     axis.plot(steps, band.value, color=colour, linewidth=2)
     axis.fill_between(steps, band.low, band.high, color=colour, alpha=0.2, linewidth=0)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +14,15 @@ from acktr.report.curves import GRID_POINTS
 from acktr.report.figures import curves_figure, profiles_figure
 from acktr.report.references import Reference
 from acktr.report.results import Result, find_runs, read_results
-from acktr.report.study import LEAST_EPISODES, METRICS, AggregateRow, StepsRow, Study
-from acktr.report.tables import cell
+from acktr.report.study import (
+    LEAST_EPISODES,
+    METRICS,
+    AggregateRow,
+    EnvironmentRow,
+    StepsRow,
+    Study,
+)
+from acktr.report.tables import cell, one_line
 from acktr.runs.tables import WINDOW
 
 _TITLE = "# Comparison of runs\n"
@@ -76,51 +83,46 @@ def write_report(
     with unpacked(paths) as folders:
         runs = find_runs(folders)
         results = read_results(runs, lambda count: note(count, len(runs)))
-    if settings.labels:
-        _known(settings.labels, results)
-        results = [result for result in results if result.label in settings.labels]
     study = make_study(results, settings)
-    files = report_files(study, results, settings, command)
-    _write(out, files)
-    unfinished = len(results) - len(study.results)
-    left = f", {unfinished} unfinished left out" if unfinished else ""
+    _write(out, report_files(study, settings, command))
+    left = f", {len(study.unfinished)} unfinished left out" if study.unfinished else ""
     return f"{out / _PAGE}: {len(study.results)} runs{left}"
 
 
 def make_study(results: Sequence[Result], settings: ReportSettings) -> Study:
-    """Choose the finished runs.
+    """Choose the runs of the labels.
 
     Raises:
         ValueError: as ``write_report``.
     """
-    finished = [result for result in results if result.finished]
-    if not finished:
+    there = sorted({result.label for result in results if result.finished})
+    if not there:
         raise ValueError(f"none of the {len(results)} runs has finished")
-    if settings.labels:
-        _known(settings.labels, finished)
-    labels = settings.labels or tuple(sorted({result.label for result in finished}))
-    if settings.baseline is not None and settings.baseline not in labels:
-        raise ValueError(f"the baseline {settings.baseline!r} is not in {', '.join(labels)}")
+    labels = settings.labels or tuple(there)
+    for label in labels:
+        if label not in there:
+            raise ValueError(f"no finished run of label {label!r}; there are {', '.join(there)}")
     default = _DEFAULT_BASELINE if _DEFAULT_BASELINE in labels else labels[0]
-    lengths: dict[str, Result] = {}
-    for result in finished:
-        other = lengths.setdefault(result.env, result)
-        if other.total_steps != result.total_steps:
-            raise ValueError(
-                f"runs of different length: {other.name} has {other.total_steps:,} steps and "
-                f"{result.name} {result.total_steps:,}; report them apart, for example by --labels"
-            )
-    return Study(
-        tuple(finished),
-        labels,
-        settings.baseline or default,
-        settings.references,
-        settings.resamples,
-    )
+    baseline = default if settings.baseline is None else settings.baseline
+    if baseline not in labels:
+        raise ValueError(f"the baseline {baseline!r} is not in {', '.join(labels)}")
+    if settings.labels:
+        results = [result for result in results if result.label in labels]
+    study = Study(tuple(results), labels, baseline, settings.references, settings.resamples)
+    for env in study.envs:
+        one, *others = (result for result in study.results if result.env == env)
+        for other in others:
+            if one.total_steps != other.total_steps:
+                raise ValueError(
+                    f"runs of different length: {one.name} has {one.total_steps:,} steps and "
+                    f"{other.name} {other.total_steps:,}; report them apart, for example by "
+                    "--labels"
+                )
+    return study
 
 
 def report_files(
-    study: Study, results: Sequence[Result], settings: ReportSettings, command: Sequence[str]
+    study: Study, settings: ReportSettings, command: Sequence[str]
 ) -> dict[str, bytes]:
     """The files of a report by name; the figure of scores only if there are scores."""
     environments = study.environment_rows()
@@ -130,13 +132,9 @@ def report_files(
     metrics = sorted(METRICS, key=lambda metric: metric != settings.metric)
     sections = [
         _TITLE,
-        f"    {_line(shlex.join(command))}\n",
-        *_about(study, results),
-        "## Final returns\n",
-        _returns_text(study),
-        tables.environments_table(study, environments),
-        "![Learning curves](curves.png)\n",
-        _curves_text(settings.published),
+        f"    {one_line(shlex.join(command))}\n",
+        *_about(study),
+        *_returns(study, environments, settings.published),
         *_aggregates(study, aggregates, metrics),
         *_improvements(study, improvements, metrics),
         *_steps(study, steps),
@@ -144,7 +142,7 @@ def report_files(
         tables.versions_table(study.results),
     ]
     files = {
-        "runs.csv": tables.runs_csv(results),
+        "runs.csv": tables.runs_csv(study.runs),
         "environments.csv": tables.environments_csv(environments),
         "aggregate.csv": tables.aggregates_csv([*aggregates, *improvements]),
         "steps.csv": tables.steps_csv(steps),
@@ -156,18 +154,18 @@ def report_files(
     return files | {_PAGE: "\n".join(sections).encode()}
 
 
-def _about(study: Study, results: Sequence[Result]) -> Iterator[str]:
-    seeds = sorted({result.seed for result in study.results})
+def _about(study: Study) -> Iterator[str]:
     minutes = sum(result.minutes or 0 for result in study.results)
     yield (
         f"Finished runs: {len(study.results)}. Environments: {len(study.envs)}. "
         f"Algorithms: {', '.join(map(cell, study.labels))}. "
-        f"Seeds: {_ranges(seeds)}. Wall-clock in all: {minutes / 60:.1f} hours. "
+        f"Seeds: {_ranges({result.seed for result in study.results})}. "
+        f"Wall-clock in all: {minutes / 60:.1f} hours. "
         "A row per run is in runs.csv.\n"
     )
-    unfinished = [cell(result.name) for result in results if not result.finished]
-    if unfinished:
-        yield f"Unfinished and left out everywhere: {', '.join(unfinished)}.\n"
+    if study.unfinished:
+        names = ", ".join(cell(run.name) for run in study.unfinished)
+        yield f"Unfinished and left out everywhere: {names}.\n"
     missing = [
         cell(f"{env}/{label}")
         for env in study.envs
@@ -178,19 +176,19 @@ def _about(study: Study, results: Sequence[Result]) -> Iterator[str]:
         yield f"Without a finished run: {', '.join(missing)}.\n"
 
 
-def _returns_text(study: Study) -> str:
-    return (
+def _returns(study: Study, rows: Sequence[EnvironmentRow], published: bool) -> Iterator[str]:
+    yield "## Final returns\n"
+    yield (
         f"Of each run the mean of its last {WINDOW} training episodes (exploration included) and "
         "of its evaluation at the end; over runs their mean and interquartile mean (IQM, of fewer "
         "than four runs the mean). In brackets: 95 % bootstrap percentile intervals over runs "
         f"({study.resamples} resamples), here and below stratified by environment. With five runs "
         "such intervals are too narrow, holding the truth in about 83 of 100 cases.\n"
     )
-
-
-def _curves_text(published: bool) -> str:
+    yield tables.environments_table(rows)
+    yield "![Learning curves](curves.png)\n"
     grey = "; grey: published curves, measured on older versions" if published else ""
-    return (
+    yield (
         f"Mean over runs of the mean of the last {WINDOW} training episodes, with pointwise 95 % "
         f"intervals{grey}.\n"
     )
@@ -200,7 +198,6 @@ def _aggregates(
     study: Study, rows: Sequence[AggregateRow], metrics: Sequence[str]
 ) -> Iterator[str]:
     yield "## Aggregate scores\n"
-    unscored = [env for env in study.common if env not in study.scored]
     if not study.scored:
         yield "None: no environment has both runs of every algorithm and reference returns.\n"
         return
@@ -209,10 +206,11 @@ def _aggregates(
         f"Scores are 0 at the lower and 1 at the upper reference. {used} "
         "Of the optimality gap less is better.\n"
     )
+    unscored = ", ".join(cell(env) for env in study.common if env not in study.scored)
     if unscored:
-        yield f"Without reference returns, raw returns only: {', '.join(map(cell, unscored))}.\n"
+        yield f"Without reference returns, raw returns only: {unscored}.\n"
     for metric in metrics:
-        yield f"{_capital(METRICS[metric])}:\n"
+        yield f"{METRICS[metric][:1].upper()}{METRICS[metric][1:]}:\n"
         yield tables.aggregates_table(study, rows, metric)
     yield tables.references_table(study)
     yield f"![Performance profiles](profiles.png)\n\nOf the {METRICS[metrics[0]]}.\n"
@@ -254,30 +252,12 @@ def _used(study: Study, envs: Sequence[str], needed: str) -> str:
     return f"Only {len(envs)} of {len(study.envs)} environments have {needed} and count: {used}."
 
 
-def _ranges(numbers: Sequence[int]) -> str:
+def _ranges(numbers: Set[int]) -> str:
     """1 to 3, 7."""
-    parts: list[list[int]] = []
-    for value in numbers:
-        if parts and value == parts[-1][-1] + 1:
-            parts[-1].append(value)
-        else:
-            parts.append([value])
-    return ", ".join(f"{p[0]} to {p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def _line(text: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in text)
-
-
-def _known(labels: Sequence[str], results: Sequence[Result]) -> None:
-    there = sorted({result.label for result in results})
-    for label in labels:
-        if label not in there:
-            raise ValueError(f"no run of label {label!r}; there are {', '.join(there) or 'none'}")
+    starts = sorted(n for n in numbers if n - 1 not in numbers)
+    ends = sorted(n for n in numbers if n + 1 not in numbers)
+    spans = zip(starts, ends, strict=True)
+    return ", ".join(f"{a} to {b}" if a < b else str(a) for a, b in spans)
 
 
 def _refuse_other(out: Path) -> None:

@@ -8,7 +8,6 @@ from functools import cached_property
 from itertools import combinations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from acktr.report import statistics as stats
 from acktr.report.references import Reference, find_reference, normalise
@@ -31,6 +30,8 @@ AGGREGATES: dict[str, Callable[..., Floats]] = {
 
 LEAST_EPISODES = 10
 """Means over fewer episodes reach no threshold."""
+
+BOOTSTRAP_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,10 @@ class StepsRow:
 
 @dataclass(frozen=True)
 class Study:
-    """Finished runs to compare, and how."""
+    """Runs to compare, and how."""
 
-    results: tuple[Result, ...]
-    """Finished runs."""
+    runs: tuple[Result, ...]
+    """Runs of the labels, finished or not; only finished ones are compared."""
     labels: tuple[str, ...]
     """What is compared, in the order of the tables."""
     baseline: str
@@ -89,12 +90,20 @@ class Study:
     """By environment id or name."""
     resamples: int
     """Bootstrap resamples."""
-    seed: int = 0
-    """Of the bootstrap."""
+
+    @cached_property
+    def results(self) -> tuple[Result, ...]:
+        """Finished runs."""
+        return tuple(run for run in self.runs if run.finished)
+
+    @cached_property
+    def unfinished(self) -> tuple[Result, ...]:
+        """The other runs."""
+        return tuple(run for run in self.runs if not run.finished)
 
     @cached_property
     def envs(self) -> tuple[str, ...]:
-        """Environments of at least one run."""
+        """Environments of at least one finished run."""
         return tuple(sorted({result.env for result in self.results}))
 
     @cached_property
@@ -121,20 +130,22 @@ class Study:
 
     def returns(self, metric: str, label: str, envs: Sequence[str]) -> dict[str, Floats]:
         """Returns by environment; shape (runs,)."""
-        return {env: _returns(self.of(env, label), metric) for env in envs}
+        return {
+            env: np.array([_return(run, metric) for run in self.of(env, label)]) for env in envs
+        }
 
     def scores(self, metric: str, label: str) -> dict[str, Floats]:
         """Normalised returns on the environments of ``scored``; shape (runs,)."""
-        found = {}
+        scores = {}
         for env, of in self.returns(metric, label, self.scored).items():
             reference = self.reference(env)
             assert reference is not None
-            found[env] = normalise(of, reference)
-        return found
+            scores[env] = normalise(of, reference)
+        return scores
 
     def interval(self, statistic: Callable[..., Floats], *scores: Mapping[str, Floats]) -> Interval:
-        """With this study's bootstrap."""
-        return stats.interval(statistic, *scores, resamples=self.resamples, seed=self.seed)
+        """A statistic with its bootstrap interval."""
+        return stats.interval(statistic, *scores, resamples=self.resamples, seed=BOOTSTRAP_SEED)
 
     def environment_rows(self) -> list[EnvironmentRow]:
         """Every environment, label and metric."""
@@ -166,21 +177,13 @@ class Study:
         if not self.common:
             return []
         order = sorted(self.labels, key=lambda label: label != self.baseline)
-        name = "probability of improvement"
         rows = []
         for metric in METRICS:
+            returns = {label: self.returns(metric, label, self.common) for label in order}
             for x, y in combinations(order, 2):
-                of = [self.returns(metric, label, self.common) for label in (x, y)]
-                estimate = self.interval(stats.probability_of_improvement, *of)
-                rows.append(AggregateRow(metric, name, x, y, estimate))
+                better = self.interval(stats.probability_of_improvement, returns[x], returns[y])
+                rows.append(AggregateRow(metric, "probability of improvement", x, y, better))
         return rows
-
-    def profile(self, metric: str, label: str, thresholds: NDArray[np.float64]) -> Interval:
-        """Performance profile on the environments of ``scored``; shape (thresholds,)."""
-        return self.interval(
-            lambda scores: stats.performance_profile(scores, thresholds),
-            self.scores(metric, label),
-        )
 
     def steps_rows(self) -> list[StepsRow]:
         """Steps to every threshold of the references."""
@@ -190,8 +193,8 @@ class Study:
             for threshold in () if reference is None else reference.thresholds:
                 steps = {label: self._steps(env, label, threshold) for label in self.labels}
                 medians = {label: stats.median_steps(of) for label, of in steps.items() if of}
+                base = medians.get(self.baseline)
                 for label, median in medians.items():
-                    base = medians.get(self.baseline)
                     ratio = None if base is None else stats.steps_ratio(median, base)
                     reached = sum(step is not None for step in steps[label])
                     runs = len(steps[label])
@@ -199,17 +202,13 @@ class Study:
         return rows
 
     def _steps(self, env: str, label: str, threshold: float) -> list[int | None]:
-        curves = [result.curve for result in self.of(env, label)]
+        curves = [run.curve for run in self.of(env, label) if run.curve is not None]
         return [
             stats.steps_to_threshold(c.steps, c.episodes, c.returns, threshold, LEAST_EPISODES)
             for c in curves
-            if c is not None
         ]
 
 
-def _returns(results: Sequence[Result], metric: str) -> Floats:
-    found = []
-    for result in results:
-        assert result.final is not None and result.last100 is not None  # it is finished
-        found.append(result.final.mean if metric == "eval" else result.last100)
-    return np.array(found, dtype=np.float64)
+def _return(run: Result, metric: str) -> float:
+    assert run.final is not None and run.last100 is not None  # it is finished
+    return run.final.mean if metric == "eval" else run.last100

@@ -8,10 +8,11 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 
 from acktr.report.results import Result
 from acktr.report.statistics import Interval
-from acktr.report.study import AGGREGATES, METRICS, AggregateRow, EnvironmentRow, StepsRow, Study
+from acktr.report.study import AGGREGATES, AggregateRow, EnvironmentRow, StepsRow, Study
 
 _UNIT = ("", "_low", "_high")
 
@@ -33,8 +34,12 @@ def as_csv(head: Sequence[str], rows: Iterable[Sequence[object]], comment: str =
 
 def cell(text: str) -> str:
     """Text that Markdown takes as it is, on one line."""
-    shown = "".join(c if c.isprintable() else " " for c in text)
-    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", shown)
+    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", one_line(text))
+
+
+def one_line(text: str) -> str:
+    """Text with blanks for what cannot be printed."""
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def number(value: float) -> str:
@@ -50,16 +55,12 @@ def ranged(found: Interval, runs: int | None = None, digits: int | None = None) 
     return value if runs == 1 else f"{value} [{low}, {high}]"
 
 
-def environments_table(study: Study, rows: Sequence[EnvironmentRow]) -> str:
+def environments_table(rows: Sequence[EnvironmentRow]) -> str:
     """Final returns, both metrics, a row per environment and label."""
-    by = {(row.env, row.label, row.metric): row for row in rows}
     body = []
-    for env in study.envs:
-        for label in study.labels:
-            of = [by[env, label, metric] for metric in METRICS if (env, label, metric) in by]
-            shown = [ranged(found, row.runs) for row in of for found in (row.mean, row.iqm)]
-            if of:
-                body.append([cell(env), cell(label), str(of[0].runs), *shown])
+    for (env, label, runs), of in groupby(rows, lambda row: (row.env, row.label, row.runs)):
+        shown = [ranged(found, runs) for row in of for found in (row.mean, row.iqm)]
+        body.append([cell(env), cell(label), str(runs), *shown])
     head = ["environment", "algorithm", "runs", "last 100: mean", "IQM", "evaluation: mean", "IQM"]
     return markdown(head, body, left=2)
 
@@ -77,30 +78,24 @@ def aggregates_table(study: Study, rows: Sequence[AggregateRow], metric: str) ->
 def improvement_table(rows: Sequence[AggregateRow], metrics: Sequence[str]) -> str:
     """Probability of improvement, a row per pair."""
     of = {(row.label, row.other, row.metric): row.estimate for row in rows}
-    pairs = list(dict.fromkeys((row.label, row.other) for row in rows))
     body = [
         [cell(x), cell(y), *(ranged(of[x, y, metric], digits=3) for metric in metrics)]
-        for x, y in pairs
+        for x, y in dict.fromkeys((row.label, row.other) for row in rows)
     ]
     return markdown(["X", "Y", *(f"P(X > Y), {metric}" for metric in metrics)], body, left=2)
 
 
 def steps_table(study: Study, rows: Sequence[StepsRow]) -> str:
     """Steps to thresholds: median over runs, runs that got there, ratio to the baseline."""
-    of = {(row.env, row.threshold, row.label): row for row in rows}
-    goals = list(dict.fromkeys((row.env, row.threshold) for row in rows))
     body = []
-    for env, threshold in goals:
-        cells = (
-            _steps_cell(of.get((env, threshold, label)), study.baseline) for label in study.labels
-        )
-        body.append([cell(env), number(threshold), *cells])
+    for (env, threshold), of in groupby(rows, lambda row: (row.env, row.threshold)):
+        cells = {row.label: _steps_cell(row, study.baseline) for row in of}
+        shown = (cells.get(label, "") for label in study.labels)
+        body.append([cell(env), number(threshold), *shown])
     return markdown(["environment", "threshold", *map(cell, study.labels)], body)
 
 
-def _steps_cell(row: StepsRow | None, baseline: str) -> str:
-    if row is None:
-        return ""
+def _steps_cell(row: StepsRow, baseline: str) -> str:
     ratio = ""
     if row.label != baseline and row.ratio is not None and math.isfinite(row.ratio):
         ratio = f" x{row.ratio:.2f}"
@@ -135,16 +130,14 @@ def runs_csv(results: Sequence[Result]) -> bytes:
     """A row per run, unfinished ones too."""
     head = ["env", "label", "algo", "seed", "total_steps", "steps", "finished", "last100_mean"]
     head += ["eval_mean", "eval_std", "eval_episodes", "minutes", "commit"]
-    body: list[list[object]] = []
+    body = []
     for run in results:
         final = run.final
-        body.append(
-            [run.env, run.label, run.algo, run.seed, run.total_steps, run.steps]
-            + ["yes" if run.finished else "no", _digits(run.last100)]
-            + ([_digits(final.mean), _digits(final.std), final.episodes] if final else [""] * 3)
-            + ["" if run.minutes is None else f"{run.minutes:.1f}"]
-            + [run.versions.get("git_commit", "")]
-        )
+        row = [run.env, run.label, run.algo, run.seed, run.total_steps, run.steps]
+        row += ["yes" if run.finished else "no", _digits(run.last100)]
+        row += [_digits(final.mean), _digits(final.std), final.episodes] if final else [""] * 3
+        row += ["" if run.minutes is None else f"{run.minutes:.1f}"]
+        body.append([*row, run.versions.get("git_commit", "")])
     return as_csv(head, body)
 
 
@@ -169,15 +162,12 @@ def aggregates_csv(rows: Sequence[AggregateRow]) -> bytes:
 def steps_csv(rows: Sequence[StepsRow]) -> bytes:
     """As the table; never is inf."""
     head = ["env", "threshold", "label", "runs", "reached", "median_steps", "ratio"]
-    body = (
-        [row.env, f"{row.threshold:g}", row.label, row.runs, row.reached, *_steps_ends(row)]
-        for row in rows
-    )
+    body = []
+    for row in rows:
+        ratio = "" if row.ratio is None else f"{row.ratio:.6g}"
+        goal = [row.env, f"{row.threshold:g}", row.label]
+        body.append([*goal, row.runs, row.reached, f"{row.median:.10g}", ratio])
     return as_csv(head, body)
-
-
-def _steps_ends(row: StepsRow) -> list[str]:
-    return [f"{row.median:.10g}", "" if row.ratio is None else f"{row.ratio:.6g}"]
 
 
 def _ends(found: Interval) -> list[str]:

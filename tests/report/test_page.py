@@ -235,7 +235,7 @@ def test_runs_of_different_length(runs: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
-        (ReportSettings({}, labels=("z",)), "no run of label 'z'; there are x, y"),
+        (ReportSettings({}, labels=("z",)), "no finished run of label 'z'; there are x, y"),
         (ReportSettings({}, baseline="z"), "the baseline 'z' is not in x, y"),
         (ReportSettings({}, labels=("x",), baseline="y"), "the baseline 'y' is not in x"),
     ],
