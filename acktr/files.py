@@ -96,6 +96,11 @@ def is_label(text: str) -> bool:
     return _LABEL.fullmatch(text) is not None
 
 
+def one_line(text: str) -> str:
+    """Text with blanks for what cannot be printed."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
 def reason(error: OSError) -> str:
     """The reason of an operating-system error, without number and path."""
     return error.strerror or str(error) or type(error).__name__

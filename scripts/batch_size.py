@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib import ticker
 
 from acktr.config import from_dict
@@ -38,11 +39,13 @@ _MARKS = (":", "--", "-")
 
 @dataclass(frozen=True)
 class Point:
-    """A run of one algorithm with one batch size."""
+    """A finished run with one batch size."""
 
-    algo: str
     batch: int
     run: Result
+    curve: Curve
+    last100: float
+    evaluation: float
 
 
 def read_points(paths: Sequence[Path]) -> list[Point]:
@@ -58,10 +61,11 @@ def read_points(paths: Sequence[Path]) -> list[Point]:
     for run in read_results(find_runs(paths)):
         if run.algo not in ALGOS:
             raise RunError(f"{run.folder}: a run of {run.algo}, not of {' or '.join(ALGOS)}")
-        if not run.finished:
+        if run.final is None or run.last100 is None or run.curve is None:
             raise RunError(f"{run.folder}: not finished")
         config = from_dict(read_object(run.folder / "config.json"))
-        points.append(Point(config.algo, config.num_envs * config.num_steps, run))
+        batch = config.num_envs * config.num_steps
+        points.append(Point(batch, run, run.curve, run.last100, run.final.mean))
     if len({point.run.env for point in points}) != 1:
         raise RunError("the runs must be of one environment")
     lengths = sorted({point.run.total_steps for point in points})
@@ -69,7 +73,9 @@ def read_points(paths: Sequence[Path]) -> list[Point]:
         raise RunError(
             f"the runs must be of one length, not of {', '.join(map(str, lengths))} steps"
         )
-    return sorted(points, key=lambda point: (ALGOS.index(point.algo), point.batch, point.run.seed))
+    return sorted(
+        points, key=lambda point: (ALGOS.index(point.run.algo), point.batch, point.run.seed)
+    )
 
 
 def read_speeds(path: Path) -> dict[tuple[str, int], float]:
@@ -96,18 +102,18 @@ def table(
 ) -> bytes:
     """A row per run as CSV; where the threshold is never reached the cell is empty."""
     head = ["algo", "batch", "seed", "steps", "last100", "evaluation", "steps_per_second"]
-    goals = [] if threshold is None else [threshold]
+    if threshold is not None:
+        head.append(f"steps_to_{threshold:g}")
     rows = []
     for point in points:
-        run, curve = point.run, _curve(point)
-        assert run.last100 is not None and run.final is not None
-        speed = speeds.get((point.algo, point.batch))
-        reached = [steps_to_threshold(curve.steps, curve.episodes, curve.returns, g) for g in goals]
-        cells = [None if speed is None else round(speed, 1), *reached]
-        row = [point.algo, point.batch, run.seed, run.steps]
-        row += [round(run.last100, 2), round(run.final.mean, 2)]
-        rows.append([*row, *("" if cell is None else cell for cell in cells)])
-    return as_csv([*head, *(f"steps_to_{goal:g}" for goal in goals)], rows)
+        run, speed = point.run, speeds.get((point.run.algo, point.batch))
+        row = [run.algo, point.batch, run.seed, run.steps]
+        row += [round(point.last100, 2), round(point.evaluation, 2)]
+        row.append(None if speed is None else round(speed, 1))
+        if threshold is not None:
+            row.append(steps_to_threshold(point.curve, threshold))
+        rows.append(row)
+    return as_csv(head, rows)
 
 
 def figure(points: Sequence[Point], speeds: Mapping[tuple[str, int], float]) -> bytes:
@@ -115,17 +121,18 @@ def figure(points: Sequence[Point], speeds: Mapping[tuple[str, int], float]) -> 
     made, (over_steps, over_updates, final, speed), _ = panels(4, 2)
     batches = sorted({point.batch for point in points})
     for algo, colour in zip(ALGOS, COLOURS, strict=False):
-        mine = [point for point in points if point.algo == algo]
-        sizes = sorted({point.batch for point in mine})
-        for size in sizes:
-            steps, returns = aligned([_curve(point) for point in mine if point.batch == size])
+        mine = [point for point in points if point.run.algo == algo]
+        means = {}
+        for size in sorted({point.batch for point in mine}):
+            of = [point for point in mine if point.batch == size]
+            means[size] = float(np.mean([point.last100 for point in of]))
+            steps, returns = aligned([point.curve for point in of])
             look: dict[str, Any] = {"color": colour, "linewidth": 1.5}
             look["linestyle"] = _MARKS[batches.index(size) % len(_MARKS)]
             over_steps.plot(steps, returns.mean(axis=0), label=f"{_NAMES[algo]} {size}", **look)
             over_updates.plot(steps / size, returns.mean(axis=0), **look)
-        means = [_mean([point.run.last100 for point in mine if point.batch == b]) for b in sizes]
-        final.plot(sizes, means, "-", color=colour, label=_NAMES[algo])
-        ends = [point.run.last100 for point in mine]
+        final.plot([*means], [*means.values()], "-", color=colour, label=_NAMES[algo])
+        ends = [point.last100 for point in mine]
         final.plot([point.batch for point in mine], ends, "o", color=colour, markersize=4)
         timed = [size for size in batches if (algo, size) in speeds]
         speed.plot(timed, [speeds[algo, size] for size in timed], "o-", color=colour)
@@ -146,16 +153,6 @@ def figure(points: Sequence[Point], speeds: Mapping[tuple[str, int], float]) -> 
     return picture(made, "png")
 
 
-def _curve(point: Point) -> Curve:
-    assert point.run.curve is not None  # it is finished
-    return point.run.curve
-
-
-def _mean(values: Sequence[float | None]) -> float:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known)
-
-
 def work(argv: Sequence[str]) -> None:
     """Do what a command line says."""
     parser = argparse.ArgumentParser(prog="batch_size", description=__doc__, allow_abbrev=False)
@@ -167,11 +164,8 @@ def work(argv: Sequence[str]) -> None:
     with unpacked(asked.runs) as folders:
         points = read_points(folders)
     speeds = read_speeds(asked.speed)
-    files = {
-        "batch_size.csv": table(points, speeds, asked.threshold),
-        "batch_size.png": figure(points, speeds),
-    }
-    save(asked.out, files)
+    rows, image = table(points, speeds, asked.threshold), figure(points, speeds)
+    save(asked.out, {"batch_size.csv": rows, "batch_size.png": image})
 
 
 def main(argv: Sequence[str]) -> int:

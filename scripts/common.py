@@ -17,7 +17,7 @@ from typing import Any
 
 from acktr.config import ConfigError
 from acktr.envs import EnvError
-from acktr.files import reason, write_atomic
+from acktr.files import one_line, reason, write_atomic
 from acktr.interrupts import STOPPED, Interrupts, Stopped, hangup_terminates
 from acktr.runs.folder import RunError, versions
 
@@ -71,8 +71,7 @@ def on_files(name: str, work: Callable[[], None]) -> int:
 
 def complain(name: str, text: str) -> None:
     """Write one line on standard error."""
-    line = "".join(c if c.isprintable() else " " for c in text)
-    sys.stderr.write(f"{name}: {line}\n")
+    sys.stderr.write(f"{name}: {one_line(text)}\n")
     sys.stderr.flush()
 
 

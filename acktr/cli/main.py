@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from acktr import __version__
-from acktr.files import reason
+from acktr.files import one_line, reason
 from acktr.interrupts import STOPPED, Interrupts, Stopped
 
 BAD_INPUT, BROKEN_PIPE = 2, 141
@@ -135,7 +135,6 @@ def _say(text: str) -> None:
 
 def _failed(code: int, text: str) -> int:
     """Write one line to standard error, whatever the text; returns the code."""
-    line = "".join(c if c.isprintable() else " " for c in text)
-    sys.stderr.write(f"acktr: {line}\n")
+    sys.stderr.write(f"acktr: {one_line(text)}\n")
     sys.stderr.flush()
     return code

@@ -13,10 +13,10 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
-from acktr.files import read_limited, reason
+from acktr.files import one_line, read_limited, reason
 from acktr.runs.folder import RunError
 
 SUFFIX = ".zip"
@@ -45,16 +45,17 @@ def unpacked(paths: Sequence[Path]) -> Iterator[list[Path]]:
     """
     homes: dict[Path, Path] = {}
     folders = []
-    with ExitStack() as stack:
+    with tempfile.TemporaryDirectory(prefix="acktr-") as temporary:
         try:
             for path in paths:
-                archive = next((p for p in (path, *path.parents) if _is_archive(p)), None)
+                archive = next(
+                    (p for p in (path, *path.parents) if p.suffix == SUFFIX and p.is_file()), None
+                )
                 if archive is None:
                     folders.append(path)
                     continue
                 if archive not in homes:
-                    temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="acktr-"))
-                    homes[archive] = Path(temporary, archive.name)
+                    homes[archive] = Path(tempfile.mkdtemp(dir=temporary), archive.name)
                     _unpack(archive, homes[archive])
                 folders.append(homes[archive] / path.relative_to(archive))
             yield folders
@@ -83,8 +84,7 @@ def read_archive(path: Path) -> dict[str, bytes]:
     except OSError as error:
         raise ValueError(f"{path}: cannot read: {reason(error)}") from error
     except _DAMAGED as error:
-        shown = "".join(c if c.isprintable() else " " for c in str(error))
-        raise ValueError(f"{path}: not an archive of runs: {shown:.200}") from error
+        raise ValueError(f"{path}: not an archive of runs: {one_line(str(error)):.200}") from error
 
 
 def pack(files: Mapping[str, bytes]) -> bytes:
@@ -99,10 +99,6 @@ def pack(files: Mapping[str, bytes]) -> bytes:
             entry.create_system, entry.external_attr = 3, 0o644 << 16  # on Windows too
             archive.writestr(entry, files[name], zipfile.ZIP_DEFLATED, 9)
     return buffer.getvalue()
-
-
-def _is_archive(path: Path) -> bool:
-    return path.suffix == SUFFIX and path.is_file()
 
 
 def _unpack(archive: Path, home: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +15,13 @@ from acktr.runs.tables import WINDOW, Content, read_table
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Number = TypeVar("Number", np.float64, np.int64)
 
 GRID_POINTS = 1000
 """Points of ``grid``."""
 MOVING_MEAN = "moving_mean.csv"
 """File of a thinned copy of a run with its learning curve on the grid."""
 
-_MOVING_COLUMNS = ("step", "episodes", "return")
 _DECIMALS = 4
 
 
@@ -51,33 +52,21 @@ class Curve:
 
 
 def load_monitor(run: Path) -> Monitor:
-    """Read the episodes of a run from its monitor.csv (Baselines' format).
+    """Read the episodes of a run, of which there may be none, from its monitor.csv.
 
-    Without a ``step`` column the lengths are summed up instead. Of a thinned copy only the last
-    episodes are there; ``curve`` reads the rest.
+    The format is Baselines'. Without a ``step`` column the lengths are summed up instead. Of a
+    thinned copy only the last episodes are there; ``curve`` reads the rest.
 
     Raises:
-        ValueError: if the file is missing, damaged or without episodes; one line that names it.
+        ValueError: if the file is missing or damaged; one line that names it.
     """
-    monitor = read_monitor(run)
-    if not len(monitor.steps):
-        raise ValueError(f"{run / 'monitor.csv'}: no episode has ended yet")
-    return monitor
-
-
-def read_monitor(run: Path) -> Monitor:
-    """As ``load_monitor``, but there may be no episodes yet."""
     path = run / "monitor.csv"
-    content = _read(path, {"r", "l", "t"}, "r, l and t")
-    try:
-        returns = np.array([float(row["r"]) for row in content.rows])
-        lengths = np.array([int(row["l"]) for row in content.rows], dtype=np.int64)
-        seconds = np.array([float(row["t"]) for row in content.rows])
-        steps = np.cumsum(lengths)
-        if "step" in content.columns:
-            steps = np.array([int(row["step"]) for row in content.rows], dtype=np.int64)
-    except (ValueError, OverflowError) as error:
-        raise ValueError(f"{path}: {error}") from error
+    content = read_columns(path, "r", "l", "t")
+    returns, seconds = (_numbers(path, content, name, np.float64) for name in "rt")
+    lengths = _numbers(path, content, "l", np.int64)
+    steps = np.cumsum(lengths)
+    if "step" in content.columns:
+        steps = _numbers(path, content, "step", np.int64)
     if not (np.isfinite(returns).all() and np.isfinite(seconds).all()):
         raise ValueError(f"{path}: r and t must be finite")
     if (np.diff(steps, prepend=0) < 0).any():
@@ -93,11 +82,14 @@ def curve(run: Path, monitor: Monitor | None = None) -> Curve:
         monitor: Its episodes, if they have been read already.
 
     Raises:
-        ValueError: as ``load_monitor``.
+        ValueError: as ``load_monitor``, and if there are no episodes.
     """
     if (run / MOVING_MEAN).exists():
         return _load_moving_mean(run / MOVING_MEAN)
-    return moving_mean(load_monitor(run) if monitor is None else monitor)
+    monitor = load_monitor(run) if monitor is None else monitor
+    if not len(monitor.steps):
+        raise ValueError(f"{run / 'monitor.csv'}: no episode has ended yet")
+    return moving_mean(monitor)
 
 
 def moving_mean(monitor: Monitor, window: int = WINDOW) -> Curve:
@@ -159,25 +151,32 @@ def until(end: float, steps: Floats, returns: Floats) -> tuple[Floats, Floats]:
 
 
 def _load_moving_mean(path: Path) -> Curve:
-    content = _read(path, set(_MOVING_COLUMNS), ", ".join(_MOVING_COLUMNS))
-    try:
-        steps, episodes = (
-            np.array([int(row[name]) for row in content.rows], dtype=np.int64)
-            for name in ("step", "episodes")
-        )
-        returns = np.array([float(row["return"]) for row in content.rows])
-    except (ValueError, OverflowError) as error:
-        raise ValueError(f"{path}: {error}") from error
+    content = read_columns(path, "step", "episodes", "return")
+    steps, episodes = (_numbers(path, content, name, np.int64) for name in ("step", "episodes"))
+    returns = _numbers(path, content, "return", np.float64)
     if not len(steps) or not np.isfinite(returns).all() or (np.diff(steps, prepend=0) <= 0).any():
         raise ValueError(f"{path}: needs points, finite returns and increasing steps")
     return Curve(steps, episodes, returns)
 
 
-def _read(path: Path, columns: set[str], names: str) -> Content:
+def read_columns(path: Path, *needed: str) -> Content:
+    """A CSV file that has the columns.
+
+    Raises:
+        ValueError: if it cannot be read or is not such a file; one line that names it.
+    """
     try:
         content = read_table(path)
     except OSError as error:
         raise ValueError(f"{path}: cannot read: {reason(error)}") from error
-    if not columns <= set(content.columns):
-        raise ValueError(f"{path}: columns {names} are needed")
+    if not {*needed} <= {*content.columns}:
+        raise ValueError(f"{path}: columns {', '.join(needed)} are needed")
     return content
+
+
+def _numbers(path: Path, content: Content, column: str, dtype: type[Number]) -> NDArray[Number]:
+    kind = int if dtype is np.int64 else float
+    try:
+        return np.array([kind(row[column]) for row in content.rows], dtype=dtype)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{path}: {error}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib import rc_context, ticker
@@ -16,14 +16,16 @@ from numpy.typing import NDArray
 
 from acktr.report import statistics as stats
 from acktr.report.curves import aligned, evenly, until
-from acktr.report.references import PublishedCurve, published_curves
+from acktr.report.references import published_curves
 from acktr.report.study import BOOTSTRAP_SEED, METRICS, Study
 from acktr.runs.tables import WINDOW
+
+Dash = tuple[int, tuple[float, ...]]
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """One per algorithm, used again from the first when there are more."""
-DASHES = ((0, (5, 2)), (0, (2, 1.5)), (0, (7, 2, 1.5, 2)), (0, (1, 1)))
+DASHES: tuple[Dash, ...] = ((0, (5, 2)), (0, (2, 1.5)), (0, (7, 2, 1.5, 2)), (0, (1, 1)))
 """Of published curves."""
 GREY = "#6e6e6e"
 """Of published curves."""
@@ -40,24 +42,26 @@ def curves_figure(study: Study, published: bool) -> dict[str, bytes]:
         File endings to contents.
     """
     figure, axes, first_column = panels(len(study.envs), columns=3 if len(study.envs) < 7 else 4)
-    colours, dashes = _colours(study), dict[tuple[str, str], int]()
+    dashes: dict[str, Dash] = {}
     algos = sorted({result.algo for result in study.results})
     for axis, env in zip(axes, study.envs, strict=True):
         total = max(r.total_steps for r in study.results if r.env == env)
         for curve in published_curves(env, algos) if published else ():
-            _draw_published(axis, curve, dashes, total)
-        for label in study.labels:
-            _draw_curve(axis, study, env, label, colours[label])
+            name = f"{curve.algo.upper()}, {curve.source}"
+            dash = dashes.setdefault(name, DASHES[len(dashes) % len(DASHES)])
+            seen = until(total, curve.steps, curve.returns)  # so that the axes fit the runs
+            axis.plot(*seen, color=GREY, linewidth=1.3, linestyle=dash, zorder=1)
+        for label, colour in _colours(study).items():
+            _draw_curve(axis, study, env, label, colour)
         step_axis(axis, env)
         axis.set_xlim(0, total)
     for axis in first_column:
         axis.set_ylabel(f"return (mean of the last {WINDOW} episodes)")
-    handles = _handles(colours)
-    for (algo, source), index in dashes.items():
-        name = f"{algo.upper()}, {source}"
-        dash = DASHES[index % len(DASHES)]
-        handles.append(Line2D([], [], color=GREY, linewidth=1.3, linestyle=dash, label=name))
-    legend_below(figure, handles)
+    grey = [
+        Line2D([], [], color=GREY, linewidth=1.3, linestyle=dash, label=name)
+        for name, dash in dashes.items()
+    ]
+    legend_below(figure, [*_handles(study), *grey])
     return {kind: picture(figure, kind) for kind in _KINDS}
 
 
@@ -89,7 +93,7 @@ def profiles_figure(study: Study, metric: str) -> dict[str, bytes]:
     right.set_xlabel(f"IQM of normalised scores ({len(study.scored)} environments)")
     for axis in (left, right):
         bare(axis)
-    legend_below(figure, _handles(colours))
+    legend_below(figure, _handles(study))
     return {kind: picture(figure, kind) for kind in _KINDS}
 
 
@@ -97,8 +101,10 @@ def _colours(study: Study) -> dict[str, str]:
     return {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(study.labels)}
 
 
-def _handles(colours: Mapping[str, str]) -> list[Line2D]:
-    return [Line2D([], [], color=c, linewidth=2, label=plain(x)) for x, c in colours.items()]
+def _handles(study: Study) -> list[Line2D]:
+    return [
+        Line2D([], [], color=c, linewidth=2, label=plain(x)) for x, c in _colours(study).items()
+    ]
 
 
 def _draw_curve(axis: Axes, study: Study, env: str, label: str, colour: str) -> None:
@@ -112,21 +118,6 @@ def _draw_curve(axis: Axes, study: Study, env: str, label: str, colour: str) -> 
     band = stats.curve_band(returns, resamples=study.resamples, seed=BOOTSTRAP_SEED)
     axis.plot(steps, band.value, color=colour, linewidth=2)
     axis.fill_between(steps, band.low, band.high, color=colour, alpha=0.2, linewidth=0)
-
-
-def _draw_published(
-    axis: Axes, curve: PublishedCurve, dashes: dict[tuple[str, str], int], end: float
-) -> None:
-    """As far as the runs go, so that the axes fit what is seen."""
-    dash = dashes.setdefault((curve.algo, curve.source), len(dashes))
-    style = DASHES[dash % len(DASHES)]
-    axis.plot(
-        *until(end, curve.steps, curve.returns),
-        color=GREY,
-        linewidth=1.3,
-        linestyle=style,
-        zorder=1,
-    )
 
 
 def panels(

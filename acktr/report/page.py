@@ -7,22 +7,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from acktr.files import reason, write_atomic
+from acktr.files import one_line, reason, write_atomic
 from acktr.report import tables
 from acktr.report.archives import unpacked
 from acktr.report.curves import GRID_POINTS
 from acktr.report.figures import curves_figure, profiles_figure
 from acktr.report.references import Reference
 from acktr.report.results import Result, find_runs, read_results
-from acktr.report.study import (
-    LEAST_EPISODES,
-    METRICS,
-    AggregateRow,
-    EnvironmentRow,
-    StepsRow,
-    Study,
-)
-from acktr.report.tables import cell, one_line
+from acktr.report.statistics import LEAST_EPISODES
+from acktr.report.study import METRICS, AggregateRow, EnvironmentRow, StepsRow, Study
+from acktr.report.tables import cell
 from acktr.runs.tables import WINDOW
 
 _TITLE = "# Comparison of runs\n"

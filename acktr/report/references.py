@@ -12,14 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from acktr.files import reason
-from acktr.report.curves import Floats
-from acktr.runs.tables import read_table
+from acktr.report.curves import Floats, read_columns
 
 SHIPPED = Path(__file__).with_name("published") / "references_mujoco.csv"
 """The references of this package; the file names its sources."""
 
-_COLUMNS = ("env", "low", "high", "threshold")
 _CURVES = SHIPPED.with_name("acktr_paper.csv")
 _SOURCES = {
     "paper": ("Wu et al. 2017", "NoFrameskip-v3", "-v1"),
@@ -71,14 +68,8 @@ def load_references(path: Path = SHIPPED) -> dict[str, Reference]:
     Raises:
         ValueError: if it cannot be read or is not such a file; one line that names it.
     """
-    try:
-        content = read_table(path)
-    except OSError as error:
-        raise ValueError(f"{path}: cannot read: {reason(error)}") from error
-    if not set(_COLUMNS) <= set(content.columns):
-        raise ValueError(f"{path}: columns {', '.join(_COLUMNS)} are needed")
     found: dict[str, Reference] = {}
-    for row in content.rows:
+    for row in read_columns(path, "env", "low", "high", "threshold").rows:
         try:
             reference = _reference(row)
             if reference.env in found:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from acktr.files import is_label, read_object, reason, safe_name
-from acktr.report.curves import Curve, curve, grid, on_grid, read_monitor
+from acktr.report.curves import Curve, curve, grid, load_monitor, on_grid, read_columns
 from acktr.runs.folder import RunError, RunFolder
-from acktr.runs.tables import WINDOW, read_table
+from acktr.runs.tables import WINDOW
 
 _SEED = re.compile(r"seed\d{1,20}")
 _MOST_STEPS = 10**15
@@ -28,11 +28,9 @@ class Final:
     steps: int
     """Environment steps of training."""
     mean: float
-    """Mean return."""
     std: float
     """Standard deviation over episodes."""
     episodes: int
-    """How many."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +38,11 @@ class Result:
     """One run."""
 
     folder: Path
-    """Where it lies."""
     env: str
-    """Environment id."""
     label: str
     """What the run stands for: its algorithm or a variant of it."""
     algo: str
-    """Algorithm."""
     seed: int
-    """Seed."""
     total_steps: int
     """Environment steps it was to make."""
     steps: int
@@ -98,17 +92,16 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
     return sorted(found.values())
 
 
-def _below(path: Path) -> Iterable[Path]:
-    for root, folders, files in os.walk(path, onerror=_unreadable):
+def _below(path: Path) -> Iterator[Path]:
+    def unreadable(error: OSError) -> None:
+        raise RunError(f"{error.filename}: cannot read: {reason(error)}") from error
+
+    for root, folders, files in os.walk(path, onerror=unreadable):
         named = _SEED.fullmatch(Path(root).resolve().name) is not None
         if "config.json" in files and ("monitor.csv" in files or named):
             folders.clear()
             yield Path(root)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-
-
-def _unreadable(error: OSError) -> None:
-    raise RunError(f"{error.filename}: cannot read: {reason(error)}") from error
 
 
 def read_results(
@@ -149,7 +142,7 @@ def read_result(run: Path) -> Result:
     total = _integer(config.get("total_timesteps"), "total_timesteps", 1, folder.config)
     final = _final(folder.evaluations, total)
     steps, last100, minutes, line = 0, None, None, None
-    monitor = read_monitor(run) if folder.monitor.exists() else None
+    monitor = load_monitor(run) if folder.monitor.exists() else None
     if monitor is not None and len(monitor.steps):
         steps = int(monitor.steps[-1])
         last100 = float(np.mean(monitor.returns[-WINDOW:]))
@@ -183,29 +176,20 @@ def _final(path: Path, total: int) -> Final | None:
     """The last row of eval.csv if it was written at the end of the run."""
     if not path.exists():
         return None
-    try:
-        rows = read_table(path).rows
-    except OSError as error:
-        raise ValueError(f"{path}: cannot read: {reason(error)}") from error
+    names = ("timesteps", "mean_reward", "std_reward", "episodes")
+    rows = read_columns(path, *names).rows
     if not rows:
         return None
-    row = rows[-1]
+    steps, mean, std, episodes = (rows[-1][name] for name in names)
     try:
-        found = Final(
-            int(row["timesteps"]),
-            float(row["mean_reward"]),
-            float(row["std_reward"]),
-            int(row["episodes"]),
-        )
-    except KeyError as error:
-        raise ValueError(f"{path}: column {error.args[0]} is needed") from error
+        final = Final(int(steps), float(mean), float(std), int(episodes))
     except ValueError as error:
         raise ValueError(f"{path}: last row: numbers are needed ({error})") from error
-    if found.steps < total:
+    if final.steps < total:
         return None
-    if not math.isfinite(found.mean) or not math.isfinite(found.std):
+    if not (math.isfinite(final.mean) and math.isfinite(final.std)):
         raise ValueError(f"{path}: the last evaluation must be finite")
-    return found
+    return final
 
 
 def _versions(path: Path) -> dict[str, str]:

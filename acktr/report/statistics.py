@@ -15,10 +15,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-Floats = NDArray[np.float64]
+from acktr.report.curves import Curve, Floats
+
 Scores = Mapping[str, Floats]
+
+LEAST_EPISODES = 10
+"""Means over fewer episodes reach no threshold."""
 
 _WEIGHT_CAP = 2**53
 
@@ -197,26 +201,17 @@ def curve_band(curves: Floats, *, resamples: int, seed: int, level: float = 0.95
 
 
 def steps_to_threshold(
-    steps: ArrayLike,
-    episodes: ArrayLike,
-    returns: ArrayLike,
-    threshold: float,
-    least_episodes: int = 10,
+    curve: Curve, threshold: float, least_episodes: int = LEAST_EPISODES
 ) -> int | None:
-    """First step at which a learning curve reaches a threshold.
+    """First step at which a learning curve reaches a threshold; None if it never does.
 
     Args:
-        steps: Environment steps, increasing; shape (points,).
-        episodes: Episodes over which each return is the mean; shape (points,).
-        returns: Mean returns, higher is better; shape (points,).
+        curve: Mean returns, of which higher ones are better.
         threshold: Return to reach.
         least_episodes: Means over fewer episodes do not count.
-
-    Returns:
-        None if it never does.
     """
-    reached = (np.asarray(returns) >= threshold) & (np.asarray(episodes) >= least_episodes)
-    return int(np.asarray(steps)[np.argmax(reached)]) if reached.any() else None
+    reached = (curve.returns >= threshold) & (curve.episodes >= least_episodes)
+    return int(curve.steps[np.argmax(reached)]) if reached.any() else None
 
 
 def median_steps(steps: Sequence[int | None]) -> float:

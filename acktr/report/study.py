@@ -10,9 +10,10 @@ from itertools import combinations
 import numpy as np
 
 from acktr.report import statistics as stats
+from acktr.report.curves import Floats
 from acktr.report.references import Reference, find_reference, normalise
 from acktr.report.results import Result
-from acktr.report.statistics import Floats, Interval
+from acktr.report.statistics import Interval
 
 METRICS = {
     "last100": "mean of the last 100 training episodes",
@@ -27,9 +28,6 @@ AGGREGATES: dict[str, Callable[..., Floats]] = {
     "optimality gap": stats.optimality_gap,
 }
 """Statistics of normalised scores over environments; only of the last is less better."""
-
-LEAST_EPISODES = 10
-"""Means over fewer episodes reach no threshold."""
 
 BOOTSTRAP_SEED = 0
 
@@ -203,10 +201,7 @@ class Study:
 
     def _steps(self, env: str, label: str, threshold: float) -> list[int | None]:
         curves = [run.curve for run in self.of(env, label) if run.curve is not None]
-        return [
-            stats.steps_to_threshold(c.steps, c.episodes, c.returns, threshold, LEAST_EPISODES)
-            for c in curves
-        ]
+        return [stats.steps_to_threshold(curve, threshold) for curve in curves]
 
 
 def _return(run: Result, metric: str) -> float:

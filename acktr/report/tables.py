@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
+from acktr.files import one_line
 from acktr.report.results import Result
 from acktr.report.statistics import Interval
 from acktr.report.study import AGGREGATES, AggregateRow, EnvironmentRow, StepsRow, Study
@@ -35,11 +36,6 @@ def as_csv(head: Sequence[str], rows: Iterable[Sequence[object]], comment: str =
 def cell(text: str) -> str:
     """Text that Markdown takes as it is, on one line."""
     return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", one_line(text))
-
-
-def one_line(text: str) -> str:
-    """Text with blanks for what cannot be printed."""
-    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def number(value: float) -> str:

@@ -111,8 +111,11 @@ BAD = {
     "report no folder": ("report nowhere --out x", "nowhere: no such folder"),
     "report no run": ("report bad/none --out x", "no run in it"),
     "report unfinished": ("report bad/unfinished --out x", "none of the 1 runs has finished"),
-    "report damaged": ("report bad/monitor --out x", "monitor.csv: columns r, l and t"),
-    "report label": ("report RUN --out x --labels b", "no run of label 'b'; there are acktr"),
+    "report damaged": ("report bad/monitor --out x", "monitor.csv: columns r, l, t"),
+    "report label": (
+        "report RUN --out x --labels b",
+        "no finished run of label 'b'; there are acktr",
+    ),
     "report labels": ("report RUN --out x --labels a a", "--labels: each label once"),
     "report baseline": ("report RUN --out x --baseline b", "the baseline 'b' is not in acktr"),
     "report metric": ("report RUN --out x --metric best", "'last100', 'eval'"),
@@ -155,7 +158,7 @@ def bad_files(here: Path) -> Path:
     (bad / "files").mkdir()
     (bad / "files/report.md").write_text("mine")
     for name, file, content in (
-        ("unfinished", "eval.csv", "timesteps\n"),
+        ("unfinished", "eval.csv", "timesteps,mean_reward,std_reward,episodes\n"),
         ("monitor", "monitor.csv", "r,l\n"),
     ):
         shutil.copytree(RUN, bad / name, ignore=shutil.ignore_patterns("checkpoints"))

@@ -64,7 +64,7 @@ def test_curve_is_what_training_reported(tmp_path: Path) -> None:
     [
         (None, "cannot read: No such file"),
         ("#{}\nr,l,t,step\n", "no episode has ended yet"),
-        ("#{}\nr,l,step\n1,2,3\n", "columns r, l and t are needed"),
+        ("#{}\nr,l,step\n1,2,3\n", "columns r, l, t are needed"),
         ("#{}\nr,l,t,step\n1,2,x,3\n", "could not convert"),
         ("#{}\nr,l,t,step\nnan,2,1,3\n", "must be finite"),
         ("#{}\nr,l,t,step\n1,2,1,3\n1,2,1,2\n", "must not decrease"),
@@ -76,7 +76,7 @@ def test_bad_monitor_is_one_line(tmp_path: Path, content: str | None, why: str) 
     if content is not None:
         (tmp_path / "monitor.csv").write_text(content)
     with pytest.raises(ValueError, match=why) as caught:
-        load_monitor(tmp_path)
+        curve(tmp_path)
     assert "\n" not in str(caught.value) and "monitor.csv" in str(caught.value)
 
 

@@ -137,13 +137,17 @@ EVAL = "timesteps,mean_reward,std_reward,mean_length,episodes,returns\n"
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [
-        ("eval.csv", "a,b\n1,2\n", "column timesteps is needed"),
+        (
+            "eval.csv",
+            "a,b\n1,2\n",
+            "columns timesteps, mean_reward, std_reward, episodes",
+        ),
         ("eval.csv", EVAL + "20000,x,0,5,1,1\n", "last row: numbers are needed"),
         ("eval.csv", EVAL + "20000,nan,0,5,1,1\n", "must be finite"),
         ("eval.csv", EVAL + "20000,1\n", "line 2 has 2 fields"),
         ("eval.csv", EVAL + "x,1,0,5,1,1\n", "last row: numbers are needed"),
         ("monitor.csv", "r,l,t\n1,2,nan\n", "r and t must be finite"),
-        ("monitor.csv", "r,l\n", "columns r, l and t are needed"),
+        ("monitor.csv", "r,l\n", "columns r, l, t are needed"),
         ("moving_mean.csv", "a\n", "columns step, episodes, return are needed"),
         ("versions.json", "{", "not valid JSON"),
         ("versions.json", "[]", "must hold a JSON object"),

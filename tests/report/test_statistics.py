@@ -11,6 +11,7 @@ import scipy.stats
 from numpy.typing import NDArray
 
 from acktr.report import statistics as stats
+from acktr.report.curves import Curve
 from tests.report.rliable_golden import (
     GAMMAS,
     OTHER_RESAMPLES,
@@ -240,14 +241,14 @@ class TestCurves:
                 assert float(ours[point]) == pytest.approx(float(expected), abs=1e-12)
 
     def test_first_step_at_or_above_a_threshold(self) -> None:
-        steps, episodes = [100, 200, 300, 400], [5, 10, 15, 20]
-        returns = [9.0, 3.0, 5.0, 1.0]
+        steps, episodes = np.array([100, 200, 300, 400]), np.array([5, 10, 15, 20])
+        curve = Curve(steps, episodes, np.array([9.0, 3.0, 5.0, 1.0]))
         reach = stats.steps_to_threshold
-        assert reach(steps, episodes, returns, 5.0) == 300  # of five episodes 9 does not count
-        assert reach(steps, episodes, returns, 5.0, least_episodes=5) == 100
-        assert reach(steps, episodes, returns, 3.0) == 200
-        assert reach(steps, episodes, returns, 5.1) is None
-        assert reach([], [], [], 0.0) is None
+        assert reach(curve, 5.0) == 300  # of five episodes 9 does not count
+        assert reach(curve, 5.0, least_episodes=5) == 100
+        assert reach(curve, 3.0) == 200
+        assert reach(curve, 5.1) is None
+        assert reach(Curve(steps[:0], episodes[:0], curve.returns[:0]), 0.0) is None
 
     def test_medians_with_runs_that_never_get_there(self) -> None:
         assert stats.median_steps([300, None, 100, 200, None]) == 300

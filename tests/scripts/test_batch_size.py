@@ -60,7 +60,7 @@ def test_curves_are_means_over_seeds_where_all_have_a_return(tmp_path: Path) -> 
     a_run(tmp_path, "acktr", 5, [1.0] * 50)  # the first episode ends at 200
     a_run(tmp_path, "acktr", 5, [4.0] * 10, seed=1)  # at 1000
     points = batch_size.read_points([tmp_path])
-    steps, returns = aligned([batch_size._curve(point) for point in points])
+    steps, returns = aligned([point.curve for point in points])
     assert steps.tolist() == list(range(1000, 10_001, 10))
     assert returns.mean(axis=0).tolist() == [2.5] * len(steps)
 

@@ -126,7 +126,7 @@ def test_finished_runs_are_added_to_an_archive(
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [
-        ("monitor.csv", b"r,l\n", "columns r, l and t are needed"),
+        ("monitor.csv", b"r,l\n", "columns r, l, t are needed"),
         ("eval.csv", b"timesteps,mean_reward\n1\n", "line 2 has 1 fields"),
         ("progress.csv", b"", "no header line"),
         ("progress.csv", b"\xff\n", "not a CSV file"),
