@@ -33,9 +33,7 @@ class Band:
     """A mean and a spread over the steps of one environment; all arrays have shape (points,)."""
 
     env: str
-    """Environment id."""
     steps: Ints
-    """Environment steps."""
     mean: Floats
     """Mean return of the runs that are compared."""
     least: Floats
@@ -60,13 +58,7 @@ class Band:
 
 
 def band(runs: Sequence[Result], label: str, within: str, points: int) -> Band:
-    """Compare the runs of two labels in one environment.
-
-    Args:
-        runs: Runs of one environment; those of other labels are left out.
-        label: Whose mean it is.
-        within: Whose spread it is.
-        points: How many equidistant steps.
+    """Compare the mean of one label with the spread of another in one environment.
 
     Raises:
         RunError: A label has no run, or a run is unfinished or of another length.

@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from pathlib import Path
 
 from acktr.compare.grid import RunPlan, train_args
 from acktr.compare.pool import ChildProcess, Ended, Pool
@@ -38,14 +37,8 @@ class Comparison:
     The processes are looked at four times a second, when their progress is read as well: one
     thread, in which a signal finds everything as it is.
 
-    Args:
-        plans: The grid.
-        statuses: How far each run is.
-        workers: Runs at a time.
-        launch: Starts the process of a run; True is for a run that has a checkpoint.
-        display: What the user sees; closed by the caller.
-        clock: Seconds.
-        sleep: Waits so many seconds.
+    ``launch`` starts the process of a run and is told whether that has a checkpoint. The caller
+    closes ``display``.
     """
 
     def __init__(
@@ -64,15 +57,15 @@ class Comparison:
         self._clock, self._sleep = clock, sleep
         self._stopping = False
         self.failures: list[str] = []
-        there = list(zip(plans, statuses, strict=True))
-        self._runs = [Run(plan, each.state, each.timesteps) for plan, each in there]
+        self._runs = []
+        for plan, found in zip(plans, statuses, strict=True):
+            self._runs.append(Run(plan, found.state, found.timesteps))
+            if found.state is State.STUCK:
+                self._fail(self._runs[-1], found.reason)
         left = [run for run in self._runs if run.state in (State.NEW, State.UNFINISHED)]
         self._pool = Pool(left, workers, self._start)
         self._meter = Meter(clock(), self._timesteps, HOUR)
         display.due()  # nothing is shown before the first interval is over
-        for run, each in zip(self._runs, statuses, strict=True):
-            if run.state is State.STUCK:
-                self._fail(run, each.reason)
 
     @property
     def finished(self) -> int:
@@ -176,16 +169,21 @@ def compare(
         RunsFailed: Some runs failed; the others are finished.
         Stopped: A signal came; no process is left running.
     """
-    statuses = survey(plans)
-    if any(found.state in (State.NEW, State.UNFINISHED) for found in statuses):
-        _make(plans[0].run_dir)
+    statuses, run_dir = survey(plans), plans[0].run_dir
+    counts = Counter(found.state for found in statuses)
+    if counts[State.NEW] or counts[State.UNFINISHED]:
+        try:
+            (run_dir / "logs").mkdir(parents=True, exist_ok=True)  # or nothing can be written
+        except OSError as error:
+            raise RunError(f"{run_dir}: cannot create the folder: {reason(error)}") from error
 
     def launch(plan: RunPlan, resume: bool) -> ChildProcess:
         return ChildProcess(train_args(plan, resume, module), plan.log)
 
     display = Display("acktr compare", LINES)
     with closing(display), hangup_terminates():
-        display.note(_summary(statuses, workers))
+        states = ", ".join(f"{counts[state]} {state.value}" for state in State if counts[state])
+        display.note(f"runs: {states}; {workers} at a time")
         comparison = Comparison(plans, statuses, workers, launch, display)
         try:
             comparison.run(interrupts)
@@ -194,7 +192,6 @@ def compare(
             done = f"{comparison.finished} of {len(plans)} runs finished"
             stop.note = f"stopped by {name}, {done}; continue with: {command}"
             raise
-    run_dir = plans[0].run_dir
     failures = comparison.failures
     if failures:
         for failure in failures if len(failures) > 1 else ():
@@ -204,20 +201,6 @@ def compare(
             f" the last: {failures[-1]}"
         )
     return f"done: {len(plans)} of {len(plans)} runs finished in {run_dir}"
-
-
-def _make(run_dir: Path) -> None:
-    """Make the folder of logs, which also shows whether the runs can be written."""
-    try:
-        (run_dir / "logs").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{run_dir}: cannot create the folder: {reason(error)}") from error
-
-
-def _summary(statuses: Sequence[Status], workers: int) -> str:
-    counts = Counter(found.state for found in statuses)
-    states = ", ".join(f"{counts[state]} {state.value}" for state in State if counts[state])
-    return f"runs: {states}; {workers} at a time"
 
 
 def _how(code: int) -> str:

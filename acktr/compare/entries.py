@@ -19,7 +19,6 @@ class Overlay:
     """A file of settings that are laid over a preset."""
 
     file: Path
-    """Where they come from."""
     settings: Mapping[str, Any]
     """Part of a config.json; what the grid decides in it does not count."""
 
@@ -31,11 +30,8 @@ class Entry:
     label: str
     """Name of its folders."""
     algo: str
-    """Algorithm."""
     preset: str = "default"
-    """Preset of the algorithm."""
     overlay: Overlay | None = None
-    """Settings that differ from the preset's."""
 
 
 def parse_seeds(texts: Sequence[str]) -> tuple[int, ...]:

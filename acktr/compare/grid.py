@@ -26,7 +26,6 @@ class RunPlan:
     """One run of the grid."""
 
     config: Config
-    """Everything that defines it."""
     base: Config
     """The preset that the configuration starts from."""
     label: str
@@ -61,13 +60,8 @@ def make_plans(
 ) -> list[RunPlan]:
     """All runs of a grid, those of the first seed first, so that a part of it is balanced.
 
-    Args:
-        envs: Environment ids.
-        entries: Algorithms.
-        seeds: Seeds.
-        run_dir: Folder of all runs.
-        common: Laid over every preset before the entry's own overlay.
-        changes: Settings laid over everything.
+    ``common`` is laid over every preset before the entry's own overlay, ``changes`` over
+    everything.
 
     Raises:
         ConfigError: No runs, a setting that cannot be used, or two runs with the same folder.
@@ -96,15 +90,12 @@ def make_plans(
 def train_args(plan: RunPlan, resume: bool, module: str | None = None) -> list[str]:
     """Arguments of ``acktr`` that train a run; they depend on no other file.
 
-    Args:
-        plan: The run.
-        resume: Whether its folder has a checkpoint.
-        module: What --import names.
+    A run with a checkpoint is to ``resume``; ``module`` is what --import names.
     """
-    imports = [] if module is None else _flag("import", module)
+    if resume and module is None:
+        module = plan.config.env.rpartition(":")[0]  # the user named it, so it may be imported
+    imports = _flag("import", module) if module else []
     if resume:
-        found = plan.config.env.rpartition(":")[0]  # the user named it, so it may be imported
-        imports = imports or (_flag("import", found) if found else [])
         return ["train", *_flag("resume", str(plan.path)), *imports]
     config = plan.config
     args = ["train", *_flag("env", config.env), *_flag("algo", config.algo)]

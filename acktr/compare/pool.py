@@ -95,12 +95,9 @@ class ChildProcess:
 def child_environment(
     base: Mapping[str, str], path: Sequence[str], threads: int = 1
 ) -> dict[str, str]:
-    """Environment of a child that imports what this process would.
+    """Environment of a child that imports what a process with this one and ``sys.path`` would.
 
-    Args:
-        base: Of this process.
-        path: Its ``sys.path``; an empty entry is the working directory.
-        threads: With how many threads it computes.
+    An empty entry of ``path`` is the working directory.
     """
     limits = {f"{name}_NUM_THREADS": str(threads) for name in _LIBRARIES}
     entries = os.pathsep.join(entry or os.getcwd() for entry in path)
@@ -110,10 +107,7 @@ def child_environment(
 class Pool(Generic[Job]):
     """Runs jobs in their order, at most so many at a time; on leaving it, none is left running.
 
-    Args:
-        jobs: What to run.
-        workers: How many at a time.
-        launch: Starts one; an OSError counts as its end.
+    ``launch`` starts a job; an OSError counts as its end.
     """
 
     def __init__(

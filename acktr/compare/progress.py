@@ -23,9 +23,7 @@ class Run:
     """A run of the grid, and how far it is."""
 
     plan: RunPlan
-    """What it is to be."""
     state: State
-    """What there is of it."""
     timesteps: int = 0
     """Environment steps done."""
     mean_return: float | None = None
@@ -66,14 +64,9 @@ def result(plan: RunPlan) -> str:
 def show(
     display: Display, runs: Sequence[Run], training: Sequence[Run], waiting: int, speed: float
 ) -> None:
-    """Show all runs.
+    """Show all runs and, apart, those in training; so many wait, and stuck ones count as failed.
 
-    Args:
-        display: Where.
-        runs: The grid; stuck runs count as failed.
-        training: Those that have a process.
-        waiting: How many have not been started.
-        speed: Environment steps per second of all processes; NaN while unknown.
+    ``speed`` is in environment steps per second of all processes; NaN while unknown.
     """
     finished = sum(run.state is State.FINISHED for run in runs)
     failed = sum(run.state is State.STUCK for run in runs)

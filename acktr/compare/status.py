@@ -45,15 +45,15 @@ def survey(plans: Sequence[RunPlan]) -> list[Status]:
         RunError: A folder holds another run than the grid's, or is in training.
     """
     statuses = [status(plan) for plan in plans]
-    checked: set[Config] = set()
+    cells: dict[Config, RunPlan] = {}  # seeds make no difference
     for plan, found in zip(plans, statuses, strict=True):
-        cell = dataclasses.replace(plan.config, seed=0)
-        if found.state in (State.NEW, State.UNFINISHED) and cell not in checked:
-            try:
-                check(plan.config)
-            except ConfigError as error:
-                raise ConfigError(f"{plan.config.env} {plan.label}: {error}") from error
-            checked.add(cell)
+        if found.state in (State.NEW, State.UNFINISHED):
+            cells.setdefault(dataclasses.replace(plan.config, seed=0), plan)
+    for plan in cells.values():
+        try:
+            check(plan.config)
+        except ConfigError as error:
+            raise ConfigError(f"{plan.config.env} {plan.label}: {error}") from error
     return statuses
 
 
@@ -76,7 +76,13 @@ def status(plan: RunPlan) -> Status:
     with locked(folder):
         if not folder.config.is_file():
             return _stuck(path, "holds no run")
-        _same(plan, stored_config(path))
+        differs = difference(stored_config(path), plan.config)
+        if differs is not None:
+            name, theirs, ours = differs
+            raise RunError(
+                f"{path}: its {name} is {theirs!r} but the grid's is {ours!r}; "
+                "choose another --run-dir, or LABEL=FILE.json for a variant"
+            )
         done = folder.last_evaluation() >= total
         if not checkpoint_exists(folder.last):
             return Status(State.FINISHED, total) if done else _stuck(path, "has no checkpoint")
@@ -85,16 +91,6 @@ def status(plan: RunPlan) -> Status:
         except CheckpointError:
             return Status(State.UNFINISHED)  # its process will say what is wrong
         return Status(State.FINISHED if done and steps >= total else State.UNFINISHED, steps)
-
-
-def _same(plan: RunPlan, stored: Config) -> None:
-    found = difference(stored, plan.config)
-    if found is not None:
-        name, theirs, ours = found
-        raise RunError(
-            f"{plan.path}: its {name} is {theirs!r} but the grid's is {ours!r}; "
-            "choose another --run-dir, or LABEL=FILE.json for a variant"
-        )
 
 
 def _stuck(path: Path, why: str) -> Status:

@@ -80,7 +80,14 @@ def read_archive(path: Path) -> dict[str, bytes]:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = [e for e in archive.infolist() if not e.filename.endswith("/")]
             _check(entries)
-            return {entry.filename: _content(archive, entry) for entry in entries}
+            contents = {}
+            for entry in entries:
+                # Reading so many bytes unpacks no more, even if the entry lies about its size.
+                with archive.open(entry) as file:
+                    content = contents[entry.filename] = file.read(entry.file_size)
+                if len(content) != entry.file_size:
+                    raise ValueError(f"{entry.filename} is cut off")
+            return contents
     except OSError as error:
         raise ValueError(f"{path}: cannot read: {reason(error)}") from error
     except _DAMAGED as error:
@@ -132,12 +139,3 @@ def _check(entries: Sequence[zipfile.ZipInfo]) -> None:
         names.add(name)
         if entry.compress_type not in _METHODS or entry.flag_bits & _ENCRYPTED:
             raise ValueError(f"{name} is encrypted or packed by another method than deflate")
-
-
-def _content(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
-    # Reading so many bytes unpacks no more, even if the entry lies about its size.
-    with archive.open(entry) as file:
-        content = file.read(entry.file_size)
-    if len(content) != entry.file_size:
-        raise ValueError(f"{entry.filename} is cut off")
-    return content

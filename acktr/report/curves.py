@@ -77,9 +77,7 @@ def load_monitor(run: Path) -> Monitor:
 def curve(run: Path, monitor: Monitor | None = None) -> Curve:
     """The learning curve of a run: of a thinned copy the stored one, else from its episodes.
 
-    Args:
-        run: Run folder.
-        monitor: Its episodes, if they have been read already.
+    ``monitor`` holds those if they have been read already.
 
     Raises:
         ValueError: as ``load_monitor``, and if there are no episodes.
@@ -106,12 +104,7 @@ def moving_mean(monitor: Monitor, window: int = WINDOW) -> Curve:
 
 
 def grid(total_steps: int, points: int = GRID_POINTS) -> Ints:
-    """Equidistant steps at which the curves of runs of equal length are compared.
-
-    Args:
-        total_steps: The last of them.
-        points: How many there are at most.
-    """
+    """At most ``points`` equidistant steps at which curves of runs of equal length are compared."""
     points = min(total_steps, points)
     return np.array([-(-total_steps * k // points) for k in range(1, points + 1)], dtype=np.int64)
 
@@ -129,8 +122,7 @@ def on_grid(found: Curve, steps: Ints) -> Curve:
 def aligned(curves: Sequence[Curve]) -> tuple[Ints, Floats]:
     """The steps at which all runs have a return, shape (points,), and returns (runs, points).
 
-    Args:
-        curves: On one grid, so that they have the same points but at the start.
+    The curves are on one grid, so that they have the same points but at the start.
     """
     shortest = min(len(curve.steps) for curve in curves)
     return curves[0].steps[-shortest:], np.stack([c.returns[-shortest:] for c in curves])

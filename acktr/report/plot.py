@@ -77,7 +77,12 @@ def plot_runs(
         for env in envs
         for ref in published_curves(env, published)
     ]
-    _refuse_other_csv(numbers)
+    if numbers.exists():
+        with numbers.open("rb") as file:  # of earlier plots, but never a run's own or anybody's
+            if file.read(200).split(b"\n")[0] != ",".join(_CSV_HEADER).encode():
+                raise ValueError(
+                    f"{numbers}: would be replaced by the plotted numbers; choose another name"
+                )
     image = _draw(lines, envs, out.suffix[1:], title)
     rows = (
         [line.env, line.algo, line.kind, line.name, f"{step:.10g}", f"{value:.8g}"]
@@ -124,17 +129,6 @@ def _mean_curve(curves: Sequence[tuple[Floats, Floats]]) -> tuple[Floats, Floats
         return np.empty(0), np.empty(0)
     grid = np.linspace(start, end, _GRID) if end > start else np.array([start])
     return grid, np.mean([np.interp(grid, steps, returns) for steps, returns in curves], axis=0)
-
-
-def _refuse_other_csv(path: Path) -> None:
-    """Replace earlier plotted numbers, but never a run's own or anybody's file."""
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        if file.read(200).split(b"\n")[0] != ",".join(_CSV_HEADER).encode():
-            raise ValueError(
-                f"{path}: would be replaced by the plotted numbers; choose another name"
-            )
 
 
 def _draw(lines: Sequence[_Line], envs: Sequence[str], kind: str, title: str | None) -> bytes:

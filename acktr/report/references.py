@@ -126,12 +126,7 @@ def environment_name(env_id: str) -> str:
 
 
 def published_curves(env_id: str, algos: Sequence[str] = ("acktr",)) -> list[PublishedCurve]:
-    """Published curves of an environment, on whichever version of it they were measured.
-
-    Args:
-        env_id: For example HalfCheetah-v5 or PongNoFrameskip-v4.
-        algos: Of acktr, a2c and trpo.
-    """
+    """Published curves of acktr, a2c or trpo, on whichever version they were measured."""
     env = environment_name(env_id)
     lines = [line for line in _CURVES.read_text("utf-8").splitlines() if line[:1] != "#"]
     rows = [row for row in csv.DictReader(lines) if row["env"] == env and row["algo"] in algos]

@@ -107,11 +107,7 @@ def _below(path: Path) -> Iterator[Path]:
 def read_results(
     runs: Sequence[Path], note: Callable[[int], None] = lambda count: None
 ) -> list[Result]:
-    """Read runs, sorted by environment, label and seed.
-
-    Args:
-        runs: Run folders.
-        note: Called with the number of runs read so far.
+    """Read runs, sorted by environment, label and seed; ``note`` is told how many were read.
 
     Raises:
         RunError: if a config.json is missing or damaged.

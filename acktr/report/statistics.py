@@ -126,13 +126,7 @@ def performance_profile(scores: Scores, thresholds: ArrayLike) -> Floats:
 def resample(scores: Scores, count: int, generator: np.random.Generator) -> dict[str, Floats]:
     """Draw runs with replacement, within each environment and independently (stratified).
 
-    Args:
-        scores: Environments to shape (runs,).
-        count: Number of resamples.
-        generator: Source of the draws.
-
-    Returns:
-        Environments to shape (count, runs).
+    Scores of shape (runs,) give resamples of shape (count, runs).
     """
     return {
         env: of[generator.integers(len(of), size=(count, len(of)))] for env, of in scores.items()
@@ -181,18 +175,9 @@ def interval(
 
 
 def curve_band(curves: Floats, *, resamples: int, seed: int, level: float = 0.95) -> Interval:
-    """Mean learning curve with a pointwise bootstrap band.
+    """Mean of finite curves, shape (runs, points), with a bootstrap band; shape (points,).
 
     Whole runs are drawn; the interval is taken at each point by itself.
-
-    Args:
-        curves: Shape (runs, points), finite.
-        resamples: Number of bootstrap resamples.
-        seed: Of the draws.
-        level: Of the interval.
-
-    Returns:
-        Three arrays of shape (points,).
     """
     runs = len(curves)
     drawn = np.random.default_rng(seed).integers(runs, size=(resamples, runs))
@@ -203,13 +188,7 @@ def curve_band(curves: Floats, *, resamples: int, seed: int, level: float = 0.95
 def steps_to_threshold(
     curve: Curve, threshold: float, least_episodes: int = LEAST_EPISODES
 ) -> int | None:
-    """First step at which a learning curve reaches a threshold; None if it never does.
-
-    Args:
-        curve: Mean returns, of which higher ones are better.
-        threshold: Return to reach.
-        least_episodes: Means over fewer episodes do not count.
-    """
+    """First step at which a curve reaches a return, by a mean over enough episodes; else None."""
     reached = (curve.returns >= threshold) & (curve.episodes >= least_episodes)
     return int(curve.steps[np.argmax(reached)]) if reached.any() else None
 
@@ -230,8 +209,7 @@ def median_steps(steps: Sequence[int | None]) -> float:
 def steps_ratio(steps: float, baseline: float) -> float | None:
     """How many times the baseline's steps are needed; infinite if only the baseline gets there.
 
-    Returns:
-        None if the baseline never gets there, because nothing can be said then.
+    If the baseline never does, nothing can be said: None.
     """
     return None if math.isinf(baseline) else steps / baseline
 
