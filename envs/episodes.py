@@ -32,23 +32,20 @@ class EpisodeStats:
         self,
         rewards: NDArray[Any],
         dones: NDArray[np.bool_],
-        counted: NDArray[np.bool_] | None = None,
+        counted: NDArray[np.bool_] | bool = True,
     ) -> dict[str, Any]:
         """Add one step.
 
         Args:
             rewards: raw rewards of shape (num_envs,).
             dones: episodes that ended at this step, shape (num_envs,).
-            counted: steps that belong to an episode, all if None; the reset steps of next-step
-                autoreset do not.
+            counted: steps that belong to an episode; the reset steps of next-step autoreset do not.
 
         Returns:
             Nothing when no episode ended, otherwise `episode` (a dict of return `r`, length `l`
             in steps and duration `t` in seconds; zero where none ended) and the mask `_episode`.
         """
-        if counted is None:
-            counted = np.ones(len(dones), np.bool_)
-        self.returns[counted] += rewards[counted]
+        np.add(self.returns, rewards, out=self.returns, where=counted)
         self.lengths += counted
         if not dones.any():
             return {}

@@ -13,19 +13,16 @@ from torch import Tensor
 
 def channels_last(space: gymnasium.Space[Any]) -> bool:
     """Whether images of the space are (H, W, C) rather than (C, H, W)."""
-    height, width, last = _shape(space)
+    assert space.shape is not None
+    height, width, last = space.shape
     return last < min(height, width)
 
 
 def image_shape(space: gymnasium.Space[Any]) -> tuple[int, int, int]:
     """(C, H, W) of a space of images."""
-    first, second, third = _shape(space)
+    assert space.shape is not None
+    first, second, third = space.shape
     return (third, first, second) if channels_last(space) else (first, second, third)
-
-
-def _shape(space: gymnasium.Space[Any]) -> tuple[int, int, int]:
-    first, second, third = space.shape or ()
-    return first, second, third
 
 
 def compute_type(device: torch.device) -> torch.dtype:

@@ -60,18 +60,13 @@ class Features(nn.Module):
     def __init__(self, space: gymnasium.Space[Any]) -> None:
         super().__init__()
         self.image = is_image(space)
-        self.classes = 0
-        self.start = 0
-        self.channels_last = False
+        self.channels_last = self.image and channels_last(space)
+        self.classes = self.start = 0
         if isinstance(space, gymnasium.spaces.Discrete):
             self.classes, self.start = int(space.n), int(space.start)
             self.shape: tuple[int, ...] = (self.classes,)
         elif isinstance(space, gymnasium.spaces.Box):
-            if self.image:
-                self.channels_last = channels_last(space)
-                self.shape = image_shape(space)
-            else:
-                self.shape = (math.prod(space.shape),)
+            self.shape = image_shape(space) if self.image else (math.prod(space.shape),)
         else:
             raise ValueError(f"unsupported observation space {space}")
 
@@ -104,12 +99,9 @@ def conv_trunk(shape: tuple[int, ...]) -> nn.Sequential:
     et al. 2017 (appendix A); small images get two 3x3 layers of 16 and 32 filters and 256 units.
     """
     channels, height, width = shape
-    if min(height, width) >= 36:
-        plan = [(32, 8, 4, 0), (64, 4, 2, 0), (32, 3, 1, 0)]
-        dense = 512
-    else:
-        plan = [(16, 3, 1, 1), (32, 3, 1, 1)]
-        dense = 256
+    plan, dense = [(32, 8, 4, 0), (64, 4, 2, 0), (32, 3, 1, 0)], 512
+    if min(height, width) < 36:
+        plan, dense = [(16, 3, 1, 1), (32, 3, 1, 1)], 256
     layers: list[nn.Module] = []
     for filters, kernel, stride, padding in plan:
         conv = nn.Conv2d(channels, filters, kernel, stride, padding)
@@ -136,20 +128,15 @@ def full_precision(layer: nn.Linear | nn.Conv2d, hidden: Tensor) -> Tensor:
     return output
 
 
-def _trunk(features: Features, widths: Sequence[int], activation: Activation) -> nn.Sequential:
-    body = (
-        conv_trunk(features.shape) if features.image else mlp(features.shape[0], widths, activation)
-    )
-    return nn.Sequential(features, *body)
-
-
-def _width(trunk: nn.Sequential) -> int:
-    linear = [layer for layer in trunk if isinstance(layer, nn.Linear)]
-    if linear:
-        return linear[-1].out_features
-    first = trunk[0]
-    assert isinstance(first, Features)
-    return first.shape[0]
+def _trunk(
+    space: gymnasium.Space[Any], widths: Sequence[int], activation: Activation
+) -> tuple[nn.Sequential, int]:
+    """The layers below the heads, and how many numbers they give."""
+    features = Features(space)
+    inputs = features.shape[0]
+    body = conv_trunk(features.shape) if features.image else mlp(inputs, widths, activation)
+    outputs = [layer.out_features for layer in body if isinstance(layer, nn.Linear)]
+    return nn.Sequential(features, *body), outputs[-1] if outputs else inputs
 
 
 class PolicyHead(nn.Module):
@@ -177,8 +164,8 @@ class Actor(nn.Module):
         self, space: gymnasium.Space[Any], head: ActionHead, config: NetworkConfig
     ) -> None:
         super().__init__()
-        self.trunk = _trunk(Features(space), config.hidden, config.activation)
-        self.head = PolicyHead(_width(self.trunk), head, config.policy_gain, config.log_std_init)
+        self.trunk, width = _trunk(space, config.hidden, config.activation)
+        self.head = PolicyHead(width, head, config.policy_gain, config.log_std_init)
 
     def forward(self, observations: Tensor) -> Tensor:
         """Distribution parameters (B, P)."""
@@ -191,8 +178,8 @@ class Critic(nn.Module):
 
     def __init__(self, space: gymnasium.Space[Any], config: NetworkConfig) -> None:
         super().__init__()
-        self.trunk = _trunk(Features(space), config.critic_hidden, config.critic_activation)
-        self.head = orthogonal(nn.Linear(_width(self.trunk), 1), 1.0)
+        self.trunk, width = _trunk(space, config.critic_hidden, config.critic_activation)
+        self.head = orthogonal(nn.Linear(width, 1), 1.0)
 
     def forward(self, observations: Tensor) -> Tensor:
         """Values (B,)."""
@@ -206,8 +193,7 @@ class SharedActorCritic(nn.Module):
         self, space: gymnasium.Space[Any], head: ActionHead, config: NetworkConfig
     ) -> None:
         super().__init__()
-        self.trunk = _trunk(Features(space), config.hidden, config.activation)
-        width = _width(self.trunk)
+        self.trunk, width = _trunk(space, config.hidden, config.activation)
         self.policy = PolicyHead(width, head, config.policy_gain, config.log_std_init)
         self.value = orthogonal(nn.Linear(width, 1), 1.0)
 
