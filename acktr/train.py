@@ -162,7 +162,6 @@ class Trainer:
         """The policy as it is at any moment, with frozen statistics and its own action noise."""
         return Policy(
             self.network,
-            self.head,
             self.envs.single_observation_space,
             self.envs.single_action_space,
             self.collector.observation_normalizer,

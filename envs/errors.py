@@ -17,6 +17,11 @@ def one_line(error: BaseException) -> str:
     return text or type(error).__name__
 
 
+def named(error: BaseException) -> str:
+    """The type and the message of an exception on one line."""
+    return f"{type(error).__name__}: {one_line(error)}"
+
+
 def check_integer(name: str, value: object, low: int, high: int) -> int:
     """Return an integer that lies in a range.
 

@@ -9,7 +9,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from acktr.envs.episodes import EpisodeStats
-from acktr.envs.errors import EnvFault, one_line
+from acktr.envs.errors import EnvFault, named
 from acktr.envs.spaces import check_actions
 from acktr.envs.vector import AnyVectorWrapper, Array, StepResult, check_seed, env_seeds
 
@@ -67,9 +67,7 @@ class GuardedVectorEnv(AnyVectorWrapper):
         except EnvFault:
             raise
         except Exception as error:
-            raise EnvFault(
-                f"{self._name} failed at {when}: {type(error).__name__}: {one_line(error)}"
-            ) from error
+            raise EnvFault(f"{self._name} failed at {when}: {named(error)}") from error
         alive = ~self._dead
         dones = (terminated | truncated) & alive
         self._dead = dones & self._next_step

@@ -36,7 +36,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from acktr.envs.errors import EnvError, EnvFault, one_line
+from acktr.envs.errors import EnvError, EnvFault, named
 from acktr.envs.process import CLOSE, ForkedProcess, end_all
 from acktr.envs.settings import Workers
 from acktr.envs.vector import AnyEnv, Array, StepResult, check_mask
@@ -229,10 +229,8 @@ class _Worker:
             env.close()
 
     def _fault(self, row: int, when: str, error: Exception) -> EnvFault:
-        return EnvFault(
-            f"environment {row} of {self._name} gave something unfit at {when}: "
-            f"{type(error).__name__}: {one_line(error)}"
-        )
+        place = f"environment {row} of {self._name}"
+        return EnvFault(f"{place} gave something unfit at {when}: {named(error)}")
 
 
 def _put(place: Array, obs: Any) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import NoReturn
 
-from acktr.envs.errors import EnvError, EnvFault, one_line
+from acktr.envs.errors import EnvError, EnvFault, named, one_line
 
 CLOSE = b"c"
 """Command after which the process ends."""
@@ -169,8 +169,7 @@ def _obey(label: str, commands: Commands, requests: int, answers: int, text: mma
         try:
             commands[command[:1]]()
         except BaseException as error:
-            said = f"{label}: {type(error).__name__}: {one_line(error)}"
-            said = str(error) if isinstance(error, EnvFault) else said
+            said = str(error) if isinstance(error, EnvFault) else f"{label}: {named(error)}"
             text[:] = said.encode()[:_TEXT].ljust(_TEXT, b"\0")
             answer = _FAILED
         if command[:1] == CLOSE:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import gymnasium
 from gymnasium.envs.registration import EnvSpec, find_highest_version, get_env_id, parse_env_id
 
-from acktr.envs.errors import EnvError, one_line
+from acktr.envs.errors import EnvError, named, one_line
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _ATARI_KWARGS = {
@@ -52,10 +52,8 @@ def lookup(env_id: str) -> EnvSpec:
         try:
             importlib.import_module(module)
         except Exception as error:
-            raise EnvError(
-                f"cannot import module {module!r} of environment {env_id!r}: "
-                f"{type(error).__name__}: {one_line(error)}"
-            ) from error
+            where = f"module {module!r} of environment {env_id!r}"
+            raise EnvError(f"cannot import {where}: {named(error)}") from error
     spec = _registered(name)
     if spec is None:
         with contextlib.suppress(ImportError):
@@ -101,8 +99,16 @@ def atari_game(spec: EnvSpec) -> AtariGame:
     unknown = sorted(set(spec.kwargs) - _ATARI_KWARGS)
     if unknown:
         raise EnvError(f"{spec.id} is registered with unsupported Atari settings: {unknown}")
+    # The native code ends the process on a ROM that it cannot load: check its name and checksum.
+    from ale_py import roms
+
     rom = str(spec.kwargs.get("game"))
-    _check_rom(rom, spec.id)
+    try:
+        path = roms.get_rom_path(rom) if rom in roms.get_all_rom_ids() else None
+    except OSError as error:
+        raise EnvError(f"the ROM of {spec.id} cannot be used: {one_line(error)}") from error
+    if path is None:
+        raise EnvError(f"the ROM {rom!r} of {spec.id} is not one that ale-py knows")
     return AtariGame(rom, float(spec.kwargs.get("repeat_action_probability", 0.25)))
 
 
@@ -153,15 +159,3 @@ def _unknown(name: str) -> str:
     if name.startswith("ALE/") and not any(known_id.startswith("ALE/") for known_id in known):
         reason = " (install ale-py for Atari games)"
     return f"unknown environment {name!r}{hint}{reason}"
-
-
-def _check_rom(rom: str, env_id: str) -> None:
-    """Check name and checksum: the native code ends the process on a ROM that it cannot load."""
-    from ale_py import roms
-
-    try:
-        path = roms.get_rom_path(rom) if rom in roms.get_all_rom_ids() else None
-    except OSError as error:
-        raise EnvError(f"the ROM of {env_id} cannot be used: {one_line(error)}") from error
-    if path is None:
-        raise EnvError(f"the ROM {rom!r} of {env_id} is not one that ale-py knows")

@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
-from acktr.envs.errors import EnvError, EnvFault, one_line
+from acktr.envs.errors import EnvError, EnvFault, named, one_line
 from acktr.envs.registry import mujoco_py_replacements, uses_mujoco
 from acktr.envs.rendering import prepare_rendering
 from acktr.envs.spaces import check_spaces
@@ -40,9 +40,7 @@ def make_one(spec: EnvSpec, index: int, render_mode: str | None) -> SafeEnv:
     except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
         raise EnvError(f"{spec.id} needs a package that is missing: {one_line(error)}") from error
     except Exception as error:
-        raise EnvError(
-            f"{spec.id} could not be made: {type(error).__name__}: {one_line(error)}"
-        ) from error
+        raise EnvError(f"{spec.id} could not be made: {named(error)}") from error
     modes = env.metadata.get("render_modes") or []
     try:
         if render_mode is not None and render_mode not in modes:

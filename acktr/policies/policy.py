@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from acktr.compute import threads_for, to_tensor
 from acktr.config import Config
 from acktr.envs import is_image
-from acktr.policies.distributions import ActionHead, action_head, to_environment
+from acktr.policies.distributions import action_head, to_environment
 from acktr.policies.networks import ActorCritic, build_network
 from acktr.policies.normalize import ObservationNormalizer, normalizable
 
@@ -23,7 +23,6 @@ class Policy:
 
     Args:
         network: Policy and value function.
-        head: Action distribution.
         observation_space: Of one environment.
         action_space: Of one environment.
         normalizer: Observation statistics, applied frozen.
@@ -33,14 +32,13 @@ class Policy:
     def __init__(
         self,
         network: ActorCritic,
-        head: ActionHead,
         observation_space: gymnasium.Space[Any],
         action_space: gymnasium.Space[Any],
         normalizer: ObservationNormalizer | None,
         seed: int = 0,
     ) -> None:
         self.network = network
-        self.head = head
+        self.head = action_head(action_space)
         self.observation_space = observation_space
         self.action_space = action_space
         self.normalizer = normalizer
@@ -70,8 +68,9 @@ class Policy:
         Raises:
             ValueError: The state does not fit the spaces.
         """
-        head = action_head(action_space)
-        network = build_network(observation_space, head, config.network).to(device)
+        network = build_network(observation_space, action_head(action_space), config.network).to(
+            device
+        )
         try:
             network.load_state_dict(state["network"])
         except (RuntimeError, KeyError, TypeError):
@@ -81,7 +80,7 @@ class Policy:
         if saved is not None and normalizable(observation_space):
             normalizer = ObservationNormalizer(tuple(observation_space.shape or ()))
             normalizer.load_state_dict(saved)
-        return cls(network, head, observation_space, action_space, normalizer, seed)
+        return cls(network, observation_space, action_space, normalizer, seed)
 
     @torch.no_grad()
     def act(self, observations: NDArray[Any], deterministic: bool = False) -> NDArray[Any]:

@@ -171,7 +171,7 @@ def test_images_that_come_as_floats_are_the_same() -> None:
         found.append(runner.collect(7))
     np.testing.assert_array_equal(found[0].values, found[1].values)
     np.testing.assert_array_equal(found[0].next_values, found[1].next_values)
-    policy = Policy(network, head, FIRST, Screen.action_space, None)
+    policy = Policy(network, FIRST, Screen.action_space, None)
     raw = images(9)
     expected = policy.act(raw, deterministic=True)
     np.testing.assert_array_equal(policy.act(raw.astype(np.float32), deterministic=True), expected)
