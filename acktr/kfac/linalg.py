@@ -179,7 +179,7 @@ def decompose(requests: Sequence[Request]) -> list[Parts | FactorError]:
 
 def _batch(matrices: Sequence[Tensor], method: Inverse) -> list[Parts] | None:
     """All of them in one call, or None when anything fails."""
-    stack = torch.stack(list(matrices))
+    stack = torch.stack(list(matrices)) if len(matrices) > 1 else matrices[0][None]
     stack = (stack + stack.mT) / 2
     if not bool(all_finite(stack)):
         return None

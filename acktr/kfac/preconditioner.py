@@ -164,8 +164,8 @@ class Preconditioner:
             try:
                 self._fold(gradients, last)
             except BaseException:  # a part that is missing would spoil the whole batch
-                for block in self.stats.values():
-                    block.drop()
+                for average in (a for block in self.stats.values() for a in block.averages):
+                    average.drop()
                 raise
 
     @torch.no_grad()
@@ -205,7 +205,7 @@ class Preconditioner:
         ``decay`` is that of :meth:`direction`, for inverses that hold their damping.
         """
         with self._timed("refresh"):
-            self._refresher.now(partial(self.block_damping, decay=decay))
+            self._refresher.renew(partial(self.block_damping, decay=decay))
 
     def prepare(self, decay: Mapping[str, float] | None = None) -> None:
         """Before a step: install a background result that is due, and refresh if it is time.
@@ -214,14 +214,11 @@ class Preconditioner:
         :meth:`refresh`, or when the background refresh failed.
         """
         with self._timed("refresh"):
-            self._refresher.install_due(self._turn)
+            self._refresher.finish(self._turn)
             if self.needs_refresh:
-                damping = partial(self.block_damping, decay=decay)
                 delay = self.config.refresh_delay
-                if not delay or self._turn == 0:  # the first step needs a decomposition
-                    self._refresher.now(damping)
-                else:
-                    self._refresher.start(damping, self._turn + delay)
+                due = self._turn + delay if delay and self._turn else None  # the first is at once
+                self._refresher.renew(partial(self.block_damping, decay=decay), due)
 
     def advance(self) -> None:
         """After a step: the next one is another turn of the intervals."""

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from acktr.kfac.checks import check_integer, check_number
-from acktr.kfac.fisher.products import fisher_gram, inner_products
+from acktr.kfac.fisher.products import fisher_gram, inner_products, repeatable
 from acktr.kfac.preconditioner import Preconditioner
-from acktr.kfac.statistics.inputs import Inputs, repeatable
+from acktr.kfac.statistics.capture import Inputs
 
 Named = dict[str, Tensor]
 

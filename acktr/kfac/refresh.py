@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -55,29 +55,30 @@ class Refresher:
         self._due = 0
 
     @torch.no_grad()
-    def now(self, damping: Damping) -> None:
+    def renew(self, damping: Damping, due: int | None = None) -> None:
         """Renew the decompositions, after installing what is under way.
+
+        Args:
+            damping: Of each block.
+            due: The turn at which :meth:`finish` installs what a thread decomposes until then;
+                None to decompose at once.
 
         Raises:
             FactorError: A block failed ``max_failures`` times in a row.
         """
         self.finish()
-        self._install(decomposed(self._blocks, self._requested(damping)))
+        snapshot = {name: block.requests(damping(block)) for name, block in self._blocks.items()}
+        if due is None:
+            self._install(decomposed(self._blocks, snapshot))
+        else:
+            self._begin(snapshot, due)
 
-    @torch.no_grad()
-    def start(self, damping: Damping, due: int) -> None:
-        """Begin a refresh that :meth:`install_due` installs at turn ``due``; raises as now()."""
-        self.finish()
-        self._begin(self._requested(damping), due)
+    def finish(self, turn: int | None = None) -> None:
+        """Install a refresh under way, waiting for it, if it is due; raises as :meth:`renew`.
 
-    def install_due(self, turn: int) -> None:
-        """Install a background result at its turn, waiting for it; raises as :meth:`now`."""
-        if turn >= self._due:
-            self.finish()
-
-    def finish(self) -> None:
-        """Wait for a refresh under way, if any, and install it; raises as :meth:`now`."""
-        if self._job is not None:
+        Without a turn it is.
+        """
+        if self._job is not None and (turn is None or turn >= self._due):
             job, self._job = self._job, None
             self._install(job.collect())
 
@@ -87,17 +88,17 @@ class Refresher:
             job, self._job = self._job, None
             job.wait()
 
-    def _requested(self, damping: Damping) -> Snapshot:
-        return {name: block.requests(damping(block)) for name, block in self._blocks.items()}
-
     def _begin(self, snapshot: Snapshot, due: int) -> None:
         blocks = self._blocks
         self._snapshot, self._due = snapshot, due
         self._job = BackgroundJob(lambda: decomposed(blocks, snapshot))
 
-    def _install(self, results: Mapping[str, Sequence[Parts | FactorError]]) -> None:
-        for name, mine in results.items():
-            self._blocks[name].install(mine)
+    def _install(self, results: Decompositions) -> None:
+        for name, found in results.items():
+            block = self._blocks[name]
+            parts = [part for part in found if not isinstance(part, FactorError)]
+            if found and block.history.settle(found):
+                block.install(parts)
 
     def state_dict(self) -> dict[str, Any] | None:
         """A refresh under way; None without one."""

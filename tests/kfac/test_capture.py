@@ -48,7 +48,7 @@ def test_hooks_exist_inside_the_context_only() -> None:
         model(randn(3, 2, 4, 4))
     assert hooks(model) == 0
     model(randn(3, 2, 4, 4))
-    assert {name: len(r.args) for name, r in captured.layers.items()} == {"0": 1, "3": 1, "4": 1}
+    assert {name: len(r.calls) for name, r in captured.layers.items()} == {"0": 1, "3": 1, "4": 1}
 
 
 def test_hooks_go_when_the_forward_pass_fails() -> None:
@@ -74,12 +74,12 @@ def test_a_forward_pass_without_gradients_records_nothing(mode: Callable[[], obj
     optimizer = kfac(model)
     with optimizer.capture() as captured, mode():  # type: ignore[attr-defined]
         model(randn(3, 2, 4, 4))
-    assert all(not r.args and not r.edges for r in captured.layers.values())
+    assert all(not r.calls and not r.edges for r in captured.layers.values())
     with optimizer.capture() as mixed:
         with torch.no_grad():
             model(randn(9, 2, 4, 4))
         model(randn(3, 2, 4, 4))
-    assert [tuple(a.shape) for (a,) in mixed.layers["0"].args] == [(3, 2, 4, 4)]
+    assert [tuple(call.args[0].shape) for call in mixed.layers["0"].calls] == [(3, 2, 4, 4)]
 
 
 def test_an_empty_capture_is_refused_and_leaves_the_statistics() -> None:
@@ -265,4 +265,4 @@ def test_an_input_given_by_keyword_is_captured() -> None:
     inputs = randn(5, 3)
     with capture({"layer": layer}) as captured:
         layer(input=inputs)
-    assert torch.equal(captured.layers["layer"].args[0][0], inputs)
+    assert torch.equal(captured.layers["layer"].calls[0].kwargs["input"], inputs)

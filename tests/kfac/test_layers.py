@@ -21,8 +21,7 @@ from acktr.kfac.blocks.layouts import EmbeddingLayout
 from acktr.kfac.blocks.simple import PlainBlock
 from acktr.kfac.config import Sharing
 from acktr.kfac.statistics import factors
-from acktr.kfac.statistics.averages import Use
-from acktr.kfac.statistics.inputs import Inputs
+from acktr.kfac.statistics.capture import Inputs, Use
 from tests.tools.exact import Apply, assert_exact, close, gap, observed, stored
 from tests.tools.kfac import OpRecorder, build, randn, seeded
 from tests.tools.losses import REDUCTIONS
@@ -82,7 +81,7 @@ def test_the_scales_of_an_embedding_are_those_of_one_hot_inputs(
     layer = nn.Embedding(4, 3, padding_idx=padding)
     call = Inputs.of((inputs,))
     use = Use(layer, call, (gradients,), None, None)
-    found = EmbeddingLayout(layer).squares([use, use], 0, None, vectors)
+    found = EmbeddingLayout(layer).squares([use, use], 0, vectors)
     rows = zip(hot.reshape(shape[0], -1, 4), gradients.reshape(shape[0], -1, 3), strict=True)
     expected = torch.stack([(vectors.mT @ (2 * g.mT @ a)).square() for a, g in rows]).sum(0)
     close(found, expected)

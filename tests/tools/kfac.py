@@ -16,7 +16,7 @@ from acktr.kfac import KFAC, KFACConfig, KroneckerBlock
 from acktr.kfac.blocks.chain import TridiagonalBlock
 from acktr.kfac.blocks.kronecker import Corrected, Eigen
 from acktr.kfac.blocks.layouts import LayerFactors
-from acktr.kfac.linalg import Spectrum, decompose
+from acktr.kfac.linalg import FactorError, Spectrum, decompose
 
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
 
@@ -91,7 +91,9 @@ def scales(found: KroneckerBlock) -> Tensor:
 
 
 def refresh_alone(found: KroneckerBlock, damping: float) -> None:
-    found.install(decompose([(matrix, found.method) for matrix in found.requests(damping)]))
+    parts = decompose([(matrix, found.method) for matrix in found.requests(damping)])
+    if parts and found.history.settle(parts):
+        found.install([part for part in parts if not isinstance(part, FactorError)])
 
 
 def factors(optimizer: KFAC, name: str) -> tuple[Tensor, Tensor]:

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac.blocks.layouts import LayerFactors
+from acktr.kfac.blocks.layouts import LayerFactors, LinearLayout
 from acktr.kfac.blocks.tridiagonal import ChainInverse, chain_inverse
 from acktr.kfac.config import KFACConfig
-from acktr.kfac.linalg import FactorError, Parts, all_finite, factored_tikhonov
-from acktr.kfac.statistics.averages import History, Observation, RunningAverage
+from acktr.kfac.linalg import FactorError, Parts, factored_tikhonov
+from acktr.kfac.statistics.averages import History, RunningAverage
+from acktr.kfac.statistics.capture import Observation
 
 
 class TridiagonalBlock:
@@ -45,8 +46,8 @@ class TridiagonalBlock:
         self.layers = list(layers)
         self.paths = tuple(layer.name for layer in layers)
         self.names = tuple(name for layer in layers for name in layer.names)
-        a = [layer.layout.a_shape[0] for layer in layers]
-        g = [layer.layout.g_shape[0] for layer in layers]
+        a = [len(layer.a.value) for layer in layers]
+        g = [len(layer.g.value) for layer in layers]
         first = layers[0]
         pairs = range(len(layers) - 1)
         self.a_cross = [RunningAverage(first.zeros((a[i], a[i + 1]))) for i in pairs]
@@ -60,6 +61,9 @@ class TridiagonalBlock:
         own = [layer.a for layer in self.layers], [layer.g for layer in self.layers]
         return [*own[0], *own[1], *self.a_cross, *self.g_cross]
 
+    averages = factors
+    """All that batches are folded into."""
+
     # --- statistics -------------------------------------------------------------------------------
 
     def observe(self, seen: Observation) -> None:
@@ -71,45 +75,31 @@ class TridiagonalBlock:
         rows: list[list[tuple[Tensor, Tensor]]] = []
         for layer in self.layers:
             uses = [use for use in seen.uses if use.module is layer.module]
-            if len(uses) != 1 or uses[0].args[0].dim() != 2:
+            if len(uses) != 1 or uses[0].input.dim() != 2:
                 raise ValueError(
                     f"structure=tridiagonal needs every layer used once for (N, d) inputs:"
                     f" {layer.name!r} is not"
                 )
             layer.observe(uses, seen.weights, seen.count)
+            assert isinstance(layer.layout, LinearLayout)
             rows.append([layer.layout.rows(uses[0], i) for i in range(len(seen.weights))])
         for index in range(len(self.a_cross)):
             here, there = rows[index], rows[index + 1]
             inputs = here[0][0][:, 0], there[0][0][:, 0]
             self.a_cross[index].add(inputs[0].mT @ inputs[1], len(inputs[0]))
-            total: Tensor | None = None
-            for weight, (_, g), (_, after) in zip(seen.weights, here, there, strict=True):
-                part = (g[:, 0].mT @ after[:, 0]) * weight
-                total = part if total is None else total + part
-            assert total is not None
-            self.g_cross[index].add(total, seen.count)
+            pairs = zip(seen.weights, here, there, strict=True)
+            parts = ((g[:, 0].mT @ after[:, 0]) * weight for weight, (_, g), (_, after) in pairs)
+            self.g_cross[index].add(reduce(torch.add, parts), seen.count)
 
     def pass_over(self, count: float) -> None:
         """Count a part of a batch in which the layers were not used."""
         for average in (*(layer.g for layer in self.layers), *self.g_cross):
             average.pass_over(count)
 
-    def drop(self) -> None:
-        """Forget the parts of an unfinished batch."""
-        for average in self.factors:
-            average.drop()
-
     def fold(self, decay: float) -> None:
         """Take the joined batch into the running averages."""
-        new = [average.take() for average in self.factors]
-        given = [mean for mean in new if mean is not None]
-        if len(given) < len(new):
-            return
         # Own and cross moments of other samples would not belong to one positive matrix.
-        valid = reduce(torch.logical_and, map(all_finite, given))
-        self.history.judge(valid)
-        for average, mean in zip(self.factors, given, strict=True):
-            average.update(mean, decay, valid)
+        self.history.fold(self.factors, decay)
 
     # --- decomposition ----------------------------------------------------------------------------
 
@@ -119,9 +109,8 @@ class TridiagonalBlock:
         Raises:
             FactorError: After ``max_failures`` batches of NaN or Inf in a row.
         """
-        if not self.history.started:
+        if not self.history.has_statistics():
             return []
-        self.history.check_rejected()
         own = [factored_tikhonov(x.a.mean(), x.g.mean(), damping) for x in self.layers]
         cross = [average.mean() for average in (*self.a_cross, *self.g_cross)]
         return [*(a for a, _ in own), *(g for _, g in own), *cross]
@@ -136,15 +125,9 @@ class TridiagonalBlock:
             return [error]
         return [tuple(inverse.tensors())]
 
-    def install(self, results: Sequence[Parts | FactorError]) -> None:
-        """Take a new inverse; an error keeps the former one.
-
-        Raises:
-            FactorError: After ``max_failures`` failures in a row.
-        """
-        if results and self.history.settle(results):
-            (tensors,) = (parts for parts in results if not isinstance(parts, FactorError))
-            self.inverse = ChainInverse.from_tensors(tensors, len(self.layers))
+    def install(self, results: Sequence[Parts]) -> None:
+        """Take a new inverse."""
+        self.inverse = ChainInverse.from_tensors(results[0], len(self.layers))
 
     # --- step -------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -11,15 +12,14 @@ from torch import Tensor
 from acktr.kfac.blocks.layouts import LayerFactors
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.linalg import (
-    FactorError,
     Inverse,
     Parts,
     Spectrum,
-    all_finite,
     factored_tikhonov,
     trace_ratio,
 )
-from acktr.kfac.statistics.averages import History, Observation, RunningAverage, check_sizes
+from acktr.kfac.statistics.averages import History, RunningAverage
+from acktr.kfac.statistics.capture import Observation, check_sizes
 
 
 class Eigen:
@@ -36,10 +36,6 @@ class Eigen:
         self.a = Spectrum.blank(layer.a.value)
         self.g = Spectrum.blank(layer.g.value)
         self.factored = factored
-
-    def damped(self, a: Tensor, g: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-        """What a refresh decomposes of the factors A and G: themselves."""
-        return a, g
 
     def install(self, a: Parts, g: Parts) -> None:
         """Take new decompositions of A and G."""
@@ -91,18 +87,10 @@ class Corrected:
 
     def observe(self, layer: LayerFactors, seen: Observation) -> None:
         """Join a part of a batch to the second moments."""
-        vectors = self.basis.g.vectors
-        assert vectors is not None
-        total: Tensor | None = None
-        for index, weight in enumerate(seen.weights):
-            part = layer.layout.squares(seen.uses, index, self.basis.a.vectors, vectors) * weight
-            total = part if total is None else total + part
-        if total is not None:
-            self.scales.add(total, seen.count)
-
-    def damped(self, a: Tensor, g: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-        """What a refresh decomposes of the factors A and G: themselves."""
-        return a, g
+        a, g = self.basis.a.vectors, self.basis.g.vectors
+        assert g is not None
+        squares = (w * layer.squares(seen.uses, i, a, g) for i, w in enumerate(seen.weights))
+        self.scales.add(reduce(torch.add, squares), seen.count)
 
     def install(self, a: Parts, g: Parts) -> None:
         """Take new decompositions of A and G; second moments start again from b a^T."""
@@ -135,10 +123,6 @@ class Cholesky:
     def __init__(self, layer: LayerFactors) -> None:
         self.a = layer.a.value
         self.g = layer.g.value
-
-    def damped(self, a: Tensor, g: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-        """What a refresh inverts of the factors A and G: both with their part of the damping."""
-        return factored_tikhonov(a, g, damping)
 
     def install(self, a: Parts, g: Parts) -> None:
         """Take new inverses."""
@@ -185,6 +169,12 @@ class KroneckerBlock:
         """What a refresh decomposes."""
         return [self.a, self.g]
 
+    @property
+    def averages(self) -> list[RunningAverage]:
+        """All that batches are folded into."""
+        scales = [self.inverse.scales] if isinstance(self.inverse, Corrected) else []
+        return [self.a, self.g, *scales]
+
     # --- statistics -------------------------------------------------------------------------------
 
     def observe(self, seen: Observation) -> None:
@@ -201,25 +191,11 @@ class KroneckerBlock:
         if isinstance(self.inverse, Corrected):
             self.inverse.scales.pass_over(count)
 
-    def drop(self) -> None:
-        """Forget the parts of an unfinished batch."""
-        self.a.drop()
-        self.g.drop()
-        if isinstance(self.inverse, Corrected):
-            self.inverse.scales.drop()
-
     def fold(self, decay: float) -> None:
         """Take the joined batch into the running averages."""
-        a, g = self.a.take(), self.g.take()
         if isinstance(self.inverse, Corrected) and (new := self.inverse.scales.take()) is not None:
             self.inverse.scales.update(new, decay)
-        if a is None or g is None:
-            return
-        # Both factors or none, so that A and G belong to the same batches.
-        valid = all_finite(a) & all_finite(g)
-        self.history.judge(valid)
-        self.a.update(a, decay, valid)
-        self.g.update(g, decay, valid)
+        self.history.fold(self.factors, decay)
 
     # --- decomposition ----------------------------------------------------------------------------
 
@@ -229,20 +205,16 @@ class KroneckerBlock:
         Raises:
             FactorError: After ``max_failures`` batches of NaN or Inf in a row.
         """
-        if not self.history.started:
+        if not self.history.has_statistics():
             return []
-        self.history.check_rejected()
-        return [*self.inverse.damped(self.a.mean(), self.g.mean(), damping)]
+        a, g = self.a.mean(), self.g.mean()
+        if isinstance(self.inverse, Cholesky):
+            a, g = factored_tikhonov(a, g, damping)
+        return [a, g]
 
-    def install(self, results: Sequence[Parts | FactorError]) -> None:
-        """Take new decompositions; an error leaves both factors' former ones.
-
-        Raises:
-            FactorError: After ``max_failures`` failures in a row.
-        """
-        if results and self.history.settle(results):
-            a, g = (parts for parts in results if not isinstance(parts, FactorError))
-            self.inverse.install(a, g)
+    def install(self, results: Sequence[Parts]) -> None:
+        """Take new decompositions of A and G."""
+        self.inverse.install(*results)
 
     # --- step -------------------------------------------------------------------------------------
 

@@ -4,66 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import reduce
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from acktr.kfac.config import KFACConfig, Sharing
 from acktr.kfac.statistics import factors
-from acktr.kfac.statistics.averages import RunningAverage, Use, check_sizes
+from acktr.kfac.statistics.averages import RunningAverage
+from acktr.kfac.statistics.capture import Use, check_sizes
 
-
-class Layout(Protocol):
-    """A kind of layer; the matrix is ([k,] out, in [+ 1]) with k groups."""
-
-    @property
-    def a_shape(self) -> tuple[int, ...]:
-        """Shape of factor A; a vector where A is diagonal."""
-        ...
-
-    @property
-    def g_shape(self) -> tuple[int, ...]:
-        """Shape of factor G."""
-        ...
-
-    @property
-    def sharing(self) -> Sharing:
-        """Whether positions and uses of a sample are observations (expand) or joined (reduce)."""
-        ...
-
-    def input_factor(self, uses: Sequence[Use]) -> tuple[Tensor, int]:
-        """Factor A as (sum, divisor)."""
-        ...
-
-    def output_factor(self, uses: Sequence[Use], index: int) -> Tensor:
-        """Sum over samples for factor G, of the gradients number ``index``."""
-        ...
-
-    def rows(self, use: Use, index: int) -> tuple[Tensor, Tensor]:
-        """Rows a ([k,] N, T, in [+ 1]) and g ([k,] N, T, out) of one use."""
-        ...
-
-    def squares(
-        self, uses: Sequence[Use], index: int, a_vectors: Tensor | None, g_vectors: Tensor
-    ) -> Tensor:
-        """Sum over samples of (Q_G^T (sum_t g a^T) Q_A)^2, with Q_A = I where A is diagonal."""
-        ...
-
-    def matrix(self, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Weight and bias as the matrix."""
-        ...
-
-    def split(self, matrix: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Inverse of :meth:`matrix`."""
-        ...
-
-
-def _squares(pairs: Sequence[tuple[Tensor, Tensor]], a_vectors: Tensor, g: Tensor) -> Tensor:
-    """The same from the rows of all uses."""
-    inputs = torch.cat([pair[0] for pair in pairs], dim=-2) @ a_vectors.unsqueeze(-3)
-    gradients = torch.cat([pair[1] for pair in pairs], dim=-2) @ g.unsqueeze(-3)
-    return factors.squared_gradients(inputs, gradients)
+Shapes = tuple[tuple[int, ...], tuple[int, ...]]
+"""Shapes of the factors A and G; that of A is a vector where A is diagonal."""
 
 
 @dataclass(frozen=True)
@@ -75,19 +28,14 @@ class LinearLayout:
     sharing: Sharing
 
     @property
-    def a_shape(self) -> tuple[int, ...]:
-        """(in [+ 1]) square."""
-        width = self.module.in_features + self.bias
-        return width, width
-
-    @property
-    def g_shape(self) -> tuple[int, ...]:
-        """(out) square."""
-        return self.module.out_features, self.module.out_features
+    def shapes(self) -> Shapes:
+        """(in [+ 1]) and (out) square."""
+        width, out = self.module.in_features + self.bias, self.module.out_features
+        return (width, width), (out, out)
 
     def input_factor(self, uses: Sequence[Use]) -> tuple[Tensor, int]:
         """Factor A as (sum, divisor)."""
-        return factors.linear_input_factor([use.args[0] for use in uses], self.bias, self.sharing)
+        return factors.linear_input_factor([use.input for use in uses], self.bias, self.sharing)
 
     def output_factor(self, uses: Sequence[Use], index: int) -> Tensor:
         """Sum over samples for factor G."""
@@ -95,17 +43,10 @@ class LinearLayout:
 
     def rows(self, use: Use, index: int) -> tuple[Tensor, Tensor]:
         """Rows a (N, T, in [+ 1]) and g (N, T, out)."""
-        inputs = factors.positions(use.args[0])
+        inputs = factors.positions(use.input)
         inputs = inputs.to(factors.accumulation_type(inputs))
         gradients = factors.output_rows(use.gradients[index], -1).to(inputs.dtype)
         return (factors.append_one(inputs) if self.bias else inputs), gradients
-
-    def squares(
-        self, uses: Sequence[Use], index: int, a_vectors: Tensor | None, g_vectors: Tensor
-    ) -> Tensor:
-        """Sum over samples of the squared rotated gradient, (out, in [+ 1])."""
-        assert a_vectors is not None
-        return _squares([self.rows(use, index) for use in uses], a_vectors, g_vectors)
 
     def matrix(self, weight: Tensor, bias: Tensor | None) -> Tensor:
         """(out, in [+ 1])."""
@@ -127,24 +68,16 @@ class ConvLayout:
     sharing: Sharing
 
     @property
-    def _lead(self) -> tuple[int, ...]:
-        return () if self.module.groups == 1 else (self.module.groups,)
-
-    @property
-    def a_shape(self) -> tuple[int, ...]:
-        """([k,] C kh kw [+ 1]) square."""
-        width = self.module.weight[0].numel() + self.bias
-        return *self._lead, width, width
-
-    @property
-    def g_shape(self) -> tuple[int, ...]:
-        """([k,] out / k) square."""
-        out = self.module.out_channels // self.module.groups
-        return *self._lead, out, out
+    def shapes(self) -> Shapes:
+        """([k,] C kh kw [+ 1]) and ([k,] out / k) square."""
+        groups = self.module.groups
+        lead = () if groups == 1 else (groups,)
+        width, out = self.module.weight[0].numel() + self.bias, self.module.out_channels // groups
+        return (*lead, width, width), (*lead, out, out)
 
     def input_factor(self, uses: Sequence[Use]) -> tuple[Tensor, int]:
         """Factor A as (sum, divisor)."""
-        inputs = [use.args[0] for use in uses]
+        inputs = [use.input for use in uses]
         return factors.conv_input_factor(inputs, self.module, self.bias, self.sharing)
 
     def output_factor(self, uses: Sequence[Use], index: int) -> Tensor:
@@ -154,16 +87,9 @@ class ConvLayout:
 
     def rows(self, use: Use, index: int) -> tuple[Tensor, Tensor]:
         """Rows a ([k,] N, T, C kh kw [+ 1]) and g ([k,] N, T, out / k)."""
-        inputs = factors.conv_rows(use.args[0], self.module, self.bias)
+        inputs = factors.conv_rows(use.input, self.module, self.bias)
         gradients = factors.output_rows(use.gradients[index], 1, self.module.groups)
         return inputs, gradients.to(inputs.dtype)
-
-    def squares(
-        self, uses: Sequence[Use], index: int, a_vectors: Tensor | None, g_vectors: Tensor
-    ) -> Tensor:
-        """Sum over samples of the squared rotated gradient, ([k,] out / k, C kh kw [+ 1])."""
-        assert a_vectors is not None
-        return _squares([self.rows(use, index) for use in uses], a_vectors, g_vectors)
 
     def matrix(self, weight: Tensor, bias: Tensor | None) -> Tensor:
         """([k,] out / k, C kh kw [+ 1])."""
@@ -187,50 +113,30 @@ class EmbeddingLayout:
     """An embedding: a linear layer with one-hot inputs, whose factor A is diagonal."""
 
     module: nn.Embedding
+    sharing: ClassVar[Sharing] = "expand"
+    """Tokens have no mean."""
 
     @property
-    def sharing(self) -> Sharing:
-        """Always expand: tokens have no mean."""
-        return "expand"
-
-    @property
-    def a_shape(self) -> tuple[int, ...]:
-        """(V,), the diagonal."""
-        return (self.module.num_embeddings,)
-
-    @property
-    def g_shape(self) -> tuple[int, ...]:
-        """(D) square."""
-        return self.module.embedding_dim, self.module.embedding_dim
+    def shapes(self) -> Shapes:
+        """(V,), the diagonal, and (D) square."""
+        out = self.module.embedding_dim
+        return (self.module.num_embeddings,), (out, out)
 
     def input_factor(self, uses: Sequence[Use]) -> tuple[Tensor, int]:
         """Factor A as (sum, divisor)."""
-        return factors.embedding_input_factor([use.args[0] for use in uses], self.module)
+        return factors.embedding_input_factor([use.input for use in uses], self.module)
 
     def output_factor(self, uses: Sequence[Use], index: int) -> Tensor:
         """Sum over samples for factor G."""
         return factors.output_factor([use.gradients[index] for use in uses], -1, "expand")
 
-    def rows(self, use: Use, index: int) -> tuple[Tensor, Tensor]:
-        """Rows a (N, T, V), one-hot, and g (N, T, D)."""
-        gradients = factors.output_rows(use.gradients[index], -1)
-        gradients = gradients.to(factors.accumulation_type(gradients))
-        tokens = use.args[0].reshape(*gradients.shape[:2], 1).long()
-        hot = gradients.new_zeros(*gradients.shape[:2], self.module.num_embeddings)
-        hot.scatter_(2, tokens, 1)
-        if self.module.padding_idx is not None:
-            hot[..., self.module.padding_idx] = 0
-        return hot, gradients
-
-    def squares(
-        self, uses: Sequence[Use], index: int, a_vectors: Tensor | None, g_vectors: Tensor
-    ) -> Tensor:
-        """Sum over samples of the squared rotated gradient, (D, V)."""
+    def squares(self, uses: Sequence[Use], index: int, g_vectors: Tensor) -> Tensor:
+        """Sum over samples of (Q_G^T sum_t g a^T)^2, (D, V)."""
         found = [factors.output_rows(use.gradients[index], -1) for use in uses]
         rows = torch.cat(found, dim=1)
         rows = rows.to(factors.accumulation_type(rows)) @ g_vectors
         pairs = zip(uses, found, strict=True)
-        tokens = torch.cat([use.args[0].reshape(g.shape[:2]) for use, g in pairs], dim=1)
+        tokens = torch.cat([use.input.reshape(g.shape[:2]) for use, g in pairs], dim=1)
         num, padding = self.module.num_embeddings, self.module.padding_idx
         return factors.squared_token_gradients(tokens, rows, num, padding)
 
@@ -243,15 +149,8 @@ class EmbeddingLayout:
         return matrix.mT.contiguous(), None
 
 
-def layout_of(module: nn.Module, bias: bool, config: KFACConfig) -> Layout:
-    """The layout of a layer; raises TypeError for a module that has none."""
-    if isinstance(module, nn.Linear):
-        return LinearLayout(module, bias, config.linear_sharing)
-    if isinstance(module, nn.Embedding):
-        return EmbeddingLayout(module)
-    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return ConvLayout(module, bias, config.conv_sharing)
-    raise TypeError(f"no Kronecker block for {type(module).__name__}")
+Layout = LinearLayout | ConvLayout | EmbeddingLayout
+"""A kind of layer; its weight and bias are a matrix ([k,] out, in [+ 1]) with k groups."""
 
 
 class LayerFactors:
@@ -280,7 +179,15 @@ class LayerFactors:
     ) -> None:
         self.name = name
         self.module = module
-        self.layout: Layout = layout_of(module, bias is not None, config)
+        self.layout: Layout
+        if isinstance(module, nn.Linear):
+            self.layout = LinearLayout(module, bias is not None, config.linear_sharing)
+        elif isinstance(module, nn.Embedding):
+            self.layout = EmbeddingLayout(module)
+        elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            self.layout = ConvLayout(module, bias is not None, config.conv_sharing)
+        else:
+            raise TypeError(f"no Kronecker block for {type(module).__name__}")
         self.paths = tuple(paths) if paths else (name,)
         self.weight_name = weight
         self.bias_name = bias
@@ -288,8 +195,7 @@ class LayerFactors:
         place = next(module.parameters())
         self.dtype = factors.accumulation_type(place)
         self.device = place.device
-        self.a = RunningAverage(self.zeros(self.layout.a_shape))
-        self.g = RunningAverage(self.zeros(self.layout.g_shape))
+        self.a, self.g = (RunningAverage(self.zeros(shape)) for shape in self.layout.shapes)
 
     def zeros(self, shape: tuple[int, ...]) -> Tensor:
         """Zeros of the statistics' type, on their device."""
@@ -300,13 +206,20 @@ class LayerFactors:
         if self.layout.sharing == "reduce":
             check_sizes(uses, self.name)
         self.a.add(*self.layout.input_factor(uses))
-        total: Tensor | None = None
-        for index, weight in enumerate(weights):
-            part = self.layout.output_factor(uses, index)
-            part = part if weight == 1 else part * weight
-            total = part if total is None else total + part
-        if total is not None:
-            self.g.add(total, count)
+        sums = ((self.layout.output_factor(uses, i), w) for i, w in enumerate(weights))
+        self.g.add(reduce(torch.add, (g if w == 1 else g * w for g, w in sums)), count)
+
+    def squares(
+        self, uses: Sequence[Use], index: int, a_vectors: Tensor | None, g_vectors: Tensor
+    ) -> Tensor:
+        """Sum over samples of (Q_G^T (sum_t g a^T) Q_A)^2, with Q_A = I where A is diagonal."""
+        if isinstance(self.layout, EmbeddingLayout):
+            return self.layout.squares(uses, index, g_vectors)
+        assert a_vectors is not None
+        pairs = [self.layout.rows(use, index) for use in uses]
+        inputs = torch.cat([pair[0] for pair in pairs], dim=-2) @ a_vectors.unsqueeze(-3)
+        gradients = torch.cat([pair[1] for pair in pairs], dim=-2) @ g_vectors.unsqueeze(-3)
+        return factors.squared_gradients(inputs, gradients)
 
     def matrix(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Weight and bias tensors as one ([k,] out, in [+ 1]) matrix."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,32 +12,18 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from acktr.kfac.config import KFACConfig
-from acktr.kfac.linalg import FactorError, Inverse, Parts, Spectrum, all_finite
-from acktr.kfac.statistics.averages import (
-    History,
-    Observation,
-    RunningAverage,
-    Use,
-    check_sizes,
-)
+from acktr.kfac.linalg import Inverse, Parts, Spectrum
+from acktr.kfac.statistics.averages import History, RunningAverage
+from acktr.kfac.statistics.capture import Observation, Use, check_sizes, elementary_attention
 from acktr.kfac.statistics.factors import accumulation_type
-from acktr.kfac.statistics.inputs import elementary_attention
 
 Norm = nn.LayerNorm | nn.GroupNorm | nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 """A normalisation with a scale and a shift."""
 
 
-class RowSource(Protocol):
-    """Where a block's per-sample gradients come from."""
-
-    def rows(self, use: Use, index: int) -> Tensor:
-        """Gradients (N, P) of scalar number ``index`` with respect to the block's parameters."""
-        ...
-
-
 def _normalized(use: Use, module: Norm) -> Tensor:
     """The module's output before its scale and shift."""
-    inputs = use.args[0]
+    inputs = use.input
     if isinstance(module, nn.LayerNorm):
         return functional.layer_norm(inputs, module.normalized_shape, eps=module.eps)
     if isinstance(module, nn.GroupNorm):
@@ -157,6 +143,10 @@ def _apart(what: str) -> ValueError:
     )
 
 
+RowSource = NormRows | BiasRows | ExampleRows
+"""What gives the per-sample gradients (N, P) of a block's parameters, for each scalar."""
+
+
 class VectorBlock:
     """Parameters whose curvature is the second moment of their per-sample gradient.
 
@@ -205,6 +195,9 @@ class VectorBlock:
         """What a refresh decomposes."""
         return [self.moment]
 
+    averages = factors
+    """All that batches are folded into."""
+
     def observe(self, seen: Observation) -> None:
         """Join a part of a batch to the statistics; all uses must have one batch size."""
         check_sizes(seen.uses, self.name)
@@ -221,17 +214,9 @@ class VectorBlock:
         """Count a part of a batch in which the parameters were not used."""
         self.moment.pass_over(count)
 
-    def drop(self) -> None:
-        """Forget the parts of an unfinished batch."""
-        self.moment.drop()
-
     def fold(self, decay: float) -> None:
         """Take the joined batch into the running average."""
-        new = self.moment.take()
-        if new is not None:
-            valid = all_finite(new)
-            self.history.judge(valid)
-            self.moment.update(new, decay, valid)
+        self.history.fold(self.factors, decay)
 
     def requests(self, damping: float) -> list[Tensor]:
         """The matrix, or diagonal, to decompose; empty before any statistics.
@@ -239,16 +224,11 @@ class VectorBlock:
         Raises:
             FactorError: After ``max_failures`` batches of NaN or Inf in a row.
         """
-        if not self.history.started:
-            return []
-        self.history.check_rejected()
-        return [self.moment.mean()]
+        return [self.moment.mean()] if self.history.has_statistics() else []
 
-    def install(self, results: Sequence[Parts | FactorError]) -> None:
-        """Take a new decomposition; raises FactorError after ``max_failures`` in a row."""
-        if results and self.history.settle(results):
-            (parts,) = (result for result in results if not isinstance(result, FactorError))
-            self.spectrum = Spectrum(*parts)
+    def install(self, results: Sequence[Parts]) -> None:
+        """Take a new decomposition."""
+        self.spectrum = Spectrum(*results[0])
 
     def precondition(self, gradients: Mapping[str, Tensor], damping: float) -> dict[str, Tensor]:
         """(F + lambda)^-1 g, or the gradient before any refresh; nothing is factored here."""

@@ -17,7 +17,8 @@ undisturbed. Attention is computed without fused kernels, which have no forward-
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, jvp, vjp
 
 from acktr.kfac.losses.likelihoods import OutputLoss
-from acktr.kfac.statistics.inputs import Inputs, undisturbed
+from acktr.kfac.statistics.capture import Inputs, elementary_attention
 
 Output = Tensor | tuple[Tensor, ...]
 """What a module returns."""
@@ -294,3 +295,55 @@ def _dot(first: Output, second: Output) -> Tensor:
 
 def _normalizer(loss: OutputLoss[Any], output: Output) -> float:
     return loss.normalizer(output) or 1.0  # Z is a count, None for a sum
+
+
+def _devices(tensors: Iterable[Tensor]) -> list[int]:
+    return sorted({t.device.index or 0 for t in tensors if t.device.type == "cuda"})
+
+
+@contextmanager
+def undisturbed(parameters: Mapping[str, Tensor]) -> Iterator[None]:
+    """Set the random generators back afterwards; attention is :func:`elementary_attention`."""
+    devices = _devices(parameters.values())
+    with torch.random.fork_rng(devices=devices), elementary_attention():
+        yield
+
+
+@contextmanager
+def _own_buffers(module: nn.Module) -> Iterator[None]:
+    """Give the module copies of its buffers, and its own ones back afterwards."""
+    copies: dict[int, Tensor] = {}
+    kept = [(m, dict(m._buffers)) for m in module.modules() if m._buffers]
+    for owner, buffers in kept:
+        for name, buffer in buffers.items():
+            if buffer is not None:
+                owner._buffers[name] = copies.setdefault(id(buffer), buffer.clone())
+    try:
+        yield
+    finally:
+        for owner, buffers in kept:
+            owner._buffers.update(buffers)
+
+
+def repeatable(module: nn.Module, function: Callable[[], float]) -> Callable[[], float]:
+    """The function, such that all its calls draw the same random numbers.
+
+    They start from the state that the random generators have now. A call leaves the generators
+    and the module's buffers (running statistics) as they were.
+
+    Args:
+        module: The module that the function calls.
+        function: What to evaluate.
+    """
+    devices = _devices(module.parameters())
+    start = torch.get_rng_state()
+    starts = {device: torch.cuda.get_rng_state(device) for device in devices}
+
+    def evaluate() -> float:
+        with torch.random.fork_rng(devices=devices), _own_buffers(module):
+            torch.set_rng_state(start)
+            for device, state in starts.items():
+                torch.cuda.set_rng_state(state, device)
+            return function()
+
+    return evaluate

@@ -1,68 +1,18 @@
-"""What every block with statistics is made of: what it sees, running averages, and its history."""
+"""What every block with statistics is made of: running averages and its history."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from acktr.kfac.linalg import FactorError, Parts, all_finite
-from acktr.kfac.statistics.inputs import Inputs
 
-Moments = tuple[Tensor, Tensor]
-"""Running mean and variance."""
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Use:
-    """One use of a layer in a forward pass."""
-
-    module: nn.Module
-    """The layer (tied layers share a block)."""
-    call: Inputs
-    """Inputs of the layer."""
-    gradients: tuple[Tensor, ...]
-    """Gradient of each curvature scalar with respect to the output (N, ...)."""
-    part: int | None
-    """Place of the output in the tuple that the module returned; None outside of a tuple."""
-    moments: Moments | None
-    """Running mean and variance that a batch normalisation used; None for those of the batch."""
-
-    @property
-    def args(self) -> tuple[Tensor, ...]:
-        """The layer's input tensors (N, ...)."""
-        return self.call.tensors()
-
-
-@dataclass(frozen=True)
-class Observation:
-    """What a block sees of one batch, or of a part of one.
-
-    The gradients belong to scalars s_c with weights w_c; the curvature of the objective is
-    1/Z sum_n sum_c w_c g g^T.
-    """
-
-    uses: Sequence[Use]
-    """Uses of the block's layers; none in a part of a batch that passed them by."""
-    weights: Sequence[float]
-    """w_c, one per curvature scalar."""
-    count: float
-    """What this part adds to the divisor Z; 0 for a sum over the batch, which has no divisor."""
-
-
-def check_sizes(uses: Sequence[Use], name: str) -> None:
-    """Raise ValueError unless all uses, whose samples are added up, have one batch size."""
-    sizes = [len(use.gradients[0]) for use in uses]
-    if len(set(sizes)) > 1:
-        raise ValueError(
-            f"K-FAC layer {name!r} was used with different batch sizes in one pass: {sizes}; its"
-            " uses are added up sample by sample and must have the same one"
-        )
 
 
 class RunningAverage:
@@ -145,19 +95,30 @@ class History:
         self.rejected = torch.zeros((), dtype=torch.int64, device=device)
         """Batches of NaN or Inf in a row."""
 
-    def judge(self, valid: Tensor) -> None:
-        """Count a batch; one whose statistics are finite starts the count of others again."""
+    def fold(self, averages: Sequence[RunningAverage], decay: float) -> None:
+        """Take a joined batch into all averages or none, so that they belong to the same batches.
+
+        One whose statistics are finite starts the count of others again.
+        """
+        new = [average.take() for average in averages]
+        given = [mean for mean in new if mean is not None]
+        if len(given) < len(new):
+            return
+        valid = reduce(torch.logical_and, map(all_finite, given))
         self.started = True
         self.rejected = torch.where(valid, 0, self.rejected + 1)
+        for average, mean in zip(averages, given, strict=True):
+            average.update(mean, decay, valid)
 
-    def check_rejected(self) -> None:
-        """Raise FactorError after ``limit`` batches of NaN or Inf in a row."""
+    def has_statistics(self) -> bool:
+        """Whether there are any; raises FactorError after ``limit`` batches of NaN in a row."""
         rejected = int(self.rejected)
         if rejected >= self.limit:
             raise FactorError(
                 f"K-FAC {self.what}: the statistics of {rejected} batches in a row were"
                 " NaN or Inf (lower lr or kl_clip, or normalise rewards)"
             )
+        return self.started
 
     def settle(self, results: Sequence[Parts | FactorError]) -> bool:
         """Whether every decomposition succeeded; raises FactorError after ``limit`` failures."""

@@ -1,19 +1,20 @@
-"""Capture of layer inputs and output gradients inside an explicit context."""
+"""Capture of layer inputs and output gradients inside an explicit context, for the blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from acktr.kfac.losses.likelihoods import OutputLoss
-from acktr.kfac.statistics.averages import Moments, Observation, Use
-from acktr.kfac.statistics.inputs import Inputs
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _DIMENSIONS: dict[type[nn.Module], int] = {
@@ -24,6 +25,53 @@ _DIMENSIONS: dict[type[nn.Module], int] = {
     nn.Conv3d: 5,
 }
 """Least number of dimensions of an output over a batch."""
+Moments = tuple[Tensor, Tensor]
+"""Running mean and variance."""
+
+
+def _detached(leaf: Any) -> Any:
+    return leaf.detach() if isinstance(leaf, Tensor) else leaf
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Arguments of one call of a module; tensors may be anywhere in tuples, lists and dicts."""
+
+    args: tuple[Any, ...]
+    """Positional inputs."""
+    kwargs: Mapping[str, Any]
+    """Inputs given by keyword."""
+
+    @classmethod
+    def of(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Inputs:
+        """The inputs without the caller's graph, in containers of their own."""
+        if not kwargs and all(isinstance(x, Tensor) for x in args):  # the usual, quickly
+            return cls(tuple(x.detach() for x in args), {})
+        return cls(*tree_map(_detached, (tuple(args), dict(kwargs or {}))))
+
+    def by_sample(self, size: int) -> tuple[list[Tensor], Callable[[Iterable[Tensor]], Inputs]]:
+        """The tensors, also nested ones, that have a row for each sample.
+
+        Args:
+            size: Number of samples N; a tensor with another leading dimension is shared by all.
+
+        Returns:
+            Those tensors (N, ...), and a function that puts others in their place.
+        """
+        leaves, spec = tree_flatten((self.args, dict(self.kwargs)))
+        places = [
+            place
+            for place, leaf in enumerate(leaves)
+            if isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == size
+        ]
+
+        def rebuilt(tensors: Iterable[Tensor]) -> Inputs:
+            filled = list(leaves)
+            for place, tensor in zip(places, tensors, strict=True):
+                filled[place] = tensor
+            return Inputs(*tree_unflatten(filled, spec))
+
+        return [leaves[place] for place in places], rebuilt
 
 
 @dataclass
@@ -42,11 +90,6 @@ class LayerRecord:
     """Place of each output in the tuple that the layer returned; None outside of a tuple."""
     moments: list[Moments | None] = field(default_factory=list)
     """Running mean and variance that a batch normalisation used; None for those of the batch."""
-
-    @property
-    def args(self) -> list[tuple[Tensor, ...]]:
-        """The tensors among the inputs."""
-        return [call.tensors() for call in self.calls]
 
 
 @dataclass(frozen=True)
@@ -67,6 +110,7 @@ class Observed:
         return self.call
 
 
+@dataclass
 class Capture:
     """Records of one forward pass.
 
@@ -77,43 +121,32 @@ class Capture:
     for those edges alone: no weight gradient is computed in it and no ``.grad`` is touched.
     """
 
-    def __init__(self) -> None:
-        self.layers: dict[str, LayerRecord] = {}
-        self.inputs: Inputs | None = None
-        """Inputs of the whole module in the last forward pass, detached."""
+    layers: dict[str, LayerRecord] = field(default_factory=dict)
+    inputs: Inputs | None = None
+    """Inputs of the whole module in the last forward pass, detached."""
 
-    def _hook(
-        self, name: str, module: nn.Module
-    ) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]:
-        record = self.layers.setdefault(name, LayerRecord(module))
-
-        def hook(
-            _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-        ) -> Any:
-            several = isinstance(output, tuple)
-            if several:
-                output = _separated(output)
-            elif not isinstance(output, Tensor):
-                raise ValueError(
-                    "small_parameters needs a module that returns a tensor or a tuple of tensors,"
-                    f' got {type(output).__name__} (or small_parameters="gradient")'
-                )
-            call = Inputs.of(args, kwargs)
-            for place, part in enumerate(output if several else (output,)):
-                if not isinstance(part, Tensor) or not part.requires_grad:
-                    continue
+    def _record(
+        self, record: LayerRecord, module: nn.Module, args: Any, kwargs: Any, output: Any
+    ) -> Any:
+        several = isinstance(output, tuple)
+        if several:
+            output = _separated(output)
+        elif not isinstance(output, Tensor):
+            raise ValueError(
+                "small_parameters needs a module that returns a tensor or a tuple of tensors,"
+                f' got {type(output).__name__} (or small_parameters="gradient")'
+            )
+        call = Inputs.of(args, kwargs)
+        for place, part in enumerate(output if several else (output,)):
+            if isinstance(part, Tensor) and part.requires_grad:
                 record.calls.append(call)
                 record.moments.append(_moments(module))
                 record.shapes.append(part.shape)
                 record.edges.append(get_gradient_edge(part if several else _underneath(part)))
                 record.parts.append(place if several else None)
-            return output
+        return output
 
-        return hook
-
-    def _keep_inputs(
-        self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
+    def _keep_inputs(self, _module: nn.Module, args: Any, kwargs: Any) -> None:
         self.inputs = Inputs.of(args, kwargs)
 
     def output_gradients(self, loss: Tensor) -> dict[str, list[Tensor | None]]:
@@ -188,10 +221,10 @@ def capture(modules: Mapping[str, nn.Module], root: nn.Module | None = None) -> 
         modules: Layers by name.
         root: The module whose inputs are kept as :attr:`Capture.inputs`.
     """
-    record = Capture()
+    record = Capture({name: LayerRecord(module) for name, module in modules.items()})
     handles = [
-        module.register_forward_hook(record._hook(name, module), with_kwargs=True)
-        for name, module in modules.items()
+        layer.module.register_forward_hook(partial(record._record, layer), with_kwargs=True)
+        for layer in record.layers.values()
     ]
     if root is not None:
         handles.append(root.register_forward_pre_hook(record._keep_inputs, with_kwargs=True))
@@ -217,6 +250,54 @@ def sample_rows(count: int, fraction: float, turn: int) -> slice | None:
     """
     every = max(1, round(1 / fraction))
     return None if every == 1 else slice(turn % min(every, count), None, every)
+
+
+@dataclass(frozen=True)
+class Use:
+    """One use of a layer in a forward pass."""
+
+    module: nn.Module
+    """The layer (tied layers share a block)."""
+    call: Inputs
+    """Inputs of the layer."""
+    gradients: tuple[Tensor, ...]
+    """Gradient of each curvature scalar with respect to the output (N, ...)."""
+    part: int | None
+    """Place of the output in the tuple that the module returned; None outside of a tuple."""
+    moments: Moments | None
+    """Running mean and variance that a batch normalisation used; None for those of the batch."""
+
+    @property
+    def input(self) -> Tensor:
+        """The first tensor among the layer's inputs (N, ...)."""
+        given = (*self.call.args, *self.call.kwargs.values())
+        return next(tensor for tensor in given if isinstance(tensor, Tensor))
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a block sees of one batch, or of a part of one.
+
+    The gradients belong to scalars s_c with weights w_c; the curvature of the objective is
+    1/Z sum_n sum_c w_c g g^T.
+    """
+
+    uses: Sequence[Use]
+    """Uses of the block's layers; none in a part of a batch that passed them by."""
+    weights: Sequence[float]
+    """w_c, one per curvature scalar."""
+    count: float
+    """What this part adds to the divisor Z; 0 for a sum over the batch, which has no divisor."""
+
+
+def check_sizes(uses: Sequence[Use], name: str) -> None:
+    """Raise ValueError unless all uses, whose samples are added up, have one batch size."""
+    sizes = [len(use.gradients[0]) for use in uses]
+    if len(set(sizes)) > 1:
+        raise ValueError(
+            f"K-FAC layer {name!r} was used with different batch sizes in one pass: {sizes}; its"
+            " uses are added up sample by sample and must have the same one"
+        )
 
 
 @dataclass(frozen=True)
@@ -250,3 +331,18 @@ class Gradients:
             return Observation(uses, self.weights, samples)
         # Samples that passed the block by are in Z all the same: their gradient is zero.
         return Observation(uses, self.weights, 0.0 if self.divisor == "sum" else self.divisor)
+
+
+@contextmanager
+def elementary_attention() -> Iterator[None]:
+    """Compute attention from elementary operations, which have derivatives in every mode.
+
+    The fused kernels have no forward-mode derivative.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
