@@ -22,7 +22,7 @@ from acktr.algorithms.learner import scheduled_lr, to_floats, value_metrics
 from acktr.algorithms.objectives import JointObjective, PolicyObjective, ValueObjective
 from acktr.compute import Clock, joined, restore_generator
 from acktr.config import Config, SampledKFACConfig
-from acktr.kfac import KFAC, DiagonalGaussian, Preconditioner
+from acktr.kfac import KFAC, DiagonalGaussian
 from acktr.policies import ActionHead, ActorCritic, SharedActorCritic
 from acktr.rollout import Batch, outputs_of
 
@@ -126,7 +126,9 @@ class ACKTRLearner:
         if settings.target_kl is not None:
             self._lr = adapt_lr(lr, metrics["train/approx_kl"], settings.target_kl)
         for prefix, curvature in self._curvatures.items():
-            metrics |= _eigenvalues(curvature, prefix)
+            if curvature.config.structure != "cholesky":  # which inverts without eigenvalues
+                low, high = curvature.extreme_eigenvalues()
+                metrics |= {f"kfac/{prefix}min_eig": low, f"kfac/{prefix}max_eig": high}
         metrics["kfac/failures"] = float(sum(curvature.failures for curvature in curvatures))
         seconds = sum(curvature.seconds["refresh"] for curvature in curvatures)
         metrics["time/refresh"] = seconds - refreshed
@@ -210,11 +212,3 @@ class ACKTRLearner:
             self.critic.load_state_dict(state["critic"])
         self._lr = float(state["lr"])
         restore_generator(self.generator, state["generator"])
-
-
-def _eigenvalues(curvature: Preconditioner, prefix: str) -> dict[str, float]:
-    """The extreme eigenvalues of the curvature; nothing where it is inverted without them."""
-    if curvature.config.structure == "cholesky":
-        return {}
-    low, high = curvature.extreme_eigenvalues()
-    return {f"kfac/{prefix}min_eig": low, f"kfac/{prefix}max_eig": high}

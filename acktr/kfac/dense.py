@@ -22,7 +22,7 @@ from acktr.kfac.blocks.tridiagonal import chain_matrix
 from acktr.kfac.blocks.vectors import VectorBlock
 from acktr.kfac.fisher.operator import flattened, unflattened
 from acktr.kfac.fisher.products import dense_fisher
-from acktr.kfac.linalg import FactorError, trace_ratio
+from acktr.kfac.linalg import FactorError, factored_tikhonov
 from acktr.kfac.losses.likelihoods import OutputLoss
 from acktr.kfac.optimizer import KFAC
 from acktr.kfac.preconditioner import Preconditioner
@@ -228,11 +228,8 @@ class _View:
 
 def _split_damping(layer: LayerFactors, damping: float) -> tuple[Tensor, Tensor]:
     """A + pi sqrt(lambda) I and G + sqrt(lambda) / pi I, ([k,] d, d)."""
-    a, g = layer.a.mean(), layer.g.mean()
-    a = a.diag() if a.dim() == 1 else a
-    pi = trace_ratio(a.diagonal(dim1=-2, dim2=-1), g.diagonal(dim1=-2, dim2=-1))[..., None]
-    root = damping**0.5
-    return a + root * pi * _eye(a), g + root / pi * _eye(g)
+    a, g = factored_tikhonov(layer.a.mean(), layer.g.mean(), damping)
+    return (a.diag() if a.dim() == 1 else a), g
 
 
 def _product(a: Tensor, g: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from acktr.kfac.linalg import LARGE_FACTOR, float32_products
 from acktr.kfac.losses.likelihoods import OutputLoss
 from acktr.kfac.losses.sources import Sampled, Source, curvature_scalars
 from acktr.kfac.refresh import Refresher
-from acktr.kfac.statistics.capture import Capture, Gradients, Observed, capture
+from acktr.kfac.statistics.capture import Capture, Observed, capture
 from acktr.kfac.trust import StepInfo, rescale
 
 
@@ -159,35 +159,29 @@ class Preconditioner:
     ) -> None:
         with self._timed("fisher"):
             pairs = [(captured.output_gradients(scalar), weight) for scalar, weight in scalars]
-        gradients = Gradients(captured, [p[0] for p in pairs], [p[1] for p in pairs], divisor)
-        with self._timed("factors"):
+        with self._timed("factors"), torch.no_grad():
             try:
-                self._fold(gradients, last)
+                used = not self.stats
+                for block in self.stats.values():
+                    seen = captured.observation(block.paths, pairs, divisor)
+                    if seen.uses:
+                        used = True
+                        block.observe(seen)
+                    else:
+                        block.pass_over(seen.count)
+                if not used:
+                    raise ValueError(
+                        "nothing was recorded: run the forward pass inside capture() with gradients"
+                        " enabled (a module compiled before its first capture() calls no hooks)"
+                    )
             except BaseException:  # a part that is missing would spoil the whole batch
                 for average in (a for block in self.stats.values() for a in block.averages):
                     average.drop()
                 raise
-
-    @torch.no_grad()
-    def _fold(self, gradients: Gradients, last: bool) -> None:
-        """Give every block what it sees of a part of a batch, and fold the batch with its last."""
-        used = not self.stats
-        for block in self.stats.values():
-            seen = gradients.observation(block.paths)
-            if seen.uses:
-                used = True
-                block.observe(seen)
-            else:
-                block.pass_over(seen.count)
-        if not used:
-            raise ValueError(
-                "nothing was recorded: run the forward pass inside capture() with gradients"
-                " enabled (a module compiled before its first capture() calls no hooks)"
-            )
-        if last:
-            for block in self.stats.values():
-                block.fold(self.config.stat_decay)
-            self.batches += 1
+            if last:
+                for block in self.stats.values():
+                    block.fold(self.config.stat_decay)
+                self.batches += 1
 
     @property
     def observing(self) -> bool:

@@ -47,11 +47,7 @@ def solve_step(gram: Tensor, slopes: Tensor) -> Tensor:
 
     Returns:
         c (k,); zeros when an input or the solution is not finite.
-
-    Raises:
-        ValueError: The shapes do not fit.
     """
-    _check_shapes(gram, slopes)
     valid = torch.isfinite(gram).all()
     safe = torch.where(valid, gram, torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
     diagonal = safe.diagonal()
@@ -99,17 +95,7 @@ def model_change(gram: Tensor, slopes: Tensor, coefficients: Tensor) -> Tensor:
     Returns:
         A scalar tensor.
     """
-    _check_shapes(gram, slopes)
-    _check_shapes(gram, coefficients)
     return slopes @ coefficients + 0.5 * (coefficients @ (gram @ coefficients))
-
-
-def _check_shapes(gram: Tensor, vector: Tensor) -> None:
-    if vector.dim() != 1 or not len(vector) or gram.shape != (len(vector), len(vector)):
-        raise ValueError(
-            "the quadratic model needs a (k, k) matrix and (k,) vectors with k >= 1,"
-            f" got {tuple(gram.shape)} and {tuple(vector.shape)}"
-        )
 
 
 def reduction_ratio(before: float, after: float, predicted: float) -> float:

@@ -26,6 +26,7 @@ from acktr.config import (
     NetworkConfig,
     SampledKFACConfig,
 )
+from acktr.kfac import Preconditioner
 from acktr.policies.distributions import action_head
 from acktr.policies.networks import build_network
 from acktr.rollout import Batch, micro_batches
@@ -307,7 +308,7 @@ def test_an_update_waits_for_the_device_at_refreshes_and_for_metrics_alone(
     monkeypatch.setattr(
         "acktr.algorithms.acktr.to_floats", lambda tensors: dict.fromkeys(tensors, 0.0)
     )
-    monkeypatch.setattr("acktr.algorithms.acktr._eigenvalues", lambda optimizer, prefix: {})
+    monkeypatch.setattr(Preconditioner, "extreme_eigenvalues", lambda curvature: (0.0, 0.0))
     before = [parameter.detach().clone() for parameter in agent.network.parameters()]
     with NoHostSync():  # type: ignore[no-untyped-call]
         agent.update(data, 0.0)

@@ -319,15 +319,6 @@ def test_sums_over_positions_do_not_overflow_in_float16() -> None:
     torch.testing.assert_close(found, torch.tensor([[(20.0 * 4096) ** 2]]), **close_to)
 
 
-def test_no_entries_is_an_error() -> None:
-    with pytest.raises(ValueError, match="at least one input"):
-        linear_input_factor([], True, "expand")
-    with pytest.raises(ValueError, match="at least one input"):
-        conv_input_factor([], convolution(kernel_size=1), True, "expand")
-    with pytest.raises(ValueError, match="at least one gradient"):
-        output_factor([], -1, "expand")
-
-
 # --- Monte-Carlo estimates ------------------------------------------------------------------------
 
 

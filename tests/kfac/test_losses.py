@@ -15,7 +15,6 @@ from acktr.kfac.losses.likelihoods import (
     GaussianLoss,
     LearntGaussianLoss,
     Reduction,
-    curvature_quadratic,
 )
 from tests.tools.kfac import NoHostSync, randn, seeded
 from tests.tools.losses import (
@@ -99,7 +98,8 @@ def test_the_hessian_over_z_is_that_of_the_objective(
     truth = autograd_hessian(loss, kind, output)
     close(dense(loss, output) / divisor(shape, reduction), truth)
     t1, t2 = (randn(*output.shape, seed=seed) for seed in (5, 6))
-    close(curvature_quadratic(loss, output, t1, t2), t1.flatten() @ truth @ t2.flatten())
+    form = (t1 * loss.hessian_product(output, t2)).sum() / divisor(shape, reduction)
+    close(form, t1.flatten() @ truth @ t2.flatten())
 
 
 @every_shape
@@ -222,7 +222,7 @@ def test_sampling_and_products_do_not_wait_for_the_device(kind: str) -> None:
     with NoHostSync():  # type: ignore[no-untyped-call]
         gradient(loss.sampled(output, seeded(0)), output)
         list(loss.roots(output))
-        curvature_quadratic(loss, output, torch.ones_like(output), torch.ones_like(output))
+        loss.hessian_product(output, torch.ones_like(output))
 
 
 # --- numerical edges ------------------------------------------------------------------------------

@@ -221,16 +221,6 @@ def test_the_solve_does_not_wait_for_the_device(count: int) -> None:
         model_change(gram, slopes, solve_step(gram, slopes))
 
 
-@pytest.mark.parametrize(
-    ("gram", "slopes"), [((2, 2), (1,)), ((2,), (2,)), ((0, 0), (0,)), ((2, 3), (2,)), ((1, 1), ())]
-)
-def test_shapes_that_do_not_fit(gram: tuple[int, ...], slopes: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"needs a \(k, k\) matrix"):
-        solve_step(torch.zeros(gram), torch.zeros(slopes))
-    with pytest.raises(ValueError, match=r"needs a \(k, k\) matrix"):
-        model_change(torch.zeros(gram), torch.zeros(slopes), torch.zeros(slopes))
-
-
 # --- reduction ratio ------------------------------------------------------------------------------
 
 

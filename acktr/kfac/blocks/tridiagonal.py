@@ -42,10 +42,6 @@ def eigenvalue_floor(dtype: torch.dtype) -> float:
     return float(torch.finfo(dtype).eps ** 0.5)
 
 
-def _assemble(blocks: list[list[Tensor]]) -> Tensor:
-    return torch.cat([torch.cat(row, dim=1) for row in blocks], dim=0)
-
-
 @dataclass(frozen=True)
 class ChainInverse:
     """The prepared inverse F-hat^-1 of a chain of L layers; tensors are row-major.
@@ -64,11 +60,6 @@ class ChainInverse:
     a_links: tuple[Tensor, ...]
     g_links: tuple[Tensor, ...]
 
-    @property
-    def shapes(self) -> list[tuple[int, int]]:
-        """(out_i, in_i) of each layer."""
-        return [(gain.shape[0], gain.shape[1]) for gain in self.gains]
-
     def apply(self, matrices: Sequence[Tensor]) -> list[Tensor]:
         """F-hat^-1 times a step or gradient: Xi, Lambda, Xi^T, as products of small matrices.
 
@@ -76,13 +67,7 @@ class ChainInverse:
 
         Args:
             matrices: One (out_i, in_i) matrix per layer.
-
-        Raises:
-            ValueError: The number or a shape of the matrices does not fit the chain.
         """
-        given = [tuple(matrix.shape) for matrix in matrices]
-        if given != self.shapes:
-            raise ValueError(f"the chain takes matrices of shapes {self.shapes}, got {given}")
         links = list(zip(self.a_links, self.g_links, strict=True))
         rest = list(matrices)
         for i, (a, g) in enumerate(links):
@@ -95,23 +80,6 @@ class ChainInverse:
         for i, (a, g) in enumerate(links):
             result[i + 1] = solved[i + 1] - g.mT @ solved[i] @ a
         return result
-
-    def dense(self) -> Tensor:
-        """F-hat^-1 as one matrix, for inspection; rows as in :func:`chain_matrix`."""
-        sizes = [gain.numel() for gain in self.gains]
-        zero = self.gains[0]
-        xi, lam = (
-            [[zero.new_zeros(rows, columns) for columns in sizes] for rows in sizes]
-            for _ in range(2)
-        )
-        for i, (a, g) in enumerate(zip(self.a_bases, self.g_bases, strict=True)):
-            basis = torch.kron(g, a)
-            lam[i][i] = (basis * self.gains[i].flatten()) @ basis.mT
-            xi[i][i] = torch.eye(sizes[i], dtype=zero.dtype, device=zero.device)
-        for i, (a, g) in enumerate(zip(self.a_links, self.g_links, strict=True)):
-            xi[i][i + 1] = -torch.kron(g, a)
-        outer = _assemble(xi)
-        return outer.mT @ _assemble(lam) @ outer
 
     def tensors(self) -> list[Tensor]:
         """All 5 L - 2 tensors: K_A, K_G, gain of each layer, then the A and G link of each pair."""
@@ -149,41 +117,12 @@ class ChainInverse:
         return cls.from_tensors([zero.new_zeros(size) for size in sizes], len(shapes))
 
 
-def _check_chain(own: Sequence[Tensor], cross: Sequence[Tensor], what: str) -> None:
-    """Raise ValueError unless own and cross factors of one side form a chain; check values."""
-    if not own or len(cross) != len(own) - 1:
-        raise ValueError(
-            f"a chain of L >= 1 layers needs L own and L - 1 cross factors {what},"
-            f" got {len(own)} and {len(cross)}"
-        )
-    dtype, device = own[0].dtype, own[0].device
-    if dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"factors {what} must be float32 or float64, got {dtype}")
-    widths = [matrix.shape[0] if matrix.dim() else 0 for matrix in own]
-    named = [(own[i], (width, width), f"{what}_{i}") for i, width in enumerate(widths)]
-    for i, matrix in enumerate(cross):
-        named.append((matrix, (widths[i], widths[i + 1]), f"{what}_{i},{i + 1}"))
-    for matrix, shape, name in named:
-        if tuple(matrix.shape) != shape or not matrix.numel():
-            raise ValueError(f"factor {name} must be of shape {shape}, got {tuple(matrix.shape)}")
-        if matrix.dtype != dtype or matrix.device != device:
-            raise ValueError(f"factor {name} must be {dtype} on {device} like the others")
+def _check_finite(own: Sequence[Tensor], cross: Sequence[Tensor], what: str) -> None:
+    named = {f"{what}_{i}": matrix for i, matrix in enumerate(own)}
+    named |= {f"{what}_{i},{i + 1}": matrix for i, matrix in enumerate(cross)}
+    for name, matrix in named.items():
         if not bool(torch.isfinite(matrix).all()):
             raise FactorError(f"factor {name} has NaN or Inf entries")
-
-
-def _check_sides(
-    a: Sequence[Tensor],
-    g: Sequence[Tensor],
-    a_cross: Sequence[Tensor],
-    g_cross: Sequence[Tensor],
-) -> None:
-    _check_chain(a, a_cross, "A")
-    _check_chain(g, g_cross, "G")
-    if len(a) != len(g):
-        raise ValueError(f"a chain needs as many factors A as G, got {len(a)} and {len(g)}")
-    if a[0].dtype != g[0].dtype or a[0].device != g[0].device:
-        raise ValueError("factors A and G must have the same type and device")
 
 
 def _whitening(matrix: Tensor, name: str) -> Tensor:
@@ -241,9 +180,9 @@ def chain_inverse(
     Raises:
         FactorError: A factor is not finite, an own factor is not positive definite (its smallest
             eigenvalue does not exceed 10 eps times the largest), or a decomposition failed.
-        ValueError: Numbers, shapes, types or devices of the factors do not fit.
     """
-    _check_sides(a, g, a_cross, g_cross)
+    _check_finite(a, a_cross, "A")
+    _check_finite(g, g_cross, "G")
     a_bases, a_spectra, a_links = _side(a, a_cross, "A")
     g_bases, g_spectra, g_links = _side(g, g_cross, "G")
     floor = eigenvalue_floor(a[0].dtype)
@@ -288,7 +227,9 @@ def chain_matrix(
     Own factors of inner layers must be invertible; nothing is clamped. Rows and columns run over
     the layers and within each over its row-major (out, in) matrix.
     """
-    _check_sides(a, g, a_cross, g_cross)
+    _check_finite(a, a_cross, "A")
+    _check_finite(g, g_cross, "G")
     a_blocks, g_blocks = _completed(a, a_cross), _completed(g, g_cross)
     count = range(len(a))
-    return _assemble([[torch.kron(g_blocks[i][j], a_blocks[i][j]) for j in count] for i in count])
+    rows = [[torch.kron(g_blocks[i][j], a_blocks[i][j]) for j in count] for i in count]
+    return torch.cat([torch.cat(row, dim=1) for row in rows], dim=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -201,14 +202,12 @@ class VectorBlock:
     def observe(self, seen: Observation) -> None:
         """Join a part of a batch to the statistics; all uses must have one batch size."""
         check_sizes(seen.uses, self.name)
-        total: Tensor | None = None
+        parts = []
         for index, weight in enumerate(seen.weights):
             rows = torch.stack([self._source.rows(use, index) for use in seen.uses]).sum(0)
             rows = rows.to(self.dtype)
-            part = rows.square().sum(0) if self.diagonal else rows.mT @ rows
-            total = part * weight if total is None else total + part * weight
-        if total is not None:
-            self.moment.add(total, seen.count)
+            parts.append(weight * (rows.square().sum(0) if self.diagonal else rows.mT @ rows))
+        self.moment.add(reduce(torch.add, parts), seen.count)
 
     def pass_over(self, count: float) -> None:
         """Count a part of a batch in which the parameters were not used."""

@@ -16,6 +16,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
+from acktr.kfac.checks import check_choice, check_number
 from acktr.kfac.losses.distributions import (
     Bernoulli,
     Categorical,
@@ -24,14 +25,13 @@ from acktr.kfac.losses.distributions import (
     Gaussian,
 )
 from acktr.kfac.losses.terms import (
+    REDUCTIONS,
     Reduction,
     categorical_roots,
     check_generator,
     check_halves,
     check_like,
-    check_positive,
     check_range,
-    check_reduction,
     check_tuple,
     checked_output,
     diagonal_roots,
@@ -46,7 +46,6 @@ __all__ = [
     "OutputLoss",
     "Reduction",
     "SumLoss",
-    "curvature_quadratic",
 ]
 
 Output = TypeVar("Output", bound=Tensor | tuple[Tensor, ...])
@@ -103,7 +102,7 @@ class _Likelihood:
 
     def __post_init__(self) -> None:
         """Check the fields; raises ValueError."""
-        check_reduction(self, self.reduction)
+        check_choice(f"{type(self).__name__}: reduction", self.reduction, REDUCTIONS)
 
     def roots(self, output: Tensor) -> Iterator[Tensor]:
         """Scalars sum(r_c * output), see :class:`OutputLoss`."""
@@ -203,8 +202,8 @@ class GaussianLoss(_Likelihood):
 
     def __post_init__(self) -> None:
         """Check the fields; raises ValueError."""
-        check_reduction(self, self.reduction)
-        check_positive(self, "std", self.std)
+        super().__post_init__()
+        check_number("GaussianLoss: std", self.std, open_low=True)
 
     def roots(self, output: Tensor) -> Iterator[Tensor]:
         """Columns r_d = e_d / std."""
@@ -278,7 +277,7 @@ class SumLoss:
         if self.weights is not None:
             check_tuple(self, "weights", self.weights, len(self.parts), "numbers")
             for index, weight in enumerate(self.weights):
-                check_positive(self, f"weights[{index}]", weight)
+                check_number(f"SumLoss: weights[{index}]", weight, open_low=True)
 
     @property
     def reduction(self) -> Reduction:
@@ -331,27 +330,3 @@ class SumLoss:
         check_tuple(self, "output", output, len(self.parts))
         sizes = [p.normalizer(o) or 1.0 for p, o in zip(self.parts, output, strict=True)]
         return [w * sizes[0] / size for w, size in zip(self._weights(), sizes, strict=True)]
-
-
-def curvature_quadratic(loss: OutputLoss[Output], output: Output, t1: Output, t2: Output) -> Tensor:
-    """1/Z sum over terms of t1^T H t2, a scalar.
-
-    Args:
-        loss: Gives H and Z.
-        output: Where H is taken, (N, ..., D) or a tuple for :class:`SumLoss`.
-        t1: Tangent of the output's shape.
-        t2: Tangent of the output's shape.
-
-    Raises:
-        ValueError: A tangent does not fit.
-    """
-    left, right = _tensors(t1), _tensors(loss.hessian_product(output, t2))
-    if [t.shape for t in left] != [t.shape for t in right]:
-        shapes = [tuple(t.shape) for t in left]
-        raise ValueError(f"t1 must have the shapes {[tuple(t.shape) for t in right]}, got {shapes}")
-    products = torch.stack([(a * b).sum() for a, b in zip(left, right, strict=True)])
-    return products.sum() / (loss.normalizer(output) or 1.0)
-
-
-def _tensors(value: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return value if isinstance(value, tuple) else (value,)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from acktr.kfac.checks import check_integer
 from acktr.kfac.losses.likelihoods import OutputLoss
 
 
@@ -20,8 +21,7 @@ class Sampled:
 
     def __post_init__(self) -> None:
         """Raises ValueError unless samples is a positive integer."""
-        if isinstance(self.samples, bool) or not isinstance(self.samples, int) or self.samples < 1:
-            raise ValueError(f"samples must be an integer >= 1, got {self.samples!r}")
+        check_integer("samples", self.samples, 1)
 
 
 @dataclass(frozen=True)

@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 Reduction = Literal["mean", "batchmean", "sum"]
 """What the sum over terms is divided by (Z): the number of terms, output.shape[0], or 1."""
-
-
-def check_reduction(loss: object, reduction: object) -> None:
-    """Raise ValueError unless this is a reduction."""
-    if reduction not in ("mean", "batchmean", "sum"):
-        raise ValueError(
-            f"{_name(loss)}: reduction must be mean, batchmean or sum, got {reduction!r}"
-        )
-
-
-def check_positive(loss: object, what: str, value: float) -> None:
-    """Raise ValueError unless this is a finite number > 0."""
-    real = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not real or value <= 0:
-        raise ValueError(f"{_name(loss)}: {what} must be a finite number > 0, got {value!r}")
+REDUCTIONS: tuple[str, ...] = get_args(Reduction)
 
 
 def check_tuple(loss: object, what: str, value: object, count: int, kind: str = "tensors") -> None:

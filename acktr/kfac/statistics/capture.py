@@ -167,6 +167,38 @@ class Capture:
             for name, rec in self.layers.items()
         }
 
+    def observation(
+        self,
+        paths: Iterable[str],
+        scalars: Sequence[tuple[dict[str, list[Tensor | None]], float]],
+        divisor: float | Literal["samples", "sum"],
+    ) -> Observation:
+        """What a block sees; uses that no scalar depends on are left out.
+
+        Args:
+            paths: The layers of the block.
+            scalars: Output gradients of each scalar, and its weight w_c.
+            divisor: Z of this part of the batch: a number, that of the samples, or none for a sum.
+        """
+        uses, samples = [], 0
+        for path in paths:
+            record = self.layers[path]
+            for place, call in enumerate(record.calls):
+                mine = [gradients[path][place] for gradients, _ in scalars]
+                some = next((gradient for gradient in mine if gradient is not None), None)
+                if some is None or not len(some):
+                    continue
+                _check_batched(path, record.module, some)
+                samples = len(some)
+                filled = tuple(torch.zeros_like(some) if g is None else g for g in mine)
+                part, moments = record.parts[place], record.moments[place]
+                uses.append(Use(record.module, call, filled, part, moments))
+        weights = [weight for _, weight in scalars]
+        if divisor == "samples":
+            return Observation(uses, weights, samples)
+        # Samples that passed the block by are in Z all the same: their gradient is zero.
+        return Observation(uses, weights, 0.0 if divisor == "sum" else divisor)
+
 
 def _separated(output: tuple[Any, ...]) -> tuple[Any, ...]:
     """The same tuple, of clones: none of them leads to another, as hidden units and a head do.
@@ -298,39 +330,6 @@ def check_sizes(uses: Sequence[Use], name: str) -> None:
             f"K-FAC layer {name!r} was used with different batch sizes in one pass: {sizes}; its"
             " uses are added up sample by sample and must have the same one"
         )
-
-
-@dataclass(frozen=True)
-class Gradients:
-    """Output gradients of the curvature scalars over one forward pass."""
-
-    captured: Capture
-    scalars: list[dict[str, list[Tensor | None]]]
-    """Per scalar and layer, one gradient per use."""
-    weights: list[float]
-    """w_c of each scalar."""
-    divisor: float | Literal["samples", "sum"]
-    """Z of this part of the batch: a number, the number of samples, or none for a sum."""
-
-    def observation(self, paths: Iterable[str]) -> Observation:
-        """What a block of these layers sees; uses that no scalar depends on are left out."""
-        uses, samples = [], 0
-        for path in paths:
-            record = self.captured.layers[path]
-            for place, call in enumerate(record.calls):
-                mine = [scalar[path][place] for scalar in self.scalars]
-                some = next((gradient for gradient in mine if gradient is not None), None)
-                if some is None or not len(some):
-                    continue
-                _check_batched(path, record.module, some)
-                samples = len(some)
-                filled = tuple(torch.zeros_like(some) if g is None else g for g in mine)
-                part, moments = record.parts[place], record.moments[place]
-                uses.append(Use(record.module, call, filled, part, moments))
-        if self.divisor == "samples":
-            return Observation(uses, self.weights, samples)
-        # Samples that passed the block by are in Z all the same: their gradient is zero.
-        return Observation(uses, self.weights, 0.0 if self.divisor == "sum" else self.divisor)
 
 
 @contextmanager

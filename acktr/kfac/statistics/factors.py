@@ -19,6 +19,7 @@ A convolution with k groups has k pairs of factors, stacked along a leading dime
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -116,15 +117,11 @@ def conv_input_factor(
 
     The sum is (C kh kw [+ 1]) square, with a leading dimension of groups if there are several.
     """
-    if not inputs:
-        raise ValueError("a factor needs at least one input")
     if sharing == "reduce":
         total, divisor = _reduced_factor(inputs, conv, bias)
     else:
         pairs = [_expanded_factor(used, conv, bias) for used in inputs]
-        total = pairs[0][0]
-        for more, _ in pairs[1:]:
-            total = total + more
+        total = reduce(torch.add, (part for part, _ in pairs))
         divisor = sum(count for _, count in pairs)
     order = _channel_order(conv, bias, total.device)
     return total[..., order, :][..., order], divisor
@@ -178,8 +175,6 @@ def linear_input_factor(
     inputs: Sequence[Tensor], bias: bool, sharing: Sharing
 ) -> tuple[Tensor, int]:
     """Factor A of a linear layer as (sum, divisor); inputs (N, ..., in), one entry per use."""
-    if not inputs:
-        raise ValueError("a factor needs at least one input")
     spread = [positions(used) for used in inputs]
     if sharing == "reduce":
         count = sum(used.shape[1] for used in spread)
@@ -187,10 +182,7 @@ def linear_input_factor(
         rows = [torch.stack(sums).sum(0) / count]
     else:
         rows = [used.reshape(-1, used.shape[-1]) for used in spread]
-    total = _gram(rows[0], bias)
-    for more in rows[1:]:
-        total = total + _gram(more, bias)
-    return total, sum(map(len, rows))
+    return reduce(torch.add, (_gram(used, bias) for used in rows)), sum(map(len, rows))
 
 
 def embedding_input_factor(inputs: Sequence[Tensor], module: nn.Embedding) -> tuple[Tensor, int]:
@@ -199,8 +191,6 @@ def embedding_input_factor(inputs: Sequence[Tensor], module: nn.Embedding) -> tu
     The input of an embedding is one-hot, so that A is diagonal; a padding index has no gradient and
     counts as a zero input.
     """
-    if not inputs:
-        raise ValueError("a factor needs at least one input")
     tokens = torch.cat([used.reshape(-1) for used in inputs])
     kind = accumulation_type(module.weight)
     ones = torch.ones(len(tokens), dtype=kind, device=tokens.device)
@@ -222,16 +212,11 @@ def output_factor(
         sharing: "expand" or "reduce".
         groups: Groups k of a convolution; more than one gives (k, out / k, out / k).
     """
-    if not gradients:
-        raise ValueError("a factor needs at least one gradient")
     spread = [output_rows(gradient, channel_dim, groups) for gradient in gradients]
     if sharing == "reduce":
         sums = [rows.sum(-2, dtype=accumulation_type(rows)) for rows in spread]
         return _gram(torch.stack(sums).sum(0), bias=False)
-    total = _gram(spread[0].flatten(-3, -2), bias=False)
-    for rows in spread[1:]:
-        total = total + _gram(rows.flatten(-3, -2), bias=False)
-    return total
+    return reduce(torch.add, (_gram(rows.flatten(-3, -2), bias=False) for rows in spread))
 
 
 def output_rows(gradient: Tensor, channel_dim: int, groups: int = 1) -> Tensor:
@@ -252,13 +237,8 @@ def squared_gradients(inputs: Tensor, gradients: Tensor) -> Tensor:
     if inputs.shape[-2] == 1:
         return gradients[..., 0, :].square().mT @ inputs[..., 0, :].square()
     chunk = max(1, _CHUNK_ELEMENTS // (inputs.shape[-1] * gradients.shape[-1]))
-    total: Tensor | None = None
     pieces = zip(torch.split(inputs, chunk, -3), torch.split(gradients, chunk, -3), strict=True)
-    for a, g in pieces:
-        square = (g.mT @ a).square().sum(-3)
-        total = square if total is None else total + square
-    assert total is not None
-    return total
+    return reduce(torch.add, ((g.mT @ a).square().sum(-3) for a, g in pieces))
 
 
 def squared_token_gradients(
