@@ -115,9 +115,8 @@ def _compare(args: Sequence[str], interrupts: Interrupts) -> str:
 def _eval(args: Sequence[str], interrupts: Interrupts) -> str:
     options = parse(EvalOptions, args, "eval")
     agent = find_agent(options.run, options.checkpoint)
-    deterministic = options.deterministic
-    if not options.stochastic and not options.deterministic:
-        deterministic = usually_deterministic(agent.config.env)
+    usual = not options.stochastic and usually_deterministic(agent.config.env)
+    deterministic = options.deterministic or usual
     played = play(
         agent,
         options.episodes,

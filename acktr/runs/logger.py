@@ -7,7 +7,8 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -47,12 +48,7 @@ class RunLogger:
     ) -> None:
         """Open the files; when resuming, drop rows of later timesteps.
 
-        Args:
-            folder: The run.
-            env_id: Environment id, for the header of monitor.csv.
-            resume_timesteps: Timesteps of the checkpoint that training continues from.
-            interval: Least seconds between two TensorBoard points.
-            clock: Seconds, for ``interval``.
+        ``interval`` is the least seconds, by ``clock``, between two TensorBoard points.
 
         Raises:
             RunError: if an existing file cannot be read or is not what this class writes.
@@ -70,7 +66,14 @@ class RunLogger:
         except OSError as error:
             raise RunError(f"{folder.path}: cannot continue the logs: {reason(error)}") from error
         self._board: SummaryWriter | None = None
-        self._open_board(None if resume_timesteps is None else resume_timesteps + 1)
+        with self._board_kept():
+            from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+            # The events of earlier files count up to here only.
+            purge = None if resume_timesteps is None else resume_timesteps + 1
+            self._board = SummaryWriter(
+                str(folder.path), purge_step=purge, flush_secs=_FLUSH_SECONDS
+            )
         self._interval, self._clock = interval, clock
         self._next_point = -math.inf
         self._pending: tuple[int, dict[str, float]] | None = None
@@ -122,12 +125,16 @@ class RunLogger:
     def flush(self) -> None:
         """Write the latest point to TensorBoard and wait until all events are in the file."""
         self._write_point()
-        self._on_board(lambda board: board.flush())
+        with self._board_kept():
+            if self._board is not None:
+                self._board.flush()
 
     def close(self) -> None:
         """Write the latest point and close the files; further calls do nothing."""
         self._write_point()
-        self._on_board(lambda board: board.close())
+        with self._board_kept():
+            if self._board is not None:
+                self._board.close()
         self._board = None
 
     def __enter__(self) -> RunLogger:
@@ -156,34 +163,19 @@ class RunLogger:
             self._pending = None
 
     def _add_point(self, timesteps: int, scalars: Mapping[str, float]) -> None:
-        def add(board: SummaryWriter) -> None:
-            for tag, value in scalars.items():
-                board.add_scalar(tag, value, timesteps)
+        with self._board_kept():
+            if self._board is not None:
+                for tag, value in scalars.items():
+                    self._board.add_scalar(tag, value, timesteps)
 
-        self._on_board(add)
-
-    def _open_board(self, purge_step: int | None) -> None:
-        """Begin a file of events; those of earlier files count up to ``purge_step`` only."""
+    @contextmanager
+    def _board_kept(self) -> Iterator[None]:
+        """Give TensorBoard up if it fails; it is not even closed, as its thread may be dead."""
         try:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-            path = str(self._folder.path)
-            self._board = SummaryWriter(path, purge_step=purge_step, flush_secs=_FLUSH_SECONDS)
+            yield
         except Exception as error:
-            self._give_up(error)
-
-    def _on_board(self, action: Callable[[SummaryWriter], object]) -> None:
-        if self._board is None:
-            return
-        try:
-            action(self._board)
-        except Exception as error:
-            self._give_up(error)
-
-    def _give_up(self, error: Exception) -> None:
-        """Write no more events; the writer is not even closed, as its thread may be dead."""
-        self._board = None
-        _logger.warning("%s: no more TensorBoard events: %s", self._folder.path, error)
+            self._board = None
+            _logger.warning("%s: no more TensorBoard events: %s", self._folder.path, error)
 
 
 def _mean(values: Sequence[float]) -> float | None:

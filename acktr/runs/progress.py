@@ -144,14 +144,9 @@ class Display:
 
 
 class Progress:
-    """Shows how the training of a run goes.
+    """Shows how the training of a run goes, which begins now, on a :class:`Display`.
 
-    Args:
-        total_timesteps: Environment steps at the end of training.
-        start_timesteps: Steps already done (when resuming).
-        interval: Seconds between plain lines.
-        stream: Where to write; standard error if None.
-        clock: Seconds. The measurement of speed and ETA begins now.
+    A resumed run has done ``start_timesteps`` of its ``total_timesteps`` already.
     """
 
     def __init__(

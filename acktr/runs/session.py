@@ -49,14 +49,11 @@ class TrainingFault(RuntimeError):  # noqa: N818 - as EnvFault
 class Every:
     """Something to do whenever the steps pass a multiple of ``interval``; never if that is 0.
 
-    Args:
-        interval: Steps.
-        last: Steps at which it was last done.
+    It was last done at ``last`` steps.
     """
 
     def __init__(self, interval: int, last: int) -> None:
-        self._interval = interval
-        self._last = last
+        self._interval, self._last = interval, last
 
     def due(self, timesteps: int) -> bool:
         """Whether a multiple was passed since the last time that this was true."""
@@ -69,14 +66,9 @@ class Every:
 class Session:
     """Trains until the configuration's total, from wherever the trainer is.
 
-    Args:
-        folder: The run.
-        trainer: What learns; its configuration holds the total and the intervals.
-        logger: Where statistics go.
-        progress: What the user sees.
-        interrupts: Entered by the caller. A signal that comes while an update is computed or a
-            file written waits until that is done; one that comes during an evaluation does not.
-        best: Score of the best checkpoint so far.
+    ``interrupts`` is entered by the caller. A signal that comes while an update is computed or a
+    file written waits until that is done; one that comes during an evaluation does not.
+    ``best`` is the score of the best checkpoint so far.
     """
 
     def __init__(

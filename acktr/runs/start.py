@@ -51,17 +51,10 @@ def start(
 ) -> str:
     """Train a new run.
 
-    Args:
-        config: The run.
-        run_dir: Folder of all runs.
-        source: The line that says where the configuration comes from.
-        interrupts: Entered by the caller.
-        argv: The command line, for command.txt.
-        draw: Draws the learning curve at the end.
-        label: Name of the folder in place of the algorithm's.
-
-    Returns:
-        A line that sums the run up.
+    ``source`` says where the configuration comes from, ``argv`` is the command line for
+    command.txt, ``draw`` draws the learning curve at the end, and ``label`` is the name of the
+    folder in place of the algorithm's. ``interrupts`` is entered by the caller. The result is a
+    line that sums the run up.
 
     Raises:
         ConfigError, EnvError: The run cannot be made; nothing is left on the disk.

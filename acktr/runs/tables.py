@@ -87,20 +87,15 @@ def last_row(path: Path) -> dict[str, str] | None:
 class Table:
     """A CSV file; rows are added at its end and new columns widen it.
 
-    A write that fails is reported once as a warning; its rows are lost as a whole.
+    It is made when the first row is added. Its first line is the ``comment``, starting with #; the
+    first ``columns`` are given, and those that rows add follow, sorted. ``key`` is the column with
+    the integer that :meth:`cut` compares. A write that fails is reported once as a warning; its
+    rows are lost as a whole.
     """
 
     def __init__(
         self, path: Path, key: str, columns: Sequence[str], comment: str | None = None
     ) -> None:
-        """Describe the file, which is made when the first row is added.
-
-        Args:
-            path: The file.
-            key: Column with the integer that ``cut`` compares.
-            columns: First columns; those that rows add follow, sorted.
-            comment: First line, starting with #.
-        """
         self._path, self._key, self._comment = path, key, comment
         self._first = tuple(columns)
         self._columns: tuple[str, ...] | None = None
@@ -171,10 +166,9 @@ def _append(path: Path, data: bytes) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_APPEND)
     try:
         size = os.fstat(handle).st_size
-        written = 0
         try:
-            while written < len(data):
-                written += os.write(handle, data[written:])
+            while data:
+                data = data[os.write(handle, data) :]
         except OSError:
             os.ftruncate(handle, size)
             raise
