@@ -14,11 +14,12 @@ import argparse
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -215,8 +216,7 @@ class KFAC:
         self.steps += 1
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """What an update learns from: B = num_envs * num_steps samples."""
 
     observations: Tensor
@@ -311,9 +311,12 @@ class Rollouts:
 
     def __init__(self, env_id: str, agent: ACKTR, settings: Settings, seed: int):
         self.agent, self.settings = agent, settings
-        self.envs = [gymnasium.make(env_id) for _ in range(settings.num_envs)]
+        self.envs = SyncVectorEnv(
+            [lambda: gymnasium.make(env_id)] * settings.num_envs,
+            autoreset_mode=AutoresetMode.SAME_STEP,
+        )
         seeds = np.random.SeedSequence(seed).generate_state(settings.num_envs) >> 1
-        self.shown = np.stack([env.reset(seed=int(seeds[i]))[0] for i, env in enumerate(self.envs)])
+        self.shown = self.envs.reset(seed=seeds.tolist())[0]
         self.generator = torch.Generator().manual_seed(2 * seed + 1)
         self.moments, self.return_moments = Moments(*self.shown.shape[1:]), Moments()
         self.discounted = np.zeros(settings.num_envs)  # R_t = gamma R_{t-1} + r_t
@@ -341,15 +344,12 @@ class Rollouts:
             observations.append(self.normalized(self.shown))
             policy = self.agent.policy(self.agent.actor(observations[t])[0])
             actions.append(policy.sample(self.generator))
-            raw, done = np.zeros(shape[1]), np.zeros(shape[1], bool)
-            for i, action in enumerate(self.to_environment(actions[t])):
-                last, raw[i], terminated, truncated, _ = self.envs[i].step(action)
-                done[i] = terminated or truncated
-                if terminated:
-                    following[t, i] = 0.0
-                elif truncated:  # a time limit: the task would have gone on
-                    following[t, i] = self.values(self.normalized(last[None]))[0]
-                self.shown[i] = self.envs[i].reset()[0] if done[i] else last
+            action = self.to_environment(actions[t])
+            self.shown, raw, terminated, truncated, info = self.envs.step(action)
+            following[t, terminated] = 0.0
+            for i in np.flatnonzero(truncated & ~terminated):  # but for the limit it would go on
+                following[t, i] = self.values(self.normalized(info["final_obs"][i][None]))[0]
+            done = terminated | truncated
             rewards[t] = self.scaled(raw, done)
             ended.append(done)
         values = self.values(torch.cat(observations)).reshape(shape)
@@ -370,7 +370,7 @@ class Rollouts:
 
     def to_environment(self, actions: Tensor) -> Any:
         """Actions within the bounds of the space."""
-        space = self.envs[0].action_space
+        space = self.envs.single_action_space
         if isinstance(space, gymnasium.spaces.Box):
             return np.clip(actions.float().numpy(), space.low, space.high)
         return actions.numpy()
