@@ -67,11 +67,16 @@ def compact_files(result: Result) -> dict[str, bytes]:
     files = small_files(run, COPIED, COMPACT_PROGRESS_ROWS)
     if result.curve is None:  # no episode has ended yet
         return files
-    if len(load_monitor(run).steps) <= COMPACT_EPISODES and not (run / MOVING_MEAN).exists():
+    monitor = load_monitor(run)
+    if len(monitor.steps) <= COMPACT_EPISODES and not (run / MOVING_MEAN).exists():
         return files | {"monitor.csv": read_limited(run / "monitor.csv", SIZE_CAP)}
-    end = math.inf if result.finished else result.steps
-    curve = curve_csv(result.curve, end)
-    return files | {MOVING_MEAN: curve, "monitor.csv": last_episodes(result)}
+    columns = (monitor.returns, monitor.lengths, monitor.seconds, monitor.steps)
+    rows = zip(*(column[-WINDOW:].tolist() for column in columns), strict=True)
+    kept = f"last {WINDOW} episodes; the learning curve is in {MOVING_MEAN}"
+    comment = json.dumps({"env_id": result.env, "kept": kept})
+    curve = curve_csv(result.curve, math.inf if result.finished else result.steps)
+    last = as_csv(["r", "l", "t", "step"], rows, comment)
+    return files | {MOVING_MEAN: curve, "monitor.csv": last}
 
 
 def curve_csv(curve: Curve, end: float = math.inf) -> bytes:
@@ -81,15 +86,6 @@ def curve_csv(curve: Curve, end: float = math.inf) -> bytes:
     rows = ([step, episodes, repr(value)] for step, episodes, value in points if step <= end)
     comment = json.dumps({"return": f"mean of the last {WINDOW} episodes"})
     return as_csv(["step", "episodes", "return"], rows, comment)
-
-
-def last_episodes(result: Result) -> bytes:
-    """The last 100 rows of monitor.csv, with a comment that says so."""
-    monitor = load_monitor(result.folder)
-    kept = f"last {WINDOW} episodes; the learning curve is in {MOVING_MEAN}"
-    columns = (monitor.returns, monitor.lengths, monitor.seconds, monitor.steps)
-    rows = zip(*(column[-WINDOW:].tolist() for column in columns), strict=True)
-    return as_csv(["r", "l", "t", "step"], rows, json.dumps({"env_id": result.env, "kept": kept}))
 
 
 def add(copies: Copies, target: str, run: Path, files: dict[str, bytes]) -> None:

@@ -69,7 +69,8 @@ def parse_algo(text: str) -> Entry:
         if algo is None:
             near = difflib.get_close_matches(label, ALGOS, 1)
             hint = f"did you mean {near[0]}?" if near else "or LABEL=FILE.json"
-            raise ConfigError(f"algos: {text!r} must be one of {_names()}; {hint}")
+            names = ", ".join((*ALGOS, *(f"{algo}-paper" for algo in PUBLISHED)))
+            raise ConfigError(f"algos: {text!r} must be one of {names}; {hint}")
         if name not in PRESETS:
             raise ConfigError(
                 f"algos: in {text!r} the preset must be one of {', '.join(PRESETS)}, got {name!r}"
@@ -85,16 +86,11 @@ def parse_algo(text: str) -> Entry:
 
 def _known_prefix(label: str) -> tuple[str | None, str]:
     """The longest algorithm that a label starts with, and the preset that would follow it."""
-    for algo in sorted(ALGOS, key=len, reverse=True):
-        if label == algo:
-            return algo, PRESETS[0]
-        if label.startswith(f"{algo}-"):
-            return algo, label[len(algo) + 1 :]
-    return None, PRESETS[0]
-
-
-def _names() -> str:
-    return ", ".join((*ALGOS, *(f"{algo}-paper" for algo in PUBLISHED)))
+    algos = [algo for algo in ALGOS if f"{label}-".startswith(f"{algo}-")]
+    algo = max(algos, key=len, default=None)
+    if algo is None or label == algo:
+        return algo, PRESETS[0]
+    return algo, label[len(algo) + 1 :]
 
 
 def _choice(

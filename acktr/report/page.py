@@ -195,7 +195,7 @@ def _aggregates(
     if not study.scored:
         yield "None: no environment has both runs of every algorithm and reference returns.\n"
         return
-    used = _used(study, study.scored, "runs of every algorithm and reference returns")
+    used = _used(study, [*study.scored], "runs of every algorithm and reference returns")
     yield (
         f"Scores are 0 at the lower and 1 at the upper reference. {used} "
         "Of the optimality gap less is better.\n"
@@ -219,7 +219,7 @@ def _improvements(
         return
     yield (
         "Probability that a run of X returns more than a run of Y, averaged over environments. "
-        f"{_used(study, study.common, 'runs of every algorithm')}\n"
+        f"{_used(study, [*study.common], 'runs of every algorithm')}\n"
     )
     yield tables.improvement_table(rows, metrics)
 
@@ -240,7 +240,7 @@ def _steps(study: Study, rows: Sequence[StepsRow]) -> Iterator[str]:
 
 def _used(study: Study, envs: Sequence[str], needed: str) -> str:
     """Which environments went into an aggregate."""
-    if envs == study.envs:
+    if envs == [*study.envs]:
         return f"All {len(envs)} environments count."
     used = ", ".join(map(cell, envs))
     return f"Only {len(envs)} of {len(study.envs)} environments have {needed} and count: {used}."

@@ -110,13 +110,10 @@ class Study:
         return tuple(e for e in self.envs if all(self.of(e, label) for label in self.labels))
 
     @cached_property
-    def scored(self) -> tuple[str, ...]:
-        """Environments of ``common`` with a low and a high reference."""
-        return tuple(
-            env
-            for env in self.common
-            if (reference := self.reference(env)) is not None and reference.low is not None
-        )
+    def scored(self) -> dict[str, Reference]:
+        """References of the environments of ``common`` that have a low and a high one."""
+        pairs = ((env, self.reference(env)) for env in self.common)
+        return {env: one for env, one in pairs if one is not None and one.low is not None}
 
     def reference(self, env: str) -> Reference | None:
         """Of an environment id."""
@@ -134,12 +131,8 @@ class Study:
 
     def scores(self, metric: str, label: str) -> dict[str, Floats]:
         """Normalised returns on the environments of ``scored``; shape (runs,)."""
-        scores = {}
-        for env, of in self.returns(metric, label, self.scored).items():
-            reference = self.reference(env)
-            assert reference is not None
-            scores[env] = normalise(of, reference)
-        return scores
+        returns = self.returns(metric, label, [*self.scored])
+        return {env: normalise(of, self.scored[env]) for env, of in returns.items()}
 
     def interval(self, statistic: Callable[..., Floats], *scores: Mapping[str, Floats]) -> Interval:
         """A statistic with its bootstrap interval."""
