@@ -120,7 +120,11 @@ class AtariEnvs(AnyVectorWrapper):
         obs, rewards, terminated, truncated, infos = self._native.recv()
         dones = terminated | truncated
         raw = rewards.astype(np.float64)
-        lost = self._life_loss(infos["lives"], dones)
+        # Games that lost a life and go on press FIRE at the next step.
+        lives = infos["lives"]
+        lost: NDArray[np.bool_] = (lives < self._lives) & (lives > 0) & ~dones
+        self._lives = lives.copy()
+        self._press = lost if self._press_fire else np.zeros_like(lost)
         infos["forced"] = forced
         infos.update(self._stats.step(raw, dones))
         if dones.any():
@@ -130,13 +134,6 @@ class AtariEnvs(AnyVectorWrapper):
         if self._life_ends:
             terminated = terminated | lost
         return obs, np.sign(raw) if self._clip else raw, terminated, truncated, infos
-
-    def _life_loss(self, lives: Array, dones: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Which games lost a life and go on; they press FIRE at the next step."""
-        lost: NDArray[np.bool_] = (lives < self._lives) & (lives > 0) & ~dones
-        self._lives = lives.copy()
-        self._press = lost if self._press_fire else np.zeros_like(lost)
-        return lost
 
 
 def native_envs(

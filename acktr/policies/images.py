@@ -56,11 +56,7 @@ class FrameStore:
     """Memory for the converted images of one rollout, which every rollout uses again.
 
     Acting and learning then share one conversion of each image, and nothing large is mapped and
-    unmapped at every update.
-
-    Args:
-        space: Of one environment.
-        device: Where the network is.
+    unmapped at every update. The space is that of one environment, and the device the network's.
     """
 
     def __init__(self, space: gymnasium.Space[Any], device: torch.device) -> None:
@@ -74,10 +70,9 @@ class FrameStore:
         shape = (num_steps * num_envs, *self._shape)
         memory = self._memory
         if memory is None or memory.shape != shape or memory.dtype != dtype:
-            memory = torch.empty(
-                shape, dtype=dtype, device=self._device, memory_format=torch.channels_last
-            )
-        self._memory = memory
+            layout = torch.channels_last
+            memory = torch.empty(shape, dtype=dtype, device=self._device, memory_format=layout)
+            self._memory = memory
         return memory.view(num_steps, num_envs, *self._shape)
 
     def put(self, images: NDArray[np.uint8], place: Tensor) -> Tensor:

@@ -55,15 +55,7 @@ class Policy:
         device: torch.device,
         seed: int = 0,
     ) -> Policy:
-        """The policy in a training checkpoint.
-
-        Args:
-            config: Of the run.
-            observation_space: Of one environment.
-            action_space: Of one environment.
-            state: ``Trainer.state_dict()``.
-            device: Where to act.
-            seed: Of the action noise.
+        """The policy in a training checkpoint, whose state is ``Trainer.state_dict()``.
 
         Raises:
             ValueError: The state does not fit the spaces.
