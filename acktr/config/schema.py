@@ -55,11 +55,7 @@ class Checked:
 
 
 def check(settings: Any) -> None:
-    """Check the values of a dataclass against the limits and choices in the types of its fields.
-
-    Raises:
-        ConfigError: A value that cannot be used; the message names the field.
-    """
+    """Check the values of a dataclass against the limits and choices in the types of its fields."""
     kind: Any = type(settings)
     for name, hint in _hints(kind).items():
         _check(name, hint, getattr(settings, name))

@@ -162,9 +162,9 @@ def stored_config(path: Path) -> Config:
     try:
         config = from_dict(folder.read_config())
         refuse_import(config.env)
-        return config
     except ConfigError as error:
         raise RunError(f"{folder.config}: {error}") from error
+    return config
 
 
 @contextmanager

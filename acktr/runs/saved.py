@@ -96,13 +96,7 @@ def find_agent(path: Path, which: str) -> SavedAgent:
 
 
 def play(
-    agent: SavedAgent,
-    episodes: int,
-    *,
-    seed: int,
-    num_envs: int,
-    deterministic: bool,
-    device: str,
+    agent: SavedAgent, episodes: int, *, seed: int, num_envs: int, deterministic: bool, device: str
 ) -> Evaluation:
     """Evaluate a saved agent in new environments.
 
@@ -111,10 +105,8 @@ def play(
         CheckpointError: The agent does not fit the environment.
         ConfigError: The device is absent.
     """
-    place = resolve_device(device)
+    place, config = resolve_device(device), agent.config
     count = max(1, min(num_envs, episodes))
-    with closing(
-        make_vec(agent.config.env, count, seed, training=False, atari=agent.config.atari)
-    ) as envs:
+    with closing(make_vec(config.env, count, seed, training=False, atari=config.atari)) as envs:
         policy = agent.policy(envs.single_observation_space, envs.single_action_space, place, seed)
         return evaluate(policy, envs, episodes, seed=seed, deterministic=deterministic)
