@@ -129,14 +129,6 @@ def test_bad_options_get_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "file").write_text("")
-    assert main(["--out", str(tmp_path / "file"), *SMALL]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
-
-
 def test_ctrl_c_stops_with_one_line(tmp_path: Path) -> None:
     """The signal comes while it trains, which 100,000 steps keep it doing for long."""
     begun = tmp_path / "begun"
