@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from acktr.kfac.blocks.chain import TridiagonalBlock
 from acktr.kfac.blocks.kronecker import Corrected, KroneckerBlock
 from acktr.kfac.blocks.layouts import LayerFactors
 from acktr.kfac.blocks.simple import Block, KnownBlock, PlainBlock
-from acktr.kfac.blocks.tridiagonal import chain_matrix
+from acktr.kfac.blocks.tridiagonal import TridiagonalBlock, chain_matrix
 from acktr.kfac.blocks.vectors import VectorBlock
 from acktr.kfac.fisher.operator import flattened, unflattened
 from acktr.kfac.fisher.products import dense_fisher

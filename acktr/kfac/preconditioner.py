@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from acktr.kfac.blocks.kronecker import KroneckerBlock
+from acktr.kfac.blocks.refresh import Refresher
 from acktr.kfac.blocks.registry import ROOT, Registry
 from acktr.kfac.blocks.simple import Block, StatBlock
 from acktr.kfac.checks import check_integer, check_number, modernised, require_like
@@ -21,7 +22,6 @@ from acktr.kfac.fisher.products import fisher_gram
 from acktr.kfac.linalg import LARGE_FACTOR, float32_products
 from acktr.kfac.losses.likelihoods import OutputLoss
 from acktr.kfac.losses.sources import Sampled, Source, curvature_scalars
-from acktr.kfac.refresh import Refresher
 from acktr.kfac.statistics.capture import Capture, Observed, capture
 from acktr.kfac.trust import StepInfo, rescale
 

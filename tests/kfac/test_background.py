@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac import KFAC, FactorError, GaussianLoss, KFACConfig, refresh
+from acktr.kfac import KFAC, FactorError, GaussianLoss, KFACConfig
+from acktr.kfac.blocks import refresh
 from acktr.kfac.blocks.vectors import VectorBlock
 from tests.tools.kfac import (
     block,

@@ -239,7 +239,7 @@ def test_correlations_of_one_and_more_are_clamped(dtype: torch.dtype, factor: fl
     one = random_factors([(2, 3)]).to(dtype)
     a, g = one.a * 3, one.g * 3
     inverse = chain_inverse(a, g, [factor * a[0]] * 2, [factor * g[0]] * 2)
-    largest = max(float(gain.max()) for gain in inverse.gains)
+    largest = max(float(gain.max()) for _, _, gain in inverse.layers)
     assert largest <= 1.001 / eigenvalue_floor(dtype)
     if factor > 1:
         assert largest > 0.999 / eigenvalue_floor(dtype)
@@ -334,15 +334,8 @@ def test_apply_takes_nothing_from_the_host() -> None:
     """On the meta device there are no values to read: any synchronisation would raise."""
     shapes = WIDTHS[4]
     inverse = chain_inverse(*random_factors(shapes).args())
-    groups = (
-        tuple(tensor.to("meta") for tensor in group)
-        for group in (
-            inverse.a_bases,
-            inverse.g_bases,
-            inverse.gains,
-            inverse.a_links,
-            inverse.g_links,
-        )
+    meta = [tensor.to("meta") for tensor in inverse.tensors()]
+    result = ChainInverse.from_tensors(meta, len(shapes)).apply(
+        [m.to("meta") for m in random_matrices(shapes)]
     )
-    result = ChainInverse(*groups).apply([m.to("meta") for m in random_matrices(shapes)])
     assert [tuple(matrix.shape) for matrix in result] == shapes

@@ -13,9 +13,9 @@ from torch.func import functional_call, jacrev, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from acktr.kfac import KFAC, KFACConfig, KroneckerBlock
-from acktr.kfac.blocks.chain import TridiagonalBlock
 from acktr.kfac.blocks.kronecker import Corrected, Eigen
 from acktr.kfac.blocks.layouts import LayerFactors
+from acktr.kfac.blocks.tridiagonal import TridiagonalBlock
 from acktr.kfac.linalg import FactorError, Spectrum, decompose
 
 EXACT = {"rtol": 1e-9, "atol": 1e-11}

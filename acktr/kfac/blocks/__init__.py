@@ -1,1 +1,1 @@
-"""Blocks: the curvature of one layer or parameter each, and how it is inverted."""
+"""Blocks: the curvature of one layer or parameter each, how it is inverted, and when."""

@@ -10,10 +10,10 @@ from typing import get_args
 
 from torch import nn
 
-from acktr.kfac.blocks.chain import TridiagonalBlock
 from acktr.kfac.blocks.kronecker import KroneckerBlock
 from acktr.kfac.blocks.layouts import LayerFactors
 from acktr.kfac.blocks.simple import Block, KnownBlock, PlainBlock
+from acktr.kfac.blocks.tridiagonal import TridiagonalBlock
 from acktr.kfac.blocks.vectors import BiasRows, ExampleRows, Norm, NormRows, RowSource, VectorBlock
 from acktr.kfac.config import KFACConfig
 

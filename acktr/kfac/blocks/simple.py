@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from acktr.kfac.blocks.chain import TridiagonalBlock
 from acktr.kfac.blocks.kronecker import KroneckerBlock
+from acktr.kfac.blocks.tridiagonal import TridiagonalBlock
 from acktr.kfac.blocks.vectors import VectorBlock
 
 

@@ -74,22 +74,30 @@ class Inputs:
         return [leaves[place] for place in places], rebuilt
 
 
-@dataclass
+@dataclass(frozen=True)
+class Call:
+    """One use of a layer in a recorded pass, or one tensor of those that it returned."""
+
+    inputs: Inputs
+    """Detached inputs."""
+    shape: torch.Size
+    """Shape of the output."""
+    edge: GradientEdge
+    """Where the gradient of the output appears in the autograd graph."""
+    part: int | None
+    """Place of the output in the tuple that the layer returned; None outside of a tuple."""
+    moments: Moments | None
+    """Running mean and variance that a batch normalisation used; None for those of the batch."""
+
+
+@dataclass(frozen=True)
 class LayerRecord:
-    """What one layer saw: one entry per use of the layer in the forward pass."""
+    """What one layer saw."""
 
     module: nn.Module
     """The layer."""
-    calls: list[Inputs] = field(default_factory=list)
-    """Detached inputs."""
-    shapes: list[torch.Size] = field(default_factory=list)
-    """Shapes of the outputs."""
-    edges: list[GradientEdge] = field(default_factory=list)
-    """Where the gradient of each output appears in the autograd graph."""
-    parts: list[int | None] = field(default_factory=list)
-    """Place of each output in the tuple that the layer returned; None outside of a tuple."""
-    moments: list[Moments | None] = field(default_factory=list)
-    """Running mean and variance that a batch normalisation used; None for those of the batch."""
+    calls: list[Call] = field(default_factory=list)
+    """Its uses in the forward pass."""
 
 
 @dataclass(frozen=True)
@@ -136,14 +144,12 @@ class Capture:
                 "small_parameters needs a module that returns a tensor or a tuple of tensors,"
                 f' got {type(output).__name__} (or small_parameters="gradient")'
             )
-        call = Inputs.of(args, kwargs)
+        inputs = Inputs.of(args, kwargs)
         for place, part in enumerate(output if several else (output,)):
             if isinstance(part, Tensor) and part.requires_grad:
-                record.calls.append(call)
-                record.moments.append(_moments(module))
-                record.shapes.append(part.shape)
-                record.edges.append(get_gradient_edge(part if several else _underneath(part)))
-                record.parts.append(place if several else None)
+                edge = get_gradient_edge(part if several else _underneath(part))
+                where = place if several else None
+                record.calls.append(Call(inputs, part.shape, edge, where, _moments(module)))
         return output
 
     def _keep_inputs(self, _module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -158,13 +164,13 @@ class Capture:
         Returns:
             Per layer name one gradient per use, None where the loss does not depend on it.
         """
-        edges = [edge for record in self.layers.values() for edge in record.edges]
+        edges = [call.edge for record in self.layers.values() for call in record.calls]
         if not edges:
             return {}
         found = iter(torch.autograd.grad(loss, edges, retain_graph=True, allow_unused=True))
         return {
-            name: [None if (g := next(found)) is None else g.reshape(shape) for shape in rec.shapes]
-            for name, rec in self.layers.items()
+            name: [None if (g := next(found)) is None else g.reshape(c.shape) for c in record.calls]
+            for name, record in self.layers.items()
         }
 
     def observation(
@@ -191,8 +197,7 @@ class Capture:
                 _check_batched(path, record.module, some)
                 samples = len(some)
                 filled = tuple(torch.zeros_like(some) if g is None else g for g in mine)
-                part, moments = record.parts[place], record.moments[place]
-                uses.append(Use(record.module, call, filled, part, moments))
+                uses.append(Use(record.module, call.inputs, filled, call.part, call.moments))
         weights = [weight for _, weight in scalars]
         if divisor == "samples":
             return Observation(uses, weights, samples)
