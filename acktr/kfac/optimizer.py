@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac.blocks.simple import Block
+from acktr.kfac.blocks.registry import Block
 from acktr.kfac.checks import check_choice, require_like
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.losses.likelihoods import OutputLoss

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from acktr.kfac.blocks.simple import Block
+from acktr.kfac.blocks.registry import Block
 from acktr.kfac.checks import check_number
 from acktr.kfac.config import KFACConfig
 

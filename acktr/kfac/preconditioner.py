@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from acktr.kfac.blocks.kronecker import KroneckerBlock
 from acktr.kfac.blocks.refresh import Refresher
-from acktr.kfac.blocks.registry import ROOT, Registry
-from acktr.kfac.blocks.simple import Block, StatBlock
+from acktr.kfac.blocks.registry import ROOT, Block, Registry, StatBlock
 from acktr.kfac.checks import check_integer, check_number, modernised, require_like
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.fisher.products import fisher_gram

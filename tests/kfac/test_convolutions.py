@@ -17,7 +17,7 @@ from acktr.kfac import (
     Preconditioner,
     UnsupportedParameterWarning,
 )
-from acktr.kfac.blocks.simple import PlainBlock
+from acktr.kfac.blocks.registry import PlainBlock
 from acktr.kfac.config import Sharing
 from tests.tools.exact import Apply, Seen, close, gap, observed, pairs, stored, within_groups
 from tests.tools.kfac import build, randn

@@ -18,7 +18,7 @@ from acktr.kfac import (
     UnsupportedParameterWarning,
 )
 from acktr.kfac.blocks.layouts import EmbeddingLayout
-from acktr.kfac.blocks.simple import PlainBlock
+from acktr.kfac.blocks.registry import PlainBlock
 from acktr.kfac.config import Sharing
 from acktr.kfac.statistics import factors
 from acktr.kfac.statistics.capture import Inputs, Use

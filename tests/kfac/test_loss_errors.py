@@ -35,14 +35,6 @@ PAIR = SumLoss(parts=(CategoricalLoss(), GaussianLoss()))
             "GaussianLoss: std must be a finite number > 0, got 0.0",
         ),
         (
-            lambda: GaussianLoss(std=math.nan),
-            "GaussianLoss: std must be a finite number > 0, got nan",
-        ),
-        (
-            lambda: GaussianLoss(std=True),
-            "GaussianLoss: std must be a finite number > 0, got True",
-        ),
-        (
             lambda: BernoulliLoss()(torch.zeros(3, 2, dtype=torch.int64), Z),
             "BernoulliLoss: output must be a floating-point tensor, got int64 of shape (3, 2)",
         ),
@@ -63,10 +55,6 @@ PAIR = SumLoss(parts=(CategoricalLoss(), GaussianLoss()))
             "LearntGaussianLoss: output must be (N, ..., 2 D), means and log-stds, got (4, 3)",
         ),
         (
-            lambda: LearntGaussianLoss().normalizer(torch.zeros(4, 3)),
-            "LearntGaussianLoss: output must be (N, ..., 2 D), means and log-stds, got (4, 3)",
-        ),
-        (
             lambda: CategoricalLoss()(Z, LABELS[:, None]),
             "CategoricalLoss: target must be an int64 tensor of shape (3,), "
             "got int64 of shape (3, 1)",
@@ -81,21 +69,12 @@ PAIR = SumLoss(parts=(CategoricalLoss(), GaussianLoss()))
             "CategoricalLoss: targets must lie in [0, 1], got values from -100 to -100",
         ),
         (
-            lambda: CategoricalLoss()(Z, LABELS + 2),
-            "CategoricalLoss: targets must lie in [0, 1], got values from 2 to 2",
-        ),
-        (
             lambda: BernoulliLoss()(Z, Z + 1.5),
             "BernoulliLoss: targets must lie in [0, 1], got values from 1.5 to 1.5",
         ),
         (
             lambda: BernoulliLoss()(Z, Z * math.nan),
             "BernoulliLoss: targets must lie in [0, 1], got values from nan to nan",
-        ),
-        (
-            lambda: BernoulliLoss()(Z, Z.bool()),
-            "BernoulliLoss: target must be a floating-point tensor of shape (3, 2), "
-            "got bool of shape (3, 2)",
         ),
         (
             lambda: GaussianLoss()(Z, Z[:, :1]),
@@ -137,10 +116,6 @@ PAIR = SumLoss(parts=(CategoricalLoss(), GaussianLoss()))
             "SumLoss: weights[0] must be a finite number > 0, got 0.0",
         ),
         (
-            lambda: SumLoss(parts=PAIR.parts, weights=(1.0, math.inf)),
-            "SumLoss: weights[1] must be a finite number > 0, got inf",
-        ),
-        (
             lambda: PAIR(Z, (LABELS, Z)),  # type: ignore[arg-type]
             "SumLoss: output must be a tuple of 2 tensors, got float32 of shape (3, 2)",
         ),
@@ -149,16 +124,8 @@ PAIR = SumLoss(parts=(CategoricalLoss(), GaussianLoss()))
             "SumLoss: target must be a tuple of 2 tensors, got 1",
         ),
         (
-            lambda: PAIR.empirical((Z, Z, Z), (LABELS, Z)),
-            "SumLoss: output must be a tuple of 2 tensors, got 3",
-        ),
-        (
             lambda: PAIR.hessian_product((Z, Z), (Z,)),
             "SumLoss: tangent must be a tuple of 2 tensors, got 1",
-        ),
-        (
-            lambda: PAIR.roots((Z,)),
-            "SumLoss: output must be a tuple of 2 tensors, got 1",
         ),
     ],
 )

@@ -83,7 +83,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(("old", "new"), [(a, b) for a in SETTINGS for b in SETTINGS if a != b])
+@pytest.mark.parametrize(("old", "new"), [("kfac", "ekfac"), ("ekfac", "cholesky")])
 def test_a_state_of_other_settings_is_refused_as_a_whole(old: str, new: str) -> None:
     optimizers = []
     for name in (old, new):

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from acktr.kfac.blocks.simple import StatBlock
+from acktr.kfac.blocks.registry import StatBlock
 from acktr.kfac.checks import require_like
 from acktr.kfac.linalg import FactorError, Parts, decompose
 

@@ -1,18 +1,18 @@
-"""Which block every parameter of a module gets."""
+"""The kinds of curvature blocks, and which one every parameter of a module gets."""
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import get_args
 
-from torch import nn
+from torch import Tensor, nn
 
 from acktr.kfac.blocks.kronecker import KroneckerBlock
 from acktr.kfac.blocks.layouts import LayerFactors
-from acktr.kfac.blocks.simple import Block, KnownBlock, PlainBlock
 from acktr.kfac.blocks.tridiagonal import TridiagonalBlock
 from acktr.kfac.blocks.vectors import BiasRows, ExampleRows, Norm, NormRows, RowSource, VectorBlock
 from acktr.kfac.config import KFACConfig
@@ -21,6 +21,38 @@ ROOT = "<module>"
 """Name of the record of the whole module."""
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class PlainBlock:
+    """A parameter without curvature: its step direction is its gradient."""
+
+    def __init__(self, name: str) -> None:
+        self.names: tuple[str, ...] = (name,)
+
+    def precondition(self, gradients: Mapping[str, Tensor], damping: float) -> dict[str, Tensor]:
+        """Return the gradient itself."""
+        return {name: gradients[name] for name in self.names}
+
+
+class KnownBlock:
+    """A parameter whose Fisher is known in closed form and diagonal, such as 2 I of a log-std."""
+
+    def __init__(self, name: str, fisher: float) -> None:
+        if not 0 <= fisher < math.inf:
+            raise ValueError(f"known_fisher of {name} must be finite and >= 0, got {fisher}")
+        self.names: tuple[str, ...] = (name,)
+        self.fisher = fisher
+
+    def precondition(self, gradients: Mapping[str, Tensor], damping: float) -> dict[str, Tensor]:
+        """Return g / (F + lambda)."""
+        scale = self.fisher + damping
+        return {name: gradients[name] / scale for name in self.names}
+
+
+StatBlock = KroneckerBlock | VectorBlock | TridiagonalBlock
+"""A block that learns its curvature from batches."""
+Block = StatBlock | KnownBlock | PlainBlock
+"""A group of parameters with its own curvature."""
 
 
 class UnsupportedParameterWarning(UserWarning):
