@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from acktr.config import (
     ACKTRConfig,
     Config,
     ConfigError,
+    former_setting,
     from_dict,
     merge,
     preset,
@@ -193,6 +195,22 @@ def test_a_former_setting_over_a_preset_changes_its_part_alone() -> None:
     with pytest.raises(ConfigError, match="factored_damping=False cannot go together; write") as e:
         merge(atari, {"acktr": {"actor": {"factored_damping": False}}})
     assert "\n" not in str(e.value)
+    with pytest.raises(
+        ConfigError, match=r"acktr\.actor: .* factored_damping=1 cannot go together"
+    ):
+        merge(atari, {"acktr": {"actor": {"factored_damping": 1}}})
+
+
+@pytest.mark.parametrize(
+    "name, hint",
+    [
+        ("env_backend", "removed"),
+        ("acktr.critic.no_factored_damping", r"acktr\.critic\.structure"),
+        ("acktr.actor.norm_clip", "removed"),
+    ],
+)
+def test_former_flags_say_what_became_of_them(name: str, hint: str) -> None:
+    assert re.search(hint, former_setting(name) or "")
 
 
 def test_a_fraction_belongs_to_the_settings_of_acktr() -> None:

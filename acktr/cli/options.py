@@ -284,4 +284,5 @@ def _require(least: int, most: int, **values: int) -> None:
     for name, value in values.items():
         if not least <= value <= most:
             flag = name.replace("_", "-")
-            raise UsageError(f"--{flag} must be in [{least}, {most}], got {value!s:.30}")
+            limits = f"in [{least}, {most}]" if most < 2**32 else f"at least {least}"
+            raise UsageError(f"--{flag} must be {limits}, got {value!s:.30}")

@@ -59,10 +59,12 @@ def translated(values: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, 
             known = next(three for three, name in _STRUCTURES.items() if name == start)
             three = [group.pop(key, old) for key, old in zip(_THREE, known, strict=True)]
             names = [name for combined, name in _STRUCTURES.items() if [*combined] == three]
+            if not isinstance(three[-1], bool):  # 1 == True
+                names = []
             if not names:
                 said = ", ".join(f"{k}={v!r:.40}" for k, v in zip(_THREE, three, strict=True))
                 raise ConfigError(
-                    f"configuration: {said} cannot go together; write structure as one of"
+                    f"acktr.{network}: {said} cannot go together; write structure as one of"
                     f" {_CHOICES} alone"
                 )
             group["structure"] = names[0]
@@ -70,11 +72,12 @@ def translated(values: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, 
 
 
 def former_setting(name: str) -> str | None:
-    """One line on a setting of K-FAC that earlier versions had; None for any other name."""
+    """One line on a setting that earlier versions had; None for any other name."""
     group, _, last = name.rpartition(".")
+    last = last.removeprefix("no_")
     if last in ("inverse", "factored_damping"):
         return f"write {group}.structure ({_CHOICES}) instead"
-    if last in ("norm_clip", "refresh_staleness"):
+    if last in ("norm_clip", "refresh_staleness", "env_backend"):
         return "it was removed; an earlier version of acktr can use it"
     return None
 
