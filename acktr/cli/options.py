@@ -284,5 +284,6 @@ def _require(least: int, most: int, **values: int) -> None:
     for name, value in values.items():
         if not least <= value <= most:
             flag = name.replace("_", "-")
-            limits = f"in [{least}, {most}]" if most < 2**32 else f"at least {least}"
+            low = value < least and most == _MOST
+            limits = f"at least {least}" if low else f"in [{least}, {most}]"
             raise UsageError(f"--{flag} must be {limits}, got {value!s:.30}")
