@@ -51,7 +51,13 @@ class PeerEnvs(VecEnv):
         return np.array(self._envs.reset()[0])
 
     def step_async(self, actions: Array) -> None:
-        """Remember the actions."""
+        """Remember the actions; those that are no numbers are the policy's fault, not the game's.
+
+        Raises:
+            ArithmeticError: An action is NaN or Inf.
+        """
+        if not np.isfinite(actions).all():
+            raise ArithmeticError("the policy's actions are NaN or Inf")
         self._actions = actions
 
     def step_wait(self) -> tuple[Array, Array, Array, list[dict[str, Any]]]:

@@ -149,6 +149,20 @@ def test_training_that_breaks_leaves_nothing_and_says_so(
     assert not (tmp_path / "runs").exists()
 
 
+def test_actions_that_are_no_numbers_are_the_policys_fault(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a step that makes the policy's mean and deviation infinite."""
+    step_async = PeerEnvs.step_async
+
+    def spoilt(self: PeerEnvs, actions: NDArray[Any]) -> None:
+        step_async(self, np.full_like(actions, np.nan))
+
+    monkeypatch.setattr(PeerEnvs, "step_async", spoilt)
+    code, _, err = run(capsys, tmp_path / "runs", "--peer", "sb3-ppo")
+    assert code == 70 and "training broke at step 0: the policy's actions are NaN" in err
+
+
 def test_an_environment_that_breaks_has_its_own_code(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
