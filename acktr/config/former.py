@@ -58,9 +58,8 @@ def translated(values: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, 
             start = _group(base, "acktr", network).get("structure", "kfac")
             known = next(three for three, name in _STRUCTURES.items() if name == start)
             three = [group.pop(key, old) for key, old in zip(_THREE, known, strict=True)]
-            names = [name for combined, name in _STRUCTURES.items() if [*combined] == three]
-            if not isinstance(three[-1], bool):  # 1 == True
-                names = []
+            fits = isinstance(three[-1], bool)  # 1 equals True
+            names = [n for combined, n in _STRUCTURES.items() if fits and [*combined] == three]
             if not names:
                 said = ", ".join(f"{k}={v!r:.40}" for k, v in zip(_THREE, three, strict=True))
                 raise ConfigError(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from acktr.kfac import KFAC
 from scripts.bench.cases import Case, Timing
@@ -79,20 +80,15 @@ def compare(
     }
     stream = batches(len(problem.train), batch, _SEED)
 
-    def seconds_per_update(step: Stepper, updates: int) -> float:
-        started = time.perf_counter()
-        for _ in range(updates):
-            step(*problem.batch(problem.train, next(stream)))
-        return (time.perf_counter() - started) / updates
-
     warm = {}
     for name, step in steppers.items():
-        seconds_per_update(step, warm_up)
+        _seconds_per_update(step, problem, stream, warm_up)
         warm[name] = _inside(step)
     spent: dict[str, list[float]] = {name: [] for name in steppers}
     for _ in range(blocks):
         for name, step in steppers.items():
-            spent[name].append(seconds_per_update(step, block_updates))
+            seconds = _seconds_per_update(step, problem, stream, block_updates)
+            spent[name].append(seconds)
     inside = {
         name: {
             part: (end - warm[name][part]) / (blocks * block_updates)
@@ -111,6 +107,16 @@ def compare(
             name: _result(spent[name], spent["sgd"], inside[name]) for name in steppers
         },
     }
+
+
+def _seconds_per_update(
+    step: Stepper, problem: Problem, stream: Iterator[Tensor], updates: int
+) -> float:
+    """Mean wall-clock seconds of updates on the next batches of the stream."""
+    started = time.perf_counter()
+    for _ in range(updates):
+        step(*problem.batch(problem.train, next(stream)))
+    return (time.perf_counter() - started) / updates
 
 
 def _stepper(name: str, problem: Problem, curvature: Curvature) -> Stepper:
