@@ -16,6 +16,7 @@ from acktr.config import (
     ACKTRConfig,
     Config,
     ConfigError,
+    SampledKFACConfig,
     former_setting,
     from_dict,
     merge,
@@ -211,6 +212,33 @@ def test_a_former_setting_over_a_preset_changes_its_part_alone() -> None:
 )
 def test_former_flags_say_what_became_of_them(name: str, hint: str) -> None:
     assert re.search(hint, former_setting(name) or "")
+
+
+def test_the_defaults_of_training_are_pinned() -> None:
+    settings, pinned = SampledKFACConfig(), KFACConfig.for_rl()
+    for item in dataclasses.fields(KFACConfig):
+        assert getattr(settings, item.name) == getattr(pinned, item.name), item.name
+    assert dataclasses.asdict(pinned) == {
+        "lr": 0.25,
+        "kl_clip": 0.001,
+        "damping": 0.01,
+        "structure": "kfac",
+        "stat_decay": 0.99,
+        "stat_interval": 1,
+        "momentum": 0.9,
+        "weight_decay": 0.0,
+        "refresh_interval": 10,
+        "refresh_delay": None,
+        "cold_steps": 0,
+        "cold_lr": 0.03,
+        "cold_max_grad_norm": 0.5,
+        "conv_sharing": "expand",
+        "linear_sharing": "expand",
+        "small_parameters": "gradient",
+        "dense_limit": 1024,
+        "quadratic": "kronecker",
+        "max_failures": 10,
+    }
 
 
 def test_a_fraction_belongs_to_the_settings_of_acktr() -> None:

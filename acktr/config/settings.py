@@ -28,7 +28,7 @@ from acktr.config.schema import (
 )
 from acktr.envs import AtariSettings
 from acktr.files import read_object
-from acktr.kfac import KFACConfig
+from acktr.kfac.config import KFACConfig, Quadratic, SmallParameters, Structure
 
 Activation = Literal["tanh", "relu", "elu"]
 Algo = Literal["acktr", "a2c", "trpo"]
@@ -114,10 +114,28 @@ class TRPOConfig(Checked):
     """Fit of the critic."""
 
 
+_RL = KFACConfig.for_rl()
+
+
 @dataclass(frozen=True, kw_only=True)
 class SampledKFACConfig(KFACConfig):
-    """K-FAC whose factors are computed from a part of each batch."""
+    """K-FAC whose factors are computed from a part of each batch.
 
+    Its defaults are those of :meth:`acktr.kfac.KFACConfig.for_rl`; settings that are left out of
+    a file keep them, whatever the defaults of supervised learning become.
+    """
+
+    lr: float = _RL.lr
+    kl_clip: float | None = _RL.kl_clip
+    damping: float = _RL.damping
+    structure: Structure = _RL.structure
+    stat_decay: float = _RL.stat_decay
+    stat_interval: int = _RL.stat_interval
+    momentum: float = _RL.momentum
+    refresh_interval: int = _RL.refresh_interval
+    refresh_delay: int | None = _RL.refresh_delay
+    small_parameters: SmallParameters = _RL.small_parameters
+    quadratic: Quadratic = _RL.quadratic
     stat_fraction: Annotated[float, Limits(1e-6, 1)] = 1.0
     """Part of the batch that the factors are computed from: every round(1/fraction)-th sample.
 

@@ -66,6 +66,26 @@ class KFACConfig:
     max_failures: int = 10
     """Failed eigendecompositions, or batches of NaN, in a row before an error is raised."""
 
+    @classmethod
+    def for_rl(cls) -> KFACConfig:
+        """The settings of ACKTR, which noisy gradients of short rollouts need.
+
+        They stay as they are when the defaults change.
+        """
+        return cls(
+            lr=0.25,
+            kl_clip=0.001,
+            damping=0.01,
+            structure="kfac",
+            stat_decay=0.99,
+            stat_interval=1,
+            momentum=0.9,
+            refresh_interval=10,
+            refresh_delay=None,
+            small_parameters="gradient",
+            quadratic="kronecker",
+        )
+
     def __post_init__(self) -> None:
         """Check every value; raises ValueError naming the field."""
         if self.kl_clip is not None:

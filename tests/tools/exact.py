@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -99,7 +99,7 @@ def observed(
     **settings: Any,
 ) -> Seen:
     """The curvature of a network after one batch, by default with the exact source."""
-    curvature = Preconditioner(model, KFACConfig(**settings), seed=seed)
+    curvature = Preconditioner(model, replace(KFACConfig.for_rl(), **settings), seed=seed)
     seen = Seen(model, inputs, loss, curvature)
     seen.again(source)
     return seen

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ def mlp(seed: int = 0) -> nn.Sequential:
 
 def kfac(model: nn.Module, **settings: Any) -> KFAC:
     known = settings.pop("known_fisher", None)
-    return KFAC(model, KFACConfig(**settings), known_fisher=known)
+    return KFAC(model, replace(KFACConfig.for_rl(), **settings), known_fisher=known)
 
 
 def block(optimizer: KFAC, name: str) -> KroneckerBlock:
