@@ -36,6 +36,22 @@ NORMS: dict[str, tuple[list[nn.Module], tuple[int, ...]]] = {
     "batch 1d over positions": ([nn.Conv1d(2, 4, 2), nn.BatchNorm1d(4)], (5, 2, 4)),
     "batch 2d": ([nn.Conv2d(2, 4, 2), nn.BatchNorm2d(4)], (5, 2, 4, 3)),
     "batch 3d": ([nn.Conv3d(2, 4, 2), nn.BatchNorm3d(4)], (5, 2, 2, 3, 3)),
+    "rms": ([nn.Linear(3, 4), nn.RMSNorm(4)], (6, 3)),
+    "rms over positions": ([nn.Linear(3, 4), nn.RMSNorm(4, eps=0.1)], (5, 2, 3)),
+    "rms over two dimensions": ([nn.Linear(3, 4), nn.RMSNorm((2, 4))], (5, 3, 2, 3)),
+    "instance 1d": ([nn.Conv1d(2, 4, 2), nn.InstanceNorm1d(4, affine=True)], (5, 2, 4)),
+    "instance 2d": ([nn.Conv2d(2, 4, 2), nn.InstanceNorm2d(4, affine=True)], (5, 2, 4, 3)),
+    "instance 3d": (
+        [nn.Conv3d(2, 4, 2), nn.InstanceNorm3d(4, affine=True, eps=0.1)],
+        (5, 2, 2, 3, 3),
+    ),
+    "instance with running moments": (
+        [nn.Conv2d(2, 4, 2), nn.InstanceNorm2d(4, affine=True, track_running_stats=True)],
+        (5, 2, 4, 3),
+    ),
+    "slopes": ([nn.Linear(3, 4), nn.PReLU(4)], (6, 3)),
+    "one slope": ([nn.Linear(3, 4), nn.PReLU()], (5, 2, 3)),
+    "slopes over positions": ([nn.Conv2d(2, 4, 2), nn.PReLU(4)], (5, 2, 4, 3)),
 }
 
 
@@ -62,7 +78,10 @@ def test_scale_and_shift_have_the_exact_block_for_any_batch(
     close(stored(seen.vector("1")), seen.truth("1"))
 
 
-@pytest.mark.parametrize("name", NORMS)
+HALVED = [name for name, (layers, _) in NORMS.items() if layers[1].weight.numel() > 1]
+
+
+@pytest.mark.parametrize("name", HALVED)
 def test_above_the_dense_limit_the_exact_diagonal_is_kept(name: str) -> None:
     model, inputs = with_norm(name)
     size = sum(p.numel() for p in model[1].parameters())
@@ -100,6 +119,32 @@ class TwiceNorm(nn.Module):
 def test_a_normalisation_used_twice_is_exact() -> None:
     seen = observed(filled(TwiceNorm()), randn(6, 3), CategoricalLoss())
     close(stored(seen.block("norm")), seen.truth("norm"))
+
+
+@pytest.mark.parametrize("name", ["instance 1d", "instance 2d", "instance with running moments"])
+def test_instance_normalisation_in_training_takes_every_sample_by_itself(name: str) -> None:
+    model, inputs = with_norm(name)
+    model.train()
+    curvature = Preconditioner(model)
+    with curvature.capture() as captured:
+        output = model(inputs)
+    curvature.observe(captured, output, CategoricalLoss(), source=Exact())
+    block = curvature.stats["1"]
+    apart, _ = with_norm(name)  # the same function without the running moments that it may keep
+    apart[1] = type(model[1])(4, affine=True).double()
+    apart[1].load_state_dict({key: model[1].state_dict()[key] for key in ("weight", "bias")})
+    wanted = observed(apart, inputs, CategoricalLoss())
+    close(stored(block), wanted.truth("1"))  # type: ignore[arg-type]
+
+
+def test_layers_without_parameters_of_their_own_have_no_block() -> None:
+    plain = nn.RMSNorm(4, elementwise_affine=False), nn.InstanceNorm1d(2)
+    seen = observed(
+        filled(nn.Sequential(nn.Linear(3, 4), *plain, nn.Flatten(), nn.Linear(8, 3))),
+        randn(5, 2, 3),
+        CategoricalLoss(),
+    )
+    assert sorted(seen.curvature.stats) == ["0", "4"]
 
 
 # --- batch normalisation in training --------------------------------------------------------------
@@ -289,16 +334,16 @@ def test_small_parameters_in_a_net_of_unsupported_layers() -> None:
     class Mixed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.up = nn.ConvTranspose2d(2, 3, 2)
+            self.pair = nn.Bilinear(2, 2, 3)
             self.slope = nn.PReLU(3)
-            self.head = nn.Linear(27, 3)
+            self.head = nn.Linear(3, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            output: Tensor = self.head(self.slope(self.up(x)).flatten(1))
+            output: Tensor = self.head(self.slope(self.pair(x, x.tanh())))
             return output
 
-    seen = observed(filled(Mixed()), randn(4, 2, 2, 2), CategoricalLoss(), small_parameters="dense")
-    assert seen.vector("small_parameters").names == ("up.weight", "up.bias", "slope.weight")
+    seen = observed(filled(Mixed()), randn(4, 2), CategoricalLoss(), small_parameters="dense")
+    assert seen.vector("small_parameters").names == ("pair.weight", "pair.bias")
     close(stored(seen.block("small_parameters")), seen.truth("small_parameters"))
 
 

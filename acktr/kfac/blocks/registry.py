@@ -10,17 +10,37 @@ from dataclasses import dataclass
 from typing import get_args
 
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from acktr.kfac.blocks.kronecker import KroneckerBlock
 from acktr.kfac.blocks.layouts import LayerFactors
 from acktr.kfac.blocks.tridiagonal import TridiagonalBlock
-from acktr.kfac.blocks.vectors import BiasRows, ExampleRows, Norm, NormRows, RowSource, VectorBlock
+from acktr.kfac.blocks.vectors import (
+    BiasRows,
+    ExampleRows,
+    Norm,
+    NormRows,
+    RowSource,
+    SlopeRows,
+    VectorBlock,
+)
 from acktr.kfac.config import KFACConfig
 
 ROOT = "<module>"
 """Name of the record of the whole module."""
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_VECTORS = (*get_args(Norm), nn.PReLU)
+_PASS = (
+    "forward",
+    "__call__",
+    "_conv_forward",
+    "_output_padding",
+    "_apply_instance_norm",
+    "_handle_no_batch_input",
+    "_get_no_batch_dim",
+)
+"""Methods that make up the forward pass of torch's layers."""
 
 
 class PlainBlock:
@@ -66,17 +86,37 @@ class _Owner:
     key: str
 
 
+def keeps_forward(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a layer is of a kind and computes what the kind does.
+
+    A subclass that keeps the forward pass does; one that replaces a part of it may do anything, and
+    so may an instance whose method was replaced.
+    """
+    return isinstance(layer, kind) and all(
+        getattr(type(layer), name, None) is getattr(kind, name, None) and name not in vars(layer)
+        for name in _PASS
+    )
+
+
+def _base(layer: nn.Module, kinds: tuple[type[nn.Module], ...]) -> type[nn.Module] | None:
+    """The kind whose forward pass a layer has; None for one of its own."""
+    if isinstance(layer, NonDynamicallyQuantizableLinear):
+        return None  # nn.MultiheadAttention takes its weight but does not call it
+    return next((kind for kind in kinds if keeps_forward(layer, kind)), None)
+
+
 def _kind(layer: nn.Module) -> tuple[object, ...] | None:
     """What layers must agree in to share a block; None for a layer without one."""
-    if type(layer) not in _LAYERS:
+    base = _base(layer, _LAYERS)
+    if base is None:
         return None
     if isinstance(layer, nn.Embedding):
         odd = layer.sparse or layer.scale_grad_by_freq or layer.max_norm is not None
-        return None if odd else (nn.Embedding, layer.padding_idx)
+        return None if odd else (base, layer.padding_idx)
     if isinstance(layer, _CONVS):
         mode = (layer.stride, layer.padding, layer.dilation, layer.groups, layer.padding_mode)
-        return type(layer), *mode
-    return (type(layer),)
+        return base, *mode
+    return (base,)
 
 
 class Registry:
@@ -178,24 +218,24 @@ class Registry:
         return VectorBlock(name, names, parameters, source, paths, self.config, diagonal=diagonal)
 
     def _norm(self, path: str, layer: nn.Module) -> VectorBlock | None:
-        if type(layer) not in get_args(Norm):  # a subclass may do anything
+        base = _base(layer, _VECTORS)
+        if base is None:
             return None
         parts = [self._free(layer, key) for key in ("weight", "bias")]
         names = [name for name in parts if name is not None]
         if not names or any(len(self.owners[id(self.named[n])]) > 1 for n in names):
             return None
-        source = NormRows(parts[0] is not None, parts[1] is not None)
+        slope = base is nn.PReLU
+        source = SlopeRows() if slope else NormRows(parts[0] is not None, parts[1] is not None)
         return self._vector(path, names, source, [path])
 
     def _bias(self, path: str, layer: nn.Module) -> VectorBlock | None:
         """The bias of a layer whose weight is frozen, known, or shared with another bias."""
-        if type(layer) not in _LAYERS:
-            return None
-        name = self._free(layer, "bias")
+        name = None if _base(layer, _LAYERS) is None else self._free(layer, "bias")
         if name is None:
             return None
         sharers = self.owners[id(self.named[name])]
-        if any(type(user.layer) not in _LAYERS or user.key != "bias" for user in sharers):
+        if any(_base(user.layer, _LAYERS) is None or user.key != "bias" for user in sharers):
             return None
         return self._vector(name, [name], BiasRows(), [user.path for user in sharers])
 

@@ -18,8 +18,19 @@ from acktr.kfac.statistics.averages import History, RunningAverage
 from acktr.kfac.statistics.capture import Observation, Use, check_sizes, elementary_attention
 from acktr.kfac.statistics.factors import accumulation_type
 
-Norm = nn.LayerNorm | nn.GroupNorm | nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
-"""A normalisation with a scale and a shift."""
+Norm = (
+    nn.LayerNorm
+    | nn.RMSNorm
+    | nn.GroupNorm
+    | nn.BatchNorm1d
+    | nn.BatchNorm2d
+    | nn.BatchNorm3d
+    | nn.InstanceNorm1d
+    | nn.InstanceNorm2d
+    | nn.InstanceNorm3d
+)
+"""A normalisation with a scale and a shift, or a scale alone."""
+_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 
 def _normalized(use: Use, module: Norm) -> Tensor:
@@ -27,8 +38,12 @@ def _normalized(use: Use, module: Norm) -> Tensor:
     inputs = use.input
     if isinstance(module, nn.LayerNorm):
         return functional.layer_norm(inputs, module.normalized_shape, eps=module.eps)
+    if isinstance(module, nn.RMSNorm):
+        return functional.rms_norm(inputs, list(module.normalized_shape), eps=module.eps)
     if isinstance(module, nn.GroupNorm):
         return functional.group_norm(inputs, module.num_groups, eps=module.eps)
+    if use.moments is None and isinstance(module, _INSTANCE_NORMS):
+        return functional.instance_norm(inputs, eps=module.eps)
     if use.moments is None:
         return functional.batch_norm(inputs, None, None, training=True, eps=module.eps)
     return functional.batch_norm(inputs, *use.moments, eps=module.eps)
@@ -58,13 +73,27 @@ class NormRows:
         return torch.cat(parts, dim=1)
 
     def _sum(self, product: Tensor, module: Norm) -> Tensor:
-        if isinstance(module, nn.LayerNorm):
+        if isinstance(module, nn.LayerNorm | nn.RMSNorm):
             kept = len(module.normalized_shape)
             product = product.reshape(len(product), -1, *product.shape[product.dim() - kept :])
             return product.sum(1, dtype=accumulation_type(product)).flatten(1)
         if product.dim() <= 2:
             return product
         return product.flatten(2).sum(2, dtype=accumulation_type(product))
+
+
+class SlopeRows:
+    """Per-sample gradients of the slopes of PReLU, sum_t min(x, 0) g over a channel or over all."""
+
+    def rows(self, use: Use, index: int) -> Tensor:
+        """Gradients (N, C), (N, 1) with one slope."""
+        module, gradient = use.module, use.gradients[index]
+        assert isinstance(module, nn.PReLU)
+        product = use.input.clamp(max=0) * gradient
+        kind = accumulation_type(product)
+        if module.num_parameters == 1:
+            return product.reshape(len(product), -1).sum(1, keepdim=True, dtype=kind)
+        return product if product.dim() == 2 else product.flatten(2).sum(2, dtype=kind)
 
 
 class BiasRows:
@@ -144,7 +173,7 @@ def _apart(what: str) -> ValueError:
     )
 
 
-RowSource = NormRows | BiasRows | ExampleRows
+RowSource = NormRows | SlopeRows | BiasRows | ExampleRows
 """What gives the per-sample gradients (N, P) of a block's parameters, for each scalar."""
 
 

@@ -16,13 +16,24 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from acktr.kfac.losses.likelihoods import OutputLoss
 
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_STATEFUL_NORMS = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+)
+"""Normalisations that may keep a running mean and variance."""
 _DIMENSIONS: dict[type[nn.Module], int] = {
     nn.Linear: 2,
     nn.Embedding: 2,
     nn.Conv1d: 3,
     nn.Conv2d: 4,
     nn.Conv3d: 5,
+    nn.InstanceNorm1d: 3,
+    nn.InstanceNorm2d: 4,
+    nn.InstanceNorm3d: 5,
 }
 """Least number of dimensions of an output over a batch."""
 Moments = tuple[Tensor, Tensor]
@@ -87,7 +98,7 @@ class Call:
     part: int | None
     """Place of the output in the tuple that the layer returned; None outside of a tuple."""
     moments: Moments | None
-    """Running mean and variance that a batch normalisation used; None for those of the batch."""
+    """Running mean and variance that a normalisation used; None for those of its input."""
 
 
 @dataclass(frozen=True)
@@ -219,8 +230,8 @@ def _separated(output: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _moments(module: nn.Module) -> Moments | None:
-    """What a batch normalisation normalises with now: copies, as training moves them on."""
-    if not isinstance(module, _BATCH_NORMS) or module.training:
+    """Running moments that a module normalises with now: copies, as training moves them on."""
+    if not isinstance(module, _STATEFUL_NORMS) or module.training:
         return None
     mean, variance = module.running_mean, module.running_var
     return None if mean is None or variance is None else (mean.clone(), variance.clone())
@@ -228,8 +239,8 @@ def _moments(module: nn.Module) -> Moments | None:
 
 def _check_batched(path: str, module: nn.Module, gradient: Tensor) -> None:
     """Raise ValueError for a layer's output that has no leading dimension of samples."""
-    least = _DIMENSIONS.get(type(module), 1)
-    if isinstance(module, nn.LayerNorm):
+    least = next((least for kind, least in _DIMENSIONS.items() if isinstance(module, kind)), 1)
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
         least = 1 + len(module.normalized_shape)
     if gradient.dim() < least:
         raise ValueError(
@@ -302,7 +313,7 @@ class Use:
     part: int | None
     """Place of the output in the tuple that the module returned; None outside of a tuple."""
     moments: Moments | None
-    """Running mean and variance that a batch normalisation used; None for those of the batch."""
+    """Running mean and variance that a normalisation used; None for those of its input."""
 
     @property
     def input(self) -> Tensor:
