@@ -1,8 +1,7 @@
-"""Convolutions: groups, dilation, stride, padding, one to three dimensions, transposed ones."""
+"""Convolutions: groups, dilation, stride, padding, one to three dimensions."""
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import pytest
@@ -13,11 +12,8 @@ from acktr.kfac import (
     CategoricalLoss,
     GaussianLoss,
     KFACConfig,
-    KroneckerBlock,
     Preconditioner,
-    UnsupportedParameterWarning,
 )
-from acktr.kfac.blocks.registry import PlainBlock
 from acktr.kfac.config import Sharing
 from tests.tools.exact import Apply, Seen, close, gap, observed, pairs, stored, within_groups
 from tests.tools.kfac import build, randn
@@ -218,39 +214,3 @@ def test_many_data_are_exact_in_every_group_of_a_linear_net(groups: int) -> None
     for model, sharing in ((pooled, "reduce"), (terms, "expand")):
         seen = observed(model, inputs, GaussianLoss(std=0.6), conv_sharing=sharing)
         close(stored(seen.block("0")), within_groups(seen.truth("0"), groups))
-
-
-# --- what has no block ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("layer", [nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d])
-def test_transposed_convolutions_have_no_block_and_say_so(layer: Any) -> None:
-    dims = {nn.ConvTranspose1d: 1, nn.ConvTranspose2d: 2, nn.ConvTranspose3d: 3}[layer]
-    model = build(DIMENSIONS[dims](2, 2, 2), nn.Tanh(), layer(2, 3, 2))
-    message = r"no curvature block for 2\.weight, 2\.bias: plain gradient steps"
-    with pytest.warns(UnsupportedParameterWarning, match=message):
-        curvature = Preconditioner(model)
-    assert [b.names for b in curvature.blocks if isinstance(b, PlainBlock)] == [
-        ("2.weight",),
-        ("2.bias",),
-    ]
-    assert [b.name for b in curvature.blocks if isinstance(b, KroneckerBlock)] == ["0"]
-    inputs = randn(3, 2, *[4] * dims)
-    with curvature.capture() as captured:
-        output = model(inputs)
-    curvature.observe(captured, output.flatten(1), GaussianLoss())
-    curvature.refresh()
-    output.square().sum().backward()
-    gradients = curvature.gradients()
-    step = curvature.direction(gradients)
-    for name in ("2.weight", "2.bias"):
-        assert torch.equal(step[name], gradients[name])
-    assert gap(step["0.weight"], gradients["0.weight"]) > 1e-3
-
-
-def test_a_transposed_convolution_can_have_the_exact_block_of_small_parameters() -> None:
-    model = build(nn.ConvTranspose1d(2, 3, 2), nn.Flatten(), nn.Linear(12, 3))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        seen = observed(model, randn(4, 2, 3), CategoricalLoss(), small_parameters="dense")
-    close(stored(seen.block("small_parameters")), seen.truth("small_parameters"))

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
 
 from acktr.kfac.config import KFACConfig, Sharing
-from acktr.kfac.statistics import factors
+from acktr.kfac.statistics import factors, transposed
 from acktr.kfac.statistics.averages import RunningAverage
-from acktr.kfac.statistics.capture import Use, check_sizes
+from acktr.kfac.statistics.capture import Inputs, Use, check_sizes
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...]]
 """Shapes of the factors A and G; that of A is a vector where A is diagonal."""
@@ -109,6 +109,70 @@ class ConvLayout:
 
 
 @dataclass(frozen=True)
+class ConvTransposeLayout:
+    """A transposed convolution, as an ordinary one over its spread input."""
+
+    module: transposed.ConvTranspose
+    plain: ConvLayout
+    """The layout of the ordinary convolution."""
+
+    @classmethod
+    def of(
+        cls, module: transposed.ConvTranspose, bias: bool, sharing: Sharing
+    ) -> ConvTransposeLayout:
+        """The layout of a module."""
+        return cls(module, ConvLayout(transposed.plain_conv(module), bias, sharing))
+
+    @property
+    def sharing(self) -> Sharing:
+        """How positions share the weight."""
+        return self.plain.sharing
+
+    @property
+    def shapes(self) -> Shapes:
+        """([k,] C kh kw [+ 1]) and ([k,] out / k) square."""
+        return self.plain.shapes
+
+    def _spread(self, use: Use) -> Use:
+        inputs = transposed.spread_input(use.input, self.module, use.gradients[0].shape[2:])
+        return replace(use, call=Inputs.of((inputs,)))
+
+    def input_factor(self, uses: Sequence[Use]) -> tuple[Tensor, int]:
+        """Factor A as (sum, divisor)."""
+        spread, plain = [self._spread(use) for use in uses], self.plain
+        if plain.sharing == "reduce" or set(self.module.stride) == {1}:
+            return plain.input_factor(spread)
+        inputs = [use.input for use in spread]
+        return transposed.spread_input_factor(inputs, self.module, plain.module, plain.bias)
+
+    def output_factor(self, uses: Sequence[Use], index: int) -> Tensor:
+        """Sum over samples for factor G."""
+        return self.plain.output_factor(uses, index)
+
+    def rows(self, use: Use, index: int) -> tuple[Tensor, Tensor]:
+        """Rows a ([k,] N, T, C kh kw [+ 1]) and g ([k,] N, T, out / k)."""
+        return self.plain.rows(self._spread(use), index)
+
+    def matrix(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """([k,] out / k, C kh kw [+ 1]), the kernel mirrored."""
+        return self.plain.matrix(self._turned(weight), bias)
+
+    def split(self, matrix: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Weight (C, out / k, kh, kw) and bias (out)."""
+        weight, bias = self.plain.split(matrix)
+        return self._turned(weight), bias
+
+    def _turned(self, weight: Tensor) -> Tensor:
+        """The weight (C, out / k, ...) as that of the ordinary convolution (out, C / k, ...).
+
+        It is its own inverse.
+        """
+        axes = list(range(-len(self.module.kernel_size), 0))
+        grouped = weight.reshape(self.module.groups, -1, *weight.shape[1:])
+        return grouped.transpose(1, 2).flatten(0, 1).flip(axes)
+
+
+@dataclass(frozen=True)
 class EmbeddingLayout:
     """An embedding: a linear layer with one-hot inputs, whose factor A is diagonal."""
 
@@ -149,7 +213,7 @@ class EmbeddingLayout:
         return matrix.mT.contiguous(), None
 
 
-Layout = LinearLayout | ConvLayout | EmbeddingLayout
+Layout = LinearLayout | ConvLayout | ConvTransposeLayout | EmbeddingLayout
 """A kind of layer; its weight and bias are a matrix ([k,] out, in [+ 1]) with k groups."""
 
 
@@ -186,6 +250,8 @@ class LayerFactors:
             self.layout = EmbeddingLayout(module)
         elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
             self.layout = ConvLayout(module, bias is not None, config.conv_sharing)
+        elif isinstance(module, get_args(transposed.ConvTranspose)):
+            self.layout = ConvTransposeLayout.of(module, bias is not None, config.conv_sharing)
         else:
             raise TypeError(f"no Kronecker block for {type(module).__name__}")
         self.paths = tuple(paths) if paths else (name,)

@@ -28,8 +28,9 @@ from acktr.kfac.config import KFACConfig
 
 ROOT = "<module>"
 """Name of the record of the whole module."""
-_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_LAYERS = (nn.Linear, nn.Embedding, *_CONVS, *_TRANSPOSED)
 _VECTORS = (*get_args(Norm), nn.PReLU)
 _PASS = (
     "forward",
@@ -113,7 +114,7 @@ def _kind(layer: nn.Module) -> tuple[object, ...] | None:
     if isinstance(layer, nn.Embedding):
         odd = layer.sparse or layer.scale_grad_by_freq or layer.max_norm is not None
         return None if odd else (base, layer.padding_idx)
-    if isinstance(layer, _CONVS):
+    if isinstance(layer, (*_CONVS, *_TRANSPOSED)):
         mode = (layer.stride, layer.padding, layer.dilation, layer.groups, layer.padding_mode)
         return base, *mode
     return (base,)
