@@ -34,6 +34,15 @@ class Spectrum(NamedTuple):
         """Zeros of the shapes that a matrix ([k,] d, d), or the diagonal (d,) of one, has."""
         return cls(zero) if zero.dim() == 1 else cls(zero[..., 0].clone(), zero.clone())
 
+    def carried(self, former: Spectrum, diagonals: Tensor) -> Tensor:
+        """Diagonals (..., d) of matrices that were diagonal in a former basis, in this one.
+
+        diag(Q^T Q_former diag(s) Q_former^T Q) = (Q^T Q_former)^2 s, elementwise; traces stay.
+        """
+        if self.vectors is None or former.vectors is None:
+            return diagonals
+        return diagonals @ (former.vectors.mT @ self.vectors).square()
+
 
 def all_finite(tensor: Tensor) -> Tensor:
     """Whether no entry is NaN or infinite, as a scalar on the tensor's device.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from acktr.kfac import KFAC, FactorError, GaussianLoss, KFACConfig
 from acktr.kfac.blocks import refresh
+from acktr.kfac.blocks.kronecker import Corrected
 from acktr.kfac.blocks.vectors import VectorBlock
 from tests.tools.kfac import (
     block,
@@ -109,6 +110,9 @@ def inverses(optimizer: KFAC) -> dict[str, Any]:
 
 def install(optimizer: KFAC, found: dict[str, Any]) -> None:
     for name, layer in optimizer.curvature.stats.items():
+        if isinstance(found[name], Corrected):  # the scales are the optimizer's own
+            layer.install([tuple(found[name].basis.a), tuple(found[name].basis.g)])
+            continue
         setattr(layer, "spectrum" if isinstance(layer, VectorBlock) else "inverse", found[name])
 
 

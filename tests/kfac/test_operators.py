@@ -52,7 +52,7 @@ def learnt(
         with curvature.capture() as captured:
             output = model(inputs)
         curvature.observe(captured, output, loss, source=Exact())
-        if turn == 0 or config.structure != "ekfac":  # a refresh would forget EKFAC's eigenvalues
+        if turn == 0 or config.structure != "ekfac":  # whose second turn counts in this basis
             curvature.refresh()
     return curvature
 

@@ -72,7 +72,9 @@ class Eigen:
 class Corrected:
     """EKFAC: the second moments s of gradients in the eigenbasis in place of b a^T, plus lambda.
 
-    George et al. 2018, equation 10: s = E[(Q_G^T (sum_t g a^T) Q_A)^2].
+    George et al. 2018, equation 10: s = E[(Q_G^T (sum_t g a^T) Q_A)^2], averaged over batches. A
+    refresh carries the average, the batch before it included, into the new basis: the diagonal
+    there of Q diag(s) Q^T, which is R_G s R_A^T with R = (Q_new^T Q_old)^2 elementwise.
     """
 
     method: Inverse = "eigen"
@@ -81,6 +83,8 @@ class Corrected:
         self.basis = Eigen(layer, factored=False)
         self.decay = decay
         self.scales = RunningAverage(torch.zeros_like(self._products()))
+        self._started = False
+        """Whether there is a basis."""
 
     def _products(self) -> Tensor:
         return _outer(self.basis.g.values, self.basis.a.values)
@@ -93,12 +97,16 @@ class Corrected:
         self.scales.add(reduce(torch.add, squares), seen.count)
 
     def install(self, a: Parts, g: Parts) -> None:
-        """Take new decompositions of A and G; second moments start again from b a^T."""
+        """Take new decompositions of A and G, and the second moments into the new basis."""
+        old_a, old_g = self.basis.a, self.basis.g
         self.basis.install(a, g)
-        products = self._products()
+        new_a, new_g = self.basis.a, self.basis.g
+        if self._started:
+            self.scales.move(lambda s: new_g.carried(old_g, new_a.carried(old_a, s).mT).mT)
+            return
         # The eigenvalues' products stand in for one batch, and fade like one.
-        self.scales = RunningAverage(torch.zeros_like(products))
-        self.scales.update(products, self.decay)
+        self._started = True
+        self.scales.update(self._products(), self.decay)
 
     def solve(self, gradient: Tensor, damping: float) -> Tensor:
         """U of a gradient ([k,] out, in [+ 1])."""
@@ -113,6 +121,7 @@ class Corrected:
         """Restore a checked state."""
         self.basis.load(state, device)
         self.scales.load(state["scales"].to(device), state["scales_weight"].to(device))
+        self._started = state["ready"]
 
 
 class Cholesky:

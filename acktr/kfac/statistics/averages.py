@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -60,6 +60,11 @@ class RunningAverage:
         self.value = self.value.lerp(target, 1 - decay)
         grown = old_weight + (1 - decay) * (1 - old_weight)
         self.weight = torch.where(finite, grown, old_weight)
+
+    def move(self, linear: Callable[[Tensor], Tensor]) -> None:
+        """Take the average, and the parts of an unfinished batch, through a linear map."""
+        self.value = linear(self.value).contiguous()
+        self._total = None if self._total is None else linear(self._total).contiguous()
 
     def mean(self) -> Tensor:
         """The corrected average S / weight; NaN before the first finite batch."""
