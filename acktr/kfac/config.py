@@ -9,7 +9,7 @@ from acktr.kfac.checks import check_choice, check_integer, check_number
 
 Sharing = Literal["expand", "reduce"]
 Structure = Literal["kfac", "kfac_factored", "cholesky", "ekfac", "tridiagonal"]
-SmallParameters = Literal["gradient", "dense", "diagonal"]
+SmallParameters = Literal["diagonal", "dense", "gradient"]
 Quadratic = Literal["kronecker", "exact"]
 
 
@@ -56,8 +56,14 @@ class KFACConfig:
     """Convolution factors: every position an observation (expand) or averaged first (reduce)."""
     linear_sharing: Sharing = "expand"
     """The same for the extra dimensions, and several uses, of a linear layer."""
-    small_parameters: SmallParameters = "gradient"
-    """Parameters outside of known layers: plain gradient, or second moments of gradients."""
+    small_parameters: SmallParameters = "diagonal"
+    """Curvature of the parameters outside of known layers, which need not be small.
+
+    diagonal: the diagonal of their Fisher, from the gradient of whole batches; it asks nothing of
+    the module. dense: their full second moment, if they are at most dense_limit numbers, by a
+    backward pass for every sample; the module must take each sample by itself. gradient: none,
+    their steps are plain gradients.
+    """
     dense_limit: int = 1024
     """Largest number of parameters in a dense block (normalisations, lone biases, small
     parameters); above it only the diagonal is kept."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from acktr.kfac.blocks.diagonal import DiagonalBlock
 from acktr.kfac.blocks.kronecker import Corrected, KroneckerBlock
 from acktr.kfac.blocks.layouts import LayerFactors
 from acktr.kfac.blocks.registry import Block, KnownBlock, PlainBlock
@@ -50,7 +51,8 @@ def dense_kfac(curvature: Curvature, *, damped: bool = False) -> Tensor:
     """The approximate Fisher matrix that the present statistics stand for.
 
     Block-diagonal with G (x) A for K-FAC, Q diag(s) Q^T in the installed eigenbasis for EKFAC, and
-    second moments, or known values, elsewhere. With ``structure="tridiagonal"`` the layers of the
+    second moments, the drawn diagonals of :class:`acktr.kfac.blocks.diagonal.DiagonalBlock`, or
+    known values, elsewhere. With ``structure="tridiagonal"`` the layers of the
     chain form one matrix F-hat whose inverse is block tridiagonal.
 
     Args:
@@ -215,6 +217,8 @@ class _View:
                 return _product(*_split_damping(block.layer, damping))
             corrected = isinstance(block.inverse, Corrected)
             matrix = _corrected(block) if corrected else _product(*_split_damping(block.layer, 0.0))
+        elif isinstance(block, DiagonalBlock):
+            matrix = block.fisher().flatten().diag()
         elif isinstance(block, VectorBlock):
             matrix = block.moment.mean()
             matrix = matrix.diag() if block.diagonal else matrix

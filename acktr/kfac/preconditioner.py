@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from acktr.kfac.blocks.diagonal import DiagonalBlock
 from acktr.kfac.blocks.kronecker import KroneckerBlock
 from acktr.kfac.blocks.refresh import Refresher
 from acktr.kfac.blocks.registry import ROOT, Block, Registry, StatBlock
@@ -21,7 +22,13 @@ from acktr.kfac.fisher.products import fisher_gram
 from acktr.kfac.linalg import LARGE_FACTOR, float32_products
 from acktr.kfac.losses.likelihoods import OutputLoss
 from acktr.kfac.losses.sources import Sampled, Source, curvature_scalars
-from acktr.kfac.statistics.capture import Capture, Observed, capture
+from acktr.kfac.statistics.capture import (
+    Capture,
+    Observed,
+    OutputGradients,
+    capture,
+    part_size,
+)
 from acktr.kfac.trust import StepInfo, rescale
 
 
@@ -30,9 +37,9 @@ class Preconditioner:
 
     Linear, convolution and embedding layers get a block A (x) G with the bias as a homogeneous
     coordinate; normalisations and lone biases the second moment of their gradients; parameters
-    named in ``known_fisher`` that constant diagonal Fisher; everything else what
-    ``config.small_parameters`` says. Layers that share a weight share a block. The module is not
-    changed. One step::
+    named in ``known_fisher`` that constant diagonal Fisher; everything else the diagonal of its
+    Fisher, or what else ``config.small_parameters`` says. Layers that share a weight share a block.
+    The module is not changed. One step::
 
         with curvature.capture() as captured:
             output = model(inputs)
@@ -68,6 +75,9 @@ class Preconditioner:
         learning = (block for block in self.blocks if isinstance(block, StatBlock))
         self.stats: dict[str, StatBlock] = {block.name: block for block in learning}
         paths = [path for block in self.stats.values() for path in block.paths]
+        blocks = self.stats.values()
+        self._layers = [block for block in blocks if not isinstance(block, DiagonalBlock)]
+        self._rest = {block.name: block for block in blocks if isinstance(block, DiagonalBlock)}
         self._recorded = {p: module if p == ROOT else module.get_submodule(p) for p in paths}
         self.damping = self.config.damping
         place = next(module.parameters(), None)
@@ -119,7 +129,9 @@ class Preconditioner:
         self.observed = Observed(captured.inputs, loss)
         if not self.observing:
             return
-        scalars = curvature_scalars(source or Sampled(), loss, output, self.generator)
+        scalars = curvature_scalars(
+            source or Sampled(), loss, output, self.generator, apart=bool(self._rest)
+        )
         normalizer = loss.normalizer(output)
         self._observe(captured, scalars, "sum" if normalizer is None else normalizer, last)
 
@@ -137,7 +149,7 @@ class Preconditioner:
             captured: The records of the forward pass.
             log_likelihood: *Sum* over the samples of the log-likelihood (its sign is irrelevant) of
                 targets sampled from the model's own output distribution, which gives the true
-                Fisher of a mean over samples. No weight gradient is computed.
+                Fisher of a mean over samples.
             samples: Their number; by default the leading dimension of each layer's output.
             last: False for all micro-batches of a large batch but the last.
 
@@ -157,11 +169,11 @@ class Preconditioner:
         last: bool,
     ) -> None:
         with self._timed("fisher"):
-            pairs = [(captured.output_gradients(scalar), weight) for scalar, weight in scalars]
+            pairs, squares = self._gradients(captured, scalars)
         with self._timed("factors"), torch.no_grad():
             try:
-                used = not self.stats
-                for block in self.stats.values():
+                used = not self._layers  # nothing is recorded in a module without layers
+                for block in self._layers:
                     seen = captured.observation(block.paths, pairs, divisor)
                     if seen.uses:
                         used = True
@@ -173,14 +185,33 @@ class Preconditioner:
                         "nothing was recorded: run the forward pass inside capture() with gradients"
                         " enabled (a module compiled before its first capture() calls no hooks)"
                     )
+                for name, square in squares.items():
+                    self._rest[name].observe(square, part_size(pairs, divisor))
             except BaseException:  # a part that is missing would spoil the whole batch
                 for average in (a for block in self.stats.values() for a in block.averages):
                     average.drop()
                 raise
             if last:
-                for block in self.stats.values():
-                    block.fold(self.config.stat_decay)
+                for folded in self.stats.values():
+                    folded.fold(self.config.stat_decay)
                 self.batches += 1
+
+    def _gradients(
+        self, captured: Capture, scalars: Iterable[tuple[Tensor, float]]
+    ) -> tuple[list[tuple[OutputGradients, float]], dict[str, Tensor | None]]:
+        """Output gradients and weight of each scalar, and sum_c w_c g_c^2 of the rest."""
+        rest = {name: self.named[name] for name in self._rest if self.named[name].requires_grad}
+        squares: dict[str, Tensor | None] = dict.fromkeys(rest)
+        pairs = []
+        for scalar, weight in scalars:
+            gradients = captured.output_gradients(scalar, rest)
+            for name in rest:  # squared at once, so that only one such gradient is kept
+                (gradient,) = gradients.pop(name)
+                if gradient is not None:
+                    square, before = self._rest[name].square(gradient) * weight, squares[name]
+                    squares[name] = square if before is None else before.add_(square)
+            pairs.append((gradients, weight))
+        return pairs, squares
 
     @property
     def observing(self) -> bool:

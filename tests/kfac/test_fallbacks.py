@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac import KFAC, UnsupportedParameterWarning
+from acktr.kfac import KFAC, KFACConfig, UnsupportedParameterWarning
 from tests.tools.kfac import (
     block,
     build,
@@ -62,7 +62,7 @@ CURVED = {
 def test_unsupported_parameters_step_by_their_gradient_and_count_in_q() -> None:
     model = Mixed().double()
     with pytest.warns(UnsupportedParameterWarning) as caught:
-        optimizer = kfac(model, momentum=0.0)
+        optimizer = kfac(model, momentum=0.0, small_parameters="gradient")
     assert len(caught) == 1
     assert all(name in str(caught[0].message) for name in PLAIN)
     assert not any(n in str(caught[0].message) for n in CURVED)
@@ -90,7 +90,7 @@ def test_unsupported_parameters_step_by_their_gradient_and_count_in_q() -> None:
 
 def test_the_warning_points_at_the_caller() -> None:
     with pytest.warns(UnsupportedParameterWarning) as caught:
-        KFAC(Mixed())
+        KFAC(Mixed(), KFACConfig(small_parameters="gradient"))
     assert caught[0].filename == __file__
 
 

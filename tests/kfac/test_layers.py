@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from acktr.kfac import (
     CategoricalLoss,
     GaussianLoss,
+    KFACConfig,
     KroneckerBlock,
     Preconditioner,
     UnsupportedParameterWarning,
@@ -114,7 +115,8 @@ def test_the_padding_row_does_not_move() -> None:
 )
 def test_an_embedding_with_another_gradient_has_no_block(setting: dict[str, Any]) -> None:
     with pytest.warns(UnsupportedParameterWarning, match=r"no curvature block for 0\.weight"):
-        curvature = Preconditioner(build(nn.Embedding(6, 3, **setting), nn.Linear(3, 2)))
+        model = build(nn.Embedding(6, 3, **setting), nn.Linear(3, 2))
+        curvature = Preconditioner(model, KFACConfig(small_parameters="gradient"))
     assert [b.names for b in curvature.blocks if isinstance(b, PlainBlock)] == [("0.weight",)]
 
 
@@ -278,7 +280,7 @@ class LanguageModel(nn.Module):
 
 def test_a_weight_of_unlike_layers_has_no_kronecker_block_and_is_named() -> None:
     with pytest.warns(UnsupportedParameterWarning, match=r"no curvature block for table\.weight:"):
-        curvature = Preconditioner(filled(LanguageModel()))
+        curvature = Preconditioner(filled(LanguageModel()), KFACConfig(small_parameters="gradient"))
     assert [b.name for b in curvature.blocks if isinstance(b, KroneckerBlock)] == ["middle"]
     assert sorted(curvature.stats) == ["logits.bias", "middle"]
 
@@ -309,7 +311,7 @@ def test_convolutions_of_unlike_settings_share_no_block(setting: str) -> None:
             return output
 
     with pytest.warns(UnsupportedParameterWarning, match=r"first\.weight"):
-        curvature = Preconditioner(filled(Unlike()))
+        curvature = Preconditioner(filled(Unlike()), KFACConfig(small_parameters="gradient"))
     assert not any(isinstance(b, KroneckerBlock) for b in curvature.blocks)
 
 

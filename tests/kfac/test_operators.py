@@ -227,14 +227,14 @@ def test_every_kind_of_block_has_its_place(kind: str, diagonal: bool) -> None:
 def test_parameters_without_curvature_are_left_out() -> None:
     model = filled(LogStd())
     with pytest.warns(UnsupportedParameterWarning):
-        curvature = Preconditioner(model)
+        curvature = Preconditioner(model, KFACConfig(small_parameters="gradient"))
     assert curved_names(curvature) == ["mean.weight", "mean.bias", "value.weight", "value.bias"]
     assert dense_inverse(curvature).shape == (15, 15)
     lone = nn.Module()
     lone.weight = nn.Parameter(torch.ones(2))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        plain = Preconditioner(lone)
+        plain = Preconditioner(lone, KFACConfig(small_parameters="gradient"))
     with pytest.raises(ValueError, match="no parameter of the module has a curvature block"):
         dense_inverse(plain)
 

@@ -160,7 +160,7 @@ def test_a_sparse_embedding_steps_as_a_dense_one_without_a_block(cold_steps: int
 @pytest.mark.filterwarnings("ignore::acktr.kfac.UnsupportedParameterWarning")
 def test_a_sparse_gradient_is_preconditioned_for_another_optimizer() -> None:
     model = build(nn.Embedding(6, 3, sparse=True), nn.Linear(3, 2))
-    curvature = Preconditioner(model)
+    curvature = Preconditioner(model, KFACConfig(small_parameters="gradient"))
     with curvature.capture() as captured:
         output = model(torch.tensor([0, 2, 2, 5]))
     curvature.observe(captured, output, GaussianLoss())

@@ -12,6 +12,7 @@ from typing import get_args
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from acktr.kfac.blocks.diagonal import DiagonalBlock
 from acktr.kfac.blocks.kronecker import KroneckerBlock
 from acktr.kfac.blocks.layouts import LayerFactors
 from acktr.kfac.blocks.tridiagonal import TridiagonalBlock
@@ -70,7 +71,7 @@ class KnownBlock:
         return {name: gradients[name] / scale for name in self.names}
 
 
-StatBlock = KroneckerBlock | VectorBlock | TridiagonalBlock
+StatBlock = KroneckerBlock | VectorBlock | TridiagonalBlock | DiagonalBlock
 """A block that learns its curvature from batches."""
 Block = StatBlock | KnownBlock | PlainBlock
 """A group of parameters with its own curvature."""
@@ -153,9 +154,10 @@ class Registry:
         """One block per layer, per known parameter, and for what is left.
 
         Raises:
-            ValueError: ``known`` names a parameter that does not exist, or the layers form no chain
-                although the structure is tridiagonal.
+            ValueError: ``known`` names a parameter that does not exist, a parameter is complex, or
+                the layers form no chain although the structure is tridiagonal.
         """
+        _check_real(self.named)
         unknown = sorted(set(self.known) - set(self.named))
         if unknown:
             raise ValueError(f"known_fisher names no trainable parameter of the module: {unknown}")
@@ -207,16 +209,10 @@ class Registry:
         return LayerFactors(path, layer, weight, bias, self.config, paths)
 
     def _vector(
-        self,
-        name: str,
-        names: list[str],
-        source: RowSource,
-        paths: list[str],
-        *,
-        diagonal: bool = False,
+        self, name: str, names: list[str], source: RowSource, paths: list[str]
     ) -> VectorBlock:
         parameters = [self.named[n] for n in names]
-        return VectorBlock(name, names, parameters, source, paths, self.config, diagonal=diagonal)
+        return VectorBlock(name, names, parameters, source, paths, self.config)
 
     def _norm(self, path: str, layer: nn.Module) -> VectorBlock | None:
         base = _base(layer, _VECTORS)
@@ -241,19 +237,32 @@ class Registry:
         return self._vector(name, [name], BiasRows(), [user.path for user in sharers])
 
     def _rest(self) -> list[Block]:
+        """What every parameter gets that has no block yet."""
         left = [name for name in self.named if name not in self.taken]
         if not left:
             return []
-        if self.config.small_parameters != "gradient":
+        if self.config.small_parameters == "gradient":
+            warnings.warn(
+                f"no curvature block for {', '.join(left)}: plain gradient steps",
+                UnsupportedParameterWarning,
+                stacklevel=_caller_level(),
+            )
+            return [PlainBlock(name) for name in left]
+        size = sum(self.named[name].numel() for name in left)
+        if self.config.small_parameters == "dense" and size <= self.config.dense_limit:
             source = ExampleRows(self.module, left)
-            diagonal = self.config.small_parameters == "diagonal"
-            return [self._vector("small_parameters", left, source, [ROOT], diagonal=diagonal)]
-        warnings.warn(
-            f"no curvature block for {', '.join(left)}: plain gradient steps",
-            UnsupportedParameterWarning,
-            stacklevel=_caller_level(),
+            return [self._vector("small_parameters", left, source, [ROOT])]
+        return [DiagonalBlock(name, self.named[name], self.config) for name in left]
+
+
+def _check_real(named: Mapping[str, nn.Parameter]) -> None:
+    """Raise ValueError for complex parameters."""
+    wrong = [name for name, parameter in named.items() if parameter.is_complex()]
+    if wrong:
+        raise ValueError(
+            f"K-FAC has no curvature for complex parameters, got {', '.join(wrong)}: keep their"
+            " real and imaginary parts in a real parameter (torch.view_as_complex)"
         )
-        return [PlainBlock(name) for name in left]
 
 
 def _caller_level() -> int:

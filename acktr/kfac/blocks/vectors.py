@@ -169,7 +169,7 @@ def _of_batch(module: _BatchNorm) -> bool:
 def _apart(what: str) -> ValueError:
     return ValueError(
         f"small_parameters needs a module that takes every sample by itself: {what}"
-        ' (or small_parameters="gradient")'
+        ' (or small_parameters="diagonal")'
     )
 
 
@@ -202,8 +202,6 @@ class VectorBlock:
         source: RowSource,
         paths: Sequence[str],
         config: KFACConfig,
-        *,
-        diagonal: bool = False,
     ) -> None:
         self.name = name
         self.names = tuple(names)
@@ -212,7 +210,7 @@ class VectorBlock:
         self._sizes = [shape.numel() for shape in self._shapes]
         self._source = source
         size = sum(self._sizes)
-        self.diagonal = diagonal or size > config.dense_limit
+        self.diagonal = size > config.dense_limit
         place = parameters[0]
         self.dtype = accumulation_type(place)
         shape = (size,) if self.diagonal else (size, size)

@@ -41,6 +41,10 @@ _DIMENSIONS: dict[type[nn.Module], int] = {
 """Least number of dimensions of an output over a batch."""
 Moments = tuple[Tensor, Tensor]
 """Running mean and variance."""
+OutputGradients = dict[str, list[Tensor | None]]
+"""By layer one gradient for each use; None where the scalar does not depend on it."""
+Divisor = float | Literal["samples", "sum"]
+"""Z of a part of a batch: a number, that of the samples, or none for a sum."""
 
 
 def _detached(leaf: Any) -> Any:
@@ -140,7 +144,8 @@ class Capture:
     autograd graph at which the gradient of that output appears. An edge is fixed when the layer
     returns, so that a later in-place activation does not disturb it, a layer used twice has two,
     and any number of backward passes may follow. The pass of :meth:`output_gradients` asks autograd
-    for those edges alone: no weight gradient is computed in it and no ``.grad`` is touched.
+    for those edges, and for parameters without a layer's block: no gradient of another weight is
+    computed in it and no ``.grad`` is touched.
     """
 
     layers: dict[str, LayerRecord] = field(default_factory=dict)
@@ -155,8 +160,8 @@ class Capture:
             output = _separated(output)
         elif not isinstance(output, Tensor):
             raise ValueError(
-                "small_parameters needs a module that returns a tensor or a tuple of tensors,"
-                f' got {type(output).__name__} (or small_parameters="gradient")'
+                'small_parameters="dense" needs a module that returns a tensor or a tuple of'
+                f' tensors, got {type(output).__name__} (or small_parameters="diagonal")'
             )
         inputs = Inputs.of(args, kwargs)
         for place, part in enumerate(output if several else (output,)):
@@ -169,36 +174,46 @@ class Capture:
     def _keep_inputs(self, _module: nn.Module, args: Any, kwargs: Any) -> None:
         self.inputs = Inputs.of(args, kwargs)
 
-    def output_gradients(self, loss: Tensor) -> dict[str, list[Tensor | None]]:
+    def output_gradients(
+        self, loss: Tensor, parameters: Mapping[str, Tensor] | None = None
+    ) -> OutputGradients:
         """Gradients of a scalar with respect to every recorded output, the graph kept.
 
         Args:
             loss: A scalar computed from the recorded forward pass.
+            parameters: Trainable tensors by name whose own gradients the same pass gives.
 
         Returns:
-            Per layer name one gradient per use, None where the loss does not depend on it.
+            Per layer name one gradient per use, and one per parameter name; None where the loss
+            does not depend on it.
         """
-        edges = [call.edge for record in self.layers.values() for call in record.calls]
-        if not edges:
+        wanted = parameters or {}
+        asked: list[GradientEdge | Tensor] = [
+            *(call.edge for record in self.layers.values() for call in record.calls),
+            *wanted.values(),
+        ]
+        if not asked:
             return {}
-        found = iter(torch.autograd.grad(loss, edges, retain_graph=True, allow_unused=True))
-        return {
+        given: Any = asked  # autograd takes both kinds together, though its stubs say otherwise
+        found = iter(torch.autograd.grad(loss, given, retain_graph=True, allow_unused=True))
+        outputs: OutputGradients = {
             name: [None if (g := next(found)) is None else g.reshape(c.shape) for c in record.calls]
             for name, record in self.layers.items()
         }
+        return outputs | {name: [next(found)] for name in wanted}
 
     def observation(
         self,
         paths: Iterable[str],
-        scalars: Sequence[tuple[dict[str, list[Tensor | None]], float]],
-        divisor: float | Literal["samples", "sum"],
+        scalars: Sequence[tuple[OutputGradients, float]],
+        divisor: Divisor,
     ) -> Observation:
         """What a block sees; uses that no scalar depends on are left out.
 
         Args:
             paths: The layers of the block.
             scalars: Output gradients of each scalar, and its weight w_c.
-            divisor: Z of this part of the batch: a number, that of the samples, or none for a sum.
+            divisor: Z of this part of the batch.
         """
         uses, samples = [], 0
         for path in paths:
@@ -217,6 +232,24 @@ class Capture:
             return Observation(uses, weights, samples)
         # Samples that passed the block by are in Z all the same: their gradient is zero.
         return Observation(uses, weights, 0.0 if divisor == "sum" else divisor)
+
+
+def part_size(scalars: Sequence[tuple[OutputGradients, float]], divisor: Divisor) -> float:
+    """What a part of a batch adds to Z; 0 for a sum over the batch.
+
+    Raises:
+        ValueError: It is the number of samples, in which the outputs of the layers do not agree.
+    """
+    if divisor != "samples":
+        return 0.0 if divisor == "sum" else divisor
+    uses = (use for gradients, _ in scalars for use in gradients.values())
+    sizes = {len(gradient) for use in uses for gradient in use if gradient is not None}
+    if len(sizes) != 1:
+        raise ValueError(
+            "parameters outside of layers need the number of samples, which the layers' outputs do"
+            f" not tell (they have the lengths {sorted(sizes)}): give update_curvature samples=N"
+        )
+    return float(sizes.pop())
 
 
 def _separated(output: tuple[Any, ...]) -> tuple[Any, ...]:
