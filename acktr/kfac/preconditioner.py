@@ -29,6 +29,7 @@ from acktr.kfac.statistics.capture import (
     capture,
     part_size,
 )
+from acktr.kfac.statistics.projections import recorded
 from acktr.kfac.trust import StepInfo, rescale
 
 
@@ -78,7 +79,7 @@ class Preconditioner:
         blocks = self.stats.values()
         self._layers = [block for block in blocks if not isinstance(block, DiagonalBlock)]
         self._rest = {block.name: block for block in blocks if isinstance(block, DiagonalBlock)}
-        self._recorded = {p: module if p == ROOT else module.get_submodule(p) for p in paths}
+        self._recorded = {p: module if p == ROOT else recorded(module, p) for p in paths}
         self.damping = self.config.damping
         place = next(module.parameters(), None)
         if place is None:

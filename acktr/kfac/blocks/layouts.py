@@ -10,13 +10,11 @@ from typing import Any, ClassVar, get_args
 import torch
 from torch import Tensor, nn
 
+from acktr.kfac.blocks.projections import ProjectionLayout, Shapes
 from acktr.kfac.config import KFACConfig, Sharing
 from acktr.kfac.statistics import factors, transposed
 from acktr.kfac.statistics.averages import RunningAverage
 from acktr.kfac.statistics.capture import Inputs, Use, check_sizes
-
-Shapes = tuple[tuple[int, ...], tuple[int, ...]]
-"""Shapes of the factors A and G; that of A is a vector where A is diagonal."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +211,7 @@ class EmbeddingLayout:
         return matrix.mT.contiguous(), None
 
 
-Layout = LinearLayout | ConvLayout | ConvTransposeLayout | EmbeddingLayout
+Layout = LinearLayout | ConvLayout | ConvTransposeLayout | EmbeddingLayout | ProjectionLayout
 """A kind of layer; its weight and bias are a matrix ([k,] out, in [+ 1]) with k groups."""
 
 
@@ -222,11 +220,12 @@ class LayerFactors:
 
     Args:
         name: Path of the layer.
-        module: Linear, convolution or embedding.
+        module: Linear, convolution or embedding, or the module that a projection is part of.
         weight: Name of its weight.
         bias: Name of its bias; None without.
         config: Settings.
         paths: Paths of all layers that share the weight, by default this one alone.
+        layout: How uses become factors, if the kind of module does not say it.
 
     Raises:
         TypeError: There is no Kronecker block for this kind of module.
@@ -240,11 +239,14 @@ class LayerFactors:
         bias: str | None,
         config: KFACConfig,
         paths: Sequence[str] | None = None,
+        layout: Layout | None = None,
     ) -> None:
         self.name = name
         self.module = module
         self.layout: Layout
-        if isinstance(module, nn.Linear):
+        if layout is not None:
+            self.layout = layout
+        elif isinstance(module, nn.Linear):
             self.layout = LinearLayout(module, bias is not None, config.linear_sharing)
         elif isinstance(module, nn.Embedding):
             self.layout = EmbeddingLayout(module)
@@ -282,6 +284,8 @@ class LayerFactors:
         if isinstance(self.layout, EmbeddingLayout):
             return self.layout.squares(uses, index, g_vectors)
         assert a_vectors is not None
+        if isinstance(self.layout, ProjectionLayout):
+            return self.layout.squares(uses, index, a_vectors, g_vectors)
         pairs = [self.layout.rows(use, index) for use in uses]
         inputs = torch.cat([pair[0] for pair in pairs], dim=-2) @ a_vectors.unsqueeze(-3)
         gradients = torch.cat([pair[1] for pair in pairs], dim=-2) @ g_vectors.unsqueeze(-3)

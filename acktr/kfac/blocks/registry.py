@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import get_args
 
@@ -15,6 +15,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from acktr.kfac.blocks.diagonal import DiagonalBlock
 from acktr.kfac.blocks.kronecker import KroneckerBlock
 from acktr.kfac.blocks.layouts import LayerFactors
+from acktr.kfac.blocks.projections import ProjectionBiasRows, ProjectionLayout
 from acktr.kfac.blocks.tridiagonal import TridiagonalBlock
 from acktr.kfac.blocks.vectors import (
     BiasRows,
@@ -26,6 +27,7 @@ from acktr.kfac.blocks.vectors import (
     VectorBlock,
 )
 from acktr.kfac.config import KFACConfig
+from acktr.kfac.statistics.projections import biases, is_fused, projections
 
 ROOT = "<module>"
 """Name of the record of the whole module."""
@@ -174,6 +176,7 @@ class Registry:
                 blocks.append(norm)
             for taken in (layer, norm):
                 self.taken.update(() if taken is None else taken.names)
+            blocks.extend(self._projections(path, module))
         if self.config.structure == "tridiagonal":
             blocks.append(TridiagonalBlock(chain, self.config))
         for path, layer in self.module.named_modules():
@@ -207,6 +210,40 @@ class Registry:
                 bias = None
         paths = [user.path for user in users]
         return LayerFactors(path, layer, weight, bias, self.config, paths)
+
+    def _projections(self, path: str, module: nn.Module) -> Iterator[Block]:
+        """Blocks of the weights inside of an attention or recurrent module; none for a chain.
+
+        Weights and biases that are shared with another module are left out.
+        """
+        if not is_fused(module) or self.config.structure == "tridiagonal":
+            return
+        prefix = f"{path}." if path else ""
+        for part in projections(module):
+            weight, bias = self._unshared(module, part.key), self._unshared(module, part.bias)
+            name = prefix + part.key
+            if weight is not None:
+                rows, width = self.named[weight].shape
+                layout = ProjectionLayout(
+                    (rows, width), part.groups, bias is not None, self.config.linear_sharing
+                )
+                layer = LayerFactors(name, module, weight, bias, self.config, layout=layout)
+                self.taken.update(layer.names)
+                yield KroneckerBlock(layer, self.config)
+        for key, parts in biases(module).items():
+            bias = self._unshared(module, key)
+            if bias is not None:
+                self.taken.add(bias)
+                source = ProjectionBiasRows(max(len(parts), parts[0].groups))
+                yield self._vector(bias, [bias], source, [prefix + part.key for part in parts])
+
+    def _unshared(self, module: nn.Module, key: str | None) -> str | None:
+        """Name of a parameter, also one of a submodule, that is free and has one owner alone."""
+        if key is None:
+            return None
+        path, _, leaf = key.rpartition(".")
+        name = self._free(module.get_submodule(path), leaf)
+        return name if name and len(self.owners[id(self.named[name])]) == 1 else None
 
     def _vector(
         self, name: str, names: list[str], source: RowSource, paths: list[str]

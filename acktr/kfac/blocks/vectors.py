@@ -12,6 +12,7 @@ from torch.func import functional_call, vjp, vmap
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from acktr.kfac.blocks.projections import ProjectionBiasRows
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.linalg import Inverse, Parts, Spectrum
 from acktr.kfac.statistics.averages import History, RunningAverage
@@ -173,7 +174,7 @@ def _apart(what: str) -> ValueError:
     )
 
 
-RowSource = NormRows | SlopeRows | BiasRows | ExampleRows
+RowSource = NormRows | SlopeRows | BiasRows | ProjectionBiasRows | ExampleRows
 """What gives the per-sample gradients (N, P) of a block's parameters, for each scalar."""
 
 

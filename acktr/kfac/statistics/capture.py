@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -15,6 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from acktr.kfac.losses.likelihoods import OutputLoss
+from acktr.kfac.statistics.elementary import Elementary
+from acktr.kfac.statistics.projections import Projection, reporting
 
 _STATEFUL_NORMS = (
     nn.BatchNorm1d,
@@ -171,6 +173,26 @@ class Capture:
                 record.calls.append(Call(inputs, part.shape, edge, where, _moments(module)))
         return output
 
+    def _report(
+        self,
+        records: Mapping[str, LayerRecord],
+        key: str,
+        given: Tensor,
+        outputs: Sequence[Tensor],
+        *,
+        first: int = 0,
+        valid: Tensor | None = None,
+    ) -> None:
+        """Keep uses of a projection; see :class:`acktr.kfac.statistics.elementary.Report`."""
+        record = records.get(key)
+        if record is None:
+            return
+        inputs = Inputs((given.detach(),), {} if valid is None else {"valid": valid})
+        for part, output in enumerate(outputs, first):
+            if output.requires_grad:
+                edge = get_gradient_edge(_underneath(output))
+                record.calls.append(Call(inputs, output.shape, edge, part, None))
+
     def _keep_inputs(self, _module: nn.Module, args: Any, kwargs: Any) -> None:
         self.inputs = Inputs.of(args, kwargs)
 
@@ -298,25 +320,33 @@ def _underneath(output: Tensor) -> Tensor:
 
 
 @contextmanager
-def capture(modules: Mapping[str, nn.Module], root: nn.Module | None = None) -> Iterator[Capture]:
+def capture(
+    modules: Mapping[str, nn.Module | Projection], root: nn.Module | None = None
+) -> Iterator[Capture]:
     """Record the named modules during the forward passes inside the context only.
 
     Args:
-        modules: Layers by name.
+        modules: Layers, and projections inside of modules, by name.
         root: The module whose inputs are kept as :attr:`Capture.inputs`.
     """
-    record = Capture({name: LayerRecord(module) for name, module in modules.items()})
-    handles = [
-        layer.module.register_forward_hook(partial(record._record, layer), with_kwargs=True)
-        for layer in record.layers.values()
-    ]
-    if root is not None:
-        handles.append(root.register_forward_pre_hook(record._keep_inputs, with_kwargs=True))
-    try:
+    record = Capture()
+    fused: dict[nn.Module, dict[str, LayerRecord]] = {}
+    with ExitStack() as stack:
+        for name, part in modules.items():
+            if isinstance(part, Projection):
+                layer = LayerRecord(part.module)
+                fused.setdefault(part.module, {})[part.key] = layer
+            else:
+                layer = LayerRecord(part)
+                keep = partial(record._record, layer)
+                stack.callback(part.register_forward_hook(keep, with_kwargs=True).remove)
+            record.layers[name] = layer
+        for module, layers in fused.items():
+            stack.enter_context(reporting(module, partial(record._report, layers)))
+        if root is not None:
+            keep_inputs = root.register_forward_pre_hook(record._keep_inputs, with_kwargs=True)
+            stack.callback(keep_inputs.remove)
         yield record
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def sample_rows(count: int, fraction: float, turn: int) -> slice | None:
@@ -386,14 +416,14 @@ def check_sizes(uses: Sequence[Use], name: str) -> None:
 
 @contextmanager
 def elementary_attention() -> Iterator[None]:
-    """Compute attention from elementary operations, which have derivatives in every mode.
+    """Compute attention and recurrence from operations that have derivatives in every mode.
 
     The fused kernels have no forward-mode derivative.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), Elementary():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

@@ -1,0 +1,143 @@
+"""Factors of the linear maps inside of attention and recurrent modules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from acktr.kfac.config import Sharing
+from acktr.kfac.statistics import factors
+from acktr.kfac.statistics.capture import Use
+
+Shapes = tuple[tuple[int, ...], tuple[int, ...]]
+"""Shapes of the factors A and G; that of A is a vector where A is diagonal."""
+
+
+@dataclass(frozen=True)
+class ProjectionLayout:
+    """k linear maps of one input width whose weights are stacked in one; a pair of factors each.
+
+    The part of a use says which of the maps it is of. Positions that are padding count nowhere.
+    """
+
+    shape: tuple[int, int]
+    """Shape of the weight, (k out, in)."""
+    groups: int
+    """Number of maps k."""
+    bias: bool
+    sharing: Sharing
+
+    @property
+    def shapes(self) -> Shapes:
+        """([k,] in [+ 1]) and ([k,] out) square."""
+        lead = () if self.groups == 1 else (self.groups,)
+        width, out = self.shape[1] + self.bias, self.shape[0] // self.groups
+        return (*lead, width, width), (*lead, out, out)
+
+    def _by_map(self, uses: Sequence[Use]) -> list[list[Use]]:
+        """The uses of each map."""
+        if self.groups == 1:
+            return [list(uses)]
+        return [[use for use in uses if use.part == part] for part in range(self.groups)]
+
+    def _stacked(self, parts: Sequence[Tensor | None]) -> Tensor:
+        """One tensor for all maps; zeros for a map that was not used."""
+        blank = torch.zeros_like(next(part for part in parts if part is not None))
+        filled = [blank if part is None else part for part in parts]
+        return filled[0] if self.groups == 1 else torch.stack(filled)
+
+    def input_factor(self, uses: Sequence[Use]) -> tuple[Tensor, int]:
+        """Factor A as (sum, divisor), the maps' sums scaled to one divisor."""
+        made: dict[tuple[int, ...], tuple[Tensor, int]] = {}  # maps of one input have one factor
+        keys = [tuple(id(use.call) for use in mine) for mine in self._by_map(uses)]
+        for key, mine in zip(keys, self._by_map(uses), strict=True):
+            if mine and key not in made:
+                made[key] = factors.linear_input_factor(
+                    [_inputs(mine, self.sharing)], self.bias, self.sharing
+                )
+        divisor = max(count for _, count in made.values())
+        scaled = {key: total * (divisor / count) for key, (total, count) in made.items()}
+        return self._stacked([scaled.get(key) for key in keys]), divisor
+
+    def output_factor(self, uses: Sequence[Use], index: int) -> Tensor:
+        """Sum over samples for factor G."""
+        parts: list[Tensor | None] = []
+        for mine in self._by_map(uses):
+            rows = [factors.positions(use.gradients[index]) for use in mine]
+            if self.sharing == "expand":
+                rows = [part.flatten(0, 1)[:, None] for part in rows]
+            joined = torch.cat(rows, 1 if self.sharing == "reduce" else 0) if rows else None
+            parts.append(
+                None if joined is None else factors.output_factor([joined], -1, self.sharing)
+            )
+        return self._stacked(parts)
+
+    def squares(
+        self, uses: Sequence[Use], index: int, a_vectors: Tensor, g_vectors: Tensor
+    ) -> Tensor:
+        """Sum over samples of (Q_G^T (sum_t g a^T) Q_A)^2, ([k,] out, in [+ 1])."""
+        parts: list[Tensor | None] = []
+        for place, mine in enumerate(self._by_map(uses)):
+            if not mine:
+                parts.append(None)
+                continue
+            a, g = (v if self.groups == 1 else v[place] for v in (a_vectors, g_vectors))
+            inputs = torch.cat([factors.positions(use.input) for use in mine], 1).to(a.dtype)
+            inputs = factors.append_one(inputs) if self.bias else inputs
+            rows = torch.cat([factors.positions(use.gradients[index]) for use in mine], 1)
+            parts.append(factors.squared_gradients(inputs @ a, rows.to(g.dtype) @ g))
+        return self._stacked(parts)
+
+    def matrix(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """([k,] out, in [+ 1])."""
+        flat = weight if bias is None else torch.cat([weight, bias[:, None]], dim=1)
+        return flat if self.groups == 1 else flat.reshape(self.groups, -1, flat.shape[1])
+
+    def split(self, matrix: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Weight (k out, in) and bias (k out)."""
+        flat = matrix if self.groups == 1 else matrix.flatten(0, 1)
+        return (flat[:, :-1], flat[:, -1].contiguous()) if self.bias else (flat, None)
+
+
+def _inputs(uses: Sequence[Use], sharing: Sharing) -> Tensor:
+    """The inputs of uses as rows (M, 1, in) without padding, or (N, T, in) to be averaged over T.
+
+    Where some are padding, the average over the others is taken here, (N, 1, in).
+    """
+    rows = [factors.positions(use.input) for use in uses]
+    given = [use.call.kwargs.get("valid") for use in uses]
+    if all(mask is None for mask in given):
+        return (
+            torch.cat(rows, 1)
+            if sharing == "reduce"
+            else torch.cat([r.flatten(0, 1) for r in rows])[:, None]
+        )
+    masks = [
+        torch.ones_like(r[..., 0], dtype=torch.bool) if mask is None else mask.reshape(r.shape[:2])
+        for r, mask in zip(rows, given, strict=True)
+    ]
+    if sharing == "expand":
+        return torch.cat([r[mask] for r, mask in zip(rows, masks, strict=True)])[:, None]
+    wide, mask = torch.cat(rows, 1), torch.cat(masks, 1)[..., None]
+    wide = wide.to(factors.accumulation_type(wide))
+    return (wide * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class ProjectionBiasRows:
+    """Per-sample gradients of the biases of k maps, sum_t g, each in its part of the vector."""
+
+    groups: int
+
+    def rows(self, use: Use, index: int) -> Tensor:
+        """Gradients (N, k out)."""
+        rows = factors.positions(use.gradients[index])
+        total = rows.sum(1, dtype=factors.accumulation_type(rows))
+        if self.groups == 1:
+            return total
+        spread = total.new_zeros(len(total), self.groups, total.shape[1])
+        spread[:, use.part or 0] = total
+        return spread.flatten(1)
