@@ -2,6 +2,7 @@
 
 from acktr.kfac.blocks.kronecker import KroneckerBlock
 from acktr.kfac.blocks.registry import UnsupportedParameterWarning
+from acktr.kfac.blocks.rules import LayerRule
 from acktr.kfac.config import KFACConfig, Structure
 from acktr.kfac.dense import (
     KFACError,
@@ -63,6 +64,7 @@ __all__ = [
     "KFACError",
     "KroneckerBlock",
     "LMConfig",
+    "LayerRule",
     "LearntGaussianLoss",
     "Linearized",
     "Metric",

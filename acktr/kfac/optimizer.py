@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from acktr.kfac.blocks.registry import Block
+from acktr.kfac.blocks.rules import Rules
 from acktr.kfac.checks import check_choice, require_like
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.losses.likelihoods import OutputLoss
@@ -51,6 +52,7 @@ class KFAC(torch.optim.Optimizer):
         module: The network; its parameters are optimised.
         config: Settings.
         known_fisher: Diagonal Fisher by parameter name, for parameters outside of layers.
+        layers: How layers of one's own become rows, by their type.
         param_groups: As for every torch optimizer: dicts with "params" and any of "lr", "momentum",
             "weight_decay"; what they do not name stays as it is. Parameters of one layer belong to
             one group.
@@ -60,7 +62,8 @@ class KFAC(torch.optim.Optimizer):
         seed: Seed of the generator that sampled targets are drawn with.
 
     Raises:
-        ValueError: ``known_fisher`` names a parameter that does not exist, or a group does not fit.
+        ValueError: ``known_fisher`` names a parameter that does not exist, or a group or a rule for
+            layers does not fit.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class KFAC(torch.optim.Optimizer):
         config: KFACConfig | None = None,
         *,
         known_fisher: Mapping[str, float] | None = None,
+        layers: Rules | None = None,
         param_groups: Sequence[dict[str, Any]] | None = None,
         step_rule: StepRule = "trust_region",
         adaptive: LMConfig | None = None,
@@ -77,7 +81,9 @@ class KFAC(torch.optim.Optimizer):
         check_choice("step_rule", step_rule, get_args(StepRule))
         self.config = config or KFACConfig()
         self.step_rule = step_rule
-        self.curvature = Preconditioner(module, self.config, known_fisher=known_fisher, seed=seed)
+        self.curvature = Preconditioner(
+            module, self.config, known_fisher=known_fisher, layers=layers, seed=seed
+        )
         self._named = self.curvature.named
         groups = make_groups(self._named, self.curvature.blocks, self.config, param_groups)
         defaults = ("lr", "momentum", "weight_decay")

@@ -16,6 +16,7 @@ from acktr.kfac.blocks.diagonal import DiagonalBlock
 from acktr.kfac.blocks.kronecker import KroneckerBlock
 from acktr.kfac.blocks.refresh import Refresher
 from acktr.kfac.blocks.registry import ROOT, Block, Registry, StatBlock
+from acktr.kfac.blocks.rules import Rules
 from acktr.kfac.checks import check_integer, check_number, modernised, require_like
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.fisher.products import fisher_gram
@@ -54,11 +55,12 @@ class Preconditioner:
         module: The network.
         config: Settings; those of momentum and cold steps are for :class:`acktr.kfac.KFAC` only.
         known_fisher: Diagonal Fisher by parameter name, for parameters outside of layers.
+        layers: How layers of one's own become rows, by their type.
         seed: Seed of the generator that sampled targets are drawn with.
 
     Raises:
-        ValueError: ``known_fisher`` names a parameter that does not exist, or the structure does
-            not fit the module.
+        ValueError: ``known_fisher`` names a parameter that does not exist, or the structure or a
+            rule for layers does not fit the module.
     """
 
     def __init__(
@@ -67,12 +69,13 @@ class Preconditioner:
         config: KFACConfig | None = None,
         *,
         known_fisher: Mapping[str, float] | None = None,
+        layers: Rules | None = None,
         seed: int = 0,
     ) -> None:
         self.module = module
         self.config = config or KFACConfig()
         self.named = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        self.blocks = Registry(module, self.named, known_fisher or {}, self.config).build()
+        self.blocks = Registry(module, self.named, known_fisher or {}, self.config, layers).build()
         learning = (block for block in self.blocks if isinstance(block, StatBlock))
         self.stats: dict[str, StatBlock] = {block.name: block for block in learning}
         paths = [path for block in self.stats.values() for path in block.paths]

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from acktr.kfac.blocks.projections import ProjectionLayout, Shapes
+from acktr.kfac.blocks.rules import RuleLayout
+from acktr.kfac.blocks.tied import TiedLayout
 from acktr.kfac.config import KFACConfig, Sharing
 from acktr.kfac.statistics import factors, transposed
 from acktr.kfac.statistics.averages import RunningAverage
@@ -211,7 +213,15 @@ class EmbeddingLayout:
         return matrix.mT.contiguous(), None
 
 
-Layout = LinearLayout | ConvLayout | ConvTransposeLayout | EmbeddingLayout | ProjectionLayout
+Layout = (
+    LinearLayout
+    | ConvLayout
+    | ConvTransposeLayout
+    | EmbeddingLayout
+    | ProjectionLayout
+    | RuleLayout
+    | TiedLayout
+)
 """A kind of layer; its weight and bias are a matrix ([k,] out, in [+ 1]) with k groups."""
 
 
@@ -273,6 +283,11 @@ class LayerFactors:
         """Join a part of a batch to the statistics."""
         if self.layout.sharing == "reduce":
             check_sizes(uses, self.name)
+        if isinstance(self.layout, TiedLayout):
+            words, tokens, width = self.layout.moments(uses, weights)
+            self.a.add(words, tokens)
+            self.g.add(width, count)
+            return
         self.a.add(*self.layout.input_factor(uses))
         sums = ((self.layout.output_factor(uses, i), w) for i, w in enumerate(weights))
         self.g.add(reduce(torch.add, (g if w == 1 else g * w for g, w in sums)), count)
@@ -283,11 +298,12 @@ class LayerFactors:
         """Sum over samples of (Q_G^T (sum_t g a^T) Q_A)^2, with Q_A = I where A is diagonal."""
         if isinstance(self.layout, EmbeddingLayout):
             return self.layout.squares(uses, index, g_vectors)
-        assert a_vectors is not None
         if isinstance(self.layout, ProjectionLayout):
+            assert a_vectors is not None
             return self.layout.squares(uses, index, a_vectors, g_vectors)
         pairs = [self.layout.rows(use, index) for use in uses]
-        inputs = torch.cat([pair[0] for pair in pairs], dim=-2) @ a_vectors.unsqueeze(-3)
+        inputs = torch.cat([pair[0] for pair in pairs], dim=-2)
+        inputs = inputs if a_vectors is None else inputs @ a_vectors.unsqueeze(-3)
         gradients = torch.cat([pair[1] for pair in pairs], dim=-2) @ g_vectors.unsqueeze(-3)
         return factors.squared_gradients(inputs, gradients)
 

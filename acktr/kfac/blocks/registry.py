@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import get_args
 
@@ -16,6 +16,8 @@ from acktr.kfac.blocks.diagonal import DiagonalBlock
 from acktr.kfac.blocks.kronecker import KroneckerBlock
 from acktr.kfac.blocks.layouts import LayerFactors
 from acktr.kfac.blocks.projections import ProjectionBiasRows, ProjectionLayout
+from acktr.kfac.blocks.rules import LayerRule, RuleLayout, Rules, check_rules
+from acktr.kfac.blocks.tied import TiedLayout
 from acktr.kfac.blocks.tridiagonal import TridiagonalBlock
 from acktr.kfac.blocks.vectors import (
     BiasRows,
@@ -109,20 +111,6 @@ def _base(layer: nn.Module, kinds: tuple[type[nn.Module], ...]) -> type[nn.Modul
     return next((kind for kind in kinds if keeps_forward(layer, kind)), None)
 
 
-def _kind(layer: nn.Module) -> tuple[object, ...] | None:
-    """What layers must agree in to share a block; None for a layer without one."""
-    base = _base(layer, _LAYERS)
-    if base is None:
-        return None
-    if isinstance(layer, nn.Embedding):
-        odd = layer.sparse or layer.scale_grad_by_freq or layer.max_norm is not None
-        return None if odd else (base, layer.padding_idx)
-    if isinstance(layer, (*_CONVS, *_TRANSPOSED)):
-        mode = (layer.stride, layer.padding, layer.dilation, layer.groups, layer.padding_mode)
-        return base, *mode
-    return (base,)
-
-
 class Registry:
     """Builds the blocks of a module; every trainable parameter ends in exactly one.
 
@@ -131,6 +119,10 @@ class Registry:
         named: Its trainable parameters.
         known: Diagonal Fisher by name, for parameters outside of layers.
         config: Settings.
+        rules: How layers of one's own become rows, by their type.
+
+    Raises:
+        ValueError: A rule does not fit.
     """
 
     def __init__(
@@ -139,7 +131,10 @@ class Registry:
         named: Mapping[str, nn.Parameter],
         known: Mapping[str, float],
         config: KFACConfig,
+        rules: Rules | None = None,
     ) -> None:
+        self.rules = rules or {}
+        check_rules(self.rules, module)
         self.module = module
         self.named = named
         self.known = known
@@ -193,23 +188,62 @@ class Registry:
         name = None if parameter is None else self.names.get(id(parameter))
         return None if name is None or name in self.taken else name
 
+    def _kind(self, layer: nn.Module) -> tuple[object, ...] | None:
+        """What layers must agree in to share a block; None for a layer without one."""
+        rule = self._rule(layer)
+        if rule is not None:
+            return (rule,)
+        base = _base(layer, _LAYERS)
+        if isinstance(layer, nn.Embedding) and base is not None:
+            odd = layer.sparse or layer.scale_grad_by_freq or layer.max_norm is not None
+            return None if odd else (base, layer.padding_idx)
+        if isinstance(layer, (*_CONVS, *_TRANSPOSED)) and base is not None:
+            mode = (layer.stride, layer.padding, layer.dilation, layer.groups, layer.padding_mode)
+            return base, *mode
+        return None if base is None else (base,)
+
+    def _rule(self, layer: nn.Module) -> LayerRule | None:
+        """The rule for a layer, which goes before what its kind is known for."""
+        return next((r for kind, r in self.rules.items() if keeps_forward(layer, kind)), None)
+
     def _layer(self, path: str, layer: nn.Module) -> LayerFactors | None:
         """The factors of a layer that can have them."""
-        kind = _kind(layer)
-        weight = self._free(layer, "weight") if kind is not None else None
+        kind, rule = self._kind(layer), self._rule(layer)
+        own, other = ("weight", "bias") if rule is None else (rule.weight, rule.bias)
+        weight = self._free(layer, own) if kind is not None else None
         if weight is None:
             return None
-        users = self.owners[id(layer._parameters["weight"])]
-        if any(_kind(user.layer) != kind or user.key != "weight" for user in users):
+        users = self.owners[id(layer._parameters[own])]
+        if any(user.key != own for user in users):
             return None
-        bias = self._free(layer, "bias")
-        if bias is not None:
-            sharers = self.owners[id(layer._parameters["bias"])]
-            same = [user.path for user in users] == [user.path for user in sharers]
-            if not same or any(user.key != "bias" for user in sharers):
-                bias = None
+        kinds = {self._kind(user.layer) for user in users}
         paths = [user.path for user in users]
-        return LayerFactors(path, layer, weight, bias, self.config, paths)
+        if len(kinds) > 1:
+            return self._tied(path, layer, weight, kinds, paths)
+        bias = None if other is None else self._free(layer, other)
+        if bias is not None:
+            sharers = self.owners[id(self.named[bias])]
+            same = paths == [user.path for user in sharers]
+            if not same or any(user.key != other for user in sharers):
+                bias = None
+        sharing = self.config.linear_sharing
+        layout = None if rule is None else RuleLayout(layer, rule, bias is not None, sharing)
+        return LayerFactors(path, layer, weight, bias, self.config, paths, layout)
+
+    def _tied(
+        self,
+        path: str,
+        layer: nn.Module,
+        weight: str,
+        kinds: Set[tuple[object, ...] | None],
+        paths: list[str],
+    ) -> LayerFactors | None:
+        """The factors of a table that embeddings and linear layers share, and no others do."""
+        tables = {kind for kind in kinds if kind is not None and kind[0] is nn.Embedding}
+        if len(tables) != 1 or kinds != {*tables, (nn.Linear,)}:
+            return None
+        layout = TiedLayout(layer, len(self.named[weight]) <= self.config.dense_limit)
+        return LayerFactors(path, layer, weight, None, self.config, paths, layout)
 
     def _projections(self, path: str, module: nn.Module) -> Iterator[Block]:
         """Blocks of the weights inside of an attention or recurrent module; none for a chain.

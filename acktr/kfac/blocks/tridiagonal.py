@@ -32,7 +32,7 @@ from functools import reduce
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from acktr.kfac.blocks.layouts import LayerFactors, LinearLayout
 from acktr.kfac.config import KFACConfig
@@ -245,7 +245,7 @@ class TridiagonalBlock:
     """A refresh decomposes all matrices together, see :meth:`decompose`."""
 
     def __init__(self, layers: Sequence[LayerFactors], config: KFACConfig) -> None:
-        odd = [x.name for x in layers if not isinstance(x.module, nn.Linear) or len(x.paths) > 1]
+        odd = [x.name for x in layers if not isinstance(x.layout, LinearLayout) or len(x.paths) > 1]
         if odd or not layers:
             raise ValueError(
                 "structure=tridiagonal needs a chain of linear layers without shared weights, not"

@@ -1,0 +1,179 @@
+"""Layers of one's own: how their inputs and output gradients are rows of a linear map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from acktr.kfac.config import Sharing
+from acktr.kfac.statistics import factors
+from acktr.kfac.statistics.capture import Use
+
+View = Callable[[Any, Tensor], Tensor]
+"""A layer and one of its tensors, seen in another shape."""
+
+
+def _as_it_is(_layer: nn.Module, tensor: Tensor) -> Tensor:
+    return tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRule:
+    """A layer of one's own as a linear map g = W a + b of rows, for the ``layers`` of K-FAC.
+
+    The defaults are those of nn.Linear: features are the last dimension, samples the first, and the
+    weight is (out, in). A layer whose weight is (in, out) has::
+
+        KFAC(model, layers={Conv1D: LayerRule(matrix=lambda layer, weight: weight.mT,
+                                              tensor=lambda layer, matrix: matrix.mT)})
+
+    The first batch is tried out: rows that do not give the gradient of the weight are an error.
+    """
+
+    inputs: View = _as_it_is
+    """Rows a, (N, ..., in), of the layer's first input tensor."""
+    outputs: View = _as_it_is
+    """Rows g, (N, ..., out), of the gradient of its output, in the order of the rows a."""
+    matrix: View = _as_it_is
+    """The weight as a matrix (out, in)."""
+    tensor: View = _as_it_is
+    """The inverse of ``matrix``."""
+    weight: str = "weight"
+    """Attribute of the layer that is its weight."""
+    bias: str | None = "bias"
+    """Attribute that is its bias (out), if there is one."""
+
+
+Rules = Mapping[type[nn.Module], LayerRule]
+"""Rules by the type of the layer."""
+
+
+def check_rules(rules: Rules, module: nn.Module) -> None:
+    """Raise ValueError for a rule that is none, or that no layer of the module is for."""
+    for kind, rule in rules.items():
+        if not isinstance(kind, type) or not isinstance(rule, LayerRule):
+            raise ValueError(f"layers must map types of layers to LayerRule, got {kind}: {rule}")
+        layers = [layer for layer in module.modules() if isinstance(layer, kind)]
+        if not layers:
+            raise ValueError(f"layers names {kind.__name__}, which the module has not")
+        if any(layer._parameters.get(rule.weight) is None for layer in layers):
+            raise ValueError(f"layers: {kind.__name__} has no parameter {rule.weight!r}")
+
+
+class RuleLayout:
+    """A layer that a :class:`LayerRule` describes.
+
+    Args:
+        module: The layer.
+        rule: Its rule.
+        bias: Whether the bias is in the block.
+        sharing: How positions share the weight.
+
+    Raises:
+        ValueError: The rule does not give a matrix, or not the weight back.
+    """
+
+    def __init__(self, module: nn.Module, rule: LayerRule, bias: bool, sharing: Sharing) -> None:
+        self.module = module
+        self.rule = rule
+        self.bias = bias
+        self.sharing = sharing
+        weight = module._parameters[rule.weight]
+        assert weight is not None
+        self._tried = False
+        with torch.no_grad():
+            matrix = rule.matrix(module, weight)
+            right = matrix.dim() == 2 and torch.equal(rule.tensor(module, matrix), weight)
+        if not right:
+            raise self._wrong("its matrix must be (out, in), and its tensor the inverse of that")
+        self._out, self._in = matrix.shape
+        shift = module._parameters.get(rule.bias or "")
+        if bias and shift is not None and shift.shape != (self._out,):
+            raise self._wrong(f"the matrix is {tuple(matrix.shape)}, the bias {tuple(shift.shape)}")
+
+    def _wrong(self, what: str) -> ValueError:
+        return ValueError(f"the LayerRule of {type(self.module).__name__} does not fit: {what}")
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """(in [+ 1]) and (out) square."""
+        width = self._in + self.bias
+        return (width, width), (self._out, self._out)
+
+    def input_factor(self, uses: Sequence[Use]) -> tuple[Tensor, int]:
+        """Factor A as (sum, divisor)."""
+        if not self._tried:
+            self._try(uses[0])
+        rows = [self.rule.inputs(use.module, use.input) for use in uses]
+        return factors.linear_input_factor(rows, self.bias, self.sharing)
+
+    def output_factor(self, uses: Sequence[Use], index: int) -> Tensor:
+        """Sum over samples for factor G."""
+        rows = [self.rule.outputs(use.module, use.gradients[index]) for use in uses]
+        return factors.output_factor(rows, -1, self.sharing)
+
+    def rows(self, use: Use, index: int) -> tuple[Tensor, Tensor]:
+        """Rows a (N, T, in [+ 1]) and g (N, T, out)."""
+        inputs = factors.positions(self.rule.inputs(use.module, use.input))
+        inputs = inputs.to(factors.accumulation_type(inputs))
+        gradients = factors.positions(self.rule.outputs(use.module, use.gradients[index]))
+        return factors.append_one(inputs) if self.bias else inputs, gradients.to(inputs.dtype)
+
+    def matrix(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """(out, in [+ 1])."""
+        matrix = self.rule.matrix(self.module, weight)
+        return matrix if bias is None else torch.cat([matrix, bias[:, None]], dim=1)
+
+    def split(self, matrix: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The weight in its own shape, and the bias (out)."""
+        if not self.bias:
+            return self.rule.tensor(self.module, matrix).contiguous(), None
+        weight = self.rule.tensor(self.module, matrix[:, :-1])
+        return weight.contiguous(), matrix[:, -1].contiguous()
+
+    def _try(self, use: Use) -> None:
+        """Compare sum g a^T with the gradient that the layer itself gives, once.
+
+        Raises:
+            ValueError: They differ.
+        """
+        a, g = self.rows(use, 0)
+        width = self._in + self.bias
+        if a.shape[:2] != g.shape[:2] or (g.shape[2], a.shape[2]) != (self._out, width):
+            raise self._wrong(
+                f"rows a {tuple(a.shape)} and g {tuple(g.shape)} of a matrix {(self._out, width)}"
+            )
+        found = g.flatten(0, 1).mT @ a.flatten(0, 1)
+        wanted = self._gradient(use).to(found.dtype)
+        error, size = float((found - wanted).norm()), float(wanted.norm())
+        narrow = min(torch.finfo(x.dtype).bits for x in (use.gradients[0], a))
+        if not error <= (1e-6 if narrow == 64 else 0.01 if narrow == 32 else 0.2) * size:
+            raise self._wrong(
+                "sum g a^T of its rows is not the gradient of the weight"
+                f" (relative difference {error / max(size, 1e-300):.2g})"
+            )
+        self._tried = size > 0
+
+    def _gradient(self, use: Use) -> Tensor:
+        """Gradient of the layer's parameters in a forward pass made again, (out, in [+ 1])."""
+        names = [self.rule.weight, *([self.rule.bias] if self.bias and self.rule.bias else [])]
+        parameters = [use.module.get_parameter(name) for name in names]
+        place = parameters[0]
+
+        def like(leaf: Any) -> Any:  # autocast may have made it narrower
+            wide = isinstance(leaf, Tensor) and leaf.is_floating_point()
+            return leaf.to(place.dtype) if wide else leaf
+
+        args, kwargs = tree_map(like, (use.call.args, dict(use.call.kwargs)))
+        devices = [] if place.device.type == "cpu" else [place.device]
+        with torch.random.fork_rng(devices), torch.enable_grad():
+            output = use.module(*args, **kwargs)
+            output = output if use.part is None else output[use.part]
+            cotangent = use.gradients[0].to(output.dtype)
+            parts = torch.autograd.grad(output, parameters, cotangent, materialize_grads=True)
+        return self.matrix(parts[0], parts[1] if self.bias else None)

@@ -1,0 +1,130 @@
+"""A table that is the weight of embeddings and of the linear head: one block over unlike uses.
+
+In the orientation of the table (V, D) the embedding's part of the Fisher is F_1 = A_1 (x) G_1 with
+A_1 the diagonal of token frequencies (V) and G_1 (D) the gradients with respect to its output; the
+head's is F_2 = G_2 (x) A_2 with G_2 (V) the gradients with respect to the logits and A_2 (D) the
+hidden units. The sum L_1 (x) R_1 + L_2 (x) R_2 is no Kronecker product; the block is the one with
+the same partial traces,
+
+    L = sum_u tr(R_u) L_u,   R = sum_u tr(L_u) R_u,   F = L (x) R / tau,   tau = tr L = tr R,
+
+the nearest Kronecker product in relative entropy (of positive matrices with trace tau it is the
+product of the marginals). With shares p_u = tr(F_u) / tau and L_u, R_u of trace 1 its error is
+
+    F - F_1 - F_2 = -tau p_1 p_2 (L_1 - L_2) (x) (R_1 - R_2),
+
+nothing where one use has all of the trace. As with every weight of several uses the products of an
+embedding's gradient and a head's are left out. Above ``dense_limit`` words L is a diagonal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from acktr.kfac.config import Sharing
+from acktr.kfac.statistics import factors
+from acktr.kfac.statistics.capture import Use
+
+
+class TiedLayout:
+    """The table of embeddings and linear heads.
+
+    Args:
+        module: One of these layers.
+        dense: Whether the side of the words is a full matrix.
+    """
+
+    sharing: ClassVar[Sharing] = "expand"
+    """Tokens have no mean."""
+
+    def __init__(self, module: nn.Module, dense: bool) -> None:
+        self.words, self.width = module.get_parameter("weight").shape
+        self.dense = dense
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """(V) square or its diagonal, and (D) square."""
+        words = (self.words, self.words) if self.dense else (self.words,)
+        return words, (self.width, self.width)
+
+    def moments(self, uses: Sequence[Use], weights: Sequence[float]) -> tuple[Tensor, int, Tensor]:
+        """L with trace 1 as (sum, divisor), and the sum over samples of R."""
+        tables = [use for use in uses if isinstance(use.module, nn.Embedding)]
+        heads = [use for use in uses if not isinstance(use.module, nn.Embedding)]
+        pairs = []
+        if tables:
+            pairs.append(self._table(tables, weights))
+        if heads:
+            pairs.append(self._head(heads, weights))
+        traces = [(_trace(left), _trace(right)) for left, right in pairs]
+        left = _sum([x * right for (x, _), (_, right) in zip(pairs, traces, strict=True)])
+        right = _sum([x * left for (_, x), (left, _) in zip(pairs, traces, strict=True)])
+        tokens = sum(use.gradients[0][..., 0].numel() for use in uses)
+        tau = _trace(right).clamp(min=torch.finfo(right.dtype).tiny)  # no gradient gives zeros
+        return left / tau * tokens, tokens, right
+
+    def _table(self, uses: Sequence[Use], weights: Sequence[float]) -> tuple[Tensor, Tensor]:
+        """Frequencies L_1 and gradients R_1."""
+        module = uses[0].module
+        assert isinstance(module, nn.Embedding)
+        total, count = factors.embedding_input_factor([use.input for use in uses], module)
+        left = total / count
+        right = _sum([w * self._gram(_gradients(uses, i)) for i, w in enumerate(weights)])
+        return left.diag() if self.dense else left, right
+
+    def _head(self, uses: Sequence[Use], weights: Sequence[float]) -> tuple[Tensor, Tensor]:
+        """Gradients L_2 and hidden units R_2."""
+        total, count = factors.linear_input_factor([use.input for use in uses], False, "expand")
+        side = self._gram if self.dense else _squares
+        left = _sum([w * side(_gradients(uses, i)) for i, w in enumerate(weights)])
+        return left, total / count
+
+    def _gram(self, gradients: Sequence[Tensor]) -> Tensor:
+        return factors.output_factor(gradients, -1, "expand")
+
+    def rows(self, use: Use, index: int) -> tuple[Tensor, Tensor]:
+        """Rows of the words (N, T, V) and of the width (N, T, D), whose products are gradients."""
+        gradients = factors.output_rows(use.gradients[index], -1)
+        gradients = gradients.to(factors.accumulation_type(gradients))
+        if not isinstance(use.module, nn.Embedding):
+            return gradients, factors.positions(use.input).to(gradients.dtype)
+        tokens = use.input.reshape(gradients.shape[:2])
+        hot = gradients.new_zeros(*tokens.shape, self.words)
+        seen = (
+            torch.ones_like(tokens)
+            if use.module.padding_idx is None
+            else tokens.ne(use.module.padding_idx)
+        )
+        return hot.scatter_(-1, tokens[..., None], seen[..., None].to(hot.dtype)), gradients
+
+    def matrix(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """(D, V), the transposed table."""
+        return weight.mT
+
+    def split(self, matrix: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The table (V, D)."""
+        return matrix.mT.contiguous(), None
+
+
+def _gradients(uses: Sequence[Use], index: int) -> list[Tensor]:
+    return [use.gradients[index] for use in uses]
+
+
+def _sum(tensors: Sequence[Tensor]) -> Tensor:
+    """The sum of at least one tensor."""
+    return reduce(torch.add, tensors)
+
+
+def _squares(gradients: Sequence[Tensor]) -> Tensor:
+    """Diagonal of the gradients' second moment, summed over all rows."""
+    kind = factors.accumulation_type(gradients[0])
+    return _sum([g.flatten(0, -2).to(kind).square().sum(0) for g in gradients])
+
+
+def _trace(factor: Tensor) -> Tensor:
+    return factor.sum() if factor.dim() == 1 else factor.trace()
