@@ -96,6 +96,8 @@ class KFAC(torch.optim.Optimizer):
         self.adaptive = adaptive
         if adaptive is not None:
             adaptive.check(self.config.damping)
+        if step_rule == "quadratic_model" or adaptive is not None:
+            self.curvature.follow_all = True
         self._steps = 0
         self.last_step: StepInfo | None = None
 

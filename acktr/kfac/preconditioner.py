@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -19,15 +19,16 @@ from acktr.kfac.blocks.registry import ROOT, Block, Registry, StatBlock
 from acktr.kfac.blocks.rules import Rules
 from acktr.kfac.checks import check_integer, check_number, modernised, require_like
 from acktr.kfac.config import KFACConfig
-from acktr.kfac.fisher.products import fisher_gram
+from acktr.kfac.fisher.observed import Observed
 from acktr.kfac.linalg import LARGE_FACTOR, float32_products
 from acktr.kfac.losses.likelihoods import OutputLoss
 from acktr.kfac.losses.sources import Sampled, Source, curvature_scalars
 from acktr.kfac.statistics.capture import (
     Capture,
-    Observed,
     OutputGradients,
+    RandomState,
     capture,
+    elementary_attention,
     part_size,
 )
 from acktr.kfac.statistics.projections import recorded
@@ -89,7 +90,9 @@ class Preconditioner:
             raise ValueError("K-FAC needs a module with parameters")
         self.generator = torch.Generator(place.device).manual_seed(seed)
         self.observed: Observed | None = None
-        self.seconds = {"fisher": 0.0, "factors": 0.0, "refresh": 0.0, "apply": 0.0}
+        self.follow_all = self.config.quadratic == "exact"
+        """Whether every observed pass keeps its graph for products with the exact Fisher."""
+        self.seconds = {"fisher": 0.0, "factors": 0.0, "refresh": 0.0, "apply": 0.0, "exact": 0.0}
         self.weights = {name for name, parameter in self.named.items() if parameter.dim() > 1}
         factors = [factor.value for block in self.stats.values() for factor in block.factors]
         self._large = any(max(value.shape) >= LARGE_FACTOR for value in factors)
@@ -98,9 +101,14 @@ class Preconditioner:
         self._turn = 0
         self._refresher = Refresher(self.stats)
 
-    def capture(self) -> AbstractContextManager[Capture]:
+    @contextmanager
+    def capture(self) -> Iterator[Capture]:
         """Context in which forward passes are recorded for :meth:`observe`."""
-        return capture(self._recorded, self.module)
+        random = RandomState.now(self.named.values())
+        attention = elementary_attention() if self.follow_all else nullcontext()
+        with attention, capture(self._recorded, self.module) as captured:
+            captured.random = random
+            yield captured
 
     def observe(
         self,
@@ -130,7 +138,10 @@ class Preconditioner:
                 "loss must be an OutputLoss such as CategoricalLoss() or GaussianLoss(),"
                 f" got {loss!r:.100}"
             )
-        self.observed = Observed(captured.inputs, loss)
+        moving = {name: p for name, p in self.named.items() if p.requires_grad}
+        parameters = moving if self.follow_all and last else None
+        with self._timed("exact"):
+            self.observed = Observed.of(captured, output, loss, parameters)
         if not self.observing:
             return
         scalars = curvature_scalars(
@@ -251,6 +262,8 @@ class Preconditioner:
     def advance(self) -> None:
         """After a step: the next one is another turn of the intervals."""
         self._turn += 1
+        if self.observed is not None:
+            self.observed.followed = None  # the graph of parameters that have moved
 
     def close(self) -> None:
         """Wait for a running background refresh and forget it; no thread is left."""
@@ -313,8 +326,8 @@ class Preconditioner:
         """
         if self.observed is None:
             raise ValueError('quadratic="exact" needs fisher_quadratic in step(), or observe()')
-        call, loss = self.observed.inputs, self.observed.loss
-        return fisher_gram(self.module, call.args, loss, [step], kwargs=call.kwargs)[0, 0]
+        with self._timed("exact"):
+            return self.observed.grams(self.module, [step]).sum()
 
     @torch.no_grad()
     def precondition(self, *, lr: float, momentum: float = 0.0) -> StepInfo | None:

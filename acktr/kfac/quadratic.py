@@ -207,9 +207,10 @@ class QuadraticModel:
         observed = curvature.observed
         if observed is None:
             raise ValueError("the quadratic model needs observe() with a loss before the step")
-        found = observed.inputs if inputs is None else Inputs.of(inputs)
-        loss, module = observed.loss, curvature.module
-        fisher = fisher_gram(module, found.args, loss, vectors, kwargs=found.kwargs)
+        if inputs is None:
+            fisher = observed.grams(curvature.module, vectors).sum(0)
+        else:
+            fisher = fisher_gram(curvature.module, Inputs.of(inputs).args, observed.loss, vectors)
         scaled = [
             {
                 n: v * decay[n] if n in curvature.weights else torch.zeros_like(v)
@@ -241,8 +242,8 @@ def adaptive_objective(
 ) -> Callable[[], float]:
     """The loss with its weight decay, for evaluations before and after a step.
 
-    All evaluations draw the same random numbers (dropout); they leave the caller's random stream
-    and the module's buffers alone.
+    All evaluations draw the random numbers (dropout) that the observed pass drew, if they draw them
+    in its order; they leave the caller's random stream and the module's buffers alone.
 
     Args:
         curvature: Gives the module, what was observed, and the parameters that decay.
@@ -257,7 +258,7 @@ def adaptive_objective(
         raise ValueError("adaptive damping needs objective in step()")
     if curvature.observed is None:
         raise ValueError("adaptive damping needs observe() with a loss before the step")
-    if inputs is None:
+    if inputs is None and curvature.observed.followed is None:
         _ = curvature.observed.inputs
     loss = objective
 
@@ -268,4 +269,4 @@ def adaptive_objective(
                 total = total + 0.5 * rate * curvature.named[name].double().square().sum()
         return float(total)
 
-    return repeatable(curvature.module, evaluate)
+    return repeatable(curvature.module, evaluate, curvature.observed.random)

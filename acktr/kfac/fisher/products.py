@@ -17,7 +17,7 @@ undisturbed. Attention is computed without fused kernels, which have no forward-
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, jvp, vjp
 
 from acktr.kfac.losses.likelihoods import OutputLoss
-from acktr.kfac.statistics.capture import Inputs, elementary_attention
+from acktr.kfac.statistics.capture import Inputs, RandomState, elementary_attention
 
 Output = Tensor | tuple[Tensor, ...]
 """What a module returns."""
@@ -41,6 +41,7 @@ def output_tangents(
     vectors: Sequence[Vector],
     *,
     kwargs: Mapping[str, Any] | None = None,
+    random: RandomState | None = None,
 ) -> tuple[Output, list[Output]]:
     """Output z and its directional derivatives J v, one forward-mode pass for each vector.
 
@@ -49,6 +50,7 @@ def output_tangents(
         args: Positional inputs of the module.
         vectors: Directions; shapes and types are those of the parameters.
         kwargs: Its inputs given by keyword.
+        random: State of the random generators at the beginning; by default the present one.
 
     Returns:
         The output, detached, and for each vector its tangent with the structure of the output.
@@ -62,7 +64,7 @@ def output_tangents(
         _check_vector(vector, named)
     forward, primals = _as_function(module, Inputs.of(args, kwargs), list(named))
     if not vectors or not named:
-        with undisturbed(named):
+        with undisturbed(named, random):
             output = forward({})
         return output, [_mapped(torch.zeros_like, output) for _ in vectors]
     first = next(iter(named))
@@ -70,7 +72,7 @@ def output_tangents(
     for vector in vectors:
         direction = dict(vector) or {first: torch.zeros_like(primals[first])}
         start = {name: primals[name] for name in direction}
-        with undisturbed(named):
+        with undisturbed(named, random):
             passes.append(jvp(forward, (start,), (direction,)))
     return passes[0][0], [both[1] for both in passes]
 
@@ -104,11 +106,26 @@ def fisher_gram(
     if not vectors:
         raise ValueError("the Fisher's quadratic form needs at least one vector")
     output, tangents = output_tangents(module, args, vectors, kwargs=kwargs)
+    return part_grams(loss, output, tangents).sum(0)
+
+
+def part_grams(loss: OutputLoss[Any], output: Output, tangents: Sequence[Output]) -> Tensor:
+    """Quadratic forms t_i^T H_k t_j / Z of each part k of an output, which add up to the whole.
+
+    Args:
+        loss: The objective, which gives H and Z.
+        output: z.
+        tangents: J v_i, of the structure of the output.
+
+    Returns:
+        The forms (parts, k, k), symmetric; one part unless the output is a tuple.
+    """
     wide = _mapped(_widened, output)
     tangents = [_mapped(_widened, tangent) for tangent in tangents]
     curved = [loss.hessian_product(wide, tangent) for tangent in tangents]
-    gram = torch.stack([torch.stack([_dot(t, h) for h in curved]) for t in tangents])
-    return (gram + gram.mT) / (2 * _normalizer(loss, wide))
+    dots = torch.stack([torch.stack([_dots(t, h) for h in curved]) for t in tangents])
+    grams = dots.permute(2, 0, 1)
+    return (grams + grams.mT) / (2 * _normalizer(loss, wide))
 
 
 def fisher_vector_product(
@@ -288,24 +305,23 @@ def _rows(part: Tensor) -> tuple[int, int]:
     return part.shape[0], math.prod(part.shape[1:])
 
 
-def _dot(first: Output, second: Output) -> Tensor:
+def _dots(first: Output, second: Output) -> Tensor:
+    """Dot product of each part (parts,)."""
     pairs = zip(_parts(first), _parts(second), strict=True)
-    return torch.stack([(a * b).sum() for a, b in pairs]).sum()
+    return torch.stack([(a * b).sum() for a, b in pairs])
 
 
 def _normalizer(loss: OutputLoss[Any], output: Output) -> float:
     return loss.normalizer(output) or 1.0  # Z is a count, None for a sum
 
 
-def _devices(tensors: Iterable[Tensor]) -> list[int]:
-    return sorted({t.device.index or 0 for t in tensors if t.device.type == "cuda"})
-
-
 @contextmanager
-def undisturbed(parameters: Mapping[str, Tensor]) -> Iterator[None]:
+def undisturbed(
+    parameters: Mapping[str, Tensor], random: RandomState | None = None
+) -> Iterator[None]:
     """Set the random generators back afterwards; attention is :func:`elementary_attention`."""
-    devices = _devices(parameters.values())
-    with torch.random.fork_rng(devices=devices), elementary_attention():
+    state = random or RandomState.now(parameters.values())
+    with state.again(), elementary_attention():
         yield
 
 
@@ -325,25 +341,22 @@ def _own_buffers(module: nn.Module) -> Iterator[None]:
             owner._buffers.update(buffers)
 
 
-def repeatable(module: nn.Module, function: Callable[[], float]) -> Callable[[], float]:
+def repeatable(
+    module: nn.Module, function: Callable[[], Any], random: RandomState | None = None
+) -> Callable[[], Any]:
     """The function, such that all its calls draw the same random numbers.
 
-    They start from the state that the random generators have now. A call leaves the generators
-    and the module's buffers (running statistics) as they were.
+    A call leaves the generators and the module's buffers (running statistics) as they were.
 
     Args:
         module: The module that the function calls.
         function: What to evaluate.
+        random: State of the generators that all calls start from; by default the present one.
     """
-    devices = _devices(module.parameters())
-    start = torch.get_rng_state()
-    starts = {device: torch.cuda.get_rng_state(device) for device in devices}
+    state = random or RandomState.now(module.parameters())
 
-    def evaluate() -> float:
-        with torch.random.fork_rng(devices=devices), _own_buffers(module):
-            torch.set_rng_state(start)
-            for device, state in starts.items():
-                torch.cuda.set_rng_state(state, device)
+    def evaluate() -> Any:
+        with state.again(), _own_buffers(module):
             return function()
 
     return evaluate

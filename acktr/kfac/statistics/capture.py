@@ -14,7 +14,6 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from acktr.kfac.losses.likelihoods import OutputLoss
 from acktr.kfac.statistics.elementary import Elementary
 from acktr.kfac.statistics.projections import Projection, reporting
 
@@ -121,21 +120,29 @@ class LayerRecord:
 
 
 @dataclass(frozen=True)
-class Observed:
-    """Inputs and loss of the last observation, for products with the exact Fisher."""
+class RandomState:
+    """State of torch's global random generators."""
 
-    call: Inputs | None
-    loss: OutputLoss[Any]
+    cpu: Tensor
+    """That of the CPU."""
+    cuda: Mapping[int, Tensor]
+    """Those of the CUDA devices that matter."""
 
-    @property
-    def inputs(self) -> Inputs:
-        """The inputs of the whole module; raises ValueError if it was not called."""
-        if self.call is None:
-            raise ValueError(
-                "the exact Fisher needs the inputs of the whole module, but only submodules were"
-                " called inside capture(): call the module itself"
-            )
-        return self.call
+    @classmethod
+    def now(cls, tensors: Iterable[Tensor]) -> RandomState:
+        """The present state, of the CPU and the devices of these tensors."""
+        devices = sorted({t.device.index or 0 for t in tensors if t.device.type == "cuda"})
+        states = {device: torch.cuda.get_rng_state(device) for device in devices}
+        return cls(torch.get_rng_state(), states)
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """Draw from this state on, and set the generators back afterwards."""
+        with torch.random.fork_rng(devices=list(self.cuda)):
+            torch.set_rng_state(self.cpu)
+            for device, state in self.cuda.items():
+                torch.cuda.set_rng_state(state, device)
+            yield
 
 
 @dataclass
@@ -153,6 +160,8 @@ class Capture:
     layers: dict[str, LayerRecord] = field(default_factory=dict)
     inputs: Inputs | None = None
     """Inputs of the whole module in the last forward pass, detached."""
+    random: RandomState | None = None
+    """State of the random generators at the beginning."""
 
     def _record(
         self, record: LayerRecord, module: nn.Module, args: Any, kwargs: Any, output: Any

@@ -1,0 +1,145 @@
+"""The observed forward pass, and products with its exact Fisher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from acktr.kfac.fisher.linearized import Linearized
+from acktr.kfac.fisher.products import Vector, output_tangents, part_grams
+from acktr.kfac.losses.likelihoods import OutputLoss
+from acktr.kfac.statistics.capture import Capture, Inputs, RandomState
+
+
+@dataclass
+class Followed:
+    """An output with its Jacobian, taken from the graph of the pass that made it."""
+
+    parts: list[Tensor]
+    """The output's tensors, detached."""
+    tracked: list[int]
+    """Places of those that depend on the parameters."""
+    several: bool
+    """Whether the output is a tuple."""
+    linear: Linearized
+    """Their Jacobian."""
+
+    @classmethod
+    def of(cls, output: Any, parameters: Mapping[str, Tensor]) -> Followed | None:
+        """The Jacobian of an output; None if it is no tensor or tuple of tensors with a graph."""
+        several = isinstance(output, tuple)
+        parts = list(output) if several else [output]
+        if not all(isinstance(part, Tensor) for part in parts):
+            return None
+        tracked = [place for place, part in enumerate(parts) if part.requires_grad]
+        if not tracked:
+            return None
+        outputs = [parts[place] for place in tracked]
+        linear = Linearized(outputs, parameters, [_cotangent(part) for part in outputs])
+        return cls([part.detach() for part in parts], tracked, several, linear)
+
+    def grams(self, loss: OutputLoss[Any], vectors: Sequence[Vector]) -> Tensor:
+        """Quadratic forms of each part of the loss, as :func:`part_grams`.
+
+        Raises:
+            RuntimeError: An operation has no second derivative, or none that is right.
+        """
+        tangents = []
+        for vector in vectors:
+            filled = [torch.zeros_like(part) for part in self.parts]
+            found = [tangent.detach() for tangent in self.linear.tangents(vector)]
+            _check(self.linear.gradients, vector, found)
+            for place, tangent in zip(self.tracked, found, strict=True):
+                filled[place] = tangent
+            tangents.append(tuple(filled) if self.several else filled[0])
+        output = tuple(self.parts) if self.several else self.parts[0]
+        return part_grams(loss, output, tangents)
+
+
+def _cotangent(output: Tensor) -> Tensor:
+    """Numbers u without a pattern, for :func:`_check`."""
+    count = torch.arange(output.numel(), device=output.device, dtype=torch.float32)
+    return (3 * count).cos().reshape(output.shape).to(output.dtype)
+
+
+def _check(pulled: Vector, vector: Vector, tangents: Sequence[Tensor]) -> None:
+    """Raise RuntimeError unless u . (J v) = (J^T u) . v up to rounding.
+
+    A torch.autograd.Function whose backward pass is once_differentiable, or leaves the graph, has a
+    part of J v missing without any error of torch's.
+    """
+    products = [(pulled[name] * vector[name]).double() for name in pulled if name in vector]
+    if not products:
+        return
+    eps = torch.finfo(tangents[0].dtype).eps
+    direct = torch.stack([product.sum() for product in products]).sum()
+    rounding = 16 * eps * torch.stack([product.abs().sum() for product in products]).sum()
+    pairs = [(_cotangent(t).double() * t.double()).sum() for t in tangents]
+    through = torch.stack(pairs).sum()
+    if float((direct - through).abs() - rounding - 1e-3 * direct.abs()) > 0:
+        raise RuntimeError("the second derivative of the observed pass lacks a part")
+
+
+@dataclass
+class Observed:
+    """The last observed pass: what products with its exact Fisher need.
+
+    While ``followed`` is there, they come from the graph of the pass itself, which knows its
+    dropout mask, its batch statistics, and whatever was done to the module's output. Without it
+    the module runs again on the kept inputs, from the random state in which capture() began.
+    """
+
+    call: Inputs | None
+    """Inputs of the whole module; None if only submodules were called."""
+    loss: OutputLoss[Any]
+    """What the output means."""
+    random: RandomState | None = None
+    """Random state at the beginning of capture()."""
+    followed: Followed | None = None
+    """The output with its Jacobian, until the step."""
+
+    @classmethod
+    def of(
+        cls,
+        captured: Capture,
+        output: Any,
+        loss: OutputLoss[Any],
+        parameters: Mapping[str, Tensor] | None,
+    ) -> Observed:
+        """The pass that was captured; its Jacobian is kept if parameters are given."""
+        followed = None if parameters is None else Followed.of(output, parameters)
+        return cls(captured.inputs, loss, captured.random, followed)
+
+    @property
+    def inputs(self) -> Inputs:
+        """The inputs of the whole module; raises ValueError if it was not called."""
+        if self.call is None:
+            raise ValueError(
+                "the exact Fisher needs the inputs of the whole module, but only submodules were"
+                " called inside capture(): call the module itself"
+            )
+        return self.call
+
+    def grams(self, module: nn.Module, vectors: Sequence[Vector]) -> Tensor:
+        """v_i^T F_k v_j (parts, k, k) of the parts F_k of the Fisher, whose sum is the Fisher.
+
+        Raises:
+            ValueError: The module must run again, but its inputs are not known, or its output is
+                not what the loss takes.
+        """
+        if self.followed is not None:
+            try:
+                return self.followed.grams(self.loss, vectors)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:  # an operation without a second derivative
+                self.followed = None
+        call = self.inputs
+        output, tangents = output_tangents(
+            module, call.args, vectors, kwargs=call.kwargs, random=self.random
+        )
+        return part_grams(self.loss, output, tangents)
