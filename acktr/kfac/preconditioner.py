@@ -28,9 +28,9 @@ from acktr.kfac.statistics.capture import (
     OutputGradients,
     RandomState,
     capture,
-    elementary_attention,
     part_size,
 )
+from acktr.kfac.statistics.elementary import elementary_operations
 from acktr.kfac.statistics.projections import recorded
 from acktr.kfac.trust import StepInfo, rescale
 
@@ -105,7 +105,7 @@ class Preconditioner:
     def capture(self) -> Iterator[Capture]:
         """Context in which forward passes are recorded for :meth:`observe`."""
         random = RandomState.now(self.named.values())
-        attention = elementary_attention() if self.follow_all else nullcontext()
+        attention = elementary_operations() if self.follow_all else nullcontext()
         with attention, capture(self._recorded, self.module) as captured:
             captured.random = random
             yield captured

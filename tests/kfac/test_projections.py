@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from acktr.kfac import CategoricalLoss
+from acktr.kfac.blocks.kronecker import Corrected
 from acktr.kfac.blocks.vectors import VectorBlock
+from acktr.kfac.fisher.products import output_tangents
 from acktr.kfac.statistics.projections import projections
 from tests.tools.exact import close, observed, pairs, stored, within_groups
-from tests.tools.kfac import randn
+from tests.tools.kfac import basis, randn
 
 CLOSE = 1e-11
 
@@ -353,3 +355,48 @@ def test_biases_alone_have_their_exact_block() -> None:
         for name in names:
             assert isinstance(seen.block(name), VectorBlock)
             close(stored(seen.block(name)), seen.truth(name))
+
+
+# --- products with the Jacobian, and passes of many kinds -----------------------------------------
+
+
+def own_jacobian(model: nn.Module, inputs: Tensor) -> Tensor:
+    """dz / dtheta by reverse mode through torch's own fused code, row by row, (entries, P)."""
+    parameters = list(model.parameters())
+    rows = []
+    for entry in model(inputs).flatten():
+        gradients = torch.autograd.grad(entry, parameters, retain_graph=True, allow_unused=True)
+        pairs = zip(gradients, parameters, strict=True)
+        flat = [torch.zeros_like(p) if g is None else g for g, p in pairs]
+        rows.append(torch.cat([g.flatten() for g in flat]))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize(
+    "name", ["tagger lstm", "packed lstm", "packed gru", "loop lstm", "decoder"]
+)
+def test_forward_mode_is_the_jacobian_of_torchs_own_pass(name: str) -> None:
+    make, shape = NETWORKS[name]
+    model, inputs = filled(make()), randn(*shape)
+    vector = {n: randn(*p.shape, seed=9) for n, p in model.named_parameters()}
+    output, (tangent,) = output_tangents(model, (inputs,), [vector])
+    torch.testing.assert_close(output, model(inputs).detach(), rtol=1e-12, atol=1e-12)
+    flat = torch.cat([v.flatten() for v in vector.values()])
+    close(tangent.flatten(), own_jacobian(model, inputs) @ flat, 1e-10)
+
+
+def test_ekfac_of_packed_sequences_has_the_diagonal_of_the_exact_block() -> None:
+    model = filled(Packed(nn.LSTM, bidirectional=True))
+    seen = observed(model, randn(3, 4, 3), CategoricalLoss(), structure="ekfac")
+    seen.curvature.refresh()
+    block = seen.layer("cells.weight_hh_l0_reverse")
+    _, a, _, g = basis(block)
+    corrected = block.inverse
+    assert isinstance(corrected, Corrected) and a is not None
+    before = corrected.scales.value.clone(), corrected.scales.weight.clone()
+    seen.again()
+    rotation = torch.kron(g, a)
+    diagonal = (rotation.mT @ seen.truth("cells.weight_hh_l0_reverse") @ rotation).diagonal()
+    decay = seen.curvature.config.stat_decay
+    new = (corrected.scales.value - decay * before[0]) / (1 - decay)
+    close(new.flatten(), diagonal)

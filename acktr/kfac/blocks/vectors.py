@@ -16,7 +16,8 @@ from acktr.kfac.blocks.projections import ProjectionBiasRows
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.linalg import Inverse, Parts, Spectrum
 from acktr.kfac.statistics.averages import History, RunningAverage
-from acktr.kfac.statistics.capture import Observation, Use, check_sizes, elementary_attention
+from acktr.kfac.statistics.capture import Observation, Use, check_sizes
+from acktr.kfac.statistics.elementary import elementary_operations
 from acktr.kfac.statistics.factors import accumulation_type
 
 Norm = (
@@ -154,7 +155,7 @@ class ExampleRows:
             return torch.cat([found[name].flatten() for name in self.names])
 
         rows = use.gradients[index], *whole
-        with elementary_attention():
+        with elementary_operations():
             try:
                 return vmap(one)(*rows)
             except RuntimeError as error:

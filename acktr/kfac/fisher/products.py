@@ -11,7 +11,8 @@ is assumed. Parameters, directions and results go by name: ``dict[str, Tensor]``
 The module is left as it was: every pass gets its own copies of the buffers, so that the running
 statistics of batch normalisation do not move, and the global random generators are set back, so
 that all passes of one call see the same dropout mask and the caller's random stream goes on
-undisturbed. Attention is computed without fused kernels, which have no forward-mode derivative.
+undisturbed. Attention and recurrence are computed without fused kernels, which have no forward-mode
+derivative.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, jvp, vjp
 
 from acktr.kfac.losses.likelihoods import OutputLoss
-from acktr.kfac.statistics.capture import Inputs, RandomState, elementary_attention
+from acktr.kfac.statistics.capture import Inputs, RandomState
+from acktr.kfac.statistics.elementary import elementary_operations
 
 Output = Tensor | tuple[Tensor, ...]
 """What a module returns."""
@@ -319,9 +321,9 @@ def _normalizer(loss: OutputLoss[Any], output: Output) -> float:
 def undisturbed(
     parameters: Mapping[str, Tensor], random: RandomState | None = None
 ) -> Iterator[None]:
-    """Set the random generators back afterwards; attention is :func:`elementary_attention`."""
+    """Set the random generators back afterwards; no fused kernels inside."""
     state = random or RandomState.now(parameters.values())
-    with state.again(), elementary_attention():
+    with state.again(), elementary_operations():
         yield
 
 

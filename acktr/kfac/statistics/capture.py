@@ -11,10 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from acktr.kfac.statistics.elementary import Elementary
 from acktr.kfac.statistics.projections import Projection, reporting
 
 _STATEFUL_NORMS = (
@@ -421,18 +419,3 @@ def check_sizes(uses: Sequence[Use], name: str) -> None:
             f"K-FAC layer {name!r} was used with different batch sizes in one pass: {sizes}; its"
             " uses are added up sample by sample and must have the same one"
         )
-
-
-@contextmanager
-def elementary_attention() -> Iterator[None]:
-    """Compute attention and recurrence from operations that have derivatives in every mode.
-
-    The fused kernels have no forward-mode derivative.
-    """
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH), Elementary():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)

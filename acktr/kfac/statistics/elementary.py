@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 State = tuple[Tensor, ...]
@@ -129,17 +131,37 @@ class _Direction:
         return torch.stack(outputs), state
 
 
+def _alive(sizes: Tensor) -> Tensor:
+    """Positions of a packed sequence that are not padding (T, N), for the N of every time."""
+    return torch.arange(int(sizes[0])) < sizes[:, None].cpu()
+
+
+def _spread(data: Tensor, alive: Tensor, padding: float = 0.0) -> Tensor:
+    """Packed rows (M, ...) at their positions (T, N, ...)."""
+    index = alive.flatten().nonzero()[:, 0].to(data.device)
+    blank = data.new_full((alive.numel(), *data.shape[1:]), padding)
+    return blank.index_copy(0, index, data).reshape(*alive.shape, *data.shape[1:])
+
+
+def _pad_packed(
+    data: Tensor, sizes: Tensor, batch_first: bool, padding: float, total_length: int
+) -> tuple[Tensor, Tensor]:
+    """A packed sequence as one with padding, and the lengths, as torch's function."""
+    alive = _alive(sizes)
+    lengths = alive.sum(0)
+    alive = functional.pad(alive, (0, 0, 0, max(0, total_length - len(alive))))
+    padded = _spread(data, alive, padding)
+    return padded.transpose(0, 1) if batch_first else padded, lengths
+
+
 def _recurrent(step: Step, report: Report, *args: Any) -> tuple[Tensor, ...]:
     """A recurrent network of all layers and directions, with the arguments of torch's functions."""
     packed = not isinstance(args[3], bool)
     rows = None
     if packed:
         data, sizes, state, weights, _, layers, dropout, training, both = args
-        alive = torch.arange(int(sizes[0])) < sizes[:, None].cpu()  # (T, N)
-        index = alive.flatten().nonzero()[:, 0].to(data.device)
-        inputs = data.new_zeros(alive.numel(), data.shape[-1]).index_copy(0, index, data)
-        inputs = inputs.unflatten(0, alive.shape)
-        rows = alive.mT.to(data.device)
+        alive = _alive(sizes)
+        inputs, rows = _spread(data, alive), alive.mT.to(data.device)
     else:
         inputs, state, weights, _, layers, dropout, training, both, batch_first = args
         inputs = inputs.transpose(0, 1) if batch_first else inputs
@@ -161,6 +183,7 @@ def _recurrent(step: Step, report: Report, *args: Any) -> tuple[Tensor, ...]:
         inputs = torch.cat(ways, -1) if both else ways[0]
     ends = (torch.stack(parts) for parts in zip(*last, strict=True))
     if packed:
+        index = alive.flatten().nonzero()[:, 0].to(data.device)
         return inputs.flatten(0, 1).index_select(0, index), *ends
     return inputs.transpose(0, 1) if batch_first else inputs, *ends
 
@@ -327,6 +350,23 @@ class Elementary(TorchFunctionMode):
         replaced = _REPLACED.get(func)
         if replaced is not None:
             return replaced(self.report or _silent, *args, **kwargs)
+        if func is torch._pad_packed_sequence:  # which reads memory that a derivative has not
+            return _pad_packed(*args, **kwargs)
         if func is _ATTENTION and self.report is not None:
             return _attention(self.report, *args, **kwargs)
         return func(*args, **kwargs)
+
+
+@contextmanager
+def elementary_operations() -> Iterator[None]:
+    """Compute attention and recurrence from operations that have derivatives in every mode.
+
+    The fused kernels have no forward-mode derivative.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), Elementary():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)

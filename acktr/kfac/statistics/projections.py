@@ -3,11 +3,14 @@
 For the time of a recorded pass the module's ``forward`` is wrapped, as an attribute of the instance
 that goes away afterwards: the wrapper calls the module's own forward with
 :class:`acktr.kfac.statistics.elementary.Elementary` active. Hooks of the module run around it as
-ever. Without gradients, where nothing is recorded, the pass is torch's own.
+ever. Without gradients, where nothing is recorded, the pass is torch's own; and inside of
+torch.utils.checkpoint, which computes it once more when nothing is replaced any longer, and finds
+other tensors than before.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,16 +84,31 @@ def recorded(root: nn.Module, path: str) -> nn.Module | Projection:
     return module
 
 
+def _checkpointed() -> bool:
+    """Whether torch.utils.checkpoint keeps what is needed to compute this pass again."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"
+
+
 class _Wrapped:
     """The forward pass of an instance with its projections reported to all who ask."""
 
     def __init__(self, module: nn.Module) -> None:
+        self.module = module
         self.forward = module.forward
         self.own = "forward" in vars(module)
         self.reports: list[Report] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
+            return self.forward(*args, **kwargs)
+        if _checkpointed():
+            warnings.warn(
+                f"{type(self.module).__name__} inside of torch.utils.checkpoint is not recorded, so"
+                " that its weights follow their plain gradients: call it outside of the checkpoint,"
+                " or make it of nn.Linear",
+                stacklevel=3,
+            )
             return self.forward(*args, **kwargs)
         with Elementary(self._report):
             return self.forward(*args, **kwargs)
