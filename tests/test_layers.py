@@ -41,7 +41,7 @@ KFAC = (
     {"linalg", "trust"},
     {"statistics"},
     {"blocks", "fisher"},
-    {"parameter_groups"},
+    {"parameter_groups", "guard"},
     {"preconditioner"},
     {"quadratic"},
     {"optimizer"},

@@ -20,6 +20,7 @@ from acktr.kfac.fisher.products import (
     fisher_vector_product,
     output_tangents,
 )
+from acktr.kfac.guard import NoStatisticsWarning
 from acktr.kfac.linalg import FactorError, symmetric_eigen
 from acktr.kfac.losses.distributions import (
     Bernoulli,
@@ -69,6 +70,7 @@ __all__ = [
     "Linearized",
     "Metric",
     "MultiCategorical",
+    "NoStatisticsWarning",
     "OutputLoss",
     "Preconditioner",
     "Sampled",

@@ -20,6 +20,7 @@ from acktr.kfac.blocks.rules import Rules
 from acktr.kfac.checks import check_integer, check_number, modernised, require_like
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.fisher.observed import Observed
+from acktr.kfac.guard import Guard, check_loss, check_ranks
 from acktr.kfac.linalg import LARGE_FACTOR, float32_products
 from acktr.kfac.losses.likelihoods import OutputLoss
 from acktr.kfac.losses.sources import Sampled, Source, curvature_scalars
@@ -76,6 +77,7 @@ class Preconditioner:
         self.module = module
         self.config = config or KFACConfig()
         self.named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self._guard = Guard(module, self.named, everything=True)
         self.blocks = Registry(module, self.named, known_fisher or {}, self.config, layers).build()
         learning = (block for block in self.blocks if isinstance(block, StatBlock))
         self.stats: dict[str, StatBlock] = {block.name: block for block in learning}
@@ -103,7 +105,12 @@ class Preconditioner:
 
     @contextmanager
     def capture(self) -> Iterator[Capture]:
-        """Context in which forward passes are recorded for :meth:`observe`."""
+        """Context in which forward passes are recorded for :meth:`observe`.
+
+        Raises:
+            ValueError: A parameter was replaced, moved or unfrozen since the construction.
+        """
+        self._guard.check_parameters()
         random = RandomState.now(self.named.values())
         attention = elementary_operations() if self.follow_all else nullcontext()
         with attention, capture(self._recorded, self.module) as captured:
@@ -127,23 +134,22 @@ class Preconditioner:
             loss: What the output means: it draws targets and knows the objective's scale.
             source: Sampled(n), Exact() or Empirical(target); by default one sampled target.
             last: False for all micro-batches of a large batch but the last, which also gives the
-                exact Fisher of the step.
+                exact Fisher of the step. Batches are averaged: several losses of one pass are one
+                :class:`acktr.kfac.SumLoss`, not several calls.
 
         Raises:
             ValueError: Nothing was recorded or a layer does not fit, and all parts of the batch are
                 forgotten; or the loss or the source does not fit, and those before are kept.
         """
-        if not isinstance(loss, OutputLoss):
-            raise ValueError(
-                "loss must be an OutputLoss such as CategoricalLoss() or GaussianLoss(),"
-                f" got {loss!r:.100}"
-            )
+        check_loss(loss)
         moving = {name: p for name, p in self.named.items() if p.requires_grad}
         parameters = moving if self.follow_all and last else None
         with self._timed("exact"):
             self.observed = Observed.of(captured, output, loss, parameters)
         if not self.observing:
             return
+        if last:
+            self._guard.warn_average(captured, output)
         scalars = curvature_scalars(
             source or Sampled(), loss, output, self.generator, apart=bool(self._rest)
         )
@@ -249,14 +255,17 @@ class Preconditioner:
     def prepare(self, decay: Mapping[str, float] | None = None) -> None:
         """Before a step: install a background result that is due, and refresh if it is time.
 
+        A block whose first statistics came late is not left waiting for the next refresh.
         :meth:`advance` after the step moves on to the next one. Raises FactorError as
-        :meth:`refresh`, or when the background refresh failed.
+        :meth:`refresh`, or when the background refresh failed; ValueError for several ranks.
         """
+        check_ranks()
         with self._timed("refresh"):
             self._refresher.finish(self._turn)
-            if self.needs_refresh:
-                delay = self.config.refresh_delay
-                due = self._turn + delay if delay and self._turn else None  # the first is at once
+            late = any(block.history.late for block in self._layers)
+            if self.needs_refresh or late:
+                delay = 0 if late else self.config.refresh_delay  # the first is at once
+                due = self._turn + delay if delay and self._turn else None
                 self._refresher.renew(partial(self.block_damping, decay=decay), due)
 
     def advance(self) -> None:
@@ -306,6 +315,7 @@ class Preconditioner:
             decay: Weight decay by name of the weight, which adds to its damping; by default that of
                 the settings.
         """
+        self._guard.warn_unseen(self.stats.values(), gradients)
         products = float32_products(self.generator.device) if self._large else nullcontext()
         with self._timed("apply"), products:
             step: dict[str, Tensor] = {}

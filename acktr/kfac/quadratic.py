@@ -24,7 +24,7 @@ from torch import Tensor
 from acktr.kfac.checks import check_integer, check_number
 from acktr.kfac.fisher.products import fisher_gram, inner_products, repeatable
 from acktr.kfac.preconditioner import Preconditioner
-from acktr.kfac.statistics.capture import Inputs
+from acktr.kfac.statistics.inputs import Inputs
 
 Named = dict[str, Tensor]
 

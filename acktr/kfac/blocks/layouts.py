@@ -16,7 +16,8 @@ from acktr.kfac.blocks.tied import TiedLayout
 from acktr.kfac.config import KFACConfig, Sharing
 from acktr.kfac.statistics import factors, transposed
 from acktr.kfac.statistics.averages import RunningAverage
-from acktr.kfac.statistics.capture import Inputs, Use, check_sizes
+from acktr.kfac.statistics.capture import Use, check_sizes
+from acktr.kfac.statistics.inputs import Inputs
 
 
 @dataclass(frozen=True)

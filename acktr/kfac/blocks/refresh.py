@@ -32,7 +32,7 @@ def decomposed(blocks: Mapping[str, StatBlock], snapshot: Snapshot) -> Decomposi
     for name, matrices in snapshot.items():
         block = blocks[name]
         if block.method is None:
-            results[name] = block.decompose(matrices)
+            results[name] = block.decompose(matrices) if matrices else []
         else:
             requests += [(name, matrix, block.method) for matrix in matrices]
     found = decompose([(matrix, method) for _, matrix, method in requests])

@@ -31,6 +31,8 @@ from acktr.kfac.blocks.vectors import (
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.statistics.projections import biases, is_fused, projections
 
+_INSIDE = ("acktr.kfac", "torch.")
+"""Modules of frames that a warning does not point to: ours, and torch's wrappers of step()."""
 ROOT = "<module>"
 """Name of the record of the whole module."""
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -53,6 +55,7 @@ class PlainBlock:
     """A parameter without curvature: its step direction is its gradient."""
 
     def __init__(self, name: str) -> None:
+        self.name = name
         self.names: tuple[str, ...] = (name,)
 
     def precondition(self, gradients: Mapping[str, Tensor], damping: float) -> dict[str, Tensor]:
@@ -66,6 +69,7 @@ class KnownBlock:
     def __init__(self, name: str, fisher: float) -> None:
         if not 0 <= fisher < math.inf:
             raise ValueError(f"known_fisher of {name} must be finite and >= 0, got {fisher}")
+        self.name = name
         self.names: tuple[str, ...] = (name,)
         self.fisher = fisher
 
@@ -316,7 +320,7 @@ class Registry:
             warnings.warn(
                 f"no curvature block for {', '.join(left)}: plain gradient steps",
                 UnsupportedParameterWarning,
-                stacklevel=_caller_level(),
+                stacklevel=caller_level(),
             )
             return [PlainBlock(name) for name in left]
         size = sum(self.named[name].numel() for name in left)
@@ -336,11 +340,11 @@ def _check_real(named: Mapping[str, nn.Parameter]) -> None:
         )
 
 
-def _caller_level() -> int:
+def caller_level() -> int:
     """Stack level of the first caller outside of this package, for a warning of our caller."""
     level = 1
     frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("acktr.kfac"):
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_INSIDE):
         frame = frame.f_back
         level += 1
     return level

@@ -278,8 +278,15 @@ class TridiagonalBlock:
         """Join a part of a batch to all moments.
 
         Raises:
-            ValueError: A layer was not used exactly once, or over several positions.
+            ValueError: A layer was not used exactly once, or over several positions, or the layers
+                ran in another order than that of their registration.
         """
+        ran = [use.name for use in sorted(seen.uses, key=lambda use: use.turn)]
+        if ran != [use.name for use in seen.uses]:
+            raise ValueError(
+                "structure=tridiagonal needs layers registered in the order of the forward pass:"
+                f" {', '.join(ran)}"
+            )
         rows: list[list[tuple[Tensor, Tensor]]] = []
         for layer in self.layers:
             uses = [use for use in seen.uses if use.module is layer.module]

@@ -137,6 +137,7 @@ class ExampleRows:
         tensors = {name: tensor.detach() for name, tensor in tensors.items()}
         chosen = {name: tensors.pop(name) for name in self.names}
 
+        use.call.check_unchanged("the module")
         whole, rebuilt = use.call.by_sample(len(use.gradients[index]))
 
         def one(cotangent: Tensor, *samples: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from acktr.kfac.fisher.linearized import Linearized
 from acktr.kfac.fisher.products import Vector, output_tangents, part_grams
 from acktr.kfac.losses.likelihoods import OutputLoss
-from acktr.kfac.statistics.capture import Capture, Inputs, RandomState
+from acktr.kfac.statistics.capture import Capture, RandomState
+from acktr.kfac.statistics.inputs import Inputs
 
 
 @dataclass
@@ -122,6 +123,7 @@ class Observed:
                 "the exact Fisher needs the inputs of the whole module, but only submodules were"
                 " called inside capture(): call the module itself"
             )
+        self.call.check_unchanged("the module")
         return self.call
 
     def grams(self, module: nn.Module, vectors: Sequence[Vector]) -> Tensor:

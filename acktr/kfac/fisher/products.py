@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, jvp, vjp
 
 from acktr.kfac.losses.likelihoods import OutputLoss
-from acktr.kfac.statistics.capture import Inputs, RandomState
+from acktr.kfac.statistics.capture import RandomState
 from acktr.kfac.statistics.elementary import elementary_operations
+from acktr.kfac.statistics.inputs import Inputs
 
 Output = Tensor | tuple[Tensor, ...]
 """What a module returns."""

@@ -125,6 +125,11 @@ class History:
             )
         return self.started
 
+    @property
+    def late(self) -> bool:
+        """Whether the first decomposition is still to come, although there are statistics."""
+        return self.started and not self.ready and not self.failures
+
     def settle(self, results: Sequence[Parts | FactorError]) -> bool:
         """Whether every decomposition succeeded; raises FactorError after ``limit`` failures."""
         error = next((result for result in results if isinstance(result, FactorError)), None)

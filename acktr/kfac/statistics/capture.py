@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,8 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from acktr.kfac.statistics.inputs import Inputs
 from acktr.kfac.statistics.projections import Projection, reporting
 
 _STATEFUL_NORMS = (
@@ -46,51 +46,6 @@ Divisor = float | Literal["samples", "sum"]
 """Z of a part of a batch: a number, that of the samples, or none for a sum."""
 
 
-def _detached(leaf: Any) -> Any:
-    return leaf.detach() if isinstance(leaf, Tensor) else leaf
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Arguments of one call of a module; tensors may be anywhere in tuples, lists and dicts."""
-
-    args: tuple[Any, ...]
-    """Positional inputs."""
-    kwargs: Mapping[str, Any]
-    """Inputs given by keyword."""
-
-    @classmethod
-    def of(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Inputs:
-        """The inputs without the caller's graph, in containers of their own."""
-        if not kwargs and all(isinstance(x, Tensor) for x in args):  # the usual, quickly
-            return cls(tuple(x.detach() for x in args), {})
-        return cls(*tree_map(_detached, (tuple(args), dict(kwargs or {}))))
-
-    def by_sample(self, size: int) -> tuple[list[Tensor], Callable[[Iterable[Tensor]], Inputs]]:
-        """The tensors, also nested ones, that have a row for each sample.
-
-        Args:
-            size: Number of samples N; a tensor with another leading dimension is shared by all.
-
-        Returns:
-            Those tensors (N, ...), and a function that puts others in their place.
-        """
-        leaves, spec = tree_flatten((self.args, dict(self.kwargs)))
-        places = [
-            place
-            for place, leaf in enumerate(leaves)
-            if isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == size
-        ]
-
-        def rebuilt(tensors: Iterable[Tensor]) -> Inputs:
-            filled = list(leaves)
-            for place, tensor in zip(places, tensors, strict=True):
-                filled[place] = tensor
-            return Inputs(*tree_unflatten(filled, spec))
-
-        return [leaves[place] for place in places], rebuilt
-
-
 @dataclass(frozen=True)
 class Call:
     """One use of a layer in a recorded pass, or one tensor of those that it returned."""
@@ -105,6 +60,8 @@ class Call:
     """Place of the output in the tuple that the layer returned; None outside of a tuple."""
     moments: Moments | None
     """Running mean and variance that a normalisation used; None for those of its input."""
+    turn: int
+    """Number of the call among those of all layers."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +117,10 @@ class Capture:
     """Inputs of the whole module in the last forward pass, detached."""
     random: RandomState | None = None
     """State of the random generators at the beginning."""
+    turns: int = 0
+    """Calls recorded so far."""
+    outputs: list[int] | None = None
+    """Identities of the output that a whole batch was observed with."""
 
     def _record(
         self, record: LayerRecord, module: nn.Module, args: Any, kwargs: Any, output: Any
@@ -177,7 +138,9 @@ class Capture:
             if isinstance(part, Tensor) and part.requires_grad:
                 edge = get_gradient_edge(part if several else _underneath(part))
                 where = place if several else None
-                record.calls.append(Call(inputs, part.shape, edge, where, _moments(module)))
+                moments = _moments(module)
+                self.turns += 1
+                record.calls.append(Call(inputs, part.shape, edge, where, moments, self.turns))
         return output
 
     def _report(
@@ -194,11 +157,12 @@ class Capture:
         record = records.get(key)
         if record is None:
             return
-        inputs = Inputs((given.detach(),), {} if valid is None else {"valid": valid})
+        inputs = Inputs.of((given,), {} if valid is None else {"valid": valid})
         for part, output in enumerate(outputs, first):
             if output.requires_grad:
                 edge = get_gradient_edge(_underneath(output))
-                record.calls.append(Call(inputs, output.shape, edge, part, None))
+                self.turns += 1
+                record.calls.append(Call(inputs, output.shape, edge, part, None, self.turns))
 
     def _keep_inputs(self, _module: nn.Module, args: Any, kwargs: Any) -> None:
         self.inputs = Inputs.of(args, kwargs)
@@ -224,7 +188,14 @@ class Capture:
         if not asked:
             return {}
         given: Any = asked  # autograd takes both kinds together, though its stubs say otherwise
-        found = iter(torch.autograd.grad(loss, given, retain_graph=True, allow_unused=True))
+        try:
+            found = iter(torch.autograd.grad(loss, given, retain_graph=True, allow_unused=True))
+        except RuntimeError as error:
+            if "a second time" not in str(error):
+                raise
+            raise ValueError(
+                "the graph of the output is gone: observe() before backward(), which frees it"
+            ) from error
         outputs: OutputGradients = {
             name: [None if (g := next(found)) is None else g.reshape(c.shape) for c in record.calls]
             for name, record in self.layers.items()
@@ -255,7 +226,8 @@ class Capture:
                 _check_batched(path, record.module, some)
                 samples = len(some)
                 filled = tuple(torch.zeros_like(some) if g is None else g for g in mine)
-                uses.append(Use(record.module, call.inputs, filled, call.part, call.moments))
+                own = call.part, call.moments, call.turn, path
+                uses.append(Use(record.module, call.inputs, filled, *own))
         weights = [weight for _, weight in scalars]
         if divisor == "samples":
             return Observation(uses, weights, samples)
@@ -332,6 +304,8 @@ def capture(
 ) -> Iterator[Capture]:
     """Record the named modules during the forward passes inside the context only.
 
+    Of modules with hooks of their own the inputs are those after them, the outputs those before.
+
     Args:
         modules: Layers, and projections inside of modules, by name.
         root: The module whose inputs are kept as :attr:`Capture.inputs`.
@@ -346,13 +320,17 @@ def capture(
             else:
                 layer = LayerRecord(part)
                 keep = partial(record._record, layer)
-                stack.callback(part.register_forward_hook(keep, with_kwargs=True).remove)
+                stack.callback(
+                    part.register_forward_hook(keep, prepend=True, with_kwargs=True).remove
+                )
             record.layers[name] = layer
         for module, layers in fused.items():
             stack.enter_context(reporting(module, partial(record._report, layers)))
         if root is not None:
-            keep_inputs = root.register_forward_pre_hook(record._keep_inputs, with_kwargs=True)
-            stack.callback(keep_inputs.remove)
+            whole = root.register_forward_pre_hook(
+                record._keep_inputs, prepend=True, with_kwargs=True
+            )
+            stack.callback(whole.remove)
         yield record
 
 
@@ -387,10 +365,15 @@ class Use:
     """Place of the output in the tuple that the module returned; None outside of a tuple."""
     moments: Moments | None
     """Running mean and variance that a normalisation used; None for those of its input."""
+    turn: int = 0
+    """Number of the call among those of all layers."""
+    name: str = ""
+    """The layer's name in messages."""
 
     @property
     def input(self) -> Tensor:
-        """The first tensor among the layer's inputs (N, ...)."""
+        """The first tensor among the layer's inputs (N, ...); ValueError if it was changed."""
+        self.call.check_unchanged(f"K-FAC layer {self.name!r}")
         given = (*self.call.args, *self.call.kwargs.values())
         return next(tensor for tensor in given if isinstance(tensor, Tensor))
 

@@ -1,0 +1,143 @@
+"""What would make K-FAC wrong in silence: another module, no statistics, several processes."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_flatten
+
+from acktr.kfac.blocks.registry import StatBlock, caller_level
+from acktr.kfac.losses.likelihoods import OutputLoss
+from acktr.kfac.statistics.capture import Capture
+
+
+class NoStatisticsWarning(UserWarning):
+    """A layer whose curvature was never observed follows its plain gradient."""
+
+
+def check_module(module: nn.Module) -> None:
+    """Raise ValueError for a module that K-FAC cannot have blocks of."""
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ValueError(
+            "K-FAC needs a module of Python, not of torch.jit: its layers are recorded"
+        )
+    for name, parameter in module.named_parameters():
+        if is_lazy(parameter):
+            raise ValueError(f"parameter {name!r} has no shape yet: run the lazy module once first")
+        if parameter.requires_grad and parameter.is_complex():
+            raise ValueError(
+                f"parameter {name!r} is complex: K-FAC's Fisher is one of real parameters"
+                " (keep real and imaginary part as parameters of their own)"
+            )
+
+
+def check_ranks() -> None:
+    """Raise ValueError in one of several processes of torch.distributed."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return
+    ranks = distributed.get_world_size()
+    if ranks > 1:
+        raise ValueError(
+            f"K-FAC's factors are of this rank's samples alone, so that the {ranks} ranks would"
+            " become different models: use one process"
+        )
+
+
+def check_loss(loss: object) -> None:
+    """Raise ValueError for an object that is no loss, naming what it lacks."""
+    if isinstance(loss, OutputLoss) and not isinstance(loss, type):
+        return
+    members = [name for name in vars(OutputLoss) if name == "__call__" or name[0] != "_"]
+    lacking = [name for name in members if isinstance(loss, type) or not hasattr(loss, name)]
+    raise ValueError(
+        "loss must be an OutputLoss such as CategoricalLoss() or GaussianLoss(),"
+        f" got {loss!r:.100}, which lacks {', '.join(lacking)}"
+    )
+
+
+class Guard:
+    """Compares a module with what it was at construction, and names layers without statistics.
+
+    Args:
+        module: The network.
+        named: The parameters that K-FAC steps, by name.
+        everything: Whether they are all that are trainable.
+
+    Raises:
+        ValueError: K-FAC cannot have blocks of the module, or there are several ranks.
+    """
+
+    def __init__(
+        self, module: nn.Module, named: Mapping[str, nn.Parameter], *, everything: bool
+    ) -> None:
+        check_module(module)
+        check_ranks()
+        self._module = module
+        self._named = named
+        self._kinds = {name: (p.dtype, p.device) for name, p in named.items()}
+        self._everything = everything
+        self._told: set[str] = set()
+
+    def check_parameters(self) -> None:
+        """Raise ValueError when the parameters are not those of the construction any more."""
+        present = dict(self._module.named_parameters())
+        for name, parameter in self._named.items():
+            if present.get(name) is not parameter:
+                raise ValueError(
+                    f"parameter {name!r} was replaced or removed after K-FAC was constructed:"
+                    " construct it again, after the last change of the module"
+                )
+            if (parameter.dtype, parameter.device) != self._kinds[name]:
+                kind, device = self._kinds[name]
+                raise ValueError(
+                    f"parameter {name!r} was {kind} on {device} when K-FAC was constructed and is"
+                    f" {parameter.dtype} on {parameter.device} now: move the module first, then"
+                    " construct K-FAC (load_state_dict takes the former state over)"
+                )
+        if self._everything and len(present) > len(self._named):
+            for name, parameter in present.items():
+                if parameter.requires_grad and name not in self._named:
+                    raise ValueError(
+                        f"parameter {name!r} became trainable after K-FAC was constructed, which"
+                        " would never move it: construct it again, after the last change"
+                    )
+
+    def warn_unseen(self, blocks: Iterable[StatBlock], gradients: Mapping[str, Tensor]) -> None:
+        """Warn once of blocks with gradients that no observed batch has reached yet."""
+        unseen = [
+            name
+            for block in blocks
+            if not block.history.started
+            for name in block.names
+            if name in gradients and name not in self._told
+        ]
+        if not unseen:
+            return
+        self._told.update(unseen)
+        warnings.warn(
+            f"no statistics of {', '.join(unseen)}: plain gradient steps. Nothing that observe()"
+            " was given reached them: was it called before the step, with the output of a forward"
+            " pass inside capture() that runs these layers as modules (not F.linear on a weight,"
+            " nor a block compiled and called before), and with every output that has a loss?",
+            NoStatisticsWarning,
+            stacklevel=caller_level(),
+        )
+
+    def warn_average(self, captured: Capture, output: object) -> None:
+        """Warn once when a second output of one forward pass is observed by itself."""
+        outputs = [id(leaf) for leaf in tree_flatten(output)[0]]
+        if captured.outputs not in (None, outputs) and "" not in self._told:
+            self._told.add("")
+            warnings.warn(
+                "two outputs of one forward pass were observed one after the other, and their"
+                " curvatures averaged: for the sum of their losses give observe() both at once,"
+                " with SumLoss",
+                stacklevel=caller_level(),
+            )
+        captured.outputs = outputs
