@@ -235,6 +235,7 @@ def test_the_defaults_of_training_are_pinned() -> None:
         "conv_sharing": "expand",
         "linear_sharing": "expand",
         "small_parameters": "gradient",
+        "max_factor_size": None,
         "dense_limit": 1024,
         "quadratic": "kronecker",
         "max_failures": 10,

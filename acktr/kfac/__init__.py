@@ -1,7 +1,7 @@
 """Kronecker-factored approximate curvature, usable without any reinforcement learning."""
 
 from acktr.kfac.blocks.kronecker import KroneckerBlock
-from acktr.kfac.blocks.registry import UnsupportedParameterWarning
+from acktr.kfac.blocks.registry import LargeFactorWarning, UnsupportedParameterWarning
 from acktr.kfac.blocks.rules import LayerRule
 from acktr.kfac.config import KFACConfig, Structure
 from acktr.kfac.dense import (
@@ -65,6 +65,7 @@ __all__ = [
     "KFACError",
     "KroneckerBlock",
     "LMConfig",
+    "LargeFactorWarning",
     "LayerRule",
     "LearntGaussianLoss",
     "Linearized",

@@ -67,6 +67,9 @@ class KFACConfig:
     dense_limit: int = 1024
     """Largest number of parameters in a dense block (normalisations, lone biases, small
     parameters); above it only the diagonal is kept."""
+    max_factor_size: int | None = 2048
+    """Largest Kronecker factor that is a matrix; of larger ones the diagonal is kept (None: no
+    limit)."""
     quadratic: Quadratic = "kronecker"
     """Where q comes from: the damped Kronecker factors, or the exact Fisher by one JVP."""
     max_failures: int = 10
@@ -89,6 +92,7 @@ class KFACConfig:
             refresh_interval=10,
             refresh_delay=None,
             small_parameters="gradient",
+            max_factor_size=None,
             quadratic="kronecker",
         )
 
@@ -104,6 +108,8 @@ class KFACConfig:
         for name in ("refresh_interval", "stat_interval", "max_failures", "dense_limit"):
             check_integer(name, getattr(self, name), 1)
         check_integer("cold_steps", self.cold_steps, 0)
+        if self.max_factor_size is not None:
+            check_integer("max_factor_size", self.max_factor_size, 1)
         check_choice("structure", self.structure, get_args(Structure))
         for name in ("conv_sharing", "linear_sharing"):
             check_choice(name, getattr(self, name), get_args(Sharing))

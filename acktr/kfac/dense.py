@@ -232,7 +232,7 @@ class _View:
 def _split_damping(layer: LayerFactors, damping: float) -> tuple[Tensor, Tensor]:
     """A + pi sqrt(lambda) I and G + sqrt(lambda) / pi I, ([k,] d, d)."""
     a, g = factored_tikhonov(layer.a.mean(), layer.g.mean(), damping)
-    return (a.diag() if a.dim() == 1 else a), g
+    return (a.diag() if a.dim() == 1 else a), (g.diag() if g.dim() == 1 else g)
 
 
 def _product(a: Tensor, g: Tensor) -> Tensor:
@@ -253,9 +253,7 @@ def _corrected(block: KroneckerBlock) -> Tensor:
     if not block.history.ready or not isinstance(inverse, Corrected):
         raise ValueError(f"EKFAC layer {block.name!r} has no eigenbasis yet: refresh() first")
     a, g = inverse.basis.a, inverse.basis.g
-    assert g.vectors is not None
-    a_vectors = torch.ones_like(a.values).diag() if a.vectors is None else a.vectors
-    basis = _product(a_vectors, g.vectors)
+    basis = _product(*(_eye(x.values) if x.vectors is None else x.vectors for x in (a, g)))
     return (basis * inverse.scales.mean().flatten()) @ basis.mT
 
 

@@ -66,18 +66,21 @@ def factored_tikhonov(a: Tensor, g: Tensor, damping: float) -> tuple[Tensor, Ten
 
     Args:
         a: Factor A, ([k,] in, in), or the diagonal (in,) of one.
-        g: Factor G, ([k,] out, out).
+        g: Factor G, ([k,] out, out), or the diagonal (out,) of one.
         damping: lambda.
     """
-    diagonal = a if a.dim() == 1 else a.diagonal(dim1=-2, dim2=-1)
-    pi = trace_ratio(diagonal, g.diagonal(dim1=-2, dim2=-1))
-    root = damping**0.5
-    shifted = a + root * pi if a.dim() == 1 else _shift(a, root * pi)
-    return shifted, _shift(g, root / pi)
+    pi, root = trace_ratio(_diagonal(a), _diagonal(g)), damping**0.5
+    return _shift(a, root * pi), _shift(g, root / pi)
+
+
+def _diagonal(matrix: Tensor) -> Tensor:
+    return matrix if matrix.dim() == 1 else matrix.diagonal(dim1=-2, dim2=-1)
 
 
 def _shift(matrix: Tensor, amount: Tensor) -> Tensor:
-    """Matrix plus amount ([k,] 1) times the identity."""
+    """Matrix, or the diagonal of one, plus amount ([k,] 1) times the identity."""
+    if matrix.dim() == 1:
+        return matrix + amount
     eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     return matrix + amount[..., None] * eye
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from acktr.kfac.blocks.registry import Block
 from acktr.kfac.blocks.rules import Rules
+from acktr.kfac.blocks.skip import Skip
 from acktr.kfac.checks import check_choice, require_like
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.losses.likelihoods import OutputLoss
@@ -53,6 +54,7 @@ class KFAC(torch.optim.Optimizer):
         config: Settings.
         known_fisher: Diagonal Fisher by parameter name, for parameters outside of layers.
         layers: How layers of one's own become rows, by their type.
+        skip: Layers without a block of their own, see :class:`acktr.kfac.Preconditioner`.
         param_groups: As for every torch optimizer: dicts with "params" and any of "lr", "momentum",
             "weight_decay"; what they do not name stays as it is. Parameters of one layer belong to
             one group.
@@ -73,6 +75,7 @@ class KFAC(torch.optim.Optimizer):
         *,
         known_fisher: Mapping[str, float] | None = None,
         layers: Rules | None = None,
+        skip: Skip = (),
         param_groups: Sequence[dict[str, Any]] | None = None,
         step_rule: StepRule = "trust_region",
         adaptive: LMConfig | None = None,
@@ -82,7 +85,12 @@ class KFAC(torch.optim.Optimizer):
         self.config = config or KFACConfig()
         self.step_rule = step_rule
         self.curvature = Preconditioner(
-            module, self.config, known_fisher=known_fisher, layers=layers, seed=seed
+            module,
+            self.config,
+            known_fisher=known_fisher,
+            layers=layers,
+            skip=skip,
+            seed=seed,
         )
         self._named = self.curvature.named
         groups = make_groups(self._named, self.curvature.blocks, self.config, param_groups)

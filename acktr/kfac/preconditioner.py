@@ -17,6 +17,7 @@ from acktr.kfac.blocks.kronecker import KroneckerBlock
 from acktr.kfac.blocks.refresh import Refresher
 from acktr.kfac.blocks.registry import ROOT, Block, Registry, StatBlock
 from acktr.kfac.blocks.rules import Rules
+from acktr.kfac.blocks.skip import Skip
 from acktr.kfac.checks import check_integer, check_number, modernised, require_like
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.fisher.observed import Observed
@@ -58,6 +59,8 @@ class Preconditioner:
         config: Settings; those of momentum and cold steps are for :class:`acktr.kfac.KFAC` only.
         known_fisher: Diagonal Fisher by parameter name, for parameters outside of layers.
         layers: How layers of one's own become rows, by their type.
+        skip: Layers without a block of their own, by path, pattern of paths ("blocks.*.mlp") or
+            class; their parameters get what parameters outside of layers get.
         seed: Seed of the generator that sampled targets are drawn with.
 
     Raises:
@@ -72,13 +75,15 @@ class Preconditioner:
         *,
         known_fisher: Mapping[str, float] | None = None,
         layers: Rules | None = None,
+        skip: Skip = (),
         seed: int = 0,
     ) -> None:
         self.module = module
         self.config = config or KFACConfig()
         self.named = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self._guard = Guard(module, self.named, everything=True)
-        self.blocks = Registry(module, self.named, known_fisher or {}, self.config, layers).build()
+        registry = Registry(module, self.named, known_fisher or {}, self.config, layers, skip)
+        self.blocks = registry.build()
         learning = (block for block in self.blocks if isinstance(block, StatBlock))
         self.stats: dict[str, StatBlock] = {block.name: block for block in learning}
         paths = [path for block in self.stats.values() for path in block.paths]

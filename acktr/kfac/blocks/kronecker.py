@@ -50,12 +50,11 @@ class Eigen:
 
     def divided(self, gradient: Tensor, curvature: Tensor) -> Tensor:
         """The gradient divided by a curvature in the eigenbasis."""
-        vectors = self.g.vectors
-        assert vectors is not None
-        rotated = vectors.mT @ gradient
-        if self.a.vectors is None:
-            return vectors @ (rotated / curvature)
-        return vectors @ (rotated @ self.a.vectors / curvature) @ self.a.vectors.mT
+        a, g = self.a.vectors, self.g.vectors
+        rotated = gradient if g is None else g.mT @ gradient
+        rotated = (rotated if a is None else rotated @ a) / curvature
+        rotated = rotated if g is None else g @ rotated
+        return rotated if a is None else rotated @ a.mT
 
     def state_dict(self) -> dict[str, Any]:
         """The possibly stale eigenvalues and eigenvectors."""
@@ -66,7 +65,8 @@ class Eigen:
         a, a_vectors, g, g_vectors = state["basis"]
         a_vectors = None if a_vectors is None else a_vectors.to(device)
         self.a = Spectrum(a.to(device), a_vectors)
-        self.g = Spectrum(g.to(device), g_vectors.to(device))
+        g_vectors = None if g_vectors is None else g_vectors.to(device)
+        self.g = Spectrum(g.to(device), g_vectors)
 
 
 class Corrected:
@@ -92,7 +92,6 @@ class Corrected:
     def observe(self, layer: LayerFactors, seen: Observation) -> None:
         """Join a part of a batch to the second moments."""
         a, g = self.basis.a.vectors, self.basis.g.vectors
-        assert g is not None
         squares = (w * layer.squares(seen.uses, i, a, g) for i, w in enumerate(seen.weights))
         self.scales.add(reduce(torch.add, squares), seen.count)
 
@@ -139,7 +138,7 @@ class Cholesky:
 
     def solve(self, gradient: Tensor, damping: float) -> Tensor:
         """U of a gradient ([k,] out, in [+ 1])."""
-        step = self.g @ gradient
+        step = self.g[:, None] * gradient if self.g.dim() == 1 else self.g @ gradient
         return step * self.a if self.a.dim() == 1 else step @ self.a
 
     def state_dict(self) -> dict[str, Any]:

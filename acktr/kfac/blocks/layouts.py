@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -34,13 +35,15 @@ class LinearLayout:
         width, out = self.module.in_features + self.bias, self.module.out_features
         return (width, width), (out, out)
 
-    def input_factor(self, uses: Sequence[Use]) -> tuple[Tensor, int]:
-        """Factor A as (sum, divisor)."""
-        return factors.linear_input_factor([use.input for use in uses], self.bias, self.sharing)
+    def input_factor(self, uses: Sequence[Use], diagonal: bool) -> tuple[Tensor, int]:
+        """Factor A, or its diagonal, as (sum, divisor)."""
+        inputs = [use.input for use in uses]
+        return factors.linear_input_factor(inputs, self.bias, self.sharing, diagonal)
 
-    def output_factor(self, uses: Sequence[Use], index: int) -> Tensor:
-        """Sum over samples for factor G."""
-        return factors.output_factor([use.gradients[index] for use in uses], -1, self.sharing)
+    def output_factor(self, uses: Sequence[Use], index: int, diagonal: bool) -> Tensor:
+        """Sum over samples for factor G, or for its diagonal."""
+        gradients = [use.gradients[index] for use in uses]
+        return factors.output_factor(gradients, -1, self.sharing, diagonal=diagonal)
 
     def rows(self, use: Use, index: int) -> tuple[Tensor, Tensor]:
         """Rows a (N, T, in [+ 1]) and g (N, T, out)."""
@@ -76,15 +79,15 @@ class ConvLayout:
         width, out = self.module.weight[0].numel() + self.bias, self.module.out_channels // groups
         return (*lead, width, width), (*lead, out, out)
 
-    def input_factor(self, uses: Sequence[Use]) -> tuple[Tensor, int]:
-        """Factor A as (sum, divisor)."""
+    def input_factor(self, uses: Sequence[Use], diagonal: bool) -> tuple[Tensor, int]:
+        """Factor A, or its diagonal, as (sum, divisor)."""
         inputs = [use.input for use in uses]
-        return factors.conv_input_factor(inputs, self.module, self.bias, self.sharing)
+        return factors.conv_input_factor(inputs, self.module, self.bias, self.sharing, diagonal)
 
-    def output_factor(self, uses: Sequence[Use], index: int) -> Tensor:
-        """Sum over samples for factor G."""
+    def output_factor(self, uses: Sequence[Use], index: int, diagonal: bool) -> Tensor:
+        """Sum over samples for factor G, or for its diagonal."""
         gradients = [use.gradients[index] for use in uses]
-        return factors.output_factor(gradients, 1, self.sharing, self.module.groups)
+        return factors.output_factor(gradients, 1, self.sharing, self.module.groups, diagonal)
 
     def rows(self, use: Use, index: int) -> tuple[Tensor, Tensor]:
         """Rows a ([k,] N, T, C kh kw [+ 1]) and g ([k,] N, T, out / k)."""
@@ -138,17 +141,17 @@ class ConvTransposeLayout:
         inputs = transposed.spread_input(use.input, self.module, use.gradients[0].shape[2:])
         return replace(use, call=Inputs.of((inputs,)))
 
-    def input_factor(self, uses: Sequence[Use]) -> tuple[Tensor, int]:
-        """Factor A as (sum, divisor)."""
+    def input_factor(self, uses: Sequence[Use], diagonal: bool) -> tuple[Tensor, int]:
+        """Factor A, or its diagonal, as (sum, divisor)."""
         spread, plain = [self._spread(use) for use in uses], self.plain
-        if plain.sharing == "reduce" or set(self.module.stride) == {1}:
-            return plain.input_factor(spread)
+        if diagonal or plain.sharing == "reduce" or set(self.module.stride) == {1}:
+            return plain.input_factor(spread, diagonal)
         inputs = [use.input for use in spread]
         return transposed.spread_input_factor(inputs, self.module, plain.module, plain.bias)
 
-    def output_factor(self, uses: Sequence[Use], index: int) -> Tensor:
-        """Sum over samples for factor G."""
-        return self.plain.output_factor(uses, index)
+    def output_factor(self, uses: Sequence[Use], index: int, diagonal: bool) -> Tensor:
+        """Sum over samples for factor G, or for its diagonal."""
+        return self.plain.output_factor(uses, index, diagonal)
 
     def rows(self, use: Use, index: int) -> tuple[Tensor, Tensor]:
         """Rows a ([k,] N, T, C kh kw [+ 1]) and g ([k,] N, T, out / k)."""
@@ -187,19 +190,21 @@ class EmbeddingLayout:
         out = self.module.embedding_dim
         return (self.module.num_embeddings,), (out, out)
 
-    def input_factor(self, uses: Sequence[Use]) -> tuple[Tensor, int]:
-        """Factor A as (sum, divisor)."""
+    def input_factor(self, uses: Sequence[Use], diagonal: bool) -> tuple[Tensor, int]:
+        """Factor A, which is its diagonal, as (sum, divisor)."""
         return factors.embedding_input_factor([use.input for use in uses], self.module)
 
-    def output_factor(self, uses: Sequence[Use], index: int) -> Tensor:
-        """Sum over samples for factor G."""
-        return factors.output_factor([use.gradients[index] for use in uses], -1, "expand")
+    def output_factor(self, uses: Sequence[Use], index: int, diagonal: bool) -> Tensor:
+        """Sum over samples for factor G, or for its diagonal."""
+        gradients = [use.gradients[index] for use in uses]
+        return factors.output_factor(gradients, -1, "expand", diagonal=diagonal)
 
-    def squares(self, uses: Sequence[Use], index: int, g_vectors: Tensor) -> Tensor:
+    def squares(self, uses: Sequence[Use], index: int, g_vectors: Tensor | None) -> Tensor:
         """Sum over samples of (Q_G^T sum_t g a^T)^2, (D, V)."""
         found = [factors.output_rows(use.gradients[index], -1) for use in uses]
         rows = torch.cat(found, dim=1)
-        rows = rows.to(factors.accumulation_type(rows)) @ g_vectors
+        rows = rows.to(factors.accumulation_type(rows))
+        rows = rows if g_vectors is None else rows @ g_vectors
         pairs = zip(uses, found, strict=True)
         tokens = torch.cat([use.input.reshape(g.shape[:2]) for use, g in pairs], dim=1)
         num, padding = self.module.num_embeddings, self.module.padding_idx
@@ -274,7 +279,18 @@ class LayerFactors:
         place = next(module.parameters())
         self.dtype = factors.accumulation_type(place)
         self.device = place.device
-        self.a, self.g = (RunningAverage(self.zeros(shape)) for shape in self.layout.shapes)
+        shapes, limit = self.layout.shapes, config.max_factor_size or math.inf
+        large = [len(shape) > 1 and shape[-1] > limit for shape in shapes]
+        sizes = [f"{name} {shape[-1]}" for name, shape in zip("AG", shapes, strict=True)]
+        self.capped = ", ".join(size for size, cut in zip(sizes, large, strict=True) if cut)
+        """Names and sizes of the factors of which the diagonal alone is kept, as in "A 4097"."""
+        pairs = zip(shapes, large, strict=True)
+        self.a, self.g = (RunningAverage(self.zeros(s[-1:] if cut else s)) for s, cut in pairs)
+
+    @property
+    def cuttable(self) -> bool:
+        """Whether the diagonal of a factor can be kept in its place."""
+        return len(self.layout.shapes[1]) == 2 and not isinstance(self.layout, TiedLayout)
 
     def zeros(self, shape: tuple[int, ...]) -> Tensor:
         """Zeros of the statistics' type, on their device."""
@@ -289,23 +305,24 @@ class LayerFactors:
             self.a.add(words, tokens)
             self.g.add(width, count)
             return
-        self.a.add(*self.layout.input_factor(uses))
-        sums = ((self.layout.output_factor(uses, i), w) for i, w in enumerate(weights))
+        a_diagonal, g_diagonal = (factor.value.dim() == 1 for factor in (self.a, self.g))
+        self.a.add(*self.layout.input_factor(uses, a_diagonal))
+        sums = ((self.layout.output_factor(uses, i, g_diagonal), w) for i, w in enumerate(weights))
         self.g.add(reduce(torch.add, (g if w == 1 else g * w for g, w in sums)), count)
 
     def squares(
-        self, uses: Sequence[Use], index: int, a_vectors: Tensor | None, g_vectors: Tensor
+        self, uses: Sequence[Use], index: int, a_vectors: Tensor | None, g_vectors: Tensor | None
     ) -> Tensor:
-        """Sum over samples of (Q_G^T (sum_t g a^T) Q_A)^2, with Q_A = I where A is diagonal."""
+        """Sum over samples of (Q_G^T (sum_t g a^T) Q_A)^2, with Q = I for a diagonal factor."""
         if isinstance(self.layout, EmbeddingLayout):
             return self.layout.squares(uses, index, g_vectors)
         if isinstance(self.layout, ProjectionLayout):
-            assert a_vectors is not None
             return self.layout.squares(uses, index, a_vectors, g_vectors)
         pairs = [self.layout.rows(use, index) for use in uses]
         inputs = torch.cat([pair[0] for pair in pairs], dim=-2)
         inputs = inputs if a_vectors is None else inputs @ a_vectors.unsqueeze(-3)
-        gradients = torch.cat([pair[1] for pair in pairs], dim=-2) @ g_vectors.unsqueeze(-3)
+        gradients = torch.cat([pair[1] for pair in pairs], dim=-2)
+        gradients = gradients if g_vectors is None else gradients @ g_vectors.unsqueeze(-3)
         return factors.squared_gradients(inputs, gradients)
 
     def matrix(self, tensors: Mapping[str, Tensor]) -> Tensor:

@@ -13,7 +13,7 @@ from acktr.kfac.statistics import factors
 from acktr.kfac.statistics.capture import Use
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...]]
-"""Shapes of the factors A and G; that of A is a vector where A is diagonal."""
+"""Shapes of the factors A and G; a diagonal one is a vector."""
 
 
 @dataclass(frozen=True)
@@ -49,21 +49,24 @@ class ProjectionLayout:
         filled = [blank if part is None else part for part in parts]
         return filled[0] if self.groups == 1 else torch.stack(filled)
 
-    def input_factor(self, uses: Sequence[Use]) -> tuple[Tensor, int]:
-        """Factor A as (sum, divisor), the maps' sums scaled to one divisor."""
+    def input_factor(self, uses: Sequence[Use], diagonal: bool) -> tuple[Tensor, int]:
+        """Factor A as (sum, divisor), the maps' sums scaled to one divisor; or the diagonal of it.
+
+        Diagonals are for one map alone.
+        """
         made: dict[tuple[int, ...], tuple[Tensor, int]] = {}  # maps of one input have one factor
         keys = [tuple(id(use.call) for use in mine) for mine in self._by_map(uses)]
         for key, mine in zip(keys, self._by_map(uses), strict=True):
             if mine and key not in made:
                 made[key] = factors.linear_input_factor(
-                    [_inputs(mine, self.sharing)], self.bias, self.sharing
+                    [_inputs(mine, self.sharing)], self.bias, self.sharing, diagonal
                 )
         divisor = max(count for _, count in made.values())
         scaled = {key: total * (divisor / count) for key, (total, count) in made.items()}
         return self._stacked([scaled.get(key) for key in keys]), divisor
 
-    def output_factor(self, uses: Sequence[Use], index: int) -> Tensor:
-        """Sum over samples for factor G."""
+    def output_factor(self, uses: Sequence[Use], index: int, diagonal: bool) -> Tensor:
+        """Sum over samples for factor G, or for its diagonal."""
         parts: list[Tensor | None] = []
         for mine in self._by_map(uses):
             rows = [factors.positions(use.gradients[index]) for use in mine]
@@ -71,12 +74,14 @@ class ProjectionLayout:
                 rows = [part.flatten(0, 1)[:, None] for part in rows]
             joined = torch.cat(rows, 1 if self.sharing == "reduce" else 0) if rows else None
             parts.append(
-                None if joined is None else factors.output_factor([joined], -1, self.sharing)
+                None
+                if joined is None
+                else factors.output_factor([joined], -1, self.sharing, diagonal=diagonal)
             )
         return self._stacked(parts)
 
     def squares(
-        self, uses: Sequence[Use], index: int, a_vectors: Tensor, g_vectors: Tensor
+        self, uses: Sequence[Use], index: int, a_vectors: Tensor | None, g_vectors: Tensor | None
     ) -> Tensor:
         """Sum over samples of (Q_G^T (sum_t g a^T) Q_A)^2, ([k,] out, in [+ 1])."""
         parts: list[Tensor | None] = []
@@ -84,11 +89,16 @@ class ProjectionLayout:
             if not mine:
                 parts.append(None)
                 continue
-            a, g = (v if self.groups == 1 else v[place] for v in (a_vectors, g_vectors))
-            inputs = torch.cat([factors.positions(use.input) for use in mine], 1).to(a.dtype)
+            inputs = torch.cat([factors.positions(use.input) for use in mine], 1)
+            inputs = inputs.to(factors.accumulation_type(inputs))
             inputs = factors.append_one(inputs) if self.bias else inputs
             rows = torch.cat([factors.positions(use.gradients[index]) for use in mine], 1)
-            parts.append(factors.squared_gradients(inputs @ a, rows.to(g.dtype) @ g))
+            rows = rows.to(inputs.dtype)
+            if a_vectors is not None:
+                inputs = inputs @ (a_vectors if self.groups == 1 else a_vectors[place])
+            if g_vectors is not None:
+                rows = rows @ (g_vectors if self.groups == 1 else g_vectors[place])
+            parts.append(factors.squared_gradients(inputs, rows))
         return self._stacked(parts)
 
     def matrix(self, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -17,6 +17,7 @@ from acktr.kfac.blocks.kronecker import KroneckerBlock
 from acktr.kfac.blocks.layouts import LayerFactors
 from acktr.kfac.blocks.projections import ProjectionBiasRows, ProjectionLayout
 from acktr.kfac.blocks.rules import LayerRule, RuleLayout, Rules, check_rules
+from acktr.kfac.blocks.skip import Skip, skipped
 from acktr.kfac.blocks.tied import TiedLayout
 from acktr.kfac.blocks.tridiagonal import TridiagonalBlock
 from acktr.kfac.blocks.vectors import (
@@ -85,6 +86,10 @@ Block = StatBlock | KnownBlock | PlainBlock
 """A group of parameters with its own curvature."""
 
 
+class LargeFactorWarning(UserWarning):
+    """Kronecker factors above ``max_factor_size``, of which the diagonal alone is kept."""
+
+
 class UnsupportedParameterWarning(UserWarning):
     """A parameter without a curvature block follows its plain gradient."""
 
@@ -124,9 +129,11 @@ class Registry:
         known: Diagonal Fisher by name, for parameters outside of layers.
         config: Settings.
         rules: How layers of one's own become rows, by their type.
+        skip: Layers without a block of their own; their parameters are treated as those that no
+            layer has.
 
     Raises:
-        ValueError: A rule does not fit.
+        ValueError: A rule does not fit, or ``skip`` names what does not exist.
     """
 
     def __init__(
@@ -136,6 +143,7 @@ class Registry:
         known: Mapping[str, float],
         config: KFACConfig,
         rules: Rules | None = None,
+        skip: Skip = (),
     ) -> None:
         self.rules = rules or {}
         check_rules(self.rules, module)
@@ -150,6 +158,8 @@ class Registry:
                 if parameter is not None:
                     self.owners.setdefault(id(parameter), []).append(_Owner(path, layer, key))
         self.taken: set[str] = set()
+        self.skipped = skipped(module, skip)
+        self.capped: list[str] = []
 
     def build(self) -> list[Block]:
         """One block per layer, per known parameter, and for what is left.
@@ -176,6 +186,7 @@ class Registry:
             for taken in (layer, norm):
                 self.taken.update(() if taken is None else taken.names)
             blocks.extend(self._projections(path, module))
+        self._tell_capped()
         if self.config.structure == "tridiagonal":
             blocks.append(TridiagonalBlock(chain, self.config))
         for path, layer in self.module.named_modules():
@@ -218,7 +229,7 @@ class Registry:
         if weight is None:
             return None
         users = self.owners[id(layer._parameters[own])]
-        if any(user.key != own for user in users):
+        if any(user.key != own or user.path in self.skipped for user in users):
             return None
         kinds = {self._kind(user.layer) for user in users}
         paths = [user.path for user in users]
@@ -232,7 +243,31 @@ class Registry:
                 bias = None
         sharing = self.config.linear_sharing
         layout = None if rule is None else RuleLayout(layer, rule, bias is not None, sharing)
-        return LayerFactors(path, layer, weight, bias, self.config, paths, layout)
+        return self._cut(LayerFactors(path, layer, weight, bias, self.config, paths, layout))
+
+    def _cut(self, factors: LayerFactors) -> LayerFactors | None:
+        """The factors, noted if some are diagonals for their size; None if they cannot be."""
+        if not factors.capped:
+            return factors
+        apart = "" if factors.cuttable else ", no block"
+        name = factors.name or type(factors.module).__name__
+        self.capped.append(f"{name} ({factors.capped}{apart})")
+        return None if apart else factors
+
+    def _tell_capped(self) -> None:
+        """Say which factors are diagonals; a ValueError for a chain, which needs whole ones."""
+        names, limit = ", ".join(self.capped), self.config.max_factor_size
+        if names and self.config.structure == "tridiagonal":
+            raise ValueError(
+                f"structure=tridiagonal needs whole factors, but some are above max_factor_size"
+                f" {limit}: {names} (raise max_factor_size or take another structure)"
+            )
+        if names:
+            warnings.warn(
+                f"K-FAC keeps only the diagonal of factors above max_factor_size {limit}: {names}",
+                LargeFactorWarning,
+                stacklevel=caller_level(),
+            )
 
     def _tied(
         self,
@@ -246,15 +281,17 @@ class Registry:
         tables = {kind for kind in kinds if kind is not None and kind[0] is nn.Embedding}
         if len(tables) != 1 or kinds != {*tables, (nn.Linear,)}:
             return None
-        layout = TiedLayout(layer, len(self.named[weight]) <= self.config.dense_limit)
-        return LayerFactors(path, layer, weight, None, self.config, paths, layout)
+        limit = min(self.config.dense_limit, self.config.max_factor_size or math.inf)
+        layout = TiedLayout(layer, len(self.named[weight]) <= limit)
+        return self._cut(LayerFactors(path, layer, weight, None, self.config, paths, layout))
 
     def _projections(self, path: str, module: nn.Module) -> Iterator[Block]:
         """Blocks of the weights inside of an attention or recurrent module; none for a chain.
 
         Weights and biases that are shared with another module are left out.
         """
-        if not is_fused(module) or self.config.structure == "tridiagonal":
+        skip = path in self.skipped or self.config.structure == "tridiagonal"
+        if skip or not is_fused(module):
             return
         prefix = f"{path}." if path else ""
         for part in projections(module):
@@ -266,8 +303,9 @@ class Registry:
                     (rows, width), part.groups, bias is not None, self.config.linear_sharing
                 )
                 layer = LayerFactors(name, module, weight, bias, self.config, layout=layout)
-                self.taken.update(layer.names)
-                yield KroneckerBlock(layer, self.config)
+                if self._cut(layer) is not None:
+                    self.taken.update(layer.names)
+                    yield KroneckerBlock(layer, self.config)
         for key, parts in biases(module).items():
             bias = self._unshared(module, key)
             if bias is not None:
@@ -291,7 +329,7 @@ class Registry:
 
     def _norm(self, path: str, layer: nn.Module) -> VectorBlock | None:
         base = _base(layer, _VECTORS)
-        if base is None:
+        if base is None or path in self.skipped:
             return None
         parts = [self._free(layer, key) for key in ("weight", "bias")]
         names = [name for name in parts if name is not None]
@@ -304,7 +342,7 @@ class Registry:
     def _bias(self, path: str, layer: nn.Module) -> VectorBlock | None:
         """The bias of a layer whose weight is frozen, known, or shared with another bias."""
         name = None if _base(layer, _LAYERS) is None else self._free(layer, "bias")
-        if name is None:
+        if name is None or path in self.skipped:
             return None
         sharers = self.owners[id(self.named[name])]
         if any(_base(user.layer, _LAYERS) is None or user.key != "bias" for user in sharers):

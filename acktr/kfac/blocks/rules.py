@@ -105,17 +105,17 @@ class RuleLayout:
         width = self._in + self.bias
         return (width, width), (self._out, self._out)
 
-    def input_factor(self, uses: Sequence[Use]) -> tuple[Tensor, int]:
-        """Factor A as (sum, divisor)."""
+    def input_factor(self, uses: Sequence[Use], diagonal: bool) -> tuple[Tensor, int]:
+        """Factor A, or its diagonal, as (sum, divisor)."""
         if not self._tried:
             self._try(uses[0])
         rows = [self.rule.inputs(use.module, use.input) for use in uses]
-        return factors.linear_input_factor(rows, self.bias, self.sharing)
+        return factors.linear_input_factor(rows, self.bias, self.sharing, diagonal)
 
-    def output_factor(self, uses: Sequence[Use], index: int) -> Tensor:
-        """Sum over samples for factor G."""
+    def output_factor(self, uses: Sequence[Use], index: int, diagonal: bool) -> Tensor:
+        """Sum over samples for factor G, or for its diagonal."""
         rows = [self.rule.outputs(use.module, use.gradients[index]) for use in uses]
-        return factors.output_factor(rows, -1, self.sharing)
+        return factors.output_factor(rows, -1, self.sharing, diagonal=diagonal)
 
     def rows(self, use: Use, index: int) -> tuple[Tensor, Tensor]:
         """Rows a (N, T, in [+ 1]) and g (N, T, out)."""

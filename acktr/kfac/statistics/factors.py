@@ -45,8 +45,12 @@ def append_one(rows: Tensor) -> Tensor:
     return torch.cat([rows, torch.ones_like(rows[..., :1])], dim=-1)
 
 
-def _gram(rows: Tensor, bias: bool) -> Tensor:
-    """Sum of r r^T over rows (..., m, d), with a 1 appended to each r if bias."""
+def _gram(rows: Tensor, bias: bool, diagonal: bool = False) -> Tensor:
+    """Sum of r r^T over rows (..., m, d), with a 1 appended to each r if bias; or its diagonal."""
+    if diagonal:
+        norms = torch.linalg.vector_norm(rows, dim=-2, dtype=accumulation_type(rows))
+        one = norms.new_full((*norms.shape[:-1], int(bias)), rows.shape[-2])
+        return torch.cat([norms.square(), one], dim=-1)
     wide = rows.to(accumulation_type(rows))
     with narrow_products(rows.dtype, rows.device):
         gram = wide.mT @ wide
@@ -111,20 +115,21 @@ def conv_rows(inputs: Tensor, conv: Conv, bias: bool) -> Tensor:
 
 
 def conv_input_factor(
-    inputs: Sequence[Tensor], conv: Conv, bias: bool, sharing: Sharing
+    inputs: Sequence[Tensor], conv: Conv, bias: bool, sharing: Sharing, diagonal: bool = False
 ) -> tuple[Tensor, int]:
     """Factor A of a convolution as (sum, divisor); one entry of inputs per use.
 
-    The sum is (C kh kw [+ 1]) square, with a leading dimension of groups if there are several.
+    The sum is (C kh kw [+ 1]) square, or the diagonal of that, with a leading dimension of groups
+    if there are several.
     """
     if sharing == "reduce":
-        total, divisor = _reduced_factor(inputs, conv, bias)
+        total, divisor = _reduced_factor(inputs, conv, bias, diagonal)
     else:
-        pairs = [_expanded_factor(used, conv, bias) for used in inputs]
+        pairs = [_expanded_factor(used, conv, bias, diagonal) for used in inputs]
         total = reduce(torch.add, (part for part, _ in pairs))
         divisor = sum(count for _, count in pairs)
     order = _channel_order(conv, bias, total.device)
-    return total[..., order, :][..., order], divisor
+    return total[..., order] if diagonal else total[..., order, :][..., order], divisor
 
 
 def _split(patches: Tensor) -> tuple[Tensor, ...]:
@@ -132,7 +137,9 @@ def _split(patches: Tensor) -> tuple[Tensor, ...]:
     return torch.split(patches, max(1, _CHUNK_ELEMENTS // max(1, patches[0].numel())))
 
 
-def _reduced_factor(inputs: Sequence[Tensor], conv: Conv, bias: bool) -> tuple[Tensor, int]:
+def _reduced_factor(
+    inputs: Sequence[Tensor], conv: Conv, bias: bool, diagonal: bool
+) -> tuple[Tensor, int]:
     """Sum over samples of the moments of mean patches, order (*kernel, C), and their number."""
     sums: list[Tensor] = []
     spots = 0
@@ -143,10 +150,10 @@ def _reduced_factor(inputs: Sequence[Tensor], conv: Conv, bias: bool) -> tuple[T
         parts = [_group_rows(part, conv).sum(-2, dtype=kind) for part in _split(patches)]
         sums.append(torch.cat(parts, dim=-2))
     mean = torch.stack(sums).sum(0) / spots
-    return _gram(mean, bias), mean.shape[-2]
+    return _gram(mean, bias, diagonal), mean.shape[-2]
 
 
-def _expanded_factor(used: Tensor, conv: Conv, bias: bool) -> tuple[Tensor, int]:
+def _expanded_factor(used: Tensor, conv: Conv, bias: bool, diagonal: bool) -> tuple[Tensor, int]:
     """Sum over samples and positions of the patches' moments, order (*kernel, C), their number."""
     patches = conv_patches(used, conv)
     outputs = patches.shape[1 : 1 + len(conv.kernel_size)]
@@ -154,7 +161,8 @@ def _expanded_factor(used: Tensor, conv: Conv, bias: bool) -> tuple[Tensor, int]
         value[0] for value in (conv.kernel_size, conv.stride, conv.dilation)
     )
     total: Tensor | None = None
-    if conv.groups == 1 and strips.saves(kernel, stride, dilation, outputs[0]):
+    whole = conv.groups == 1 and not diagonal
+    if whole and strips.saves(kernel, stride, dilation, outputs[0]):
         cells, width = -(-kernel // stride), patches[0][(0,) * len(outputs)].numel()
         for part in _split(conv_patches(used, conv, start=1)):
             rows = strips.cut(part, kernel, stride, outputs[0])
@@ -165,16 +173,19 @@ def _expanded_factor(used: Tensor, conv: Conv, bias: bool) -> tuple[Tensor, int]
             total = part_total if total is None else total.add_(part_total)
     else:
         for part in _split(patches):
-            gram = _gram(_group_rows(part, conv).flatten(-3, -2), bias)
+            gram = _gram(_group_rows(part, conv).flatten(-3, -2), bias, diagonal)
             total = gram if total is None else total.add_(gram)
     assert total is not None
     return total, len(used) * outputs.numel()
 
 
 def linear_input_factor(
-    inputs: Sequence[Tensor], bias: bool, sharing: Sharing
+    inputs: Sequence[Tensor], bias: bool, sharing: Sharing, diagonal: bool = False
 ) -> tuple[Tensor, int]:
-    """Factor A of a linear layer as (sum, divisor); inputs (N, ..., in), one entry per use."""
+    """Factor A of a linear layer, or its diagonal, as (sum, divisor).
+
+    Inputs are (N, ..., in), one entry per use.
+    """
     spread = [positions(used) for used in inputs]
     if sharing == "reduce":
         count = sum(used.shape[1] for used in spread)
@@ -182,7 +193,8 @@ def linear_input_factor(
         rows = [torch.stack(sums).sum(0) / count]
     else:
         rows = [used.reshape(-1, used.shape[-1]) for used in spread]
-    return reduce(torch.add, (_gram(used, bias) for used in rows)), sum(map(len, rows))
+    grams = (_gram(used, bias, diagonal) for used in rows)
+    return reduce(torch.add, grams), sum(map(len, rows))
 
 
 def embedding_input_factor(inputs: Sequence[Tensor], module: nn.Embedding) -> tuple[Tensor, int]:
@@ -201,9 +213,13 @@ def embedding_input_factor(inputs: Sequence[Tensor], module: nn.Embedding) -> tu
 
 
 def output_factor(
-    gradients: Sequence[Tensor], channel_dim: int, sharing: Sharing, groups: int = 1
+    gradients: Sequence[Tensor],
+    channel_dim: int,
+    sharing: Sharing,
+    groups: int = 1,
+    diagonal: bool = False,
 ) -> Tensor:
-    """Factor G before its division by the number of samples, (out) square.
+    """Factor G before its division by the number of samples, (out) square, or its diagonal.
 
     Args:
         gradients: Gradients of the summed log-likelihood with respect to the layer's output, one
@@ -211,12 +227,13 @@ def output_factor(
         channel_dim: Index of the output dimension: -1 for linear layers, 1 for convolutions.
         sharing: "expand" or "reduce".
         groups: Groups k of a convolution; more than one gives (k, out / k, out / k).
+        diagonal: Whether only the diagonal is wanted.
     """
     spread = [output_rows(gradient, channel_dim, groups) for gradient in gradients]
     if sharing == "reduce":
         sums = [rows.sum(-2, dtype=accumulation_type(rows)) for rows in spread]
-        return _gram(torch.stack(sums).sum(0), bias=False)
-    return reduce(torch.add, (_gram(rows.flatten(-3, -2), bias=False) for rows in spread))
+        return _gram(torch.stack(sums).sum(0), False, diagonal)
+    return reduce(torch.add, (_gram(rows.flatten(-3, -2), False, diagonal) for rows in spread))
 
 
 def output_rows(gradient: Tensor, channel_dim: int, groups: int = 1) -> Tensor:
