@@ -211,6 +211,11 @@ class Preconditioner:
                         "nothing was recorded: run the forward pass inside capture() with gradients"
                         " enabled (a module compiled before its first capture() calls no hooks)"
                     )
+                if ROOT in captured.layers and not captured.layers[ROOT].calls:
+                    raise ValueError(
+                        'small_parameters="dense" needs the module itself to be called inside'
+                        ' capture(), not only its submodules (or small_parameters="diagonal")'
+                    )
                 for name, square in squares.items():
                     self._rest[name].observe(square, part_size(pairs, divisor))
             except BaseException:  # a part that is missing would spoil the whole batch
@@ -430,6 +435,12 @@ class Preconditioner:
         """
         own = {**self.state_dict(), "pending": None}
         state = modernised(state, own["layers"])
+        given = state.get("layers") if isinstance(state, dict) else None
+        if isinstance(given, dict) and self._rest and not self._rest.keys() & given.keys():
+            raise ValueError(
+                f"K-FAC state has no statistics of {', '.join(self._rest)}: it was made with"
+                ' another small_parameters ("gradient" was the default); give that setting'
+            )
         pending = state.get("pending") if isinstance(state, dict) else None
         settled = state if pending is None else {**state, "pending": None}
         require_like(settled, own, "K-FAC curvature")

@@ -98,6 +98,20 @@ def test_outputs_in_a_dict_are_refused() -> None:
         curvature.module(torch.ones(2, 3))
 
 
+def test_calls_of_submodules_alone_are_refused() -> None:
+    model = Features("output")
+    curvature = dense(nn.Sequential(model, nn.Linear(2, 2).double()))
+    for called in (False, True):
+        with curvature.capture() as captured:
+            output = curvature.module(randn(5, 3)) if called else curvature.module[1](randn(5, 2))
+        if called:
+            curvature.observe(captured, output, CategoricalLoss())
+            continue
+        with pytest.raises(ValueError, match="the module itself to be called inside capture"):
+            curvature.observe(captured, output, CategoricalLoss())
+    assert kfac_error(curvature).blocks["0.first"] < 1
+
+
 class Recurrent(nn.Module):
     """Cells of a kind whose forward pass is a subclass's own, so that they have no blocks."""
 

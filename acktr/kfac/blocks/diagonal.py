@@ -13,7 +13,7 @@ from acktr.kfac.linalg import Inverse, Parts
 from acktr.kfac.statistics.averages import History, RunningAverage
 from acktr.kfac.statistics.factors import accumulation_type
 
-PRIOR = 4.0
+PRIOR = 8.0
 """Degrees of freedom of the mean over a tensor, in batches: what its entries are drawn towards."""
 
 
@@ -35,8 +35,9 @@ class DiagonalBlock:
 
         d = (k S + k_0 m) / (k + k_0),    U = g / (d + lambda),
 
-    with k the batches that the average S stands for and k_0 = ``PRIOR``. After the first batch the
-    mean is four fifths of d, after many a few hundredths; m itself is not biased at any time.
+    with k the batches that the average S stands for and k_0 = ``PRIOR``. The mean has a part of 8/9
+    in d after the first batch and of 4 % in the long run with a decay of 0.99; the sum over the
+    tensor is that of S at any time. Trainings depended little on k_0 between 1 and 64.
 
     It needs no decomposition and takes the present average at every step.
 
@@ -76,10 +77,15 @@ class DiagonalBlock:
 
         Args:
             squares: Sum of w_c g_c^2 over its scalars; None if none depends on the parameter, whose
-                gradient is then zero.
+                gradient is then zero (but one that nothing ever reached has no statistics).
             count: What the part adds to the divisor Z.
         """
-        self.moment.add(torch.zeros_like(self.moment.value) if squares is None else squares, count)
+        if squares is not None:
+            self.moment.add(squares, count)
+        elif self.history.started:
+            self.moment.add(torch.zeros_like(self.moment.value), count)
+        else:
+            self.moment.pass_over(count)
 
     def fold(self, decay: float) -> None:
         """Take the joined batch into the running average."""

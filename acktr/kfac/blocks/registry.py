@@ -165,10 +165,9 @@ class Registry:
         """One block per layer, per known parameter, and for what is left.
 
         Raises:
-            ValueError: ``known`` names a parameter that does not exist, a parameter is complex, or
-                the layers form no chain although the structure is tridiagonal.
+            ValueError: ``known`` names a parameter that does not exist, or the
+                layers form no chain although the structure is tridiagonal.
         """
-        _check_real(self.named)
         unknown = sorted(set(self.known) - set(self.named))
         if unknown:
             raise ValueError(f"known_fisher names no trainable parameter of the module: {unknown}")
@@ -366,16 +365,6 @@ class Registry:
             source = ExampleRows(self.module, left)
             return [self._vector("small_parameters", left, source, [ROOT])]
         return [DiagonalBlock(name, self.named[name], self.config) for name in left]
-
-
-def _check_real(named: Mapping[str, nn.Parameter]) -> None:
-    """Raise ValueError for complex parameters."""
-    wrong = [name for name, parameter in named.items() if parameter.is_complex()]
-    if wrong:
-        raise ValueError(
-            f"K-FAC has no curvature for complex parameters, got {', '.join(wrong)}: keep their"
-            " real and imaginary parts in a real parameter (torch.view_as_complex)"
-        )
 
 
 def caller_level() -> int:
