@@ -136,6 +136,7 @@ class SampledKFACConfig(KFACConfig):
     refresh_delay: int | None = _RL.refresh_delay
     small_parameters: SmallParameters = _RL.small_parameters
     max_factor_size: int | None = _RL.max_factor_size
+    float64: bool = _RL.float64
     quadratic: Quadratic = _RL.quadratic
     stat_fraction: Annotated[float, Limits(1e-6, 1)] = 1.0
     """Part of the batch that the factors are computed from: every round(1/fraction)-th sample.

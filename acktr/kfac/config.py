@@ -70,6 +70,9 @@ class KFACConfig:
     max_factor_size: int | None = 2048
     """Largest Kronecker factor that is a matrix; of larger ones the diagonal is kept (None: no
     limit)."""
+    float64: bool = False
+    """Kronecker factors, their decompositions and products in float64: for a damping below 1e-6 of
+    the largest eigenvalue of A (x) G, which float32 does not tell from rounding."""
     quadratic: Quadratic = "kronecker"
     """Where q comes from: the damped Kronecker factors, or the exact Fisher by one JVP."""
     max_failures: int = 10
@@ -93,6 +96,7 @@ class KFACConfig:
             refresh_delay=None,
             small_parameters="gradient",
             max_factor_size=None,
+            float64=False,
             quadratic="kronecker",
         )
 

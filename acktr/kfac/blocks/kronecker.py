@@ -162,6 +162,7 @@ class KroneckerBlock:
         self.layer = layer
         self.name, self.paths, self.names = layer.name, layer.paths, layer.names
         self.a, self.g = layer.a, layer.g
+        self._float64 = config.float64
         self.history = History(f"layer {layer.name!r}", config.max_failures, layer.device)
         self.inverse: Eigen | Cholesky | Corrected
         if config.structure == "cholesky":
@@ -187,6 +188,7 @@ class KroneckerBlock:
 
     def observe(self, seen: Observation) -> None:
         """Join a part of a batch to the statistics."""
+        seen = seen.double() if self._float64 else seen
         if isinstance(self.inverse, Corrected):
             check_sizes(seen.uses, self.name)
         self.layer.observe(seen.uses, seen.weights, seen.count)

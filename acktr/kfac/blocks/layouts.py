@@ -277,7 +277,7 @@ class LayerFactors:
         self.bias_name = bias
         self.names: tuple[str, ...] = (weight,) if bias is None else (weight, bias)
         place = next(module.parameters())
-        self.dtype = factors.accumulation_type(place)
+        self.dtype = torch.float64 if config.float64 else factors.accumulation_type(place)
         self.device = place.device
         shapes, limit = self.layout.shapes, config.max_factor_size or math.inf
         large = [len(shape) > 1 and shape[-1] > limit for shape in shapes]

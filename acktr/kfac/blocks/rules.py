@@ -149,9 +149,10 @@ class RuleLayout:
                 f"rows a {tuple(a.shape)} and g {tuple(g.shape)} of a matrix {(self._out, width)}"
             )
         found = g.flatten(0, 1).mT @ a.flatten(0, 1)
-        wanted = self._gradient(use).to(found.dtype)
+        right = self._gradient(use)
+        wanted = right.to(found.dtype)
         error, size = float((found - wanted).norm()), float(wanted.norm())
-        narrow = min(torch.finfo(x.dtype).bits for x in (use.gradients[0], a))
+        narrow = min(torch.finfo(x.dtype).bits for x in (use.gradients[0], a, right))
         if not error <= (1e-6 if narrow == 64 else 0.01 if narrow == 32 else 0.2) * size:
             raise self._wrong(
                 "sum g a^T of its rows is not the gradient of the weight"

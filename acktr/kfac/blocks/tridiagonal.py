@@ -261,6 +261,7 @@ class TridiagonalBlock:
         self.a_cross = [RunningAverage(first.zeros((a[i], a[i + 1]))) for i in pairs]
         self.g_cross = [RunningAverage(first.zeros((g[i], g[i + 1]))) for i in pairs]
         self.inverse = ChainInverse.blank(list(zip(g, a, strict=True)), first.zeros(()))
+        self._float64 = config.float64
         self.history = History("chain", config.max_failures, first.device)
 
     @property
@@ -287,6 +288,7 @@ class TridiagonalBlock:
                 "structure=tridiagonal needs layers registered in the order of the forward pass:"
                 f" {', '.join(ran)}"
             )
+        seen = seen.double() if self._float64 else seen
         rows: list[list[tuple[Tensor, Tensor]]] = []
         for layer in self.layers:
             uses = [use for use in seen.uses if use.module is layer.module]

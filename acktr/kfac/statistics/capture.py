@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -392,6 +392,18 @@ class Observation:
     """w_c, one per curvature scalar."""
     count: float
     """What this part adds to the divisor Z; 0 for a sum over the batch, which has no divisor."""
+
+    def double(self) -> Observation:
+        """The same in float64."""
+        calls: dict[int, Inputs] = {}  # uses that share their inputs go on doing so
+        uses = []
+        for use in self.uses:
+            if id(use.call) not in calls:
+                use.call.check_unchanged(f"K-FAC layer {use.name!r}")
+                calls[id(use.call)] = use.call.double()
+            gradients = tuple(gradient.double() for gradient in use.gradients)
+            uses.append(replace(use, call=calls[id(use.call)], gradients=gradients))
+        return replace(self, uses=uses)
 
 
 def check_sizes(uses: Sequence[Use], name: str) -> None:

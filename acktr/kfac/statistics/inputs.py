@@ -14,6 +14,10 @@ def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
+def _double(leaf: Any) -> Any:
+    return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+
 def _detached(leaf: Any) -> Any:
     return leaf.detach() if isinstance(leaf, Tensor) else leaf
 
@@ -51,6 +55,10 @@ class Inputs:
                 f"the input of {what} was changed in place after it had been used there, as by"
                 " h += layer(h): write h = h + layer(h)"
             )
+
+    def double(self) -> Inputs:
+        """The same in float64."""
+        return Inputs.of(*tree_map(_double, (self.args, dict(self.kwargs))))
 
     def by_sample(self, size: int) -> tuple[list[Tensor], Callable[[Iterable[Tensor]], Inputs]]:
         """The tensors, also nested ones, that have a row for each sample.
