@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from acktr.kfac.config import Sharing
 from acktr.kfac.statistics import factors
@@ -14,6 +15,10 @@ from acktr.kfac.statistics.capture import Use
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...]]
 """Shapes of the factors A and G; a diagonal one is a vector."""
+
+
+_SQUARES = WeakIdKeyDictionary()
+"""Products g g^T by gradient, while it lives: the maps of a recurrence may share one."""
 
 
 @dataclass(frozen=True)
@@ -69,16 +74,21 @@ class ProjectionLayout:
         """Sum over samples for factor G, or for its diagonal."""
         parts: list[Tensor | None] = []
         for mine in self._by_map(uses):
-            rows = [factors.positions(use.gradients[index]) for use in mine]
-            if self.sharing == "expand":
-                rows = [part.flatten(0, 1)[:, None] for part in rows]
-            joined = torch.cat(rows, 1 if self.sharing == "reduce" else 0) if rows else None
-            parts.append(
-                None
-                if joined is None
-                else factors.output_factor([joined], -1, self.sharing, diagonal=diagonal)
-            )
+            gradients = [use.gradients[index] for use in mine]
+            parts.append(self._square(gradients, diagonal) if gradients else None)
         return self._stacked(parts)
+
+    def _square(self, gradients: list[Tensor], diagonal: bool) -> Tensor:
+        if not diagonal and len(gradients) == 1 and self.sharing == "expand":
+            if gradients[0] not in _SQUARES:
+                _SQUARES[gradients[0]] = factors.output_factor(gradients, -1, "expand")
+            found: Tensor = _SQUARES[gradients[0]]
+            return found
+        rows = [factors.positions(gradient) for gradient in gradients]
+        if self.sharing == "expand":
+            rows = [part.flatten(0, 1)[:, None] for part in rows]
+        joined = torch.cat(rows, 1 if self.sharing == "reduce" else 0)
+        return factors.output_factor([joined], -1, self.sharing, diagonal=diagonal)
 
     def squares(
         self, uses: Sequence[Use], index: int, a_vectors: Tensor | None, g_vectors: Tensor | None

@@ -197,7 +197,7 @@ class Capture:
                 "the graph of the output is gone: observe() before backward(), which frees it"
             ) from error
         outputs: OutputGradients = {
-            name: [None if (g := next(found)) is None else g.reshape(c.shape) for c in record.calls]
+            name: [_shaped(next(found), call.shape) for call in record.calls]
             for name, record in self.layers.items()
         }
         return outputs | {name: [next(found)] for name in wanted}
@@ -251,6 +251,11 @@ def part_size(scalars: Sequence[tuple[OutputGradients, float]], divisor: Divisor
             f" not tell (they have the lengths {sorted(sizes)}): give update_curvature samples=N"
         )
     return float(sizes.pop())
+
+
+def _shaped(gradient: Tensor | None, shape: torch.Size) -> Tensor | None:
+    """A gradient in the shape of its output; itself where it has that, as uses may share it."""
+    return gradient if gradient is None or gradient.shape == shape else gradient.reshape(shape)
 
 
 def _separated(output: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -112,12 +112,16 @@ class _Direction:
         self.report(f"weight_ih_{self.suffix}", inputs.transpose(0, 1), [given], valid=valid)
         if len(state) > 1 and torch.is_autocast_enabled(inputs.device.type):
             state = tuple(part.to(given.dtype) for part in state)  # as torch's fused LSTM
+        # Where both outputs are added they have one gradient, so that it is asked for once.
+        added = self.step is not _gru and given.requires_grad
         steps = given.unbind(1)
-        outputs = list(steps)
+        outputs, before = list(steps), list(steps)
         for t in range(len(steps) - 1, -1, -1) if self.backwards else range(len(steps)):
             mask = None if valid is None else valid[:, t]
+            before[t] = state[0].detach()
             hidden = functional.linear(state[0], w_hh, b_hh)
-            self.report(f"weight_hh_{self.suffix}", state[0], [hidden], valid=mask)
+            if not added:
+                self.report(f"weight_hh_{self.suffix}", before[t], [hidden], valid=mask)
             new = self.step(steps[t], hidden, state)
             if w_hr is not None:
                 projected = functional.linear(new[0], w_hr)
@@ -128,6 +132,8 @@ class _Direction:
                 new = tuple(torch.where(mask[:, None], n, old) for n, old in pairs)
             state = new
             outputs[t] = state[0]
+        if added:
+            self.report(f"weight_hh_{self.suffix}", torch.stack(before, 1), [given], valid=valid)
         return torch.stack(outputs), state
 
 
