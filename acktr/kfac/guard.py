@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -11,9 +12,15 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_flatten
 
-from acktr.kfac.blocks.registry import StatBlock, caller_level
+from acktr.kfac.blocks.kronecker import KroneckerBlock
+from acktr.kfac.blocks.projections import ProjectionLayout
+from acktr.kfac.blocks.registry import StatBlock, UnsupportedParameterWarning, caller_level
+from acktr.kfac.blocks.rules import RuleLayout
 from acktr.kfac.losses.likelihoods import OutputLoss
 from acktr.kfac.statistics.capture import Capture
+
+_OWN_FORWARD = (ProjectionLayout, RuleLayout)
+"""Layers whose forward pass may take a weight any number of times."""
 
 
 class NoStatisticsWarning(UserWarning):
@@ -83,6 +90,7 @@ class Guard:
         self._kinds = {name: (p.dtype, p.device) for name, p in named.items()}
         self._everything = everything
         self._told: set[str] = set()
+        self._outside_checked = False
 
     def check_parameters(self) -> None:
         """Raise ValueError when the parameters are not those of the construction any more."""
@@ -129,6 +137,29 @@ class Guard:
             stacklevel=caller_level(),
         )
 
+    def warn_outside(self, blocks: Iterable[StatBlock], captured: Capture, scalar: Tensor) -> None:
+        """Warn of weights that the graph of the first batch uses outside of their layers."""
+        if self._outside_checked:
+            return
+        self._outside_checked = True
+        uses = uses_of_leaves(scalar)
+        outside = [
+            block.layer.weight_name
+            for block in blocks
+            if isinstance(block, KroneckerBlock)
+            and not isinstance(block.layer.layout, _OWN_FORWARD)
+            for calls in [sum(len(captured.layers[path].calls) for path in block.paths)]
+            if 0 < calls < uses.get(id(self._named[block.layer.weight_name]), 0)
+        ]
+        if outside:
+            warnings.warn(
+                f"{', '.join(outside)} is also used outside of its layer, as in F.linear: its block"
+                " has the curvature of the layer's uses alone. With a module for every use, which"
+                " may share the parameter (head.weight = embedding.weight), it would have all",
+                UnsupportedParameterWarning,
+                stacklevel=caller_level(),
+            )
+
     def warn_average(self, captured: Capture, output: object) -> None:
         """Warn once when a second output of one forward pass is observed by itself."""
         outputs = [id(leaf) for leaf in tree_flatten(output)[0]]
@@ -141,3 +172,22 @@ class Guard:
                 stacklevel=caller_level(),
             )
         captured.outputs = outputs
+
+
+def uses_of_leaves(root: Tensor) -> dict[int, int]:
+    """How often the graph of a tensor takes each leaf, by the leaf's id.
+
+    A leaf that is cast once for several uses, as autocast does it, counts once.
+    """
+    counts: Counter[int] = Counter()
+    waiting, seen = [root.grad_fn], {root.grad_fn}
+    while waiting:
+        node = waiting.pop()
+        for child, _ in () if node is None else node.next_functions:
+            leaf = getattr(child, "variable", None)
+            if leaf is not None:
+                counts[id(leaf)] += 1
+            elif child is not None and child not in seen:
+                seen.add(child)
+                waiting.append(child)
+    return counts

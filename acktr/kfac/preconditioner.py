@@ -235,6 +235,7 @@ class Preconditioner:
         squares: dict[str, Tensor | None] = dict.fromkeys(rest)
         pairs = []
         for scalar, weight in scalars:
+            self._guard.warn_outside(self._layers, captured, scalar)
             gradients = captured.output_gradients(scalar, rest)
             for name in rest:  # squared at once, so that only one such gradient is kept
                 (gradient,) = gradients.pop(name)
