@@ -290,7 +290,7 @@ class LayerFactors:
     @property
     def cuttable(self) -> bool:
         """Whether the diagonal of a factor can be kept in its place."""
-        return len(self.layout.shapes[1]) == 2 and not isinstance(self.layout, TiedLayout)
+        return len(self.layout.shapes[1]) == 2
 
     def zeros(self, shape: tuple[int, ...]) -> Tensor:
         """Zeros of the statistics' type, on their device."""
@@ -300,12 +300,12 @@ class LayerFactors:
         """Join a part of a batch to the statistics."""
         if self.layout.sharing == "reduce":
             check_sizes(uses, self.name)
+        a_diagonal, g_diagonal = (factor.value.dim() == 1 for factor in (self.a, self.g))
         if isinstance(self.layout, TiedLayout):
-            words, tokens, width = self.layout.moments(uses, weights)
+            words, tokens, width = self.layout.moments(uses, weights, (a_diagonal, g_diagonal))
             self.a.add(words, tokens)
             self.g.add(width, count)
             return
-        a_diagonal, g_diagonal = (factor.value.dim() == 1 for factor in (self.a, self.g))
         self.a.add(*self.layout.input_factor(uses, a_diagonal))
         sums = ((self.layout.output_factor(uses, i, g_diagonal), w) for i, w in enumerate(weights))
         self.g.add(reduce(torch.add, (g if w == 1 else g * w for g, w in sums)), count)

@@ -280,8 +280,7 @@ class Registry:
         tables = {kind for kind in kinds if kind is not None and kind[0] is nn.Embedding}
         if len(tables) != 1 or kinds != {*tables, (nn.Linear,)}:
             return None
-        limit = min(self.config.dense_limit, self.config.max_factor_size or math.inf)
-        layout = TiedLayout(layer, len(self.named[weight]) <= limit)
+        layout = TiedLayout(layer)
         return self._cut(LayerFactors(path, layer, weight, None, self.config, paths, layout))
 
     def _projections(self, path: str, module: nn.Module) -> Iterator[Block]:

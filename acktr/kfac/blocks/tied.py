@@ -14,7 +14,8 @@ product of the marginals). With shares p_u = tr(F_u) / tau and L_u, R_u of trace
     F - F_1 - F_2 = -tau p_1 p_2 (L_1 - L_2) (x) (R_1 - R_2),
 
 nothing where one use has all of the trace. As with every weight of several uses the products of an
-embedding's gradient and a head's are left out. Above ``dense_limit`` words L is a diagonal.
+embedding's gradient and a head's are left out. Above ``max_factor_size`` the diagonal of L or R
+is kept.
 """
 
 from __future__ import annotations
@@ -36,56 +37,42 @@ class TiedLayout:
 
     Args:
         module: One of these layers.
-        dense: Whether the side of the words is a full matrix.
     """
 
     sharing: ClassVar[Sharing] = "expand"
     """Tokens have no mean."""
 
-    def __init__(self, module: nn.Module, dense: bool) -> None:
+    def __init__(self, module: nn.Module) -> None:
         self.words, self.width = module.get_parameter("weight").shape
-        self.dense = dense
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """(V) square or its diagonal, and (D) square."""
-        words = (self.words, self.words) if self.dense else (self.words,)
-        return words, (self.width, self.width)
+        """(V) and (D) square."""
+        return (self.words, self.words), (self.width, self.width)
 
-    def moments(self, uses: Sequence[Use], weights: Sequence[float]) -> tuple[Tensor, int, Tensor]:
-        """L with trace 1 as (sum, divisor), and the sum over samples of R."""
+    def moments(
+        self, uses: Sequence[Use], weights: Sequence[float], diagonals: tuple[bool, bool]
+    ) -> tuple[Tensor, int, Tensor]:
+        """L with trace 1 as (sum, divisor), and the sum over samples of R.
+
+        Args:
+            uses: Of all layers.
+            weights: w_c of each scalar.
+            diagonals: Whether only the diagonal of L, and of R, is wanted.
+        """
         tables = [use for use in uses if isinstance(use.module, nn.Embedding)]
         heads = [use for use in uses if not isinstance(use.module, nn.Embedding)]
         pairs = []
         if tables:
-            pairs.append(self._table(tables, weights))
+            pairs.append(_table(tables, weights, diagonals))
         if heads:
-            pairs.append(self._head(heads, weights))
+            pairs.append(_head(heads, weights, diagonals))
         traces = [(_trace(left), _trace(right)) for left, right in pairs]
         left = _sum([x * right for (x, _), (_, right) in zip(pairs, traces, strict=True)])
         right = _sum([x * left for (_, x), (left, _) in zip(pairs, traces, strict=True)])
         tokens = sum(use.gradients[0][..., 0].numel() for use in uses)
         tau = _trace(right).clamp(min=torch.finfo(right.dtype).tiny)  # no gradient gives zeros
         return left / tau * tokens, tokens, right
-
-    def _table(self, uses: Sequence[Use], weights: Sequence[float]) -> tuple[Tensor, Tensor]:
-        """Frequencies L_1 and gradients R_1."""
-        module = uses[0].module
-        assert isinstance(module, nn.Embedding)
-        total, count = factors.embedding_input_factor([use.input for use in uses], module)
-        left = total / count
-        right = _sum([w * self._gram(_gradients(uses, i)) for i, w in enumerate(weights)])
-        return left.diag() if self.dense else left, right
-
-    def _head(self, uses: Sequence[Use], weights: Sequence[float]) -> tuple[Tensor, Tensor]:
-        """Gradients L_2 and hidden units R_2."""
-        total, count = factors.linear_input_factor([use.input for use in uses], False, "expand")
-        side = self._gram if self.dense else _squares
-        left = _sum([w * side(_gradients(uses, i)) for i, w in enumerate(weights)])
-        return left, total / count
-
-    def _gram(self, gradients: Sequence[Tensor]) -> Tensor:
-        return factors.output_factor(gradients, -1, "expand")
 
     def rows(self, use: Use, index: int) -> tuple[Tensor, Tensor]:
         """Rows of the words (N, T, V) and of the width (N, T, D), whose products are gradients."""
@@ -111,19 +98,38 @@ class TiedLayout:
         return matrix.mT.contiguous(), None
 
 
-def _gradients(uses: Sequence[Use], index: int) -> list[Tensor]:
-    return [use.gradients[index] for use in uses]
+Sides = tuple[Tensor, Tensor]
+"""L and R of one kind of use."""
+
+
+def _table(uses: Sequence[Use], weights: Sequence[float], diagonals: tuple[bool, bool]) -> Sides:
+    """Frequencies L_1 and gradients R_1."""
+    module = uses[0].module
+    assert isinstance(module, nn.Embedding)
+    total, count = factors.embedding_input_factor([use.input for use in uses], module)
+    frequencies = total / count
+    left = frequencies if diagonals[0] else frequencies.diag()
+    return left, _gradient_factor(uses, weights, diagonals[1])
+
+
+def _head(uses: Sequence[Use], weights: Sequence[float], diagonals: tuple[bool, bool]) -> Sides:
+    """Gradients L_2 and hidden units R_2."""
+    inputs = [use.input for use in uses]
+    total, count = factors.linear_input_factor(inputs, False, "expand", diagonals[1])
+    return _gradient_factor(uses, weights, diagonals[0]), total / count
+
+
+def _gradient_factor(uses: Sequence[Use], weights: Sequence[float], diagonal: bool) -> Tensor:
+    parts = []
+    for index, weight in enumerate(weights):
+        gradients = [use.gradients[index] for use in uses]
+        parts.append(weight * factors.output_factor(gradients, -1, "expand", diagonal=diagonal))
+    return _sum(parts)
 
 
 def _sum(tensors: Sequence[Tensor]) -> Tensor:
     """The sum of at least one tensor."""
     return reduce(torch.add, tensors)
-
-
-def _squares(gradients: Sequence[Tensor]) -> Tensor:
-    """Diagonal of the gradients' second moment, summed over all rows."""
-    kind = factors.accumulation_type(gradients[0])
-    return _sum([g.flatten(0, -2).to(kind).square().sum(0) for g in gradients])
 
 
 def _trace(factor: Tensor) -> Tensor:
