@@ -42,6 +42,7 @@ KFAC = (
     {"statistics"},
     {"blocks", "fisher"},
     {"parameter_groups", "guard"},
+    {"torch_state"},
     {"preconditioner"},
     {"quadratic"},
     {"optimizer"},

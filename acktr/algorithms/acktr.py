@@ -196,9 +196,14 @@ class ACKTRLearner:
 
     def state_dict(self) -> dict[str, Any]:
         """Optimizers, the adapted step size and the generator (the network saves itself)."""
+        critic: dict[str, Any] | None
+        if isinstance(self.critic, KFAC):
+            critic = self.critic.state_by_name()  # a checkpoint takes text keys alone
+        else:
+            critic = None if self.critic is None else self.critic.state_dict()
         return {
-            "actor": self.actor.state_dict(),
-            "critic": None if self.critic is None else self.critic.state_dict(),
+            "actor": self.actor.state_by_name(),
+            "critic": critic,
             "lr": self._lr,
             "generator": self.generator.get_state(),
         }

@@ -62,7 +62,8 @@ def require_like(state: object, template: object, where: str, *, finite: bool = 
     Args:
         state: Dicts, lists, tensors, numbers and None; not trusted.
         template: An object's own state. Dicts must have its keys, lists its length, tensors its
-            shapes and types; an integer must be a count, a number finite.
+            shapes and types, where one type of numbers with a fraction may stand for another, as
+            :func:`cast_like` turns it into; an integer must be a count, a number finite.
         where: What the message calls the state.
         finite: Whether NaN and Inf in tensors are refused.
     """
@@ -78,10 +79,26 @@ def require_like(state: object, template: object, where: str, *, finite: bool = 
     elif isinstance(template, Tensor):
         if not isinstance(state, Tensor) or state.shape != template.shape:
             raise ValueError(f"{where} does not fit {tuple(template.shape)}")
-        if state.dtype != template.dtype or (finite and not bool(torch.isfinite(state).all())):
+        same = state.dtype == template.dtype
+        castable = state.is_floating_point() and template.is_floating_point()
+        if not (same or castable) or (finite and not bool(torch.isfinite(state).all())):
             raise ValueError(f"{where} must be {'finite ' if finite else ''}{template.dtype}")
     else:
         _require_number(state, template, where)
+
+
+def cast_like(state: Any, template: object) -> Any:
+    """A state that :func:`require_like` passed, with the types of the template's tensors."""
+    if isinstance(template, Mapping):
+        return {key: cast_like(state[key], part) for key, part in template.items()}
+    if isinstance(template, list):
+        return [cast_like(entry, part) for entry, part in zip(state, template, strict=True)]
+    return state.to(template.dtype) if isinstance(template, Tensor) else state
+
+
+def plain_name(name: str) -> str:
+    """The name of a parameter or layer in the module before torch.compile wrapped a part of it."""
+    return name.replace("_orig_mod.", "")
 
 
 def _same_keys(state: object, template: Mapping[str, Any], where: str) -> Mapping[str, Any]:

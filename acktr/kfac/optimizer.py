@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from acktr.kfac.blocks.registry import Block
 from acktr.kfac.blocks.rules import Rules
 from acktr.kfac.blocks.skip import Skip
-from acktr.kfac.checks import check_choice, require_like
+from acktr.kfac.checks import check_choice, plain_name, require_like
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.losses.likelihoods import OutputLoss
 from acktr.kfac.losses.sources import Source
@@ -21,6 +21,7 @@ from acktr.kfac.parameter_groups import check_groups, group_state, make_groups
 from acktr.kfac.preconditioner import Preconditioner
 from acktr.kfac.quadratic import LMConfig, QuadraticModel, adaptive_objective, reduction_ratio
 from acktr.kfac.statistics.capture import Capture
+from acktr.kfac.torch_state import packed, unpacked
 from acktr.kfac.trust import FisherQuadratic, StepInfo, rescale, trust_scale
 
 StepRule = Literal["trust_region", "quadratic_model"]
@@ -248,6 +249,9 @@ class KFAC(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if not (self._steps or self.curvature.batches or any(g["lr"] for g in self.param_groups)):
+            self._fill_state()
+            return loss
         if self._steps < self.config.cold_steps:
             self._cold_step()
         else:
@@ -365,6 +369,11 @@ class KFAC(torch.optim.Optimizer):
         velocity: Tensor = state["momentum"].mul_(momentum).add_(update)
         return velocity
 
+    def _fill_state(self) -> None:
+        """Zero momentum: torch.distributed.checkpoint makes states by a first step of length 0."""
+        for name in self.curvature.gradients(self._decay()):
+            self._velocity(name, torch.zeros_like(self._named[name]), 0.0)
+
     def _clear_momentum(self) -> None:
         for state in self.state.values():
             state["momentum"].zero_()
@@ -372,12 +381,25 @@ class KFAC(torch.optim.Optimizer):
     # --- state ------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a bit-exact resume needs: curvature, momentum, counters, groups' settings."""
+        """Everything a bit-exact resume needs, in torch's form: ``state`` and ``param_groups``.
+
+        Counters and the curvature are entries of the first group.
+        """
+        for before in self._optimizer_state_dict_pre_hooks.values():
+            before(self)
+        state = packed(self.state_by_name(), self.param_groups)
+        for after in self._optimizer_state_dict_post_hooks.values():
+            changed = after(self, state)
+            state = state if changed is None else changed
+        return state
+
+    def state_by_name(self) -> dict[str, Any]:
+        """The same by the names of parameters, for files that take text keys alone."""
         return {
             "groups": group_state(self.param_groups),
             "steps": self._steps,
             "momentum": {
-                name: self.state[p]["momentum"].clone()
+                plain_name(name): self.state[p]["momentum"].clone()
                 for name, p in self._named.items()
                 if p in self.state
             },
@@ -385,28 +407,38 @@ class KFAC(torch.optim.Optimizer):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`; ValueError and no change if it does not fit."""
-        curvature = self._checked(state_dict)
-        self.curvature.load_state_dict(curvature)
+        """Restore either form of the state; ValueError and no change if it does not fit.
+
+        Numbers with a fraction are cast to the type of the module's.
+        """
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            changed = before(self, state_dict)
+            state_dict = state_dict if changed is None else changed
+        state = self._checked(unpacked(state_dict, self.param_groups))
+        self.curvature.load_state_dict(state["curvature"])
         self.state.clear()
-        for name, value in state_dict["momentum"].items():
-            parameter = self._named[name]
-            self.state[parameter]["momentum"] = value.to(parameter.device).clone()
-        for group, stored in zip(self.param_groups, state_dict["groups"], strict=True):
+        for name, p in self._named.items():
+            value = state["momentum"].get(plain_name(name))
+            if value is not None:
+                self.state[p]["momentum"] = value.to(p, copy=True)
+        for group, stored in zip(self.param_groups, state["groups"], strict=True):
             group.update(stored)
-        self._steps = state_dict["steps"]
+        self._steps = state["steps"]
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
 
     def _checked(self, state: Any) -> dict[str, Any]:
-        """The curvature's part of a state; ValueError unless all of it fits."""
-        own = self.state_dict()
+        """A state by name that fits; ValueError unless all of it does."""
+        own = self.state_by_name()
         if not isinstance(state, dict) or set(state) != set(own):
             raise ValueError(f"K-FAC state must have the entries {', '.join(own)}")
         curvature = self.curvature.checked(state["curvature"])
         if self.adaptive is not None:
             self.adaptive.check(curvature["damping"])
         moving = state["momentum"] if isinstance(state["momentum"], dict) else {}
-        momentum = {name: p.detach() for name, p in self._named.items() if name in moving}
-        require_like(state["momentum"], momentum, "K-FAC momentum")
+        moving = {plain_name(str(name)): value for name, value in moving.items()}
+        named = {plain_name(name): p.detach() for name, p in self._named.items()}
+        require_like(moving, {n: p for n, p in named.items() if n in moving}, "K-FAC momentum")
         require_like(state["steps"], self._steps, "K-FAC steps")
         check_groups(state["groups"], self.param_groups)
-        return curvature
+        return {**state, "curvature": curvature, "momentum": moving}

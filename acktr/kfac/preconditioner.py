@@ -18,7 +18,14 @@ from acktr.kfac.blocks.refresh import Refresher
 from acktr.kfac.blocks.registry import ROOT, Block, Registry, StatBlock
 from acktr.kfac.blocks.rules import Rules
 from acktr.kfac.blocks.skip import Skip
-from acktr.kfac.checks import check_integer, check_number, modernised, require_like
+from acktr.kfac.checks import (
+    cast_like,
+    check_integer,
+    check_number,
+    modernised,
+    plain_name,
+    require_like,
+)
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.fisher.observed import Observed
 from acktr.kfac.guard import Guard, check_loss, check_ranks
@@ -417,7 +424,8 @@ class Preconditioner:
     def state_dict(self) -> dict[str, Any]:
         """Statistics, the possibly stale decompositions, a refresh under way, and the generator.
 
-        What :meth:`observe` collected with ``last=False`` is not part of it.
+        Names are those of a module that is not compiled. What :meth:`observe` collected with
+        ``last=False`` is not part of it.
         """
         return {
             "turn": self._turn,
@@ -425,7 +433,7 @@ class Preconditioner:
             "damping": self.damping,
             "generator": self.generator.get_state(),
             "pending": self._refresher.state_dict(),
-            "layers": {name: block.state_dict() for name, block in self.stats.items()},
+            "layers": {plain_name(name): b.state_dict() for name, b in self.stats.items()},
         }
 
     def checked(self, state: Any) -> dict[str, Any]:
@@ -448,15 +456,14 @@ class Preconditioner:
         check_number("K-FAC curvature: damping", state["damping"], open_low=True)
         if pending is not None:
             self._refresher.check_state(pending)
-        checked: dict[str, Any] = state
-        return checked
+        return {**cast_like(settled, own), "pending": pending}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`; ValueError and no change if it does not fit."""
         state = self.checked(state)
         self.close()
         for name, block in self.stats.items():
-            block.load(state["layers"][name])
+            block.load(state["layers"][plain_name(name)])
         self._turn = state["turn"]
         self.batches = state["statistics"]
         self.damping = float(state["damping"])

@@ -74,7 +74,7 @@ def test_the_stale_basis_matters_to_the_resumed_run() -> None:
     resumed.load_state_dict(state)
     observe(resumed, resumed_model, randn(6, 2, 3, 3, seed=90))
     resumed.refresh()
-    resumed.load_state_dict({**resumed.state_dict(), "momentum": state["momentum"]})
+    resumed.load_state_dict({**resumed.state_by_name(), "momentum": state["momentum"]})
     train(resumed, resumed_model, range(5, 6))
     assert not same(parameters(resumed_model), parameters(model))
 

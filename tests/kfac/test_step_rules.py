@@ -179,7 +179,7 @@ def test_a_model_step_needs_an_observed_loss_and_leaves_a_whole_state() -> None:
     with pytest.raises(ValueError, match="needs observe"):
         optimizer.step()
     assert same(parameters(model), before)
-    assert optimizer.state_dict()["momentum"] == {}
+    assert optimizer.state_by_name()["momentum"] == {}
 
 
 @pytest.mark.parametrize("rule", ["trust_region", "quadratic_model"])

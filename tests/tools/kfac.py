@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from acktr.kfac import KFAC, KFACConfig, KroneckerBlock
+from acktr.kfac import KFAC, KFACConfig, KroneckerBlock, Preconditioner
 from acktr.kfac.blocks.kronecker import Corrected, Eigen
 from acktr.kfac.blocks.layouts import LayerFactors
 from acktr.kfac.blocks.tridiagonal import TridiagonalBlock
@@ -206,8 +206,9 @@ def same(first: Any, second: Any) -> bool:
     return type(first) is type(second) and bool(first == second)
 
 
-def snapshot(optimizer: KFAC) -> dict[str, Any]:
-    return copy.deepcopy(optimizer.state_dict())
+def snapshot(optimizer: KFAC | Preconditioner) -> dict[str, Any]:
+    by_name = optimizer.state_by_name() if isinstance(optimizer, KFAC) else optimizer.state_dict()
+    return copy.deepcopy(by_name)
 
 
 class OpRecorder(TorchDispatchMode):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from acktr.kfac.blocks.registry import StatBlock
-from acktr.kfac.checks import require_like
+from acktr.kfac.checks import plain_name, require_like
 from acktr.kfac.linalg import FactorError, Parts, decompose
 
 Snapshot = dict[str, list[Tensor]]
@@ -20,6 +20,7 @@ Decompositions = dict[str, list[Parts | FactorError]]
 Damping = Callable[[StatBlock], float]
 """The damping of a block."""
 Result = TypeVar("Result")
+Part = TypeVar("Part")
 
 
 def decomposed(blocks: Mapping[str, StatBlock], snapshot: Snapshot) -> Decompositions:
@@ -100,9 +101,17 @@ class Refresher:
             if found and block.history.settle(found):
                 block.install(parts)
 
+    @staticmethod
+    def _named(parts: Mapping[str, Part]) -> dict[str, Part]:
+        return {plain_name(name): part for name, part in parts.items()}
+
     def state_dict(self) -> dict[str, Any] | None:
         """A refresh under way; None without one."""
-        return None if self._job is None else {"due": self._due, "matrices": dict(self._snapshot)}
+        return (
+            None
+            if self._job is None
+            else {"due": self._due, "matrices": self._named(self._snapshot)}
+        )
 
     def check_state(self, state: Any) -> None:
         """Raise ValueError when the state of a refresh under way does not fit the blocks."""
@@ -110,7 +119,7 @@ class Refresher:
         without = [n for n, ms in given.items() if ms == []] if isinstance(given, dict) else []
         matrices = {
             name: [] if name in without else [factor.value for factor in block.factors]
-            for name, block in self._blocks.items()
+            for name, block in self._named(self._blocks).items()
         }
         template = {"due": 0, "matrices": matrices}
         require_like(state, template, "K-FAC refresh under way", finite=False)
@@ -121,7 +130,8 @@ class Refresher:
         if state is not None:
             snapshot = {
                 name: [
-                    matrix.to(block.factors[0].value.device) for matrix in state["matrices"][name]
+                    matrix.to(block.factors[0].value)
+                    for matrix in state["matrices"][plain_name(name)]
                 ]
                 for name, block in self._blocks.items()
             }
