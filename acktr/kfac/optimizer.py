@@ -144,10 +144,14 @@ class KFAC(torch.optim.Optimizer):
         loss: OutputLoss[Any],
         *,
         source: Source | None = None,
+        weights: Any = None,
+        target: Any = None,
         last: bool = True,
     ) -> None:
         """Fold one batch into the curvature, see :meth:`Preconditioner.observe`."""
-        self.curvature.observe(captured, output, loss, source=source, last=last)
+        self.curvature.observe(
+            captured, output, loss, source=source, weights=weights, target=target, last=last
+        )
 
     def update_curvature(
         self,

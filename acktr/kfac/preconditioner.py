@@ -30,7 +30,7 @@ from acktr.kfac.config import KFACConfig
 from acktr.kfac.fisher.observed import Observed
 from acktr.kfac.guard import Guard, check_loss, check_ranks
 from acktr.kfac.linalg import LARGE_FACTOR, float32_products
-from acktr.kfac.losses.likelihoods import OutputLoss
+from acktr.kfac.losses.base import OutputLoss, with_weights
 from acktr.kfac.losses.sources import Sampled, Source, curvature_scalars
 from acktr.kfac.statistics.capture import (
     Capture,
@@ -41,6 +41,7 @@ from acktr.kfac.statistics.capture import (
 )
 from acktr.kfac.statistics.elementary import elementary_operations
 from acktr.kfac.statistics.projections import recorded
+from acktr.kfac.statistics.samples import Samples
 from acktr.kfac.trust import StepInfo, rescale
 
 
@@ -136,15 +137,24 @@ class Preconditioner:
         loss: OutputLoss[Any],
         *,
         source: Source | None = None,
+        weights: Any = None,
+        target: Any = None,
         last: bool = True,
     ) -> None:
         """Fold one batch into the curvature, unless ``stat_interval`` passes it over.
 
         Args:
             captured: The records of the forward pass.
-            output: The module's output in that pass, with its graph (which is kept).
+            output: The module's output in that pass, or a part of it, with its graph (which is
+                kept).
             loss: What the output means: it draws targets and knows the objective's scale.
-            source: Sampled(n), Exact() or Empirical(target); by default one sampled target.
+            source: Sampled(n), Exact() or Empirical(target); by default one sampled target. The
+                last two are refused where samples meet.
+            weights: A mask, or numbers >= 0, for the loss's terms (N, ...) or for samples (N,), as
+                the objective has them: padded tokens, absent agents. For a SumLoss one tensor, or
+                a tuple with one or None for each part.
+            target: The real targets, for a loss in which they decide on weights
+                (``ignore_index``, ``class_weights``).
             last: False for all micro-batches of a large batch but the last, which also gives the
                 exact Fisher of the step. Batches are averaged: several losses of one pass are one
                 :class:`acktr.kfac.SumLoss`, not several calls.
@@ -154,6 +164,7 @@ class Preconditioner:
                 forgotten; or the loss or the source does not fit, and those before are kept.
         """
         check_loss(loss)
+        loss = with_weights(loss, output, weights, target)
         moving = {name: p for name, p in self.named.items() if p.requires_grad}
         parameters = moving if self.follow_all and last else None
         with self._timed("exact"):
@@ -162,11 +173,21 @@ class Preconditioner:
             return
         if last:
             self._guard.warn_average(captured, output)
+        batch = self._samples(captured, output, loss)
         scalars = curvature_scalars(
             source or Sampled(), loss, output, self.generator, apart=bool(self._rest)
         )
         normalizer = loss.normalizer(output)
-        self._observe(captured, scalars, "sum" if normalizer is None else normalizer, last)
+        self._observe(captured, scalars, "sum" if normalizer is None else normalizer, batch, last)
+
+    def _samples(self, captured: Capture, output: Any, loss: OutputLoss[Any]) -> Samples:
+        """What is known of a batch's samples."""
+        parts = output if isinstance(output, tuple) else (output,)
+        sizes = frozenset(len(part) for part in parts if isinstance(part, Tensor) and part.dim())
+        weights = getattr(loss, "term_weights", ())
+        assert self.observed is not None
+        known = self.observed.select is not None
+        return Samples(sizes if known else sizes | captured.sizes(), weights)
 
     def update_curvature(
         self,
@@ -183,22 +204,28 @@ class Preconditioner:
             log_likelihood: *Sum* over the samples of the log-likelihood (its sign is irrelevant) of
                 targets sampled from the model's own output distribution, which gives the true
                 Fisher of a mean over samples.
-            samples: Their number; by default the leading dimension of each layer's output.
+            samples: Their number N; by default the leading dimension of the module's output. For a
+                mean over the N T positions of an output (N, T, ...) it is N T.
             last: False for all micro-batches of a large batch but the last.
 
         Raises:
             ValueError: As :meth:`observe`, or samples is not positive.
         """
+        sizes = captured.sizes()
         if samples is not None:
             check_integer("samples", samples, 1)
+        elif len(sizes) == 1:
+            (samples,) = sizes
         if self.observing:
-            self._observe(captured, [(log_likelihood, 1.0)], samples or "samples", last)
+            batch = Samples(sizes)
+            self._observe(captured, [(log_likelihood, 1.0)], samples or "samples", batch, last)
 
     def _observe(
         self,
         captured: Capture,
         scalars: Iterable[tuple[Tensor, float]],
         divisor: float | Literal["samples", "sum"],
+        batch: Samples,
         last: bool,
     ) -> None:
         with self._timed("fisher"):
@@ -207,7 +234,7 @@ class Preconditioner:
             try:
                 used = not self._layers  # nothing is recorded in a module without layers
                 for block in self._layers:
-                    seen = captured.observation(block.paths, pairs, divisor)
+                    seen = captured.observation(block.paths, pairs, divisor, batch)
                     if seen.uses:
                         used = True
                         block.observe(seen)

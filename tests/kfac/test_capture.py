@@ -44,7 +44,7 @@ def test_hooks_exist_inside_the_context_only() -> None:
     assert hooks(model) == 0
     model(randn(3, 2, 4, 4))
     with optimizer.capture() as captured:
-        assert hooks(model) == 4  # three layers and the module itself
+        assert hooks(model) == 5  # three layers, and the module itself before and after
         model(randn(3, 2, 4, 4))
     assert hooks(model) == 0
     model(randn(3, 2, 4, 4))

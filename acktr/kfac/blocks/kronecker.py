@@ -19,7 +19,7 @@ from acktr.kfac.linalg import (
     trace_ratio,
 )
 from acktr.kfac.statistics.averages import History, RunningAverage
-from acktr.kfac.statistics.capture import Observation, check_sizes
+from acktr.kfac.statistics.capture import Observation, by_sample
 
 
 class Eigen:
@@ -190,7 +190,7 @@ class KroneckerBlock:
         """Join a part of a batch to the statistics."""
         seen = seen.double() if self._float64 else seen
         if isinstance(self.inverse, Corrected):
-            check_sizes(seen.uses, self.name)
+            by_sample(seen.uses, self.name)
         self.layer.observe(seen.uses, seen.weights, seen.count)
         if isinstance(self.inverse, Corrected) and self.history.ready:
             self.inverse.observe(self.layer, seen)

@@ -11,13 +11,14 @@ from typing import Any, ClassVar, get_args
 import torch
 from torch import Tensor, nn
 
+from acktr.kfac.blocks import weighted
 from acktr.kfac.blocks.projections import ProjectionLayout, Shapes
 from acktr.kfac.blocks.rules import RuleLayout
 from acktr.kfac.blocks.tied import TiedLayout
 from acktr.kfac.config import KFACConfig, Sharing
 from acktr.kfac.statistics import factors, transposed
 from acktr.kfac.statistics.averages import RunningAverage
-from acktr.kfac.statistics.capture import Use, check_sizes
+from acktr.kfac.statistics.capture import Use, by_sample
 from acktr.kfac.statistics.inputs import Inputs
 
 
@@ -199,8 +200,10 @@ class EmbeddingLayout:
         gradients = [use.gradients[index] for use in uses]
         return factors.output_factor(gradients, -1, "expand", diagonal=diagonal)
 
-    def squares(self, uses: Sequence[Use], index: int, g_vectors: Tensor | None) -> Tensor:
-        """Sum over samples of (Q_G^T sum_t g a^T)^2, (D, V)."""
+    def squares(
+        self, uses: Sequence[Use], index: int, g_vectors: Tensor | None, apart: bool = True
+    ) -> Tensor:
+        """Sum over samples, if they are apart, of (Q_G^T sum_t g a^T)^2, (D, V)."""
         found = [factors.output_rows(use.gradients[index], -1) for use in uses]
         rows = torch.cat(found, dim=1)
         rows = rows.to(factors.accumulation_type(rows))
@@ -208,6 +211,12 @@ class EmbeddingLayout:
         pairs = zip(uses, found, strict=True)
         tokens = torch.cat([use.input.reshape(g.shape[:2]) for use, g in pairs], dim=1)
         num, padding = self.module.num_embeddings, self.module.padding_idx
+        if not apart:
+            total = rows.new_zeros(num, rows.shape[-1])
+            total.index_add_(0, tokens.flatten(), rows.flatten(0, 1))
+            if padding is not None:
+                total[padding] = 0
+            return total.square().mT
         return factors.squared_token_gradients(tokens, rows, num, padding)
 
     def matrix(self, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -298,15 +307,19 @@ class LayerFactors:
 
     def observe(self, uses: Sequence[Use], weights: Sequence[float], count: float) -> None:
         """Join a part of a batch to the statistics."""
-        if self.layout.sharing == "reduce":
-            check_sizes(uses, self.name)
+        if self.layout.sharing == "reduce" and not by_sample(uses, self.name):
+            raise ValueError(
+                f"K-FAC layer {self.name!r}: its output {tuple(uses[0].gradients[0].shape)} does"
+                ' not begin with the samples, which sharing "reduce" needs: use "expand"'
+            )
         a_diagonal, g_diagonal = (factor.value.dim() == 1 for factor in (self.a, self.g))
         if isinstance(self.layout, TiedLayout):
-            words, tokens, width = self.layout.moments(uses, weights, (a_diagonal, g_diagonal))
+            counted = [weighted.kept(use) for use in uses]
+            words, tokens, width = self.layout.moments(counted, weights, (a_diagonal, g_diagonal))
             self.a.add(words, tokens)
             self.g.add(width, count)
             return
-        self.a.add(*self.layout.input_factor(uses, a_diagonal))
+        self.a.add(*weighted.input_factor(self.layout, uses, a_diagonal))
         sums = ((self.layout.output_factor(uses, i, g_diagonal), w) for i, w in enumerate(weights))
         self.g.add(reduce(torch.add, (g if w == 1 else g * w for g, w in sums)), count)
 
@@ -314,8 +327,9 @@ class LayerFactors:
         self, uses: Sequence[Use], index: int, a_vectors: Tensor | None, g_vectors: Tensor | None
     ) -> Tensor:
         """Sum over samples of (Q_G^T (sum_t g a^T) Q_A)^2, with Q = I for a diagonal factor."""
+        apart = by_sample(uses, self.name)
         if isinstance(self.layout, EmbeddingLayout):
-            return self.layout.squares(uses, index, g_vectors)
+            return self.layout.squares(uses, index, g_vectors, apart)
         if isinstance(self.layout, ProjectionLayout):
             return self.layout.squares(uses, index, a_vectors, g_vectors)
         pairs = [self.layout.rows(use, index) for use in uses]
@@ -323,6 +337,8 @@ class LayerFactors:
         inputs = inputs if a_vectors is None else inputs @ a_vectors.unsqueeze(-3)
         gradients = torch.cat([pair[1] for pair in pairs], dim=-2)
         gradients = gradients if g_vectors is None else gradients @ g_vectors.unsqueeze(-3)
+        if not apart:
+            inputs, gradients = (rows.flatten(-3, -2).unsqueeze(-3) for rows in (inputs, gradients))
         return factors.squared_gradients(inputs, gradients)
 
     def matrix(self, tensors: Mapping[str, Tensor]) -> Tensor:

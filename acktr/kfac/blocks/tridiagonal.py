@@ -290,6 +290,7 @@ class TridiagonalBlock:
             )
         seen = seen.double() if self._float64 else seen
         rows: list[list[tuple[Tensor, Tensor]]] = []
+        weights = seen.uses[0].weights
         for layer in self.layers:
             uses = [use for use in seen.uses if use.module is layer.module]
             if len(uses) != 1 or uses[0].input.dim() != 2:
@@ -303,7 +304,11 @@ class TridiagonalBlock:
         for index in range(len(self.a_cross)):
             here, there = rows[index], rows[index + 1]
             inputs = here[0][0][:, 0], there[0][0][:, 0]
-            self.a_cross[index].add(inputs[0].mT @ inputs[1], len(inputs[0]))
+            count: float = len(inputs[0])
+            if weights is not None:
+                inputs = weights[:, None].to(inputs[0]) * inputs[0], inputs[1]
+                count = float(weights.sum())
+            self.a_cross[index].add(inputs[0].mT @ inputs[1], count)
             pairs = zip(seen.weights, here, there, strict=True)
             parts = ((g[:, 0].mT @ after[:, 0]) * weight for weight, (_, g), (_, after) in pairs)
             self.g_cross[index].add(reduce(torch.add, parts), seen.count)

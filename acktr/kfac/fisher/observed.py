@@ -14,6 +14,7 @@ from acktr.kfac.fisher.products import Vector, output_tangents, part_grams
 from acktr.kfac.losses.likelihoods import OutputLoss
 from acktr.kfac.statistics.capture import Capture, RandomState
 from acktr.kfac.statistics.inputs import Inputs
+from acktr.kfac.statistics.outputs import Selection, selection
 
 
 @dataclass
@@ -102,6 +103,10 @@ class Observed:
     """Random state at the beginning of capture()."""
     followed: Followed | None = None
     """The output with its Jacobian, until the step."""
+    select: Selection | None = None
+    """Takes the loss's output from what the module returns; None if it is no part of that."""
+    calls: int = 1
+    """Number of calls of the whole module."""
 
     @classmethod
     def of(
@@ -113,15 +118,31 @@ class Observed:
     ) -> Observed:
         """The pass that was captured; its Jacobian is kept if parameters are given."""
         followed = None if parameters is None else Followed.of(output, parameters)
-        return cls(captured.inputs, loss, captured.random, followed)
+        returned = captured.returned
+        select = selection(returned[-1], output) if returned else None
+        return cls(captured.inputs, loss, captured.random, followed, select, len(returned))
 
     @property
     def inputs(self) -> Inputs:
-        """The inputs of the whole module; raises ValueError if it was not called."""
+        """The inputs of the whole module.
+
+        Raises:
+            ValueError: It was not called once, or did not return the loss's output.
+        """
         if self.call is None:
             raise ValueError(
                 "the exact Fisher needs the inputs of the whole module, but only submodules were"
                 " called inside capture(): call the module itself"
+            )
+        if self.calls > 1:
+            raise ValueError(
+                "the exact Fisher needs one call of the module, but inside capture() were"
+                f" {self.calls}: join their inputs"
+            )
+        if self.select is None:
+            raise ValueError(
+                "the exact Fisher needs the loss's output to be what the module returns, or a part"
+                " of it: choose terms by observe(..., weights=mask), and do the rest in forward()"
             )
         self.call.check_unchanged("the module")
         return self.call
@@ -142,6 +163,11 @@ class Observed:
                 self.followed = None
         call = self.inputs
         output, tangents = output_tangents(
-            module, call.args, vectors, kwargs=call.kwargs, random=self.random
+            module,
+            call.args,
+            vectors,
+            kwargs=call.kwargs,
+            random=self.random,
+            select=self.select,
         )
         return part_grams(self.loss, output, tangents)

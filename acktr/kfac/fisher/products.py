@@ -45,6 +45,7 @@ def output_tangents(
     *,
     kwargs: Mapping[str, Any] | None = None,
     random: RandomState | None = None,
+    select: Callable[[Any], Any] | None = None,
 ) -> tuple[Output, list[Output]]:
     """Output z and its directional derivatives J v, one forward-mode pass for each vector.
 
@@ -54,6 +55,7 @@ def output_tangents(
         vectors: Directions; shapes and types are those of the parameters.
         kwargs: Its inputs given by keyword.
         random: State of the random generators at the beginning; by default the present one.
+        select: Takes that output from what the module returns, such as a dict; None for all.
 
     Returns:
         The output, detached, and for each vector its tangent with the structure of the output.
@@ -65,7 +67,7 @@ def output_tangents(
     named = dict(module.named_parameters())
     for vector in vectors:
         _check_vector(vector, named)
-    forward, primals = _as_function(module, Inputs.of(args, kwargs), list(named))
+    forward, primals = _as_function(module, Inputs.of(args, kwargs), list(named), select)
     if not vectors or not named:
         with undisturbed(named, random):
             output = forward({})
@@ -87,6 +89,7 @@ def fisher_gram(
     vectors: Sequence[Vector],
     *,
     kwargs: Mapping[str, Any] | None = None,
+    select: Callable[[Any], Any] | None = None,
 ) -> Tensor:
     """Matrix B of the Fisher's quadratic form on some directions, B_ij = v_i^T F v_j.
 
@@ -99,6 +102,7 @@ def fisher_gram(
         loss: The objective, which gives H and Z.
         vectors: k >= 1 directions.
         kwargs: Its inputs given by keyword.
+        select: Takes the loss's output from what the module returns; None for all.
 
     Returns:
         B (k, k), symmetric, without damping.
@@ -108,7 +112,7 @@ def fisher_gram(
     """
     if not vectors:
         raise ValueError("the Fisher's quadratic form needs at least one vector")
-    output, tangents = output_tangents(module, args, vectors, kwargs=kwargs)
+    output, tangents = output_tangents(module, args, vectors, kwargs=kwargs, select=select)
     return part_grams(loss, output, tangents).sum(0)
 
 
@@ -254,7 +258,10 @@ def inner_products(first: Sequence[Vector], second: Sequence[Vector]) -> Tensor:
 
 
 def _as_function(
-    module: nn.Module, inputs: Inputs, names: Sequence[str]
+    module: nn.Module,
+    inputs: Inputs,
+    names: Sequence[str],
+    select: Callable[[Any], Any] | None = None,
 ) -> tuple[Callable[[dict[str, Tensor]], Any], dict[str, Tensor]]:
     """The module as a function of the named parameters alone, and their values."""
     parameters = {name: p.detach() for name, p in module.named_parameters()}
@@ -263,6 +270,7 @@ def _as_function(
         buffers = {name: b.detach().clone() for name, b in module.named_buffers()}
         everything = {**parameters, **buffers, **values}
         output = functional_call(module, everything, inputs.args, dict(inputs.kwargs))
+        output = output if select is None else select(output)
         parts = output if isinstance(output, tuple) else (output,)
         if not parts or not all(isinstance(part, Tensor) for part in parts):
             got = type(output).__name__

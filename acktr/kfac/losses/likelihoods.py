@@ -10,32 +10,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Protocol, TypeVar, runtime_checkable
+from copy import copy
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from acktr.kfac.checks import check_choice, check_number
+from acktr.kfac.checks import check_integer, check_number
+from acktr.kfac.losses.base import Likelihood, OutputLoss, with_weights
 from acktr.kfac.losses.distributions import (
     Bernoulli,
     Categorical,
     DiagonalGaussian,
-    Distribution,
     Gaussian,
 )
 from acktr.kfac.losses.terms import (
-    REDUCTIONS,
     Reduction,
     categorical_roots,
-    check_generator,
     check_halves,
     check_like,
     check_range,
     check_tuple,
     checked_output,
     diagonal_roots,
-    term_count,
 )
 
 __all__ = [
@@ -48,131 +45,131 @@ __all__ = [
     "SumLoss",
 ]
 
-Output = TypeVar("Output", bound=Tensor | tuple[Tensor, ...])
-
-
-@runtime_checkable
-class OutputLoss(Protocol[Output]):
-    """An objective of a network's output whose curvature is a Fisher matrix.
-
-    Output and target are one tensor, or one tuple of tensors each for :class:`SumLoss`. Every
-    method raises ValueError for an output, target or tangent that does not fit. Target *values* are
-    checked as well, for which ``__call__`` and ``empirical`` wait for the device.
-    """
-
-    @property
-    def reduction(self) -> Reduction:
-        """The choice of Z."""
-
-    def __call__(self, output: Output, target: Output) -> Tensor:
-        """The objective h, a scalar."""
-
-    def normalizer(self, output: Output) -> float | None:
-        """Z of this batch; None for the reduction "sum"."""
-
-    def sampled(self, output: Output, generator: torch.Generator | None) -> Tensor:
-        """Sum of -log p(t) over the terms, with targets t drawn from p itself (not divided by Z).
-
-        Its gradient g with respect to the output has E[g g^T] = H for every term; no gradient flows
-        through the targets.
-        """
-
-    def empirical(self, output: Output, target: Output) -> Tensor:
-        """Sum of the terms at these targets (not divided by Z)."""
-
-    def roots(self, output: Output) -> Iterator[Tensor]:
-        """Scalars sum(r_c * output) whose constants r_c have sum_c r_c r_c^T = H of each sample.
-
-        There is one for every position within a sample and column of the event, since positions
-        that shared one would get cross terms that H does not have.
-        """
-
-    def hessian_product(self, output: Output, tangent: Output) -> Output:
-        """H t for every term (not divided by Z), in the shape of the output, with H detached."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class _Likelihood:
-    """A distribution as a loss: what is the same for all kinds.
+class CategoricalLoss(Likelihood):
+    """Cross-entropy: l = -log softmax(z)_y for logits z (N, ..., D), classes y int64 (N, ...).
 
-    A kind says which distribution an output stands for, what fits, and the roots of H.
+    H = diag(p) - p p^T with p = softmax(z). Targets may also be probabilities (N, ..., D), with
+    l = -sum_c y_c log p_c and the same H. It agrees with torch's cross_entropy, of which it takes
+
+    Args:
+        class_dim: Dimension of the classes: -1, or 1 for logits (N, D, T, ...) as torch has them.
+        ignore_index: A class whose terms count neither in h nor in Z; torch's is -100.
+        class_weights: Weight w (D,) of each class: h = sum w_y l / sum w_y for "mean".
+
+    With either of the last two the weights of the terms depend on the targets, so that ``observe``
+    wants them.
     """
 
-    reduction: Reduction = "mean"
+    class_dim: int = -1
+    ignore_index: int | None = None
+    class_weights: Tensor | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         """Check the fields; raises ValueError."""
-        check_choice(f"{type(self).__name__}: reduction", self.reduction, REDUCTIONS)
-
-    def roots(self, output: Tensor) -> Iterator[Tensor]:
-        """Scalars sum(r_c * output), see :class:`OutputLoss`."""
-        raise NotImplementedError
-
-    def _distribution(self, output: Tensor) -> Distribution:
-        """The distribution of the targets at a checked output."""
-        raise NotImplementedError
-
-    def _checked(self, output: Tensor) -> Tensor:
-        """The output in single precision at least; raises ValueError when it does not fit."""
-        return checked_output(self, output)
-
-    def _check_target(self, target: Tensor, output: Tensor) -> None:
-        check_like(self, "target", target, output, output.shape)
-
-    def _centred(self, output: Tensor) -> Tensor:
-        """An output where a sample's terms have the same gradients and are rounded least."""
-        return output
-
-    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
-        """Mean, batch mean or sum of the terms (each already a sum over the event)."""
-        return self.empirical(output, target) / (self.normalizer(output) or 1.0)
-
-    def normalizer(self, output: Tensor) -> float | None:
-        """Z of this batch."""
-        return term_count(self._checked(output), self.reduction)
-
-    def sampled(self, output: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Sum of -log p(t) over targets t ~ p, made of noise that is drawn first."""
-        checked = self._checked(output)
-        check_generator(self, generator, checked)
-        distribution = self._distribution(self._centred(checked))
-        drawn = distribution.sample(distribution.noise(generator))
-        return -distribution.log_prob(drawn).sum()
-
-    def empirical(self, output: Tensor, target: Tensor) -> Tensor:
-        """Sum of -log p(y)."""
-        checked = self._checked(output)
-        self._check_target(target, checked)
-        return -self._distribution(checked).log_prob(target).sum()
-
-    def hessian_product(self, output: Tensor, tangent: Tensor) -> Tensor:
-        """H t for every term, with H detached."""
-        checked = self._checked(output).detach()
-        check_like(self, "tangent", tangent, checked, checked.shape)
-        return self._distribution(checked).fisher_product(tangent).to(output.dtype)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CategoricalLoss(_Likelihood):
-    """Cross-entropy: l = -log softmax(z)_y for logits z (N, ..., D), classes y int64 (N, ...).
-
-    H = diag(p) - p p^T with p = softmax(z).
-    """
+        super().__post_init__()
+        if self.class_dim != -1:
+            check_integer("CategoricalLoss: class_dim, unless -1,", self.class_dim, 1)
+        weights = self.class_weights
+        if weights is not None and not (weights.dim() == 1 and weights.is_floating_point()):
+            raise ValueError(
+                "CategoricalLoss: class_weights must be a floating-point tensor (D,), got"
+                f" {weights.dtype} of shape {tuple(weights.shape)}"
+            )
 
     def roots(self, output: Tensor) -> Iterator[Tensor]:
         """Columns r_c = sqrt(p_c) (e_c - p)."""
-        return categorical_roots(self._checked(output))
+        self._checked(output)
+        return categorical_roots(self._terms_last(output), self._root_weights())
 
     def _distribution(self, output: Tensor) -> Categorical:
         return Categorical(output)
 
-    def _check_target(self, target: Tensor, output: Tensor) -> None:
+    def _terms_last(self, output: Tensor) -> Tensor:
+        checked = checked_output(self, output)
+        if self.class_dim >= checked.dim():
+            raise ValueError(
+                f"CategoricalLoss: class_dim={self.class_dim} wants an output (N, D, ...),"
+                f" got {tuple(checked.shape)}"
+            )
+        return checked.movedim(self.class_dim, -1)
+
+    def _like_output(self, tensor: Tensor) -> Tensor:
+        return tensor.movedim(-1, self.class_dim)
+
+    def _checked_target(self, target: Tensor, output: Tensor) -> Tensor:
+        if isinstance(target, Tensor) and target.is_floating_point():
+            check_like(self, "target", target, output, self._like_output(output).shape)
+            return target.movedim(self.class_dim, -1)
+        channels = (len(output), *output.shape[2:])  # where classes were second
+        second = isinstance(target, Tensor) and target.shape == channels != output.shape[:-1]
+        if self.class_dim == -1 and second:
+            raise ValueError(
+                f"CategoricalLoss: the target has the shape {channels}, that of logits"
+                " (N, D, ...) with the classes second: use CategoricalLoss(class_dim=1)"
+            )
         check_like(self, "target", target, output, output.shape[:-1], integer=True)
-        check_range(self, target, 0, output.shape[-1] - 1)
+        return target
+
+    def _check_values(self, target: Tensor, output: Tensor) -> None:
+        if not target.is_floating_point():
+            check_range(self, target, 0, output.shape[-1] - 1)
+            return
+        check_range(self, target, 0, 1)
+        sums = target.sum(-1)
+        if not bool(((sums - 1).abs() < 1e-3).all()):
+            raise ValueError(
+                "CategoricalLoss: targets that are probabilities must have the sum 1, got sums from"
+                f" {float(sums.min()):g} to {float(sums.max()):g}"
+            )
+
+    def _harmless(self, target: Tensor) -> Tensor:
+        if not target.is_floating_point():
+            return torch.zeros_like(target)
+        return torch.full_like(target, 1 / target.shape[-1])
+
+    def _log_prob(self, output: Tensor, target: Tensor) -> Tensor:
+        distribution = self._distribution(output)
+        if not target.is_floating_point():
+            return distribution.log_prob(target)
+        # A class of probability zero may have the logit -inf.
+        return (distribution.log_p.where(target > 0, 0) * target).sum(-1)
+
+    def _target_weights(self, target: Tensor | None, output: Tensor) -> Tensor | None:
+        if self.ignore_index is None and self.class_weights is None:
+            return None
+        if target is None:
+            raise ValueError(
+                "CategoricalLoss: with ignore_index or class_weights the weights of the terms"
+                " depend on the targets: observe(..., target=targets)"
+            )
+        target = self._checked_target(target, output)
+        if target.is_floating_point():
+            if self.class_weights is not None:
+                raise ValueError(
+                    "CategoricalLoss: class_weights need classes as targets, not probabilities"
+                    " (give weights for the terms instead)"
+                )
+            return None
+        counted = torch.ones_like(target, dtype=torch.bool)
+        if self.ignore_index is not None:
+            counted = target != self.ignore_index
+        weights = counted.to(output.dtype)
+        if self.class_weights is not None:
+            classes = target.where(counted, 0)
+            check_range(self, classes, 0, output.shape[-1] - 1)
+            if len(self.class_weights) != output.shape[-1]:
+                raise ValueError(
+                    f"CategoricalLoss: {len(self.class_weights)} class_weights for"
+                    f" {output.shape[-1]} classes"
+                )
+            weights = weights * self.class_weights.to(weights)[classes]
+        return weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class BernoulliLoss(_Likelihood):
+class BernoulliLoss(Likelihood):
     """Binary cross-entropy of D logits: l = -sum_d [y log p + (1 - y) log(1 - p)], p = sigmoid(z).
 
     Targets (N, ..., D) lie in [0, 1]. H = diag(p (1 - p)).
@@ -181,18 +178,18 @@ class BernoulliLoss(_Likelihood):
     def roots(self, output: Tensor) -> Iterator[Tensor]:
         """Columns r_d = sqrt(p_d (1 - p_d)) e_d."""
         logits = self._checked(output)
-        return diagonal_roots(logits, self._distribution(logits).variance().sqrt())
+        root = self._distribution(logits).variance().sqrt()
+        return diagonal_roots(self._terms_last(output), root, self._root_weights())
 
     def _distribution(self, output: Tensor) -> Bernoulli:
         return Bernoulli(output)
 
-    def _check_target(self, target: Tensor, output: Tensor) -> None:
-        check_like(self, "target", target, output, output.shape)
+    def _check_values(self, target: Tensor, output: Tensor) -> None:
         check_range(self, target, 0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class GaussianLoss(_Likelihood):
+class GaussianLoss(Likelihood):
     """Squared error: l = 1/2 ||(y - m) / std||^2 for means m (N, ..., D), targets of that shape.
 
     The constants of the density are left out. H = I / std^2; std is in the units of the targets.
@@ -208,7 +205,8 @@ class GaussianLoss(_Likelihood):
     def roots(self, output: Tensor) -> Iterator[Tensor]:
         """Columns r_d = e_d / std."""
         mean = self._checked(output)
-        return diagonal_roots(mean, torch.ones_like(mean) / self.std)
+        root = torch.ones_like(mean) / self.std
+        return diagonal_roots(self._terms_last(output), root, self._root_weights())
 
     def _distribution(self, output: Tensor) -> Gaussian:
         return Gaussian(output, self.std)
@@ -218,7 +216,7 @@ class GaussianLoss(_Likelihood):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearntGaussianLoss(_Likelihood):
+class LearntGaussianLoss(Likelihood):
     """Negative log-density of N(m, s^2) for outputs (N, ..., 2 D): D means m, then D of log s.
 
     l = sum_d 1/2 ((y - m) / s)^2 + log s + 1/2 log 2 pi for targets y (N, ..., D). H is the Fisher
@@ -229,19 +227,21 @@ class LearntGaussianLoss(_Likelihood):
     def roots(self, output: Tensor) -> Iterator[Tensor]:
         """Columns e_d / s for the means and sqrt(2) e_{D + d} for the log-stds."""
         checked = self._checked(output)
-        return diagonal_roots(checked, self._distribution(checked).fisher_diagonal().sqrt())
+        root = self._distribution(checked).fisher_diagonal().sqrt()
+        return diagonal_roots(self._terms_last(output), root, self._root_weights())
 
     def _distribution(self, output: Tensor) -> DiagonalGaussian:
         return DiagonalGaussian(output)
 
-    def _checked(self, output: Tensor) -> Tensor:
+    def _terms_last(self, output: Tensor) -> Tensor:
         checked = checked_output(self, output)
         check_halves(self, checked)
         return checked
 
-    def _check_target(self, target: Tensor, output: Tensor) -> None:
+    def _checked_target(self, target: Tensor, output: Tensor) -> Tensor:
         mean, _ = output.chunk(2, dim=-1)
         check_like(self, "target", target, mean, mean.shape)
+        return target
 
     def _centred(self, output: Tensor) -> Tensor:
         mean, log_std = output.chunk(2, dim=-1)
@@ -284,11 +284,49 @@ class SumLoss:
         """The reduction of the parts."""
         return self.parts[0].reduction
 
-    def __call__(self, output: tuple[Tensor, ...], target: tuple[Tensor, ...]) -> Tensor:
+    def weighted(
+        self,
+        output: tuple[Tensor, ...],
+        weights: Tensor | tuple[Tensor | None, ...] | None = None,
+        target: tuple[Tensor, ...] | None = None,
+    ) -> SumLoss:
+        """This loss with weights for the terms of one batch, see :class:`Likelihood`.
+
+        Args:
+            output: The network's outputs.
+            weights: One tensor for all parts, or a tuple with one, or None, for each part.
+            target: The targets.
+
+        Raises:
+            ValueError: Something does not fit.
+        """
+        count = len(self.parts)
+        check_tuple(self, "output", output, count)
+        each = (weights,) * count if weights is None or isinstance(weights, Tensor) else weights
+        check_tuple(self, "weights of the terms", each, count, "tensors or None")
+        targets = (None,) * count if target is None else target
+        check_tuple(self, "target", targets, count)
+        given = zip(self.parts, output, each, targets, strict=True)
+        bound = copy(self)
+        object.__setattr__(bound, "parts", tuple(with_weights(p, o, w, t) for p, o, w, t in given))
+        return bound
+
+    @property
+    def term_weights(self) -> list[Tensor]:
+        """The weights of the parts' terms, of those that have some."""
+        return [weights for part in self.parts for weights in getattr(part, "term_weights", [])]
+
+    def __call__(
+        self,
+        output: tuple[Tensor, ...],
+        target: tuple[Tensor, ...],
+        weights: Tensor | tuple[Tensor | None, ...] | None = None,
+    ) -> Tensor:
         """Sum of w_k h_k."""
         check_tuple(self, "output", output, len(self.parts))
         check_tuple(self, "target", target, len(self.parts))
-        losses = zip(self._weights(), self.parts, output, target, strict=True)
+        bound = self if weights is None else self.weighted(output, weights, target)
+        losses = zip(self._weights(), bound.parts, output, target, strict=True)
         return torch.stack([weight * part(o, t) for weight, part, o, t in losses]).sum()
 
     def normalizer(self, output: tuple[Tensor, ...]) -> float | None:

@@ -80,6 +80,41 @@ def check_range(loss: object, target: Tensor, low: int, high: int) -> None:
         )
 
 
+def checked_weights(loss: object, weights: object, output: Tensor) -> Tensor:
+    """Weights in the shape (N, ...) of an output's terms, of its type.
+
+    Args:
+        loss: Named in the message.
+        weights: A mask or numbers, for the terms or for the first of their dimensions.
+        output: The output (N, ..., D).
+
+    Raises:
+        ValueError: They do not fit, one is negative or not finite, or none is positive.
+    """
+    shape = output.shape[:-1]
+    if (
+        not isinstance(weights, Tensor)
+        or not 1 <= weights.dim() <= len(shape)
+        or weights.shape != shape[: weights.dim()]
+        or weights.is_complex()
+    ):
+        raise ValueError(
+            f"{_name(loss)}: weights must be a mask or numbers for the terms {tuple(shape)}, or for"
+            f" the first of these dimensions, got {_described(weights)}"
+        )
+    if weights.device != output.device:
+        raise ValueError(
+            f"{_name(loss)}: weights are on {weights.device}, but the output on {output.device}"
+        )
+    numbers = weights.detach().to(output.dtype)
+    if not bool((numbers.isfinite() & (numbers >= 0)).all()) or not bool((numbers > 0).any()):
+        raise ValueError(
+            f"{_name(loss)}: weights must be finite, >= 0 and not all zero, got values from"
+            f" {numbers.min().item():g} to {numbers.max().item():g}"
+        )
+    return numbers.reshape(*weights.shape, *[1] * (len(shape) - weights.dim())).expand(shape)
+
+
 def check_generator(loss: object, generator: torch.Generator | None, output: Tensor) -> None:
     """Raise ValueError unless the generator draws on the output's kind of device."""
     if generator is not None and generator.device.type != output.device.type:
@@ -95,33 +130,44 @@ def term_count(output: Tensor, reduction: Reduction) -> float | None:
     return float(len(output) if reduction == "batchmean" else output.shape[:-1].numel())
 
 
-def diagonal_roots(output: Tensor, root: Tensor) -> Iterator[Tensor]:
+def diagonal_roots(output: Tensor, root: Tensor, scale: Tensor | None) -> Iterator[Tensor]:
     """sum_n (r * output) for every position and column where H is diag(root^2).
 
     Args:
         output: (N, ..., D).
         root: Square root of the diagonal of H, of that shape.
+        scale: A factor (N, ...) for every term, of which 0 leaves it out; None for 1.
     """
-    outputs, values = _positions(output), _positions(root.detach())
+    values = root.detach() if scale is None else _scaled(root.detach(), scale[..., None])
+    outputs, values = _positions(output), _positions(values)
     for position in range(outputs.shape[1]):
         for column in range(outputs.shape[2]):
             yield (values[:, position, column] * outputs[:, position, column]).sum()
 
 
-def categorical_roots(logits: Tensor) -> Iterator[Tensor]:
+def categorical_roots(logits: Tensor, scale: Tensor | None) -> Iterator[Tensor]:
     """sum_n (r * logits) with r = sqrt(p_c) (e_c - p), which has sum_c r r^T = diag(p) - p p^T.
 
     Args:
         logits: (N, ..., D).
+        scale: A factor (N, ...) for every term, of which 0 leaves it out; None for 1.
     """
     outputs = _positions(logits)
+    scales = None if scale is None else _positions(scale[..., None])
     probabilities = outputs.detach().softmax(-1)
     for position in range(outputs.shape[1]):
         p = probabilities[:, position]
         for column in range(outputs.shape[2]):
             root = -p
             root[:, column] += 1
-            yield (p[:, column : column + 1].sqrt() * root * outputs[:, position]).sum()
+            root = p[:, column : column + 1].sqrt() * root
+            if scales is not None:
+                root = _scaled(root, scales[:, position])
+            yield (root * outputs[:, position]).sum()
+
+
+def _scaled(root: Tensor, scale: Tensor) -> Tensor:
+    return (scale * root).where(scale > 0, 0)  # 0 times NaN would be NaN
 
 
 def _positions(output: Tensor) -> Tensor:

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from acktr.kfac.statistics.inputs import Inputs
+from acktr.kfac.statistics.outputs import tensors
 from acktr.kfac.statistics.projections import Projection, reporting
+from acktr.kfac.statistics.samples import Samples
 
 _STATEFUL_NORMS = (
     nn.BatchNorm1d,
@@ -121,6 +123,8 @@ class Capture:
     """Calls recorded so far."""
     outputs: list[int] | None = None
     """Identities of the output that a whole batch was observed with."""
+    returned: list[Any] = field(default_factory=list)
+    """What the whole module returned, one entry for every call."""
 
     def _record(
         self, record: LayerRecord, module: nn.Module, args: Any, kwargs: Any, output: Any
@@ -167,6 +171,14 @@ class Capture:
     def _keep_inputs(self, _module: nn.Module, args: Any, kwargs: Any) -> None:
         self.inputs = Inputs.of(args, kwargs)
 
+    def _keep_output(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        self.returned.append(output)
+
+    def sizes(self) -> frozenset[int]:
+        """First dimensions of the tensors that the whole module returned."""
+        parts = (tensor for _, tensor in tensors(self.returned))
+        return frozenset(len(part) for part in parts if part.dim())
+
     def output_gradients(
         self, loss: Tensor, parameters: Mapping[str, Tensor] | None = None
     ) -> OutputGradients:
@@ -207,6 +219,7 @@ class Capture:
         paths: Iterable[str],
         scalars: Sequence[tuple[OutputGradients, float]],
         divisor: Divisor,
+        batch: Samples,
     ) -> Observation:
         """What a block sees; uses that no scalar depends on are left out.
 
@@ -214,6 +227,7 @@ class Capture:
             paths: The layers of the block.
             scalars: Output gradients of each scalar, and its weight w_c.
             divisor: Z of this part of the batch.
+            batch: What is known of the samples.
         """
         uses, samples = [], 0
         for path in paths:
@@ -224,10 +238,11 @@ class Capture:
                 if some is None or not len(some):
                     continue
                 _check_batched(path, record.module, some)
-                samples = len(some)
                 filled = tuple(torch.zeros_like(some) if g is None else g for g in mine)
                 own = call.part, call.moments, call.turn, path
-                uses.append(Use(record.module, call.inputs, filled, *own))
+                use = _sorted(Use(record.module, call.inputs, filled, *own), batch)
+                samples = len(use.gradients[0])
+                uses.append(use)
         weights = [weight for _, weight in scalars]
         if divisor == "samples":
             return Observation(uses, weights, samples)
@@ -291,6 +306,21 @@ def _check_batched(path: str, module: nn.Module, gradient: Tensor) -> None:
         )
 
 
+def _sorted(use: Use, batch: Samples) -> Use:
+    """The use with the samples in its first dimension, or with the note that they are not there."""
+    shape = use.gradients[0].shape
+    place = batch.dimension(use.module, shape)
+    if place is None:
+        return replace(use, batched=False)
+    if place:
+        gradients = tuple(gradient.movedim(place, 0) for gradient in use.gradients)
+        call = Inputs.of((use.input.movedim(place, 0),))
+        use = replace(use, call=call, gradients=gradients)
+    if batch.weights:
+        use = replace(use, weights=batch.row_weights(use.module, use.gradients))
+    return use
+
+
 def _underneath(output: Tensor) -> Tensor:
     """The tensor that an output is a reshaped view of, or else the output itself.
 
@@ -336,6 +366,8 @@ def capture(
                 record._keep_inputs, prepend=True, with_kwargs=True
             )
             stack.callback(whole.remove)
+            keep_output = root.register_forward_hook(record._keep_output)
+            stack.callback(keep_output.remove)
         yield record
 
 
@@ -374,6 +406,10 @@ class Use:
     """Number of the call among those of all layers."""
     name: str = ""
     """The layer's name in messages."""
+    batched: bool = True
+    """Whether the first dimension of the gradients is that of the samples."""
+    weights: Tensor | None = None
+    """Weights of the rows of the input, for the first of its dimensions; None for 1."""
 
     @property
     def input(self) -> Tensor:
@@ -411,11 +447,19 @@ class Observation:
         return replace(self, uses=uses)
 
 
-def check_sizes(uses: Sequence[Use], name: str) -> None:
-    """Raise ValueError unless all uses, whose samples are added up, have one batch size."""
+def by_sample(uses: Sequence[Use], name: str) -> bool:
+    """Whether the uses' rows can be added up sample by sample.
+
+    If not, only the sum over the batch is that of whole samples. Targets that are drawn for each
+    sample by itself have scores of mean zero, so that its square has the same expectation.
+
+    Raises:
+        ValueError: The uses have different batch sizes.
+    """
     sizes = [len(use.gradients[0]) for use in uses]
     if len(set(sizes)) > 1:
         raise ValueError(
             f"K-FAC layer {name!r} was used with different batch sizes in one pass: {sizes}; its"
             " uses are added up sample by sample and must have the same one"
         )
+    return all(use.batched for use in uses)
