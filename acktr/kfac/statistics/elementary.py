@@ -110,8 +110,7 @@ class _Direction:
         w_hr = rest[-1] if len(rest) % 2 else None
         given = functional.linear(inputs, w_ih, b_ih).transpose(0, 1)
         self.report(f"weight_ih_{self.suffix}", inputs.transpose(0, 1), [given], valid=valid)
-        if len(state) > 1 and torch.is_autocast_enabled(inputs.device.type):
-            state = tuple(part.to(given.dtype) for part in state)  # as torch's fused LSTM
+        state = _lowered(state, given, fused=len(state) > 1)
         # Where both outputs are added they have one gradient, so that it is asked for once.
         added = self.step is not _gru and given.requires_grad
         steps = given.unbind(1)
@@ -135,6 +134,20 @@ class _Direction:
         if added:
             self.report(f"weight_hh_{self.suffix}", torch.stack(before, 1), [given], valid=valid)
         return torch.stack(outputs), state
+
+
+def _lowered(state: State, given: Tensor, *, fused: bool) -> State:
+    """Under autocast, the state in the type that it has in torch's own pass.
+
+    Args:
+        state: The state before any step.
+        given: An output of a linear map.
+        fused: Whether torch's pass on the CPU is fused code too; on other devices all are.
+    """
+    device = given.device.type
+    if not torch.is_autocast_enabled(device) or (device == "cpu" and not fused):
+        return state
+    return tuple(part.to(given.dtype) for part in state)
 
 
 def _alive(sizes: Tensor) -> Tensor:
@@ -211,7 +224,7 @@ def _cell(
     report("weight_ih", inputs, [given])
     hidden = functional.linear(start[0], w_hh, b_hh)
     report("weight_hh", start[0], [hidden])
-    new = step(given, hidden, start)
+    new = step(given, hidden, _lowered(start, given, fused=False))
     return new[0] if alone else new
 
 
@@ -356,6 +369,8 @@ class Elementary(TorchFunctionMode):
         replaced = _REPLACED.get(func)
         if replaced is not None:
             return replaced(self.report or _silent, *args, **kwargs)
+        if func is torch.Tensor.data_ptr and torch._C._functorch.is_functorch_wrapped_tensor(*args):
+            return 0  # so that recurrent modules do not lay out in memory what has none
         if func is torch._pad_packed_sequence:  # which reads memory that a derivative has not
             return _pad_packed(*args, **kwargs)
         if func is _ATTENTION and self.report is not None:
