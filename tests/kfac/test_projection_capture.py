@@ -53,7 +53,7 @@ def test_nested_contexts_record_the_same_and_leave_nothing() -> None:
         with second.capture() as inner:
             model(randn(2, 5, 3))
         model(randn(2, 5, 3))
-    expected = {"cells.weight_ih_l0": 1, "cells.weight_hh_l0": 1, "head": 1}
+    expected = {"cells.ih_l0": 1, "cells.hh_l0": 1, "head": 1}
     assert uses(inner) == expected
     assert uses(outer) == {name: 2 * count for name, count in expected.items()}
     with pytest.raises(KeyError), first.capture():
@@ -73,7 +73,7 @@ def test_an_instances_own_forward_and_hooks_stay() -> None:
     with curvature.capture() as captured:
         model(randn(2, 5, 3))
     assert seen == ["before", "forward", "after"]
-    assert model.cells.forward is own and uses(captured)["cells.weight_hh_l0"] == 1
+    assert model.cells.forward is own and uses(captured)["cells.hh_l0"] == 1
 
 
 def test_without_gradients_the_pass_is_torchs_own() -> None:
@@ -117,12 +117,12 @@ def test_parametrised_weights_have_no_block_and_their_neighbours_have() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         curvature = Preconditioner(model)
-    assert {"cells.weight_ih_l0", "cells.bias_hh_l0", "head"} <= set(curvature.stats)
-    assert "cells.weight_hh_l0" not in curvature.stats
+    assert {"cells.ih_l0", "cells.bias_hh_l0", "head"} <= set(curvature.stats)
+    assert "cells.hh_l0" not in curvature.stats
     with curvature.capture() as captured:
         output = model(randn(2, 5, 3))
     curvature.observe(captured, output, CategoricalLoss())
-    assert uses(captured)["cells.weight_ih_l0"] == 1
+    assert uses(captured)["cells.ih_l0"] == 1
 
 
 def test_results_under_autocast_have_torchs_types() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from acktr.kfac import CategoricalLoss
+from acktr.kfac.blocks.diagonal import DiagonalBlock
 from acktr.kfac.blocks.kronecker import Corrected
 from acktr.kfac.blocks.vectors import VectorBlock
 from acktr.kfac.fisher.products import output_tangents
@@ -278,15 +280,15 @@ def twins(fused: nn.Module) -> dict[str, list[str]]:
         if isinstance(module, nn.MultiheadAttention):
             parts = [f"{path}.{name}" for name in "qkv"]
             if module.in_proj_weight is None:
-                found.update({f"{part}_proj_weight": [part] for part in parts})
+                found.update({f"{part}_proj": [part] for part in parts})
             else:
-                found[f"{path}.in_proj_weight"] = parts
-            found[f"{path}.out_proj.weight"] = [f"{path}.o"]
+                found[f"{path}.in_proj"] = parts
+            found[f"{path}.out_proj"] = [f"{path}.o"]
         elif isinstance(module, nn.RNNBase | nn.RNNCellBase):
             for part in projections(module):
                 which, _, suffix = part.key.removeprefix("weight_").partition("_")
                 inner = f"{path}.cells.{suffix}.{which}" if suffix else f"{path}.{which}"
-                found[f"{path}.{part.key}"] = [inner]
+                found[f"{path}.{part.name}"] = [inner]
     return found
 
 
@@ -316,14 +318,14 @@ def test_factors_and_steps_are_those_of_linear_layers(name: str) -> None:
                 close(a, b, CLOSE)
                 close(g, h, CLOSE)
             step = torch.cat([steps[1][f"{part}.weight"] for part in parts])
-            close(steps[0][key], step, 1e-8)
+            close(steps[0][first.layer(key).layer.weight_name], step, 1e-8)
 
 
 def test_one_position_is_exact() -> None:
     """With one step, or one query, A (x) G is the block of the Fisher matrix itself."""
     for kind in (nn.LSTM, nn.GRU, nn.RNN):
         seen = observed(filled(Tagger(kind)), randn(1, 1, 3), CategoricalLoss())
-        close(stored(seen.layer("cells.weight_ih_l0")), seen.truth("cells.weight_ih_l0"))
+        close(stored(seen.layer("cells.ih_l0")), seen.truth("cells.ih_l0"))
 
     class First(Pooled):
         def forward(self, x: Tensor) -> Tensor:
@@ -331,10 +333,10 @@ def test_one_position_is_exact() -> None:
             return output
 
     seen = observed(filled(First()), randn(1, 5, 4), CategoricalLoss())
-    name = "attention.in_proj_weight"
+    name = "attention.in_proj"
     truth, block = within_groups(seen.truth(name), 3), stored(seen.layer(name))
     close(block[:20, :20], truth[:20, :20])  # queries are of one position
-    close(stored(seen.layer("attention.out_proj.weight")), seen.truth("attention.out_proj.weight"))
+    close(stored(seen.layer("attention.out_proj")), seen.truth("attention.out_proj"))
 
 
 def test_biases_alone_have_their_exact_block() -> None:
@@ -355,6 +357,20 @@ def test_biases_alone_have_their_exact_block() -> None:
         for name in names:
             assert isinstance(seen.block(name), VectorBlock)
             close(stored(seen.block(name)), seen.truth(name))
+
+
+def test_stacked_weights_above_the_cap_are_among_the_rest() -> None:
+    """Their name is not that of what is recorded for their bias."""
+    model = filled(Pooled())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        settings = {"max_factor_size": 3, "small_parameters": "diagonal"}
+        seen = observed(model, randn(3, 5, 4), CategoricalLoss(), **settings)
+    rest = seen.curvature.stats["attention.in_proj_weight"]
+    assert isinstance(rest, DiagonalBlock)
+    name = "attention.in_proj_bias"
+    moment = seen.vector(name).moment.mean()
+    close(moment if moment.dim() == 1 else moment.diag(), seen.truth(name).diag())
 
 
 # --- products with the Jacobian, and passes of many kinds -----------------------------------------
@@ -389,14 +405,14 @@ def test_ekfac_of_packed_sequences_has_the_diagonal_of_the_exact_block() -> None
     model = filled(Packed(nn.LSTM, bidirectional=True))
     seen = observed(model, randn(3, 4, 3), CategoricalLoss(), structure="ekfac")
     seen.curvature.refresh()
-    block = seen.layer("cells.weight_hh_l0_reverse")
+    block = seen.layer("cells.hh_l0_reverse")
     _, a, _, g = basis(block)
     corrected = block.inverse
     assert isinstance(corrected, Corrected) and a is not None
     before = corrected.scales.value.clone(), corrected.scales.weight.clone()
     seen.again()
     rotation = torch.kron(g, a)
-    diagonal = (rotation.mT @ seen.truth("cells.weight_hh_l0_reverse") @ rotation).diagonal()
+    diagonal = (rotation.mT @ seen.truth("cells.hh_l0_reverse") @ rotation).diagonal()
     decay = seen.curvature.config.stat_decay
     new = (corrected.scales.value - decay * before[0]) / (1 - decay)
     close(new.flatten(), diagonal)

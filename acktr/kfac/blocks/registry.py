@@ -294,7 +294,7 @@ class Registry:
         prefix = f"{path}." if path else ""
         for part in projections(module):
             weight, bias = self._unshared(module, part.key), self._unshared(module, part.bias)
-            name = prefix + part.key
+            name = prefix + part.name
             if weight is not None:
                 rows, width = self.named[weight].shape
                 layout = ProjectionLayout(
@@ -309,7 +309,7 @@ class Registry:
             if bias is not None:
                 self.taken.add(bias)
                 source = ProjectionBiasRows(max(len(parts), parts[0].groups))
-                yield self._vector(bias, [bias], source, [prefix + part.key for part in parts])
+                yield self._vector(bias, [bias], source, [prefix + part.name for part in parts])
 
     def _unshared(self, module: nn.Module, key: str | None) -> str | None:
         """Name of a parameter, also one of a submodule, that is free and has one owner alone."""

@@ -45,6 +45,11 @@ class Projection:
     groups: int = 1
     """Number of maps k in the weight (k out, in)."""
 
+    @property
+    def name(self) -> str:
+        """Name among the module's projections, which is no parameter's: in_proj, ih_l0."""
+        return self.key.removeprefix("weight_").removesuffix("weight").rstrip("._")
+
 
 def projections(module: nn.Module) -> list[Projection]:
     """The projections of a fused module, whether trained or not."""
@@ -74,12 +79,12 @@ def biases(module: nn.Module) -> dict[str, list[Projection]]:
 
 
 def recorded(root: nn.Module, path: str) -> nn.Module | Projection:
-    """What a record is of: the submodule of that path, or a projection ``module.path.weight``."""
+    """What a record is of: the submodule of that path, or a projection in one."""
     module, names = root, path.split(".")
     for place, name in enumerate(names):
         if is_fused(module):
-            key = ".".join(names[place:])
-            return next(part for part in projections(module) if part.key == key)
+            own = ".".join(names[place:])
+            return next(part for part in projections(module) if part.name == own)
         module = module.get_submodule(name)
     return module
 
