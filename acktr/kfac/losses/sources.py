@@ -73,7 +73,7 @@ def curvature_scalars(
         raise ValueError(
             f"source must be Sampled(n), Exact() or Empirical(target), got {source!r:.100}"
         )
-    given = tree_map(lambda part: part.detach().requires_grad_(), output) if apart else output
+    given = tree_map(_copy, output) if apart else output
     scalars: Iterable[Tensor]
     if isinstance(source, Exact):
         scalars = loss.roots(given)
@@ -81,6 +81,11 @@ def curvature_scalars(
         scalars = [loss.empirical(given, source.target)]
     for scalar in scalars:
         yield (_signed(scalar, given, output, generator) if apart else scalar), 1.0
+
+
+def _copy(part: Any) -> Any:
+    """A part of the output without its graph."""
+    return part.detach().requires_grad_(part.requires_grad) if isinstance(part, Tensor) else part
 
 
 def _signed(scalar: Tensor, given: Any, output: Any, generator: torch.Generator) -> Tensor:
@@ -92,11 +97,13 @@ def _signed(scalar: Tensor, given: Any, output: Any, generator: torch.Generator)
         output: The output z, with its graph; parts of one length have the same samples and signs.
         generator: Source of the signs.
     """
-    copies, parts = tree_flatten(given)[0], tree_flatten(output)[0]
+    pairs = zip(tree_flatten(given)[0], tree_flatten(output)[0], strict=True)
+    trained = [(copy, part) for copy, part in pairs if getattr(copy, "requires_grad", False)]
+    copies = [copy for copy, _ in trained]
     roots = torch.autograd.grad(scalar, copies, retain_graph=True, allow_unused=True)
     signs: dict[int, Tensor] = {}
     terms = []
-    for root, part in zip(roots, parts, strict=True):
+    for root, (_, part) in zip(roots, trained, strict=True):
         if len(part) not in signs:
             drawn = torch.rand(len(part), generator=generator, device=part.device)
             signs[len(part)] = drawn.round().mul_(2).sub_(1)
