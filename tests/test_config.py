@@ -228,6 +228,7 @@ def test_the_defaults_of_training_are_pinned() -> None:
         "momentum": 0.9,
         "weight_decay": 0.0,
         "refresh_interval": 10,
+        "eager_start": False,
         "refresh_delay": None,
         "cold_steps": 0,
         "cold_lr": 0.03,

@@ -133,6 +133,7 @@ class SampledKFACConfig(KFACConfig):
     stat_interval: int = _RL.stat_interval
     momentum: float = _RL.momentum
     refresh_interval: int = _RL.refresh_interval
+    eager_start: bool = _RL.eager_start
     refresh_delay: int | None = _RL.refresh_delay
     small_parameters: SmallParameters = _RL.small_parameters
     max_factor_size: int | None = _RL.max_factor_size

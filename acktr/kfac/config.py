@@ -44,6 +44,10 @@ class KFACConfig:
     """L2 coefficient of weight matrices; also added to their damping."""
     refresh_interval: int = 10
     """Steps between decompositions of the factors."""
+    eager_start: bool = False
+    """In the first refresh_interval steps fold every batch, and decompose after 1, 2, 4, ...
+
+    The factors of one batch alone know few directions; steps along others would be too long."""
     refresh_delay: int | None = None
     """Decompose in a background thread and use the result this many steps later (None: inline)."""
     cold_steps: int = 0
@@ -79,6 +83,20 @@ class KFACConfig:
     """Failed eigendecompositions, or batches of NaN, in a row before an error is raised."""
 
     @classmethod
+    def for_supervised(cls) -> KFACConfig:
+        """Settings to begin with in supervised learning, where a batch is a fair sample."""
+        return cls(
+            lr=1.0,
+            kl_clip=0.1,
+            damping=0.01,
+            structure="cholesky",
+            stat_decay=0.95,
+            stat_interval=4,
+            refresh_interval=20,
+            eager_start=True,
+        )
+
+    @classmethod
     def for_rl(cls) -> KFACConfig:
         """The settings of ACKTR, which noisy gradients of short rollouts need.
 
@@ -93,6 +111,7 @@ class KFACConfig:
             stat_interval=1,
             momentum=0.9,
             refresh_interval=10,
+            eager_start=False,
             refresh_delay=None,
             small_parameters="gradient",
             max_factor_size=None,

@@ -282,12 +282,17 @@ class Preconditioner:
     @property
     def observing(self) -> bool:
         """Whether batches are folded before the next step; others cost a forward pass at most."""
-        return self._turn % self.config.stat_interval == 0
+        return self._turn % self.config.stat_interval == 0 or self._starting
 
     @property
     def needs_refresh(self) -> bool:
         """Whether the next step renews decompositions."""
-        return self._turn % self.config.refresh_interval == 0
+        doubled = self._turn & (self._turn - 1) == 0  # 1, 2, 4, ...
+        return self._turn % self.config.refresh_interval == 0 or (self._starting and doubled)
+
+    @property
+    def _starting(self) -> bool:
+        return self.config.eager_start and self._turn < self.config.refresh_interval
 
     def refresh(self, decay: Mapping[str, float] | None = None) -> None:
         """Renew the decompositions now; raises FactorError after max_failures in a row.
@@ -309,8 +314,8 @@ class Preconditioner:
             self._refresher.finish(self._turn)
             late = any(block.history.late for block in self._layers)
             if self.needs_refresh or late:
-                delay = 0 if late else self.config.refresh_delay  # the first is at once
-                due = self._turn + delay if delay and self._turn else None
+                delay = 0 if late or self._starting else self.config.refresh_delay
+                due = self._turn + delay if delay and self._turn else None  # the first is at once
                 self._refresher.renew(partial(self.block_damping, decay=decay), due)
 
     def advance(self) -> None:

@@ -177,3 +177,20 @@ def test_a_cold_step_with_a_gradient_that_is_not_finite_moves_nothing() -> None:
     before = parameters(model)
     optimizer.step()
     assert all(torch.equal(p, before[n]) for n, p in parameters(model).items())
+
+
+def test_an_eager_start_folds_and_decomposes_often_at_first() -> None:
+    model = build(nn.Linear(3, 2))
+    settings = {"stat_interval": 4, "refresh_interval": 6, "stat_decay": 0.5}
+    seen = {}
+    for eager in (True, False):
+        optimizer = kfac(model, eager_start=eager, **settings)
+        turns = []
+        for _ in range(13):
+            turns.append((optimizer.observing, optimizer.needs_refresh))
+            observe(optimizer, model, randn(4, 3))
+            set_gradients(model, seed=len(turns))
+            optimizer.step()
+        seen[eager] = [[turn for turn, pair in enumerate(turns) if pair[i]] for i in (0, 1)]
+    assert seen[False] == [[0, 4, 8, 12], [0, 6, 12]]
+    assert seen[True] == [[0, 1, 2, 3, 4, 5, 8, 12], [0, 1, 2, 4, 6, 12]]

@@ -1,0 +1,179 @@
+"""Who races: how each optimizer is built, and the grid that it is tuned on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from importlib.util import find_spec
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from acktr.kfac import KFAC, KFACConfig, LMConfig
+from scripts.race.problems import Problem, objective
+
+Setting = dict[str, float]
+"""The tuned values, for example {"lr": 0.01}; empty for an optimizer as it comes."""
+Step = Callable[[Tensor, Tensor], Tensor]
+"""Makes an update on inputs and targets and returns the loss before it."""
+
+
+def _grid(**values: tuple[float, ...]) -> tuple[Setting, ...]:
+    return tuple(dict(zip(values, each, strict=True)) for each in product(*values.values()))
+
+
+_ADAM = _grid(lr=(3e-4, 1e-3, 3e-3, 1e-2))
+_MUON = _grid(lr=(0.01, 0.02, 0.04, 0.08))
+_SOAP = _grid(lr=(1e-3, 3e-3, 1e-2, 3e-2))
+_KFAC = {
+    "autoencoder": _grid(kl_clip=(3.0, 10.0), damping=(0.03, 0.1)),
+    "convnet": _grid(kl_clip=(0.01, 0.03), damping=(0.003, 0.01)),
+    "transformer": _grid(kl_clip=(0.01, 0.03), damping=(0.003, 0.01)),
+}
+_ADAPTIVE = {
+    "autoencoder": _grid(kl_clip=(10.0, 30.0), damping=(0.1, 0.3)),
+    "convnet": _grid(kl_clip=(0.03, 0.1), damping=(0.1, 0.3)),
+    "transformer": _grid(kl_clip=(0.03, 0.1), damping=(0.1, 0.3)),
+}
+GRIDS: dict[str, dict[str, tuple[Setting, ...]]] = {
+    problem: {
+        "kfac": _KFAC[problem],
+        "kfac-adaptive": _ADAPTIVE[problem],
+        "kfac-default": ({},),
+        "muon": _MUON,
+        "soap": _SOAP,
+        "adam": _ADAM,
+        "adam-default": ({},),
+        "sgd": _grid(
+            lr=(1e-3, 3e-3, 1e-2, 3e-2) if problem == "autoencoder" else (0.01, 0.03, 0.1, 0.3)
+        ),
+    }
+    for problem in _KFAC
+}
+"""By problem and optimizer; all that are tuned have equally many settings."""
+RACERS = tuple(GRIDS["autoencoder"])
+NEEDS = {"soap": "heavyball"}
+"""Package without which an optimizer cannot run."""
+
+_MOST_STATISTICS = 4
+"""Statistics of the tuned K-FACs come from 1/k of a batch, in a forward pass of its own."""
+_TUNED = replace(KFACConfig.for_supervised(), stat_interval=1)
+_LEAST_DAMPING = {"autoencoder": 1e-3, "convnet": 1e-3, "transformer": 1e-3}
+
+
+def missing(name: str) -> str | None:
+    """The package that an optimizer needs and that is not installed."""
+    package = NEEDS.get(name)
+    return package if package and find_spec(package) is None else None
+
+
+def constants(name: str, problem: str) -> dict[str, Any]:
+    """All that decides what an optimizer does, apart from the tuned values."""
+    if name == "kfac-default":
+        return asdict(KFACConfig.for_supervised())
+    if name == "kfac":
+        return {**asdict(_TUNED), "part": _MOST_STATISTICS}
+    if name == "kfac-adaptive":
+        return {**asdict(_TUNED), "part": _MOST_STATISTICS, "lm": asdict(_lm(problem))}
+    return {}
+
+
+def build(name: str, problem: Problem, network: nn.Module, setting: Setting, seed: int) -> Step:
+    """The update of an optimizer, to be called with one batch after another."""
+    if name == "kfac-default":
+        return _natural(KFAC(network, KFACConfig.for_supervised(), seed=seed), problem, network, 1)
+    if name.startswith("kfac"):
+        config = replace(_TUNED, kl_clip=setting["kl_clip"], damping=setting["damping"])
+        optimizer = (
+            KFAC(network, config, seed=seed)
+            if name == "kfac"
+            else KFAC(
+                network, config, step_rule="quadratic_model", adaptive=_lm(problem.name), seed=seed
+            )
+        )
+        return _natural(optimizer, problem, network, _MOST_STATISTICS)
+    return _plain(_OTHERS[name](network, setting), problem, network)
+
+
+def _lm(problem: str) -> LMConfig:
+    return LMConfig(factor=0.9, minimum=_LEAST_DAMPING[problem])
+
+
+def _natural(optimizer: KFAC, problem: Problem, network: nn.Module, part: int) -> Step:
+    """K-FAC's update: one pass over the whole batch, or another one for a part's statistics."""
+
+    def step(inputs: Tensor, targets: Tensor) -> Tensor:
+        seen = inputs if part == 1 else inputs[: len(inputs) // part]
+        with optimizer.capture() as captured:
+            output = network(seen)
+        optimizer.observe(captured, output, problem.loss)
+        if part > 1:
+            output = network(inputs)
+        optimizer.zero_grad()
+        loss = problem.loss(output, targets)
+        torch.autograd.backward(loss)
+        if optimizer.adaptive is None:
+            optimizer.step()
+        else:
+            optimizer.step(objective=lambda: problem.loss(network(inputs), targets))
+        return loss.detach()
+
+    return step
+
+
+def _plain(
+    optimizers: Sequence[torch.optim.Optimizer], problem: Problem, network: nn.Module
+) -> Step:
+    def step(inputs: Tensor, targets: Tensor) -> Tensor:
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss = objective(problem, network(inputs), targets)
+        torch.autograd.backward(loss)
+        for optimizer in optimizers:
+            optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+def _muon(network: nn.Module, setting: Setting) -> list[torch.optim.Optimizer]:
+    """Muon for matrices, Adam for embeddings, the head behind them, convolutions and vectors."""
+    tables = [m for m in network.modules() if isinstance(m, nn.Embedding)]
+    apart = {id(m.weight) for m in tables}
+    if tables:
+        apart |= {id(p) for p in list(network.children())[-1].parameters()}
+    matrices = [p for p in network.parameters() if p.dim() == 2 and id(p) not in apart]
+    taken = {id(p) for p in matrices}
+    rest = [p for p in network.parameters() if id(p) not in taken]
+    return [
+        torch.optim.Muon(matrices, lr=setting["lr"], weight_decay=0.0),
+        torch.optim.Adam(rest, lr=1e-3),
+    ]
+
+
+def _soap(network: nn.Module, setting: Setting) -> list[torch.optim.Optimizer]:
+    """Heavyball's SOAP, its bases renewed every ten updates, without a compiler."""
+    import heavyball
+    from heavyball import utils
+
+    utils.compile_mode = None
+    return [
+        heavyball.SOAP(
+            network.parameters(),
+            lr=setting["lr"],
+            precondition_frequency=10,
+            betas=(0.9, 0.95),
+            weight_decay=0.0,
+        )
+    ]
+
+
+_OTHERS: dict[str, Callable[[nn.Module, Setting], list[torch.optim.Optimizer]]] = {
+    "muon": _muon,
+    "soap": _soap,
+    "adam": lambda net, setting: [torch.optim.Adam(net.parameters(), lr=setting["lr"])],
+    "adam-default": lambda net, _: [torch.optim.Adam(net.parameters())],
+    "sgd": lambda net, setting: [torch.optim.SGD(net.parameters(), lr=setting["lr"], momentum=0.9)],
+}
