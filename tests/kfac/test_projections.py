@@ -19,7 +19,7 @@ from acktr.kfac.blocks.kronecker import Corrected
 from acktr.kfac.blocks.vectors import VectorBlock
 from acktr.kfac.fisher.products import output_tangents
 from acktr.kfac.statistics.projections import projections
-from tests.tools.exact import close, observed, pairs, stored, within_groups
+from tests.tools.exact import Seen, close, observed, pairs, stored, within_groups
 from tests.tools.kfac import basis, randn
 
 CLOSE = 1e-11
@@ -373,6 +373,31 @@ def test_stacked_weights_above_the_cap_are_among_the_rest() -> None:
     close(moment if moment.dim() == 1 else moment.diag(), seen.truth(name).diag())
 
 
+@pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3)])
+def test_gates_whose_factor_is_above_the_cap_are_apart(kind: type[nn.RNNBase], gates: int) -> None:
+    """Each has its part of G, and the scales and the step are those of such a block."""
+    model, inputs, loss = filled(Tagger(kind)), randn(3, 4, 3), CategoricalLoss()
+    with pytest.warns(UserWarning, match=f"cells.ih_l0 .G {2 * gates}, {gates} blocks of it"):
+        cut = observed(model, inputs, loss, max_factor_size=4)
+    whole = observed(model, inputs, loss)
+    cut.curvature.refresh()
+    gradients = {n: torch.sin(3 * p.detach() + 1) for n, p in model.named_parameters()}
+    step = cut.curvature.direction(gradients)
+    for name in ("cells.ih_l0", "cells.hh_l0"):
+        layer, full = cut.layer(name), whole.layer(name)
+        blocks = [full.g.mean()[2 * i : 2 * i + 2, 2 * i : 2 * i + 2] for i in range(gates)]
+        close(layer.g.mean(), torch.stack(blocks))
+        close(layer.a.mean(), full.a.mean().expand(gates, -1, -1))
+        system = stored(layer)
+        system = system + cut.curvature.damping * torch.eye(len(system), dtype=system.dtype)
+        expected = torch.linalg.solve(system, layer.layer.matrix(gradients).flatten())
+        close(layer.layer.matrix(step).flatten(), expected, 1e-8)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ekfac = observed(model, inputs, loss, structure="ekfac", max_factor_size=4)
+        assert_scales_are_exact(ekfac, name)
+
+
 # --- products with the Jacobian, and passes of many kinds -----------------------------------------
 
 
@@ -401,18 +426,27 @@ def test_forward_mode_is_the_jacobian_of_torchs_own_pass(name: str) -> None:
     close(tangent.flatten(), own_jacobian(model, inputs) @ flat, 1e-10)
 
 
+def assert_scales_are_exact(seen: Seen, name: str) -> None:
+    """The scales of EKFAC are the diagonal of the exact block in its basis."""
+    seen.curvature.refresh()
+    block = seen.layer(name)
+    corrected, (_, a, _, g) = block.inverse, basis(block)
+    assert isinstance(corrected, Corrected) and a is not None
+    before = corrected.scales.value.clone()
+    seen.again()
+    decay = seen.curvature.config.stat_decay
+    new = (corrected.scales.value - decay * before) / (1 - decay)
+    bases = zip(g.reshape(-1, *g.shape[-2:]), a.reshape(-1, *a.shape[-2:]), strict=True)
+    rotation = torch.block_diag(*(torch.kron(*pair) for pair in bases))
+    close(new.flatten(), (rotation.mT @ seen.truth(name) @ rotation).diagonal())
+
+
 def test_ekfac_of_packed_sequences_has_the_diagonal_of_the_exact_block() -> None:
     model = filled(Packed(nn.LSTM, bidirectional=True))
     seen = observed(model, randn(3, 4, 3), CategoricalLoss(), structure="ekfac")
-    seen.curvature.refresh()
-    block = seen.layer("cells.hh_l0_reverse")
-    _, a, _, g = basis(block)
-    corrected = block.inverse
-    assert isinstance(corrected, Corrected) and a is not None
-    before = corrected.scales.value.clone(), corrected.scales.weight.clone()
-    seen.again()
-    rotation = torch.kron(g, a)
-    diagonal = (rotation.mT @ seen.truth("cells.hh_l0_reverse") @ rotation).diagonal()
-    decay = seen.curvature.config.stat_decay
-    new = (corrected.scales.value - decay * before[0]) / (1 - decay)
-    close(new.flatten(), diagonal)
+    assert_scales_are_exact(seen, "cells.hh_l0_reverse")
+
+
+def test_ekfac_of_attention_has_the_diagonal_of_the_exact_block() -> None:
+    seen = observed(filled(Decoder()), randn(3, 4, 4), CategoricalLoss(), structure="ekfac")
+    assert_scales_are_exact(seen, "decoder.multihead_attn.in_proj")

@@ -18,7 +18,7 @@ Shapes = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 _SQUARES = WeakIdKeyDictionary()
-"""Products g g^T by gradient, while it lives: the maps of a recurrence may share one."""
+"""Products g g^T by gradient and number of parts, while that lives: two maps may share it."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class ProjectionLayout:
     """Number of maps k."""
     bias: bool
     sharing: Sharing
+    apart: bool = True
+    """Whether the maps have uses of their own; else each takes its part of all outputs."""
 
     @property
     def shapes(self) -> Shapes:
@@ -44,8 +46,8 @@ class ProjectionLayout:
 
     def _by_map(self, uses: Sequence[Use]) -> list[list[Use]]:
         """The uses of each map."""
-        if self.groups == 1:
-            return [list(uses)]
+        if not self.apart or self.groups == 1:
+            return [list(uses)] * self.groups
         return [[use for use in uses if use.part == part] for part in range(self.groups)]
 
     def _stacked(self, parts: Sequence[Tensor | None]) -> Tensor:
@@ -72,23 +74,27 @@ class ProjectionLayout:
 
     def output_factor(self, uses: Sequence[Use], index: int, diagonal: bool) -> Tensor:
         """Sum over samples for factor G, or for its diagonal."""
+        if not self.apart:
+            return self._square([use.gradients[index] for use in uses], diagonal, self.groups)
         parts: list[Tensor | None] = []
         for mine in self._by_map(uses):
             gradients = [use.gradients[index] for use in mine]
             parts.append(self._square(gradients, diagonal) if gradients else None)
         return self._stacked(parts)
 
-    def _square(self, gradients: list[Tensor], diagonal: bool) -> Tensor:
+    def _square(self, gradients: list[Tensor], diagonal: bool, groups: int = 1) -> Tensor:
         if not diagonal and len(gradients) == 1 and self.sharing == "expand":
             if gradients[0] not in _SQUARES:
-                _SQUARES[gradients[0]] = factors.output_factor(gradients, -1, "expand")
-            found: Tensor = _SQUARES[gradients[0]]
-            return found
+                _SQUARES[gradients[0]] = {}
+            made: dict[int, Tensor] = _SQUARES[gradients[0]]
+            if groups not in made:
+                made[groups] = factors.output_factor(gradients, -1, "expand", groups)
+            return made[groups]
         rows = [factors.positions(gradient) for gradient in gradients]
         if self.sharing == "expand":
             rows = [part.flatten(0, 1)[:, None] for part in rows]
         joined = torch.cat(rows, 1 if self.sharing == "reduce" else 0)
-        return factors.output_factor([joined], -1, self.sharing, diagonal=diagonal)
+        return factors.output_factor([joined], -1, self.sharing, groups, diagonal)
 
     def squares(
         self, uses: Sequence[Use], index: int, a_vectors: Tensor | None, g_vectors: Tensor | None
@@ -104,6 +110,7 @@ class ProjectionLayout:
             inputs = factors.append_one(inputs) if self.bias else inputs
             rows = torch.cat([factors.positions(use.gradients[index]) for use in mine], 1)
             rows = rows.to(inputs.dtype)
+            rows = rows if self.apart else rows.chunk(self.groups, -1)[place]
             if a_vectors is not None:
                 inputs = inputs @ (a_vectors if self.groups == 1 else a_vectors[place])
             if g_vectors is not None:

@@ -30,7 +30,7 @@ from acktr.kfac.blocks.vectors import (
     VectorBlock,
 )
 from acktr.kfac.config import KFACConfig
-from acktr.kfac.statistics.projections import biases, is_fused, projections
+from acktr.kfac.statistics.projections import Projection, biases, is_fused, projections
 
 _INSIDE = ("acktr.kfac", "torch.")
 """Modules of frames that a warning does not point to: ours, and torch's wrappers of step()."""
@@ -296,10 +296,7 @@ class Registry:
             weight, bias = self._unshared(module, part.key), self._unshared(module, part.bias)
             name = prefix + part.name
             if weight is not None:
-                rows, width = self.named[weight].shape
-                layout = ProjectionLayout(
-                    (rows, width), part.groups, bias is not None, self.config.linear_sharing
-                )
+                layout = self._projection_layout(name, part, weight, bias is not None)
                 layer = LayerFactors(name, module, weight, bias, self.config, layout=layout)
                 if self._cut(layer) is not None:
                     self.taken.update(layer.names)
@@ -310,6 +307,20 @@ class Registry:
                 self.taken.add(bias)
                 source = ProjectionBiasRows(max(len(parts), parts[0].groups))
                 yield self._vector(bias, [bias], source, [prefix + part.name for part in parts])
+
+    def _projection_layout(
+        self, name: str, part: Projection, weight: str, bias: bool
+    ) -> ProjectionLayout:
+        """The maps of a projection; gates apart, and noted, if their common factor is too large."""
+        rows, width = self.named[weight].shape
+        limit, gates = self.config.max_factor_size or math.inf, part.gates
+        split = rows > limit >= max(rows // gates, width + bias)
+        if split:
+            self.capped.append(f"{name} (G {rows}, {gates} blocks of it)")
+        groups = gates if split else part.groups
+        return ProjectionLayout(
+            (rows, width), groups, bias, self.config.linear_sharing, apart=not split
+        )
 
     def _unshared(self, module: nn.Module, key: str | None) -> str | None:
         """Name of a parameter, also one of a submodule, that is free and has one owner alone."""

@@ -44,6 +44,8 @@ class Projection:
     """Name of the bias."""
     groups: int = 1
     """Number of maps k in the weight (k out, in)."""
+    gates: int = 1
+    """Number of the parts of the output that different gates take."""
 
     @property
     def name(self) -> str:
@@ -62,8 +64,12 @@ def projections(module: nn.Module) -> list[Projection]:
         names = [name for name in module._flat_weights_names if name.startswith("weight")]
     else:
         names = ["weight_ih", "weight_hh"]
+    gates = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}
+    number = next((many for kind, many in gates.items() if isinstance(module, kind)), 1)
     return [
-        Projection(module, name, None if "hr" in name else name.replace("weight", "bias"))
+        Projection(module, name)
+        if "hr" in name
+        else Projection(module, name, name.replace("weight", "bias"), gates=number)
         for name in names
     ]
 
