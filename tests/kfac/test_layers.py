@@ -121,6 +121,14 @@ def test_an_embedding_with_another_gradient_has_no_block(setting: dict[str, Any]
     assert [b.names for b in curvature.blocks if isinstance(b, PlainBlock)] == [("0.weight",)]
 
 
+def test_a_gradient_scaled_by_frequency_has_no_fisher() -> None:
+    model = build(nn.Embedding(6, 3, scale_grad_by_freq=True), nn.Linear(3, 2))
+    for setting in ("diagonal", "dense"):
+        with pytest.warns(UnsupportedParameterWarning, match=r"no curvature block for 0\.weight"):
+            curvature = Preconditioner(model, KFACConfig(small_parameters=setting))  # type: ignore[arg-type]
+        assert sorted(curvature.stats) == ["1"]
+
+
 # --- several uses of one layer --------------------------------------------------------------------
 
 

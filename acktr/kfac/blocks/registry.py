@@ -361,20 +361,26 @@ class Registry:
     def _rest(self) -> list[Block]:
         """What every parameter gets that has no block yet."""
         left = [name for name in self.named if name not in self.taken]
-        if not left:
-            return []
-        if self.config.small_parameters == "gradient":
+        curved = [] if self.config.small_parameters == "gradient" else left
+        curved = [name for name in curved if not self._rescaled(name)]
+        plain = [name for name in left if name not in curved]
+        if plain:
             warnings.warn(
-                f"no curvature block for {', '.join(left)}: plain gradient steps",
+                f"no curvature block for {', '.join(plain)}: plain gradient steps",
                 UnsupportedParameterWarning,
                 stacklevel=caller_level(),
             )
-            return [PlainBlock(name) for name in left]
-        size = sum(self.named[name].numel() for name in left)
-        if self.config.small_parameters == "dense" and size <= self.config.dense_limit:
-            source = ExampleRows(self.module, left)
-            return [self._vector("small_parameters", left, source, [ROOT])]
-        return [DiagonalBlock(name, self.named[name], self.config) for name in left]
+        blocks: list[Block] = [PlainBlock(name) for name in plain]
+        size = sum(self.named[name].numel() for name in curved)
+        if curved and self.config.small_parameters == "dense" and size <= self.config.dense_limit:
+            source = ExampleRows(self.module, curved)
+            return [*blocks, self._vector("small_parameters", curved, source, [ROOT])]
+        return blocks + [DiagonalBlock(name, self.named[name], self.config) for name in curved]
+
+    def _rescaled(self, name: str) -> bool:
+        """Whether a layer's gradient is not that of the loss, so that no Fisher belongs to it."""
+        users = self.owners[id(self.named[name])]
+        return any(getattr(user.layer, "scale_grad_by_freq", False) for user in users)
 
 
 def caller_level() -> int:
