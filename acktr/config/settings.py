@@ -28,7 +28,7 @@ from acktr.config.schema import (
 )
 from acktr.envs import AtariSettings
 from acktr.files import read_object
-from acktr.kfac.config import KFACConfig, Quadratic, SmallParameters, Structure
+from acktr.kfac.config import KFACConfig, SmallParameters, Structure
 
 Activation = Literal["tanh", "relu", "elu"]
 Algo = Literal["acktr", "a2c", "trpo"]
@@ -126,7 +126,7 @@ class SampledKFACConfig(KFACConfig):
     """
 
     lr: float = _RL.lr
-    kl_clip: float | None = _RL.kl_clip
+    kl_clip: float | None = 0.001
     damping: float = _RL.damping
     structure: Structure = _RL.structure
     stat_decay: float = _RL.stat_decay
@@ -138,7 +138,7 @@ class SampledKFACConfig(KFACConfig):
     small_parameters: SmallParameters = _RL.small_parameters
     max_factor_size: int | None = _RL.max_factor_size
     float64: bool = _RL.float64
-    quadratic: Quadratic = _RL.quadratic
+    quadratic: Literal["kronecker", "exact"] = "kronecker"
     stat_fraction: Annotated[float, Limits(1e-6, 1)] = 1.0
     """Part of the batch that the factors are computed from: every round(1/fraction)-th sample.
 

@@ -10,7 +10,7 @@ from acktr.kfac.checks import check_choice, check_integer, check_number
 Sharing = Literal["expand", "reduce"]
 Structure = Literal["kfac", "kfac_factored", "cholesky", "ekfac", "tridiagonal"]
 SmallParameters = Literal["diagonal", "dense", "gradient"]
-Quadratic = Literal["kronecker", "exact"]
+Quadratic = Literal["corrected", "kronecker", "exact"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +22,12 @@ class KFACConfig:
 
     lr: float = 0.25
     """Largest step size (eta_max); the trust region can only shorten the step."""
-    kl_clip: float | None = 0.001
-    """c = 2 delta: the step is scaled so that lr^2 q <= c, a predicted KL of at most c/2."""
+    kl_clip: float | tuple[float | None, ...] | None = 0.001
+    """c = 2 delta: the step is scaled so that lr^2 q <= c, a predicted KL of at most c/2.
+
+    A tuple has one c for each part of a SumLoss, such as policy and value, and None for no bound;
+    the KL of a part does not count its weight. It needs quadratic="corrected".
+    """
     damping: float = 0.01
     """Tikhonov damping lambda added to the curvature."""
     structure: Structure = "kfac"
@@ -77,8 +81,13 @@ class KFACConfig:
     float64: bool = False
     """Kronecker factors, their decompositions and products in float64: for a damping below 1e-6 of
     the largest eigenvalue of A (x) G, which float32 does not tell from rounding."""
-    quadratic: Quadratic = "kronecker"
-    """Where q comes from: the damped Kronecker factors, or the exact Fisher by one JVP."""
+    quadratic: Quadratic = "corrected"
+    """Where q comes from.
+
+    corrected: the damped Kronecker factors, times the ratio of the exact form to theirs, which is
+    measured every few steps; the bound holds for the step taken, momentum included. kronecker: the
+    factors alone. exact: the exact Fisher at every step, before momentum.
+    """
     max_failures: int = 10
     """Failed eigendecompositions, or batches of NaN, in a row before an error is raised."""
 
@@ -121,8 +130,9 @@ class KFACConfig:
 
     def __post_init__(self) -> None:
         """Check every value; raises ValueError naming the field."""
-        if self.kl_clip is not None:
-            check_number("kl_clip", self.kl_clip, open_low=True)
+        radii = self.kl_clip if isinstance(self.kl_clip, tuple) else (self.kl_clip,)
+        for radius in (radius for radius in radii if radius is not None):
+            check_number("kl_clip", radius, open_low=True)
         for name in ("lr", "damping", "cold_lr", "cold_max_grad_norm"):
             check_number(name, getattr(self, name), open_low=True)
         check_number("weight_decay", self.weight_decay)
@@ -138,6 +148,11 @@ class KFACConfig:
             check_choice(name, getattr(self, name), get_args(Sharing))
         check_choice("small_parameters", self.small_parameters, get_args(SmallParameters))
         check_choice("quadratic", self.quadratic, get_args(Quadratic))
+        if isinstance(self.kl_clip, tuple) and (not radii or self.quadratic != "corrected"):
+            raise ValueError(
+                "kl_clip with a radius for each part needs one number at least,"
+                ' and quadratic="corrected"'
+            )
         if self.refresh_delay is not None:
             check_integer("refresh_delay", self.refresh_delay, 0)
             if self.refresh_delay > self.refresh_interval:

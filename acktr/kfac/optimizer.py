@@ -15,6 +15,7 @@ from acktr.kfac.blocks.rules import Rules
 from acktr.kfac.blocks.skip import Skip
 from acktr.kfac.checks import check_choice, plain_name, require_like
 from acktr.kfac.config import KFACConfig
+from acktr.kfac.corrected import fit_step
 from acktr.kfac.losses.likelihoods import OutputLoss
 from acktr.kfac.losses.sources import Source
 from acktr.kfac.parameter_groups import check_groups, group_state, make_groups
@@ -22,7 +23,7 @@ from acktr.kfac.preconditioner import Preconditioner
 from acktr.kfac.quadratic import LMConfig, QuadraticModel, adaptive_objective, reduction_ratio
 from acktr.kfac.statistics.capture import Capture
 from acktr.kfac.torch_state import packed, unpacked
-from acktr.kfac.trust import FisherQuadratic, StepInfo, rescale, trust_scale
+from acktr.kfac.trust import FisherQuadratic, StepInfo, rescale, scaled, trust_scale
 
 StepRule = Literal["trust_region", "quadratic_model"]
 Named = dict[str, Tensor]
@@ -107,7 +108,12 @@ class KFAC(torch.optim.Optimizer):
             adaptive.check(self.config.damping)
         if step_rule == "quadratic_model" or adaptive is not None:
             self.curvature.follow_all = True
+        if step_rule == "quadratic_model":
+            self.curvature.region = None  # its own form is exact
+            if isinstance(self.config.kl_clip, tuple):
+                raise ValueError("a quadratic-model step takes one kl_clip, not one for each part")
         self._steps = 0
+        self.curvature.cold = self.config.cold_steps > 0
         self.last_step: StepInfo | None = None
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -264,6 +270,7 @@ class KFAC(torch.optim.Optimizer):
             self._natural_step(fisher_quadratic, objective, model_inputs)
             self.curvature.advance()
         self._steps += 1
+        self.curvature.cold = self._steps < self.config.cold_steps
         return loss
 
     def _natural_step(
@@ -306,6 +313,8 @@ class KFAC(torch.optim.Optimizer):
             step = {name: update * (rates[name] / lr) for name, update in step.items()}
             gradients = {name: gradients[name] * (rates[name] / lr) for name in step}
         quadratic = (fisher_quadratic or self.curvature.exact_quadratic) if exact else None
+        if self.curvature.region is not None:
+            return self._corrected(gradients, step, lr, fisher_quadratic)
         info = rescale(gradients, step, self.config, lr, quadratic)
         moves = {}
         for name, update in info.scaled(step).items():
@@ -313,6 +322,29 @@ class KFAC(torch.optim.Optimizer):
             velocity = self._velocity(name, update, momentum)
             moves[name] = (velocity, lr * (1 - momentum))
         self.last_step = info
+        return moves
+
+    def _corrected(
+        self, gradients: Named, step: Named, lr: float, fisher_quadratic: FisherQuadratic | None
+    ) -> Moves:
+        """The same for the corrected form, of the step that is taken."""
+        groups = {name: self.param_groups[self._grouped[name]] for name in step}
+        momenta = {name: float(group["momentum"]) for name, group in groups.items()}
+        velocities = {
+            name: self.state[self._named[name]]["momentum"]
+            for name in step
+            if self._named[name] in self.state
+        }
+        region = self.curvature.region
+        assert region is not None
+        fit = fit_step(self.curvature, gradients, step, velocities, momenta, lr, fisher_quadratic)
+        keep = dict(zip(region.places, fit.keep.unbind(), strict=True))
+        moves = {}
+        for name, update in scaled(step, fit.scale, region.places).items():
+            velocity = self._velocity(name, update, momenta[name])
+            velocity.mul_(keep[name].to(velocity.dtype))
+            moves[name] = (velocity, lr * (1 - momenta[name]))
+        self.last_step = fit.info
         return moves
 
     def _quadratic_model(
@@ -333,6 +365,7 @@ class KFAC(torch.optim.Optimizer):
             change[name] = change[name] + (coefficients[1] * update).to(update.dtype)
         quadratic = coefficients @ model.fisher @ coefficients
         quadratic = torch.where(torch.isfinite(model.slopes).all(), quadratic, torch.nan)
+        assert not isinstance(self.config.kl_clip, tuple)
         scale = trust_scale(quadratic, 1.0, self.config.kl_clip)
         self.last_step = StepInfo(
             quadratic, scale, 0.5 * scale.square() * quadratic, coefficients * scale
@@ -428,6 +461,7 @@ class KFAC(torch.optim.Optimizer):
         for group, stored in zip(self.param_groups, state["groups"], strict=True):
             group.update(stored)
         self._steps = state["steps"]
+        self.curvature.cold = self._steps < self.config.cold_steps
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 

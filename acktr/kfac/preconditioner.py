@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal
@@ -27,11 +27,13 @@ from acktr.kfac.checks import (
     require_like,
 )
 from acktr.kfac.config import KFACConfig
-from acktr.kfac.fisher.observed import Observed
+from acktr.kfac.corrected import fit_step, part_weights
+from acktr.kfac.fisher.observed import Observed, own_parameters
 from acktr.kfac.guard import Guard, check_loss, check_ranks
 from acktr.kfac.linalg import LARGE_FACTOR, float32_products
 from acktr.kfac.losses.base import OutputLoss, with_weights
 from acktr.kfac.losses.sources import Sampled, Source, curvature_scalars
+from acktr.kfac.radius import TrustRegion
 from acktr.kfac.statistics.capture import (
     Capture,
     OutputGradients,
@@ -42,7 +44,7 @@ from acktr.kfac.statistics.capture import (
 from acktr.kfac.statistics.elementary import elementary_operations
 from acktr.kfac.statistics.projections import recorded
 from acktr.kfac.statistics.samples import Samples
-from acktr.kfac.trust import StepInfo, rescale
+from acktr.kfac.trust import StepInfo, rescale, scaled
 
 
 class Preconditioner:
@@ -107,6 +109,12 @@ class Preconditioner:
         self.observed: Observed | None = None
         self.follow_all = self.config.quadratic == "exact"
         """Whether every observed pass keeps its graph for products with the exact Fisher."""
+        self.cold = False
+        """Whether the next step does not use the curvature."""
+        self.region: TrustRegion | None = None
+        """The corrected trust region; None for another kind of q, or without a bound."""
+        if self.config.quadratic == "corrected" and self.config.kl_clip is not None:
+            self.region = TrustRegion(list(self.named), self.config.kl_clip, place)
         self.seconds = {"fisher": 0.0, "factors": 0.0, "refresh": 0.0, "apply": 0.0, "exact": 0.0}
         self.weights = {name for name, parameter in self.named.items() if parameter.dim() > 1}
         factors = [factor.value for block in self.stats.values() for factor in block.factors]
@@ -125,7 +133,7 @@ class Preconditioner:
         """
         self._guard.check_parameters()
         random = RandomState.now(self.named.values())
-        attention = elementary_operations() if self.follow_all else nullcontext()
+        attention = elementary_operations() if self.following else nullcontext()
         with attention, capture(self._recorded, self.module) as captured:
             captured.random = random
             yield captured
@@ -166,9 +174,11 @@ class Preconditioner:
         check_loss(loss)
         loss = with_weights(loss, output, weights, target)
         moving = {name: p for name, p in self.named.items() if p.requires_grad}
-        parameters = moving if self.follow_all and last else None
+        following = self.following and last
         with self._timed("exact"):
-            self.observed = Observed.of(captured, output, loss, parameters)
+            self.observed = Observed.of(captured, output, loss, moving if following else None)
+            if following and self.region is not None and self.region.separate:
+                self.region.own(own_parameters(output, moving))
         if not self.observing:
             return
         if last:
@@ -285,6 +295,17 @@ class Preconditioner:
         return self._turn % self.config.stat_interval == 0 or self._starting
 
     @property
+    def turn(self) -> int:
+        """Number of the next step."""
+        return self._turn
+
+    @property
+    def following(self) -> bool:
+        """Whether the observed pass keeps its graph for the exact Fisher of the next step."""
+        due = self.region is not None and self.region.due(self._turn)
+        return (self.follow_all or due) and not self.cold
+
+    @property
     def needs_refresh(self) -> bool:
         """Whether the next step renews decompositions."""
         doubled = self._turn & (self._turn - 1) == 0  # 1, 2, 4, ...
@@ -384,10 +405,18 @@ class Preconditioner:
         Raises:
             ValueError: Nothing was observed with a loss.
         """
+        return self.exact_grams([step])[0].sum()
+
+    def exact_grams(self, steps: Sequence[dict[str, Tensor]]) -> tuple[Tensor, tuple[float, ...]]:
+        """Forms u_i^T F_k u_j (parts, m, m) of the parts of the exact Fisher, and their weights."""
         if self.observed is None:
-            raise ValueError('quadratic="exact" needs fisher_quadratic in step(), or observe()')
+            raise ValueError(
+                f'quadratic="{self.config.quadratic}" needs fisher_quadratic in step(),'
+                " or observe() with a loss"
+            )
         with self._timed("exact"):
-            return self.observed.grams(self.module, [step]).sum()
+            grams = self.observed.grams(self.module, steps)
+        return grams, part_weights(self.observed.loss)
 
     @torch.no_grad()
     def precondition(self, *, lr: float, momentum: float = 0.0) -> StepInfo | None:
@@ -413,9 +442,15 @@ class Preconditioner:
         step = self.direction(gradients)
         info = None
         if step:
-            exact = self.exact_quadratic if self.config.quadratic == "exact" else None
-            info = rescale(gradients, step, self.config, lr / (1 - momentum), exact)
-            for name, update in info.scaled(step).items():
+            if self.region is None:
+                exact = self.exact_quadratic if self.config.quadratic == "exact" else None
+                info = rescale(gradients, step, self.config, lr / (1 - momentum), exact)
+                step = info.scaled(step)
+            else:
+                still = dict.fromkeys(step, 0.0)
+                fit = fit_step(self, gradients, step, {}, still, lr / (1 - momentum))
+                info, step = fit.info, scaled(step, fit.scale * fit.keep, self.region.places)
+            for name, update in step.items():
                 grad = self.named[name].grad
                 assert grad is not None
                 if grad.is_sparse:
@@ -466,6 +501,7 @@ class Preconditioner:
             "generator": self.generator.get_state(),
             "pending": self._refresher.state_dict(),
             "layers": {plain_name(name): b.state_dict() for name, b in self.stats.items()},
+            "trust": None if self.region is None else self.region.state_dict(),
         }
 
     def checked(self, state: Any) -> dict[str, Any]:
@@ -482,6 +518,8 @@ class Preconditioner:
                 f"K-FAC state has no statistics of {', '.join(self._rest)}: it was made with"
                 ' another small_parameters ("gradient" was the default); give that setting'
             )
+        if isinstance(state, dict) and None in (state.get("trust"), own["trust"]):
+            state = {**state, "trust": own["trust"]}  # it was made with another kind of q
         pending = state.get("pending") if isinstance(state, dict) else None
         settled = state if pending is None else {**state, "pending": None}
         require_like(settled, own, "K-FAC curvature")
@@ -501,4 +539,6 @@ class Preconditioner:
         self.damping = float(state["damping"])
         self.generator.set_state(state["generator"].cpu())
         self.observed = None
+        if self.region is not None:
+            self.region.load_state_dict(state["trust"])
         self._refresher.load_state_dict(state["pending"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -24,11 +24,16 @@ class StepInfo:
     scale: Tensor
     """nu of the trust region; 1 in cold steps."""
     predicted_kl: Tensor
-    """lr^2 nu^2 q / 2, the KL that the quadratic model predicts for the step without momentum."""
+    """The KL that the quadratic model predicts: with quadratic="corrected" that of the step taken,
+    momentum included; otherwise lr^2 nu^2 q / 2, that of the step without momentum."""
     coefficients: Tensor | None = None
     """alpha and mu of a quadratic-model step."""
     rho: float | None = None
     """Actual over predicted reduction, in steps that adapt the damping."""
+    part_kl: Tensor | None = None
+    """The predicted KL of each part of the loss (K,), where each has a radius."""
+    spent_kl: Tensor | None = None
+    """The KL that the step really cost, of each part of the loss (K,), where it was asked for."""
 
     def scaled(self, step: dict[str, Tensor]) -> dict[str, Tensor]:
         """The update nu U by name, and exactly 0 where the step is skipped (U may hold NaN)."""
@@ -37,6 +42,23 @@ class StepInfo:
             name: torch.where(skipped, zero, self.scale * update).to(update.dtype)
             for name, update in step.items()
         }
+
+
+def scaled(
+    step: Mapping[str, Tensor], scales: Tensor, places: Mapping[str, int]
+) -> dict[str, Tensor]:
+    """The update nu U by name, and exactly 0 where nu is 0 (U may hold NaN).
+
+    Args:
+        step: U by name.
+        scales: nu (P,).
+        places: Where a name's nu is.
+    """
+    each = dict(zip(places, scales.unbind(), strict=True))
+    return {
+        name: torch.where(each[name] == 0, 0.0, each[name] * update).to(update.dtype)
+        for name, update in step.items()
+    }
 
 
 def trust_scale(quadratic: Tensor, lr: float, kl_clip: float | None) -> Tensor:
@@ -78,6 +100,7 @@ def rescale(
     if fisher_quadratic is not None:
         finite = torch.isfinite(quadratic)  # the Fisher may not see a parameter that is not
         quadratic = torch.where(finite, fisher_quadratic(step).detach(), torch.nan)
+    assert not isinstance(config.kl_clip, tuple)
     scale = trust_scale(quadratic, lr, config.kl_clip)
     predicted = 0.5 * (lr * scale).square() * quadratic
     predicted = torch.where(scale == 0, torch.zeros_like(predicted), predicted)

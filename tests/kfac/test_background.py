@@ -311,7 +311,12 @@ def test_stale_decompositions_still_descend(delay: int) -> None:
     for chosen in (None, delay):
         model = mlp()
         config = KFACConfig(
-            lr=1.0, kl_clip=0.05, damping=1e-2, refresh_interval=5, refresh_delay=chosen
+            lr=1.0,
+            kl_clip=0.05,
+            damping=1e-2,
+            refresh_interval=5,
+            refresh_delay=chosen,
+            quadratic="kronecker",
         )
         optimizer = KFAC(model, config)
         for _ in range(40):

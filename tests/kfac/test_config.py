@@ -32,7 +32,7 @@ from acktr.kfac import KFACConfig
         ("max_failures", 0, "max_failures must be an integer >= 1, got 0"),
         ("cold_steps", -1, "cold_steps must be an integer >= 0, got -1"),
         ("conv_sharing", "both", "conv_sharing must be expand or reduce, got 'both'"),
-        ("quadratic", "dense", "quadratic must be kronecker or exact, got 'dense'"),
+        ("quadratic", "dense", "quadratic must be corrected or kronecker or exact, got 'dense'"),
     ],
 )
 def test_settings_are_checked(name: str, value: Any, message: str) -> None:

@@ -335,7 +335,7 @@ def test_kept_inputs_hold_no_graph() -> None:
     made = Doubled.apply(source, held)  # type: ignore[no-untyped-call]
     del held
     model = build(nn.Linear(4, 3))
-    optimizer = KFAC(model)
+    optimizer = KFAC(model, KFACConfig(quadratic="kronecker"))
     with optimizer.capture() as captured:
         output = model(made)
     optimizer.observe(captured, output, LOSS)

@@ -133,7 +133,7 @@ def test_the_gradient_tensors_are_replaced_in_place() -> None:
 
 def test_adam_sees_the_preconditioned_gradient() -> None:
     model, other = mlp(), mlp()
-    curvature = Preconditioner(model, KFACConfig(kl_clip=1e-2))
+    curvature = Preconditioner(model, KFACConfig(kl_clip=1e-2, quadratic="kronecker"))
     adam = torch.optim.AdamW(model.parameters(), lr=0.05)
     reference = torch.optim.AdamW(other.parameters(), lr=0.05)
     for index in range(5):
@@ -155,7 +155,7 @@ def test_adam_sees_the_preconditioned_gradient() -> None:
 @pytest.mark.parametrize("rate", [0.01, 0.1, 1.0])
 def test_the_trust_region_knows_the_optimizers_rate(rate: float) -> None:
     model = mlp()
-    config = KFACConfig(lr=123.0, kl_clip=1e-6, damping=0.5)
+    config = KFACConfig(lr=123.0, kl_clip=1e-6, damping=0.5, quadratic="kronecker")
     curvature = Preconditioner(model, config)
     backward(curvature, model, 0)
     gradients = {n: g.clone() for n, g in curvature.gradients().items()}

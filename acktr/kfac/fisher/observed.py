@@ -68,6 +68,32 @@ def _cotangent(output: Tensor) -> Tensor:
     return (3 * count).cos().reshape(output.shape).to(output.dtype)
 
 
+def _same(first: Tensor, second: Tensor) -> bool:
+    """Whether two outputs are equal up to rounding."""
+    if first.shape != second.shape:
+        return False
+    off = (first - second).double().norm()
+    return bool(off <= 100 * torch.finfo(first.dtype).eps * (1 + first.double().norm()))
+
+
+def own_parameters(output: Any, parameters: Mapping[str, Tensor]) -> dict[str, int]:
+    """1 + k for every parameter that part k of an output depends on and no other part, by name."""
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    owners: dict[str, list[int]] = {}
+    for place, part in enumerate(output if isinstance(output, tuple) else (output,)):
+        ahead, seen = [part.grad_fn], {None}
+        while ahead:
+            node = ahead.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            name = names.get(id(getattr(node, "variable", None)))
+            if name is not None:
+                owners.setdefault(name, []).append(place)
+            ahead.extend(following for following, _ in node.next_functions)
+    return {name: 1 + places[0] for name, places in owners.items() if len(places) == 1}
+
+
 def _check(pulled: Vector, vector: Vector, tangents: Sequence[Tensor]) -> None:
     """Raise RuntimeError unless u . (J v) = (J^T u) . v up to rounding.
 
@@ -117,7 +143,12 @@ class Observed:
         parameters: Mapping[str, Tensor] | None,
     ) -> Observed:
         """The pass that was captured; its Jacobian is kept if parameters are given."""
-        followed = None if parameters is None else Followed.of(output, parameters)
+        try:
+            followed = None if parameters is None else Followed.of(output, parameters)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # a compiled module
+            followed = None
         returned = captured.returned
         select = selection(returned[-1], output) if returned else None
         return cls(captured.inputs, loss, captured.random, followed, select, len(returned))
@@ -154,13 +185,14 @@ class Observed:
             ValueError: The module must run again, but its inputs are not known, or its output is
                 not what the loss takes.
         """
+        wanted: list[Tensor] = []
         if self.followed is not None:
             try:
                 return self.followed.grams(self.loss, vectors)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError:  # an operation without a second derivative
-                self.followed = None
+                wanted, self.followed = self.followed.parts, None
         call = self.inputs
         output, tangents = output_tangents(
             module,
@@ -170,4 +202,10 @@ class Observed:
             random=self.random,
             select=self.select,
         )
+        again = output if isinstance(output, tuple) else (output,)
+        if (wanted and not all(map(_same, wanted, again))) or len(wanted) not in (0, len(again)):
+            raise ValueError(
+                "the observed pass has an operation without a second derivative, and the module"
+                " called on its inputs again gives another output than the one observed"
+            )
         return part_grams(self.loss, output, tangents)

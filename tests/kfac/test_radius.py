@@ -1,0 +1,304 @@
+"""The corrected trust region: what it promises of the step that is taken, and of its parts."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from acktr.kfac import (
+    KFAC,
+    CategoricalLoss,
+    Exact,
+    GaussianLoss,
+    KFACConfig,
+    Preconditioner,
+    SumLoss,
+    dense_fisher,
+)
+from acktr.kfac.fisher.observed import own_parameters
+from acktr.kfac.radius import part_scales
+from tests.tools.kfac import build, parameters, randn, same, set_gradients
+from tests.tools.product_cases import close
+
+LOSS = CategoricalLoss()
+
+
+class Heads(nn.Module):
+    """Shared trunk, a policy, and a value whose head is as wild as asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.policy = nn.Linear(4, 5), nn.Linear(5, 3)
+        self.value = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.trunk(x).tanh()
+        return self.policy(hidden), self.value(hidden)
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(self.norm(x + functional.gelu(self.first(x))))
+        return out
+
+
+def net(kind: str) -> nn.Module:
+    if kind == "residual":
+        return build(Residual())
+    return build(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+
+
+def settings(**given: Any) -> KFACConfig:
+    return KFACConfig(**{"lr": 0.5, "kl_clip": 1e-6, "quadratic": "corrected", **given})
+
+
+def change(before: dict[str, Tensor], model: nn.Module) -> Tensor:
+    return torch.cat([(p.detach() - before[n]).flatten() for n, p in model.named_parameters()])
+
+
+def take(optimizer: KFAC, model: nn.Module, x: Tensor, loss: Any = LOSS) -> Tensor:
+    """One step towards targets that are a function of the inputs; the change of the parameters."""
+    with optimizer.capture() as captured:
+        output = model(x)
+    optimizer.observe(captured, output, loss, source=Exact())
+    optimizer.zero_grad()
+    label = x[:, :3].argmax(-1)
+    target = (label, x.sum(1, keepdim=True)) if isinstance(output, tuple) else label
+    torch.autograd.backward(loss(output, target))
+    before = parameters(model)
+    optimizer.step()
+    return change(before, model)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("kind", ["mlp", "residual"])
+def test_the_step_taken_costs_what_was_promised(kind: str, momentum: float) -> None:
+    """Exactly where the form is measured and nothing of former steps is left."""
+    model = net(kind)
+    optimizer = KFAC(model, settings(momentum=momentum))
+    for index in range(12):
+        x = randn(60, 4, seed=index)
+        fisher = dense_fisher(model, (x,), LOSS)
+        measured = optimizer.curvature.following
+        step = take(optimizer, model, x)
+        info = optimizer.last_step
+        assert info is not None
+        spent, promised = float(step @ fisher @ step) / 2, float(info.predicted_kl)
+        if measured and (index == 0 or momentum == 0):
+            assert promised == pytest.approx(spent, rel=1e-9)
+        assert promised <= 0.5e-6 * (1 + 1e-9)
+        assert 0.4 < spent / promised < 2.5
+    assert momentum or promised == pytest.approx(0.5e-6)
+
+
+def test_the_kronecker_form_of_the_velocity_is_followed() -> None:
+    model, x = net("residual"), randn(9, 4)
+    optimizer = KFAC(
+        model, settings(kl_clip=1e-4, momentum=0.8, stat_interval=99, refresh_interval=99)
+    )
+    names = [name for name, _ in model.named_parameters()]
+    take(optimizer, model, x)
+    units = torch.eye(sum(p.numel() for p in model.parameters())).double()
+    sizes = [p.numel() for p in model.parameters()]
+    shapes = [p.shape for p in model.parameters()]
+    columns = []
+    for unit in units:
+        parts = zip(names, unit.split(sizes), shapes, strict=True)
+        solved = optimizer.curvature.direction({n: u.reshape(s) for n, u, s in parts})
+        columns.append(torch.cat([solved[n].flatten() for n in names]))
+    matrix = torch.linalg.inv(torch.stack(columns, 1))
+    for _ in range(4):
+        region = optimizer.curvature.region
+        assert region is not None
+        v = torch.cat([optimizer.state[p]["momentum"].flatten() for p in model.parameters()])
+        assert float(region.forms.sum()) == pytest.approx(float(v @ matrix @ v), rel=1e-8)
+        take(optimizer, model, x)
+
+
+def test_the_correction_is_one_where_the_kronecker_form_is_exact() -> None:
+    model, x = build(nn.Linear(4, 3)), randn(9, 4)
+    steps = []
+    for quadratic in ("corrected", "kronecker"):
+        net = copy.deepcopy(model)
+        config = settings(quadratic=quadratic, damping=1e-12, momentum=0.0)
+        optimizer = KFAC(net, config)
+        with optimizer.capture() as captured:
+            output = net(x)
+        optimizer.observe(captured, output, GaussianLoss(), source=Exact())
+        set_gradients(net)
+        optimizer.step()
+        steps.append(change(parameters(model), net))
+    close(steps[0], steps[1])
+    region = KFAC(model, settings()).curvature.region
+    assert region is not None
+    close(region.ratio, torch.ones(1, 1, 1).double())
+
+
+def test_a_wrong_kronecker_form_is_corrected_and_measured_less_and_less() -> None:
+    model = net("mlp")
+    optimizer = KFAC(model, settings(momentum=0.0))
+    turns = []
+    for index in range(40):
+        if optimizer.curvature.following:
+            turns.append(index)
+        take(optimizer, model, randn(200, 4, seed=index))
+    gaps = [b - a for a, b in itertools.pairwise(turns)]
+    assert gaps[0] == 1
+    assert max(gaps) == 10
+    region = optimizer.curvature.region
+    assert region is not None
+    assert not 0.9 < float(region.ratio) < 1.1
+
+
+def test_part_scales_fill_every_radius_and_leave_none() -> None:
+    roots = randn(200, 3, 2, 2, seed=1) * torch.tensor([1.0, 30.0]).double()
+    clips = torch.tensor([1.0, 0.1, torch.inf]).double()
+    for root in roots:
+        forms = root @ root.mT
+        s, *own = part_scales(forms, clips).tolist()
+        assert 0 < s <= 1
+        for form, clip, x in zip(forms, clips.tolist(), own, strict=True):
+            vector = torch.tensor([s, x]).double()
+            used = float(vector @ form @ vector)
+            assert used <= clip * (1 + 1e-5)
+            assert x == 1 or used == pytest.approx(clip, rel=1e-5)  # as far as it goes
+
+
+def flat_parts(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The Fisher matrices of policy and value, by parts of the output alone."""
+
+    class Only(nn.Module):
+        def __init__(self, part: int) -> None:
+            super().__init__()
+            self.net, self.part = model, part
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.net(x)[self.part]
+            return out
+
+    return dense_fisher(Only(0), (x,), LOSS), dense_fisher(Only(1), (x,), GaussianLoss())
+
+
+@pytest.mark.parametrize("wild", [1.0, 1e4])
+@pytest.mark.parametrize("weights", [None, (1.0, 0.25)])
+def test_each_part_has_its_radius_and_a_wild_critic_does_not_starve_the_policy(
+    wild: float, weights: tuple[float, float] | None
+) -> None:
+    loss = SumLoss(parts=(LOSS, GaussianLoss()), weights=weights)
+    spent: dict[str, list[float]] = {}
+    for name, clip in (("parts", (1e-6, 3e-6)), ("one", 4e-6)):
+        (model,), x = build(Heads()), randn(9, 4)
+        optimizer = KFAC(model, settings(kl_clip=clip, lr=1.0))
+        policy, value = flat_parts(model, x)
+        with optimizer.capture() as captured:
+            output = model(x)
+        optimizer.observe(captured, output, loss)
+        set_gradients(model)
+        for parameter in model.value.parameters():
+            assert parameter.grad is not None
+            parameter.grad *= wild
+        before = parameters(model)
+        optimizer.step()
+        step = change(before, model)
+        spent[name] = [float(step @ fisher @ step) / 2 for fisher in (policy, value)]
+        info = optimizer.last_step
+        assert info is not None
+        if name == "parts":
+            assert info.part_kl is not None
+            assert info.part_kl.tolist() == pytest.approx(spent[name], rel=1e-8)
+            assert float(info.predicted_kl) == pytest.approx(sum(spent[name]), rel=1e-8)
+    room = 0.01  # (1 - momentum)^2: the first of many steps of one direction
+    policy_kl, value_kl = spent["parts"]
+    assert policy_kl == pytest.approx(0.5e-6 * room, rel=1e-8)
+    assert value_kl <= 1.5e-6 * room * (1 + 1e-8)
+    if wild > 1:
+        assert spent["one"][0] < 0.01 * policy_kl
+
+
+def test_own_parameters_are_those_of_one_part_alone() -> None:
+    (model,) = build(Heads())
+    own = own_parameters(model(randn(3, 4)), dict(model.named_parameters()))
+    wanted = {
+        n: 1 if n.startswith("policy") else 2
+        for n, _ in model.named_parameters()
+        if "trunk" not in n
+    }
+    assert own == wanted
+
+
+def test_a_resume_is_bit_exact_and_former_states_load() -> None:
+    def run(optimizer: KFAC, model: nn.Module, first: int, last: int) -> None:
+        for index in range(first, last):
+            take(optimizer, model, randn(9, 4, seed=index), SumLoss(parts=(LOSS, GaussianLoss())))
+
+    config = settings(kl_clip=(1e-5, 1e-6))
+    model = build(Heads())
+    optimizer = KFAC(model, config)
+    run(optimizer, model, 0, 7)
+    other = copy.deepcopy(model)
+    resumed = KFAC(other, config)
+    state = copy.deepcopy(optimizer.state_dict())
+    resumed.load_state_dict(state)
+    run(optimizer, model, 7, 20)
+    run(resumed, other, 7, 20)
+    assert same(parameters(model), parameters(other))
+    del state["param_groups"][0]["curvature"]["trust"]
+    resumed.load_state_dict(state)
+    run(resumed, other, 7, 8)
+
+
+def test_without_anything_to_measure_one_warning_says_so() -> None:
+    model, x = net("mlp"), randn(9, 4)
+    optimizer = KFAC(model, settings())
+    with optimizer.capture() as captured:
+        output = model(x)
+    optimizer.update_curvature(captured, output.log_softmax(-1)[:, 0].sum())
+    set_gradients(model)
+    with pytest.warns(UserWarning, match="trust region cannot be measured"):
+        optimizer.step()
+    optimizer.step()
+    assert optimizer.last_step is not None
+    assert 0 < float(optimizer.last_step.scale) < 1
+
+
+def test_radii_for_parts_need_a_loss_with_them() -> None:
+    model = net("mlp")
+    optimizer = KFAC(model, settings(kl_clip=(1e-3, None)))
+    before = parameters(model)
+    with pytest.raises(ValueError, match="2 radii, the output 1 parts"):
+        take(optimizer, model, randn(9, 4))
+    assert same(parameters(model), before)
+    for wrong in ((), (0.0, 1.0)):
+        with pytest.raises(ValueError, match="kl_clip"):
+            settings(kl_clip=wrong)
+    with pytest.raises(ValueError, match='quadratic="corrected"'):
+        settings(kl_clip=(1.0,), quadratic="exact")
+    with pytest.raises(ValueError, match="one kl_clip"):
+        KFAC(model, settings(kl_clip=(1.0,)), step_rule="quadratic_model")
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_preconditioner_is_corrected_too(momentum: float) -> None:
+    model, x = net("mlp"), randn(9, 4)
+    curvature = Preconditioner(model, settings())
+    with curvature.capture() as captured:
+        output = model(x)
+    curvature.observe(captured, output, LOSS)
+    set_gradients(model)
+    info = curvature.precondition(lr=0.3, momentum=momentum)
+    assert info is not None
+    step = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    fisher = dense_fisher(model, (x,), LOSS)
+    longest = 0.3 / (1 - momentum)
+    assert longest**2 * float(step @ fisher @ step) == pytest.approx(1e-6, rel=1e-8)
+    assert float(info.predicted_kl) == pytest.approx(0.5e-6, rel=1e-8)
