@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from acktr.kfac.blocks.alike import alike, observe_all
 from acktr.kfac.blocks.diagonal import DiagonalBlock
 from acktr.kfac.blocks.kronecker import KroneckerBlock
 from acktr.kfac.blocks.refresh import Refresher
@@ -99,6 +100,7 @@ class Preconditioner:
         paths = [path for block in self.stats.values() for path in block.paths]
         blocks = self.stats.values()
         self._layers = [block for block in blocks if not isinstance(block, DiagonalBlock)]
+        self._alike = alike(self._layers)
         self._rest = {block.name: block for block in blocks if isinstance(block, DiagonalBlock)}
         self._recorded = {p: module if p == ROOT else recorded(module, p) for p in paths}
         self.damping = self.config.damping
@@ -242,15 +244,10 @@ class Preconditioner:
             pairs, squares = self._gradients(captured, scalars)
         with self._timed("factors"), torch.no_grad():
             try:
-                used = not self._layers  # nothing is recorded in a module without layers
-                for block in self._layers:
-                    seen = captured.observation(block.paths, pairs, divisor, batch)
-                    if seen.uses:
-                        used = True
-                        block.observe(seen)
-                    else:
-                        block.pass_over(seen.count)
-                if not used:
+                layers = self._layers
+                seen = [captured.observation(b.paths, pairs, divisor, batch) for b in layers]
+                observe_all(layers, seen, self._alike)
+                if layers and not any(part.uses for part in seen):
                     raise ValueError(
                         "nothing was recorded: run the forward pass inside capture() with gradients"
                         " enabled (a module compiled before its first capture() calls no hooks)"
@@ -372,7 +369,8 @@ class Preconditioner:
             parameter = self.named[name]
             if parameter.grad is not None:
                 grad = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
-                result[name] = grad.add(parameter, alpha=rate) if name in self.weights else grad
+                decayed = rate and name in self.weights
+                result[name] = grad.add(parameter, alpha=rate) if decayed else grad
         return result
 
     @torch.no_grad()
@@ -390,7 +388,11 @@ class Preconditioner:
         products = float32_products(self.generator.device) if self._large else nullcontext()
         with self._timed("apply"), products:
             step: dict[str, Tensor] = {}
+            for group in self._alike:
+                step.update(group.precondition(gradients, partial(self.block_damping, decay=decay)))
             for block in self.blocks:
+                if block.names[0] in step:
+                    continue
                 missing = [name for name in block.names if name not in gradients]
                 if len(missing) == len(block.names):
                     continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,10 +32,19 @@ class Eigen:
 
     method: Inverse = "eigen"
 
-    def __init__(self, layer: LayerFactors, *, factored: bool) -> None:
-        self.a = Spectrum.blank(layer.a.value)
-        self.g = Spectrum.blank(layer.g.value)
-        self.factored = factored
+    def __init__(self, a: Spectrum, g: Spectrum, *, factored: bool) -> None:
+        self.a, self.g, self.factored = a, g, factored
+
+    @classmethod
+    def blank(cls, layer: LayerFactors, *, factored: bool = False) -> Eigen:
+        """That of a layer, to be installed."""
+        return cls(Spectrum.blank(layer.a.value), Spectrum.blank(layer.g.value), factored=factored)
+
+    @classmethod
+    def stacked(cls, several: Sequence[Any]) -> Eigen:
+        """Those of whole factors of one size as one with a leading dimension."""
+        a, g = (Spectrum.stacked([x.a for x in several]), Spectrum.stacked([x.g for x in several]))
+        return cls(a, g, factored=several[0].factored)
 
     def install(self, a: Parts, g: Parts) -> None:
         """Take new decompositions of A and G."""
@@ -80,11 +89,17 @@ class Corrected:
     method: Inverse = "eigen"
 
     def __init__(self, layer: LayerFactors, decay: float) -> None:
-        self.basis = Eigen(layer, factored=False)
+        self.basis = Eigen.blank(layer)
         self.decay = decay
         self.scales = RunningAverage(torch.zeros_like(self._products()))
         self._started = False
         """Whether there is a basis."""
+
+    @classmethod
+    def stacked(cls, several: Sequence[Any]) -> _Corrections:
+        """Those of whole factors of one size as one with a leading dimension."""
+        scales = torch.stack([x.scales.mean() for x in several])
+        return _Corrections(Eigen.stacked([x.basis for x in several]), scales)
 
     def _products(self) -> Tensor:
         return _outer(self.basis.g.values, self.basis.a.values)
@@ -123,14 +138,29 @@ class Corrected:
         self._started = state["ready"]
 
 
+class _Corrections(NamedTuple):
+    """A snapshot of corrected eigenvalues."""
+
+    basis: Eigen
+    scales: Tensor
+
+    def solve(self, gradient: Tensor, damping: float) -> Tensor:
+        """U of gradients (k, out, in [+ 1])."""
+        return self.basis.divided(gradient, self.scales + damping)
+
+
 class Cholesky:
     """U = (G + sqrt(lambda) / pi)^-1 g (A + pi sqrt(lambda))^-1, lambda being the refresh's."""
 
     method: Inverse = "cholesky"
 
-    def __init__(self, layer: LayerFactors) -> None:
-        self.a = layer.a.value
-        self.g = layer.g.value
+    def __init__(self, a: Tensor, g: Tensor) -> None:
+        self.a, self.g = a, g
+
+    @classmethod
+    def stacked(cls, several: Sequence[Any]) -> Cholesky:
+        """Those of whole factors of one size as one with a leading dimension."""
+        return cls(torch.stack([x.a for x in several]), torch.stack([x.g for x in several]))
 
     def install(self, a: Parts, g: Parts) -> None:
         """Take new inverses."""
@@ -166,11 +196,11 @@ class KroneckerBlock:
         self.history = History(f"layer {layer.name!r}", config.max_failures, layer.device)
         self.inverse: Eigen | Cholesky | Corrected
         if config.structure == "cholesky":
-            self.inverse = Cholesky(layer)
+            self.inverse = Cholesky(layer.a.value, layer.g.value)
         elif config.structure == "ekfac":
             self.inverse = Corrected(layer, config.stat_decay)
         else:
-            self.inverse = Eigen(layer, factored=config.structure == "kfac_factored")
+            self.inverse = Eigen.blank(layer, factored=config.structure == "kfac_factored")
         self.method = self.inverse.method
 
     @property

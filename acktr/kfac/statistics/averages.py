@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import Any
@@ -56,10 +57,13 @@ class RunningAverage:
         """S <- decay S + (1 - decay) S_new, and the same for the weight with 1 in place of S."""
         finite = all_finite(new) if valid is None else valid
         old_weight = self.weight
-        target = torch.where(finite, new, self.value)
-        self.value = self.value.lerp(target, 1 - decay)
-        grown = old_weight + (1 - decay) * (1 - old_weight)
-        self.weight = torch.where(finite, grown, old_weight)
+        self.accept(torch.where(finite, new, self.value), decay)
+        self.weight = torch.where(finite, self.weight, old_weight)
+
+    def accept(self, new: Tensor, decay: float) -> None:
+        """:meth:`update` with a batch that is finite."""
+        self.value = self.value.lerp(new, 1 - decay)
+        self.weight = self.weight + (1 - decay) * (1 - self.weight)
 
     def move(self, linear: Callable[[Tensor], Tensor]) -> None:
         """Take the average, and the parts of an unfinished batch, through a linear map."""
@@ -97,7 +101,8 @@ class History:
         self.failures = 0
         """Failed refreshes in a row."""
         self.total_failures = 0
-        self.rejected = torch.zeros((), dtype=torch.int64, device=device)
+        self._none = torch.zeros((), dtype=torch.int64, device=device)
+        self.rejected = self._none
         """Batches of NaN or Inf in a row."""
 
     def fold(self, averages: Sequence[RunningAverage], decay: float) -> None:
@@ -109,8 +114,14 @@ class History:
         given = [mean for mean in new if mean is not None]
         if len(given) < len(new):
             return
-        valid = reduce(torch.logical_and, map(all_finite, given))
         self.started = True
+        # A sum is finite only if all entries are, and on the host asking costs nothing.
+        if self.rejected.device.type == "cpu" and all(math.isfinite(m.sum()) for m in given):
+            self.rejected = self._none
+            for average, mean in zip(averages, given, strict=True):
+                average.accept(mean, decay)
+            return
+        valid = reduce(torch.logical_and, map(all_finite, given))
         self.rejected = torch.where(valid, 0, self.rejected + 1)
         for average, mean in zip(averages, given, strict=True):
             average.update(mean, decay, valid)

@@ -45,7 +45,7 @@ def append_one(rows: Tensor) -> Tensor:
     return torch.cat([rows, torch.ones_like(rows[..., :1])], dim=-1)
 
 
-def _gram(rows: Tensor, bias: bool, diagonal: bool = False) -> Tensor:
+def second_moment(rows: Tensor, bias: bool, diagonal: bool = False) -> Tensor:
     """Sum of r r^T over rows (..., m, d), with a 1 appended to each r if bias; or its diagonal."""
     if diagonal:
         norms = torch.linalg.vector_norm(rows, dim=-2, dtype=accumulation_type(rows))
@@ -150,7 +150,7 @@ def _reduced_factor(
         parts = [_group_rows(part, conv).sum(-2, dtype=kind) for part in _split(patches)]
         sums.append(torch.cat(parts, dim=-2))
     mean = torch.stack(sums).sum(0) / spots
-    return _gram(mean, bias, diagonal), mean.shape[-2]
+    return second_moment(mean, bias, diagonal), mean.shape[-2]
 
 
 def _expanded_factor(used: Tensor, conv: Conv, bias: bool, diagonal: bool) -> tuple[Tensor, int]:
@@ -173,7 +173,7 @@ def _expanded_factor(used: Tensor, conv: Conv, bias: bool, diagonal: bool) -> tu
             total = part_total if total is None else total.add_(part_total)
     else:
         for part in _split(patches):
-            gram = _gram(_group_rows(part, conv).flatten(-3, -2), bias, diagonal)
+            gram = second_moment(_group_rows(part, conv).flatten(-3, -2), bias, diagonal)
             total = gram if total is None else total.add_(gram)
     assert total is not None
     return total, len(used) * outputs.numel()
@@ -193,7 +193,7 @@ def linear_input_factor(
         rows = [torch.stack(sums).sum(0) / count]
     else:
         rows = [used.reshape(-1, used.shape[-1]) for used in spread]
-    grams = (_gram(used, bias, diagonal) for used in rows)
+    grams = (second_moment(used, bias, diagonal) for used in rows)
     return reduce(torch.add, grams), sum(map(len, rows))
 
 
@@ -232,8 +232,9 @@ def output_factor(
     spread = [output_rows(gradient, channel_dim, groups) for gradient in gradients]
     if sharing == "reduce":
         sums = [rows.sum(-2, dtype=accumulation_type(rows)) for rows in spread]
-        return _gram(torch.stack(sums).sum(0), False, diagonal)
-    return reduce(torch.add, (_gram(rows.flatten(-3, -2), False, diagonal) for rows in spread))
+        return second_moment(torch.stack(sums).sum(0), False, diagonal)
+    grams = (second_moment(rows.flatten(-3, -2), False, diagonal) for rows in spread)
+    return reduce(torch.add, grams)
 
 
 def output_rows(gradient: Tensor, channel_dim: int, groups: int = 1) -> Tensor:

@@ -49,7 +49,8 @@ class Inputs:
         Autograd itself sees it only where it kept the very same tensor, and not a copy of another
         precision as under autocast.
         """
-        leaves = tree_flatten((self.args, dict(self.kwargs)))[0]
+        plain = not self.kwargs and all(isinstance(x, Tensor) for x in self.args)
+        leaves = self.args if plain else tree_flatten((self.args, dict(self.kwargs)))[0]
         if self.versions != tuple(_version(leaf) for leaf in leaves if isinstance(leaf, Tensor)):
             raise ValueError(
                 f"the input of {what} was changed in place after it had been used there, as by"

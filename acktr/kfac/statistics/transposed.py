@@ -117,7 +117,7 @@ def spread_input_factor(
             if 0 in patches[cut].shape[1 : 1 + len(outputs)]:  # fewer outputs than the stride
                 continue
             for part in factors._split(patches[cut]):
-                gram = factors._gram(factors._group_rows(part, conv).flatten(-3, -2), bias)
+                gram = factors.second_moment(factors._group_rows(part, conv).flatten(-3, -2), bias)
                 total[..., index[:, None], index] += gram
     order = factors._channel_order(conv, bias, total.device)
     return total[..., order, :][..., order], count
