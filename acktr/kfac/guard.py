@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from collections import Counter
@@ -90,6 +91,8 @@ class Guard:
         self._kinds = {name: (p.dtype, p.device) for name, p in named.items()}
         self._everything = everything
         self._told: set[str] = set()
+        self._kept: tuple[Tensor, Tensor] | None = None
+        self._looks = 3
         self._outside_checked = False
 
     def check_parameters(self) -> None:
@@ -115,6 +118,30 @@ class Guard:
                         f"parameter {name!r} became trainable after K-FAC was constructed, which"
                         " would never move it: construct it again, after the last change"
                     )
+
+    def keep(self, gradients: Iterable[Tensor | None]) -> None:
+        """Remember the smallest preconditioned gradient of the first steps, to be compared."""
+        if self._looks:  # each look waits for the device
+            self._looks -= 1
+            grad = min((g for g in gradients if g is not None), key=Tensor.numel)
+            self._kept = grad, grad.clone()
+
+    def check_kept(self) -> None:
+        """Raise ValueError when a GradScaler divided gradients that were preconditioned before.
+
+        Nothing else divides all of a tensor by one power of two.
+        """
+        if self._kept is None:
+            return
+        (grad, before), self._kept = self._kept, None
+        ratio = (before[grad != 0] / grad[grad != 0]).double()
+        scale = float(ratio.max()) if len(ratio) else 1.0
+        if scale > 1 and math.frexp(scale)[0] == 0.5 and float(ratio.min()) == scale:
+            raise ValueError(
+                f"gradients were divided by {scale:g} after precondition() had taken them, as"
+                " GradScaler.step does: call scaler.unscale_(optimizer) before it, or"
+                " precondition(..., grad_scaler=scaler)"
+            )
 
     def warn_unseen(self, blocks: Iterable[StatBlock], gradients: Mapping[str, Tensor]) -> None:
         """Warn once of blocks with gradients that no observed batch has reached yet."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -18,7 +19,7 @@ from acktr.kfac.config import KFACConfig
 from acktr.kfac.corrected import fit_step
 from acktr.kfac.losses.likelihoods import OutputLoss
 from acktr.kfac.losses.sources import Source
-from acktr.kfac.parameter_groups import check_groups, group_state, make_groups
+from acktr.kfac.parameter_groups import check_groups, check_whole, group_state, listed, make_groups
 from acktr.kfac.preconditioner import Preconditioner
 from acktr.kfac.quadratic import LMConfig, QuadraticModel, adaptive_objective, reduction_ratio
 from acktr.kfac.statistics.capture import Capture
@@ -29,6 +30,10 @@ StepRule = Literal["trust_region", "quadratic_model"]
 Named = dict[str, Tensor]
 Moves = dict[str, tuple[Tensor, float]]
 """Velocity v and step size by parameter name."""
+
+
+def _negated(objective: Callable[[], Tensor]) -> Tensor:
+    return -objective()
 
 
 class KFAC(torch.optim.Optimizer):
@@ -58,11 +63,14 @@ class KFAC(torch.optim.Optimizer):
         layers: How layers of one's own become rows, by their type.
         skip: Layers without a block of their own, see :class:`acktr.kfac.Preconditioner`.
         param_groups: As for every torch optimizer: dicts with "params" and any of "lr", "momentum",
-            "weight_decay"; what they do not name stays as it is. Parameters of one layer belong to
-            one group.
+            "weight_decay"; what they do not name stays as it is and may belong to another
+            optimizer. Parameters of one layer belong to one group.
         step_rule: How long the step is, see above.
         adaptive: Levenberg-Marquardt adaptation of the damping; needs ``objective`` in
             :meth:`step`.
+        maximize: Ascend the objective instead of descending it.
+        decoupled_weight_decay: Shrink weights by theta <- (1 - lr weight_decay) theta at every step
+            (Loshchilov & Hutter 2019), outside of gradient, damping and trust region.
         seed: Seed of the generator that sampled targets are drawn with.
 
     Raises:
@@ -81,21 +89,26 @@ class KFAC(torch.optim.Optimizer):
         param_groups: Sequence[dict[str, Any]] | None = None,
         step_rule: StepRule = "trust_region",
         adaptive: LMConfig | None = None,
+        maximize: bool = False,
+        decoupled_weight_decay: bool = False,
         seed: int = 0,
     ) -> None:
         check_choice("step_rule", step_rule, get_args(StepRule))
         self.config = config or KFACConfig()
         self.step_rule = step_rule
+        every = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        groups = make_groups(every, self.config, listed(param_groups))
         self.curvature = Preconditioner(
             module,
             self.config,
             known_fisher=known_fisher,
             layers=layers,
             skip=skip,
+            parameters=[p for g in groups for p in g["params"]] if param_groups else None,
             seed=seed,
         )
         self._named = self.curvature.named
-        groups = make_groups(self._named, self.curvature.blocks, self.config, param_groups)
+        check_whole(groups, self.curvature.blocks)
         defaults = ("lr", "momentum", "weight_decay")
         super().__init__(groups, {name: getattr(self.config, name) for name in defaults})
         self._grouped = {
@@ -106,7 +119,14 @@ class KFAC(torch.optim.Optimizer):
         self.adaptive = adaptive
         if adaptive is not None:
             adaptive.check(self.config.damping)
+        self.maximize = maximize
+        self.decoupled_weight_decay = decoupled_weight_decay
         if step_rule == "quadratic_model" or adaptive is not None:
+            if decoupled_weight_decay:
+                raise ValueError(
+                    "decoupled_weight_decay is not part of the quadratic model: leave it out, or"
+                    " step_rule=quadratic_model and adaptive"
+                )
             self.curvature.follow_all = True
         if step_rule == "quadratic_model":
             self.curvature.region = None  # its own form is exact
@@ -119,7 +139,10 @@ class KFAC(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Groups are fixed at construction; raises ValueError afterwards."""
         if hasattr(self, "_grouped"):
-            raise ValueError("K-FAC takes its groups at construction: pass param_groups")
+            raise ValueError(
+                "K-FAC takes its groups at construction: pass param_groups, to a new one or, for"
+                " the new parameters alone, to a second one beside this"
+            )
         super().add_param_group(param_group)
 
     # --- what belongs to the curvature ------------------------------------------------------------
@@ -221,14 +244,30 @@ class KFAC(torch.optim.Optimizer):
         return self._steps >= self.config.cold_steps and self.curvature.needs_refresh
 
     def _decay(self) -> dict[str, float]:
+        """Weight decay by name that is part of the objective."""
+        if self.decoupled_weight_decay:
+            return dict.fromkeys(self._grouped, 0.0)
         groups = self.param_groups
         return {name: float(groups[i]["weight_decay"]) for name, i in self._grouped.items()}
+
+    def _gradients(self, decay: Mapping[str, float]) -> Named:
+        """Gradients of what is minimised, weight decay included."""
+        return self.curvature.gradients(decay, factor=-1.0 if self.maximize else 1.0)
+
+    def _shrink(self, rates: Mapping[str, float], scale: Tensor) -> None:
+        """Decoupled weight decay, theta <- (1 - rate weight_decay) theta; scale 0 is no step."""
+        if not self.decoupled_weight_decay:
+            return
+        for name, rate in rates.items():
+            decay = rate * float(self.param_groups[self._grouped[name]]["weight_decay"])
+            if decay and name in self.curvature.weights:
+                self._named[name].sub_(self._named[name] * decay * (scale != 0))
 
     @torch.no_grad()
     def direction(self) -> Named:
         """U = (F + lambda)^-1 (g + weight decay) by parameter name, from the current gradients."""
         decay = self._decay()
-        return self.curvature.direction(self.curvature.gradients(decay), decay)
+        return self.curvature.direction(self._gradients(decay), decay)
 
     @torch.no_grad()
     def step(  # type: ignore[override]
@@ -281,10 +320,12 @@ class KFAC(torch.optim.Optimizer):
     ) -> None:
         rule, evaluate = self.adaptive, None
         if rule is not None and rule.due(self._steps - self.config.cold_steps):
+            if objective is not None and self.maximize:
+                objective = partial(_negated, objective)
             evaluate = adaptive_objective(self.curvature, objective, self._decay(), model_inputs)
         decay = self._decay()
         self.curvature.prepare(decay)
-        gradients = self.curvature.gradients(decay)
+        gradients = self._gradients(decay)
         step = self.curvature.direction(gradients, decay)
         if not step:
             return
@@ -292,6 +333,9 @@ class KFAC(torch.optim.Optimizer):
         if self.step_rule == "trust_region":
             moves = self._trust_region(gradients, step, fisher_quadratic)
             predicted = self._predicted(gradients, moves, model_inputs) if evaluate else None
+            assert self.last_step is not None
+            rates = {name: float(self.param_groups[self._grouped[name]]["lr"]) for name in moves}
+            self._shrink(rates, self.last_step.scale)
             for name, (velocity, rate) in moves.items():
                 self._named[name].add_(velocity, alpha=-rate)
         else:
@@ -381,7 +425,7 @@ class KFAC(torch.optim.Optimizer):
         return model.predicted(torch.ones_like(model.slopes))
 
     def _cold_step(self) -> None:
-        gradients = self.curvature.gradients(self._decay())
+        gradients = self._gradients(self._decay())
         if not gradients:
             return
         norm = torch.stack([grad.square().sum() for grad in gradients.values()]).sum().sqrt()
@@ -391,6 +435,7 @@ class KFAC(torch.optim.Optimizer):
         for name, grad in gradients.items():
             group = self.param_groups[self._grouped[name]]
             share = float(group["lr"]) / largest if largest > 0 else 0.0
+            self._shrink({name: self.config.cold_lr * share}, finite)
             update = torch.where(finite, clip * grad, torch.zeros_like(grad)).to(grad.dtype)
             velocity = self._velocity(name, update, float(group["momentum"]))
             self._named[name].add_(velocity, alpha=-self.config.cold_lr * share)

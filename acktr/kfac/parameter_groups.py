@@ -24,7 +24,6 @@ def _check(value: object, name: str, where: str) -> None:
 
 def make_groups(
     named: Mapping[str, nn.Parameter],
-    blocks: Sequence[Block],
     config: KFACConfig,
     wanted: Sequence[dict[str, Any]] | None,
 ) -> list[dict[str, Any]]:
@@ -32,24 +31,21 @@ def make_groups(
 
     Args:
         named: Trainable parameters of the module.
-        blocks: The curvature blocks, none of which may lie in two groups.
         config: What a group does not say.
-        wanted: The caller's groups; None for one group of everything.
+        wanted: The caller's groups, :func:`listed`; None for one group of everything.
 
     Raises:
-        ValueError: A group has unknown options, foreign or repeated parameters, or half a layer.
+        ValueError: A group has unknown options, or foreign or repeated parameters.
     """
     names = {id(parameter): name for name, parameter in named.items()}
     default = {name: getattr(config, name) for name in _OPTIONS}
     if wanted is None:
         parameters = list(named.values())
         return [{"params": parameters, **default, "param_names": list(named)}]
-    if not isinstance(wanted, Sequence):
-        raise ValueError(f"param_groups must be a list of dicts, got {type(wanted).__name__}")
     groups = []
     place: dict[str, int] = {}
     for index, given in enumerate(wanted):
-        parameters = _parameters(given, index)
+        parameters = given["params"]
         for parameter in parameters:
             name = names.get(id(parameter))
             if name is None:
@@ -63,12 +59,27 @@ def make_groups(
         for option in _OPTIONS:
             _check(group[option], option, f"parameter group {index}:")
         groups.append({**group, "param_names": [names[id(p)] for p in parameters]})
+    return groups
+
+
+def check_whole(groups: Sequence[dict[str, Any]], blocks: Sequence[Block]) -> None:
+    """Raise ValueError for a block whose parameters are in two groups."""
+    place = {name: index for index, group in enumerate(groups) for name in group["param_names"]}
     for block in blocks:
         if len({place.get(name) for name in block.names}) > 1:
             raise ValueError(
                 f"{' and '.join(block.names)} share a curvature block: give them one group"
             )
-    return groups
+
+
+def listed(wanted: Sequence[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+    """Groups whose parameters are lists; raises ValueError where they cannot be."""
+    if wanted is None:
+        return None
+    if not isinstance(wanted, Sequence):
+        raise ValueError(f"param_groups must be a list of dicts, got {type(wanted).__name__}")
+    parameters = [_parameters(given, index) for index, given in enumerate(wanted)]
+    return [{**g, "params": p} for g, p in zip(wanted, parameters, strict=True)]
 
 
 def _parameters(given: dict[str, Any], index: int) -> list[Any]:

@@ -72,6 +72,8 @@ class Preconditioner:
         layers: How layers of one's own become rows, by their type.
         skip: Layers without a block of their own, by path, pattern of paths ("blocks.*.mlp") or
             class; their parameters get what parameters outside of layers get.
+        parameters: Those to precondition; by default all that are trainable. Others may belong to
+            another optimizer.
         seed: Seed of the generator that sampled targets are drawn with.
 
     Raises:
@@ -87,13 +89,18 @@ class Preconditioner:
         known_fisher: Mapping[str, float] | None = None,
         layers: Rules | None = None,
         skip: Skip = (),
+        parameters: Iterable[nn.Parameter] | None = None,
         seed: int = 0,
     ) -> None:
         self.module = module
         self.config = config or KFACConfig()
-        self.named = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        self._guard = Guard(module, self.named, everything=True)
-        registry = Registry(module, self.named, known_fisher or {}, self.config, layers, skip)
+        every = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        mine = None if parameters is None else set(map(id, parameters))
+        self.named = {n: p for n, p in every.items() if mine is None or id(p) in mine}
+        self._guard = Guard(module, self.named, everything=parameters is None)
+        registry = Registry(
+            module, every, known_fisher or {}, self.config, layers, skip, self.named
+        )
         self.blocks = registry.build()
         learning = (block for block in self.blocks if isinstance(block, StatBlock))
         self.stats: dict[str, StatBlock] = {block.name: block for block in learning}
@@ -134,6 +141,7 @@ class Preconditioner:
             ValueError: A parameter was replaced, moved or unfrozen since the construction.
         """
         self._guard.check_parameters()
+        self._guard.check_kept()
         random = RandomState.now(self.named.values())
         attention = elementary_operations() if self.following else nullcontext()
         with attention, capture(self._recorded, self.module) as captured:
@@ -358,10 +366,13 @@ class Preconditioner:
         extra = (usual if decay is None else decay.get(name, 0.0) for name in mine)
         return self.damping + max(extra, default=0.0)
 
-    def gradients(self, decay: Mapping[str, float] | None = None) -> dict[str, Tensor]:
+    def gradients(
+        self, decay: Mapping[str, float] | None = None, *, factor: float = 1.0
+    ) -> dict[str, Tensor]:
         """Present gradients by name, with weight decay added to all with two dimensions or more.
 
         ``decay`` is by name, for the parameters wanted; by default all have that of the settings.
+        The gradients are taken times ``factor``.
         """
         rates = dict.fromkeys(self.named, self.config.weight_decay) if decay is None else decay
         result: dict[str, Tensor] = {}
@@ -369,6 +380,7 @@ class Preconditioner:
             parameter = self.named[name]
             if parameter.grad is not None:
                 grad = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
+                grad = grad if factor == 1 else grad * factor
                 decayed = rate and name in self.weights
                 result[name] = grad.add(parameter, alpha=rate) if decayed else grad
         return result
@@ -421,13 +433,21 @@ class Preconditioner:
         return grams, part_weights(self.observed.loss)
 
     @torch.no_grad()
-    def precondition(self, *, lr: float, momentum: float = 0.0) -> StepInfo | None:
+    def precondition(
+        self,
+        *,
+        lr: float,
+        momentum: float = 0.0,
+        grad_scaler: torch.amp.GradScaler | None = None,
+    ) -> StepInfo | None:
         """Replace every gradient by nu U, which the torch optimizer then steps along.
 
         Args:
             lr: The optimizer's step size, which the trust region must know.
             momentum: The optimizer's momentum, which makes its steps up to 1 / (1 - momentum) as
                 long.
+            grad_scaler: The scaler of gradients that its ``unscale_`` has not divided by the loss
+                scale yet; they stay scaled, for its ``step``.
 
         Returns:
             What was done; None without any gradient.
@@ -440,7 +460,8 @@ class Preconditioner:
         if not (0 <= lr < math.inf and 0 <= momentum < 1):
             raise ValueError(f"lr must be >= 0 and momentum in [0, 1), got {lr!r} and {momentum!r}")
         self.prepare()
-        gradients = self.gradients()
+        loss_scale = 1.0 if grad_scaler is None else float(grad_scaler.get_scale())
+        gradients = self.gradients(factor=1 / loss_scale)
         step = self.direction(gradients)
         info = None
         if step:
@@ -453,12 +474,17 @@ class Preconditioner:
                 fit = fit_step(self, gradients, step, {}, still, lr / (1 - momentum))
                 info, step = fit.info, scaled(step, fit.scale * fit.keep, self.region.places)
             for name, update in step.items():
+                if grad_scaler is not None:  # NaN is what makes it skip a step and scale less
+                    valid = torch.isfinite(info.quadratic).all()
+                    update = torch.where(valid, update * loss_scale, torch.nan)
                 grad = self.named[name].grad
                 assert grad is not None
                 if grad.is_sparse:
                     self.named[name].grad = update
                 else:
                     grad.copy_(update)
+            if grad_scaler is None:
+                self._guard.keep(self.named[name].grad for name in step)
         self.advance()
         return info
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import get_args
 
@@ -131,6 +131,7 @@ class Registry:
         rules: How layers of one's own become rows, by their type.
         skip: Layers without a block of their own; their parameters are treated as those that no
             layer has.
+        wanted: Names of the parameters that are to have blocks; None for all.
 
     Raises:
         ValueError: A rule does not fit, or ``skip`` names what does not exist.
@@ -144,7 +145,9 @@ class Registry:
         config: KFACConfig,
         rules: Rules | None = None,
         skip: Skip = (),
+        wanted: Iterable[str] | None = None,
     ) -> None:
+        self.wanted = set(named if wanted is None else wanted)
         self.rules = rules or {}
         check_rules(self.rules, module)
         self.module = module
@@ -194,7 +197,17 @@ class Registry:
                 blocks.append(vector)
                 self.taken.update(vector.names)
         blocks.extend(KnownBlock(name, fisher) for name, fisher in self.known.items())
-        return [*blocks, *self._rest()]
+        return [*self._wanted(blocks), *self._rest()]
+
+    def _wanted(self, blocks: Iterable[Block]) -> list[Block]:
+        """The blocks of wanted parameters; ValueError for one that is half wanted."""
+        kept = [block for block in blocks if not self.wanted.isdisjoint(block.names)]
+        for block in kept:
+            if not self.wanted.issuperset(block.names):
+                raise ValueError(
+                    f"{' and '.join(block.names)} share a curvature block: give them one group"
+                )
+        return kept
 
     def _free(self, layer: nn.Module, key: str) -> str | None:
         """Name of a layer's parameter if it is trainable and in no block yet."""
@@ -246,7 +259,7 @@ class Registry:
 
     def _cut(self, factors: LayerFactors) -> LayerFactors | None:
         """The factors, noted if some are diagonals for their size; None if they cannot be."""
-        if not factors.capped:
+        if not factors.capped or self.wanted.isdisjoint(factors.names):
             return factors
         apart = "" if factors.cuttable else ", no block"
         name = factors.name or type(factors.module).__name__
@@ -360,7 +373,7 @@ class Registry:
 
     def _rest(self) -> list[Block]:
         """What every parameter gets that has no block yet."""
-        left = [name for name in self.named if name not in self.taken]
+        left = [name for name in self.named if name not in self.taken and name in self.wanted]
         curved = [] if self.config.small_parameters == "gradient" else left
         curved = [name for name in curved if not self._rescaled(name)]
         plain = [name for name in left if name not in curved]

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -248,7 +249,7 @@ class LearntGaussianLoss(Likelihood):
         return torch.cat([mean - mean.detach(), log_std], dim=-1)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, init=False)
 class SumLoss:
     """h = sum_k w_k h_k for a network with several outputs, such as a policy and a value.
 
@@ -257,7 +258,7 @@ class SumLoss:
     dividing by Z_0 gives the curvature of h.
 
     Args:
-        parts: The losses, all with the same reduction.
+        parts: The losses, all with the same reduction; each an argument, or together a tuple.
         weights: A finite number > 0 for each part; None means 1 for all of them.
 
     Raises:
@@ -265,11 +266,21 @@ class SumLoss:
     """
 
     parts: tuple[OutputLoss[Tensor], ...]
-    weights: tuple[float, ...] | None = None
+    weights: tuple[float, ...] | None
 
-    def __post_init__(self) -> None:
-        """Check the fields; raises ValueError."""
-        if not isinstance(self.parts, tuple) or not self.parts:
+    def __init__(
+        self,
+        *losses: OutputLoss[Tensor] | tuple[OutputLoss[Tensor], ...],
+        parts: tuple[OutputLoss[Tensor], ...] | None = None,
+        weights: tuple[float, ...] | None = None,
+    ) -> None:
+        if losses and parts is not None:
+            raise ValueError("SumLoss: give the losses as arguments or as parts, not both")
+        given: Any = losses[0] if len(losses) == 1 and isinstance(losses[0], tuple) else losses
+        object.__setattr__(self, "parts", given if parts is None else parts)
+        object.__setattr__(self, "weights", weights)
+        whole = isinstance(self.parts, tuple) and all(isinstance(p, OutputLoss) for p in self.parts)
+        if not self.parts or not whole:
             raise ValueError(f"SumLoss: parts must be a tuple of losses, got {self.parts!r}")
         reductions = [part.reduction for part in self.parts]
         if len(set(reductions)) > 1:
