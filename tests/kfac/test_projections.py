@@ -321,6 +321,36 @@ def test_factors_and_steps_are_those_of_linear_layers(name: str) -> None:
             close(steps[0][first.layer(key).layer.weight_name], step, 1e-8)
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_reduced_factors_and_steps_are_those_of_linear_layers(name: str) -> None:
+    """But for G of keys: their gradients sum to zero, as scores may move together."""
+    make, shape = NETWORKS[name]
+    if "packed" in name:  # the linear layers see one sample at a time there
+        return
+    model, inputs = filled(make()), randn(*shape)
+    other = of_linears(model)
+    nets = (model, other)
+    first, second = (observed(n, inputs, CategoricalLoss(), linear_sharing="reduce") for n in nets)
+    steps = []
+    for seen in (first, second):
+        seen.curvature.refresh()
+        named = dict(seen.model.named_parameters())
+        steps.append(
+            seen.curvature.direction({n: (3 * p.detach()).sin() for n, p in named.items()})
+        )
+    for key, parts in twins(model).items():
+        found = pairs(first.layer(key))
+        for part, (a, g) in zip(parts, found, strict=True):
+            ((b, h),) = pairs(second.layer(part))
+            close(a, b, CLOSE)
+            if part.endswith(".k"):
+                assert float(g.abs().max()) < 1e-25 and float(h.abs().max()) < 1e-25
+            else:
+                close(g, h, CLOSE)
+        step = torch.cat([steps[1][f"{part}.weight"] for part in parts])
+        close(steps[0][first.layer(key).layer.weight_name], step, 1e-8)
+
+
 def test_one_position_is_exact() -> None:
     """With one step, or one query, A (x) G is the block of the Fisher matrix itself."""
     for kind in (nn.LSTM, nn.GRU, nn.RNN):
