@@ -78,7 +78,8 @@ def test_an_instances_own_forward_and_hooks_stay() -> None:
 
 def test_without_gradients_the_pass_is_torchs_own() -> None:
     model, inputs = Encoder().double().eval(), randn(2, 5, 4)
-    curvature = Preconditioner(model)
+    # A trust region with the exact Fisher has elementary operations in all of its passes.
+    curvature = Preconditioner(model, KFACConfig(quadratic="kronecker"))
     with torch.no_grad():
         expected = model(inputs)
         with curvature.capture() as captured:
