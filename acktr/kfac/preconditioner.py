@@ -33,15 +33,9 @@ from acktr.kfac.fisher.observed import Observed, own_parameters
 from acktr.kfac.guard import Guard, check_loss, check_ranks
 from acktr.kfac.linalg import LARGE_FACTOR, float32_products
 from acktr.kfac.losses.base import OutputLoss, with_weights
-from acktr.kfac.losses.sources import Sampled, Source, curvature_scalars
+from acktr.kfac.losses.sources import Empirical, Exact, Sampled, Source, curvature_scalars
 from acktr.kfac.radius import TrustRegion
-from acktr.kfac.statistics.capture import (
-    Capture,
-    OutputGradients,
-    RandomState,
-    capture,
-    part_size,
-)
+from acktr.kfac.statistics.capture import Capture, OutputGradients, RandomState, capture, part_size
 from acktr.kfac.statistics.elementary import elementary_operations
 from acktr.kfac.statistics.projections import recorded
 from acktr.kfac.statistics.samples import Samples
@@ -193,21 +187,37 @@ class Preconditioner:
             return
         if last:
             self._guard.warn_average(captured, output)
-        batch = self._samples(captured, output, loss)
+        batch = self._samples(captured, output, loss, source)
         scalars = curvature_scalars(
             source or Sampled(), loss, output, self.generator, apart=bool(self._rest)
         )
         normalizer = loss.normalizer(output)
         self._observe(captured, scalars, "sum" if normalizer is None else normalizer, batch, last)
 
-    def _samples(self, captured: Capture, output: Any, loss: OutputLoss[Any]) -> Samples:
-        """What is known of a batch's samples."""
+    def _samples(
+        self, captured: Capture, output: Any, loss: OutputLoss[Any], source: Source | None
+    ) -> Samples:
+        """What is known of a batch's samples; ValueError where they must not meet but do."""
         parts = output if isinstance(output, tuple) else (output,)
         sizes = frozenset(len(part) for part in parts if isinstance(part, Tensor) and part.dim())
-        weights = getattr(loss, "term_weights", ())
+        apart = isinstance(source, Exact | Empirical)
+        if apart and len(sizes) > 1:
+            raise ValueError(
+                f"{type(source).__name__}() takes every sample by itself, but the outputs have the"
+                f" lengths {sorted(sizes)}: Sampled() is right there"
+            )
         assert self.observed is not None
-        known = self.observed.select is not None
-        return Samples(sizes if known else sizes | captured.sizes(), weights)
+        known = sizes if self.observed.select is not None else sizes | captured.sizes()
+        batch = Samples(known, apart, weights=getattr(loss, "term_weights", ()))
+        unplaced = any(
+            block.needs_samples
+            and batch.dimension(captured.layers[path].module, call.shape) is None
+            for block in self._layers
+            for path in block.paths
+            for call in captured.layers[path].calls
+        )
+        looking = len(sizes) == 1 and (apart or unplaced)
+        return captured.owners(output, batch) if looking else batch
 
     def update_curvature(
         self,

@@ -22,8 +22,8 @@ from acktr.kfac.blocks.layouts import EmbeddingLayout
 from acktr.kfac.blocks.registry import PlainBlock
 from acktr.kfac.config import Sharing
 from acktr.kfac.statistics import factors
-from acktr.kfac.statistics.capture import Use
 from acktr.kfac.statistics.inputs import Inputs
+from acktr.kfac.statistics.uses import Use
 from tests.tools.exact import Apply, assert_exact, close, gap, observed, stored
 from tests.tools.kfac import OpRecorder, build, randn, seeded
 from tests.tools.losses import REDUCTIONS

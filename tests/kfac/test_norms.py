@@ -154,7 +154,7 @@ def test_layers_without_parameters_of_their_own_have_no_block() -> None:
 def test_in_training_the_batch_statistics_are_constants_of_the_rows() -> None:
     """The block is that of the net with the batch's own statistics frozen in."""
     model, inputs = with_norm("batch 1d")
-    model.train()
+    model.train()[0].requires_grad_(False)  # in whose rows the samples meet
     seen = observed(model, inputs, CategoricalLoss())
     frozen, _ = with_norm("batch 1d")
     hidden = frozen[0](inputs).detach()
@@ -167,7 +167,7 @@ def test_in_training_the_batch_statistics_are_constants_of_the_rows() -> None:
 
 def test_training_leaves_the_running_statistics_to_the_forward_pass() -> None:
     model, inputs = with_norm("batch 1d")
-    model.train()
+    model.train()[0].requires_grad_(False)
     reference, _ = with_norm("batch 1d")
     reference.train()(inputs)
     observed(model, inputs, CategoricalLoss())
@@ -178,8 +178,10 @@ def test_training_leaves_the_running_statistics_to_the_forward_pass() -> None:
 def test_rows_belong_to_the_forward_pass_whatever_the_module_does_after_it() -> None:
     for training in (False, True):
         model, inputs = with_norm("batch 1d")
+        model[0].requires_grad_(False)  # in whose rows the samples meet in training
         wanted = observed(model.train(training), inputs, CategoricalLoss())
         model, _ = with_norm("batch 1d")
+        model[0].requires_grad_(False)
         curvature = Preconditioner(model.train(training))
         with curvature.capture() as captured:
             output = model(inputs)

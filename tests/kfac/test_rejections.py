@@ -16,7 +16,7 @@ from tests.tools.product_cases import filled
 
 
 class Shared(nn.Module):
-    """The second layer is used twice, with different numbers of samples if asked to."""
+    """The second layer is used twice, the second time for the sum of two samples if asked to."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Shared(nn.Module):
     def forward(self, x: Tensor, uneven: bool = False) -> Tensor:
         hidden = self.first(x)
         again = self.second(hidden[:2] if uneven else hidden)
-        output: Tensor = self.second(hidden) + again.sum(0)
+        output: Tensor = self.second(hidden) + (again.sum(0) if uneven else again)
         return output
 
 
@@ -51,7 +51,7 @@ def test_a_batch_that_is_refused_leaves_no_trace(reduction: Reduction, parts_bef
         if rejected:
             for part in range(parts_before):
                 observe(optimizer, randn(4, 3, seed=8 + part), loss, last=False)
-            with pytest.raises(ValueError, match="different batch sizes"):
+            with pytest.raises(ValueError, match="samples meet"):
                 observe(optimizer, randn(6, 3, seed=7), loss, uneven=True)
         observe(optimizer, randn(5, 3, seed=9), loss)
         states.append(snapshot(optimizer))

@@ -15,8 +15,8 @@ from acktr.kfac.blocks.kronecker import Corrected, Eigen, KroneckerBlock
 from acktr.kfac.blocks.layouts import LinearLayout
 from acktr.kfac.blocks.tridiagonal import TridiagonalBlock
 from acktr.kfac.blocks.vectors import VectorBlock
-from acktr.kfac.statistics.capture import Observation
 from acktr.kfac.statistics.factors import append_one, second_moment, squared_gradients
+from acktr.kfac.statistics.uses import Observation
 
 LayerBlock = KroneckerBlock | VectorBlock | TridiagonalBlock
 """A block that learns from what its layers saw."""

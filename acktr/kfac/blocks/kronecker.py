@@ -19,7 +19,7 @@ from acktr.kfac.linalg import (
     trace_ratio,
 )
 from acktr.kfac.statistics.averages import History, RunningAverage
-from acktr.kfac.statistics.capture import Observation, by_sample
+from acktr.kfac.statistics.uses import Observation, by_sample
 
 
 class Eigen:
@@ -202,6 +202,11 @@ class KroneckerBlock:
         else:
             self.inverse = Eigen.blank(layer, factored=config.structure == "kfac_factored")
         self.method = self.inverse.method
+
+    @property
+    def needs_samples(self) -> bool:
+        """Whether rows are added up sample by sample."""
+        return isinstance(self.inverse, Corrected) or self.layer.layout.sharing == "reduce"
 
     @property
     def factors(self) -> list[RunningAverage]:

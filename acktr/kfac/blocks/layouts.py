@@ -18,8 +18,9 @@ from acktr.kfac.blocks.tied import TiedLayout
 from acktr.kfac.config import KFACConfig, Sharing
 from acktr.kfac.statistics import factors, transposed
 from acktr.kfac.statistics.averages import RunningAverage
-from acktr.kfac.statistics.capture import Use, by_sample
 from acktr.kfac.statistics.inputs import Inputs
+from acktr.kfac.statistics.owners import slots
+from acktr.kfac.statistics.uses import Use, by_sample
 
 
 @dataclass(frozen=True)
@@ -240,6 +241,28 @@ Layout = (
 """A kind of layer; its weight and bias are a matrix ([k,] out, in [+ 1]) with k groups."""
 
 
+def _joined(use: Use) -> Use:
+    """The use with all its rows as those of one sample."""
+    gradients = tuple(g.reshape(1, -1, g.shape[-1]) for g in use.gradients)
+    return replace(
+        use, call=Inputs.of((use.input.reshape(1, -1, use.input.shape[-1]),)), gradients=gradients
+    )
+
+
+def _by_owner(use: Use, inputs: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows ([k,] N, T, d) brought together by the samples that own entries of a first dimension."""
+    if use.owners is None:
+        return inputs, gradients
+    order, place, most = slots(use.owners, use.count)
+
+    def put(rows: Tensor) -> Tensor:
+        filled = rows.new_zeros(*rows.shape[:-3], use.count * most, *rows.shape[-2:])
+        filled[..., place, :, :] = rows[..., order, :, :]
+        return filled.reshape(*rows.shape[:-3], use.count, -1, rows.shape[-1])
+
+    return put(inputs), put(gradients)
+
+
 class LayerFactors:
     """A layer's weight and bias as one matrix, and the running averages of its factors A and G.
 
@@ -307,7 +330,8 @@ class LayerFactors:
 
     def observe(self, uses: Sequence[Use], weights: Sequence[float], count: float) -> None:
         """Join a part of a batch to the statistics."""
-        if self.layout.sharing == "reduce" and not by_sample(uses, self.name):
+        known = all(use.complete and use.owners is None for use in uses)
+        if self.layout.sharing == "reduce" and not (by_sample(uses, self.name) and known):
             raise ValueError(
                 f"K-FAC layer {self.name!r}: its output {tuple(uses[0].gradients[0].shape)} does"
                 ' not begin with the samples, which sharing "reduce" needs: use "expand"'
@@ -331,8 +355,9 @@ class LayerFactors:
         if isinstance(self.layout, EmbeddingLayout):
             return self.layout.squares(uses, index, g_vectors, apart)
         if isinstance(self.layout, ProjectionLayout):
-            return self.layout.squares(uses, index, a_vectors, g_vectors)
-        pairs = [self.layout.rows(use, index) for use in uses]
+            joined = uses if apart else [_joined(use) for use in uses]
+            return self.layout.squares(joined, index, a_vectors, g_vectors)
+        pairs = [_by_owner(use, *self.layout.rows(use, index)) for use in uses]
         inputs = torch.cat([pair[0] for pair in pairs], dim=-2)
         inputs = inputs if a_vectors is None else inputs @ a_vectors.unsqueeze(-3)
         gradients = torch.cat([pair[1] for pair in pairs], dim=-2)

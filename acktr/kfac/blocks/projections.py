@@ -11,7 +11,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from acktr.kfac.config import Sharing
 from acktr.kfac.statistics import factors
-from acktr.kfac.statistics.capture import Use
+from acktr.kfac.statistics.uses import Use
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...]]
 """Shapes of the factors A and G; a diagonal one is a vector."""

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 from acktr.kfac.config import Sharing
 from acktr.kfac.statistics import factors
-from acktr.kfac.statistics.capture import Use
+from acktr.kfac.statistics.uses import Use
 
 View = Callable[[Any, Tensor], Tensor]
 """A layer and one of its tensors, seen in another shape."""

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from acktr.kfac.config import Sharing
 from acktr.kfac.statistics import factors
-from acktr.kfac.statistics.capture import Use
+from acktr.kfac.statistics.uses import Use
 
 
 class TiedLayout:

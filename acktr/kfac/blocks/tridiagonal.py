@@ -38,7 +38,7 @@ from acktr.kfac.blocks.layouts import LayerFactors, LinearLayout
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.linalg import FactorError, Parts, factored_tikhonov, symmetric_eigen
 from acktr.kfac.statistics.averages import History, RunningAverage
-from acktr.kfac.statistics.capture import Observation
+from acktr.kfac.statistics.uses import Observation
 
 
 def eigenvalue_floor(dtype: torch.dtype) -> float:
@@ -269,6 +269,9 @@ class TridiagonalBlock:
         """What a refresh decomposes: own factors A and G, then the cross moments."""
         own = [layer.a for layer in self.layers], [layer.g for layer in self.layers]
         return [*own[0], *own[1], *self.a_cross, *self.g_cross]
+
+    needs_samples = False
+    """Every row of its layers is a sample's."""
 
     averages = factors
     """All that batches are folded into."""

@@ -16,9 +16,9 @@ from acktr.kfac.blocks.projections import ProjectionBiasRows
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.linalg import Inverse, Parts, Spectrum
 from acktr.kfac.statistics.averages import History, RunningAverage
-from acktr.kfac.statistics.capture import Observation, Use, by_sample
 from acktr.kfac.statistics.elementary import elementary_operations
 from acktr.kfac.statistics.factors import accumulation_type
+from acktr.kfac.statistics.uses import Observation, Use, by_sample
 
 Norm = (
     nn.LayerNorm
@@ -229,12 +229,16 @@ class VectorBlock:
     averages = factors
     """All that batches are folded into."""
 
+    needs_samples = True
+    """Whether rows are added up sample by sample."""
+
     def observe(self, seen: Observation) -> None:
         """Join a part of a batch to the statistics; all uses must have one batch size."""
         apart = by_sample(seen.uses, self.name)
         parts = []
         for index, weight in enumerate(seen.weights):
-            rows = torch.stack([self._source.rows(use, index) for use in seen.uses]).sum(0)
+            parts_of = [use.by_owner(self._source.rows(use, index)) for use in seen.uses]
+            rows = torch.stack(parts_of).sum(0)
             rows = rows.to(self.dtype)
             rows = rows if apart else rows.sum(0, keepdim=True)
             parts.append(weight * (rows.square().sum(0) if self.diagonal else rows.mT @ rows))

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from acktr.kfac.blocks.projections import ProjectionLayout
-from acktr.kfac.statistics.capture import Use
 from acktr.kfac.statistics.factors import accumulation_type
 from acktr.kfac.statistics.inputs import Inputs
+from acktr.kfac.statistics.uses import Use
 
 
 def input_factor(layout: Any, uses: Sequence[Use], diagonal: bool) -> tuple[Tensor, float]:
@@ -34,11 +34,11 @@ def input_factor(layout: Any, uses: Sequence[Use], diagonal: bool) -> tuple[Tens
     found: tuple[Tensor, float]
     given = [use.weights for use in uses if use.weights is not None]
     graded = any(bool(((v != 0) & (v != 1)).any()) for v in given)
+    if isinstance(layout, ProjectionLayout):
+        return layout.input_factor([_masked(use) for use in uses], diagonal)
     if not given or (layout.sharing == "expand" and not graded):
         found = layout.input_factor([kept(use) for use in uses], diagonal)
         return found
-    if isinstance(layout, ProjectionLayout):
-        return layout.input_factor([_masked(use) for use in uses], diagonal)
     tables = [use.module for use in uses if isinstance(use.module, nn.Embedding)]
     rows = [use.gradients[0] for use in uses] if tables else [layout.rows(u, 0)[0] for u in uses]
     rows = [row.to(accumulation_type(row)) for row in rows]
@@ -126,4 +126,4 @@ def _masked(use: Use) -> Use:
     counted = counted.reshape(*counted.shape, *[1] * (use.input.dim() - 1 - counted.dim()))
     counted = counted.expand(use.input.shape[:-1])
     both = counted if valid is None else counted & valid.reshape(counted.shape)
-    return replace(use, call=Inputs(use.call.args, {"valid": both}))
+    return replace(use, call=Inputs.of(use.call.args, {"valid": both}))

@@ -14,8 +14,10 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from acktr.kfac.statistics.inputs import Inputs
 from acktr.kfac.statistics.outputs import tensors
+from acktr.kfac.statistics.owners import Rows, by_owner, found, in_order, probes, shared_out
 from acktr.kfac.statistics.projections import Projection, reporting
-from acktr.kfac.statistics.samples import Samples
+from acktr.kfac.statistics.samples import Samples, leading
+from acktr.kfac.statistics.uses import Moments, Observation, Use
 
 _STATEFUL_NORMS = (
     nn.BatchNorm1d,
@@ -40,8 +42,6 @@ _DIMENSIONS: dict[type[nn.Module], int] = {
     nn.InstanceNorm3d: 5,
 }
 """Least number of dimensions of an output over a batch."""
-Moments = tuple[Tensor, Tensor]
-"""Running mean and variance."""
 OutputGradients = dict[str, list[Tensor | None]]
 """By layer one gradient for each use; None where the scalar does not depend on it."""
 Divisor = float | Literal["samples", "sum"]
@@ -214,6 +214,28 @@ class Capture:
         }
         return outputs | {name: [next(found)] for name in wanted}
 
+    def owners(self, output: Any, batch: Samples) -> Samples:
+        """What is known of the samples, with the sample of every row of the layers' outputs.
+
+        Args:
+            output: The loss's output, a tensor or a tuple of tensors of one length.
+            batch: What is known so far.
+        """
+        parts = output if isinstance(output, tuple) else (output,)
+        count = len(parts[0])
+        plain, coded = (self.output_gradients(probe) for probe in probes(parts))
+        given = [g for uses in plain.values() for g in uses if g is not None]
+        if any(count * 64 * torch.finfo(g.dtype).eps > 1 for g in given):
+            return batch  # codes that rounding would blur
+        owners: dict[str, list[Rows]] = {}
+        for path, record in self.layers.items():
+            pairs = zip(plain[path], coded[path], strict=True)
+            owners[path] = [
+                None if g is None or h is None else found(g, h, leading(record.module, g), count)
+                for g, h in pairs
+            ]
+        return replace(batch, owners=owners, count=count)
+
     def observation(
         self,
         paths: Iterable[str],
@@ -240,7 +262,10 @@ class Capture:
                 _check_batched(path, record.module, some)
                 filled = tuple(torch.zeros_like(some) if g is None else g for g in mine)
                 own = call.part, call.moments, call.turn, path
-                use = _sorted(Use(record.module, call.inputs, filled, *own), batch)
+                owners = batch.owners.get(path)
+                rows = None if owners is None else owners[place]
+                use = Use(record.module, call.inputs, filled, *own)
+                use = _placed(use, batch, rows, owners is not None)
                 samples = len(use.gradients[0])
                 uses.append(use)
         weights = [weight for _, weight in scalars]
@@ -306,18 +331,44 @@ def _check_batched(path: str, module: nn.Module, gradient: Tensor) -> None:
         )
 
 
-def _sorted(use: Use, batch: Samples) -> Use:
-    """The use with the samples in its first dimension, or with the note that they are not there."""
-    shape = use.gradients[0].shape
-    place = batch.dimension(use.module, shape)
-    if place is None:
-        return replace(use, batched=False)
+def _placed(use: Use, batch: Samples, rows: Rows, known: bool) -> Use:
+    """The use with the samples in its first dimension, or with the note of where they are.
+
+    Args:
+        use: A use as it was recorded.
+        batch: What is known of the samples.
+        rows: The samples of its rows; None where samples meet in a row.
+        known: Whether they were looked for.
+
+    Raises:
+        ValueError: Samples meet, and the curvature must take them apart.
+    """
+    place = batch.dimension(use.module, use.gradients[0].shape)
+    if batch.apart and rows is None and (known or place is None):
+        raise ValueError(
+            f"K-FAC layer {use.name!r} ({type(use.module).__name__}): samples meet in its output"
+            f" {tuple(use.gradients[0].shape)}, as in a layer called without the batch or before a"
+            " batch normalisation in training; Exact() and Empirical() would take products between"
+            " them: Sampled() is right there"
+        )
     if place:
         gradients = tuple(gradient.movedim(place, 0) for gradient in use.gradients)
         call = Inputs.of((use.input.movedim(place, 0),))
         use = replace(use, call=call, gradients=gradients)
+        rows = rows if rows is None else rows.movedim(place, 0)
+    depth = None
+    if rows is not None and not in_order(rows, batch.count):
+        depth = 1  # weights of positions would not be in this order
+        if batch.positions(use.module):
+            use = by_owner(use, rows, batch.count)
+        else:
+            known_rows = bool((rows >= 0).all())
+            owners = shared_out(rows, batch.count)
+            use = replace(use, owners=owners, count=batch.count, complete=known_rows)
+    elif place is None and rows is None:
+        return replace(use, batched=False)
     if batch.weights:
-        use = replace(use, weights=batch.row_weights(use.module, use.gradients))
+        use = replace(use, weights=batch.row_weights(use, depth))
     return use
 
 
@@ -386,80 +437,3 @@ def sample_rows(count: int, fraction: float, turn: int) -> slice | None:
     """
     every = max(1, round(1 / fraction))
     return None if every == 1 else slice(turn % min(every, count), None, every)
-
-
-@dataclass(frozen=True)
-class Use:
-    """One use of a layer in a forward pass."""
-
-    module: nn.Module
-    """The layer (tied layers share a block)."""
-    call: Inputs
-    """Inputs of the layer."""
-    gradients: tuple[Tensor, ...]
-    """Gradient of each curvature scalar with respect to the output (N, ...)."""
-    part: int | None
-    """Place of the output in the tuple that the module returned; None outside of a tuple."""
-    moments: Moments | None
-    """Running mean and variance that a normalisation used; None for those of its input."""
-    turn: int = 0
-    """Number of the call among those of all layers."""
-    name: str = ""
-    """The layer's name in messages."""
-    batched: bool = True
-    """Whether the first dimension of the gradients is that of the samples."""
-    weights: Tensor | None = None
-    """Weights of the rows of the input, for the first of its dimensions; None for 1."""
-
-    @property
-    def input(self) -> Tensor:
-        """The first tensor among the layer's inputs (N, ...); ValueError if it was changed."""
-        self.call.check_unchanged(f"K-FAC layer {self.name!r}")
-        given = (*self.call.args, *self.call.kwargs.values())
-        return next(tensor for tensor in given if isinstance(tensor, Tensor))
-
-
-@dataclass(frozen=True)
-class Observation:
-    """What a block sees of one batch, or of a part of one.
-
-    The gradients belong to scalars s_c with weights w_c; the curvature of the objective is
-    1/Z sum_n sum_c w_c g g^T.
-    """
-
-    uses: Sequence[Use]
-    """Uses of the block's layers; none in a part of a batch that passed them by."""
-    weights: Sequence[float]
-    """w_c, one per curvature scalar."""
-    count: float
-    """What this part adds to the divisor Z; 0 for a sum over the batch, which has no divisor."""
-
-    def double(self) -> Observation:
-        """The same in float64."""
-        calls: dict[int, Inputs] = {}  # uses that share their inputs go on doing so
-        uses = []
-        for use in self.uses:
-            if id(use.call) not in calls:
-                use.call.check_unchanged(f"K-FAC layer {use.name!r}")
-                calls[id(use.call)] = use.call.double()
-            gradients = tuple(gradient.double() for gradient in use.gradients)
-            uses.append(replace(use, call=calls[id(use.call)], gradients=gradients))
-        return replace(self, uses=uses)
-
-
-def by_sample(uses: Sequence[Use], name: str) -> bool:
-    """Whether the uses' rows can be added up sample by sample.
-
-    If not, only the sum over the batch is that of whole samples. Targets that are drawn for each
-    sample by itself have scores of mean zero, so that its square has the same expectation.
-
-    Raises:
-        ValueError: The uses have different batch sizes.
-    """
-    sizes = [len(use.gradients[0]) for use in uses]
-    if len(set(sizes)) > 1:
-        raise ValueError(
-            f"K-FAC layer {name!r} was used with different batch sizes in one pass: {sizes}; its"
-            " uses are added up sample by sample and must have the same one"
-        )
-    return all(use.batched for use in uses)

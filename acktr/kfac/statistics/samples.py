@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+
+from acktr.kfac.statistics.owners import Rows
+from acktr.kfac.statistics.uses import Use
 
 _ROWS = (
     *(nn.Linear, nn.Embedding, nn.MultiheadAttention),
@@ -21,6 +24,12 @@ class Samples:
 
     sizes: frozenset[int] = frozenset()
     """Numbers of samples of the outputs, one as a rule; none if nothing is known."""
+    apart: bool = False
+    """Whether samples must not meet in a row of a gradient, as for Exact() and Empirical()."""
+    owners: Mapping[str, Sequence[Rows]] = field(default_factory=dict)
+    """By layer the samples of the rows of every use, where they were looked for."""
+    count: int = 0
+    """Number of samples, where they were looked for."""
     weights: Sequence[Tensor] = ()
     """Weights (N, ...) of the loss's terms, for each of its parts that has some."""
 
@@ -38,27 +47,42 @@ class Samples:
         places = [d for d in range(1, _leading(module, shape)) if shape[d] in self.sizes]
         return places[0] if len(places) == 1 else None
 
-    def row_weights(self, module: nn.Module, gradients: Sequence[Tensor]) -> Tensor | None:
+    def positions(self, module: nn.Module) -> bool:
+        """Whether a layer's output is one vector for each position, whatever its dimensions."""
+        return isinstance(module, (*_ROWS, nn.LayerNorm, nn.RMSNorm))
+
+    def row_weights(self, use: Use, depth: int | None = None) -> Tensor | None:
         """Weights of a layer's inputs in its factor A, for the first of the leading dimensions.
 
         A row counts as its term does. One whose term has the weight zero counts with the mean
         weight if a gradient reaches it, as a token without a label that others attend to.
 
         Args:
-            module: The layer.
-            gradients: Gradient (N, ...) of every curvature scalar by the layer's output.
+            use: A use of the layer, whose own weights, of padding, are kept.
+            depth: Number of dimensions to look at; None for all.
 
         Returns:
-            None where no weights fit.
+            None for 1.
         """
-        shape = gradients[0].shape[: _leading(module, gradients[0].shape)]
+        if use.owners is not None:
+            chosen = [w for w in self.weights if len(w) == self.count][:1]
+            return _reduced(chosen[0], 1)[use.owners] if chosen else use.weights
+        shape = use.gradients[0].shape[: leading(use.module, use.gradients[0])][:depth]
         depths = [_common(weights.shape, shape) for weights in self.weights]
         deepest = max(depths, default=0)
         if deepest == 0:
-            return None
+            return use.weights
         weights = _reduced(self.weights[depths.index(deepest)], deepest)
-        reached = torch.stack([(g != 0).flatten(deepest).any(-1) for g in gradients]).any(0)
-        return weights.where(weights > 0, reached * weights[weights > 0].mean())
+        reached = torch.stack([(g != 0).flatten(deepest).any(-1) for g in use.gradients]).any(0)
+        weights = weights.where(weights > 0, reached * weights[weights > 0].mean())
+        if use.weights is None:
+            return weights
+        return weights.reshape(*weights.shape, *[1] * (use.weights.dim() - deepest)) * use.weights
+
+
+def leading(module: nn.Module, output: Tensor) -> int:
+    """Number of dimensions of a layer's output before those of one position."""
+    return _leading(module, output.shape)
 
 
 def _leading(module: nn.Module, shape: torch.Size) -> int:

@@ -1,0 +1,102 @@
+"""What blocks see of one batch: the uses of their layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from acktr.kfac.statistics.inputs import Inputs
+
+Moments = tuple[Tensor, Tensor]
+"""Running mean and variance."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """One use of a layer in a forward pass."""
+
+    module: nn.Module
+    """The layer (tied layers share a block)."""
+    call: Inputs
+    """Inputs of the layer."""
+    gradients: tuple[Tensor, ...]
+    """Gradient of each curvature scalar with respect to the output (N, ...)."""
+    part: int | None
+    """Place of the output in the tuple that the module returned; None outside of a tuple."""
+    moments: Moments | None
+    """Running mean and variance that a normalisation used; None for those of its input."""
+    turn: int = 0
+    """Number of the call among those of all layers."""
+    name: str = ""
+    """The layer's name in messages."""
+    batched: bool = True
+    """Whether rows can be added up by samples: in the first dimension, or by ``owners``."""
+    owners: Tensor | None = None
+    """Sample of each entry of the first dimension; None where that is the samples' own."""
+    count: int = 0
+    """Number of samples, with ``owners``."""
+    complete: bool = True
+    """Whether the sample of every row is known, also of those that no gradient reaches."""
+    weights: Tensor | None = None
+    """Weights of the rows of the input, for the first of its dimensions; None for 1."""
+
+    def by_owner(self, rows: Tensor) -> Tensor:
+        """Sums over the samples' own of rows that belong to the first dimension."""
+        if self.owners is None:
+            return rows
+        return rows.new_zeros(self.count, *rows.shape[1:]).index_add_(0, self.owners, rows)
+
+    @property
+    def input(self) -> Tensor:
+        """The first tensor among the layer's inputs (N, ...); ValueError if it was changed."""
+        self.call.check_unchanged(f"K-FAC layer {self.name!r}")
+        given = (*self.call.args, *self.call.kwargs.values())
+        return next(tensor for tensor in given if isinstance(tensor, Tensor))
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a block sees of one batch, or of a part of one.
+
+    The gradients belong to scalars s_c with weights w_c; the curvature of the objective is
+    1/Z sum_n sum_c w_c g g^T.
+    """
+
+    uses: Sequence[Use]
+    """Uses of the block's layers; none in a part of a batch that passed them by."""
+    weights: Sequence[float]
+    """w_c, one per curvature scalar."""
+    count: float
+    """What this part adds to the divisor Z; 0 for a sum over the batch, which has no divisor."""
+
+    def double(self) -> Observation:
+        """The same in float64."""
+        calls: dict[int, Inputs] = {}  # uses that share their inputs go on doing so
+        uses = []
+        for use in self.uses:
+            if id(use.call) not in calls:
+                use.call.check_unchanged(f"K-FAC layer {use.name!r}")
+                calls[id(use.call)] = use.call.double()
+            gradients = tuple(gradient.double() for gradient in use.gradients)
+            uses.append(replace(use, call=calls[id(use.call)], gradients=gradients))
+        return replace(self, uses=uses)
+
+
+def by_sample(uses: Sequence[Use], name: str) -> bool:
+    """Whether the uses' rows can be added up sample by sample.
+
+    If not, only the sum over the batch is that of whole samples. Targets that are drawn for each
+    sample by itself have scores of mean zero, so that its square has the same expectation.
+
+    Raises:
+        ValueError: The uses have different batch sizes.
+    """
+    sizes = [len(use.gradients[0]) if use.owners is None else use.count for use in uses]
+    if len(set(sizes)) > 1:
+        raise ValueError(
+            f"K-FAC layer {name!r} was used with different batch sizes in one pass: {sizes}; its"
+            " uses are added up sample by sample and must have the same one"
+        )
+    return all(use.batched for use in uses)
