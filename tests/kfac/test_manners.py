@@ -232,10 +232,12 @@ def test_a_scaler_that_divides_after_the_preconditioner_is_told() -> None:
     curvature, sgd = Preconditioner(model), torch.optim.SGD(model.parameters(), lr=0.1)
     scaler.scale(torch.ones(()))
     differentiated(model, curvature, (4,), 2.0**10)
+    before = parameters(model)
     curvature.precondition(lr=0.1)
-    scaler.step(sgd)
+    torch.optim.SGD(mlp().parameters(), lr=0.1).step()  # another one's step is none of ours
     with pytest.raises(ValueError, match=r"divided by 1024 after .* call scaler.unscale_"):
-        differentiated(model, curvature, (4,), 2.0**10)
+        scaler.step(sgd)
+    assert same(parameters(model), before)
 
 
 @pytest.mark.parametrize("to_none", [True, False])
