@@ -146,8 +146,10 @@ def test_runs_train_and_resume(structure: Any) -> None:
     resumed.load_state_dict(snapshot(optimizer))
     assert same(resumed.state_dict(), optimizer.state_dict())
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
-    with pytest.raises(ValueError, match=r"must be finite torch\.float32"):
-        KFAC(model, KFACConfig(structure=structure)).load_state_dict(snapshot(optimizer))
+    other = KFAC(model, KFACConfig(structure=structure))
+    other.load_state_dict(snapshot(optimizer))  # types are cast
+    factors = [x.value for b in other.curvature.stats.values() for x in b.factors]
+    assert {factor.dtype for factor in factors} == {torch.float32}
 
 
 class Turned(nn.Module):
@@ -167,3 +169,25 @@ def test_a_rule_is_tried_out_in_the_precision_of_its_layer() -> None:
         output = model(torch.randn(7, 4))
     curvature.observe(captured, output, CategoricalLoss())
     assert {block.a.value.dtype for block in curvature.stats.values()} == {torch.float64}
+
+
+class TiedNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(7, 4), nn.Linear(4, 7, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        output: Tensor = self.head(self.table(tokens).tanh())
+        return output
+
+
+@pytest.mark.parametrize("limit", [1, 100])
+def test_a_tied_table_has_factors_in_float64(limit: int) -> None:
+    config: dict[str, Any] = {"float64": True, "dense_limit": limit, "structure": "cholesky"}
+    tokens = torch.randint(7, (6, 3), generator=seeded(2))
+    seen = observed(TiedNet(), tokens, CategoricalLoss(), **config)
+    seen.again()
+    (block,) = seen.curvature.stats.values()
+    assert {factor.value.dtype for factor in block.factors} == {torch.float64}
+    assert {factor.mean().dtype for factor in block.factors} == {torch.float64}

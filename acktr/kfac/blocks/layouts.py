@@ -340,10 +340,11 @@ class LayerFactors:
         if isinstance(self.layout, TiedLayout):
             counted = [weighted.kept(use) for use in uses]
             words, tokens, width = self.layout.moments(counted, weights, (a_diagonal, g_diagonal))
-            self.a.add(words, tokens)
+            self.a.add(words.to(self.dtype), tokens)
             self.g.add(width, count)
             return
-        self.a.add(*weighted.input_factor(self.layout, uses, a_diagonal))
+        total, divisor = weighted.input_factor(self.layout, uses, a_diagonal)
+        self.a.add(total.to(self.dtype), divisor)  # frequencies have the table's type
         sums = ((self.layout.output_factor(uses, i, g_diagonal), w) for i, w in enumerate(weights))
         self.g.add(reduce(torch.add, (g if w == 1 else g * w for g, w in sums)), count)
 
