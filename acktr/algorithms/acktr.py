@@ -40,6 +40,12 @@ def adapt_lr(lr: float, kl: float, target: float) -> float:
     return min(1.0, max(_MIN_ADAPTED_LR, lr))
 
 
+def _side_by_side(outputs: tuple[Tensor, ...]) -> Tensor:
+    """The policy's outputs (B, P), and the values (B,) of a shared network as a last column."""
+    policy, *values = outputs
+    return torch.cat([policy, *(value[:, None].to(policy.dtype) for value in values)], dim=-1)
+
+
 class ACKTRLearner:
     """One ACKTR update per batch, for a shared network or a separate actor and critic.
 
@@ -171,15 +177,18 @@ class ACKTRLearner:
         rows = step.sample(len(before)) or slice(None)
         with self._clock.part("forward"), self.autocast():
             after = outputs_of(
-                lambda observations: as_outputs(step.network(observations))[0],
+                lambda observations: _side_by_side(as_outputs(step.network(observations))),
                 batch.observations[rows],
                 self.config.micro_batch,
             )
         terms = {
-            "train/approx_kl": self.head.make(before[rows]).kl(after).mean(),
+            "train/approx_kl": self.head.make(before[rows]).kl(after[:, : before.shape[1]]).mean(),
             "train/policy_loss": means["policy_loss"],
             "train/entropy_loss": -means["entropy"],
         }
+        if isinstance(self.network, SharedActorCritic):
+            change = (after[:, -1] - batch.values[rows]) / self.config.acktr.value_sigma
+            terms["train/value_kl"] = 0.5 * change.square().mean()
         if self.actor.last_step is not None:
             terms["train/kl_quadratic"] = self.actor.last_step.predicted_kl
             terms["train/trust_scale_actor"] = self.actor.last_step.scale

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from acktr.kfac.fisher.products import repeatable
 from acktr.kfac.losses.likelihoods import SumLoss
 from acktr.kfac.radius import Fit
 from acktr.kfac.trust import FisherQuadratic, scaled
@@ -107,6 +108,32 @@ def measured(
             stacklevel=2,
         )
         return None
+
+
+def spending(curvature: Preconditioner, outputs: Callable[[], Any]) -> Callable[[], Tensor]:
+    """The KL that parameters move from now on will have cost when it is called, by part (K,).
+
+    Args:
+        curvature: Gives the module, the loss, and the random state of the observed pass.
+        outputs: Gives the loss's output at the present parameters.
+
+    Raises:
+        ValueError: Nothing was observed with a loss, or the loss knows no KL.
+    """
+    observed = curvature.observed
+    if observed is None:
+        raise ValueError("the KL of a step needs observe() with a loss before it")
+    divergence = getattr(observed.loss, "kl", None)
+    if divergence is None:
+        raise ValueError(f"{type(observed.loss).__name__} has no kl(output, other)")
+    again = repeatable(curvature.module, outputs, observed.random)
+    before = again()
+
+    def spent() -> Tensor:
+        found: Tensor = divergence(before, again())
+        return found
+
+    return spent
 
 
 def part_weights(loss: object) -> tuple[float, ...]:

@@ -16,7 +16,7 @@ from acktr.kfac.blocks.rules import Rules
 from acktr.kfac.blocks.skip import Skip
 from acktr.kfac.checks import check_choice, plain_name, require_like
 from acktr.kfac.config import KFACConfig
-from acktr.kfac.corrected import fit_step
+from acktr.kfac.corrected import fit_step, spending
 from acktr.kfac.losses.likelihoods import OutputLoss
 from acktr.kfac.losses.sources import Source
 from acktr.kfac.parameter_groups import check_groups, check_whole, group_state, listed, make_groups
@@ -277,6 +277,7 @@ class KFAC(torch.optim.Optimizer):
         fisher_quadratic: FisherQuadratic | None = None,
         objective: Callable[[], Tensor] | None = None,
         model_inputs: tuple[Any, ...] | None = None,
+        outputs: Callable[[], Any] | None = None,
     ) -> Tensor | None:
         """Take one step.
 
@@ -289,6 +290,9 @@ class KFAC(torch.optim.Optimizer):
                 weight decay; evaluated around the steps that adapt the damping, both times with the
                 same random numbers, and without a trace in the generators or in buffers.
             model_inputs: Positional inputs for the model's Fisher; by default the observed ones.
+            outputs: The output that observe() was given, at the present parameters, such as
+                ``lambda: model(inputs)``: evaluated before and after the step, with the random
+                numbers of the observed pass, for ``last_step.spent_kl``.
 
         Raises:
             FactorError: A factor could not be decomposed ``max_failures`` times in a row.
@@ -306,7 +310,10 @@ class KFAC(torch.optim.Optimizer):
         else:
             if self._steps == self.config.cold_steps:
                 self._clear_momentum()
+            spent = None if outputs is None else spending(self.curvature, outputs)
             self._natural_step(fisher_quadratic, objective, model_inputs)
+            if spent is not None and self.last_step is not None:
+                self.last_step = replace(self.last_step, spent_kl=spent())
             self.curvature.advance()
         self._steps += 1
         self.curvature.cold = self._steps < self.config.cold_steps

@@ -302,3 +302,39 @@ def test_a_preconditioner_is_corrected_too(momentum: float) -> None:
     longest = 0.3 / (1 - momentum)
     assert longest**2 * float(step @ fisher @ step) == pytest.approx(1e-6, rel=1e-8)
     assert float(info.predicted_kl) == pytest.approx(0.5e-6, rel=1e-8)
+
+
+def test_the_kl_that_was_spent_is_measured_with_the_observed_mask() -> None:
+    """Dropout and two parts; for a small step it is what was promised."""
+    (heads,), x = build(Heads()), randn(9, 4)
+    model = nn.Sequential(heads.trunk, nn.Dropout(0.5))
+    parts = (CategoricalLoss(), GaussianLoss(std=0.5))
+    whole = nn.ModuleDict({"net": model, "heads": heads})
+    optimizer = KFAC(whole, settings(kl_clip=(1e-8, 1e-8), lr=1.0))
+
+    def outputs() -> tuple[Tensor, Tensor]:
+        hidden = model(x).tanh()
+        return heads.policy(hidden), heads.value(hidden)
+
+    with optimizer.capture() as captured:
+        output = outputs()
+    optimizer.observe(captured, output, SumLoss(parts=parts, weights=(1.0, 0.3)))
+    set_gradients(whole)
+    state = torch.get_rng_state()
+    optimizer.step(outputs=outputs)
+    assert torch.equal(torch.get_rng_state(), state)
+    info = optimizer.last_step
+    assert info is not None
+    assert info.spent_kl is not None
+    assert info.part_kl is not None
+    torch.testing.assert_close(info.spent_kl, info.part_kl, rtol=1e-3, atol=0)
+
+
+def test_a_kl_counts_the_weights_of_the_terms() -> None:
+    output, other = randn(5, 3, seed=1), randn(5, 3, seed=2)
+    weights = torch.tensor([1.0, 0.0, 2.0, 0.0, 1.0]).double()
+    p, q = output.log_softmax(-1), other.log_softmax(-1)
+    terms = (p.exp() * (p - q)).sum(-1)
+    close(LOSS.kl(output, other), terms.mean()[None])
+    found = LOSS.weighted(output, weights).kl(output, other)
+    close(found, (weights * terms).sum()[None] / 4)

@@ -220,6 +220,14 @@ class Likelihood:
             product = self._weights[..., None] * product
         return self._like_output(product).to(output.dtype)
 
+    def kl(self, output: Tensor, other: Tensor) -> Tensor:
+        """1/Z sum w KL(p_output || p_other) over the terms (1,), in nats for "mean"."""
+        checked, changed = self._checked(output).detach(), self._checked(other).detach()
+        terms = self._distribution(checked).kl(changed)
+        if self._weights is not None:
+            terms = (self._weights * terms).where(self._weights != 0, 0)
+        return terms.sum().reshape(1) / (self.normalizer(output) or 1.0)
+
     def _like_output(self, tensor: Tensor) -> Tensor:
         """(N, ..., D) with the event where the output has it."""
         return tensor

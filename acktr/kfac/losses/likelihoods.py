@@ -371,6 +371,18 @@ class SumLoss:
         scaled = zip(self._scales(output), self.parts, output, tangent, strict=True)
         return tuple(scale * part.hessian_product(o, t) for scale, part, o, t in scaled)
 
+    def kl(self, output: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> Tensor:
+        """The KL of each part (K,), without its weight w_k."""
+        check_tuple(self, "output", output, len(self.parts))
+        check_tuple(self, "other", other, len(self.parts))
+        each = []
+        for part, old, new in zip(self.parts, output, other, strict=True):
+            divergence = getattr(part, "kl", None)
+            if divergence is None:
+                raise ValueError(f"SumLoss: {type(part).__name__} has no kl(output, other)")
+            each.append(divergence(old, new))
+        return torch.cat(each)
+
     def _weights(self) -> tuple[float, ...]:
         return self.weights or (1.0,) * len(self.parts)
 
