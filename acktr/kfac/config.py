@@ -15,8 +15,9 @@ Quadratic = Literal["corrected", "kronecker", "exact"]
 
 @dataclass(frozen=True, kw_only=True)
 class KFACConfig:
-    """Settings of :class:`acktr.kfac.KFAC`; the defaults are plain K-FAC.
+    """Settings of :class:`acktr.kfac.KFAC`; the defaults of the fields are plain K-FAC.
 
+    To begin with take :meth:`for_supervised` or :meth:`for_rl`, with ``dataclasses.replace``.
     Step size, trust region, momentum, decay, damping and refresh are those of ACKTR on Atari.
     """
 
@@ -93,15 +94,20 @@ class KFACConfig:
 
     @classmethod
     def for_supervised(cls) -> KFACConfig:
-        """Settings to begin with in supervised learning, where a batch is a fair sample."""
+        """Settings of supervised learning, which :class:`acktr.kfac.KFAC` has by default.
+
+        Statistics of every fifth batch, whole ones, cost a fifth and lose nothing that can be seen.
+        Momentum is less than with other optimizers: the whole step is held to the trust region.
+        """
         return cls(
             lr=1.0,
-            kl_clip=0.1,
-            damping=0.01,
+            kl_clip=0.3,
+            damping=0.001,
             structure="cholesky",
-            stat_decay=0.95,
-            stat_interval=4,
-            refresh_interval=20,
+            stat_decay=0.8,
+            stat_interval=5,
+            momentum=0.5,
+            refresh_interval=10,
             eager_start=True,
         )
 

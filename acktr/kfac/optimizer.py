@@ -58,7 +58,7 @@ class KFAC(torch.optim.Optimizer):
 
     Args:
         module: The network; its parameters are optimised.
-        config: Settings.
+        config: Settings; by default :meth:`KFACConfig.for_supervised`.
         known_fisher: Diagonal Fisher by parameter name, for parameters outside of layers.
         layers: How layers of one's own become rows, by their type.
         skip: Layers without a block of their own, see :class:`acktr.kfac.Preconditioner`.
@@ -94,7 +94,7 @@ class KFAC(torch.optim.Optimizer):
         seed: int = 0,
     ) -> None:
         check_choice("step_rule", step_rule, get_args(StepRule))
-        self.config = config or KFACConfig()
+        self.config = config or KFACConfig.for_supervised()
         self.step_rule = step_rule
         every = {name: p for name, p in module.named_parameters() if p.requires_grad}
         groups = make_groups(every, self.config, listed(param_groups))

@@ -28,14 +28,14 @@ _ADAM = _grid(lr=(3e-4, 1e-3, 3e-3, 1e-2))
 _MUON = _grid(lr=(0.01, 0.02, 0.04, 0.08))
 _SOAP = _grid(lr=(1e-3, 3e-3, 1e-2, 3e-2))
 _KFAC = {
-    "autoencoder": _grid(kl_clip=(3.0, 10.0), damping=(0.03, 0.1)),
-    "convnet": _grid(kl_clip=(0.01, 0.03), damping=(0.003, 0.01)),
-    "transformer": _grid(kl_clip=(0.01, 0.03), damping=(0.003, 0.01)),
+    "autoencoder": _grid(kl_clip=(10.0, 30.0), damping=(0.01, 0.03)),
+    "convnet": _grid(kl_clip=(0.03, 0.1), damping=(0.001, 0.003)),
+    "transformer": _grid(kl_clip=(0.1, 0.3), damping=(0.0003, 0.001)),
 }
 _ADAPTIVE = {
     "autoencoder": _grid(kl_clip=(10.0, 30.0), damping=(0.1, 0.3)),
-    "convnet": _grid(kl_clip=(0.03, 0.1), damping=(0.1, 0.3)),
-    "transformer": _grid(kl_clip=(0.03, 0.1), damping=(0.1, 0.3)),
+    "convnet": _grid(kl_clip=(0.03, 0.1), damping=(0.01, 0.1)),
+    "transformer": _grid(kl_clip=(0.1, 0.3), damping=(0.01, 0.1)),
 }
 GRIDS: dict[str, dict[str, tuple[Setting, ...]]] = {
     problem: {
@@ -59,7 +59,7 @@ NEEDS = {"soap": "heavyball"}
 
 _MOST_STATISTICS = 4
 """Statistics of the tuned K-FACs come from 1/k of a batch, in a forward pass of its own."""
-_TUNED = replace(KFACConfig.for_supervised(), stat_interval=1)
+_TUNED = replace(KFACConfig.for_supervised(), stat_interval=1, stat_decay=0.9)
 _LEAST_DAMPING = {"autoencoder": 1e-3, "convnet": 1e-3, "transformer": 1e-3}
 
 
@@ -83,7 +83,7 @@ def constants(name: str, problem: str) -> dict[str, Any]:
 def build(name: str, problem: Problem, network: nn.Module, setting: Setting, seed: int) -> Step:
     """The update of an optimizer, to be called with one batch after another."""
     if name == "kfac-default":
-        return _natural(KFAC(network, KFACConfig.for_supervised(), seed=seed), problem, network, 1)
+        return _natural(KFAC(network, seed=seed), problem, network, part=1)
     if name.startswith("kfac"):
         config = replace(_TUNED, kl_clip=setting["kl_clip"], damping=setting["damping"])
         optimizer = (
