@@ -28,7 +28,7 @@ from acktr.config.schema import (
 )
 from acktr.envs import AtariSettings
 from acktr.files import read_object
-from acktr.kfac.config import KFACConfig, SmallParameters, Structure
+from acktr.kfac import KFACConfig, SmallParameters, Structure
 
 Activation = Literal["tanh", "relu", "elu"]
 Algo = Literal["acktr", "a2c", "trpo"]

@@ -3,7 +3,7 @@
 from acktr.kfac.blocks.kronecker import KroneckerBlock
 from acktr.kfac.blocks.registry import LargeFactorWarning, UnsupportedParameterWarning
 from acktr.kfac.blocks.rules import LayerRule
-from acktr.kfac.config import KFACConfig, Structure
+from acktr.kfac.config import KFACConfig, SmallParameters, Structure
 from acktr.kfac.dense import (
     KFACError,
     curved_names,
@@ -75,6 +75,7 @@ __all__ = [
     "OutputLoss",
     "Preconditioner",
     "Sampled",
+    "SmallParameters",
     "StepInfo",
     "Structure",
     "SumLoss",

@@ -18,6 +18,7 @@ from acktr.kfac import (
     Preconditioner,
     dense_fisher,
 )
+from acktr.kfac.config import Quadratic
 from tests.tools.exact import close, gap
 from tests.tools.kfac import build, parameters, randn, seeded
 from tests.tools.product_cases import filled
@@ -101,11 +102,14 @@ def test_infinite_damping_is_sgd(mode: str, momentum: float) -> None:
 
 
 @every_mode
-def test_infinite_damping_has_the_direction_of_sgd_inside_the_trust_region(mode: str) -> None:
+@pytest.mark.parametrize("quadratic", ["kronecker", "corrected", "exact"])
+def test_infinite_damping_has_the_direction_of_sgd_inside_the_trust_region(
+    mode: str, quadratic: Quadratic
+) -> None:
     """The step's length is the trust region's, its direction that of the gradient."""
     model, inputs, target = everything()
     reference = copy.deepcopy(model)
-    settings = {"small_parameters": "dense", **MODES[mode]}
+    settings = {"small_parameters": "dense", "quadratic": quadratic, **MODES[mode]}
     config = KFACConfig(lr=1e13, damping=1e12, kl_clip=0.01, momentum=0.0, **settings)
     optimizer = KFAC(model, config)
     start = parameters(model)
@@ -116,8 +120,10 @@ def test_infinite_damping_has_the_direction_of_sgd_inside_the_trust_region(mode:
     change = torch.cat([(start[n] - v).flatten() for n, v in parameters(model).items()])
     gradient = torch.cat([p.grad.flatten() for p in reference.parameters() if p.grad is not None])
     assert float(nn.functional.cosine_similarity(change, gradient, 0)) == pytest.approx(1, abs=1e-9)
-    # q = g . U = lambda |U|^2, and lr^2 q = c for the step lr U that was taken.
-    assert float(1e12 * change.square().sum()) == pytest.approx(0.01, rel=1e-4)
+    # lr^2 q = c for the step lr U that was taken; q = g . U = lambda |U|^2, or U^T F U.
+    fisher = dense_fisher(reference, (inputs,), CategoricalLoss())
+    q = 1e12 * change @ change if quadratic == "kronecker" else change @ fisher @ change
+    assert float(q) == pytest.approx(0.01, rel=1e-4)
 
 
 @every_mode

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import Any
@@ -53,17 +52,15 @@ class RunningAverage:
         """Forget the parts of an unfinished batch."""
         self._total, self._count = None, 0.0
 
-    def update(self, new: Tensor, decay: float, valid: Tensor | None = None) -> None:
+    def update(self, new: Tensor, decay: float) -> None:
         """S <- decay S + (1 - decay) S_new, and the same for the weight with 1 in place of S."""
-        finite = all_finite(new) if valid is None else valid
-        old_weight = self.weight
-        self.accept(torch.where(finite, new, self.value), decay)
-        self.weight = torch.where(finite, self.weight, old_weight)
+        self.accept(new.nan_to_num(0.0, 0.0, 0.0), decay, all_finite(new))
 
-    def accept(self, new: Tensor, decay: float) -> None:
-        """:meth:`update` with a batch that is finite."""
-        self.value = self.value.lerp(new, 1 - decay)
-        self.weight = self.weight + (1 - decay) * (1 - self.weight)
+    def accept(self, new: Tensor, decay: float, valid: Tensor) -> None:
+        """:meth:`update` if ``valid`` is true; either way every entry of ``new`` is finite."""
+        rate = valid.to(self.weight.dtype) * (1 - decay)
+        self.value = self.value.lerp(new, rate)
+        self.weight = self.weight + rate * (1 - self.weight)
 
     def move(self, linear: Callable[[Tensor], Tensor]) -> None:
         """Take the average, and the parts of an unfinished batch, through a linear map."""
@@ -101,8 +98,7 @@ class History:
         self.failures = 0
         """Failed refreshes in a row."""
         self.total_failures = 0
-        self._none = torch.zeros((), dtype=torch.int64, device=device)
-        self.rejected = self._none
+        self.rejected = torch.zeros((), dtype=torch.int64, device=device)
         """Batches of NaN or Inf in a row."""
 
     def fold(self, averages: Sequence[RunningAverage], decay: float) -> None:
@@ -115,16 +111,11 @@ class History:
         if len(given) < len(new):
             return
         self.started = True
-        # A sum is finite only if all entries are, and on the host asking costs nothing.
-        if self.rejected.device.type == "cpu" and all(math.isfinite(m.sum()) for m in given):
-            self.rejected = self._none
-            for average, mean in zip(averages, given, strict=True):
-                average.accept(mean, decay)
-            return
-        valid = reduce(torch.logical_and, map(all_finite, given))
-        self.rejected = torch.where(valid, 0, self.rejected + 1)
+        # A sum is finite only if all entries are; it takes a tenth of the time of a look at each.
+        valid = all_finite(reduce(torch.add, [mean.sum() for mean in given]))
+        self.rejected = (self.rejected + 1) * ~valid
         for average, mean in zip(averages, given, strict=True):
-            average.update(mean, decay, valid)
+            average.accept(mean.nan_to_num_(0.0, 0.0, 0.0), decay, valid)
 
     def has_statistics(self) -> bool:
         """Whether there are any; raises FactorError after ``limit`` batches of NaN in a row."""
