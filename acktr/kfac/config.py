@@ -101,7 +101,7 @@ class KFACConfig:
         """
         return cls(
             lr=1.0,
-            kl_clip=0.3,
+            kl_clip=1.0,
             damping=0.001,
             structure="cholesky",
             stat_decay=0.8,

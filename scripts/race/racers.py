@@ -28,8 +28,8 @@ _ADAM = _grid(lr=(3e-4, 1e-3, 3e-3, 1e-2))
 _MUON = _grid(lr=(0.01, 0.02, 0.04, 0.08))
 _SOAP = _grid(lr=(1e-3, 3e-3, 1e-2, 3e-2))
 _KFAC = {
-    "autoencoder": _grid(kl_clip=(10.0, 30.0), damping=(0.01, 0.03)),
-    "convnet": _grid(kl_clip=(0.03, 0.1), damping=(0.001, 0.003)),
+    "autoencoder": _grid(kl_clip=(10.0, 30.0), damping=(0.001, 0.01)),
+    "convnet": _grid(kl_clip=(0.3, 1.0), damping=(0.0003, 0.001)),
     "transformer": _grid(kl_clip=(0.1, 0.3), damping=(0.0003, 0.001)),
 }
 _ADAPTIVE = {
