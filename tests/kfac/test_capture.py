@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac import KFAC
+from acktr.kfac import KFAC, Empirical, Exact, GaussianLoss, Sampled
 from acktr.kfac.statistics.capture import capture
 from tests.tools.kfac import (
     EXACT,
@@ -87,8 +87,12 @@ def test_an_empty_capture_is_refused_and_leaves_the_statistics() -> None:
     optimizer = kfac(model)
     with optimizer.capture() as captured:
         pass
-    with pytest.raises(ValueError, match=r"nothing was recorded: run the forward pass inside"):
-        optimizer.update_curvature(captured, model(randn(3, 2, 4, 4)).sum())
+    output, match = model(randn(3, 2, 4, 4)), r"nothing was recorded: run the forward pass inside"
+    with pytest.raises(ValueError, match=match):
+        optimizer.update_curvature(captured, output.sum())
+    for source in (Sampled(), Exact(), Empirical(torch.zeros_like(output))):
+        with pytest.raises(ValueError, match=match):
+            optimizer.observe(captured, output, GaussianLoss(), source=source)
     assert all(block(optimizer, name).a.weight == 0 for name in ("0", "3", "4"))
 
 

@@ -198,7 +198,7 @@ class Capture:
             *wanted.values(),
         ]
         if not asked:
-            return {}
+            return {name: [] for name in self.layers}
         given: Any = asked  # autograd takes both kinds together, though its stubs say otherwise
         try:
             found = iter(torch.autograd.grad(loss, given, retain_graph=True, allow_unused=True))
