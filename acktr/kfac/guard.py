@@ -22,6 +22,7 @@ from acktr.kfac.blocks.registry import StatBlock, UnsupportedParameterWarning, c
 from acktr.kfac.blocks.rules import RuleLayout
 from acktr.kfac.losses.likelihoods import OutputLoss
 from acktr.kfac.statistics.capture import Capture
+from acktr.kfac.statistics.outputs import tensors
 
 _OWN_FORWARD = (ProjectionLayout, RuleLayout)
 """Layers whose forward pass may take a weight any number of times."""
@@ -226,6 +227,27 @@ class Guard:
                 stacklevel=caller_level(),
             )
         captured.outputs = outputs
+
+    def warn_positions(self, captured: Capture, log_likelihood: Tensor) -> None:
+        """Warn once when an own likelihood is summed over positions, which may or may not be in Z.
+
+        A sum does not tell whether the objective is its mean over N samples or over N T positions.
+        """
+        outputs = [part for _, part in tensors(captured.returned) if part.requires_grad]
+        wide = [part for part in outputs if part[:1, ..., :1].numel() > 1]
+        if not wide or "<positions>" in self._told:
+            return
+        self._told.add("<positions>")
+        reached = torch.autograd.grad(log_likelihood, wide, retain_graph=True, allow_unused=True)
+        shapes = [tuple(p.shape) for p, g in zip(wide, reached, strict=True) if g is not None]
+        if shapes:
+            warnings.warn(
+                f"update_curvature takes a likelihood of outputs {shapes[0]} for one of"
+                f" {shapes[0][0]} samples: for an objective that is a mean over all positions, as"
+                f" torch's cross_entropy, give samples={math.prod(shapes[0][:-1])} (samples="
+                f"{shapes[0][0]} says that it is right)",
+                stacklevel=caller_level(),
+            )
 
 
 def uses_of_leaves(root: Tensor) -> dict[int, int]:

@@ -33,6 +33,7 @@ from acktr.kfac.fisher.observed import Observed, own_parameters
 from acktr.kfac.guard import Guard, check_loss, check_ranks
 from acktr.kfac.linalg import LARGE_FACTOR, float32_products
 from acktr.kfac.losses.base import OutputLoss, with_weights
+from acktr.kfac.losses.likelihoods import SumLoss
 from acktr.kfac.losses.sources import Empirical, Exact, Sampled, Source, curvature_scalars
 from acktr.kfac.radius import TrustRegion
 from acktr.kfac.statistics.capture import Capture, OutputGradients, RandomState, capture, part_size
@@ -124,6 +125,8 @@ class Preconditioner:
         self._large = any(max(value.shape) >= LARGE_FACTOR for value in factors)
         self.batches = 0
         """Batches folded so far."""
+        self._scales: list[float] = []
+        """Those of the parts of a SumLoss in the micro-batches so far."""
         self._turn = 0
         self._refresher = Refresher(self.stats)
 
@@ -187,12 +190,26 @@ class Preconditioner:
             return
         if last:
             self._guard.warn_average(captured, output)
+        self._check_scales(loss, output, last)
         batch = self._samples(captured, output, loss, source)
         scalars = curvature_scalars(
             source or Sampled(), loss, output, self.generator, apart=bool(self._rest)
         )
         normalizer = loss.normalizer(output)
         self._observe(captured, scalars, "sum" if normalizer is None else normalizer, batch, last)
+
+    def _check_scales(self, loss: OutputLoss[Any], output: Any, last: bool) -> None:
+        """Raise ValueError when the parts of a loss weigh differently in the micro-batches."""
+        scales = loss.scales(output) if isinstance(loss, SumLoss) else []
+        before, self._scales = self._scales or scales, [] if last else self._scales or scales
+        pairs = zip(before, scales, strict=False)
+        if not all(math.isclose(first, second, rel_tol=1e-5) for first, second in pairs):
+            raise ValueError(
+                f"SumLoss: its parts have the scales {scales} in this micro-batch and {before} in"
+                " those before, which do not add up to one batch: take parts with"
+                ' reduction="sum", and give weights that are divided by each part\'s Z of the whole'
+                " batch"
+            )
 
     def _samples(
         self, captured: Capture, output: Any, loss: OutputLoss[Any], source: Source | None
@@ -246,6 +263,7 @@ class Preconditioner:
             check_integer("samples", samples, 1)
         elif len(sizes) == 1:
             (samples,) = sizes
+            self._guard.warn_positions(captured, log_likelihood)
         if self.observing:
             batch = Samples(sizes)
             self._observe(captured, [(log_likelihood, 1.0)], samples or "samples", batch, last)
@@ -278,6 +296,7 @@ class Preconditioner:
                 for name, square in squares.items():
                     self._rest[name].observe(square, part_size(pairs, divisor))
             except BaseException:  # a part that is missing would spoil the whole batch
+                self._scales = []
                 for average in (a for block in self.stats.values() for a in block.averages):
                     average.drop()
                 raise

@@ -19,6 +19,7 @@ from acktr.kfac import (
     GaussianLoss,
     KFACConfig,
     OutputLoss,
+    SumLoss,
 )
 from acktr.kfac.losses.likelihoods import Reduction
 from tests.tools.kfac import block, build, factors, mlp, parameters, randn, seeded, set_gradients
@@ -78,7 +79,8 @@ def observe_in(
         last = done == len(inputs)
         if loss is None:
             noise = randn(len(inputs), *output.shape[1:], seed=9)[cut]
-            optimizer.update_curvature(captured, (noise * output).sum(), last=last)
+            total = (noise * output).sum()
+            optimizer.update_curvature(captured, total, samples=size, last=last)
         else:
             source = Exact() if target is None else Empirical(target[cut])
             optimizer.observe(captured, output, loss, source=source, last=last)
@@ -248,3 +250,47 @@ def test_a_run_in_micro_batches_is_the_run_in_large_ones(structure: str) -> None
         results.append(parameters(model))
     for name, value in results[0].items():
         torch.testing.assert_close(results[1][name], value, rtol=1e-7, atol=1e-10)
+
+
+class TwoHeads(nn.Module):
+    """Logits for every position and a value for the whole, of vectors or of tokens."""
+
+    def __init__(self, tokens: bool) -> None:
+        super().__init__()
+        self.body = nn.Embedding(5, 4) if tokens else nn.Linear(3, 4)
+        self.policy, self.value = nn.Linear(4, 3), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = torch.tanh(self.body(x))
+        return self.policy(h), self.value(h.mean(1))
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+def test_parts_of_a_sum_that_weigh_differently_in_micro_batches_are_refused(tokens: bool) -> None:
+    """With "sum", and weights that hold each part's own 1 / Z, they are one large batch."""
+    model = filled(TwoHeads(tokens))
+    inputs = torch.randint(5, (7, 4), generator=seeded(1)) if tokens else randn(7, 4, 3)
+    mask = (torch.arange(4) < torch.tensor([4, 1, 2, 3, 1, 1, 2])[:, None]).double()
+
+    def seen(reduction: Reduction, weights: Tensor, parts: tuple[int, ...]) -> KFAC:
+        optimizer = KFAC(model, KFACConfig(stat_decay=0.0))
+        losses = CategoricalLoss(reduction=reduction), GaussianLoss(reduction=reduction)
+        values = None if reduction == "mean" else torch.full((7,), 1 / 7, dtype=torch.float64)
+        for cut in torch.arange(7).split(list(parts)):
+            with optimizer.capture() as captured:
+                output = model(inputs[cut])
+            each = weights[cut], None if values is None else values[cut]
+            last = int(cut[-1]) == 6
+            loss = SumLoss(*losses, weights=(1.0, 0.5))
+            optimizer.observe(captured, output, loss, source=Exact(), weights=each, last=last)
+        return optimizer
+
+    right = statistics(seen("mean", mask, (7,)))
+    nearly(statistics(seen("sum", mask / mask.sum(), (7,))), right)
+    nearly(statistics(seen("sum", mask / mask.sum(), (3, 4))), right)
+    nearly(
+        statistics(seen("mean", torch.ones_like(mask), (3, 4))),
+        statistics(seen("mean", torch.ones_like(mask), (7,))),
+    )
+    with pytest.raises(ValueError, match=r'do not add up.*reduction="sum"'):
+        seen("mean", mask, (3, 4))

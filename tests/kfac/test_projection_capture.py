@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
 
 from acktr.kfac import KFAC, CategoricalLoss, KFACConfig, Preconditioner
+from acktr.kfac.blocks.diagonal import DiagonalBlock
 from acktr.kfac.statistics.capture import Capture
 from tests.tools.kfac import randn, same
 
@@ -110,6 +112,50 @@ def test_a_checkpoint_is_left_alone_with_a_warning() -> None:
         output.sum().backward()
         assert uses(captured)["head"] == 1
         assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+class Packed(nn.Module):
+    """A recurrent network over packed sequences."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells, self.head = nn.GRU(3, 4, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        packed = pack_padded_sequence(x, torch.tensor([5, 3]), batch_first=True)
+        output: Tensor = self.head(pad_packed_sequence(self.cells(packed)[0], batch_first=True)[0])
+        return output
+
+
+@pytest.mark.parametrize("quadratic", ["corrected", "exact", "kronecker"])
+@pytest.mark.parametrize("case", ["lstm", "gru", "attention"])
+def test_the_diagonal_takes_what_is_inside_of_a_checkpoint(case: str, quadratic: Any) -> None:
+    """As the warning advises, with ``skip``: all numbers are those without a checkpoint."""
+    model, kind = {
+        "lstm": (Tagger(), nn.LSTM),
+        "gru": (Packed(), nn.GRU),
+        "attention": (Encoder().eval(), nn.MultiheadAttention),
+    }[case]
+    model, found = model.double(), []
+    inputs, steps = randn(2, 5, 4 if case == "attention" else 3), []
+    start = copy.deepcopy(model.state_dict())
+    for inside in (True, False):
+        model.load_state_dict(start)
+        optimizer = KFAC(model, KFACConfig(quadratic=quadratic), skip=[kind])
+        for _ in range(2):
+            with optimizer.capture() as captured, warnings.catch_warnings():
+                warnings.simplefilter("error")
+                output = checkpoint(model, inputs, use_reentrant=False) if inside else model(inputs)
+            optimizer.observe(captured, output, CategoricalLoss())
+            optimizer.zero_grad()
+            output.square().sum().backward()
+            optimizer.step()
+        stats = optimizer.curvature.stats.values()
+        found.append([block.averages[0].mean() for block in stats])
+        steps.append([parameter.detach().clone() for parameter in model.parameters()])
+        assert any(isinstance(block, DiagonalBlock) for block in stats)
+    torch.testing.assert_close(*found)
+    torch.testing.assert_close(*steps)
 
 
 def test_parametrised_weights_have_no_block_and_their_neighbours_have() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -297,3 +298,39 @@ def test_an_own_likelihood_is_a_mean_over_the_modules_samples(inside: bool) -> N
         output = model(randn(4, 5, 3)).reshape(20, 2)
     curvature.update_curvature(captured, (numbers * output).sum(), samples=None if inside else 20)
     close(curvature.stats["2"].g.mean(), numbers.mT @ numbers / 20)  # type: ignore[union-attr]
+
+
+class Pixels(nn.Module):
+    """A map of values, and its features, which no objective has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.head = nn.Conv2d(2, 3, 3, padding=1), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        features = torch.tanh(self.features(x))
+        return {"values": self.head(features.movedim(1, -1)), "features": features}
+
+
+@pytest.mark.parametrize("picture", [False, True])
+def test_a_sum_over_positions_asks_once_what_the_objective_is_a_mean_over(picture: bool) -> None:
+    layers = nn.Linear(2, 3), nn.LayerNorm(3), nn.Linear(3, 2)
+    model = filled(Pixels() if picture else nn.Sequential(*layers))
+    inputs = randn(4, 2, 2, 3) if picture else randn(4, 6, 2)
+    curvature = Preconditioner(model, KFACConfig(stat_decay=0.0))
+
+    def seen(samples: int | None) -> Tensor:
+        with curvature.capture() as captured:
+            output = model(inputs)
+            output = output["values"] if picture else output
+        curvature.update_curvature(captured, output.flatten(0, -2).square().sum(), samples=samples)
+        return curvature.stats["head" if picture else "2"].g.mean()  # type: ignore[union-attr]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        right = seen(24)
+    with pytest.warns(UserWarning, match="all positions.* give samples=24"):
+        close(seen(None), 6 * right)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        seen(None)

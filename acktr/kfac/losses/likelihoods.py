@@ -347,19 +347,19 @@ class SumLoss:
 
     def sampled(self, output: tuple[Tensor, ...], generator: torch.Generator | None) -> Tensor:
         """Sum of the parts' samples times sqrt(w_k Z_0 / Z_k), drawn one part after another."""
-        scaled = zip(self._scales(output), self.parts, output, strict=True)
+        scaled = zip(self.scales(output), self.parts, output, strict=True)
         sums = [math.sqrt(scale) * part.sampled(o, generator) for scale, part, o in scaled]
         return torch.stack(sums).sum()
 
     def empirical(self, output: tuple[Tensor, ...], target: tuple[Tensor, ...]) -> Tensor:
         """Sum of the parts' terms times w_k Z_0 / Z_k."""
         check_tuple(self, "target", target, len(self.parts))
-        scaled = zip(self._scales(output), self.parts, output, target, strict=True)
+        scaled = zip(self.scales(output), self.parts, output, target, strict=True)
         return torch.stack([scale * part.empirical(o, t) for scale, part, o, t in scaled]).sum()
 
     def roots(self, output: tuple[Tensor, ...]) -> Iterator[Tensor]:
         """The parts' columns times sqrt(w_k Z_0 / Z_k), each part with columns of its own."""
-        scaled = zip(self._scales(output), self.parts, output, strict=True)
+        scaled = zip(self.scales(output), self.parts, output, strict=True)
         columns = [(math.sqrt(scale), part.roots(o)) for scale, part, o in scaled]
         return (root * column for root, part in columns for column in part)
 
@@ -368,7 +368,7 @@ class SumLoss:
     ) -> tuple[Tensor, ...]:
         """w_k Z_0 / Z_k H_k t_k for each part."""
         check_tuple(self, "tangent", tangent, len(self.parts))
-        scaled = zip(self._scales(output), self.parts, output, tangent, strict=True)
+        scaled = zip(self.scales(output), self.parts, output, tangent, strict=True)
         return tuple(scale * part.hessian_product(o, t) for scale, part, o, t in scaled)
 
     def kl(self, output: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> Tensor:
@@ -386,8 +386,8 @@ class SumLoss:
     def _weights(self) -> tuple[float, ...]:
         return self.weights or (1.0,) * len(self.parts)
 
-    def _scales(self, output: tuple[Tensor, ...]) -> list[float]:
-        """w_k Z_0 / Z_k of every part."""
+    def scales(self, output: tuple[Tensor, ...]) -> list[float]:
+        """w_k Z_0 / Z_k of every part, which must not differ between micro-batches."""
         check_tuple(self, "output", output, len(self.parts))
         sizes = [p.normalizer(o) or 1.0 for p, o in zip(self.parts, output, strict=True)]
         return [w * sizes[0] / size for w, size in zip(self._weights(), sizes, strict=True)]

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
@@ -348,33 +349,59 @@ _REPLACED: dict[Any, Callable[..., Any]] = {
     torch.rnn_tanh_cell: partial(_cell, _tanh),
     torch.rnn_relu_cell: partial(_cell, _relu),
 }
+_PRODUCTS = functional.scaled_dot_product_attention
+_PADDING = torch._pad_packed_sequence
+_POINTER = torch.Tensor.data_ptr
+_FUSED = {*_REPLACED, _ATTENTION, _PRODUCTS, _PADDING, _POINTER}
+
+
+def checkpointed() -> bool:
+    """Whether torch.utils.checkpoint keeps what is needed to compute this pass again.
+
+    A forward-mode derivative is not computed again.
+    """
+    if forward_ad._current_level >= 0:
+        return False
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"
 
 
 class Elementary(TorchFunctionMode):
     """While it is active, recurrence and attention consist of elementary operations.
 
+    A checkpoint is left alone: it computes its part again without this mode, and would take the
+    tensors that it finds then for those of other operations.
+
     Args:
         report: What takes notice of their linear maps; without it attention is left as it is.
+        plain: Whether the products of attention are to have derivatives in every mode.
     """
 
-    def __init__(self, report: Report | None = None) -> None:
+    def __init__(self, report: Report | None = None, *, plain: bool = False) -> None:
         super().__init__()
         self.report = report
+        self.plain = plain
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Call a function of torch, or what stands for it."""
-        kwargs = kwargs or {}
-        replaced = _REPLACED.get(func)
-        if replaced is not None:
-            return replaced(self.report or _silent, *args, **kwargs)
-        if func is torch.Tensor.data_ptr and torch._C._functorch.is_functorch_wrapped_tensor(*args):
+        if func in _FUSED and not checkpointed():
+            return self._instead(func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+    def _instead(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if func in _REPLACED:
+            return _REPLACED[func](self.report or _silent, *args, **kwargs)
+        if func is _POINTER and torch._C._functorch.is_functorch_wrapped_tensor(*args):
             return 0  # so that recurrent modules do not lay out in memory what has none
-        if func is torch._pad_packed_sequence:  # which reads memory that a derivative has not
+        if func is _PADDING:  # which reads memory that a derivative has not
             return _pad_packed(*args, **kwargs)
         if func is _ATTENTION and self.report is not None:
             return _attention(self.report, *args, **kwargs)
+        if func in (_ATTENTION, _PRODUCTS) and self.plain:
+            with sdpa_kernel(SDPBackend.MATH):
+                return func(*args, **kwargs)
         return func(*args, **kwargs)
 
 
@@ -387,7 +414,7 @@ def elementary_operations() -> Iterator[None]:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH), Elementary():
+        with Elementary(plain=True):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

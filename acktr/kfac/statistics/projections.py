@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac.statistics.elementary import Elementary, Report
+from acktr.kfac.statistics.elementary import Elementary, Report, checkpointed
 
 _KINDS = (
     nn.MultiheadAttention,
@@ -95,12 +95,6 @@ def recorded(root: nn.Module, path: str) -> nn.Module | Projection:
     return module
 
 
-def _checkpointed() -> bool:
-    """Whether torch.utils.checkpoint keeps what is needed to compute this pass again."""
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
-    return hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"
-
-
 class _Wrapped:
     """The forward pass of an instance with its projections reported to all who ask."""
 
@@ -113,11 +107,11 @@ class _Wrapped:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return self.forward(*args, **kwargs)
-        if _checkpointed():
+        if checkpointed():
             warnings.warn(
                 f"{type(self.module).__name__} inside of torch.utils.checkpoint is not recorded, so"
                 " that its weights follow their plain gradients: call it outside of the checkpoint,"
-                " or make it of nn.Linear",
+                f" or leave it to the diagonal with skip=[nn.{type(self.module).__name__}]",
                 stacklevel=3,
             )
             return self.forward(*args, **kwargs)
