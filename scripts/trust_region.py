@@ -149,7 +149,7 @@ def steps(network: str, quadratic: Any, count: int) -> list[Row]:
     rows = []
     for step in range(count):
         inputs, targets = batch()
-        measured = optimizer.curvature.following
+        measured = optimizer.curvature.measuring
         with optimizer.capture() as captured:
             output = model(*inputs)
         optimizer.observe(captured, output, loss)

@@ -88,7 +88,14 @@ def measured(
     if fisher_quadratic is not None and not region.separate:
         return fisher_quadratic(steps[0]).detach().reshape(1, 1, 1)
     try:
-        grams, weights = curvature.exact_grams(steps)
+        if not region.entire:
+            some = curvature.estimated_grams(steps)
+            if some is None:  # the next step is measured, with the graph of its pass
+                region.whole = True
+                return None
+            grams, weights = some
+        else:
+            grams, weights = curvature.exact_grams(steps)
         if not region.separate:
             return grams.sum(0, keepdim=True)
         if len(grams) != region.parts:

@@ -180,12 +180,8 @@ class Preconditioner:
         """
         check_loss(loss)
         loss = with_weights(loss, output, weights, target)
-        moving = {name: p for name, p in self.named.items() if p.requires_grad}
-        following = self.following and last
         with self._timed("exact"):
-            self.observed = Observed.of(captured, output, loss, moving if following else None)
-            if following and self.region is not None and self.region.separate:
-                self.region.own(own_parameters(output, moving))
+            self._keep(captured, output, loss, (weights, target), last)
         if not self.observing:
             return
         if last:
@@ -210,6 +206,25 @@ class Preconditioner:
                 ' reduction="sum", and give weights that are divided by each part\'s Z of the whole'
                 " batch"
             )
+
+    def _keep(
+        self,
+        captured: Capture,
+        output: Any,
+        loss: OutputLoss[Any],
+        terms: tuple[Any, Any],
+        last: bool,
+    ) -> None:
+        """Keep what products with the exact Fisher of this pass need."""
+        moving = {name: p for name, p in self.named.items() if p.requires_grad}
+        following = self.following and last
+        self.observed = Observed.of(captured, output, loss, moving if following else None, terms)
+        region = self.region
+        if region is not None and self.measuring and last:
+            if region.separate:
+                region.own(own_parameters(output, moving))
+            if following:
+                region.whole |= self.observed.stride == 1 or self.observed.followed is None
 
     def _samples(
         self, captured: Capture, output: Any, loss: OutputLoss[Any], source: Source | None
@@ -334,10 +349,15 @@ class Preconditioner:
         return self._turn
 
     @property
+    def measuring(self) -> bool:
+        """Whether the next step measures its exact form for the corrected trust region."""
+        return self.region is not None and self.region.due(self._turn) and not self.cold
+
+    @property
     def following(self) -> bool:
         """Whether the observed pass keeps its graph for the exact Fisher of the next step."""
-        due = self.region is not None and self.region.due(self._turn)
-        return (self.follow_all or due) and not self.cold
+        entire = self.measuring and self.region is not None and self.region.entire
+        return (self.follow_all and not self.cold) or entire
 
     @property
     def needs_refresh(self) -> bool:
@@ -378,6 +398,7 @@ class Preconditioner:
         self._turn += 1
         if self.observed is not None:
             self.observed.followed = None  # the graph of parameters that have moved
+            self.observed.output = None
 
     def close(self) -> None:
         """Wait for a running background refresh and forget it; no thread is left."""
@@ -460,6 +481,16 @@ class Preconditioner:
         with self._timed("exact"):
             grams = self.observed.grams(self.module, steps)
         return grams, part_weights(self.observed.loss)
+
+    def estimated_grams(
+        self, steps: Sequence[dict[str, Tensor]]
+    ) -> tuple[Tensor, tuple[float, ...]] | None:
+        """:meth:`exact_grams` estimated from a part of the observed samples; None if it cannot."""
+        if self.observed is None:
+            return None
+        with self._timed("exact"):
+            grams = self.observed.estimated_grams(self.module, steps, self._turn)
+        return None if grams is None else (grams, part_weights(self.observed.loss))
 
     @torch.no_grad()
     def precondition(
@@ -575,8 +606,8 @@ class Preconditioner:
                 f"K-FAC state has no statistics of {', '.join(self._rest)}: it was made with"
                 ' another small_parameters ("gradient" was the default); give that setting'
             )
-        if isinstance(state, dict) and None in (state.get("trust"), own["trust"]):
-            state = {**state, "trust": own["trust"]}  # it was made with another kind of q
+        if isinstance(state, dict):
+            state = {**state, "trust": _modern_trust(state.get("trust"), own["trust"])}
         pending = state.get("pending") if isinstance(state, dict) else None
         settled = state if pending is None else {**state, "pending": None}
         require_like(settled, own, "K-FAC curvature")
@@ -599,3 +630,10 @@ class Preconditioner:
         if self.region is not None:
             self.region.load_state_dict(state["trust"])
         self._refresher.load_state_dict(state["pending"])
+
+
+def _modern_trust(state: Any, own: dict[str, Any] | None) -> Any:
+    """The state of a region as this version has it; its own if it was made with another q."""
+    if state is None or own is None:
+        return own
+    return {"whole": True, **state} if isinstance(state, dict) else state

@@ -78,6 +78,8 @@ class TrustRegion:
         self._due = 0
         self.blind = False
         """Whether there is nothing to measure with."""
+        self.whole = False
+        """Whether a part of the samples was seen not to stand for the observed pass."""
 
     @property
     def parts(self) -> int:
@@ -87,6 +89,11 @@ class TrustRegion:
     def due(self, turn: int) -> bool:
         """Whether the step of this turn is measured."""
         return turn >= self._due and not self.blind
+
+    @property
+    def entire(self) -> bool:
+        """Whether the next measurement takes all samples, as the first one does."""
+        return self.whole or self._due == 0
 
     def own(self, groups: Mapping[str, int]) -> None:
         """Set which parameters belong to one part alone, see :attr:`groups`."""
@@ -209,6 +216,7 @@ class TrustRegion:
             "groups": self.groups.clone(),
             "interval": self._interval,
             "due": self._due,
+            "whole": self.whole,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -217,6 +225,7 @@ class TrustRegion:
             mine = getattr(self, name)
             setattr(self, name, state[name].to(mine.device, mine.dtype).clone())
         self._interval, self._due = state["interval"], state["due"]
+        self.whole = state["whole"]
 
 
 def part_scales(forms: Tensor, clips: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ def test_the_step_taken_costs_what_was_promised(kind: str, momentum: float) -> N
     for index in range(12):
         x = randn(60, 4, seed=index)
         fisher = dense_fisher(model, (x,), LOSS)
-        measured = optimizer.curvature.following
+        measured = optimizer.curvature.measuring
         step = take(optimizer, model, x)
         info = optimizer.last_step
         assert info is not None
@@ -149,7 +149,7 @@ def test_a_wrong_kronecker_form_is_corrected_and_measured_less_and_less() -> Non
     optimizer = KFAC(model, settings(momentum=0.0))
     turns = []
     for index in range(40):
-        if optimizer.curvature.following:
+        if optimizer.curvature.measuring:
             turns.append(index)
         take(optimizer, model, randn(200, 4, seed=index))
     gaps = [b - a for a, b in itertools.pairwise(turns)]

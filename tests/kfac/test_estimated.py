@@ -1,0 +1,133 @@
+"""Exact forms estimated from a part of the samples, where these stand for the observed pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from acktr.kfac import KFAC, BernoulliLoss, CategoricalLoss, GaussianLoss, KFACConfig, SumLoss
+from tests.tools.kfac import build, randn
+from tests.tools.product_cases import close, directions
+
+
+class Tokens(nn.Module):
+    """A transformer's layer over (N, T, D), with positions that a number of tokens decides on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Embedding(6, 4)
+        self.layer = nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, *, shift: Tensor) -> Tensor:
+        hidden = self.layer(x + self.places(torch.arange(x.shape[1])) + shift)
+        out: Tensor = self.head(hidden)
+        return out
+
+
+class Heads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.policy, self.value = nn.Linear(4, 5), nn.Linear(5, 3), nn.Linear(5, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.trunk(x).tanh()
+        return self.policy(hidden), self.value(hidden)
+
+
+class Centred(nn.Module):
+    """Samples meet in the mean of the batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(0)
+
+
+def mlp(*between: nn.Module) -> nn.Module:
+    return build(nn.Linear(4, 6), nn.Tanh(), *between, nn.Linear(6, 3))
+
+
+def mask(*shape: int) -> Tensor:
+    return (randn(*shape, seed=5) < 0.7).double()
+
+
+BOTH = SumLoss(CategoricalLoss(), GaussianLoss(), weights=(1.0, 0.5))
+CASES: dict[str, tuple[Callable[[], nn.Module], Any, Any, dict[str, Any], int]] = {
+    "mean": (mlp, CategoricalLoss(), {}, {}, 256),
+    "sum": (mlp, BernoulliLoss(reduction="sum"), {}, {}, 130),
+    "tokens": (
+        lambda: Tokens().double(),
+        CategoricalLoss(reduction="batchmean"),
+        {"shift": randn(1, 1, 4)},
+        {"weights": mask(64, 5)},
+        64,
+    ),
+    "two heads": (lambda: Heads().double(), BOTH, {}, {"weights": mask(192)}, 192),
+}
+
+
+def observed(model: nn.Module, loss: Any, inputs: Tensor, named: Any, terms: Any) -> KFAC:
+    optimizer = KFAC(model, KFACConfig(damping=0.1))
+    with optimizer.capture() as captured:
+        output = model(inputs, **named)
+    optimizer.observe(captured, output, loss, **terms)
+    return optimizer
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_mean_of_all_parts_is_the_form_of_the_batch(name: str) -> None:
+    make, loss, named, terms, count = CASES[name]
+    model = make()
+    inputs = randn(count, 5, 4) if name == "tokens" else randn(count, 4)
+    seen = observed(model, loss, inputs, named, terms).curvature.observed
+    assert seen is not None
+    every = seen.stride
+    assert every == min(4, count // 64) or name == "tokens"
+    _, vectors = directions(model, 2)
+    grams = [seen.estimated_grams(model, vectors, turn) for turn in range(every)]
+    sizes = torch.tensor([len(inputs[turn::every]) for turn in range(every)]).double() / count
+    assert all(gram is not None for gram in grams)
+    given = torch.stack([gram for gram in grams if gram is not None])
+    assert not torch.allclose(given[0], given[1])
+    close((given * sizes[:, None, None, None]).sum(0), seen.grams(model, vectors))
+
+
+@pytest.mark.parametrize("between", [nn.Dropout(0.3), nn.BatchNorm1d(6), Centred()])
+def test_the_whole_pass_is_taken_where_its_parts_are_another(between: nn.Module) -> None:
+    model, loss = mlp(between), CategoricalLoss()
+    optimizer = KFAC(model, KFACConfig(lr=0.5, kl_clip=1e-6, momentum=0.0))
+    region = optimizer.curvature.region
+    assert region is not None
+    due, followed = [], []
+    for index in range(5):
+        inputs = randn(300, 4, seed=index)
+        with optimizer.capture() as captured:
+            output = model(inputs)
+        optimizer.observe(captured, output, loss)
+        due.append(optimizer.curvature.measuring)
+        followed.append(optimizer.curvature.following)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss(output, inputs[:, :3].argmax(-1)))
+        optimizer.step(outputs=lambda inputs=inputs: model(inputs))  # type: ignore[misc]
+        info = optimizer.last_step
+        assert info is not None
+        assert info.spent_kl is not None
+        if followed[-1]:
+            assert float(info.spent_kl.sum()) == pytest.approx(float(info.predicted_kl), rel=0.01)
+    second = due.index(True, 1)  # the first measurement of a part, which does not do
+    assert followed[: second + 2] == [True, *[False] * second, True]
+    assert region.whole
+
+
+def test_a_state_without_this_knowledge_measures_whole_passes() -> None:
+    model = mlp()
+    optimizer = observed(model, CategoricalLoss(), randn(256, 4), {}, {})
+    state = optimizer.state_by_name()
+    del state["curvature"]["trust"]["whole"]
+    other = KFAC(model, KFACConfig(damping=0.1))
+    other.load_state_dict(state)
+    assert other.curvature.region is not None
+    assert other.curvature.region.whole
