@@ -96,8 +96,8 @@ class KFACConfig:
     def for_supervised(cls) -> KFACConfig:
         """Settings of supervised learning, which :class:`acktr.kfac.KFAC` has by default.
 
-        Statistics of every fifth batch, whole ones, cost a fifth and lose nothing that can be seen.
-        Momentum is less than with other optimizers: the whole step is held to the trust region.
+        Statistics come from every fifth batch, after a start with all of them. Momentum is
+        less than with other optimizers: the whole step is held to the trust region.
         """
         return cls(
             lr=1.0,
