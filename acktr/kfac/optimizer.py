@@ -175,11 +175,19 @@ class KFAC(torch.optim.Optimizer):
         source: Source | None = None,
         weights: Any = None,
         target: Any = None,
+        present: Tensor | Sequence[Tensor] | None = None,
         last: bool = True,
     ) -> None:
         """Fold one batch into the curvature, see :meth:`Preconditioner.observe`."""
         self.curvature.observe(
-            captured, output, loss, source=source, weights=weights, target=target, last=last
+            captured,
+            output,
+            loss,
+            source=source,
+            weights=weights,
+            target=target,
+            present=present,
+            last=last,
         )
 
     def update_curvature(

@@ -39,7 +39,7 @@ from acktr.kfac.radius import TrustRegion
 from acktr.kfac.statistics.capture import Capture, OutputGradients, RandomState, capture, part_size
 from acktr.kfac.statistics.elementary import elementary_operations
 from acktr.kfac.statistics.projections import recorded
-from acktr.kfac.statistics.samples import Samples
+from acktr.kfac.statistics.samples import Samples, checked_masks
 from acktr.kfac.trust import StepInfo, rescale, scaled
 
 
@@ -154,6 +154,7 @@ class Preconditioner:
         source: Source | None = None,
         weights: Any = None,
         target: Any = None,
+        present: Tensor | Sequence[Tensor] | None = None,
         last: bool = True,
     ) -> None:
         """Fold one batch into the curvature, unless ``stat_interval`` passes it over.
@@ -170,6 +171,9 @@ class Preconditioner:
                 a tuple with one or None for each part.
             target: The real targets, for a loss in which they decide on weights
                 (``ignore_index``, ``class_weights``).
+            present: A mask (N, T, ...) of the positions that are no padding, where the loss's terms
+                do not tell, as nodes or words that are pooled: the others count in no factor. Of
+                several masks a layer takes the first that fits most of its dimensions.
             last: False for all micro-batches of a large batch but the last, which also gives the
                 exact Fisher of the step. Batches are averaged: several losses of one pass are one
                 :class:`acktr.kfac.SumLoss`, not several calls.
@@ -187,7 +191,7 @@ class Preconditioner:
         if last:
             self._guard.warn_average(captured, output)
         self._check_scales(loss, output, last)
-        batch = self._samples(captured, output, loss, source)
+        batch = self._samples(captured, output, loss, source, present)
         scalars = curvature_scalars(
             source or Sampled(), loss, output, self.generator, apart=bool(self._rest)
         )
@@ -227,7 +231,12 @@ class Preconditioner:
                 region.whole |= self.observed.stride == 1 or self.observed.followed is None
 
     def _samples(
-        self, captured: Capture, output: Any, loss: OutputLoss[Any], source: Source | None
+        self,
+        captured: Capture,
+        output: Any,
+        loss: OutputLoss[Any],
+        source: Source | None,
+        present: Tensor | Sequence[Tensor] | None,
     ) -> Samples:
         """What is known of a batch's samples; ValueError where they must not meet but do."""
         parts = output if isinstance(output, tuple) else (output,)
@@ -240,7 +249,12 @@ class Preconditioner:
             )
         assert self.observed is not None
         known = sizes if self.observed.select is not None else sizes | captured.sizes()
-        batch = Samples(known, apart, weights=getattr(loss, "term_weights", ()))
+        batch = Samples(
+            known,
+            apart,
+            weights=getattr(loss, "term_weights", ()),
+            present=checked_masks(present, sizes | captured.sizes()),
+        )
         unplaced = any(
             block.needs_samples
             and batch.dimension(captured.layers[path].module, call.shape) is None

@@ -25,7 +25,8 @@ class StepInfo:
     """nu of the trust region; 1 in cold steps."""
     predicted_kl: Tensor
     """The KL that the quadratic model predicts: with quadratic="corrected" that of the step taken,
-    momentum included; otherwise lr^2 nu^2 q / 2, that of the step without momentum."""
+    momentum included; otherwise lr^2 nu^2 q / 2, that of the step without momentum. With one radius
+    the parts of a SumLoss count with its weights: the sum of w_k KL_k."""
     coefficients: Tensor | None = None
     """alpha and mu of a quadratic-model step."""
     rho: float | None = None
@@ -33,7 +34,8 @@ class StepInfo:
     part_kl: Tensor | None = None
     """The predicted KL of each part of the loss (K,), where each has a radius."""
     spent_kl: Tensor | None = None
-    """The KL that the step really cost, of each part of the loss (K,), where it was asked for."""
+    """The KL that the step really cost, of each part of the loss (K,) without its weight, where it
+    was asked for."""
 
     def scaled(self, step: dict[str, Tensor]) -> dict[str, Tensor]:
         """The update nu U by name, and exactly 0 where the step is skipped (U may hold NaN)."""

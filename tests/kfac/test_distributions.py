@@ -164,3 +164,24 @@ def test_noise_does_not_depend_on_the_parameters_and_samples_have_no_gradient(na
     whole = MAKERS[name](first).sample(noise)
     parts = [MAKERS[name](first[rows]).sample(noise[rows]) for rows in (slice(2), slice(2, 6))]
     assert torch.equal(torch.cat(parts), whole) and not whole.requires_grad
+
+
+def test_masked_classes_count_nothing() -> None:
+    """A logit of -inf has the probability 0: KL, entropy and their gradients are those without."""
+    logits, other = (randn(3, 4, seed=seed).requires_grad_() for seed in (0, 1))
+    masked = torch.tensor([False, True, False, True])
+    for name in ("kl", "entropy"):
+        values, gradients = [], []
+        for drop in (False, True):
+            parts = [
+                t[:, ~masked] if drop else t.masked_fill(masked, -math.inf) for t in (logits, other)
+            ]
+            first = Categorical(parts[0])
+            value = first.kl(parts[1]) if name == "kl" else first.entropy()
+            values.append(value)
+            gradients.append(torch.autograd.grad(value.sum(), logits)[0])
+        torch.testing.assert_close(*values)
+        torch.testing.assert_close(*gradients)
+    loss = CategoricalLoss()
+    before, after = (t.masked_fill(masked, -math.inf) for t in (logits, other))
+    assert 0 < float(loss.kl(before, after)) < math.inf

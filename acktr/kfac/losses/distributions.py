@@ -76,13 +76,14 @@ class Categorical:
         return self.log_p.gather(-1, target.long()[..., None])[..., 0]
 
     def entropy(self) -> Tensor:
-        """Sum of -p log p."""
-        return -(self.log_p.exp() * self.log_p).sum(-1)
+        """Sum of -p log p, where a masked class (logit -inf) counts 0."""
+        p = self.log_p.exp()
+        return -(p * self.log_p.masked_fill(p == 0, 0.0)).sum(-1)
 
     def kl(self, other: Tensor) -> Tensor:
-        """Sum of p (log p - log q)."""
-        log_q = functional.log_softmax(other, dim=-1)
-        return (self.log_p.exp() * (self.log_p - log_q)).sum(-1)
+        """Sum of p (log p - log q), where a masked class (logit -inf) counts 0."""
+        p, log_q = self.log_p.exp(), functional.log_softmax(other, dim=-1)
+        return (p * (self.log_p - log_q).masked_fill(p == 0, 0.0)).sum(-1)
 
     def fisher_product(self, tangent: Tensor) -> Tensor:
         """F t = p (t - E t)."""

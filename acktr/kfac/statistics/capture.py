@@ -360,14 +360,15 @@ def _placed(use: Use, batch: Samples, rows: Rows, known: bool) -> Use:
     if rows is not None and not in_order(rows, batch.count):
         depth = 1  # weights of positions would not be in this order
         if batch.positions(use.module):
-            use = by_owner(use, rows, batch.count)
+            same = [mask for mask in batch.present if mask.shape == rows.shape]
+            use = by_owner(use, rows, batch.count, same[0] if same else None)
         else:
             known_rows = bool((rows >= 0).all())
             owners = shared_out(rows, batch.count)
             use = replace(use, owners=owners, count=batch.count, complete=known_rows)
     elif place is None and rows is None:
         return replace(use, batched=False)
-    if batch.weights:
+    if batch.weights or batch.present:
         use = replace(use, weights=batch.row_weights(use, depth))
     return use
 

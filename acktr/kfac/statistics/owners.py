@@ -108,13 +108,14 @@ def slots(owner: Tensor, count: int) -> tuple[Tensor, Tensor, int]:
     return order, owner[order] * most + rank, most
 
 
-def by_owner(use: Use, rows: Tensor, count: int) -> Use:
+def by_owner(use: Use, rows: Tensor, count: int, present: Tensor | None = None) -> Use:
     """The use with its rows brought together by samples, (N, T, ...), and filled up with zeros.
 
     Args:
         use: A use of a module of one vector for each position.
         rows: The samples of its rows; those that no gradient reaches go anywhere.
         count: Number of samples N.
+        present: Those that count though no gradient reaches them, as a mask; None for all.
     """
     lead, size = rows.dim(), rows.numel()
     owner = shared_out(rows.flatten(), count)
@@ -128,10 +129,11 @@ def by_owner(use: Use, rows: Tensor, count: int) -> Use:
 
     valid = use.call.kwargs.get("valid")
     kept = {} if valid is None else {"valid": put(valid.reshape(rows.shape))}
+    counted = torch.ones_like(rows) if present is None else (present > 0) | (rows >= 0)
     return replace(
         use,
         call=Inputs.of((put(use.input),), kept),
         gradients=tuple(put(gradient) for gradient in use.gradients),
-        weights=None if size == count * most else put(torch.ones_like(owner)),
+        weights=None if present is None and size == count * most else put(counted.long()),
         complete=bool((rows >= 0).all()),
     )

@@ -32,6 +32,8 @@ class Samples:
     """Number of samples, where they were looked for."""
     weights: Sequence[Tensor] = ()
     """Weights (N, ...) of the loss's terms, for each of its parts that has some."""
+    present: Sequence[Tensor] = ()
+    """Masks (N, T, ...) of positions that are no padding, in layers that see as many."""
 
     def dimension(self, module: nn.Module, shape: torch.Size) -> int | None:
         """Dimension of a layer's output that holds the samples; None if it cannot be seen.
@@ -54,8 +56,9 @@ class Samples:
     def row_weights(self, use: Use, depth: int | None = None) -> Tensor | None:
         """Weights of a layer's inputs in its factor A, for the first of the leading dimensions.
 
-        A row counts as its term does. One whose term has the weight zero counts with the mean
-        weight if a gradient reaches it, as a token without a label that others attend to.
+        A row counts as its term does, and not at all if it is absent. One whose term has the weight
+        zero, or that is absent, counts with the mean weight if a gradient reaches it, as a token
+        without a label that others attend to.
 
         Args:
             use: A use of the layer, whose own weights, of padding, are kept.
@@ -68,16 +71,17 @@ class Samples:
             chosen = [w for w in self.weights if len(w) == self.count][:1]
             return _reduced(chosen[0], 1)[use.owners] if chosen else use.weights
         shape = use.gradients[0].shape[: leading(use.module, use.gradients[0])][:depth]
-        depths = [_common(weights.shape, shape) for weights in self.weights]
-        deepest = max(depths, default=0)
-        if deepest == 0:
-            return use.weights
-        weights = _reduced(self.weights[depths.index(deepest)], deepest)
-        reached = torch.stack([(g != 0).flatten(deepest).any(-1) for g in use.gradients]).any(0)
-        weights = weights.where(weights > 0, reached * weights[weights > 0].mean())
-        if use.weights is None:
-            return weights
-        return weights.reshape(*weights.shape, *[1] * (use.weights.dim() - deepest)) * use.weights
+        result = use.weights
+        for each in (self.weights, self.present):
+            depths = [_common(weights.shape, shape) for weights in each]
+            deepest = max(depths, default=0)
+            if deepest == 0:
+                continue
+            weights = _reduced(each[depths.index(deepest)], deepest)
+            reached = torch.stack([(g != 0).flatten(deepest).any(-1) for g in use.gradients]).any(0)
+            weights = weights.where(weights > 0, reached * weights[weights > 0].mean())
+            result = weights if result is None else _times(weights, result)
+        return result
 
 
 def leading(module: nn.Module, output: Tensor) -> int:
@@ -104,3 +108,31 @@ def _reduced(weights: Tensor, depth: int) -> Tensor:
     """Mean of the positive weights over all dimensions from the given one on."""
     flat = weights.reshape(*weights.shape[:depth], -1)
     return flat.sum(-1) / (flat > 0).sum(-1).clamp(min=1)
+
+
+def checked_masks(present: Tensor | Sequence[Tensor] | None, sizes: frozenset[int]) -> list[Tensor]:
+    """Masks of positions that are no padding, as numbers.
+
+    Args:
+        present: One mask (N, T, ...), or several for layers that see other numbers of positions.
+        sizes: Numbers of samples N of the outputs.
+
+    Raises:
+        ValueError: One is no such mask, or has no position.
+    """
+    masks = [] if present is None else [present] if isinstance(present, Tensor) else list(present)
+    for mask in masks:
+        fits = isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.dim() > 0
+        if not fits or (sizes and len(mask) not in sizes) or not mask.any():
+            raise ValueError(
+                "present: masks must be bool tensors (N, T, ...) with N ="
+                f" {' or '.join(map(str, sorted(sizes)))}, True where a position is no padding"
+            )
+    return [mask.to(torch.get_default_dtype()) for mask in masks]
+
+
+def _times(first: Tensor, second: Tensor) -> Tensor:
+    """Product of weights of the first leading dimensions, of which one may have more."""
+    count = max(first.dim(), second.dim())
+    a, b = (t.reshape(*t.shape, *[1] * (count - t.dim())) for t in (first, second))
+    return a * b
