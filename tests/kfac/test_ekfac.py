@@ -23,7 +23,7 @@ from acktr.kfac import (
 from acktr.kfac.config import Sharing, Structure
 from acktr.kfac.losses.likelihoods import Reduction
 from tests.tools import exact as exact_helpers
-from tests.tools.exact import Seen, close, gap, observed, stored
+from tests.tools.exact import Seen, close, gap, observed, stored, within_four_standard_errors
 from tests.tools.kfac import basis, build, randn, scales, seeded, set_basis
 from tests.tools.losses import REDUCTIONS
 from tests.tools.product_cases import Tied, filled
@@ -417,7 +417,4 @@ def test_sampled_scales_are_within_four_standard_errors_of_the_exact() -> None:
     for _ in range(400):
         seen.again(Sampled())
         draws.append(scales(block))
-    found = torch.stack(draws)
-    error = found.std(0) / len(found) ** 0.5
-    assert bool(((found.mean(0) - exact).abs() <= 4 * error + 1e-12).all())
-    assert float(error.max()) < 0.15 * float(exact.max())
+    within_four_standard_errors(torch.stack(draws), exact)

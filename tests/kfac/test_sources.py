@@ -19,7 +19,14 @@ from acktr.kfac import (
     Sampled,
     SumLoss,
 )
-from tests.tools.exact import Apply, close, gap, observed, stored
+from tests.tools.exact import (
+    Apply,
+    close,
+    gap,
+    observed,
+    stored,
+    within_four_standard_errors,
+)
 from tests.tools.kfac import build, randn, same, seeded
 from tests.tools.losses import MAKERS, REDUCTIONS, made_target
 
@@ -31,14 +38,6 @@ def small() -> nn.Sequential:
 
 
 # --- sampled targets ------------------------------------------------------------------------------
-
-
-def within_four_standard_errors(draws: Tensor, exact: Tensor) -> Tensor:
-    """The mean of draws (R, ...) is near the exact value; returns the standard errors."""
-    error = draws.std(0) / len(draws) ** 0.5
-    assert bool(((draws.mean(0) - exact).abs() <= 4 * error + 1e-12).all())
-    assert float(error.max()) < 0.15 * float(exact.abs().max())  # the test has the power to fail
-    return error
 
 
 @every_kind

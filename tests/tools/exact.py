@@ -41,6 +41,18 @@ def gap(found: Tensor, expected: Tensor) -> float:
     return float((found.detach() - expected.detach()).norm() / expected.detach().norm())
 
 
+def within_four_standard_errors(draws: Tensor, exact: Tensor, most: float = 0.15) -> Tensor:
+    """The mean of draws (R, ...) is near the exact value; returns the standard errors.
+
+    The largest of these is below ``most`` of the largest value, so that the test has the power to
+    fail.
+    """
+    error = draws.std(0) / len(draws) ** 0.5
+    assert bool(((draws.mean(0) - exact).abs() <= 4 * error + 1e-12).all())
+    assert float(error.max()) < most * float(exact.abs().max())
+    return error
+
+
 @dataclass
 class Seen:
     """A network whose curvature has observed one batch."""
