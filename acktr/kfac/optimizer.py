@@ -351,8 +351,12 @@ class KFAC(torch.optim.Optimizer):
             assert self.last_step is not None
             rates = {name: float(self.param_groups[self._grouped[name]]["lr"]) for name in moves}
             self._shrink(rates, self.last_step.scale)
-            for name, (velocity, rate) in moves.items():
-                self._named[name].add_(velocity, alpha=-rate)
+            if len({rate for _, rate in moves.values()}) == 1:
+                (velocities, (rate, *_)) = zip(*moves.values(), strict=True)
+                torch._foreach_add_([self._named[n] for n in moves], velocities, alpha=-rate)
+            else:
+                for name, (velocity, rate) in moves.items():
+                    self._named[name].add_(velocity, alpha=-rate)
         else:
             predicted = self._quadratic_model(gradients, step, model_inputs)
         if rule is not None and evaluate is not None and predicted is not None:
@@ -397,14 +401,15 @@ class KFAC(torch.optim.Optimizer):
         region = self.curvature.region
         assert region is not None
         fit = fit_step(self.curvature, gradients, step, velocities, momenta, lr, fisher_quadratic)
-        keep = dict(zip(region.places, fit.keep.unbind(), strict=True))
-        moves = {}
-        for name, update in scaled(step, fit.scale, region.places).items():
-            velocity = self._velocity(name, update, momenta[name])
-            velocity.mul_(keep[name].to(velocity.dtype))
-            moves[name] = (velocity, lr * (1 - momenta[name]))
+        updates = scaled(step, fit.scale, region.places)
+        vectors = [self._momentum(name) for name in updates]
+        keep, places = fit.keep.unbind(), region.places
+        torch._foreach_mul_(vectors, [momenta[name] for name in updates])
+        torch._foreach_add_(vectors, list(updates.values()))
+        torch._foreach_mul_(vectors, [keep[places[name]] for name in updates])
         self.last_step = fit.info
-        return moves
+        pairs = zip(updates, vectors, strict=True)
+        return {name: (velocity, lr * (1 - momenta[name])) for name, velocity in pairs}
 
     def _quadratic_model(
         self, gradients: Named, step: Named, inputs: tuple[Any, ...] | None
@@ -459,11 +464,15 @@ class KFAC(torch.optim.Optimizer):
 
     def _velocity(self, name: str, update: Tensor, momentum: float) -> Tensor:
         """V <- mu v + update."""
+        return self._momentum(name).mul_(momentum).add_(update)
+
+    def _momentum(self, name: str) -> Tensor:
+        """V, zero at first."""
         parameter = self._named[name]
         state = self.state[parameter]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(parameter)
-        velocity: Tensor = state["momentum"].mul_(momentum).add_(update)
+        velocity: Tensor = state["momentum"]
         return velocity
 
     def _fill_state(self) -> None:

@@ -141,7 +141,8 @@ class Preconditioner:
         self._guard.check_kept()
         random = RandomState.now(self.named.values())
         attention = elementary_operations() if self.following else nullcontext()
-        with attention, capture(self._recorded, self.module) as captured:
+        layers = self._recorded if self.observing else {}  # hooks take time in small layers
+        with attention, capture(layers, self.module) as captured:
             captured.random = random
             yield captured
 

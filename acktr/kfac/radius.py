@@ -107,15 +107,15 @@ class TrustRegion:
 
     def dots(self, first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> Tensor:
         """Dot products by parameter (P,), 0 where one is missing."""
-        zero, kind = self._like, self._like.dtype
-        return torch.stack(
-            [
-                (first[name] * second[name]).sum(dtype=kind)
-                if name in first and name in second
-                else zero
-                for name in self.places
-            ]
-        )
+        both = [name for name in self.places if name in first and name in second]
+        if not both:
+            return torch.zeros_like(self.forms)
+        products = torch._foreach_mul([first[n] for n in both], [second[n] for n in both])
+        dots = torch.stack([product.sum(dtype=self._like.dtype) for product in products])
+        if len(both) == len(self.places):
+            return dots
+        places = torch.tensor([self.places[name] for name in both], device=dots.device)
+        return torch.zeros_like(self.forms).index_copy(0, places, dots)
 
     def spread(self, values: Mapping[str, float]) -> Tensor:
         """Numbers by name as (P,), 0 where one is missing."""

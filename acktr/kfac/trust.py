@@ -56,10 +56,11 @@ def scaled(
         scales: nu (P,).
         places: Where a name's nu is.
     """
-    each = dict(zip(places, scales.unbind(), strict=True))
+    zero, each, skipped = scales.new_zeros(()), scales.unbind(), (scales == 0).unbind()
     return {
-        name: torch.where(each[name] == 0, 0.0, each[name] * update).to(update.dtype)
+        name: torch.where(skipped[place], zero, each[place] * update).to(update.dtype)
         for name, update in step.items()
+        for place in (places[name],)
     }
 
 
