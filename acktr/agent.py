@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
+from gymnasium import Env
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 from acktr.compute import resolve_device
 from acktr.config import Algo, Config, ConfigError, preset, to_dict
-from acktr.envs import GuardedVectorEnv, check_spaces
+from acktr.envs import EnvError, GuardedVectorEnv, check_spaces
 from acktr.runs.checkpoint import (
     CheckpointError,
     checkpoint_exists,
@@ -51,6 +52,11 @@ class Agent:
         seed: int | None = None,
         device: str | None = None,
     ) -> None:
+        if isinstance(env, Env):
+            raise EnvError(
+                f"{_env_id(env)} is given as one gymnasium.Env: give its id, or a VectorEnv as"
+                " gymnasium.make_vec returns it"
+            )
         name = env if isinstance(env, str) else _env_id(env)
         config = config or preset(name, self.algo)[0]
         if config.algo != self.algo:
@@ -205,7 +211,7 @@ class TRPO(Agent):
     algo = "trpo"
 
 
-def _env_id(env: VectorEnv[Any, Any, Any]) -> str:
+def _env_id(env: VectorEnv[Any, Any, Any] | Env[Any, Any]) -> str:
     return env.spec.id if env.spec is not None else type(env.unwrapped).__name__
 
 

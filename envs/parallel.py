@@ -221,7 +221,9 @@ class _Worker:
             except EnvFault:
                 raise
             except Exception as error:
-                raise self._fault(row, "a step", error) from error
+                shape = np.shape(reward)
+                why = ValueError(f"a reward of shape {shape}, not one number") if shape else error
+                raise self._fault(row, "a step", why) from error
 
     def close(self) -> None:
         """Close the environments."""

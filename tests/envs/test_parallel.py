@@ -122,7 +122,8 @@ class Toy(gymnasium.Env[Any, Any]):
             self._misbehave()
         before, self._kept = self._kept, action
         shape = (2,) if self._deed == "shape" and self._steps == 3 else (1,)
-        return np.broadcast_to(before, shape), 0.0, False, False, {}
+        reward: Any = np.zeros(2) if self._deed == "reward" and self._steps == 3 else 0.0
+        return np.broadcast_to(before, shape), reward, False, False, {}
 
     def _misbehave(self) -> None:
         if self._deed == "sleep":
@@ -200,9 +201,11 @@ def test_what_a_process_can_do_wrong_is_one_line(deed: str, message: str) -> Non
     assert time.monotonic() - started < 4
 
 
-def test_wrong_shape_in_the_main_process() -> None:
-    vec = vector("shape", "", workers=1)
-    with pytest.raises(EnvFault, match=r"environment 0 of Toy gave something unfit at a step"):
+@pytest.mark.parametrize("deed", ["shape", "reward"])
+def test_wrong_shape_in_the_main_process(deed: str) -> None:
+    vec = vector(deed, "", workers=1)
+    match = r"environment 0 of Toy gave something unfit at a step: .*of shape \(2,\)(,|$)"
+    with pytest.raises(EnvFault, match=match):
         vec.step(np.zeros((2, 1), np.float32))
     vec.close()
 

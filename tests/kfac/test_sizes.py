@@ -167,6 +167,13 @@ def test_one_warning_names_layers_and_sizes() -> None:
         KFAC(model[:1], KFACConfig.for_rl())  # as before there was a limit
 
 
+def test_a_factor_without_memory_is_one_line() -> None:
+    """It would be larger than what a process can address."""
+    model = nn.Linear(5_000_000, 1, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"layer '': no memory for a factor .* max_factor_size"):
+        KFAC(model, KFACConfig(max_factor_size=None))
+
+
 def test_a_chain_refuses_diagonals() -> None:
     with pytest.raises(ValueError, match=r"above max_factor_size 4: 0 \(A 9\)"):
         KFAC(

@@ -325,8 +325,14 @@ class LayerFactors:
         return len(self.layout.shapes[1]) == 2
 
     def zeros(self, shape: tuple[int, ...]) -> Tensor:
-        """Zeros of the statistics' type, on their device."""
-        return torch.zeros(shape, dtype=self.dtype, device=self.device)
+        """Zeros of the statistics' type, on their device; ValueError if they do not fit there."""
+        try:
+            return torch.zeros(shape, dtype=self.dtype, device=self.device)
+        except RuntimeError as error:  # torch has no type for it on the CPU
+            raise ValueError(
+                f"K-FAC layer {self.name!r}: no memory for a factor of the shape {shape}: set"
+                " max_factor_size, above which only the diagonal is kept"
+            ) from error
 
     def observe(self, uses: Sequence[Use], weights: Sequence[float], count: float) -> None:
         """Join a part of a batch to the statistics."""
