@@ -221,7 +221,7 @@ class _Worker:
             except EnvFault:
                 raise
             except Exception as error:
-                shape = np.shape(reward)
+                shape = getattr(reward, "shape", ())
                 why = ValueError(f"a reward of shape {shape}, not one number") if shape else error
                 raise self._fault(row, "a step", why) from error
 
