@@ -234,7 +234,7 @@ class Guard:
         A sum does not tell whether the objective is its mean over N samples or over N T positions.
         """
         outputs = [part for _, part in tensors(captured.returned) if part.requires_grad]
-        wide = [part for part in outputs if part.dim() > 2 and part[:1, ..., :1].numel() > 1]
+        wide = [part for part in outputs if part.shape[1:-1].numel() > 1]
         if not wide or "<positions>" in self._told:
             return
         self._told.add("<positions>")

@@ -351,3 +351,14 @@ def test_a_sum_over_positions_asks_once_what_the_objective_is_a_mean_over(pictur
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         seen(None)
+
+
+def test_a_value_for_every_sample_is_a_sum_over_samples() -> None:
+    model = filled(nn.Sequential(nn.Linear(3, 1), nn.Flatten(0)))
+    curvature = Preconditioner(model, KFACConfig(stat_decay=0.0))
+    with curvature.capture() as captured, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        output = model(randn(4, 3))
+        curvature.update_curvature(captured, (randn(4, seed=2) * output).sum())
+    right = randn(4, seed=2).square().mean()
+    close(curvature.stats["0"].g.mean(), right[None, None])  # type: ignore[union-attr]
