@@ -83,7 +83,7 @@ def test_the_scales_of_an_embedding_are_those_of_one_hot_inputs(
     layer = nn.Embedding(4, 3, padding_idx=padding)
     call = Inputs.of((inputs,))
     use = Use(layer, call, (gradients,), None, None)
-    found = EmbeddingLayout(layer).squares([use, use], 0, vectors)
+    found = EmbeddingLayout(layer).squares([use, use], 0, None, vectors, apart=True)
     rows = zip(hot.reshape(shape[0], -1, 4), gradients.reshape(shape[0], -1, 3), strict=True)
     expected = torch.stack([(vectors.mT @ (2 * g.mT @ a)).square() for a, g in rows]).sum(0)
     close(found, expected)

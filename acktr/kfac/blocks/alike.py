@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from acktr.kfac.blocks.kronecker import Corrected, Eigen, KroneckerBlock
-from acktr.kfac.blocks.layouts import LinearLayout
+from acktr.kfac.blocks.linear import LinearLayout
 from acktr.kfac.blocks.tridiagonal import TridiagonalBlock
 from acktr.kfac.blocks.vectors import VectorBlock
 from acktr.kfac.statistics.factors import append_one, second_moment, squared_gradients

@@ -4,65 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac.blocks import weighted
-from acktr.kfac.blocks.projections import ProjectionLayout, Shapes
+from acktr.kfac.blocks import rows
+from acktr.kfac.blocks.linear import LinearLayout, Shapes, as_matrix, as_parts
+from acktr.kfac.blocks.projections import ProjectionLayout
 from acktr.kfac.blocks.rules import RuleLayout
 from acktr.kfac.blocks.tied import TiedLayout
 from acktr.kfac.config import KFACConfig, Sharing
 from acktr.kfac.statistics import factors, transposed
 from acktr.kfac.statistics.averages import RunningAverage
-from acktr.kfac.statistics.inputs import Inputs
-from acktr.kfac.statistics.owners import slots
 from acktr.kfac.statistics.uses import Use, by_sample
-
-
-@dataclass(frozen=True)
-class LinearLayout:
-    """A Linear layer, over any number of leading dimensions."""
-
-    module: nn.Linear
-    bias: bool
-    sharing: Sharing
-
-    @property
-    def shapes(self) -> Shapes:
-        """(in [+ 1]) and (out) square."""
-        width, out = self.module.in_features + self.bias, self.module.out_features
-        return (width, width), (out, out)
-
-    def input_factor(self, uses: Sequence[Use], diagonal: bool) -> tuple[Tensor, int]:
-        """Factor A, or its diagonal, as (sum, divisor)."""
-        inputs = [use.input for use in uses]
-        return factors.linear_input_factor(inputs, self.bias, self.sharing, diagonal)
-
-    def output_factor(self, uses: Sequence[Use], index: int, diagonal: bool) -> Tensor:
-        """Sum over samples for factor G, or for its diagonal."""
-        gradients = [use.gradients[index] for use in uses]
-        return factors.output_factor(gradients, -1, self.sharing, diagonal=diagonal)
-
-    def rows(self, use: Use, index: int) -> tuple[Tensor, Tensor]:
-        """Rows a (N, T, in [+ 1]) and g (N, T, out)."""
-        inputs = factors.positions(use.input)
-        inputs = inputs.to(factors.accumulation_type(inputs))
-        gradients = factors.output_rows(use.gradients[index], -1).to(inputs.dtype)
-        return (factors.append_one(inputs) if self.bias else inputs), gradients
-
-    def matrix(self, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """(out, in [+ 1])."""
-        return weight if bias is None else torch.cat([weight, bias[:, None]], dim=1)
-
-    def split(self, matrix: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Weight (out, in) and bias (out)."""
-        if not self.bias:
-            return matrix, None
-        return matrix[:, :-1], matrix[:, -1].contiguous()
 
 
 @dataclass(frozen=True)
@@ -81,7 +38,7 @@ class ConvLayout:
         width, out = self.module.weight[0].numel() + self.bias, self.module.out_channels // groups
         return (*lead, width, width), (*lead, out, out)
 
-    def input_factor(self, uses: Sequence[Use], diagonal: bool) -> tuple[Tensor, int]:
+    def input_factor(self, uses: Sequence[Use], diagonal: bool) -> tuple[Tensor, float]:
         """Factor A, or its diagonal, as (sum, divisor)."""
         inputs = [use.input for use in uses]
         return factors.conv_input_factor(inputs, self.module, self.bias, self.sharing, diagonal)
@@ -99,19 +56,12 @@ class ConvLayout:
 
     def matrix(self, weight: Tensor, bias: Tensor | None) -> Tensor:
         """([k,] out / k, C kh kw [+ 1])."""
-        flat = weight.flatten(1)
-        if bias is not None:
-            flat = torch.cat([flat, bias[:, None]], dim=1)
-        groups = self.module.groups
-        return flat if groups == 1 else flat.reshape(groups, -1, flat.shape[1])
+        return as_matrix(weight.flatten(1), bias, self.module.groups)
 
     def split(self, matrix: Tensor) -> tuple[Tensor, Tensor | None]:
         """Weight (out, C, kh, kw) and bias (out)."""
-        flat = matrix if self.module.groups == 1 else matrix.flatten(0, 1)
-        shape = self.module.weight.shape
-        if not self.bias:
-            return flat.reshape(shape), None
-        return flat[:, :-1].reshape(shape), flat[:, -1].contiguous()
+        weight, bias = as_parts(matrix, self.bias, self.module.groups)
+        return weight.reshape(self.module.weight.shape), bias
 
 
 @dataclass(frozen=True)
@@ -141,9 +91,9 @@ class ConvTransposeLayout:
 
     def _spread(self, use: Use) -> Use:
         inputs = transposed.spread_input(use.input, self.module, use.gradients[0].shape[2:])
-        return replace(use, call=Inputs.of((inputs,)))
+        return use.seen_as(inputs, weights=use.weights)
 
-    def input_factor(self, uses: Sequence[Use], diagonal: bool) -> tuple[Tensor, int]:
+    def input_factor(self, uses: Sequence[Use], diagonal: bool) -> tuple[Tensor, float]:
         """Factor A, or its diagonal, as (sum, divisor)."""
         spread, plain = [self._spread(use) for use in uses], self.plain
         if diagonal or plain.sharing == "reduce" or set(self.module.stride) == {1}:
@@ -192,9 +142,9 @@ class EmbeddingLayout:
         out = self.module.embedding_dim
         return (self.module.num_embeddings,), (out, out)
 
-    def input_factor(self, uses: Sequence[Use], diagonal: bool) -> tuple[Tensor, int]:
+    def input_factor(self, uses: Sequence[Use], diagonal: bool) -> tuple[Tensor, float]:
         """Factor A, which is its diagonal, as (sum, divisor)."""
-        return factors.embedding_input_factor([use.input for use in uses], self.module)
+        return rows.token_factor(self.module, uses)
 
     def output_factor(self, uses: Sequence[Use], index: int, diagonal: bool) -> Tensor:
         """Sum over samples for factor G, or for its diagonal."""
@@ -202,23 +152,28 @@ class EmbeddingLayout:
         return factors.output_factor(gradients, -1, "expand", diagonal=diagonal)
 
     def squares(
-        self, uses: Sequence[Use], index: int, g_vectors: Tensor | None, apart: bool = True
+        self,
+        uses: Sequence[Use],
+        index: int,
+        a_vectors: Tensor | None,
+        g_vectors: Tensor | None,
+        apart: bool,
     ) -> Tensor:
         """Sum over samples, if they are apart, of (Q_G^T sum_t g a^T)^2, (D, V)."""
         found = [factors.output_rows(use.gradients[index], -1) for use in uses]
-        rows = torch.cat(found, dim=1)
-        rows = rows.to(factors.accumulation_type(rows))
-        rows = rows if g_vectors is None else rows @ g_vectors
+        every = torch.cat(found, dim=1)
+        every = every.to(factors.accumulation_type(every))
+        every = every if g_vectors is None else every @ g_vectors
         pairs = zip(uses, found, strict=True)
         tokens = torch.cat([use.input.reshape(g.shape[:2]) for use, g in pairs], dim=1)
         num, padding = self.module.num_embeddings, self.module.padding_idx
         if not apart:
-            total = rows.new_zeros(num, rows.shape[-1])
-            total.index_add_(0, tokens.flatten(), rows.flatten(0, 1))
+            total = every.new_zeros(num, every.shape[-1])
+            total.index_add_(0, tokens.flatten(), every.flatten(0, 1))
             if padding is not None:
                 total[padding] = 0
             return total.square().mT
-        return factors.squared_token_gradients(tokens, rows, num, padding)
+        return factors.squared_token_gradients(tokens, every, num, padding)
 
     def matrix(self, weight: Tensor, bias: Tensor | None) -> Tensor:
         """(D, V), the transposed table."""
@@ -239,28 +194,6 @@ Layout = (
     | TiedLayout
 )
 """A kind of layer; its weight and bias are a matrix ([k,] out, in [+ 1]) with k groups."""
-
-
-def _joined(use: Use) -> Use:
-    """The use with all its rows as those of one sample."""
-    gradients = tuple(g.reshape(1, -1, g.shape[-1]) for g in use.gradients)
-    return replace(
-        use, call=Inputs.of((use.input.reshape(1, -1, use.input.shape[-1]),)), gradients=gradients
-    )
-
-
-def _by_owner(use: Use, inputs: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows ([k,] N, T, d) brought together by the samples that own entries of a first dimension."""
-    if use.owners is None:
-        return inputs, gradients
-    order, place, most = slots(use.owners, use.count)
-
-    def put(rows: Tensor) -> Tensor:
-        filled = rows.new_zeros(*rows.shape[:-3], use.count * most, *rows.shape[-2:])
-        filled[..., place, :, :] = rows[..., order, :, :]
-        return filled.reshape(*rows.shape[:-3], use.count, -1, rows.shape[-1])
-
-    return put(inputs), put(gradients)
 
 
 class LayerFactors:
@@ -295,7 +228,8 @@ class LayerFactors:
         if layout is not None:
             self.layout = layout
         elif isinstance(module, nn.Linear):
-            self.layout = LinearLayout(module, bias is not None, config.linear_sharing)
+            shape = module.out_features, module.in_features
+            self.layout = LinearLayout(shape, bias is not None, config.linear_sharing)
         elif isinstance(module, nn.Embedding):
             self.layout = EmbeddingLayout(module)
         elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
@@ -344,12 +278,15 @@ class LayerFactors:
             )
         a_diagonal, g_diagonal = (factor.value.dim() == 1 for factor in (self.a, self.g))
         if isinstance(self.layout, TiedLayout):
-            counted = [weighted.kept(use) for use in uses]
+            counted = [rows.kept(use) for use in uses]
             words, tokens, width = self.layout.moments(counted, weights, (a_diagonal, g_diagonal))
             self.a.add(words.to(self.dtype), tokens)
             self.g.add(width, count)
             return
-        total, divisor = weighted.input_factor(self.layout, uses, a_diagonal)
+        if isinstance(self.layout, EmbeddingLayout | ProjectionLayout):
+            total, divisor = self.layout.input_factor(uses, a_diagonal)
+        else:
+            total, divisor = rows.input_factor(self.layout, uses, a_diagonal)
         self.a.add(total.to(self.dtype), divisor)  # frequencies have the table's type
         sums = ((self.layout.output_factor(uses, i, g_diagonal), w) for i, w in enumerate(weights))
         self.g.add(reduce(torch.add, (g if w == 1 else g * w for g, w in sums)), count)
@@ -358,20 +295,10 @@ class LayerFactors:
         self, uses: Sequence[Use], index: int, a_vectors: Tensor | None, g_vectors: Tensor | None
     ) -> Tensor:
         """Sum over samples of (Q_G^T (sum_t g a^T) Q_A)^2, with Q = I for a diagonal factor."""
-        apart = by_sample(uses, self.name)
-        if isinstance(self.layout, EmbeddingLayout):
-            return self.layout.squares(uses, index, g_vectors, apart)
-        if isinstance(self.layout, ProjectionLayout):
-            joined = uses if apart else [_joined(use) for use in uses]
-            return self.layout.squares(joined, index, a_vectors, g_vectors)
-        pairs = [_by_owner(use, *self.layout.rows(use, index)) for use in uses]
-        inputs = torch.cat([pair[0] for pair in pairs], dim=-2)
-        inputs = inputs if a_vectors is None else inputs @ a_vectors.unsqueeze(-3)
-        gradients = torch.cat([pair[1] for pair in pairs], dim=-2)
-        gradients = gradients if g_vectors is None else gradients @ g_vectors.unsqueeze(-3)
-        if not apart:
-            inputs, gradients = (rows.flatten(-3, -2).unsqueeze(-3) for rows in (inputs, gradients))
-        return factors.squared_gradients(inputs, gradients)
+        vectors, apart = (a_vectors, g_vectors), by_sample(uses, self.name)
+        if isinstance(self.layout, EmbeddingLayout | ProjectionLayout):
+            return self.layout.squares(uses, index, *vectors, apart)
+        return rows.squares(self.layout, uses, index, *vectors, apart)
 
     def matrix(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Weight and bias tensors as one ([k,] out, in [+ 1]) matrix."""

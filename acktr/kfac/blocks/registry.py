@@ -15,6 +15,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from acktr.kfac.blocks.diagonal import DiagonalBlock
 from acktr.kfac.blocks.kronecker import KroneckerBlock
 from acktr.kfac.blocks.layouts import LayerFactors
+from acktr.kfac.blocks.linear import LinearLayout
 from acktr.kfac.blocks.projections import ProjectionBiasRows, ProjectionLayout
 from acktr.kfac.blocks.rules import LayerRule, RuleLayout, Rules, check_rules
 from acktr.kfac.blocks.skip import Skip, skipped
@@ -331,9 +332,8 @@ class Registry:
         if split:
             self.capped.append(f"{name} (G {rows}, {gates} blocks of it)")
         groups = gates if split else part.groups
-        return ProjectionLayout(
-            (rows, width), groups, bias, self.config.linear_sharing, apart=not split
-        )
+        linear = LinearLayout((rows // groups, width), bias, self.config.linear_sharing)
+        return ProjectionLayout(linear, groups, apart=not split)
 
     def _unshared(self, module: nn.Module, key: str | None) -> str | None:
         """Name of a parameter, also one of a submodule, that is free and has one owner alone."""

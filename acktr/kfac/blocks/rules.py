@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from acktr.kfac.blocks.linear import LinearLayout, Shapes, as_matrix, as_parts
 from acktr.kfac.config import Sharing
-from acktr.kfac.statistics import factors
 from acktr.kfac.statistics.uses import Use
 
 View = Callable[[Any, Tensor], Tensor]
@@ -81,8 +81,6 @@ class RuleLayout:
     def __init__(self, module: nn.Module, rule: LayerRule, bias: bool, sharing: Sharing) -> None:
         self.module = module
         self.rule = rule
-        self.bias = bias
-        self.sharing = sharing
         weight = module._parameters[rule.weight]
         assert weight is not None
         self._tried = False
@@ -91,50 +89,51 @@ class RuleLayout:
             right = matrix.dim() == 2 and torch.equal(rule.tensor(module, matrix), weight)
         if not right:
             raise self._wrong("its matrix must be (out, in), and its tensor the inverse of that")
-        self._out, self._in = matrix.shape
+        self._linear = LinearLayout((len(matrix), matrix.shape[1]), bias, sharing)
         shift = module._parameters.get(rule.bias or "")
-        if bias and shift is not None and shift.shape != (self._out,):
+        if bias and shift is not None and shift.shape != (len(matrix),):
             raise self._wrong(f"the matrix is {tuple(matrix.shape)}, the bias {tuple(shift.shape)}")
 
     def _wrong(self, what: str) -> ValueError:
         return ValueError(f"the LayerRule of {type(self.module).__name__} does not fit: {what}")
 
     @property
-    def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """(in [+ 1]) and (out) square."""
-        width = self._in + self.bias
-        return (width, width), (self._out, self._out)
+    def sharing(self) -> Sharing:
+        """How positions share the weight."""
+        return self._linear.sharing
 
-    def input_factor(self, uses: Sequence[Use], diagonal: bool) -> tuple[Tensor, int]:
+    @property
+    def shapes(self) -> Shapes:
+        """(in [+ 1]) and (out) square."""
+        return self._linear.shapes
+
+    def _seen(self, use: Use) -> Use:
+        """The use as that of a linear map."""
+        gradients = (self.rule.outputs(use.module, gradient) for gradient in use.gradients)
+        return use.seen_as(self.rule.inputs(use.module, use.input), gradients, use.weights)
+
+    def input_factor(self, uses: Sequence[Use], diagonal: bool) -> tuple[Tensor, float]:
         """Factor A, or its diagonal, as (sum, divisor)."""
         if not self._tried:
             self._try(uses[0])
-        rows = [self.rule.inputs(use.module, use.input) for use in uses]
-        return factors.linear_input_factor(rows, self.bias, self.sharing, diagonal)
+        return self._linear.input_factor([self._seen(use) for use in uses], diagonal)
 
     def output_factor(self, uses: Sequence[Use], index: int, diagonal: bool) -> Tensor:
         """Sum over samples for factor G, or for its diagonal."""
-        rows = [self.rule.outputs(use.module, use.gradients[index]) for use in uses]
-        return factors.output_factor(rows, -1, self.sharing, diagonal=diagonal)
+        return self._linear.output_factor([self._seen(use) for use in uses], index, diagonal)
 
     def rows(self, use: Use, index: int) -> tuple[Tensor, Tensor]:
         """Rows a (N, T, in [+ 1]) and g (N, T, out)."""
-        inputs = factors.positions(self.rule.inputs(use.module, use.input))
-        inputs = inputs.to(factors.accumulation_type(inputs))
-        gradients = factors.positions(self.rule.outputs(use.module, use.gradients[index]))
-        return factors.append_one(inputs) if self.bias else inputs, gradients.to(inputs.dtype)
+        return self._linear.rows(self._seen(use), index)
 
     def matrix(self, weight: Tensor, bias: Tensor | None) -> Tensor:
         """(out, in [+ 1])."""
-        matrix = self.rule.matrix(self.module, weight)
-        return matrix if bias is None else torch.cat([matrix, bias[:, None]], dim=1)
+        return as_matrix(self.rule.matrix(self.module, weight), bias)
 
     def split(self, matrix: Tensor) -> tuple[Tensor, Tensor | None]:
         """The weight in its own shape, and the bias (out)."""
-        if not self.bias:
-            return self.rule.tensor(self.module, matrix).contiguous(), None
-        weight = self.rule.tensor(self.module, matrix[:, :-1])
-        return weight.contiguous(), matrix[:, -1].contiguous()
+        weight, bias = as_parts(matrix, self._linear.bias)
+        return self.rule.tensor(self.module, weight).contiguous(), bias
 
     def _try(self, use: Use) -> None:
         """Compare sum g a^T with the gradient that the layer itself gives, once.
@@ -143,10 +142,10 @@ class RuleLayout:
             ValueError: They differ.
         """
         a, g = self.rows(use, 0)
-        width = self._in + self.bias
-        if a.shape[:2] != g.shape[:2] or (g.shape[2], a.shape[2]) != (self._out, width):
+        (width, _), (out, _) = self._linear.shapes
+        if a.shape[:2] != g.shape[:2] or (g.shape[2], a.shape[2]) != (out, width):
             raise self._wrong(
-                f"rows a {tuple(a.shape)} and g {tuple(g.shape)} of a matrix {(self._out, width)}"
+                f"rows a {tuple(a.shape)} and g {tuple(g.shape)} of a matrix {(out, width)}"
             )
         found = g.flatten(0, 1).mT @ a.flatten(0, 1)
         right = self._gradient(use)
@@ -162,7 +161,10 @@ class RuleLayout:
 
     def _gradient(self, use: Use) -> Tensor:
         """Gradient of the layer's parameters in a forward pass made again, (out, in [+ 1])."""
-        names = [self.rule.weight, *([self.rule.bias] if self.bias and self.rule.bias else [])]
+        names = [
+            self.rule.weight,
+            *([self.rule.bias] if self._linear.bias and self.rule.bias else []),
+        ]
         parameters = [use.module.get_parameter(name) for name in names]
         place = parameters[0]
 
@@ -177,4 +179,4 @@ class RuleLayout:
             output = output if use.part is None else output[use.part]
             cotangent = use.gradients[0].to(output.dtype)
             parts = torch.autograd.grad(output, parameters, cotangent, materialize_grads=True)
-        return self.matrix(parts[0], parts[1] if self.bias else None)
+        return self.matrix(parts[0], parts[1] if self._linear.bias else None)

@@ -34,7 +34,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from acktr.kfac.blocks.layouts import LayerFactors, LinearLayout
+from acktr.kfac.blocks.layouts import LayerFactors
+from acktr.kfac.blocks.linear import LinearLayout
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.linalg import FactorError, Parts, factored_tikhonov, symmetric_eigen
 from acktr.kfac.statistics.averages import History, RunningAverage

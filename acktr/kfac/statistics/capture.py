@@ -14,10 +14,10 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from acktr.kfac.statistics.inputs import Inputs
 from acktr.kfac.statistics.outputs import tensors
-from acktr.kfac.statistics.owners import Rows, by_owner, found, in_order, probes, shared_out
+from acktr.kfac.statistics.owners import Rows, found, probes
 from acktr.kfac.statistics.projections import Projection, reporting
-from acktr.kfac.statistics.samples import Samples, leading
-from acktr.kfac.statistics.uses import Moments, Observation, Use
+from acktr.kfac.statistics.samples import Samples, check_batched, leading, placed
+from acktr.kfac.statistics.uses import LinearMap, Moments, Observation, Use
 
 _STATEFUL_NORMS = (
     nn.BatchNorm1d,
@@ -28,20 +28,6 @@ _STATEFUL_NORMS = (
     nn.InstanceNorm3d,
 )
 """Normalisations that may keep a running mean and variance."""
-_DIMENSIONS: dict[type[nn.Module], int] = {
-    nn.Linear: 2,
-    nn.Embedding: 2,
-    nn.Conv1d: 3,
-    nn.Conv2d: 4,
-    nn.Conv3d: 5,
-    nn.ConvTranspose1d: 3,
-    nn.ConvTranspose2d: 4,
-    nn.ConvTranspose3d: 5,
-    nn.InstanceNorm1d: 3,
-    nn.InstanceNorm2d: 4,
-    nn.InstanceNorm3d: 5,
-}
-"""Least number of dimensions of an output over a batch."""
 OutputGradients = dict[str, list[Tensor | None]]
 """By layer one gradient for each use; None where the scalar does not depend on it."""
 Divisor = float | Literal["samples", "sum"]
@@ -64,6 +50,8 @@ class Call:
     """Running mean and variance that a normalisation used; None for those of its input."""
     turn: int
     """Number of the call among those of all layers."""
+    valid: Tensor | None = None
+    """Positions (N, ...) of the input that are not padding; None for all."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +115,7 @@ class Capture:
     """What the whole module returned, one entry for every call."""
 
     def _record(
-        self, record: LayerRecord, module: nn.Module, args: Any, kwargs: Any, output: Any
+        self, record: LayerRecord, _module: nn.Module, args: Any, kwargs: Any, output: Any
     ) -> Any:
         several = isinstance(output, tuple)
         if several:
@@ -140,33 +128,32 @@ class Capture:
         inputs = Inputs.of(args, kwargs)
         for place, part in enumerate(output if several else (output,)):
             if isinstance(part, Tensor) and part.requires_grad:
-                edge = get_gradient_edge(part if several else _underneath(part))
-                where = place if several else None
-                moments = _moments(module)
-                self.turns += 1
-                record.calls.append(Call(inputs, part.shape, edge, where, moments, self.turns))
+                where, root = (place, part) if several else (None, _underneath(part))
+                self._keep(record, inputs, part, where, root)
         return output
 
-    def _report(
-        self,
-        records: Mapping[str, LayerRecord],
-        key: str,
-        given: Tensor,
-        outputs: Sequence[Tensor],
-        *,
-        first: int = 0,
-        valid: Tensor | None = None,
-    ) -> None:
-        """Keep uses of a projection; see :class:`acktr.kfac.statistics.elementary.Report`."""
-        record = records.get(key)
+    def _report(self, records: Mapping[str, LayerRecord], seen: LinearMap) -> None:
+        """Keep uses of a projection."""
+        record = records.get(seen.key)
         if record is None:
             return
-        inputs = Inputs.of((given,), {} if valid is None else {"valid": valid})
-        for part, output in enumerate(outputs, first):
+        inputs = Inputs.of((seen.given,))
+        for part, output in enumerate(seen.outputs, seen.first):
             if output.requires_grad:
-                edge = get_gradient_edge(_underneath(output))
-                self.turns += 1
-                record.calls.append(Call(inputs, output.shape, edge, part, None, self.turns))
+                self._keep(record, inputs, output, part, _underneath(output), seen.valid)
+
+    def _keep(
+        self,
+        record: LayerRecord,
+        inputs: Inputs,
+        output: Tensor,
+        part: int | None,
+        root: Tensor,
+        valid: Tensor | None = None,
+    ) -> None:
+        edge, moments = get_gradient_edge(root), _moments(record.module)
+        self.turns += 1
+        record.calls.append(Call(inputs, output.shape, edge, part, moments, self.turns, valid))
 
     def _keep_inputs(self, _module: nn.Module, args: Any, kwargs: Any) -> None:
         self.inputs = Inputs.of(args, kwargs)
@@ -259,13 +246,13 @@ class Capture:
                 some = next((gradient for gradient in mine if gradient is not None), None)
                 if some is None or not len(some):
                     continue
-                _check_batched(path, record.module, some)
+                check_batched(path, record.module, some)
                 filled = tuple(torch.zeros_like(some) if g is None else g for g in mine)
                 own = call.part, call.moments, call.turn, path
                 owners = batch.owners.get(path)
                 rows = None if owners is None else owners[place]
-                use = Use(record.module, call.inputs, filled, *own)
-                use = _placed(use, batch, rows, owners is not None)
+                use = Use(record.module, call.inputs, filled, *own, weights=call.valid)
+                use = placed(use, batch, rows, owners is not None)
                 samples = len(use.gradients[0])
                 uses.append(use)
         weights = [weight for _, weight in scalars]
@@ -317,60 +304,6 @@ def _moments(module: nn.Module) -> Moments | None:
         return None
     mean, variance = module.running_mean, module.running_var
     return None if mean is None or variance is None else (mean.clone(), variance.clone())
-
-
-def _check_batched(path: str, module: nn.Module, gradient: Tensor) -> None:
-    """Raise ValueError for a layer's output that has no leading dimension of samples."""
-    least = next((least for kind, least in _DIMENSIONS.items() if isinstance(module, kind)), 1)
-    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
-        least = 1 + len(module.normalized_shape)
-    if gradient.dim() < least:
-        raise ValueError(
-            f"K-FAC layer {path!r} ({type(module).__name__}) must be called with a batch (N, ...):"
-            f" its output has the shape {tuple(gradient.shape)} without N"
-        )
-
-
-def _placed(use: Use, batch: Samples, rows: Rows, known: bool) -> Use:
-    """The use with the samples in its first dimension, or with the note of where they are.
-
-    Args:
-        use: A use as it was recorded.
-        batch: What is known of the samples.
-        rows: The samples of its rows; None where samples meet in a row.
-        known: Whether they were looked for.
-
-    Raises:
-        ValueError: Samples meet, and the curvature must take them apart.
-    """
-    place = batch.dimension(use.module, use.gradients[0].shape)
-    if batch.apart and rows is None and (known or place is None):
-        raise ValueError(
-            f"K-FAC layer {use.name!r} ({type(use.module).__name__}): samples meet in its output"
-            f" {tuple(use.gradients[0].shape)}, as in a layer called without the batch or before a"
-            " batch normalisation in training; Exact() and Empirical() would take products between"
-            " them: Sampled() is right there"
-        )
-    if place:
-        gradients = tuple(gradient.movedim(place, 0) for gradient in use.gradients)
-        call = Inputs.of((use.input.movedim(place, 0),))
-        use = replace(use, call=call, gradients=gradients)
-        rows = rows if rows is None else rows.movedim(place, 0)
-    depth = None
-    if rows is not None and not in_order(rows, batch.count):
-        depth = 1  # weights of positions would not be in this order
-        if batch.positions(use.module):
-            same = [mask for mask in batch.present if mask.shape == rows.shape]
-            use = by_owner(use, rows, batch.count, same[0] if same else None)
-        else:
-            known_rows = bool((rows >= 0).all())
-            owners = shared_out(rows, batch.count)
-            use = replace(use, owners=owners, count=batch.count, complete=known_rows)
-    elif place is None and rows is None:
-        return replace(use, batched=False)
-    if batch.weights or batch.present:
-        use = replace(use, weights=batch.row_weights(use, depth))
-    return use
 
 
 def _underneath(output: Tensor) -> Tensor:

@@ -190,11 +190,10 @@ def linear_input_factor(
     if sharing == "reduce":
         count = sum(used.shape[1] for used in spread)
         sums = [used.sum(1, dtype=accumulation_type(used)) for used in spread]
-        rows = [torch.stack(sums).sum(0) / count]
+        rows = torch.stack(sums).sum(0) / count
     else:
-        rows = [used.reshape(-1, used.shape[-1]) for used in spread]
-    grams = (second_moment(used, bias, diagonal) for used in rows)
-    return reduce(torch.add, grams), sum(map(len, rows))
+        rows = _joined([used.flatten(0, 1) for used in spread])
+    return second_moment(rows, bias, diagonal), len(rows)
 
 
 def embedding_input_factor(inputs: Sequence[Tensor], module: nn.Embedding) -> tuple[Tensor, int]:
@@ -233,8 +232,12 @@ def output_factor(
     if sharing == "reduce":
         sums = [rows.sum(-2, dtype=accumulation_type(rows)) for rows in spread]
         return second_moment(torch.stack(sums).sum(0), False, diagonal)
-    grams = (second_moment(rows.flatten(-3, -2), False, diagonal) for rows in spread)
-    return reduce(torch.add, grams)
+    return second_moment(_joined([rows.flatten(-3, -2) for rows in spread]), False, diagonal)
+
+
+def _joined(rows: Sequence[Tensor]) -> Tensor:
+    """Rows ([k,] M, d) of several uses, as in a recurrence, for one product; no copy of one."""
+    return rows[0] if len(rows) == 1 else torch.cat(list(rows), dim=-2)
 
 
 def output_rows(gradient: Tensor, channel_dim: int, groups: int = 1) -> Tensor:

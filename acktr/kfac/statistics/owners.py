@@ -14,7 +14,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from acktr.kfac.statistics.inputs import Inputs
 from acktr.kfac.statistics.uses import Use
 
 Rows = Tensor | None
@@ -127,13 +126,9 @@ def by_owner(use: Use, rows: Tensor, count: int, present: Tensor | None = None) 
         filled[place] = flat[order]
         return filled.reshape(count, most, *flat.shape[1:])
 
-    valid = use.call.kwargs.get("valid")
-    kept = {} if valid is None else {"valid": put(valid.reshape(rows.shape))}
-    counted = torch.ones_like(rows) if present is None else (present > 0) | (rows >= 0)
-    return replace(
-        use,
-        call=Inputs.of((put(use.input),), kept),
-        gradients=tuple(put(gradient) for gradient in use.gradients),
-        weights=None if present is None and size == count * most else put(counted.long()),
-        complete=bool((rows >= 0).all()),
-    )
+    weights = use.weights if use.weights is None else put(use.weights.reshape(rows.shape))
+    if present is not None or size != count * most:
+        counted = put(torch.ones_like(rows) if present is None else (present > 0) | (rows >= 0))
+        weights = counted if weights is None else counted * weights
+    filled = use.seen_as(put(use.input), map(put, use.gradients), weights)
+    return replace(filled, complete=bool((rows >= 0).all()))

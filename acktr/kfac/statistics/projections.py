@@ -11,15 +11,16 @@ other tensors than before.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from acktr.kfac.statistics.elementary import Elementary, Report, checkpointed
+from acktr.kfac.statistics.elementary import Elementary, checkpointed
+from acktr.kfac.statistics.uses import LinearMap, Report
 
 _KINDS = (
     nn.MultiheadAttention,
@@ -118,17 +119,9 @@ class _Wrapped:
         with Elementary(self._report):
             return self.forward(*args, **kwargs)
 
-    def _report(
-        self,
-        key: str,
-        given: Tensor,
-        outputs: Sequence[Tensor],
-        *,
-        first: int = 0,
-        valid: Tensor | None = None,
-    ) -> None:
+    def _report(self, seen: LinearMap) -> None:
         for report in self.reports:
-            report(key, given, outputs, first=first, valid=valid)
+            report(seen)
 
 
 @contextmanager

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac.statistics.owners import Rows
+from acktr.kfac.statistics.owners import Rows, by_owner, in_order, shared_out
 from acktr.kfac.statistics.uses import Use
 
 _ROWS = (
@@ -16,6 +16,22 @@ _ROWS = (
     *(nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell),
 )
 """Modules of linear maps, whose outputs have one vector for each position."""
+
+
+_DIMENSIONS: dict[type[nn.Module], int] = {
+    nn.Linear: 2,
+    nn.Embedding: 2,
+    nn.Conv1d: 3,
+    nn.Conv2d: 4,
+    nn.Conv3d: 5,
+    nn.ConvTranspose1d: 3,
+    nn.ConvTranspose2d: 4,
+    nn.ConvTranspose3d: 5,
+    nn.InstanceNorm1d: 3,
+    nn.InstanceNorm2d: 4,
+    nn.InstanceNorm3d: 5,
+}
+"""Least number of dimensions of an output over a batch."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +98,60 @@ class Samples:
             weights = weights.where(weights > 0, reached * weights[weights > 0].mean())
             result = weights if result is None else _times(weights, result)
         return result
+
+
+def check_batched(path: str, module: nn.Module, gradient: Tensor) -> None:
+    """Raise ValueError for a layer's output that has no leading dimension of samples."""
+    least = next((least for kind, least in _DIMENSIONS.items() if isinstance(module, kind)), 1)
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        least = 1 + len(module.normalized_shape)
+    if gradient.dim() < least:
+        raise ValueError(
+            f"K-FAC layer {path!r} ({type(module).__name__}) must be called with a batch (N, ...):"
+            f" its output has the shape {tuple(gradient.shape)} without N"
+        )
+
+
+def placed(use: Use, batch: Samples, rows: Rows, known: bool) -> Use:
+    """The use with the samples in its first dimension, or with the note of where they are.
+
+    Args:
+        use: A use as it was recorded.
+        batch: What is known of the samples.
+        rows: The samples of its rows; None where samples meet in a row.
+        known: Whether they were looked for.
+
+    Raises:
+        ValueError: Samples meet, and the curvature must take them apart.
+    """
+    place = batch.dimension(use.module, use.gradients[0].shape)
+    if batch.apart and rows is None and (known or place is None):
+        raise ValueError(
+            f"K-FAC layer {use.name!r} ({type(use.module).__name__}): samples meet in its output"
+            f" {tuple(use.gradients[0].shape)}, as in a layer called without the batch or before a"
+            " batch normalisation in training; Exact() and Empirical() would take products between"
+            " them: Sampled() is right there"
+        )
+    if place:
+        gradients = tuple(gradient.movedim(place, 0) for gradient in use.gradients)
+        weights = None if use.weights is None else use.weights.movedim(place, 0)
+        use = use.seen_as(use.input.movedim(place, 0), gradients, weights)
+        rows = rows if rows is None else rows.movedim(place, 0)
+    depth = None
+    if rows is not None and not in_order(rows, batch.count):
+        depth = 1  # weights of positions would not be in this order
+        if batch.positions(use.module):
+            same = [mask for mask in batch.present if mask.shape == rows.shape]
+            use = by_owner(use, rows, batch.count, same[0] if same else None)
+        else:
+            known_rows = bool((rows >= 0).all())
+            owners = shared_out(rows, batch.count)
+            use = replace(use, owners=owners, count=batch.count, complete=known_rows)
+    elif place is None and rows is None:
+        return replace(use, batched=False)
+    if batch.weights or batch.present:
+        use = replace(use, weights=batch.row_weights(use, depth))
+    return use
 
 
 def leading(module: nn.Module, output: Tensor) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -48,12 +48,42 @@ class Use:
             return rows
         return rows.new_zeros(self.count, *rows.shape[1:]).index_add_(0, self.owners, rows)
 
+    def seen_as(
+        self,
+        inputs: Tensor,
+        gradients: Iterable[Tensor] | None = None,
+        weights: Tensor | None = None,
+    ) -> Use:
+        """The use with another input, other gradients if given, and weights of its rows."""
+        same = self.gradients if gradients is None else tuple(gradients)
+        return replace(self, call=Inputs.of((inputs,)), gradients=same, weights=weights)
+
     @property
     def input(self) -> Tensor:
         """The first tensor among the layer's inputs (N, ...); ValueError if it was changed."""
         self.call.check_unchanged(f"K-FAC layer {self.name!r}")
         given = (*self.call.args, *self.call.kwargs.values())
         return next(tensor for tensor in given if isinstance(tensor, Tensor))
+
+
+@dataclass(frozen=True)
+class LinearMap:
+    """What a linear map inside of fused code was given and gave, or several maps of one input."""
+
+    key: str
+    """Name of the weight in its module."""
+    given: Tensor
+    """The input (N, ..., in)."""
+    outputs: Sequence[Tensor]
+    """The outputs (N, ..., out) of the maps that are stacked in the weight, or of one."""
+    first: int = 0
+    """Place of the first of them among the maps of the weight."""
+    valid: Tensor | None = None
+    """Positions (N, ...) that are not padding; None for all."""
+
+
+Report = Callable[[LinearMap], None]
+"""What takes notice of linear maps."""
 
 
 @dataclass(frozen=True)
