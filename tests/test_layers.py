@@ -36,13 +36,13 @@ ALLOWED: dict[str, set[str]] = {
 """What each part of ``acktr`` may import besides itself; ``acktr`` alone is its version."""
 
 KFAC = (
-    {"checks"},
-    {"config", "losses"},
-    {"linalg", "trust"},
-    {"radius", "statistics"},
+    {"checks", "clock"},
+    {"config", "losses", "state"},
+    {"cadence", "linalg", "trust"},
+    {"corrected", "statistics"},
     {"blocks", "fisher"},
-    {"corrected", "guard", "parameter_groups"},
-    {"torch_state"},
+    {"guard", "parameter_groups", "region"},
+    {"estimator"},
     {"preconditioner"},
     {"quadratic"},
     {"optimizer"},

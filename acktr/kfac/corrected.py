@@ -1,150 +1,293 @@
-"""Steps in the corrected trust region of :mod:`acktr.kfac.radius`, and its measurements."""
+"""A trust region that holds: Kronecker forms, corrected by measurements of the exact ones.
+
+The damped Kronecker factors give the quadratic form of a step almost for nothing, by parameter:
+
+    U^T (F + lambda) U = g . U,     v'^T (F + lambda) v' = mu^2 w + 2 mu nu (g . v) + nu^2 (g . U)
+
+with v' = mu v + nu U, the velocity after the step, and w the form of v. How far they are from the
+exact form d^T F d of the step d that is taken is measured now and then, and the ratio multiplies
+them until the next measurement. A measurement that the last one foretold within 3/2 doubles the
+number of steps to the next, up to ten; another halves it. New decompositions change the Kronecker
+form at once, so that of those steps the last one with a refresh is measured.
+"""
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from acktr.kfac.fisher.products import repeatable
-from acktr.kfac.losses.likelihoods import SumLoss
-from acktr.kfac.radius import Fit
-from acktr.kfac.trust import FisherQuadratic, scaled
+from acktr.kfac.trust import Fit, StepInfo, scaled
 
-if TYPE_CHECKING:
-    from acktr.kfac.preconditioner import Preconditioner
+_LONGEST = 10
+"""Most steps from one measurement to the next."""
+_FORETOLD = math.log(1.5)
+_SHARE = 0.5
+"""Part of a radius that shared parameters may use whatever a part's own parameters do."""
 
-Named = dict[str, Tensor]
-
-
-def fit_step(
-    curvature: Preconditioner,
-    gradients: Named,
-    step: Named,
-    velocities: Named,
-    momenta: Mapping[str, float],
-    lr: float,
-    fisher_quadratic: FisherQuadratic | None = None,
-) -> Fit:
-    """Fit the step d = -lr (1 - mu) (mu v + nu U) into the region.
-
-    Args:
-        curvature: Has the region, and what was observed.
-        gradients: g by name.
-        step: U by name.
-        velocities: v by name; one that is missing is zero.
-        momenta: mu by name.
-        lr: Step size.
-        fisher_quadratic: Gives d^T F d instead of the observed pass.
-    """
-    region = curvature.region
-    assert region is not None
-    lengths = {name: lr * (1 - momenta[name]) for name in step}
-
-    def measure(scale: Tensor) -> Tensor | None:
-        change = scaled(step, scale, region.places)
-        for name in change.keys() & velocities.keys():
-            change[name] = change[name].add(velocities[name], alpha=momenta[name])
-        change = {n: (d * lengths[n]).to(curvature.named[n].dtype) for n, d in change.items()}
-        if not region.separate:
-            return measured(curvature, [change], fisher_quadratic)
-        own = region.own_names()
-        shared = {name: d for name, d in change.items() if name not in own}
-        rest = {name: d for name, d in change.items() if name in own}
-        return measured(curvature, [shared, rest])
-
-    return region.fit(
-        region.dots(gradients, step),
-        region.dots(gradients, velocities),
-        region.spread(momenta),
-        region.spread(lengths),
-        lr,
-        measure if region.due(curvature.turn) else None,
-        curvature.turn,
-    )
+Named = Mapping[str, Tensor]
+Measure = Callable[[Sequence[Named]], Tensor | None]
+"""Exact forms (parts, m, m) of m vectors, those of a part without its weight where it has a radius
+of its own; None where a part of the samples does not do."""
 
 
-def measured(
-    curvature: Preconditioner,
-    steps: Sequence[Named],
-    fisher_quadratic: FisherQuadratic | None = None,
-) -> Tensor | None:
-    """Exact forms (parts, m, m) of steps; None, after a warning, if they cannot be had.
+class CorrectedRegion:
+    """Scales of steps, such that the KL of the step that is taken stays within its bounds.
+
+    With one radius the forms are (1, 1, 1). With one for each of K parts of the loss they are
+    (K, 2, 2): the first row and column belong to the parameters that several parts share, the
+    second to those that this part alone depends on. Numbers by parameter are tensors (P,).
 
     Args:
-        curvature: Has the region, and what was observed.
-        steps: The step; with a radius for each part that of the shared parameters, and that of all
-            others.
-        fisher_quadratic: Gives the form of the one step instead of the observed pass.
-
-    Raises:
-        ValueError: There is a radius for each part, and nothing to measure them with.
+        names: The parameters.
+        clips: c of each part, None for no bound; a number is one radius for all.
+        example: A parameter: device and type.
     """
-    region = curvature.region
-    assert region is not None
-    if fisher_quadratic is not None and not region.separate:
-        return fisher_quadratic(steps[0]).detach().reshape(1, 1, 1)
-    try:
-        if not region.entire:
-            some = curvature.estimated_grams(steps)
-            if some is None:  # the next step is measured, with the graph of its pass
-                region.whole = True
-                return None
-            grams, weights = some
-        else:
-            grams, weights = curvature.exact_grams(steps)
-        if not region.separate:
-            return grams.sum(0, keepdim=True)
-        if len(grams) != region.parts:
-            raise ValueError(f"kl_clip has {region.parts} radii, the output {len(grams)} parts")
-        return grams / grams.new_tensor(weights)[:, None, None]
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        if region.separate:
-            raise ValueError(f"the radii of the parts cannot be kept: {reason}") from error
-        region.blind = True
-        warnings.warn(
-            "the trust region cannot be measured, so that a step may cost a KL far from kl_clip"
-            f" / 2: {reason} (observe() with a loss before every step, or give fisher_quadratic to"
-            ' step(), or say quadratic="kronecker" to have it so)',
-            stacklevel=2,
-        )
-        return None
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        clips: float | tuple[float | None, ...] | None,
+        example: Tensor,
+    ) -> None:
+        self.separate = isinstance(clips, tuple)
+        every = clips if isinstance(clips, tuple) else (clips,)
+        kind = torch.promote_types(example.dtype, torch.float32)
+        self._like = torch.zeros((), dtype=kind, device=example.device)
+        self._clips = self._like.new_tensor([math.inf if c is None else c for c in every])
+        self._names = list(names)
+        size = 2 if self.separate else 1
+        self.ratio = torch.eye(size, dtype=kind, device=example.device).repeat(len(every), 1, 1)
+        """Exact form over the Kronecker one, entry by entry in units of the latter's roots."""
+        self.forms = self._like.new_zeros(len(self._names))
+        """w: the Kronecker form of the velocity by parameter."""
+        self._groups = torch.zeros(len(self._names), dtype=torch.int64, device=example.device)
+        """0 for a parameter that parts share, 1 + k for one of part k alone."""
+        self._interval = 1
+        self._due = 0
+        self._blind = False
+        """Whether there is nothing to measure with."""
+        self.whole = False
+        """Whether a part of the samples was seen not to stand for the observed pass."""
+
+    @property
+    def entire(self) -> bool:
+        """Whether the next measurement takes all samples, as the first one does."""
+        return self.whole or self._due == 0
+
+    def due(self, turn: int) -> bool:
+        """Whether the step of this turn is measured."""
+        return turn >= self._due and not self._blind
+
+    def own(self, groups: Mapping[str, int]) -> None:
+        """Set which parameters belong to one part alone: 1 + k for one of part k."""
+        values = [groups.get(name, 0) for name in self._names]
+        self._groups = torch.tensor(values, device=self._groups.device)
+
+    def fit(
+        self,
+        gradients: Named,
+        step: Named,
+        velocities: Named,
+        momenta: Mapping[str, float],
+        lr: float,
+        measure: Measure,
+        turn: int,
+        renewed: Callable[[int], bool],
+    ) -> Fit:
+        """Fit the step d = -lr (1 - mu) (mu v + nu U) into the region.
+
+        nu alone keeps lr nu U inside, as without momentum (Wu et al. 2017, section 3.2); what is
+        left of former steps may then still take the sum out of it, and both are shortened.
+
+        Args:
+            gradients: g by name.
+            step: U by name.
+            velocities: v by name; one that is missing is zero.
+            momenta: mu by name.
+            lr: Step size.
+            measure: Gives exact forms; it is not called before the next measurement is due.
+            turn: Number of the step.
+            renewed: Whether the step of a turn is the first one with new decompositions.
+
+        Raises:
+            ValueError: There is a radius for each part, and nothing to measure them with.
+        """
+        quadratic, slope = self._dots(gradients, step), self._dots(gradients, velocities)
+        lengths = {name: lr * (1 - momenta[name]) for name in step}
+        momentum, length = self._spread(momenta), self._spread(lengths)
+        finite = torch.isfinite(quadratic).all()
+        quadratic = torch.where(finite, quadratic, torch.zeros_like(quadratic))
+        slope = torch.where(finite, slope, torch.zeros_like(slope))
+
+        def form(nu: Tensor) -> Tensor:
+            old, new = momentum.square() * self.forms, nu.square() * quadratic
+            cross = 2 * momentum * nu * slope
+            limit = 2 * (old.sum() * new.sum()).clamp(min=0.0).sqrt()
+            share = (limit / cross.sum().abs()).clamp(max=1.0)  # by Cauchy-Schwarz, unless w is old
+            return old + cross * share.nan_to_num(nan=1.0) + new
+
+        nu = self._scales(lr * lr * quadratic)
+        if self.due(turn):
+            change = dict(self._scaled(step, torch.where(finite, nu, 0.0)))
+            for name in change.keys() & velocities.keys():
+                change[name] = change[name].add(velocities[name], alpha=momenta[name])
+            exact = self._measured({n: d * lengths[n] for n, d in change.items()}, measure)
+            if exact is not None:
+                self._learn(exact, length.square() * form(nu), turn, renewed)
+                nu = self._scales(lr * lr * quadratic)
+        nu = torch.where(finite, nu, 0.0)
+        forms = form(nu)
+        keep = self._scales(length.square() * forms)
+        forms = keep.square() * forms
+        kl = 0.5 * self._wholes(length.square() * forms)
+        self.forms = torch.where(length > 0, forms, self.forms)
+        whole = torch.where(finite, self._wholes(quadratic).sum(), torch.nan)
+        info = StepInfo(whole, (nu * keep).min(), kl.sum(), part_kl=kl if self.separate else None)
+        return Fit(self._scaled(step, nu), dict(zip(self._names, keep.unbind(), strict=True)), info)
+
+    def _measured(self, change: Named, measure: Measure) -> Tensor | None:
+        """Exact forms of a step; None, after a warning, if they cannot be had."""
+        parts: list[Named] = [change]
+        if self.separate:
+            groups = dict(zip(self._names, self._groups.tolist(), strict=True))
+            parts = [
+                {n: d for n, d in change.items() if bool(groups[n]) is own} for own in (False, True)
+            ]
+        try:
+            exact = measure(parts)
+            if exact is None:  # the next step is measured, with the graph of its pass
+                self.whole = True
+            elif len(exact) != len(self._clips):
+                raise ValueError(
+                    f"kl_clip has {len(self._clips)} radii, the output {len(exact)} parts"
+                )
+            return exact
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            if self.separate:
+                raise ValueError(f"the radii of the parts cannot be kept: {reason}") from error
+            self._blind = True
+            warnings.warn(
+                "the trust region cannot be measured, so that a step may cost a KL far from"
+                f" kl_clip / 2: {reason} (observe() with a loss before every step, or give"
+                ' fisher_quadratic to step(), or say quadratic="kronecker" to have it so)',
+                stacklevel=2,
+            )
+            return None
+
+    def _dots(self, first: Named, second: Named) -> Tensor:
+        """Dot products by parameter, 0 where one is missing."""
+        both = [name for name in self._names if name in first and name in second]
+        if not both:
+            return torch.zeros_like(self.forms)
+        products = torch._foreach_mul([first[n] for n in both], [second[n] for n in both])
+        dots = torch.stack([product.sum(dtype=self._like.dtype) for product in products])
+        if len(both) == len(self._names):
+            return dots
+        places = torch.tensor([self._names.index(n) for n in both], device=dots.device)
+        return torch.zeros_like(self.forms).index_copy(0, places, dots)
+
+    def _spread(self, values: Mapping[str, float]) -> Tensor:
+        """Numbers by name as a tensor, 0 where one is missing."""
+        return self._like.new_tensor([values.get(name, 0.0) for name in self._names])
+
+    def _scaled(self, step: Named, scales: Tensor) -> dict[str, Tensor]:
+        """The update nu U by name."""
+        pairs = zip(scales.unbind(), (scales == 0).unbind(), strict=True)
+        each = dict(zip(self._names, pairs, strict=True))
+        return {name: scaled(update, *each[name]) for name, update in step.items()}
+
+    def _kronecker(self, forms: Tensor) -> Tensor:
+        """Forms by parameter (P,), summed to (parts, m)."""
+        if not self.separate:
+            return forms.sum().clamp(min=0.0).reshape(1, 1)
+        parts = len(self._clips)
+        sums = forms.new_zeros(1 + parts).index_add_(0, self._groups, forms).clamp_(min=0.0)
+        return torch.stack([sums[:1].expand(parts), sums[1:]], dim=1)
+
+    def _expected(self, forms: Tensor) -> Tensor:
+        """The exact forms (parts, m, m) that the last measurement foretells."""
+        roots = self._kronecker(forms).sqrt()
+        return self.ratio * roots[:, :, None] * roots[:, None, :]
+
+    def _wholes(self, forms: Tensor) -> Tensor:
+        """Those of all parameters together (parts,)."""
+        return self._expected(forms).sum((1, 2)).clamp(min=0.0)
+
+    def _scales(self, forms: Tensor) -> Tensor:
+        """Scales in [0, 1] by parameter that take steps of these forms into the region."""
+        expected = self._expected(forms)
+        if not self.separate:
+            return _root(self._clips / expected[:, 0, 0]).clamp(max=1.0).expand(len(forms))
+        return part_scales(expected, self._clips)[self._groups]
+
+    def _learn(
+        self, exact: Tensor, forms: Tensor, turn: int, renewed: Callable[[int], bool]
+    ) -> None:
+        """Take notice of the exact forms of a step whose Kronecker forms are given."""
+        exact = exact.to(self.ratio.dtype)
+        before, after = self._wholes(forms), exact.sum((1, 2))
+        off = float((after / before).log().abs().max())  # NaN where there is nothing to compare
+        roots = self._kronecker(forms).sqrt()
+        ratio = exact / (roots[:, :, None] * roots[:, None, :])
+        self.ratio = torch.where(torch.isfinite(ratio) & (ratio != 0), ratio, self.ratio)
+        near = off <= _FORETOLD
+        self._interval = min(_LONGEST, 2 * self._interval) if near else max(1, self._interval // 2)
+        last = turn + self._interval
+        self._due = next((t for t in range(last, turn, -1) if renewed(t)), last)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a bit-exact resume needs."""
+        return {
+            "ratio": self.ratio.clone(),
+            "forms": self.forms.clone(),
+            "groups": self._groups.clone(),
+            "interval": self._interval,
+            "due": self._due,
+            "whole": self.whole,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
+        self.ratio = state["ratio"].to(self.ratio, copy=True)
+        self.forms = state["forms"].to(self.forms, copy=True)
+        self._groups = state["groups"].to(self._groups, copy=True)
+        self._interval, self._due = state["interval"], state["due"]
+        self.whole = state["whole"]
 
 
-def spending(curvature: Preconditioner, outputs: Callable[[], Any]) -> Callable[[], Tensor]:
-    """The KL that parameters move from now on will have cost when it is called, by part (K,).
+def part_scales(forms: Tensor, clips: Tensor) -> Tensor:
+    """Scales of the shared parameters, and of each part's own, for one radius per part.
+
+    Scaled by s and x_k the step has the form a_k s^2 + 2 b_k s x_k + d_k x_k^2 in part k. All of it
+    scaled alike would take s = x_k = sqrt(c_k / (a_k + 2 b_k + d_k)); a wild head would then stop
+    the whole network. So s is bounded by the smallest over k of the larger of that and
+    sqrt(c_k / a_k) / 2, and every x_k is the largest that the rest of its radius allows.
 
     Args:
-        curvature: Gives the module, the loss, and the random state of the observed pass.
-        outputs: Gives the loss's output at the present parameters.
+        forms: (K, 2, 2), shared parameters first.
+        clips: c (K,).
 
-    Raises:
-        ValueError: Nothing was observed with a loss, or the loss knows no KL.
+    Returns:
+        (1 + K,), in [0, 1].
     """
-    observed = curvature.observed
-    if observed is None:
-        raise ValueError("the KL of a step needs observe() with a loss before it")
-    divergence = getattr(observed.loss, "kl", None)
-    if divergence is None:
-        raise ValueError(f"{type(observed.loss).__name__} has no kl(output, other)")
-    again = repeatable(curvature.module, outputs, observed.random)
-    before = again()
-
-    def spent() -> Tensor:
-        found: Tensor = divergence(before, again())
-        return found
-
-    return spent
+    a, b, d = forms[:, 0, 0], forms[:, 0, 1], forms[:, 1, 1].clamp(min=0.0)
+    alike = _root(clips / (a + 2 * b + d).clamp(min=0.0))
+    shared = torch.maximum(alike, _SHARE * _root(clips / a)).min().clamp(max=1.0)
+    across = b * shared
+    room = across.square() + d * (clips - a * shared.square())
+    own = (room.clamp(min=0.0).sqrt() - across) / d
+    own = torch.where(d > 0, own, torch.ones_like(own)).clamp(0.0, 1.0)
+    return torch.cat([shared[None], own])
 
 
-def part_weights(loss: object) -> tuple[float, ...]:
-    """The weight of every part of a loss."""
-    if not isinstance(loss, SumLoss):
-        return (1.0,)
-    return loss.weights or (1.0,) * len(loss.parts)
+def _root(room: Tensor) -> Tensor:
+    """Square root; infinite for no step in no bound, which is 0 / 0 or inf / inf."""
+    return room.nan_to_num(nan=math.inf).sqrt()

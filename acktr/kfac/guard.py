@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from weakref import ref
 
@@ -20,6 +19,7 @@ from acktr.kfac.blocks.kronecker import KroneckerBlock
 from acktr.kfac.blocks.projections import ProjectionLayout
 from acktr.kfac.blocks.registry import StatBlock, UnsupportedParameterWarning, caller_level
 from acktr.kfac.blocks.rules import RuleLayout
+from acktr.kfac.fisher.graph import uses_of_leaves
 from acktr.kfac.losses.likelihoods import OutputLoss
 from acktr.kfac.statistics.capture import Capture
 from acktr.kfac.statistics.outputs import tensors
@@ -248,22 +248,3 @@ class Guard:
                 f"{shapes[0][0]} says that it is right)",
                 stacklevel=caller_level(),
             )
-
-
-def uses_of_leaves(root: Tensor) -> dict[int, int]:
-    """How often the graph of a tensor takes each leaf, by the leaf's id.
-
-    A leaf that is cast once for several uses, as autocast does it, counts once.
-    """
-    counts: Counter[int] = Counter()
-    waiting, seen = [root.grad_fn], {root.grad_fn}
-    while waiting:
-        node = waiting.pop()
-        for child, _ in () if node is None else node.next_functions:
-            leaf = getattr(child, "variable", None)
-            if leaf is not None:
-                counts[id(leaf)] += 1
-            elif child is not None and child not in seen:
-                seen.add(child)
-                waiting.append(child)
-    return counts

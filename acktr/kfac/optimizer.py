@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -14,26 +13,21 @@ from torch import Tensor, nn
 from acktr.kfac.blocks.registry import Block
 from acktr.kfac.blocks.rules import Rules
 from acktr.kfac.blocks.skip import Skip
-from acktr.kfac.checks import check_choice, plain_name, require_like
+from acktr.kfac.checks import check_choice
 from acktr.kfac.config import KFACConfig
-from acktr.kfac.corrected import fit_step, spending
 from acktr.kfac.losses.likelihoods import OutputLoss
 from acktr.kfac.losses.sources import Source
 from acktr.kfac.parameter_groups import check_groups, check_whole, group_state, listed, make_groups
 from acktr.kfac.preconditioner import Preconditioner
 from acktr.kfac.quadratic import LMConfig, QuadraticModel, adaptive_objective, reduction_ratio
+from acktr.kfac.state import packed, plain_name, require_like, unpacked
 from acktr.kfac.statistics.capture import Capture
-from acktr.kfac.torch_state import packed, unpacked
-from acktr.kfac.trust import FisherQuadratic, StepInfo, rescale, scaled, trust_scale
+from acktr.kfac.trust import FisherQuadratic, StepInfo, trust_scale
 
 StepRule = Literal["trust_region", "quadratic_model"]
 Named = dict[str, Tensor]
 Moves = dict[str, tuple[Tensor, float]]
-"""Velocity v and step size by parameter name."""
-
-
-def _negated(objective: Callable[[], Tensor]) -> Tensor:
-    return -objective()
+"""Changes of the parameters by name: a tensor, and its factor."""
 
 
 class KFAC(torch.optim.Optimizer):
@@ -127,13 +121,12 @@ class KFAC(torch.optim.Optimizer):
                     "decoupled_weight_decay is not part of the quadratic model: leave it out, or"
                     " step_rule=quadratic_model and adaptive"
                 )
-            self.curvature.follow_all = True
+            self.curvature.region.follow_all = True
         if step_rule == "quadratic_model":
-            self.curvature.region = None  # its own form is exact
+            self.curvature.region.corrected = None  # its own form is exact
             if isinstance(self.config.kl_clip, tuple):
                 raise ValueError("a quadratic-model step takes one kl_clip, not one for each part")
-        self._steps = 0
-        self.curvature.cold = self.config.cold_steps > 0
+        self._count(0)
         self.last_step: StepInfo | None = None
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -251,25 +244,23 @@ class KFAC(torch.optim.Optimizer):
         """Whether the next step renews the decompositions."""
         return self._steps >= self.config.cold_steps and self.curvature.needs_refresh
 
+    def _count(self, steps: int) -> None:
+        self._steps = steps
+        self.curvature.cold = steps < self.config.cold_steps
+
+    def _each(self, option: str) -> dict[str, float]:
+        """An option of the groups, by parameter name."""
+        values = [float(group[option]) for group in self.param_groups]
+        return {name: values[group] for name, group in self._grouped.items()}
+
     def _decay(self) -> dict[str, float]:
         """Weight decay by name that is part of the objective."""
-        if self.decoupled_weight_decay:
-            return dict.fromkeys(self._grouped, 0.0)
-        groups = self.param_groups
-        return {name: float(groups[i]["weight_decay"]) for name, i in self._grouped.items()}
+        decay = self._each("weight_decay")
+        return dict.fromkeys(decay, 0.0) if self.decoupled_weight_decay else decay
 
     def _gradients(self, decay: Mapping[str, float]) -> Named:
         """Gradients of what is minimised, weight decay included."""
         return self.curvature.gradients(decay, factor=-1.0 if self.maximize else 1.0)
-
-    def _shrink(self, rates: Mapping[str, float], scale: Tensor) -> None:
-        """Decoupled weight decay, theta <- (1 - rate weight_decay) theta; scale 0 is no step."""
-        if not self.decoupled_weight_decay:
-            return
-        for name, rate in rates.items():
-            decay = rate * float(self.param_groups[self._grouped[name]]["weight_decay"])
-            if decay and name in self.curvature.weights:
-                self._named[name].sub_(self._named[name] * decay * (scale != 0))
 
     @torch.no_grad()
     def direction(self) -> Named:
@@ -310,7 +301,7 @@ class KFAC(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if not (self._steps or self.curvature.batches or any(g["lr"] for g in self.param_groups)):
+        if not (self._steps or self.curvature.batches or any(self._each("lr").values())):
             self._fill_state()
             return loss
         if self._steps < self.config.cold_steps:
@@ -318,109 +309,70 @@ class KFAC(torch.optim.Optimizer):
         else:
             if self._steps == self.config.cold_steps:
                 self._clear_momentum()
-            spent = None if outputs is None else spending(self.curvature, outputs)
+            spent = None if outputs is None else self.curvature.region.spending(outputs)
             self._natural_step(fisher_quadratic, objective, model_inputs)
             if spent is not None and self.last_step is not None:
                 self.last_step = replace(self.last_step, spent_kl=spent())
             self.curvature.advance()
-        self._steps += 1
-        self.curvature.cold = self._steps < self.config.cold_steps
+        self._count(self._steps + 1)
         return loss
 
     def _natural_step(
         self,
         fisher_quadratic: FisherQuadratic | None,
         objective: Callable[[], Tensor] | None,
-        model_inputs: tuple[Any, ...] | None,
+        inputs: tuple[Any, ...] | None,
     ) -> None:
-        rule, evaluate = self.adaptive, None
+        """Refresh, direction, length, move; then the damping if it adapts after this step."""
+        decay, rule, evaluate = self._decay(), self.adaptive, None
         if rule is not None and rule.due(self._steps - self.config.cold_steps):
-            if objective is not None and self.maximize:
-                objective = partial(_negated, objective)
-            evaluate = adaptive_objective(self.curvature, objective, self._decay(), model_inputs)
-        decay = self._decay()
+            evaluate = adaptive_objective(self.curvature, objective, decay, inputs, self.maximize)
         self.curvature.prepare(decay)
         gradients = self._gradients(decay)
         step = self.curvature.direction(gradients, decay)
         if not step:
             return
         before = 0.0 if evaluate is None else evaluate()
+        predicted = None
         if self.step_rule == "trust_region":
-            moves = self._trust_region(gradients, step, fisher_quadratic)
-            predicted = self._predicted(gradients, moves, model_inputs) if evaluate else None
-            assert self.last_step is not None
-            rates = {name: float(self.param_groups[self._grouped[name]]["lr"]) for name in moves}
-            self._shrink(rates, self.last_step.scale)
-            if len({rate for _, rate in moves.values()}) == 1:
-                (velocities, (rate, *_)) = zip(*moves.values(), strict=True)
-                torch._foreach_add_([self._named[n] for n in moves], velocities, alpha=-rate)
-            else:
-                for name, (velocity, rate) in moves.items():
-                    self._named[name].add_(velocity, alpha=-rate)
+            moves, self.last_step = self._trust_region(gradients, step, fisher_quadratic)
+            if evaluate is not None:
+                change = {name: move * factor for name, (move, factor) in moves.items()}
+                model = QuadraticModel.of(self.curvature, gradients, [change], decay, inputs)
+                predicted = model.predicted(torch.ones_like(model.slopes))
         else:
-            predicted = self._quadratic_model(gradients, step, model_inputs)
+            moves, self.last_step, predicted = self._quadratic_model(gradients, step, inputs)
+        self._move(moves, self._each("lr"), self.last_step.scale)
         if rule is not None and evaluate is not None and predicted is not None:
             rho = reduction_ratio(before, evaluate(), float(predicted))
             self.curvature.damping = rule.adapted(self.curvature.damping, rho)
-            assert self.last_step is not None
             self.last_step = replace(self.last_step, rho=rho)
 
     def _trust_region(
         self, gradients: Named, step: Named, fisher_quadratic: FisherQuadratic | None
-    ) -> Moves:
-        """Scale and average the step; nothing is moved yet."""
-        rates = {name: float(self.param_groups[i]["lr"]) for name, i in self._grouped.items()}
+    ) -> tuple[Moves, StepInfo]:
+        """V <- mu v + nu U; the parameters are to move by -lr (1 - mu) v."""
+        rates, momenta = self._each("lr"), self._each("momentum")
         lr = max(rates.values())
-        exact = self.config.quadratic == "exact"
         if any(rate != lr for rate in rates.values()) and lr > 0:
             step = {name: update * (rates[name] / lr) for name, update in step.items()}
             gradients = {name: gradients[name] * (rates[name] / lr) for name in step}
-        quadratic = (fisher_quadratic or self.curvature.exact_quadratic) if exact else None
-        if self.curvature.region is not None:
-            return self._corrected(gradients, step, lr, fisher_quadratic)
-        info = rescale(gradients, step, self.config, lr, quadratic)
-        moves = {}
-        for name, update in info.scaled(step).items():
-            momentum = float(self.param_groups[self._grouped[name]]["momentum"])
-            velocity = self._velocity(name, update, momentum)
-            moves[name] = (velocity, lr * (1 - momentum))
-        self.last_step = info
-        return moves
-
-    def _corrected(
-        self, gradients: Named, step: Named, lr: float, fisher_quadratic: FisherQuadratic | None
-    ) -> Moves:
-        """The same for the corrected form, of the step that is taken."""
-        groups = {name: self.param_groups[self._grouped[name]] for name in step}
-        momenta = {name: float(group["momentum"]) for name, group in groups.items()}
-        velocities = {
-            name: self.state[self._named[name]]["momentum"]
-            for name in step
-            if self._named[name] in self.state
-        }
-        region = self.curvature.region
-        assert region is not None
-        fit = fit_step(self.curvature, gradients, step, velocities, momenta, lr, fisher_quadratic)
-        updates = scaled(step, fit.scale, region.places)
-        vectors = [self._momentum(name) for name in updates]
-        keep, places = fit.keep.unbind(), region.places
-        torch._foreach_mul_(vectors, [momenta[name] for name in updates])
-        torch._foreach_add_(vectors, list(updates.values()))
-        torch._foreach_mul_(vectors, [keep[places[name]] for name in updates])
-        self.last_step = fit.info
-        pairs = zip(updates, vectors, strict=True)
-        return {name: (velocity, lr * (1 - momenta[name])) for name, velocity in pairs}
+        velocities = self._velocities(step)
+        fit = self.curvature.fit(gradients, step, lr, velocities, momenta, fisher_quadratic)
+        vectors = [self._momentum(name) for name in fit.updates]
+        torch._foreach_mul_(vectors, [momenta[name] for name in fit.updates])
+        torch._foreach_add_(vectors, list(fit.updates.values()))
+        if fit.keep is not None:
+            torch._foreach_mul_(vectors, [fit.keep[name] for name in fit.updates])
+        pairs = zip(fit.updates, vectors, strict=True)
+        return {name: (vector, -lr * (1 - momenta[name])) for name, vector in pairs}, fit.info
 
     def _quadratic_model(
         self, gradients: Named, step: Named, inputs: tuple[Any, ...] | None
-    ) -> Tensor:
-        """Take the best combination of -U and the last change; returns the predicted change."""
+    ) -> tuple[Moves, StepInfo, Tensor]:
+        """The best combination of -U and the last change, and what the model predicts of it."""
         ahead = {name: -update for name, update in step.items()}
-        last = {
-            name: self.state[self._named[name]]["momentum"]
-            for name in step
-            if self._named[name] in self.state
-        }
+        last = self._velocities(step)
         vectors = [ahead, last] if last else [ahead]
         model = QuadraticModel.of(self.curvature, gradients, vectors, self._decay(), inputs)
         coefficients = model.minimum()
@@ -431,40 +383,50 @@ class KFAC(torch.optim.Optimizer):
         quadratic = torch.where(torch.isfinite(model.slopes).all(), quadratic, torch.nan)
         assert not isinstance(self.config.kl_clip, tuple)
         scale = trust_scale(quadratic, 1.0, self.config.kl_clip)
-        self.last_step = StepInfo(
-            quadratic, scale, 0.5 * scale.square() * quadratic, coefficients * scale
-        )
-        for name, moved in self.last_step.scaled(change).items():
-            self._named[name].add_(moved)
+        info = StepInfo(quadratic, scale, 0.5 * scale.square() * quadratic, coefficients * scale)
+        moves = {name: (moved, 1.0) for name, moved in info.scaled(change).items()}
+        for name, (moved, _) in moves.items():
             self.state[self._named[name]]["momentum"] = moved
-        return model.predicted(coefficients * scale)
-
-    def _predicted(self, gradients: Named, moves: Moves, inputs: tuple[Any, ...] | None) -> Tensor:
-        change = {name: velocity * -rate for name, (velocity, rate) in moves.items()}
-        model = QuadraticModel.of(self.curvature, gradients, [change], self._decay(), inputs)
-        return model.predicted(torch.ones_like(model.slopes))
+        return moves, info, model.predicted(coefficients * scale)
 
     def _cold_step(self) -> None:
+        """SGD with momentum and a clipped gradient."""
         gradients = self._gradients(self._decay())
         if not gradients:
             return
         norm = torch.stack([grad.square().sum() for grad in gradients.values()]).sum().sqrt()
         clip = (self.config.cold_max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
         finite = torch.isfinite(norm)
-        largest = max(float(group["lr"]) for group in self.param_groups)
+        rates, momenta = self._each("lr"), self._each("momentum")
+        largest = max(rates.values())
+        rates = {n: self.config.cold_lr * (r / largest if largest else 0) for n, r in rates.items()}
+        moves = {}
         for name, grad in gradients.items():
-            group = self.param_groups[self._grouped[name]]
-            share = float(group["lr"]) / largest if largest > 0 else 0.0
-            self._shrink({name: self.config.cold_lr * share}, finite)
             update = torch.where(finite, clip * grad, torch.zeros_like(grad)).to(grad.dtype)
-            velocity = self._velocity(name, update, float(group["momentum"]))
-            self._named[name].add_(velocity, alpha=-self.config.cold_lr * share)
+            moves[name] = self._momentum(name).mul_(momenta[name]).add_(update), -rates[name]
+        self._move(moves, rates, finite)
         zero = torch.zeros_like(norm)
         self.last_step = StepInfo(zero, torch.ones_like(norm), zero)
 
-    def _velocity(self, name: str, update: Tensor, momentum: float) -> Tensor:
-        """V <- mu v + update."""
-        return self._momentum(name).mul_(momentum).add_(update)
+    def _move(self, moves: Moves, rates: Mapping[str, float], scale: Tensor) -> None:
+        """Shrink the weights if decay is decoupled, unless the scale is 0, and move parameters."""
+        decay = self._each("weight_decay") if self.decoupled_weight_decay else {}
+        for name in moves:
+            weight, shrink = self._named[name], rates[name] * decay.get(name, 0.0)
+            if shrink and name in self.curvature.weights:
+                weight.sub_(weight * shrink * (scale != 0))
+        parameters: list[Tensor] = [self._named[name] for name in moves]
+        tensors, factors = zip(*moves.values(), strict=True)
+        if len(set(factors)) == 1:
+            torch._foreach_add_(parameters, tensors, alpha=factors[0])
+            return
+        for parameter, move, factor in zip(parameters, tensors, factors, strict=True):
+            parameter.add_(move, alpha=factor)
+
+    def _velocities(self, names: Iterable[str]) -> Named:
+        """V of the parameters that have moved."""
+        moved = {name: self.state.get(self._named[name]) for name in names}
+        return {name: state["momentum"] for name, state in moved.items() if state}
 
     def _momentum(self, name: str) -> Tensor:
         """V, zero at first."""
@@ -478,7 +440,7 @@ class KFAC(torch.optim.Optimizer):
     def _fill_state(self) -> None:
         """Zero momentum: torch.distributed.checkpoint makes states by a first step of length 0."""
         for name in self.curvature.gradients(self._decay()):
-            self._velocity(name, torch.zeros_like(self._named[name]), 0.0)
+            self._momentum(name).zero_()
 
     def _clear_momentum(self) -> None:
         for state in self.state.values():
@@ -529,8 +491,7 @@ class KFAC(torch.optim.Optimizer):
                 self.state[p]["momentum"] = value.to(p, copy=True)
         for group, stored in zip(self.param_groups, state["groups"], strict=True):
             group.update(stored)
-        self._steps = state["steps"]
-        self.curvature.cold = self._steps < self.config.cold_steps
+        self._count(state["steps"])
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 

@@ -239,6 +239,7 @@ def adaptive_objective(
     objective: Callable[[], Tensor] | None,
     decay: Mapping[str, float],
     inputs: tuple[Any, ...] | None,
+    maximize: bool = False,
 ) -> Callable[[], float]:
     """The loss with its weight decay, for evaluations before and after a step.
 
@@ -250,6 +251,7 @@ def adaptive_objective(
         objective: The loss at the present parameters.
         decay: Weight decay by parameter name.
         inputs: Inputs of the quadratic model, if not the observed ones.
+        maximize: Whether the loss is to ascend.
 
     Raises:
         ValueError: The adaptation of the damping has nothing to work with.
@@ -263,7 +265,7 @@ def adaptive_objective(
     loss = objective
 
     def evaluate() -> float:
-        total = loss().detach().double()
+        total = loss().detach().double() * (-1 if maximize else 1)
         for name, rate in decay.items():
             if rate and name in curvature.weights:
                 total = total + 0.5 * rate * curvature.named[name].double().square().sum()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-from acktr.kfac.config import KFACConfig
 
 FisherQuadratic = Callable[[dict[str, Tensor]], Tensor]
 """U -> U^T F U with the exact Fisher."""
@@ -38,30 +37,24 @@ class StepInfo:
     was asked for."""
 
     def scaled(self, step: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The update nu U by name, and exactly 0 where the step is skipped (U may hold NaN)."""
-        skipped, zero = self.scale == 0, torch.zeros_like(self.scale)
-        return {
-            name: torch.where(skipped, zero, self.scale * update).to(update.dtype)
-            for name, update in step.items()
-        }
+        """The update nu U by name."""
+        skipped = self.scale == 0
+        return {name: scaled(update, self.scale, skipped) for name, update in step.items()}
 
 
-def scaled(
-    step: Mapping[str, Tensor], scales: Tensor, places: Mapping[str, int]
-) -> dict[str, Tensor]:
-    """The update nu U by name, and exactly 0 where nu is 0 (U may hold NaN).
+def scaled(update: Tensor, scale: Tensor, skipped: Tensor) -> Tensor:
+    """The update nu U, and exactly 0 where it is skipped, which is nu = 0 (U may hold NaN)."""
+    return torch.where(skipped, 0.0, scale * update).to(update.dtype)
 
-    Args:
-        step: U by name.
-        scales: nu (P,).
-        places: Where a name's nu is.
-    """
-    zero, each, skipped = scales.new_zeros(()), scales.unbind(), (scales == 0).unbind()
-    return {
-        name: torch.where(skipped[place], zero, each[place] * update).to(update.dtype)
-        for name, update in step.items()
-        for place in (places[name],)
-    }
+
+class Fit(NamedTuple):
+    """How a step is fitted into the trust region, by parameter name."""
+
+    updates: dict[str, Tensor]
+    """nu U."""
+    keep: dict[str, Tensor] | None
+    """Factor of the velocity mu v + nu U, below 1 where it would leave the region; None for 1."""
+    info: StepInfo
 
 
 def trust_scale(quadratic: Tensor, lr: float, kl_clip: float | None) -> Tensor:
@@ -85,16 +78,16 @@ def trust_scale(quadratic: Tensor, lr: float, kl_clip: float | None) -> Tensor:
 def rescale(
     gradients: dict[str, Tensor],
     step: dict[str, Tensor],
-    config: KFACConfig,
+    kl_clip: float | None,
     lr: float,
     fisher_quadratic: FisherQuadratic | None,
-) -> StepInfo:
-    """Fit a step into the trust region.
+) -> Fit:
+    """Fit the step lr U, without momentum, into the trust region.
 
     Args:
         gradients: g by name.
         step: U by name.
-        config: Settings.
+        kl_clip: c; None for no limit.
         lr: Step size.
         fisher_quadratic: Gives q; None for q = g . U, which is U^T (F + lambda) U for the damped
             Kronecker factors.
@@ -103,8 +96,8 @@ def rescale(
     if fisher_quadratic is not None:
         finite = torch.isfinite(quadratic)  # the Fisher may not see a parameter that is not
         quadratic = torch.where(finite, fisher_quadratic(step).detach(), torch.nan)
-    assert not isinstance(config.kl_clip, tuple)
-    scale = trust_scale(quadratic, lr, config.kl_clip)
+    scale = trust_scale(quadratic, lr, kl_clip)
     predicted = 0.5 * (lr * scale).square() * quadratic
     predicted = torch.where(scale == 0, torch.zeros_like(predicted), predicted)
-    return StepInfo(quadratic, scale, predicted)
+    info = StepInfo(quadratic, scale, predicted)
+    return Fit(info.scaled(step), None, info)

@@ -122,6 +122,7 @@ def test_results_are_installed_that_many_steps_later(
     settings: dict[str, Any], delay: int, interval: int
 ) -> None:
     """The reference refreshes a copy inline and takes its results over ``delay`` steps later."""
+    settings = {**settings, "quadratic": "kronecker"}  # measurements know when refreshes are due
     model, other = net(), net()
     late = KFAC(model, KFACConfig(refresh_interval=interval, refresh_delay=delay, **settings))
     config = KFACConfig(refresh_interval=1000, **settings)

@@ -99,7 +99,7 @@ def test_the_mean_of_all_parts_is_the_form_of_the_batch(name: str) -> None:
 def test_the_whole_pass_is_taken_where_its_parts_are_another(between: nn.Module) -> None:
     model, loss = mlp(between), CategoricalLoss()
     optimizer = KFAC(model, KFACConfig(lr=0.5, kl_clip=1e-6, momentum=0.0))
-    region = optimizer.curvature.region
+    region = optimizer.curvature.region.corrected
     assert region is not None
     due, followed = [], []
     for index in range(5):
@@ -129,5 +129,5 @@ def test_a_state_without_this_knowledge_measures_whole_passes() -> None:
     del state["curvature"]["trust"]["whole"]
     other = KFAC(model, KFACConfig(damping=0.1))
     other.load_state_dict(state)
-    assert other.curvature.region is not None
-    assert other.curvature.region.whole
+    assert other.curvature.region.corrected is not None
+    assert other.curvature.region.corrected.whole

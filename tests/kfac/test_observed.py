@@ -13,7 +13,7 @@ from torch.nn import functional
 from acktr.kfac import KFAC, CategoricalLoss, GaussianLoss, KFACConfig, SumLoss, fisher_gram
 from acktr.kfac.fisher.observed import Observed
 from tests.tools.exact import Apply
-from tests.tools.kfac import build, randn, set_gradients
+from tests.tools.kfac import build, randn, same, set_gradients
 from tests.tools.product_cases import close, directions
 
 LOSS = CategoricalLoss()
@@ -232,3 +232,21 @@ def test_a_quadratic_model_with_dropout_predicts_the_observed_pass() -> None:
     assert optimizer.last_step is not None
     curved = float(optimizer.last_step.quadratic) / 2
     assert float((after - before).detach()) == pytest.approx(slope + curved, rel=1e-9)
+
+
+@pytest.mark.parametrize("quadratic", ["exact", "corrected", "kronecker"])
+def test_passes_without_gradients_are_torchs_own(quadratic: Any) -> None:
+    """The fast path of transformers fills padded positions with zeros."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=True).eval()
+    model = nn.Sequential(nn.GRU(3, 8, batch_first=True), encoder)
+    optimizer = KFAC(model, KFACConfig(quadratic=quadratic), skip=["0"])
+    x = torch.randn(4, 5, 8)
+    padding = torch.arange(5).repeat(4, 1) > torch.tensor([[4], [2], [3], [1]])
+    steps = torch.randn(4, 5, 3)
+    with torch.no_grad():
+        wanted, hidden = encoder(x, src_key_padding_mask=padding), model[0](steps)[0]
+        with optimizer.capture():
+            assert same(encoder(x, src_key_padding_mask=padding), wanted)
+            torch.testing.assert_close(model[0](steps)[0], hidden)
+    assert bool((wanted[padding] == 0).all())

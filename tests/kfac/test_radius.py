@@ -17,12 +17,13 @@ from acktr.kfac import (
     Exact,
     GaussianLoss,
     KFACConfig,
+    KroneckerBlock,
     Preconditioner,
     SumLoss,
     dense_fisher,
 )
-from acktr.kfac.fisher.observed import own_parameters
-from acktr.kfac.radius import part_scales
+from acktr.kfac.corrected import part_scales
+from acktr.kfac.fisher.graph import own_parameters
 from tests.tools.kfac import build, parameters, randn, same, set_gradients
 from tests.tools.product_cases import close
 
@@ -56,6 +57,10 @@ def net(kind: str) -> nn.Module:
     if kind == "residual":
         return build(Residual())
     return build(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+
+
+def blocks(optimizer: KFAC) -> list[KroneckerBlock]:
+    return [block for block in optimizer.blocks if isinstance(block, KroneckerBlock)]
 
 
 def settings(**given: Any) -> KFACConfig:
@@ -118,7 +123,7 @@ def test_the_kronecker_form_of_the_velocity_is_followed() -> None:
         columns.append(torch.cat([solved[n].flatten() for n in names]))
     matrix = torch.linalg.inv(torch.stack(columns, 1))
     for _ in range(4):
-        region = optimizer.curvature.region
+        region = optimizer.curvature.region.corrected
         assert region is not None
         v = torch.cat([optimizer.state[p]["momentum"].flatten() for p in model.parameters()])
         assert float(region.forms.sum()) == pytest.approx(float(v @ matrix @ v), rel=1e-8)
@@ -139,7 +144,7 @@ def test_the_correction_is_one_where_the_kronecker_form_is_exact() -> None:
         optimizer.step()
         steps.append(change(parameters(model), net))
     close(steps[0], steps[1])
-    region = KFAC(model, settings()).curvature.region
+    region = KFAC(model, settings()).curvature.region.corrected
     assert region is not None
     close(region.ratio, torch.ones(1, 1, 1).double())
 
@@ -155,9 +160,37 @@ def test_a_wrong_kronecker_form_is_corrected_and_measured_less_and_less() -> Non
     gaps = [b - a for a, b in itertools.pairwise(turns)]
     assert gaps[0] == 1
     assert max(gaps) == 10
-    region = optimizer.curvature.region
+    region = optimizer.curvature.region.corrected
     assert region is not None
     assert not 0.9 < float(region.ratio) < 1.1
+
+
+@pytest.mark.parametrize(
+    "given, renewed",
+    [
+        ({}, {0, 10, 20, 30, 40}),
+        ({"refresh_interval": 7, "refresh_delay": 2}, {0, 9, 16, 23, 30, 37}),
+        ({"refresh_interval": 20, "eager_start": True}, {0, 1, 2, 4, 8, 16, 20, 40}),
+        ({"refresh_interval": 1}, set(range(41))),
+    ],
+)
+def test_measurements_meet_new_decompositions(given: dict[str, Any], renewed: set[int]) -> None:
+    """Of the steps until the next measurement the last one with a refresh is measured."""
+    model = net("residual")
+    optimizer = KFAC(model, settings(**given))
+    turns, refreshes = [], set()
+    for index in range(41):
+        old = blocks(optimizer)[0].inverse.a
+        if optimizer.curvature.measuring:
+            turns.append(index)
+        take(optimizer, model, randn(60, 4, seed=index))
+        if blocks(optimizer)[0].inverse.a is not old:
+            refreshes.add(index)
+    optimizer.close()
+    assert refreshes == renewed
+    gaps = [(a, b) for a, b in itertools.pairwise(turns)]
+    assert all(b in renewed or not renewed & set(range(a + 1, b + 1)) for a, b in gaps)
+    assert len(turns) < 16
 
 
 def test_part_scales_fill_every_radius_and_leave_none() -> None:

@@ -284,11 +284,12 @@ def test_an_adaptation_without_objective_or_observation_moves_nothing(rule: Any)
     problem = Problem("softmax")
     optimizer = KFAC(problem.model, KFACConfig(), step_rule=rule, adaptive=LMConfig(interval=1))
     problem.backward(optimizer)
-    observed, optimizer.curvature.observed = optimizer.curvature.observed, None
+    region = optimizer.curvature.region
+    observed, region.observed = region.observed, None
     before, state = parameters(problem.model), snapshot(optimizer)
     with pytest.raises(ValueError, match=r"adaptive damping needs observe\(\) with a loss"):
         optimizer.step(objective=problem.objective)
-    optimizer.curvature.observed = observed
+    region.observed = observed
     with pytest.raises(ValueError, match="adaptive damping needs objective in step"):
         optimizer.step()
     assert same(parameters(problem.model), before)

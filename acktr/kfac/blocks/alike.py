@@ -13,6 +13,7 @@ from torch import Tensor
 
 from acktr.kfac.blocks.kronecker import Corrected, Eigen, KroneckerBlock
 from acktr.kfac.blocks.linear import LinearLayout
+from acktr.kfac.blocks.registry import Block
 from acktr.kfac.blocks.tridiagonal import TridiagonalBlock
 from acktr.kfac.blocks.vectors import VectorBlock
 from acktr.kfac.statistics.factors import append_one, second_moment, squared_gradients
@@ -135,6 +136,28 @@ def observe_all(
             block.observe(part)
         elif block.name not in done:
             block.pass_over(part.count)
+
+
+def precondition_all(
+    blocks: Iterable[Block],
+    groups: Iterable[Alike],
+    gradients: dict[str, Tensor],
+    parameters: Mapping[str, Tensor],
+    damping: Callable[[Block], float],
+) -> dict[str, Tensor]:
+    """(F + lambda)^-1 g by name of all blocks with a gradient, those of a group together."""
+    step: dict[str, Tensor] = {}
+    for group in groups:
+        step.update(group.precondition(gradients, damping))
+    for block in blocks:
+        if block.names[0] in step:
+            continue
+        missing = [name for name in block.names if name not in gradients]
+        if len(missing) == len(block.names):
+            continue
+        zeros = {name: torch.zeros_like(parameters[name]) for name in missing}
+        step.update(block.precondition(gradients | zeros, damping(block)))
+    return step
 
 
 def alike(blocks: Iterable[LayerBlock]) -> list[Alike]:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from acktr.kfac.blocks.registry import StatBlock
-from acktr.kfac.checks import plain_name, require_like
 from acktr.kfac.linalg import FactorError, Parts, decompose
+from acktr.kfac.state import plain_name, require_like
 
 Snapshot = dict[str, list[Tensor]]
 """The matrices that each block wants decomposed, by name; nothing changes them any more."""

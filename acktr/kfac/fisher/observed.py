@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from acktr.kfac.fisher.linearized import Linearized
-from acktr.kfac.fisher.products import Vector, output_tangents, part_grams
+from acktr.kfac.fisher.products import Vector, output_tangents, part_grams, repeatable
 from acktr.kfac.losses.base import with_weights
-from acktr.kfac.losses.likelihoods import OutputLoss
+from acktr.kfac.losses.likelihoods import OutputLoss, SumLoss
 from acktr.kfac.statistics.capture import Capture, RandomState, sample_rows
 from acktr.kfac.statistics.inputs import Inputs
 from acktr.kfac.statistics.outputs import Selection, selection
@@ -59,9 +59,9 @@ class Followed:
         tangents = []
         for vector in vectors:
             filled = [torch.zeros_like(part) for part in self.parts]
-            found = [tangent.detach() for tangent in self.linear.tangents(vector)]
-            _check(self.linear.gradients, vector, found)
-            for place, tangent in zip(self.tracked, found, strict=True):
+            moved = [tangent.detach() for tangent in self.linear.tangents(vector)]
+            _check(self.linear.gradients, vector, moved)
+            for place, tangent in zip(self.tracked, moved, strict=True):
                 filled[place] = tangent
             tangents.append(tuple(filled) if self.several else filled[0])
         output = tuple(self.parts) if self.several else self.parts[0]
@@ -80,24 +80,6 @@ def _same(first: Tensor, second: Tensor) -> bool:
         return False
     off = (first - second).double().norm()
     return bool(off <= 100 * torch.finfo(first.dtype).eps * (1 + first.double().norm()))
-
-
-def own_parameters(output: Any, parameters: Mapping[str, Tensor]) -> dict[str, int]:
-    """1 + k for every parameter that part k of an output depends on and no other part, by name."""
-    names = {id(parameter): name for name, parameter in parameters.items()}
-    owners: dict[str, list[int]] = {}
-    for place, part in enumerate(output if isinstance(output, tuple) else (output,)):
-        ahead, seen = [part.grad_fn], {None}
-        while ahead:
-            node = ahead.pop()
-            if node in seen:
-                continue
-            seen.add(node)
-            name = names.get(id(getattr(node, "variable", None)))
-            if name is not None:
-                owners.setdefault(name, []).append(place)
-            ahead.extend(following for following, _ in node.next_functions)
-    return {name: 1 + places[0] for name, places in owners.items() if len(places) == 1}
 
 
 def _check(pulled: Vector, vector: Vector, tangents: Sequence[Tensor]) -> None:
@@ -190,6 +172,13 @@ class Observed:
         self.call.check_unchanged("the module")
         return self.call
 
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """The weight of every part of the loss."""
+        if not isinstance(self.loss, SumLoss):
+            return (1.0,)
+        return self.loss.weights or (1.0,) * len(self.loss.parts)
+
     def grams(self, module: nn.Module, vectors: Sequence[Vector]) -> Tensor:
         """v_i^T F_k v_j (parts, k, k) of the parts F_k of the Fisher, whose sum is the Fisher.
 
@@ -277,6 +266,28 @@ class Observed:
             raise
         except Exception:  # the module may dislike another number of samples for any reason
             return None
+
+    def spending(self, module: nn.Module, outputs: Callable[[], Any]) -> Callable[[], Tensor]:
+        """The KL that parameters move from now on will have cost when it is called, by part (K,).
+
+        Args:
+            module: The network.
+            outputs: Gives the loss's output at the present parameters.
+
+        Raises:
+            ValueError: The loss knows no KL.
+        """
+        divergence = getattr(self.loss, "kl", None)
+        if divergence is None:
+            raise ValueError(f"{type(self.loss).__name__} has no kl(output, other)")
+        again = repeatable(module, outputs, self.random)
+        before = again()
+
+        def spent() -> Tensor:
+            kl: Tensor = divergence(before, again())
+            return kl
+
+        return spent
 
 
 def _detached(leaf: Any) -> Any:

@@ -15,12 +15,12 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -213,3 +213,28 @@ def elementary_operations() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
+def twice_differentiable(module: nn.Module) -> Iterator[None]:
+    """Have passes make graphs with second derivatives, which fused code lacks.
+
+    A pass of nn.TransformerEncoder without gradients is torch's own: its nested tensors give other
+    values at padded positions, and are not made while a mode is active.
+    """
+    left: list[Any] = []
+
+    def leave(*_: object) -> None:
+        left.append(nullcontext() if torch.is_grad_enabled() else torch._C.DisableTorchFunction())
+        left[-1].__enter__()
+
+    def back(*_: object) -> None:
+        left.pop().__exit__(None, None, None)
+
+    with ExitStack() as stack:
+        stack.enter_context(Elementary(plain=True))
+        for part in module.modules():
+            if isinstance(part, nn.TransformerEncoder):
+                stack.callback(part.register_forward_pre_hook(leave).remove)
+                stack.callback(part.register_forward_hook(back, always_call=True).remove)
+        yield

@@ -1,0 +1,194 @@
+"""Estimation of the blocks' curvature: passes are recorded, and what they show is folded in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from acktr.kfac.blocks.alike import alike, observe_all
+from acktr.kfac.blocks.diagonal import DiagonalBlock
+from acktr.kfac.blocks.registry import ROOT, Block, StatBlock
+from acktr.kfac.guard import Guard
+from acktr.kfac.losses.base import OutputLoss
+from acktr.kfac.losses.likelihoods import SumLoss
+from acktr.kfac.losses.sources import Empirical, Exact, Source
+from acktr.kfac.statistics.capture import (
+    Capture,
+    Divisor,
+    OutputGradients,
+    RandomState,
+    capture,
+    part_size,
+)
+from acktr.kfac.statistics.elementary import twice_differentiable
+from acktr.kfac.statistics.projections import recorded
+from acktr.kfac.statistics.samples import Samples, checked_masks
+
+Scalars = Iterable[tuple[Tensor, float]]
+"""Scalars f_c of a batch and weights w_c; the curvature is sum_c w_c (grad f_c) (grad f_c)^T."""
+Pairs = Sequence[tuple[OutputGradients, float]]
+"""The gradients of the layers' outputs for each scalar, and its weight."""
+Squares = Mapping[str, Tensor | None]
+"""sum_c w_c (df_c / dtheta)^2 of the parameters outside of layers, by name."""
+
+
+class Estimator:
+    """The blocks that learn from batches, and what their statistics are taken from.
+
+    Args:
+        module: The network.
+        named: The parameters that K-FAC steps, by name.
+        blocks: Those of the module.
+        guard: Warns of what the statistics do not see.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        named: Mapping[str, nn.Parameter],
+        blocks: Sequence[Block],
+        guard: Guard,
+    ) -> None:
+        learning = [block for block in blocks if isinstance(block, StatBlock)]
+        self.blocks: dict[str, StatBlock] = {block.name: block for block in learning}
+        self.layers = [block for block in learning if not isinstance(block, DiagonalBlock)]
+        self.alike = alike(self.layers)
+        self.rest = {block.name: block for block in learning if isinstance(block, DiagonalBlock)}
+        """Blocks of the parameters outside of layers, which see the gradients of whole batches."""
+        self._module, self._named, self._guard = module, named, guard
+        paths = [path for block in learning for path in block.paths]
+        self._scales: list[float] = []
+        """Those of the parts of a SumLoss in the micro-batches so far."""
+        self._recorded = {p: module if p == ROOT else recorded(module, p) for p in paths}
+
+    @contextmanager
+    def capture(self, *, layers: bool, twice: bool) -> Iterator[Capture]:
+        """Context in which forward passes are recorded.
+
+        Args:
+            layers: Whether what layers see is recorded, beside what the module gets and returns;
+                hooks take time in small layers.
+            twice: Whether the graphs of the passes must have second derivatives.
+        """
+        random = RandomState.now(self._named.values())
+        with ExitStack() as stack:
+            if twice:
+                stack.enter_context(twice_differentiable(self._module))
+            recorded = self._recorded if layers else {}
+            captured = stack.enter_context(capture(recorded, self._module))
+            captured.random = random
+            yield captured
+
+    def check_scales(self, loss: OutputLoss[Any], output: Any, last: bool) -> None:
+        """Raise ValueError when the parts of a loss weigh differently in the micro-batches."""
+        scales = loss.scales(output) if isinstance(loss, SumLoss) else []
+        before, self._scales = self._scales or scales, [] if last else self._scales or scales
+        pairs = zip(before, scales, strict=False)
+        if not all(math.isclose(first, second, rel_tol=1e-5) for first, second in pairs):
+            raise ValueError(
+                f"SumLoss: its parts have the scales {scales} in this micro-batch and {before} in"
+                " those before, which do not add up to one batch: take parts with"
+                ' reduction="sum", and give weights that are divided by each part\'s Z of the whole'
+                " batch"
+            )
+
+    def samples(
+        self,
+        captured: Capture,
+        output: Any,
+        loss: OutputLoss[Any],
+        source: Source,
+        present: Tensor | Sequence[Tensor] | None,
+        *,
+        part: bool,
+    ) -> Samples:
+        """What is known of a batch's samples.
+
+        Args:
+            captured: The records of the forward pass.
+            output: The loss's output.
+            loss: It may weight the samples.
+            source: Where targets come from.
+            present: Masks of the positions that are no padding.
+            part: Whether the output is a part of what the module returned, or that itself.
+
+        Raises:
+            ValueError: Samples must not meet but do.
+        """
+        parts = output if isinstance(output, tuple) else (output,)
+        sizes = frozenset(len(part) for part in parts if isinstance(part, Tensor) and part.dim())
+        apart = isinstance(source, Exact | Empirical)
+        if apart and len(sizes) > 1:
+            raise ValueError(
+                f"{type(source).__name__}() takes every sample by itself, but the outputs have the"
+                f" lengths {sorted(sizes)}: Sampled() is right there"
+            )
+        known = sizes if part else sizes | captured.sizes()
+        weights, masks = getattr(loss, "term_weights", ()), sizes | captured.sizes()
+        batch = Samples(known, apart, weights=weights, present=checked_masks(present, masks))
+        unplaced = any(
+            block.needs_samples
+            and batch.dimension(captured.layers[path].module, call.shape) is None
+            for block in self.layers
+            for path in block.paths
+            for call in captured.layers[path].calls
+        )
+        looking = len(sizes) == 1 and (apart or unplaced)
+        return captured.owners(output, batch) if looking else batch
+
+    def gradients(self, captured: Capture, scalars: Scalars) -> tuple[Pairs, Squares]:
+        """Differentiate the scalars with respect to the outputs of layers, and to the rest."""
+        rest = {name: self._named[name] for name in self.rest if self._named[name].requires_grad}
+        squares: dict[str, Tensor | None] = dict.fromkeys(rest)
+        pairs = []
+        for scalar, weight in scalars:
+            self._guard.warn_outside(self.layers, captured, scalar)
+            gradients = captured.output_gradients(scalar, rest)
+            for name in rest:  # squared at once, so that only one such gradient is kept
+                (gradient,) = gradients.pop(name)
+                if gradient is not None:
+                    square, before = self.rest[name].square(gradient) * weight, squares[name]
+                    squares[name] = square if before is None else before.add_(square)
+            pairs.append((gradients, weight))
+        return pairs, squares
+
+    @torch.no_grad()
+    def observe(
+        self, captured: Capture, pairs: Pairs, squares: Squares, divisor: Divisor, batch: Samples
+    ) -> None:
+        """Add a part of a batch to what :meth:`fold` takes; all of it is forgotten on an error.
+
+        Raises:
+            ValueError: Nothing was recorded, or a layer does not fit.
+        """
+        try:
+            seen = [captured.observation(b.paths, pairs, divisor, batch) for b in self.layers]
+            observe_all(self.layers, seen, self.alike)
+            if self.layers and not any(part.uses for part in seen):
+                raise ValueError(
+                    "nothing was recorded: run the forward pass inside capture() with gradients"
+                    " enabled (a module compiled before its first capture() calls no hooks)"
+                )
+            if ROOT in captured.layers and not captured.layers[ROOT].calls:
+                raise ValueError(
+                    'small_parameters="dense" needs the module itself to be called inside'
+                    ' capture(), not only its submodules (or small_parameters="diagonal")'
+                )
+            for name, square in squares.items():
+                self.rest[name].observe(square, part_size(pairs, divisor))
+        except BaseException:  # a part that is missing would spoil the whole batch
+            self._scales = []
+            for average in (a for block in self.blocks.values() for a in block.averages):
+                average.drop()
+            raise
+
+    @torch.no_grad()
+    def fold(self, decay: float) -> None:
+        """Fold the parts of a batch into the running averages."""
+        for block in self.blocks.values():
+            block.fold(decay)

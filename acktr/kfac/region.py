@@ -1,0 +1,179 @@
+"""The exact Fisher of the last observed batch, and the trust region that it measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from acktr.kfac.clock import Clock
+from acktr.kfac.config import KFACConfig
+from acktr.kfac.corrected import CorrectedRegion
+from acktr.kfac.fisher.graph import own_parameters
+from acktr.kfac.fisher.observed import Observed
+from acktr.kfac.losses.base import OutputLoss
+from acktr.kfac.statistics.capture import Capture
+from acktr.kfac.trust import FisherQuadratic, Fit, rescale
+
+
+class Region:
+    """Fits steps into the trust region, by the kind of q that the settings name.
+
+    Args:
+        module: The network.
+        named: The parameters that K-FAC steps, by name.
+        config: Settings.
+        example: A parameter: device and type.
+        clock: Counts the time of exact forms.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        named: Mapping[str, nn.Parameter],
+        config: KFACConfig,
+        example: Tensor,
+        clock: Clock,
+    ) -> None:
+        self._module, self._named, self._config, self._clock = module, named, config, clock
+        self.observed: Observed | None = None
+        """The last observed pass."""
+        self.corrected: CorrectedRegion | None = None
+        """The region of quadratic="corrected"; None for another kind of q, or without a bound."""
+        if config.quadratic == "corrected" and config.kl_clip is not None:
+            self.corrected = CorrectedRegion(list(named), config.kl_clip, example)
+        self.follow_all = config.quadratic == "exact"
+        """Whether every observed pass keeps its graph for products with the exact Fisher."""
+
+    def measures(self, turn: int) -> bool:
+        """Whether the step of a turn is measured for the corrected trust region."""
+        return self.corrected is not None and self.corrected.due(turn)
+
+    def follows(self, turn: int) -> bool:
+        """Whether the observed pass of a turn keeps its graph."""
+        entire = self.corrected is not None and self.corrected.entire
+        return self.follow_all or (entire and self.measures(turn))
+
+    def observe(
+        self,
+        captured: Capture,
+        output: Any,
+        loss: OutputLoss[Any],
+        terms: tuple[Any, Any],
+        *,
+        follow: bool,
+        measure: bool,
+    ) -> Observed:
+        """Take a pass for the last observed one.
+
+        Args:
+            captured: The records of the forward pass.
+            output: The loss's output.
+            loss: What the output means.
+            terms: Weights and targets that made the loss that of this batch.
+            follow: Whether to keep the graph.
+            measure: Whether the next step is measured for the corrected trust region.
+        """
+        moving = {name: p for name, p in self._named.items() if p.requires_grad}
+        region = self.corrected
+        with self._clock.part("exact"):
+            observed = Observed.of(captured, output, loss, moving if follow else None, terms)
+            if region is not None and measure:
+                if region.separate:
+                    region.own(own_parameters(output, moving))
+                if follow:
+                    region.whole |= observed.stride == 1 or observed.followed is None
+        self.observed = observed
+        return observed
+
+    def fit(
+        self,
+        gradients: dict[str, Tensor],
+        step: dict[str, Tensor],
+        lr: float,
+        velocities: Mapping[str, Tensor],
+        momenta: Mapping[str, float],
+        fisher_quadratic: FisherQuadratic | None,
+        *,
+        turn: int,
+        renewed: Callable[[int], bool],
+    ) -> Fit:
+        """Fit the step -lr (1 - mu) (mu v + nu U) into the region.
+
+        Args:
+            gradients: g by name.
+            step: U by name.
+            lr: Step size.
+            velocities: v by name; one that is missing is zero.
+            momenta: mu by name.
+            fisher_quadratic: Gives exact forms instead of the observed pass.
+            turn: Number of the step.
+            renewed: Whether the step of a turn is the first one with new decompositions.
+
+        Raises:
+            ValueError: An exact form is needed and has nothing to work with.
+        """
+        region = self.corrected
+        if region is None:
+            assert not isinstance(self._config.kl_clip, tuple)
+            exact = self._config.quadratic == "exact"
+            form = (fisher_quadratic or self.quadratic) if exact else None
+            return rescale(gradients, step, self._config.kl_clip, lr, form)
+
+        def measure(vectors: Sequence[Mapping[str, Tensor]]) -> Tensor | None:
+            if fisher_quadratic is not None and not region.separate:
+                return fisher_quadratic(dict(vectors[0])).detach().reshape(1, 1, 1)
+            grams = self.grams(vectors) if region.entire else self.estimated(vectors, turn)
+            if grams is None:
+                return None
+            if not region.separate:
+                return grams.sum(0, keepdim=True)
+            assert self.observed is not None
+            return grams / grams.new_tensor(self.observed.weights)[:, None, None]
+
+        return region.fit(gradients, step, velocities, momenta, lr, measure, turn, renewed)
+
+    def quadratic(self, step: dict[str, Tensor]) -> Tensor:
+        """U^T F U with the exact Fisher of the last observed batch; raises as :meth:`grams`."""
+        return self.grams([step]).sum()
+
+    def grams(self, vectors: Sequence[Mapping[str, Tensor]]) -> Tensor:
+        """Forms v_i^T F_k v_j (parts, m, m) of the parts F_k that the exact Fisher is the sum of.
+
+        Raises:
+            ValueError: Nothing was observed with a loss, or what was does not do.
+        """
+        if self.observed is None:
+            raise ValueError(
+                f'quadratic="{self._config.quadratic}" needs fisher_quadratic in step(),'
+                " or observe() with a loss"
+            )
+        with self._clock.part("exact"):
+            return self.observed.grams(self._module, vectors)
+
+    def estimated(self, vectors: Sequence[Mapping[str, Tensor]], turn: int) -> Tensor | None:
+        """:meth:`grams` estimated from a part of the observed samples; None if it cannot be."""
+        if self.observed is None:
+            return None
+        with self._clock.part("exact"):
+            return self.observed.estimated_grams(self._module, vectors, turn)
+
+    def spending(self, outputs: Callable[[], Any]) -> Callable[[], Tensor]:
+        """The KL that a step from here will have cost when it is called, by part (K,).
+
+        Args:
+            outputs: Gives the loss's output at the present parameters.
+
+        Raises:
+            ValueError: Nothing was observed with a loss, or the loss knows no KL.
+        """
+        if self.observed is None:
+            raise ValueError("the KL of a step needs observe() with a loss before it")
+        return self.observed.spending(self._module, outputs)
+
+    def advance(self) -> None:
+        """Let go of the graph of parameters that have moved."""
+        if self.observed is not None:
+            self.observed.followed = None
+            self.observed.output = None

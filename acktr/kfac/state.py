@@ -1,0 +1,227 @@
+"""Stored states: their checks, and their form in torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from acktr.kfac.checks import check_integer, check_number
+
+_OWN = ("steps", "curvature")
+"""What belongs to no single parameter; the first group holds it, as torch knows no other place."""
+
+
+def plain_name(name: str) -> str:
+    """The name of a parameter or layer in the module before torch.compile wrapped a part of it."""
+    return name.replace("_orig_mod.", "")
+
+
+# --- checks ---------------------------------------------------------------------------------------
+
+
+def require_like(state: object, template: object, where: str, *, finite: bool = True) -> None:
+    """Raise ValueError unless a stored state is built as a template, so that it can be loaded.
+
+    Args:
+        state: Dicts, lists, tensors, numbers and None; not trusted.
+        template: An object's own state. Dicts must have its keys, lists its length, tensors its
+            shapes and types, where one type of numbers with a fraction may stand for another, as
+            :func:`cast_like` turns it into; an integer must be a count, a number finite.
+        where: What the message calls the state.
+        finite: Whether NaN and Inf in tensors are refused.
+    """
+    if isinstance(template, Mapping):
+        entries = _same_keys(state, template, where)
+        for key, part in template.items():
+            require_like(entries[key], part, f"{where}: {key}", finite=finite)
+    elif isinstance(template, list):
+        if not isinstance(state, list) or len(state) != len(template):
+            raise ValueError(f"{where} must be a list of {len(template)}")
+        for index, part in enumerate(template):
+            require_like(state[index], part, f"{where}: {index}", finite=finite)
+    elif isinstance(template, Tensor):
+        if not isinstance(state, Tensor) or state.shape != template.shape:
+            raise ValueError(f"{where} does not fit {tuple(template.shape)}")
+        same = state.dtype == template.dtype
+        castable = state.is_floating_point() and template.is_floating_point()
+        if not (same or castable) or (finite and not bool(torch.isfinite(state).all())):
+            raise ValueError(f"{where} must be {'finite ' if finite else ''}{template.dtype}")
+    else:
+        _require_number(state, template, where)
+
+
+def cast_like(state: Any, template: object) -> Any:
+    """A state that :func:`require_like` passed, with the types of the template's tensors."""
+    if isinstance(template, Mapping):
+        return {key: cast_like(state[key], part) for key, part in template.items()}
+    if isinstance(template, list):
+        return [cast_like(entry, part) for entry, part in zip(state, template, strict=True)]
+    return state.to(template.dtype) if isinstance(template, Tensor) else state
+
+
+def _same_keys(state: object, template: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{where} must be a dict")
+    if set(state) != set(template):
+        lacking = ", ".join(str(key) for key in template if key not in state) or "nothing"
+        extra = ", ".join(str(key) for key in state if key not in template) or "nothing"
+        raise ValueError(f"{where} does not fit: it lacks {lacking} and has {extra} instead")
+    return state
+
+
+def _require_number(state: object, template: object, where: str) -> None:
+    if template is None or isinstance(template, bool):
+        if type(state) is not type(template):
+            raise ValueError(f"{where} must be {'None' if template is None else 'true or false'}")
+    elif isinstance(template, int):
+        check_integer(where, state, 0)
+    else:
+        check_number(where, state, -math.inf)
+
+
+def modernised(state: Any, templates: Mapping[str, Mapping[str, Any]]) -> Any:
+    """A curvature's state as this version has it, of any version; it is not checked.
+
+    Former states have an entry "chain", and None in a block for what was not there yet.
+
+    Args:
+        state: The state.
+        templates: Present states of the blocks, which fill what a former one lacks.
+
+    Raises:
+        ValueError: It is a former state of which this version cannot go on.
+    """
+    if not isinstance(state, dict) or "chain" not in state:
+        return state
+    if state["chain"] is not None or state.get("pending") is not None:
+        raise ValueError(
+            "K-FAC state of an earlier version with structure=tridiagonal or refresh_delay:"
+            " finish that run with that version, or start it anew"
+        )
+    layers: Any = state.get("layers")
+    if isinstance(layers, dict):
+        layers = {
+            name: _modern_block(block, templates[name]) if name in templates else block
+            for name, block in layers.items()
+        }
+    return {key: value for key, value in state.items() if key != "chain"} | {"layers": layers}
+
+
+def _modern_block(block: Any, template: Mapping[str, Any]) -> Any:
+    if not isinstance(block, dict):
+        return block
+    kept = {key: value for key, value in block.items() if value is not None}
+    filled = {**template, **{k: v for k, v in kept.items() if not k.endswith("reference")}}
+    filled["started"] = "a" in kept or "moment" in kept
+    filled["ready"] = "basis" in kept or "inverses" in kept
+    return filled
+
+
+def _modern_trust(state: Any, own: dict[str, Any] | None) -> Any:
+    """The state of a region as this version has it; its own if it was made with another q."""
+    if state is None or own is None:
+        return own
+    return {"whole": True, **state} if isinstance(state, dict) else state
+
+
+def curvature_state(state: Any, own: dict[str, Any], outside: Collection[str]) -> dict[str, Any]:
+    """The state of a curvature that fits, of this or a former version; ``pending`` as it is.
+
+    Args:
+        state: The state.
+        own: That of the curvature which is to take it.
+        outside: The parameters outside of layers that have statistics.
+
+    Raises:
+        ValueError: It does not fit.
+    """
+    own = {**own, "pending": None}
+    state = modernised(state, own["layers"])
+    if not isinstance(state, dict):
+        raise ValueError("K-FAC curvature must be a dict")
+    given = state.get("layers")
+    if isinstance(given, dict) and outside and not {*outside} & {*given}:
+        raise ValueError(
+            f"K-FAC state has no statistics of {', '.join(outside)}: it was made with another"
+            ' small_parameters ("gradient" was the default); give that setting'
+        )
+    state = {**state, "trust": _modern_trust(state.get("trust"), own["trust"])}
+    pending = state.get("pending")
+    settled = state if pending is None else {**state, "pending": None}
+    require_like(settled, own, "K-FAC curvature")
+    check_number("K-FAC curvature: damping", state["damping"], open_low=True)
+    fitting: dict[str, Any] = cast_like(settled, own)
+    return fitting | {"pending": pending}
+
+
+# --- torch's form ---------------------------------------------------------------------------------
+
+
+def packed(state: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Torch's form, with ``state`` by number of the parameter and ``param_groups``.
+
+    Args:
+        state: The form by name: momentum, groups, steps and curvature.
+        groups: The optimizer's parameter groups.
+    """
+    places: dict[str, int] = {}
+    written = []
+    for group, settings in zip(groups, state["groups"], strict=True):
+        names = [plain_name(name) for name in group["param_names"]]
+        numbers = [places.setdefault(name, len(places)) for name in names]
+        written.append({**settings, "params": numbers, "param_names": names})
+    written[0].update({key: state[key] for key in _OWN})
+    momentum = {places[name]: {"momentum": value} for name, value in state["momentum"].items()}
+    return {"state": momentum, "param_groups": written}
+
+
+def unpacked(state: Any, groups: Sequence[Mapping[str, Any]]) -> Any:
+    """The form by name of either form; only what is torch's is checked.
+
+    Args:
+        state: Parameters may be numbered, or named as torch.distributed.checkpoint does.
+        groups: The optimizer's parameter groups.
+
+    Raises:
+        ValueError: It has other parameters, or is the state of another kind of optimizer.
+    """
+    if not isinstance(state, dict) or "param_groups" not in state:
+        return state
+    given = state["param_groups"]
+    fits = isinstance(given, list) and all(isinstance(group, dict) for group in given)
+    if not fits or len(given) != len(groups) or not isinstance(state.get("state"), dict):
+        raise ValueError(f"K-FAC state must have a state, and {len(groups)} param_groups")
+    names: dict[Any, str] = {}
+    for index, (stored, group) in enumerate(zip(given, groups, strict=True)):
+        own = [plain_name(name) for name in group["param_names"]]
+        numbers, theirs = stored.get("params"), stored.get("param_names")
+        theirs = numbers if theirs is None else [plain_name(str(name)) for name in theirs]
+        if (
+            not isinstance(numbers, list)
+            or len(numbers) != len(own)
+            or theirs not in (own, numbers)
+        ):
+            raise ValueError(
+                f"K-FAC group {index} has the parameters {', '.join(own)}, the state"
+                f" {', '.join(map(str, theirs or ()))}"
+            )
+        names |= dict(zip(numbers, own, strict=True))
+    missing = [key for key in _OWN if key not in given[0]]
+    foreign = [key for key in state["state"] if key not in names]
+    if missing or foreign:
+        raise ValueError(
+            "this is no K-FAC state: it has"
+            + (f" no {' and no '.join(missing)}" if missing else f" a state for {foreign[0]}")
+        )
+    momentum = {}
+    for number, entries in state["state"].items():
+        if not isinstance(entries, dict) or set(entries) != {"momentum"}:
+            raise ValueError(f"K-FAC state of {names[number]} must have the entry momentum")
+        momentum[names[number]] = entries["momentum"]
+    apart = {*_OWN, "params", "param_names"}
+    settings = [{k: v for k, v in group.items() if k not in apart} for group in given]
+    return {"groups": settings, "momentum": momentum, **{key: given[0][key] for key in _OWN}}
