@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from acktr.kfac.blocks.constant import KnownBlock, PlainBlock
 from acktr.kfac.blocks.diagonal import DiagonalBlock
 from acktr.kfac.blocks.kronecker import Corrected, KroneckerBlock
 from acktr.kfac.blocks.layouts import LayerFactors
-from acktr.kfac.blocks.registry import Block, KnownBlock, PlainBlock
+from acktr.kfac.blocks.registry import Block
 from acktr.kfac.blocks.tridiagonal import TridiagonalBlock, chain_matrix
 from acktr.kfac.blocks.vectors import VectorBlock
 from acktr.kfac.fisher.operator import flattened, unflattened

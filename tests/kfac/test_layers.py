@@ -18,8 +18,8 @@ from acktr.kfac import (
     Preconditioner,
     UnsupportedParameterWarning,
 )
+from acktr.kfac.blocks.constant import PlainBlock
 from acktr.kfac.blocks.layouts import EmbeddingLayout
-from acktr.kfac.blocks.registry import PlainBlock
 from acktr.kfac.config import Sharing
 from acktr.kfac.statistics import factors
 from acktr.kfac.statistics.inputs import Inputs

@@ -20,7 +20,7 @@ from acktr.kfac import (
     SumLoss,
     UnsupportedParameterWarning,
 )
-from acktr.kfac.blocks.registry import PlainBlock
+from acktr.kfac.blocks.constant import PlainBlock
 from tests.tools.exact import close, gap, observed, stored
 from tests.tools.kfac import randn
 from tests.tools.losses import MAKERS, REDUCTIONS

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from acktr.kfac import (
     KFAC,
@@ -281,6 +282,49 @@ def test_weights_of_pictures(sharing: Any) -> None:
     right = folded(model, repeated, CategoricalLoss(), conv_sharing=sharing)
     for name, block in found.stats.items():
         close(stored(block), stored(right.stats[name]))  # type: ignore[arg-type]
+
+
+class Recurrent(nn.Module):
+    """A term for every sequence, whose padding is packed away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells, self.head = nn.GRU(3, 4, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        lengths = 1 + (x[:, 0, 0] > 0).long() + (x[:, 1, 0] > 0)
+        packed = pack_padded_sequence(x, lengths, batch_first=True)
+        return self.head(self.cells(packed)[1][0])
+
+
+class Attention(nn.Module):
+    """A term for every position, each of which sees all others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.head = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = functional.pad(x, (0, 1), value=1.0)
+        return self.head(self.mix(wide, wide, wide, need_weights=False)[0])
+
+
+@pytest.mark.parametrize("sharing", ["expand", "reduce"])
+@pytest.mark.parametrize("structure", ["kfac", "ekfac"])
+@pytest.mark.parametrize("kind", [Recurrent, Attention])
+def test_weights_of_samples_in_recurrence_and_attention(
+    kind: type[nn.Module], structure: Any, sharing: Any
+) -> None:
+    model, inputs, weights = filled(kind()), randn(4, 3, 3), torch.tensor([2, 0, 1, 3])
+    inputs[:, :2, 0] = torch.tensor([[1.0, 1], [1, -1], [-1, -1], [-1, -1]])  # lengths 3, 2, 1, 1
+    repeated = inputs.repeat_interleave(weights, 0)
+    settings = {"structure": structure, "linear_sharing": sharing}
+    found = folded(model, inputs, CategoricalLoss(), weights=weights, **settings)
+    right = folded(model, repeated, CategoricalLoss(), **settings)
+    for mine, other in zip(found.stats.values(), right.stats.values(), strict=True):
+        for a, b in zip(mine.averages, other.averages, strict=True):
+            if float(b.weight):
+                torch.testing.assert_close(a.mean(), b.mean(), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("deep", [False, True])

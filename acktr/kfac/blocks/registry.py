@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import get_args
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from acktr.kfac.blocks.constant import KnownBlock, PlainBlock
 from acktr.kfac.blocks.diagonal import DiagonalBlock
 from acktr.kfac.blocks.kronecker import KroneckerBlock
 from acktr.kfac.blocks.layouts import LayerFactors
@@ -51,34 +52,6 @@ _PASS = (
     "_get_no_batch_dim",
 )
 """Methods that make up the forward pass of torch's layers."""
-
-
-class PlainBlock:
-    """A parameter without curvature: its step direction is its gradient."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.names: tuple[str, ...] = (name,)
-
-    def precondition(self, gradients: Mapping[str, Tensor], damping: float) -> dict[str, Tensor]:
-        """Return the gradient itself."""
-        return {name: gradients[name] for name in self.names}
-
-
-class KnownBlock:
-    """A parameter whose Fisher is known in closed form and diagonal, such as 2 I of a log-std."""
-
-    def __init__(self, name: str, fisher: float) -> None:
-        if not 0 <= fisher < math.inf:
-            raise ValueError(f"known_fisher of {name} must be finite and >= 0, got {fisher}")
-        self.name = name
-        self.names: tuple[str, ...] = (name,)
-        self.fisher = fisher
-
-    def precondition(self, gradients: Mapping[str, Tensor], damping: float) -> dict[str, Tensor]:
-        """Return g / (F + lambda)."""
-        scale = self.fisher + damping
-        return {name: gradients[name] / scale for name in self.names}
 
 
 StatBlock = KroneckerBlock | VectorBlock | TridiagonalBlock | DiagonalBlock
