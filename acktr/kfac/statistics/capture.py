@@ -218,7 +218,9 @@ class Capture:
         for path, record in self.layers.items():
             pairs = zip(plain[path], coded[path], strict=True)
             owners[path] = [
-                None if g is None or h is None else found(g, h, leading(record.module, g), count)
+                None
+                if g is None or h is None
+                else found(g, h, leading(record.module, g.shape), count)
                 for g, h in pairs
             ]
         return replace(batch, owners=owners, count=count)

@@ -1,4 +1,14 @@
-"""Where a layer's output holds the samples of a batch, and what its rows weigh."""
+"""Where a layer's output holds the samples of a batch, and what its rows weigh.
+
+Blocks see uses with the samples in the first dimension. :func:`placed` brings them there:
+
+1. The first dimension has the length of the loss's output: it is that of the samples.
+2. Another dimension alone has that length: it is moved to the front.
+3. Otherwise, where a block adds rows up sample by sample, two backward passes name the sample of
+   every row (:mod:`acktr.kfac.statistics.owners`). Rows that are vectors are brought together as
+   (N, T, ...); others (pictures) stay, and ``Use.owners`` names the samples of the first dimension.
+4. Samples meet in a row: ``Use.batched`` is False, and the sum over the batch is squared.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +26,6 @@ _ROWS = (
     *(nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell),
 )
 """Modules of linear maps, whose outputs have one vector for each position."""
-
-
 _DIMENSIONS: dict[type[nn.Module], int] = {
     nn.Linear: 2,
     nn.Embedding: 2,
@@ -62,12 +70,8 @@ class Samples:
             return 0
         if any(shape[0] % size == 0 for size in self.sizes):
             return None
-        places = [d for d in range(1, _leading(module, shape)) if shape[d] in self.sizes]
+        places = [d for d in range(1, leading(module, shape)) if shape[d] in self.sizes]
         return places[0] if len(places) == 1 else None
-
-    def positions(self, module: nn.Module) -> bool:
-        """Whether a layer's output is one vector for each position, whatever its dimensions."""
-        return isinstance(module, (*_ROWS, nn.LayerNorm, nn.RMSNorm))
 
     def row_weights(self, use: Use, depth: int | None = None) -> Tensor | None:
         """Weights of a layer's inputs in its factor A, for the first of the leading dimensions.
@@ -86,7 +90,7 @@ class Samples:
         if use.owners is not None:
             chosen = [w for w in self.weights if len(w) == self.count][:1]
             return _reduced(chosen[0], 1)[use.owners] if chosen else use.weights
-        shape = use.gradients[0].shape[: leading(use.module, use.gradients[0])][:depth]
+        shape = use.gradients[0].shape[: leading(use.module, use.gradients[0].shape)][:depth]
         result = use.weights
         for each in (self.weights, self.present):
             depths = [_common(weights.shape, shape) for weights in each]
@@ -140,7 +144,7 @@ def placed(use: Use, batch: Samples, rows: Rows, known: bool) -> Use:
     depth = None
     if rows is not None and not in_order(rows, batch.count):
         depth = 1  # weights of positions would not be in this order
-        if batch.positions(use.module):
+        if isinstance(use.module, (*_ROWS, nn.LayerNorm, nn.RMSNorm)):
             same = [mask for mask in batch.present if mask.shape == rows.shape]
             use = by_owner(use, rows, batch.count, same[0] if same else None)
         else:
@@ -154,12 +158,7 @@ def placed(use: Use, batch: Samples, rows: Rows, known: bool) -> Use:
     return use
 
 
-def leading(module: nn.Module, output: Tensor) -> int:
-    """Number of dimensions of a layer's output before those of one position."""
-    return _leading(module, output.shape)
-
-
-def _leading(module: nn.Module, shape: torch.Size) -> int:
+def leading(module: nn.Module, shape: torch.Size) -> int:
     """Number of dimensions of a layer's output before those of one position."""
     if isinstance(module, _ROWS):
         return len(shape) - 1
