@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -15,14 +14,17 @@ from acktr.kfac.blocks.rules import Rules
 from acktr.kfac.blocks.skip import Skip
 from acktr.kfac.checks import check_choice
 from acktr.kfac.config import KFACConfig
-from acktr.kfac.losses.likelihoods import OutputLoss
-from acktr.kfac.losses.sources import Source
 from acktr.kfac.parameter_groups import check_groups, check_whole, group_state, listed, make_groups
 from acktr.kfac.preconditioner import Preconditioner
-from acktr.kfac.quadratic import LMConfig, QuadraticModel, adaptive_objective, reduction_ratio
+from acktr.kfac.quadratic import (
+    LMConfig,
+    QuadraticModel,
+    adaptive_objective,
+    model_step,
+    reduction_ratio,
+)
 from acktr.kfac.state import packed, plain_name, require_like, unpacked
-from acktr.kfac.statistics.capture import Capture
-from acktr.kfac.trust import FisherQuadratic, StepInfo, trust_scale
+from acktr.kfac.trust import FisherQuadratic, StepInfo
 
 StepRule = Literal["trust_region", "quadratic_model"]
 Named = dict[str, Tensor]
@@ -33,8 +35,9 @@ Moves = dict[str, tuple[Tensor, float]]
 class KFAC(torch.optim.Optimizer):
     """Natural gradient descent with Kronecker-factored curvature and a KL trust region.
 
-    The curvature, and what every kind of layer gets, is that of
-    :class:`acktr.kfac.Preconditioner`. One update with one forward pass::
+    The curvature, and what every kind of layer gets, is that of :attr:`curvature`, a
+    :class:`acktr.kfac.Preconditioner`, whose ``capture``, ``observe`` and ``update_curvature`` the
+    optimizer has too. One update with one forward pass::
 
         with optimizer.capture() as captured:
             output = model(inputs)
@@ -101,6 +104,9 @@ class KFAC(torch.optim.Optimizer):
             parameters=[p for g in groups for p in g["params"]] if param_groups else None,
             seed=seed,
         )
+        self.capture = self.curvature.capture
+        self.observe = self.curvature.observe
+        self.update_curvature = self.curvature.update_curvature
         self._named = self.curvature.named
         check_whole(groups, self.curvature.blocks)
         defaults = ("lr", "momentum", "weight_decay")
@@ -154,45 +160,6 @@ class KFAC(torch.optim.Optimizer):
     def damping(self) -> float:
         """The present damping lambda."""
         return self.curvature.damping
-
-    def capture(self) -> AbstractContextManager[Capture]:
-        """Context in which forward passes are recorded for :meth:`observe`."""
-        return self.curvature.capture()
-
-    def observe(
-        self,
-        captured: Capture,
-        output: Any,
-        loss: OutputLoss[Any],
-        *,
-        source: Source | None = None,
-        weights: Any = None,
-        target: Any = None,
-        present: Tensor | Sequence[Tensor] | None = None,
-        last: bool = True,
-    ) -> None:
-        """Fold one batch into the curvature, see :meth:`Preconditioner.observe`."""
-        self.curvature.observe(
-            captured,
-            output,
-            loss,
-            source=source,
-            weights=weights,
-            target=target,
-            present=present,
-            last=last,
-        )
-
-    def update_curvature(
-        self,
-        captured: Capture,
-        log_likelihood: Tensor,
-        *,
-        samples: int | None = None,
-        last: bool = True,
-    ) -> None:
-        """The same for a summed log-likelihood, see :meth:`Preconditioner.update_curvature`."""
-        self.curvature.update_curvature(captured, log_likelihood, samples=samples, last=last)
 
     def refresh(self) -> None:
         """Renew the decompositions now, see :meth:`Preconditioner.refresh`."""
@@ -358,7 +325,9 @@ class KFAC(torch.optim.Optimizer):
             step = {name: update * (rates[name] / lr) for name, update in step.items()}
             gradients = {name: gradients[name] * (rates[name] / lr) for name in step}
         velocities = self._velocities(step)
-        fit = self.curvature.fit(gradients, step, lr, velocities, momenta, fisher_quadratic)
+        fit = self.curvature.region.fit(
+            gradients, step, lr, velocities, momenta, self.curvature.turn, fisher_quadratic
+        )
         vectors = [self._momentum(name) for name in fit.updates]
         torch._foreach_mul_(vectors, [momenta[name] for name in fit.updates])
         torch._foreach_add_(vectors, list(fit.updates.values()))
@@ -375,19 +344,12 @@ class KFAC(torch.optim.Optimizer):
         last = self._velocities(step)
         vectors = [ahead, last] if last else [ahead]
         model = QuadraticModel.of(self.curvature, gradients, vectors, self._decay(), inputs)
-        coefficients = model.minimum()
-        change = {name: (coefficients[0] * u).to(u.dtype) for name, u in ahead.items()}
-        for name, update in last.items():
-            change[name] = change[name] + (coefficients[1] * update).to(update.dtype)
-        quadratic = coefficients @ model.fisher @ coefficients
-        quadratic = torch.where(torch.isfinite(model.slopes).all(), quadratic, torch.nan)
         assert not isinstance(self.config.kl_clip, tuple)
-        scale = trust_scale(quadratic, 1.0, self.config.kl_clip)
-        info = StepInfo(quadratic, scale, 0.5 * scale.square() * quadratic, coefficients * scale)
-        moves = {name: (moved, 1.0) for name, moved in info.scaled(change).items()}
+        change, info, predicted = model_step(model, vectors, self.config.kl_clip)
+        moves = {name: (moved, 1.0) for name, moved in change.items()}
         for name, (moved, _) in moves.items():
             self.state[self._named[name]]["momentum"] = moved
-        return moves, info, model.predicted(coefficients * scale)
+        return moves, info, predicted
 
     def _cold_step(self) -> None:
         """SGD with momentum and a clipped gradient."""

@@ -31,7 +31,7 @@ from acktr.kfac.region import Region
 from acktr.kfac.state import curvature_state, plain_name
 from acktr.kfac.statistics.capture import Capture, Divisor
 from acktr.kfac.statistics.samples import Samples
-from acktr.kfac.trust import FisherQuadratic, Fit, StepInfo
+from acktr.kfac.trust import StepInfo
 
 
 class Preconditioner:
@@ -97,7 +97,8 @@ class Preconditioner:
         self.generator = torch.Generator(place.device).manual_seed(seed)
         self._clock = Clock(("fisher", "factors", "refresh", "apply", "exact"), place.device)
         self.seconds = self._clock.seconds
-        self.region = Region(module, self.named, self.config, place, self._clock)
+        self._cadence = Cadence(self.config)
+        self.region = Region(module, self.named, self.config, self._cadence, place, self._clock)
         self.cold = False
         """Whether the next step does not use the curvature."""
         self.weights = {name for name, parameter in self.named.items() if parameter.dim() > 1}
@@ -105,8 +106,8 @@ class Preconditioner:
         self._large = any(max(value.shape) >= LARGE_FACTOR for value in factors)
         self.batches = 0
         """Batches folded so far."""
-        self._turn = 0
-        self._cadence = Cadence(self.config)
+        self.turn = 0
+        """Number of the next step."""
         self._refresher = Refresher(self.stats)
 
     # --- statistics -------------------------------------------------------------------------------
@@ -228,24 +229,24 @@ class Preconditioner:
     @property
     def observing(self) -> bool:
         """Whether batches are folded before the next step; others cost a forward pass at most."""
-        return self._cadence.observes(self._turn)
+        return self._cadence.observes(self.turn)
 
     @property
     def measuring(self) -> bool:
         """Whether the next step measures its exact form for the corrected trust region."""
-        return not self.cold and self.region.measures(self._turn)
+        return not self.cold and self.region.measures(self.turn)
 
     @property
     def following(self) -> bool:
         """Whether the observed pass keeps its graph for the exact Fisher of the next step."""
-        return not self.cold and self.region.follows(self._turn)
+        return not self.cold and self.region.follows(self.turn)
 
     # --- refreshes --------------------------------------------------------------------------------
 
     @property
     def needs_refresh(self) -> bool:
         """Whether the next step renews decompositions."""
-        return self._cadence.refreshes(self._turn)
+        return self._cadence.refreshes(self.turn)
 
     def refresh(self, decay: Mapping[str, float] | None = None) -> None:
         """Renew the decompositions now; raises FactorError after max_failures in a row.
@@ -264,16 +265,16 @@ class Preconditioner:
         """
         check_ranks()
         with self._clock.part("refresh"):
-            self._refresher.finish(self._turn)
+            self._refresher.finish(self.turn)
             late = any(block.history.late for block in self._estimator.layers)
             if self.needs_refresh or late:
-                delay = 0 if late else self._cadence.delay(self._turn)
-                due = self._turn + delay if delay else None
+                delay = 0 if late else self._cadence.delay(self.turn)
+                due = self.turn + delay if delay else None
                 self._refresher.renew(partial(self.block_damping, decay=decay), due)
 
     def advance(self) -> None:
         """After a step: the next one is another turn of the intervals."""
-        self._turn += 1
+        self.turn += 1
         self.region.advance()
 
     def close(self) -> None:
@@ -330,27 +331,6 @@ class Preconditioner:
             step = precondition_all(self.blocks, groups, gradients, self.named, damping)
             return {n: u.to(gradients[n].dtype) for n, u in step.items() if n in gradients}
 
-    def fit(
-        self,
-        gradients: dict[str, Tensor],
-        step: dict[str, Tensor],
-        lr: float,
-        velocities: Mapping[str, Tensor],
-        momenta: Mapping[str, float],
-        fisher_quadratic: FisherQuadratic | None = None,
-    ) -> Fit:
-        """Fit the step -lr (1 - mu) (mu v + nu U) into the trust region, see :class:`Region`."""
-        return self.region.fit(
-            gradients,
-            step,
-            lr,
-            velocities,
-            momenta,
-            fisher_quadratic,
-            turn=self._turn,
-            renewed=self._cadence.renewed,
-        )
-
     def exact_quadratic(self, step: dict[str, Tensor]) -> Tensor:
         """U^T F U with the exact Fisher of the last observed batch.
 
@@ -392,7 +372,8 @@ class Preconditioner:
         step = self.direction(gradients)
         info = None
         if step:
-            fit = self.fit(gradients, step, lr / (1 - momentum), {}, dict.fromkeys(step, 0.0))
+            none = dict.fromkeys(step, 0.0)  # a step of the other optimizer's is of U alone
+            fit = self.region.fit(gradients, step, lr / (1 - momentum), {}, none, self.turn)
             info = fit.info
             for name, update in fit.updates.items():
                 update = update if fit.keep is None else (update * fit.keep[name]).to(update.dtype)
@@ -434,7 +415,7 @@ class Preconditioner:
         """
         corrected = self.region.corrected
         return {
-            "turn": self._turn,
+            "turn": self.turn,
             "statistics": self.batches,
             "damping": self.damping,
             "generator": self.generator.get_state(),
@@ -460,7 +441,7 @@ class Preconditioner:
         self.close()
         for name, block in self.stats.items():
             block.load(state["layers"][plain_name(name)])
-        self._turn = state["turn"]
+        self.turn = state["turn"]
         self.batches = state["statistics"]
         self.damping = float(state["damping"])
         self.generator.set_state(state["generator"].cpu())

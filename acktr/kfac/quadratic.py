@@ -25,6 +25,7 @@ from acktr.kfac.checks import check_integer, check_number
 from acktr.kfac.fisher.products import fisher_gram, inner_products, repeatable
 from acktr.kfac.preconditioner import Preconditioner
 from acktr.kfac.statistics.inputs import Inputs
+from acktr.kfac.trust import StepInfo, trust_scale
 
 Named = dict[str, Tensor]
 
@@ -232,6 +233,33 @@ class QuadraticModel:
     def predicted(self, coefficients: Tensor) -> Tensor:
         """Change of the objective that the model predicts, its damping term left out."""
         return model_change(self.fisher + self.decay, self.slopes, coefficients)
+
+
+def model_step(
+    model: QuadraticModel, vectors: Sequence[Named], kl_clip: float | None
+) -> tuple[Named, StepInfo, Tensor]:
+    """The best combination of the directions, inside the trust region.
+
+    Args:
+        model: The model along them.
+        vectors: The directions; the first one has all parameters that move.
+        kl_clip: c; None for no limit.
+
+    Returns:
+        The change of the parameters, its record, and the change of the objective that the model
+        predicts.
+    """
+    coefficients = model.minimum()
+    change = {name: (coefficients[0] * u).to(u.dtype) for name, u in vectors[0].items()}
+    for coefficient, vector in zip(coefficients[1:], vectors[1:], strict=True):
+        for name, u in vector.items():
+            change[name] = change[name] + (coefficient * u).to(u.dtype)
+    quadratic = coefficients @ model.fisher @ coefficients
+    quadratic = torch.where(torch.isfinite(model.slopes).all(), quadratic, torch.nan)
+    scale = trust_scale(quadratic, 1.0, kl_clip)
+    taken = coefficients * scale
+    info = StepInfo(quadratic, scale, 0.5 * scale.square() * quadratic, taken)
+    return info.scaled(change), info, model.predicted(taken)
 
 
 def adaptive_objective(

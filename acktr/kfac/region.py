@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from acktr.kfac.cadence import Cadence
 from acktr.kfac.clock import Clock
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.corrected import CorrectedRegion
@@ -24,6 +25,7 @@ class Region:
         module: The network.
         named: The parameters that K-FAC steps, by name.
         config: Settings.
+        cadence: When decompositions are renewed.
         example: A parameter: device and type.
         clock: Counts the time of exact forms.
     """
@@ -33,10 +35,12 @@ class Region:
         module: nn.Module,
         named: Mapping[str, nn.Parameter],
         config: KFACConfig,
+        cadence: Cadence,
         example: Tensor,
         clock: Clock,
     ) -> None:
-        self._module, self._named, self._config, self._clock = module, named, config, clock
+        self._module, self._named, self._config = module, named, config
+        self._cadence, self._clock = cadence, clock
         self.observed: Observed | None = None
         """The last observed pass."""
         self.corrected: CorrectedRegion | None = None
@@ -94,10 +98,8 @@ class Region:
         lr: float,
         velocities: Mapping[str, Tensor],
         momenta: Mapping[str, float],
-        fisher_quadratic: FisherQuadratic | None,
-        *,
         turn: int,
-        renewed: Callable[[int], bool],
+        fisher_quadratic: FisherQuadratic | None = None,
     ) -> Fit:
         """Fit the step -lr (1 - mu) (mu v + nu U) into the region.
 
@@ -107,9 +109,8 @@ class Region:
             lr: Step size.
             velocities: v by name; one that is missing is zero.
             momenta: mu by name.
-            fisher_quadratic: Gives exact forms instead of the observed pass.
             turn: Number of the step.
-            renewed: Whether the step of a turn is the first one with new decompositions.
+            fisher_quadratic: Gives exact forms instead of the observed pass.
 
         Raises:
             ValueError: An exact form is needed and has nothing to work with.
@@ -132,6 +133,7 @@ class Region:
             assert self.observed is not None
             return grams / grams.new_tensor(self.observed.weights)[:, None, None]
 
+        renewed = self._cadence.renewed
         return region.fit(gradients, step, velocities, momenta, lr, measure, turn, renewed)
 
     def quadratic(self, step: dict[str, Tensor]) -> Tensor:
