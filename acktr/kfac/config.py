@@ -90,7 +90,7 @@ class KFACConfig:
     factors alone. exact: the exact Fisher at every step, before momentum.
     """
     max_failures: int = 10
-    """Failed eigendecompositions, or batches of NaN, in a row before an error is raised."""
+    """Failed decompositions, batches of NaN, or skipped steps in a row that are an error."""
 
     @classmethod
     def for_supervised(cls) -> KFACConfig:

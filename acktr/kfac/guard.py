@@ -20,6 +20,7 @@ from acktr.kfac.blocks.projections import ProjectionLayout
 from acktr.kfac.blocks.registry import StatBlock, UnsupportedParameterWarning, caller_level
 from acktr.kfac.blocks.rules import RuleLayout
 from acktr.kfac.fisher.graph import uses_of_leaves
+from acktr.kfac.linalg import FactorError
 from acktr.kfac.losses.likelihoods import OutputLoss
 from acktr.kfac.statistics.capture import Capture
 from acktr.kfac.statistics.outputs import tensors
@@ -34,6 +35,11 @@ class NoStatisticsWarning(UserWarning):
 
 def check_module(module: nn.Module) -> None:
     """Raise ValueError for a module that K-FAC cannot have blocks of."""
+    if not isinstance(module, nn.Module):
+        raise ValueError(
+            "K-FAC takes the module itself, not its parameters, as in KFAC(model),"
+            f" got {type(module).__name__} (param_groups names a part of its parameters)"
+        )
     if isinstance(module, torch.jit.ScriptModule):
         raise ValueError(
             "K-FAC needs a module of Python, not of torch.jit: its layers are recorded"
@@ -73,6 +79,15 @@ def check_loss(loss: object) -> None:
     )
 
 
+def check_capture(captured: object) -> None:
+    """Raise ValueError for what is no record of a pass."""
+    if not isinstance(captured, Capture):
+        raise ValueError(
+            "captured must be the record of a forward pass, that of `with optimizer.capture() as"
+            f" captured`, got {type(captured).__name__}"
+        )
+
+
 class Guard:
     """Compares a module with what it was at construction, and names layers without statistics.
 
@@ -99,6 +114,19 @@ class Guard:
         self._looks = 3
         self._hook: RemovableHandle | None = None
         self._outside_checked = False
+        self._skipped: Tensor | int = 0
+
+    def count_skipped(self, quadratic: Tensor) -> None:
+        """Count the steps in a row that were skipped for their q, without waiting for it."""
+        self._skipped = (self._skipped + 1) * ~torch.isfinite(quadratic).all()
+
+    def check_skipped(self, limit: int) -> None:
+        """Raise FactorError after that many steps in a row."""
+        if (skipped := int(self._skipped)) >= limit:
+            raise FactorError(
+                f"{skipped} steps in a row were skipped, as their gradient was NaN or Inf (look at"
+                " targets and loss, or lower lr or kl_clip)"
+            )
 
     def check_parameters(self) -> None:
         """Raise ValueError when the parameters are not those of the construction any more."""

@@ -14,6 +14,7 @@ from acktr.kfac.blocks.rules import Rules
 from acktr.kfac.blocks.skip import Skip
 from acktr.kfac.checks import check_choice
 from acktr.kfac.config import KFACConfig
+from acktr.kfac.guard import check_module
 from acktr.kfac.parameter_groups import check_groups, check_whole, group_state, listed, make_groups
 from acktr.kfac.preconditioner import Preconditioner
 from acktr.kfac.quadratic import (
@@ -91,6 +92,7 @@ class KFAC(torch.optim.Optimizer):
         seed: int = 0,
     ) -> None:
         check_choice("step_rule", step_rule, get_args(StepRule))
+        check_module(module)
         self.config = config or KFACConfig.for_supervised()
         self.step_rule = step_rule
         every = {name: p for name, p in module.named_parameters() if p.requires_grad}
@@ -280,7 +282,7 @@ class KFAC(torch.optim.Optimizer):
             self._natural_step(fisher_quadratic, objective, model_inputs)
             if spent is not None and self.last_step is not None:
                 self.last_step = replace(self.last_step, spent_kl=spent())
-            self.curvature.advance()
+            self.curvature.advance(None if self.last_step is None else self.last_step.quadratic)
         self._count(self._steps + 1)
         return loss
 

@@ -23,7 +23,7 @@ from acktr.kfac.clock import Clock
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.estimator import Estimator, Scalars
 from acktr.kfac.fisher.observed import Observed
-from acktr.kfac.guard import Guard, check_loss, check_ranks
+from acktr.kfac.guard import Guard, check_capture, check_loss, check_ranks
 from acktr.kfac.linalg import LARGE_FACTOR, float32_products
 from acktr.kfac.losses.base import OutputLoss, with_weights
 from acktr.kfac.losses.sources import Sampled, Source, curvature_scalars
@@ -159,6 +159,7 @@ class Preconditioner:
             ValueError: Nothing was recorded or a layer does not fit, and all parts of the batch are
                 forgotten; or the loss or the source does not fit, and those before are kept.
         """
+        check_capture(captured)
         check_loss(loss)
         loss = with_weights(loss, output, weights, target)
         source = source or Sampled()
@@ -266,16 +267,20 @@ class Preconditioner:
         check_ranks()
         with self._clock.part("refresh"):
             self._refresher.finish(self.turn)
+            if self.needs_refresh:
+                self._guard.check_skipped(self.config.max_failures)
             late = any(block.history.late for block in self._estimator.layers)
             if self.needs_refresh or late:
                 delay = 0 if late else self._cadence.delay(self.turn)
                 due = self.turn + delay if delay else None
                 self._refresher.renew(partial(self.block_damping, decay=decay), due)
 
-    def advance(self) -> None:
-        """After a step: the next one is another turn of the intervals."""
+    def advance(self, quadratic: Tensor | None = None) -> None:
+        """After a step, with its quadratic form: the next one is another turn of the intervals."""
         self.turn += 1
         self.region.advance()
+        if quadratic is not None:
+            self._guard.count_skipped(quadratic)
 
     def close(self) -> None:
         """Wait for a running background refresh and forget it; no thread is left."""
@@ -388,7 +393,7 @@ class Preconditioner:
                     grad.copy_(update)
             if grad_scaler is None:
                 self._guard.keep(self.named[name].grad for name in step)
-        self.advance()
+        self.advance(None if info is None else info.quadratic)
         return info
 
     # --- inspection and state ---------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac import FactorError
+from acktr.kfac import KFAC, FactorError, GaussianLoss, KFACConfig
 from tests.tools.kfac import (
     EXACT,
     block,
@@ -130,3 +130,28 @@ def test_only_nan_statistics_are_counted_and_the_step_is_the_gradient() -> None:
     rate = optimizer.lr * float(optimizer.last_step.scale)
     for name, change in moved(before, model).items():
         torch.testing.assert_close(change, rate * gradients[name], rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("quadratic", ["corrected", "kronecker", "exact"])
+def test_gradients_that_stay_nan_are_an_error(quadratic: Any) -> None:
+    """Steps are skipped, which nobody sees: the statistics of sampled targets are finite."""
+    module = build(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    optimizer = KFAC(module, KFACConfig(quadratic=quadratic, refresh_interval=5, max_failures=4))
+    loss, inputs, target = GaussianLoss(), randn(6, 3), randn(6, 2)
+
+    def step(label: Tensor) -> None:
+        with optimizer.capture() as captured:
+            output = module(inputs)
+        optimizer.observe(captured, output, loss)
+        optimizer.zero_grad()
+        loss(output, label).backward()
+        optimizer.step()
+
+    for number in range(11):
+        step(target * math.nan if number % 4 else target)
+    for _ in range(4):
+        step(target * math.nan)
+    before = parameters(module)
+    with pytest.raises(FactorError, match="steps in a row were skipped"):
+        step(target)
+    assert all(bool((change == 0).all()) for change in moved(before, module).values())

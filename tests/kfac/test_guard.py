@@ -326,6 +326,19 @@ def test_several_ranks_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- messages -------------------------------------------------------------------------------------
 
 
+def test_what_observe_cannot_take_is_one_line() -> None:
+    module = build(nn.Linear(3, 2))
+    optimizer, loss = KFAC(module), CategoricalLoss()
+    with optimizer.capture() as captured:
+        output = module(randn(4, 3))
+    with pytest.raises(ValueError, match=r"the output has no graph: .* not detached"):
+        optimizer.observe(captured, output.detach(), loss)
+    with pytest.raises(ValueError, match="captured must be the record of a forward pass"):
+        optimizer.observe(optimizer.capture(), output, loss)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="K-FAC takes the module itself, not its parameters"):
+        KFAC(module.parameters())  # type: ignore[arg-type]
+
+
 def test_observing_after_the_backward_pass_is_one_line() -> None:
     model = mlp()
     optimizer = KFAC(model)

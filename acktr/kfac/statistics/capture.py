@@ -33,6 +33,13 @@ OutputGradients = dict[str, list[Tensor | None]]
 Divisor = float | Literal["samples", "sum"]
 """Z of a part of a batch: a number, that of the samples, or none for a sum."""
 
+_GRAPHS = {
+    "a second time": "the graph of the output is gone: observe() before backward(), which frees it",
+    "does not require grad": "the output has no graph: give observe() that of the pass"
+    " inside capture(), not detached",
+}
+"""What torch's errors say here, by a part of theirs."""
+
 
 @dataclass(frozen=True)
 class Call:
@@ -190,11 +197,10 @@ class Capture:
         try:
             found = iter(torch.autograd.grad(loss, given, retain_graph=True, allow_unused=True))
         except RuntimeError as error:
-            if "a second time" not in str(error):
+            reasons = [reason for part, reason in _GRAPHS.items() if part in str(error)]
+            if not reasons:
                 raise
-            raise ValueError(
-                "the graph of the output is gone: observe() before backward(), which frees it"
-            ) from error
+            raise ValueError(reasons[0]) from error
         outputs: OutputGradients = {
             name: [_shaped(next(found), call.shape) for call in record.calls]
             for name, record in self.layers.items()
