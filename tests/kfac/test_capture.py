@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from acktr.kfac import KFAC, Empirical, Exact, GaussianLoss, Sampled
+from acktr.kfac import KFAC, Empirical, Exact, GaussianLoss, Preconditioner, Sampled
 from acktr.kfac.statistics.capture import capture
 from tests.tools.kfac import (
     EXACT,
@@ -270,3 +271,19 @@ def test_an_input_given_by_keyword_is_captured() -> None:
     with capture({"layer": layer}) as captured:
         layer(input=inputs)
     assert torch.equal(captured.layers["layer"].calls[0].inputs.kwargs["input"], inputs)
+
+
+@pytest.mark.parametrize("attention", [False, True])
+def test_a_checkpoint_that_is_computed_again_is_recorded_once(attention: bool) -> None:
+    """Also where the backward pass, which computes it again, runs inside of the context."""
+    middle = nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True) if attention else nn.Tanh()
+    model = nn.Sequential(nn.Linear(3, 4), middle, nn.LayerNorm(4), nn.Linear(4, 2)).double()
+    skip, results = [nn.MultiheadAttention] if attention else [], []
+    for inside in (False, True):
+        curvature = Preconditioner(model, skip=skip)
+        inputs = randn(3, 5, 3)
+        with curvature.capture() as captured:
+            output = checkpoint(model, inputs, use_reentrant=False) if inside else model(inputs)
+            curvature.observe(captured, output, GaussianLoss())
+        results.append([a.mean() for b in curvature.stats.values() for a in b.averages])
+    torch.testing.assert_close(*results)

@@ -13,7 +13,8 @@ product of the marginals). With shares p_u = tr(F_u) / tau and L_u, R_u of trace
 
     F - F_1 - F_2 = -tau p_1 p_2 (L_1 - L_2) (x) (R_1 - R_2),
 
-nothing where one use has all of the trace. As with every weight of several uses the products of an
+nothing where one use has all of the trace. The inverse of the sum itself, solved densely, trained a
+small language model no better. As with every weight of several uses the products of an
 embedding's gradient and a head's are left out. Above ``max_factor_size`` the diagonal of L or R
 is kept.
 """

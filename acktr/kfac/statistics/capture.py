@@ -158,15 +158,19 @@ class Capture:
         root: Tensor,
         valid: Tensor | None = None,
     ) -> None:
+        if _computed_again():
+            return
         edge, moments = get_gradient_edge(root), _moments(record.module)
         self.turns += 1
         record.calls.append(Call(inputs, output.shape, edge, part, moments, self.turns, valid))
 
     def _keep_inputs(self, _module: nn.Module, args: Any, kwargs: Any) -> None:
-        self.inputs = Inputs.of(args, kwargs)
+        if not _computed_again():
+            self.inputs = Inputs.of(args, kwargs)
 
     def _keep_output(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        self.returned.append(output)
+        if not _computed_again():
+            self.returned.append(output)
 
     def sizes(self) -> frozenset[int]:
         """First dimensions of the tensors that the whole module returned."""
@@ -312,6 +316,11 @@ def _moments(module: nn.Module) -> Moments | None:
         return None
     mean, variance = module.running_mean, module.running_var
     return None if mean is None or variance is None else (mean.clone(), variance.clone())
+
+
+def _computed_again() -> bool:
+    """Whether a backward pass runs, for which a checkpoint computes its part again."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def _underneath(output: Tensor) -> Tensor:
