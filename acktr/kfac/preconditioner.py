@@ -151,9 +151,10 @@ class Preconditioner:
             present: A mask (N, T, ...) of the positions that are no padding, where the loss's terms
                 do not tell, as nodes or words that are pooled: the others count in no factor. Of
                 several masks a layer takes the first that fits most of its dimensions.
-            last: False for all micro-batches of a large batch but the last, which also gives the
-                exact Fisher of the step. Batches are averaged: several losses of one pass are one
-                :class:`acktr.kfac.SumLoss`, not several calls.
+            last: False for all micro-batches of a large batch but the last. For the exact Fisher
+                of the step the module runs again on the inputs of the former ones. Batches are
+                averaged: several losses of one pass are one :class:`acktr.kfac.SumLoss`, not
+                several calls.
 
         Raises:
             ValueError: Nothing was recorded or a layer does not fit, and all parts of the batch are
@@ -167,17 +168,20 @@ class Preconditioner:
         observed = self.region.observe(
             captured, output, loss, (weights, target), follow=follow, measure=measure
         )
-        if not self.observing:
-            return
+        if self.observing:
+            if last:
+                self._guard.warn_average(captured, output)
+            part = observed.select is not None
+            self._estimator.check_scales(loss, output, last)
+            batch = self._estimator.samples(captured, output, loss, source, present, part=part)
+            apart = bool(self._estimator.rest)
+            scalars = curvature_scalars(source, loss, output, self.generator, apart=apart)
+            normalizer = loss.normalizer(output)
+            self._fold(captured, scalars, "sum" if normalizer is None else normalizer, batch, last)
         if last:
-            self._guard.warn_average(captured, output)
-        part = observed.select is not None
-        self._estimator.check_scales(loss, output, last)
-        batch = self._estimator.samples(captured, output, loss, source, present, part=part)
-        apart = bool(self._estimator.rest)
-        scalars = curvature_scalars(source, loss, output, self.generator, apart=apart)
-        normalizer = loss.normalizer(output)
-        self._fold(captured, scalars, "sum" if normalizer is None else normalizer, batch, last)
+            self.region.drop()
+        elif self.following or self.measuring:
+            self.region.join(observed)
 
     def update_curvature(
         self,
@@ -217,7 +221,11 @@ class Preconditioner:
         with self._clock.part("fisher"):
             pairs, squares = self._estimator.gradients(captured, scalars)
         with self._clock.part("factors"):
-            self._estimator.observe(captured, pairs, squares, divisor, batch)
+            try:
+                self._estimator.observe(captured, pairs, squares, divisor, batch)
+            except BaseException:
+                self.region.drop()
+                raise
             if last:
                 self._estimator.fold(self.config.stat_decay)
                 self.batches += 1

@@ -43,6 +43,8 @@ class Region:
         self._cadence, self._clock = cadence, clock
         self.observed: Observed | None = None
         """The last observed pass."""
+        self._earlier: tuple[Observed, ...] = ()
+        """The micro-batches so far of a batch that goes on."""
         self.corrected: CorrectedRegion | None = None
         """The region of quadratic="corrected"; None for another kind of q, or without a bound."""
         if config.quadratic == "corrected" and config.kl_clip is not None:
@@ -88,8 +90,17 @@ class Region:
                     region.own(own_parameters(output, moving))
                 if follow:
                     region.whole |= observed.stride == 1 or observed.followed is None
+        observed.earlier = self._earlier if follow or measure else ()
         self.observed = observed
         return observed
+
+    def join(self, observed: Observed) -> None:
+        """Keep a pass for the exact forms of the batch that it is a micro-batch of."""
+        self._earlier = (*self._earlier, observed.former())
+
+    def drop(self) -> None:
+        """Forget the micro-batches of a batch."""
+        self._earlier = ()
 
     def fit(
         self,
@@ -175,7 +186,8 @@ class Region:
         return self.observed.spending(self._module, outputs)
 
     def advance(self) -> None:
-        """Let go of the graph of parameters that have moved."""
+        """Let go of the graph of parameters that have moved, and of former micro-batches."""
         if self.observed is not None:
             self.observed.followed = None
             self.observed.output = None
+            self.observed.earlier = ()

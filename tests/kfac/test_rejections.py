@@ -41,9 +41,9 @@ def observe(
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("parts_before", [0, 1])
 def test_a_batch_that_is_refused_leaves_no_trace(reduction: Reduction, parts_before: int) -> None:
-    config = KFACConfig(structure="ekfac", stat_decay=0.0)
+    config = KFACConfig(structure="ekfac", stat_decay=0.0, quadratic="exact")
     loss = GaussianLoss(reduction=reduction)
-    states = []
+    states, forms = [], []
     for rejected in (False, True):
         optimizer = KFAC(filled(Shared()), config)
         observe(optimizer, randn(5, 3), loss)
@@ -55,7 +55,10 @@ def test_a_batch_that_is_refused_leaves_no_trace(reduction: Reduction, parts_bef
                 observe(optimizer, randn(6, 3, seed=7), loss, uneven=True)
         observe(optimizer, randn(5, 3, seed=9), loss)
         states.append(snapshot(optimizer))
+        step = {n: torch.ones_like(p) for n, p in optimizer.curvature.named.items()}
+        forms.append(optimizer.curvature.exact_quadratic(step))
     assert same(states[0], states[1])
+    assert torch.equal(forms[0], forms[1])
 
 
 def test_a_step_that_is_refused_does_not_pass_over_the_refresh() -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -125,6 +126,10 @@ class Observed:
     """The loss's output, detached."""
     terms: tuple[Any, Any] = (None, None)
     """Weights and targets that made the loss that of this batch."""
+    earlier: tuple[Observed, ...] = ()
+    """The former micro-batches of the batch that this pass is the last part of."""
+    sizes: tuple[float | None, ...] = ()
+    """Z of every part of the loss, of a former micro-batch; None for a sum."""
 
     @classmethod
     def of(
@@ -179,13 +184,44 @@ class Observed:
             return (1.0,)
         return self.loss.weights or (1.0,) * len(self.loss.parts)
 
+    def former(self) -> Observed:
+        """This pass as a former micro-batch, without its output."""
+        return replace(self, sizes=self._sizes(), output=None)
+
+    def _sizes(self) -> tuple[float | None, ...]:
+        if isinstance(self.loss, SumLoss):
+            pairs = zip(self.loss.parts, self.output, strict=True)
+            return tuple(part.normalizer(output) for part, output in pairs)
+        return (self.loss.normalizer(self.output),)
+
     def grams(self, module: nn.Module, vectors: Sequence[Vector]) -> Tensor:
         """v_i^T F_k v_j (parts, k, k) of the parts F_k of the Fisher, whose sum is the Fisher.
+
+        Those of former micro-batches, on whose inputs the module runs again, are part of them.
 
         Raises:
             ValueError: The module must run again, but its inputs are not known, or its output is
                 not what the loss takes.
         """
+        grams = self._grams(module, vectors)
+        if not self.earlier:
+            return grams
+        try:
+            each = torch.stack([*(part._grams(module, vectors) for part in self.earlier), grams])
+        except ValueError as error:
+            self.earlier = ()
+            warnings.warn(
+                f"the exact Fisher is that of the last micro-batch alone: {error}", stacklevel=2
+            )
+            return grams
+        sizes = [*(part.sizes for part in self.earlier), self._sizes()]
+        shares = each.new_tensor([[size or 1.0 for size in part] for part in sizes])
+        if None not in sizes[-1]:
+            shares = shares / shares.sum(0)
+        return (shares[:, :, None, None] * each).sum(0)
+
+    def _grams(self, module: nn.Module, vectors: Sequence[Vector]) -> Tensor:
+        """The same of this pass alone."""
         wanted: list[Tensor] = []
         if self.followed is not None:
             try:
@@ -237,8 +273,9 @@ class Observed:
     ) -> Tensor | None:
         """:meth:`grams` estimated from every k-th sample, in a forward pass of their own.
 
-        It takes a sixth of the time. None if the samples do not give alone what they gave in the
-        batch, as with dropout, with batch normalisation in training, or where they meet.
+        It takes a sixth of the time; a batch in micro-batches is taken whole. None if the samples
+        do not give alone what they gave in the batch, as with dropout, with batch normalisation in
+        training, or where they meet.
 
         Args:
             module: The network.
@@ -248,7 +285,7 @@ class Observed:
         parts = self.output if isinstance(self.output, tuple) else (self.output,)
         try:
             rows = sample_rows(len(parts[0]), 1 / self.stride, turn)
-            if rows is None:
+            if rows is None or self.earlier:
                 return self.grams(module, vectors)
             tensors, rebuilt = self.inputs.by_sample(len(parts[0]))
             call = rebuilt(tensor[rows] for tensor in tensors)
