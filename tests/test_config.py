@@ -237,6 +237,7 @@ def test_the_defaults_of_training_are_pinned() -> None:
         "linear_sharing": "expand",
         "small_parameters": "gradient",
         "max_factor_size": None,
+        "factor_rows": None,
         "float64": False,
         "dense_limit": 1024,
         "quadratic": "kronecker",

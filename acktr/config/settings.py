@@ -137,6 +137,7 @@ class SampledKFACConfig(KFACConfig):
     refresh_delay: int | None = _RL.refresh_delay
     small_parameters: SmallParameters = _RL.small_parameters
     max_factor_size: int | None = _RL.max_factor_size
+    factor_rows: int | None = _RL.factor_rows
     float64: bool = _RL.float64
     quadratic: Literal["kronecker", "exact"] = "kronecker"
     stat_fraction: Annotated[float, Limits(1e-6, 1)] = 1.0

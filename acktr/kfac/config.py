@@ -79,6 +79,9 @@ class KFACConfig:
     max_factor_size: int | None = 2048
     """Largest Kronecker factor that is a matrix; of larger ones the diagonal is kept (None: no
     limit)."""
+    factor_rows: int | None = None
+    """Rows of a batch that are enough for every row of a Kronecker factor: where samples times
+    positions are more, every second to fourth sample is taken (None: all)."""
     float64: bool = False
     """Kronecker factors, their decompositions and products in float64: for a damping below 1e-6 of
     the largest eigenvalue of A (x) G, which float32 does not tell from rounding."""
@@ -109,6 +112,7 @@ class KFACConfig:
             momentum=0.5,
             refresh_interval=10,
             eager_start=True,
+            factor_rows=4,
         )
 
     @classmethod
@@ -130,6 +134,7 @@ class KFACConfig:
             refresh_delay=None,
             small_parameters="gradient",
             max_factor_size=None,
+            factor_rows=None,
             float64=False,
             quadratic="kronecker",
         )
@@ -147,8 +152,9 @@ class KFACConfig:
         for name in ("refresh_interval", "stat_interval", "max_failures", "dense_limit"):
             check_integer(name, getattr(self, name), 1)
         check_integer("cold_steps", self.cold_steps, 0)
-        if self.max_factor_size is not None:
-            check_integer("max_factor_size", self.max_factor_size, 1)
+        for name in ("max_factor_size", "factor_rows"):
+            value = getattr(self, name)
+            check_integer(name, 1 if value is None else value, 1)
         check_choice("structure", self.structure, get_args(Structure))
         for name in ("conv_sharing", "linear_sharing"):
             check_choice(name, getattr(self, name), get_args(Sharing))

@@ -10,8 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac.blocks.alike import alike, observe_all
+from acktr.kfac.blocks.alike import LayerBlock, alike, observe_all
 from acktr.kfac.blocks.diagonal import DiagonalBlock
+from acktr.kfac.blocks.kronecker import KroneckerBlock
+from acktr.kfac.blocks.layouts import ConvLayout
+from acktr.kfac.blocks.linear import LinearLayout
 from acktr.kfac.blocks.registry import ROOT, Block, StatBlock
 from acktr.kfac.guard import Guard
 from acktr.kfac.losses.base import OutputLoss
@@ -28,6 +31,7 @@ from acktr.kfac.statistics.capture import (
 from acktr.kfac.statistics.elementary import twice_differentiable
 from acktr.kfac.statistics.projections import recorded
 from acktr.kfac.statistics.samples import Samples, checked_masks
+from acktr.kfac.statistics.uses import Observation
 
 Scalars = Iterable[tuple[Tensor, float]]
 """Scalars f_c of a batch and weights w_c; the curvature is sum_c w_c (grad f_c) (grad f_c)^T."""
@@ -159,15 +163,27 @@ class Estimator:
 
     @torch.no_grad()
     def observe(
-        self, captured: Capture, pairs: Pairs, squares: Squares, divisor: Divisor, batch: Samples
+        self,
+        captured: Capture,
+        pairs: Pairs,
+        squares: Squares,
+        divisor: Divisor,
+        batch: Samples,
+        enough: int | None,
+        turn: int,
     ) -> None:
         """Add a part of a batch to what :meth:`fold` takes; all of it is forgotten on an error.
+
+        Of more rows than ``enough`` for each row of a factor some are taken, others at every turn.
 
         Raises:
             ValueError: Nothing was recorded, or a layer does not fit.
         """
         try:
             seen = [captured.observation(b.paths, pairs, divisor, batch) for b in self.layers]
+            if enough is not None:
+                both = zip(self.layers, seen, strict=True)
+                seen = [_thinned(block, part, enough, turn) for block, part in both]
             observe_all(self.layers, seen, self.alike)
             if self.layers and not any(part.uses for part in seen):
                 raise ValueError(
@@ -192,3 +208,14 @@ class Estimator:
         """Fold the parts of a batch into the running averages."""
         for block in self.blocks.values():
             block.fold(decay)
+
+
+def _thinned(block: LayerBlock, seen: Observation, enough: int, turn: int) -> Observation:
+    """What a block sees, of as many samples as its factors need."""
+    if not isinstance(block, KroneckerBlock) or block.needs_samples:
+        return seen
+    layout = block.layer.layout
+    if not isinstance(layout, LinearLayout | ConvLayout):
+        return seen
+    largest = max(block.a.value.shape[-1], block.g.value.shape[-1])
+    return seen.thinned(enough * largest, math.prod(layout.shapes[1][:-1]), turn)

@@ -221,8 +221,9 @@ class Preconditioner:
         with self._clock.part("fisher"):
             pairs, squares = self._estimator.gradients(captured, scalars)
         with self._clock.part("factors"):
+            enough, turn = self.config.factor_rows, self.batches
             try:
-                self._estimator.observe(captured, pairs, squares, divisor, batch)
+                self._estimator.observe(captured, pairs, squares, divisor, batch, enough, turn)
             except BaseException:
                 self.region.drop()
                 raise

@@ -85,7 +85,7 @@ def test_the_mean_of_all_parts_is_the_form_of_the_batch(name: str) -> None:
     seen = observed(model, loss, inputs, named, terms).curvature.observed
     assert seen is not None
     every = seen.stride
-    assert every == min(4, count // 64) or name == "tokens"
+    assert every == min(8, count // 32) or name == "tokens"
     _, vectors = directions(model, 2)
     grams = [seen.estimated_grams(model, vectors, turn) for turn in range(every)]
     sizes = torch.tensor([len(inputs[turn::every]) for turn in range(every)]).double() / count

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from acktr.kfac.statistics.inputs import Inputs
 
+_SPARSEST, _LEAST_SAMPLES = 4, 16
+"""One over the least part of a batch that factors come from, and the least part."""
 Moments = tuple[Tensor, Tensor]
 """Running mean and variance."""
 
@@ -112,6 +114,40 @@ class Observation:
             gradients = tuple(gradient.double() for gradient in use.gradients)
             uses.append(replace(use, call=calls[id(use.call)], gradients=gradients))
         return replace(self, uses=uses)
+
+    def thinned(self, enough: int, width: int, turn: int) -> Observation:
+        """The same of every k-th sample, whose weights are k times as large, or itself.
+
+        k is as large as leaves so many rows, and samples to average over; 4 at most. On average
+        over the turns the sums over rows stay as they are.
+
+        Args:
+            enough: Number of rows.
+            width: Number of entries of a row of the gradients.
+            turn: Number of the batch; each one begins with another sample.
+        """
+        sizes = {len(use.gradients[0]) for use in self.uses}
+        plain = all(
+            use.batched and use.owners is None and not use.call.kwargs and len(use.call.args) == 1
+            for use in self.uses
+        )
+        if len(sizes) != 1 or not plain or {len(use.input) for use in self.uses} != sizes:
+            return self
+        (count,) = sizes
+        rows = sum(use.gradients[0].numel() for use in self.uses) // width
+        every = min(_SPARSEST, rows // enough, count // _LEAST_SAMPLES)
+        if every <= 1:
+            return self
+        some = slice(turn % every, None, every)
+        calls: dict[int, Inputs] = {}  # uses that share their inputs go on doing so
+        uses = []
+        for use in self.uses:
+            call = calls.setdefault(id(use.call), Inputs.of((use.input[some],)))
+            gradients = tuple(gradient[some] for gradient in use.gradients)
+            weights = None if use.weights is None else use.weights[some]
+            uses.append(replace(use, call=call, gradients=gradients, weights=weights))
+        scale = count / len(uses[0].gradients[0])
+        return replace(self, uses=uses, weights=[scale * weight for weight in self.weights])
 
 
 def by_sample(uses: Sequence[Use], name: str) -> bool:
