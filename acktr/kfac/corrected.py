@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -124,13 +125,7 @@ class CorrectedRegion:
         quadratic = torch.where(finite, quadratic, torch.zeros_like(quadratic))
         slope = torch.where(finite, slope, torch.zeros_like(slope))
 
-        def form(nu: Tensor) -> Tensor:
-            old, new = momentum.square() * self.forms, nu.square() * quadratic
-            cross = 2 * momentum * nu * slope
-            limit = 2 * (old.sum() * new.sum()).clamp(min=0.0).sqrt()
-            share = (limit / cross.sum().abs()).clamp(max=1.0)  # by Cauchy-Schwarz, unless w is old
-            return old + cross * share.nan_to_num(nan=1.0) + new
-
+        form = partial(self._velocity_forms, momentum, slope, quadratic)
         nu = self._scales(lr * lr * quadratic)
         if self.due(turn):
             change = dict(self._scaled(step, torch.where(finite, nu, 0.0)))
@@ -149,6 +144,16 @@ class CorrectedRegion:
         whole = torch.where(finite, self._wholes(quadratic).sum(), torch.nan)
         info = StepInfo(whole, (nu * keep).min(), kl.sum(), part_kl=kl if self.separate else None)
         return Fit(self._scaled(step, nu), dict(zip(self._names, keep.unbind(), strict=True)), info)
+
+    def _velocity_forms(
+        self, momentum: Tensor, slope: Tensor, quadratic: Tensor, nu: Tensor
+    ) -> Tensor:
+        """Kronecker forms of mu v + nu U by parameter."""
+        old, new = momentum.square() * self.forms, nu.square() * quadratic
+        cross = 2 * momentum * nu * slope
+        limit = 2 * (old.sum() * new.sum()).clamp(min=0.0).sqrt()
+        share = (limit / cross.sum().abs()).clamp(max=1.0)  # by Cauchy-Schwarz, unless w is old
+        return old + cross * share.nan_to_num(nan=1.0) + new
 
     def _measured(self, change: Named, measure: Measure) -> Tensor | None:
         """Exact forms of a step; None, after a warning, if they cannot be had."""
