@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 from acktr.kfac import KFACConfig, LMConfig
 
@@ -59,11 +59,15 @@ RECIPES: dict[ProblemName, dict[str, Recipe]] = {
     },
 }
 
+PUBLISHED: dict[str, Any] = {"quadratic": "kronecker", "max_factor_size": None}
+"""What was the default of these settings when the campaigns were run."""
+
 KFAC_CONSTANTS = KFACConfig(
     lr=1.0,
     structure="cholesky",
     stat_decay=0.95,
     momentum=0.9,
+    **PUBLISHED,
 )
 """K-FAC settings that are not tuned; the tuned ones and L2 are filled in."""
 
@@ -96,7 +100,7 @@ def constants(problem: ProblemName, optimizer: str) -> dict[str, object]:
     """What is fixed here and differs from the library's defaults, to tell runs apart by."""
     if not optimizer.startswith("kfac"):
         return {}
-    defaults = asdict(KFACConfig())
+    defaults = asdict(KFACConfig(**PUBLISHED))
     fixed = asdict(KFAC_CONSTANTS)
     differing = {name: value for name, value in fixed.items() if value != defaults[name]}
     if differing.pop("structure") == "cholesky":  # the words of the files that are published
