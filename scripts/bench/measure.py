@@ -146,7 +146,8 @@ def measure_training(config: Config, timing: Timing) -> dict[str, Any]:
                 before = trainer.learner.seconds
             if windows.done:
                 break
-        inside = {name: s - before.get(name, 0.0) for name, s in trainer.learner.seconds.items()}
+        spent = {name: s for name, s in trainer.learner.seconds.items() if s}  # parts in use
+        inside = {name: s - before.get(name, 0.0) for name, s in spent.items()}
         parts = shares(windows.seconds, rollout, inside)
         return windows.result() | {"shares": parts, "peak_mib": peak_mib()}
     finally:

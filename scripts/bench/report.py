@@ -34,6 +34,7 @@ PARTS = {
     "statistics": "statistics",
     "refresh": "refresh",
     "precondition": "precondition",
+    "exact": "exact forms",
     "step": "rest of step",
     "policy": "policy",
     "critic": "critic",
