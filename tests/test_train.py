@@ -246,7 +246,8 @@ def test_parts_of_the_update_take_no_longer_than_it(algo: str) -> None:
     stats = next(iter(trainer.run(320)))
     seconds = trainer.learner.seconds
     outer = [v for k, v in seconds.items() if k not in ("refresh", "apply")]
-    assert all(value > 0 for value in seconds.values())
+    never = {"exact"}  # the Kronecker form of the trust region measures nothing
+    assert all(value > 0 for name, value in seconds.items() if name not in never)
     assert sum(outer) <= stats.metrics["time/update"]
 
 
