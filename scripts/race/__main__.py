@@ -34,8 +34,9 @@ from scripts.common import (
 from scripts.race import report
 from scripts.race.problems import PROBLEMS, Problem, make
 from scripts.race.racers import GRIDS, RACERS, Setting, constants, missing
-from scripts.race.running import Row, RunSpec, describe, read_rows, write_rows
+from scripts.race.running import RunSpec, describe, write_rows
 from scripts.race.running import run as run_once
+from scripts.supervised.training import Row, read_rows
 
 TUNE_SEED = 1000
 _MARKS = 3

@@ -10,7 +10,8 @@ from acktr.report.tables import markdown as table
 from scripts.common import machine
 from scripts.race.problems import Problem
 from scripts.race.racers import Setting
-from scripts.race.running import MARKS, Row, describe
+from scripts.race.running import MARKS, describe
+from scripts.supervised.training import Row
 
 Tuned = Mapping[str, Sequence[tuple[Setting, Row]]]
 """Setting and last evaluation of the tuning runs, by optimizer."""

@@ -15,12 +15,11 @@ from typing import Any
 
 import torch
 
-from acktr.files import flat
 from acktr.kfac import FactorError
-from acktr.runs.tables import read_table
-from scripts.common import ScriptError, save
+from scripts.common import save
 from scripts.race.problems import Problem, measured
 from scripts.race.racers import Setting, Step, build
+from scripts.supervised.training import Row
 
 MARKS = (40, 120, 240, 480, 960)
 """Updates after which losses are always measured."""
@@ -45,18 +44,6 @@ class RunSpec:
     def identity(self) -> str:
         """One line of JSON."""
         return json.dumps(asdict(self), sort_keys=True)
-
-
-@dataclass(frozen=True)
-class Row:
-    """An evaluation."""
-
-    update: int
-    seconds: float
-    """CPU seconds of training until then, evaluations left out."""
-    train_loss: float
-    """On the measured training samples; infinite if the run diverged."""
-    test_loss: float
 
 
 _COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
@@ -120,30 +107,3 @@ def write_rows(path: Path, spec: RunSpec, rows: Sequence[Row]) -> None:
         numbers = (row.seconds, row.train_loss, row.test_loss)
         writer.writerow([row.update, *(f"{number:.9g}" for number in numbers)])
     save(path.parent, {path.name: text.getvalue().encode()})
-
-
-def read_rows(path: Path, spec: RunSpec) -> list[Row] | None:
-    """The evaluations of a finished run; None if there is no such file.
-
-    Raises:
-        ScriptError: The file is damaged or belongs to another run.
-    """
-    if not path.exists():
-        return None
-    try:
-        content = read_table(path)
-        stored = flat(json.loads((content.comment or "").removeprefix("#")))
-        rows = [
-            Row(int(row["update"]), *(float(row[name]) for name in _COLUMNS[1:]))
-            for row in content.rows
-        ]
-    except (KeyError, ValueError, AttributeError) as error:
-        raise ScriptError(f"{path}: not a run's file: {error}") from error
-    wanted = flat(json.loads(spec.identity()))
-    for name in sorted(wanted | stored):
-        if stored.get(name) != wanted.get(name):
-            raise ScriptError(
-                f"{path}: made with {name} {stored.get(name)}, not {wanted.get(name)};"
-                " choose another --out or delete the file"
-            )
-    return rows

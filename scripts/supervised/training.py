@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,13 @@ from scripts.supervised.settings import (
 COLUMNS = ("optimizer", "seed", "setting", "update", "epoch", "seconds", "train_loss", "test_loss")
 _CHECK = 20
 """Updates between looks at whether the loss is still finite."""
+
+
+class Identified(Protocol):
+    """All that decides the outcome of a run, of any script."""
+
+    def identity(self) -> str:
+        """One line of JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +82,7 @@ class Row:
     seconds: float
     """Seconds of training until then, evaluations left out."""
     train_loss: float
-    """Loss on the measured training images; infinite if the run diverged."""
+    """Loss on the measured training samples; infinite if the run diverged."""
     test_loss: float
 
 
@@ -232,7 +240,7 @@ def write_rows(path: Path, spec: RunSpec, rows: Sequence[Row], updates_per_epoch
     save(path.parent, {path.name: text.getvalue().encode()})
 
 
-def read_rows(path: Path, spec: RunSpec) -> list[Row] | None:
+def read_rows(path: Path, spec: Identified) -> list[Row] | None:
     """The evaluations of a finished run; None if there is no such file.
 
     Raises:
