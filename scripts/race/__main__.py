@@ -1,7 +1,7 @@
 """Race K-FAC against Muon, SOAP, Adam and SGD on one problem, by updates and by CPU seconds.
 
-Every optimizer is tuned on a grid of the same size with the same CPU seconds on a seed of its own,
-and then runs with each seed for the whole time; all in one process on one thread, in turn. CSV
+Every optimizer is tuned on a grid, the same CPU seconds for each setting, on a seed of its own, and
+then runs with each seed for the whole time; all in one process on one thread, in turn. CSV
 files of every evaluation and a report are written. The same command continues where it was stopped.
 """
 
