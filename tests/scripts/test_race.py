@@ -36,9 +36,9 @@ def test_a_race_writes_its_tables_and_keeps_what_is_finished(
     assert code == 0, err
     assert out == (tmp_path / "summary.md").read_text()
     assert "| optimizer | ms per update | 0.1 s | 0.2 s | 0.3 s |" in out
-    assert [out.count(f"\n| {name} |") for name in names] == [6, 2, 6]
+    assert [out.count(f"\n| {name} |") for name in names] == [6, 2, 8]
     files = {path: path.read_bytes() for path in tmp_path.glob("*/*/*.csv")}
-    assert len(files) == 2 * 4 + 3
+    assert len(files) == 4 + 6 + 3
     last = files[tmp_path / "runs" / "kfac" / "seed0.csv"].decode().splitlines()[-1].split(",")
     assert float(last[1]) >= 0.3
 
