@@ -1,0 +1,1 @@
+"""Example programs: own environments, networks and loops with the library."""
