@@ -7,14 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import numpy as np
 from gymnasium import Env
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 from acktr.compute import resolve_device
 from acktr.config import Algo, Config, ConfigError, preset, to_dict
-from acktr.envs import EnvError, GuardedVectorEnv, check_spaces
+from acktr.envs import EnvError, GuardedVectorEnv, batched, check_spaces
 from acktr.runs.checkpoint import (
     CheckpointError,
     checkpoint_exists,
@@ -113,7 +112,7 @@ class Agent:
 
     def predict(
         self,
-        observation: NDArray[Any] | int,
+        observation: Any,
         state: tuple[NDArray[Any], ...] | None = None,
         episode_start: NDArray[Any] | None = None,
         deterministic: bool = False,
@@ -121,8 +120,9 @@ class Agent:
         """Action of one observation, or actions of a batch of them.
 
         Args:
-            observation: Raw observation (*shape) or batch (N, *shape), as ``envs`` gives it
-                (Discrete spaces of environments made from an id start at zero).
+            observation: Raw observation (*shape) or batch (N, *shape), as ``envs`` gives it, with a
+                dict or tuple of arrays for Dict and Tuple spaces (Discrete spaces of environments
+                made from an id start at zero).
             state: Recurrent state; passed through, the networks have none.
             episode_start: Ignored, for recurrent policies.
             deterministic: The most likely action instead of a sample.
@@ -131,15 +131,11 @@ class Agent:
             Action or actions as the environment takes them, and the state.
 
         Raises:
-            ValueError: The observation has another shape than the environment's.
+            ValueError: The observation has another shape or other parts than the environment's.
         """
-        array = np.asarray(observation)
-        shape = tuple(self.policy.observation_space.shape or ())
-        if array.shape == shape:
-            return self.policy.act(array[None], deterministic)[0], state
-        if array.shape[1:] == shape and array.ndim == len(shape) + 1:
-            return self.policy.act(array, deterministic), state
-        raise ValueError(f"observation has shape {array.shape}; {shape} or (N, *{shape}) is needed")
+        batch, alone = batched(self.policy.observation_space, observation)
+        actions = self.policy.act(batch, deterministic)
+        return actions[0] if alone else actions, state
 
     def save(self, path: str | Path) -> None:
         """Write everything to a folder (safetensors and JSON with hashes).

@@ -11,10 +11,10 @@ from typing import Any, Generic, TypeVar, TypeVarTuple
 import gymnasium
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from acktr.config import ConfigError
-from acktr.envs import is_image
+from acktr.envs import Channels, pictures
+from acktr.tree import Tree
 
 Args = TypeVarTuple("Args")
 R = TypeVar("R")
@@ -108,13 +108,15 @@ the small forward passes of acting they would take the cores that environments n
 """
 
 
-def threads_for(space: gymnasium.Space[Any]) -> AbstractContextManager[None]:
-    """Context with torch's threads for networks of such observations: all for images, else one.
+def threads_for(
+    space: gymnasium.Space[Any], channels: Channels = "auto"
+) -> AbstractContextManager[None]:
+    """Context with torch's threads for networks of such observations: all for pictures, else one.
 
     With small matrices several threads gain nothing, and where other work keeps the cores busy
     they wait for each other: training was seen to take ten times as long.
     """
-    return nullcontext() if is_image(space) else one_thread()
+    return nullcontext() if pictures(space, channels) else one_thread()
 
 
 def restore_generator(generator: torch.Generator, state: torch.Tensor) -> None:
@@ -215,6 +217,6 @@ def _of_compiler(error: RuntimeError) -> bool:
     return isinstance(error, TorchDynamoException) and not isinstance(error, TorchRuntimeError)
 
 
-def compiled_for_updates(network: Callable[[Tensor], R]) -> Compiled[R, Tensor]:
+def compiled_for_updates(network: Callable[[Tree], R]) -> Compiled[R, Tree]:
     """A network for gradients of a loss: batches differ in size, and gradients outlive a replay."""
     return Compiled(network, "the update", graph=False, dynamic=None)

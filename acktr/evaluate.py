@@ -18,7 +18,7 @@ MAX_EPISODE_STEPS = 27_000
 class Player(Protocol):
     """A player that can be evaluated, such as ``acktr.policies.Policy``."""
 
-    def act(self, observations: NDArray[Any], deterministic: bool = False) -> NDArray[Any]:
+    def act(self, observations: Any, deterministic: bool = False) -> NDArray[Any]:
         """Actions, as the environment takes them, of a batch of raw observations (N, ...)."""
 
 

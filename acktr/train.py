@@ -13,14 +13,14 @@ from gymnasium.vector import VectorEnv
 from acktr.algorithms import A2CLearner, ACKTRLearner, Learner, TRPOLearner
 from acktr.compute import autocast_context, resolve_device, threads_for
 from acktr.config import Algo, Config
-from acktr.envs import AnyVectorEnv, is_image, make_vec
+from acktr.envs import AnyVectorEnv, make_vec, pictures
 from acktr.policies import (
-    ObservationNormalizer,
     Policy,
     RewardScaler,
     action_head,
     build_network,
-    normalizable,
+    observation_normalizer,
+    require_size,
 )
 from acktr.rollout import Acting, Batch, Collector, NonFiniteError, make_batch
 
@@ -90,19 +90,19 @@ class Trainer:
         self.device = resolve_device(config.device)
         space = envs.single_observation_space
         self.head = action_head(envs.single_action_space)
+        require_size(space, self.head, config, envs.num_envs)
         # The initial weights depend on the seed alone, and torch's own generator is left as it was.
-        with torch.random.fork_rng(devices=[]), threads_for(space):
+        with torch.random.fork_rng(devices=[]), threads_for(space, config.network.channels):
             torch.manual_seed(config.seed)
             self.network = build_network(space, self.head, config.network).to(self.device)
-        self.precision, autocast = autocast_context(self.device, config.precision, is_image(space))
+        seen = pictures(space, config.network.channels)
+        self.precision, autocast = autocast_context(self.device, config.precision, bool(seen))
         # Acting and learning draw from generators of their own: how often one of them draws does
         # not change the numbers of the other.
         acting_noise, learning_noise = (
             torch.Generator(self.device).manual_seed(2 * config.seed + part) for part in (1, 2)
         )
-        observations = None
-        if config.normalize_observation and normalizable(space):
-            observations = ObservationNormalizer(tuple(space.shape or ()))
+        observations = observation_normalizer(space, config)
         rewards = RewardScaler(envs.num_envs, config.gamma) if config.normalize_reward else None
         acting = Acting(self.network, self.head, acting_noise, autocast, config.compile)
         self.collector = Collector(envs, acting, observations, rewards, config.micro_batch)
@@ -126,6 +126,7 @@ class Trainer:
             FactorError: K-FAC cannot go on.
         """
         config, space = self.config, self.envs.single_observation_space
+        channels = config.network.channels
         if self._needs_reset:
             self.collector.reset(config.seed + self.timesteps)
             self._needs_reset = False
@@ -133,7 +134,7 @@ class Trainer:
         while self.timesteps < total_timesteps:
             started = time.perf_counter()
             progress = (self.timesteps - start) / (total_timesteps - start)
-            with threads_for(space):  # for this update: in between torch is the caller's
+            with threads_for(space, channels):  # for this update: in between torch is the caller's
                 rollout = self.collector.collect(config.num_steps)
                 batch = make_batch(rollout, config.gamma, config.gae_lambda, self.device)
                 self._require_finite(batch)

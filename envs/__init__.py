@@ -16,15 +16,15 @@ environments in one process.
    the same step, and no step is wasted.
 2. When an episode ends, `infos["episode"]` holds the arrays `r` (sum of raw rewards), `l` (agent
    steps) and `t` (seconds), valid where `infos["_episode"]` is true.
-3. At the same steps `infos["final_obs"]` is a numeric array like the observations with the last
-   observations of the episodes where `infos["_final_obs"]` is true, and zeros elsewhere. The
-   masks mark the true ends of episodes: `terminated` alone may also mean a lost life.
+3. At the same steps `infos["final_obs"]` is like the observations, with the last observations of
+   the episodes where `infos["_final_obs"]` is true, and zeros elsewhere. The masks mark the
+   true ends of episodes: `terminated` alone may also mean a lost life.
 4. `infos["forced"]`, where present, marks environments that executed FIRE instead of the agent's
    action: such a transition must not be learned from as if it were the agent's choice. In
    training a lost life sets `terminated` while the game and the observations go on.
-5. A NaN or infinity in a floating-point observation or reward raises `EnvFault` with the index of
-   the environment and the step (counted from 1 since construction), and so does an exception in
-   an environment.
+5. A NaN or infinity in a floating-point observation (in any part of it) or reward, and an integer
+   that the space does not have, raise `EnvFault` with the index of the environment and the step
+   (counted from 1 since construction), and so does an exception in an environment.
 6. Actions are checked for shape, type, range and finiteness before they are executed. Box actions
    are not clipped. Discrete spaces always start at zero.
 7. What single Gymnasium environments put into their infos is dropped.
@@ -43,32 +43,43 @@ from acktr.envs.errors import EnvError, EnvFault, one_line
 from acktr.envs.factory import describe, group_count, make_single, make_vec, workers
 from acktr.envs.groups import GroupedEnvs, Stepper
 from acktr.envs.guard import GuardedVectorEnv
+from acktr.envs.nested import Arrays, batched, final_rows, flat, nested, parts
 from acktr.envs.parallel import worker_count
+from acktr.envs.pictures import Channels, Picture, picture, pictures
 from acktr.envs.registry import is_atari, lookup
 from acktr.envs.settings import AtariSettings, Workers
-from acktr.envs.spaces import check_spaces, is_image
+from acktr.envs.spaces import check_spaces
 from acktr.envs.vector import AnyVectorEnv, StepResult, env_seeds
 
 __all__ = [
     "AnyVectorEnv",
+    "Arrays",
     "AtariSettings",
+    "Channels",
     "EnvError",
     "EnvFault",
     "GroupedEnvs",
     "GuardedVectorEnv",
+    "Picture",
     "StepResult",
     "Stepper",
     "Workers",
+    "batched",
     "check_spaces",
     "describe",
     "env_seeds",
+    "final_rows",
+    "flat",
     "group_count",
     "is_atari",
-    "is_image",
     "lookup",
     "make_single",
     "make_vec",
+    "nested",
     "one_line",
+    "parts",
+    "picture",
+    "pictures",
     "worker_count",
     "workers",
 ]

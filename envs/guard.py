@@ -10,6 +10,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from acktr.envs.episodes import EpisodeStats
 from acktr.envs.errors import EnvFault, named
+from acktr.envs.nested import final_rows, flat, is_nested, nested, parts
 from acktr.envs.spaces import check_actions
 from acktr.envs.vector import AnyVectorWrapper, Array, StepResult, check_seed, env_seeds
 
@@ -73,7 +74,9 @@ class GuardedVectorEnv(AnyVectorWrapper):
         self._dead = dones & self._next_step
         self._check_finite(rewards, "reward", when)
         if dones.any() and not self._next_step:
-            infos["final_obs"] = _dense(infos["final_obs"], dones, obs)
+            infos["final_obs"] = _dense(
+                self.single_observation_space, infos["final_obs"], dones, obs
+            )
             infos["_final_obs"] = dones.copy()
             self._check_observations(infos["final_obs"], "final observation", when, dones)
         self._check_observations(obs, "observation", when)
@@ -85,14 +88,30 @@ class GuardedVectorEnv(AnyVectorWrapper):
         return obs, rewards, terminated, truncated, infos
 
     def _check_observations(
-        self, values: Array, what: str, when: str, mask: Array | None = None
+        self, values: Any, what: str, when: str, mask: Array | None = None
     ) -> None:
-        """Finite numbers, or integers that the Discrete space has; others than the mask's pass."""
+        """Finite numbers, or integers that the space has, in every part of the observations.
+
+        Environments outside of the mask pass.
+        """
         space = self.single_observation_space
-        if not isinstance(space, spaces.Discrete):
+        if not is_nested(space):
+            self._check_part(space, values, what, when, mask)
+            return
+        arrays = flat(space, values)
+        assert isinstance(arrays, dict)
+        for name, part in parts(space).items():
+            self._check_part(part, arrays[name], f"{what} {name!r}", when, mask)
+
+    def _check_part(
+        self, space: spaces.Space[Any], values: Array, what: str, when: str, mask: Array | None
+    ) -> None:
+        limits = _integers(space)
+        if limits is None:
             self._check_finite(values, what, when)
             return
-        good = (values >= space.start) & (values < space.start + space.n)
+        low, high = limits
+        good = ((values >= low) & (values < high)).reshape(len(values), -1).all(1)
         if mask is not None:
             good |= ~mask
         if not good.all():
@@ -116,9 +135,27 @@ class GuardedVectorEnv(AnyVectorWrapper):
         )
 
 
-def _dense(rows: Any, mask: Array, like: Array) -> Array:
-    """Final observations as one numeric array shaped as `like`, zero where no episode ended."""
+def _integers(space: spaces.Space[Any]) -> tuple[Any, Any] | None:
+    """The least integers of a space, and those above the largest; None for a Box."""
+    if isinstance(space, spaces.Discrete):
+        return space.start, space.start + space.n
+    if isinstance(space, spaces.MultiDiscrete):
+        return space.start, space.start + space.nvec
+    return (0, 2) if isinstance(space, spaces.MultiBinary) else None
+
+
+def _dense(space: spaces.Space[Any], shown: Any, mask: Array, like: Any) -> Any:
+    """Final observations shaped as a batch of observations, zero where no episode ended."""
+    ended = np.flatnonzero(mask)
+    rows, batch = final_rows(space, shown, ended), flat(space, like)
+    if isinstance(rows, dict) and isinstance(batch, dict):
+        dense = {name: _placed(rows[name], ended, array) for name, array in batch.items()}
+        return nested(space, dense)
+    assert isinstance(rows, np.ndarray) and isinstance(batch, np.ndarray)
+    return _placed(rows, ended, batch)
+
+
+def _placed(rows: Array, places: Array, like: Array) -> Array:
     dense = np.zeros_like(like)
-    for index in np.flatnonzero(mask):
-        dense[index] = rows[index]
+    dense[places] = rows
     return dense

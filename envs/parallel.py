@@ -37,6 +37,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from acktr.envs.errors import EnvError, EnvFault, named
+from acktr.envs.nested import Arrays, flat, nested, parts
 from acktr.envs.process import CLOSE, ForkedProcess, end_all
 from acktr.envs.settings import Workers
 from acktr.envs.vector import AnyEnv, Array, StepResult, check_mask
@@ -66,10 +67,11 @@ class _Rows:
         """Seeds of the next reset, or _UNSEEDED."""
         self.mask = shared(np.bool_)
         """Mask of the environments that the next reset resets."""
-        self.observations = shared(seen.dtype, seen.shape)
-        """Observations after the step, those of new episodes where one ended."""
-        self.final = shared(seen.dtype, seen.shape)
-        """Last observations of episodes that ended; undefined in other rows."""
+        inside = parts(seen)
+        self.observations = {name: shared(p.dtype, p.shape) for name, p in inside.items()}
+        """Observations by part after the step, those of new episodes where one ended."""
+        self.final = {name: shared(p.dtype, p.shape) for name, p in inside.items()}
+        """Last observations of episodes that ended, by part; undefined in other rows."""
         self.rewards = shared(np.float64)
         self.terminated, self.truncated = shared(np.bool_), shared(np.bool_)
 
@@ -127,7 +129,7 @@ class ParallelEnvs(SyncVectorEnv):
         if rest and self._processes:
             raise EnvError(f"reset options {sorted(rest)} cannot be given: set env_workers to 1")
         self._run(_RESET, lambda: self._own.reset(rest or None))
-        return self._rows.observations.copy(), {}
+        return self._copied(self._rows.observations), {}
 
     def step(self, actions: Any) -> StepResult:
         """Step all environments."""
@@ -138,8 +140,9 @@ class ParallelEnvs(SyncVectorEnv):
         ended = terminated | truncated
         infos: dict[str, Any] = {}
         if ended.any():
-            infos = {"final_obs": rows.final.copy(), "_final_obs": ended}
-        return rows.observations.copy(), rows.rewards.copy(), terminated, truncated, infos
+            infos = {"final_obs": self._copied(rows.final), "_final_obs": ended}
+        observations = self._copied(rows.observations)
+        return observations, rows.rewards.copy(), terminated, truncated, infos
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Call a method of all environments, or get an attribute, if this process has them all."""
@@ -155,6 +158,11 @@ class ParallelEnvs(SyncVectorEnv):
         """Close the environments and end the processes."""
         end_all(self._processes)
         super().close_extras(**kwargs)
+
+    def _copied(self, rows: dict[str, Array]) -> Any:
+        """Observations of all environments as their space has them."""
+        copies = {name: array.copy() for name, array in rows.items()}
+        return nested(self.single_observation_space, copies)
 
     def _run(self, command: bytes, own: Callable[[], None]) -> None:
         """Let all workers do the same; the first fault in the order of environments counts."""
@@ -188,26 +196,27 @@ class _Worker:
         self._part = slice(first, last + 1)
         self._rows = rows
         self._name = name
+        self._space = envs[0].observation_space
         self._places = [
-            (row, env, rows.observations[row, ...], rows.final[row, ...])
+            (row, env, _views(rows.observations, row), _views(rows.final, row))
             for row, env in enumerate(envs, first)
         ]
 
     def reset(self, options: dict[str, Any] | None = None) -> None:
         """Reset the environments of the mask; an EnvFault tells which one failed."""
-        rows = self._rows
+        rows, space = self._rows, self._space
         for row, env, observation, _ in self._places:
             if rows.mask[row]:
                 seed = int(rows.seeds[row])
                 obs, _ = env.reset(seed=None if seed == _UNSEEDED else seed, options=options)
                 try:
-                    _put(observation, obs)
+                    _put(space, observation, obs)
                 except Exception as error:
                     raise self._fault(row, "reset", error) from error
 
     def step(self) -> None:
         """Execute the actions; an EnvFault tells which environment failed."""
-        rows = self._rows
+        rows, space = self._rows, self._space
         rewards, terminated, truncated = rows.rewards, rows.terminated, rows.truncated
         actions = rows.actions[self._part].copy()  # an environment may keep its last action
         for (row, env, observation, final), action in zip(self._places, actions, strict=True):
@@ -215,9 +224,9 @@ class _Worker:
             try:
                 rewards[row], terminated[row], truncated[row] = reward, terminal, cut
                 if terminated[row] or truncated[row]:
-                    _put(final, obs)
+                    _put(space, final, obs)
                     obs, _ = env.reset()
-                _put(observation, obs)
+                _put(space, observation, obs)
             except EnvFault:
                 raise
             except Exception as error:
@@ -235,11 +244,28 @@ class _Worker:
         return EnvFault(f"{place} gave something unfit at {when}: {named(error)}")
 
 
-def _put(place: Array, obs: Any) -> None:
-    """Write an observation to its place."""
-    value = np.asarray(obs)
+def _views(rows: dict[str, Array], row: int) -> Arrays:
+    """The places of one environment; one array where observations have no parts."""
+    places = {name: array[row, ...] for name, array in rows.items()}
+    return places.get("", places)
+
+
+def _put(space: spaces.Space[Any], places: Arrays, obs: Any) -> None:
+    """Write an observation to its place, or its parts to theirs."""
+    if isinstance(places, dict):
+        values = flat(space, obs)
+        assert isinstance(values, dict)
+        for name, place in places.items():
+            _write(place, values[name], f" part {name!r}")
+    else:
+        _write(places, np.asarray(obs), "")
+
+
+def _write(place: Array, value: Array, which: str) -> None:
     if value.shape != place.shape:
-        raise ValueError(f"an observation of shape {value.shape}, its space has {place.shape}")
+        raise ValueError(
+            f"an observation{which} of shape {value.shape}, its space has {place.shape}"
+        )
     np.copyto(place, value, casting="same_kind")
 
 

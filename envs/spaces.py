@@ -9,14 +9,12 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from acktr.envs.errors import EnvError, EnvFault
+from acktr.envs.nested import is_nested, parts
 
-OBSERVATIONS = "Box (float, integer, or uint8 images) and Discrete"
+OBSERVATIONS = (
+    "Box (numbers, or pictures), Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of these"
+)
 ACTIONS = "Discrete, Box (float, 1-D or more), MultiDiscrete (1-D) and MultiBinary (1-D)"
-
-
-def is_image(space: spaces.Space[Any]) -> bool:
-    """Whether `space` is a uint8 Box with three axes (HWC or CHW)."""
-    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
 
 
 def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
@@ -81,11 +79,34 @@ def _report_bad(
 
 
 def _observation_problem(space: spaces.Space[Any]) -> str | None:
+    if not is_nested(space):
+        return _part_problem(space)
+    inside = parts(space)
+    if not inside:
+        return "it has no parts"
+    for name, part in inside.items():
+        if problem := _part_problem(part):
+            return f"part {name!r} is {_show(part)}: {problem}"
+    return _names_problem(space)
+
+
+def _names_problem(space: spaces.Space[Any]) -> str | None:
+    """What is wrong with the keys of a Dict space; checkpoints keep ``$`` for themselves."""
+    inner = list(space.spaces) if isinstance(space, spaces.Tuple) else []
+    if isinstance(space, spaces.Dict):
+        inner = list(space.spaces.values())
+        for key in space.spaces:
+            if not isinstance(key, str) or not key or key.startswith("$") or "/" in key:
+                return f"key {key!r} is not a text without / that begins with another sign than $"
+    return next(filter(None, map(_names_problem, inner)), None)
+
+
+def _part_problem(space: spaces.Space[Any]) -> str | None:
     if isinstance(space, spaces.Discrete):
         return None
-    if not isinstance(space, spaces.Box):
+    if not isinstance(space, spaces.Box | spaces.MultiDiscrete | spaces.MultiBinary):
         return "this kind is not supported"
-    if np.dtype(space.dtype).kind not in "fiu":
+    if np.dtype(space.dtype).kind not in "fiub":
         return f"its dtype {space.dtype} is not a number"
     if 0 in space.shape:
         return "it has no elements"

@@ -12,8 +12,11 @@ from numpy.typing import NDArray
 from acktr.envs.errors import EnvError, check_integer
 
 Array = NDArray[Any]
-StepResult = tuple[Array, Array, Array, Array, dict[str, Any]]
-"""Observations, rewards, terminated, truncated and infos of one step of all environments."""
+StepResult = tuple[Any, Array, Array, Array, dict[str, Any]]
+"""Observations, rewards, terminated, truncated and infos of one step of all environments.
+
+Observations are an array, or a dict or tuple of arrays as their space has it.
+"""
 AnyEnv = gymnasium.Env[Any, Any]
 AnyVectorEnv = VectorEnv[Any, Any, Any]
 if TYPE_CHECKING:

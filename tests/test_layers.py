@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-GROUND = {"files", "interrupts"}
+GROUND = {"files", "interrupts", "tree"}
 BELOW_TRAIN = {"envs", "kfac", "config", "compute", *GROUND}
 LEARNING = {"policies", "rollout", "algorithms"}
 RUNS = {"train", "evaluate", "runs"}
@@ -19,12 +19,13 @@ ALLOWED: dict[str, set[str]] = {
     "kfac": set(),
     "files": set(),
     "interrupts": set(),
+    "tree": set(),
     "config": {"kfac", "envs", "files"},
-    "compute": {"config", "envs"},
-    "policies": {"compute", "config", "envs", "kfac"},
-    "rollout": {"policies", "compute", "config", "envs"},
-    "algorithms": {"rollout", "policies", "kfac", "compute", "config"},
-    "train": {*LEARNING, "compute", "config", "envs"},
+    "compute": {"config", "envs", "tree"},
+    "policies": {"compute", "config", "envs", "kfac", "tree"},
+    "rollout": {"policies", "compute", "config", "envs", "tree"},
+    "algorithms": {"rollout", "policies", "kfac", "compute", "config", "tree"},
+    "train": {*LEARNING, "compute", "config", "envs", "tree"},
     "evaluate": {"envs"},
     "runs": {*LEARNING, *BELOW_TRAIN, "train", "evaluate"},
     "agent": {*LEARNING, *BELOW_TRAIN, *RUNS},

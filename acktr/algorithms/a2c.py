@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from acktr import tree
 from acktr.algorithms.learner import (
     scheduled_lr,
     to_floats,
@@ -20,6 +21,7 @@ from acktr.compute import Clock, compiled_for_updates
 from acktr.config import Config
 from acktr.policies import ActionHead, ActorCritic
 from acktr.rollout import Batch, MicroBatch, add_means, micro_batches
+from acktr.tree import Tree
 
 
 class RMSpropTF:
@@ -96,7 +98,7 @@ class A2CLearner:
         settings = config.a2c
         self.optimizer = RMSpropTF(network, settings.rms_alpha, settings.rms_eps)
         self._parameters = list(network.parameters())
-        self._forward: Callable[[Tensor], tuple[Tensor, Tensor]] = network
+        self._forward: Callable[[Tree], tuple[Tensor, Tensor]] = network
         if config.compile:
             self._forward = compiled_for_updates(network)
         self._clock = Clock()
@@ -138,7 +140,7 @@ class A2CLearner:
         """Add the gradients of a part of the batch to those that the parameters hold."""
         config, rows = self.config, part.rows
         with self._clock.part("forward"), self.autocast():
-            parameters, values = self._forward(batch.observations[rows])
+            parameters, values = self._forward(tree.rows(batch.observations, rows))
         advantages = used_advantages(batch, config)
         dist = self.head.make(parameters)
         policy_loss = -(advantages[rows] * dist.log_prob(batch.actions[rows])).mean()

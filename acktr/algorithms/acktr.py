@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from acktr import tree
 from acktr.algorithms.critic import FirstOrderCritic
 from acktr.algorithms.kfac_step import KFACStep, as_outputs
 from acktr.algorithms.learner import scheduled_lr, to_floats, value_metrics
@@ -178,7 +179,7 @@ class ACKTRLearner:
         with self._clock.part("forward"), self.autocast():
             after = outputs_of(
                 lambda observations: _side_by_side(as_outputs(step.network(observations))),
-                batch.observations[rows],
+                tree.rows(batch.observations, rows),
                 self.config.micro_batch,
             )
         terms = {

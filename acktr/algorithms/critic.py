@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from acktr import tree
 from acktr.algorithms.learner import load_optimizer_state, optimizer_state
 from acktr.config import CriticConfig
 from acktr.rollout import Batch, add_means, micro_batches
+from acktr.tree import Tree
 
 
 class FirstOrderCritic:
@@ -52,16 +54,16 @@ class FirstOrderCritic:
                 continue
             order = torch.randperm(rows, generator=self.generator, device=self.generator.device)
             for mine in torch.split(order, size):
-                loss = self._step(batch.observations[mine], batch.returns[mine])
+                loss = self._step(tree.rows(batch.observations, mine), batch.returns[mine])
                 losses.append(loss * (len(mine) / rows))
         return torch.stack(losses).sum()
 
-    def _step(self, observations: Tensor, returns: Tensor) -> Tensor:
+    def _step(self, observations: Tree, returns: Tensor) -> Tensor:
         self._optimizer.zero_grad()
         means: dict[str, Tensor] = {}
         for part in micro_batches(len(returns), self.micro_batch):
             with self.autocast():
-                values = self.critic(observations[part.rows])
+                values = self.critic(tree.rows(observations, part.rows))
             loss = (values - returns[part.rows]).square().mean()
             torch.autograd.backward(part.share * loss)
             add_means(means, {"loss": loss}, part.share)

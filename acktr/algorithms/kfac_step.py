@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from acktr import tree
 from acktr.algorithms.objectives import Objective, Outputs
 from acktr.compute import Clock, compiled_for_updates
 from acktr.config import Config
 from acktr.kfac import KFAC, FisherQuadratic, Linearized, output_tangents, sample_rows
 from acktr.rollout import MicroBatch, add_means, micro_batches
+from acktr.tree import Tree
 
 
 def as_outputs(returned: Tensor | Outputs) -> Outputs:
@@ -60,15 +62,15 @@ class KFACStep:
         return sample_rows(rows, self._fraction, self.curvature.batches)
 
     def __call__(
-        self, objective: Objective, observations: Tensor
+        self, objective: Objective, observations: Tree
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Take one step.
 
         Returns:
             The loss terms' means over the batch, and the network's first output before the step.
         """
-        parts = micro_batches(len(observations), self._limit)
-        observing, sample = self.curvature.observing, self.sample(len(observations))
+        parts = micro_batches(tree.length(observations), self._limit)
+        observing, sample = self.curvature.observing, self.sample(tree.length(observations))
         if observing and sample is not None:
             # A forward pass of the sample alone costs less than a backward pass of all.
             self._observe(objective, observations, sample)
@@ -87,19 +89,19 @@ class KFACStep:
             self.optimizer.step(fisher_quadratic=quadratic)
         return means, torch.cat(before)
 
-    def _observe(self, objective: Objective, observations: Tensor, sample: slice) -> None:
+    def _observe(self, objective: Objective, observations: Tree, sample: slice) -> None:
         """Renew the factors from a sample of the batch."""
-        numbers = range(len(observations))[sample]
+        numbers = range(tree.length(observations))[sample]
         for part in micro_batches(len(numbers), self._limit):
             mine = numbers[part.rows]
             rows = slice(mine.start, mine.stop, mine.step)
             with self._clock.part("fisher"), self.curvature.capture() as captured, self._autocast():
-                outputs = as_outputs(self.network(observations[rows]))
+                outputs = as_outputs(self.network(tree.rows(observations, rows)))
             fisher = objective.fisher(outputs, rows)
             self.curvature.update_curvature(captured, fisher, last=part.last)
 
     def _learn(
-        self, objective: Objective, observations: Tensor, part: MicroBatch, observing: bool
+        self, objective: Objective, observations: Tree, part: MicroBatch, observing: bool
     ) -> tuple[dict[str, Tensor], Tensor, FisherQuadratic | None]:
         """Add a part of the batch to the gradients, and to the factors if observing.
 
@@ -109,12 +111,12 @@ class KFACStep:
             The loss terms, the first output, and the exact quadratic if the part is the batch.
         """
         rows = part.rows
-        forward: Callable[[Tensor], Tensor | Outputs] = self.network
+        forward: Callable[[Tree], Tensor | Outputs] = self.network
         if self.compiled is not None and not observing and not self._exact:
             forward = self.compiled  # compiled networks call no hooks and are derived once only
         recording = self.curvature.capture() if observing else nullcontext()
         with self._clock.part("forward"), recording as captured, self._autocast():
-            outputs = as_outputs(forward(observations[rows]))
+            outputs = as_outputs(forward(tree.rows(observations, rows)))
         loss, terms = objective.loss(outputs, rows)
         if captured is not None:
             fisher = objective.fisher(outputs, rows)
@@ -134,7 +136,7 @@ class KFACStep:
     def _quadratic(
         self,
         objective: Objective,
-        observations: Tensor,
+        observations: Tree,
         parts: list[MicroBatch],
         direction: dict[str, Tensor],
     ) -> Tensor:
@@ -143,7 +145,7 @@ class KFACStep:
         for part in parts:
             with self._autocast():
                 output, (tangent,) = output_tangents(
-                    self.network, (observations[part.rows],), [direction]
+                    self.network, (tree.rows(observations, part.rows),), [direction]
                 )
             metric = objective.metric(as_outputs(output))
             forms.append(part.share * metric(*as_outputs(tangent)).mean())

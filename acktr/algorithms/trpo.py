@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from acktr import tree
 from acktr.algorithms.critic import FirstOrderCritic
 from acktr.algorithms.learner import to_floats, used_advantages, value_metrics
 from acktr.compute import Clock, restore_generator
@@ -17,6 +18,7 @@ from acktr.config import Config
 from acktr.kfac import Distribution, Linearized, flattened, sample_rows, unflattened
 from acktr.policies import ActionHead, ActorCritic, SeparateActorCritic
 from acktr.rollout import Batch
+from acktr.tree import Tree
 
 Product = Callable[[Tensor], Tensor]
 
@@ -174,7 +176,7 @@ class TRPOLearner:
         rows = sample_rows(len(batch.returns), settings.fisher_fraction, 0)
         if rows is not None:
             with self.autocast():
-                outputs = self.actor(batch.observations[rows])
+                outputs = self.actor(tree.rows(batch.observations, rows))
             dist = self.head.make(outputs.detach())
         product = fisher_product(outputs, dist, self.actor, settings.cg_damping)
         solution, residual = conjugate_gradient(
@@ -197,7 +199,7 @@ class TRPOLearner:
 
     @torch.no_grad()
     def _line_search(
-        self, step: Tensor, surrogate: Surrogate, start: Tensor, observations: Tensor
+        self, step: Tensor, surrogate: Surrogate, start: Tensor, observations: Tree
     ) -> tuple[Tensor, Tensor, int, bool]:
         """Mean KL, surrogate, number of shortenings and whether a step was taken."""
         settings = self.config.trpo

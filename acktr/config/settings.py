@@ -26,7 +26,7 @@ from acktr.config.schema import (
     check,
     overlay,
 )
-from acktr.envs import AtariSettings
+from acktr.envs import AtariSettings, Channels
 from acktr.files import read_object
 from acktr.kfac import KFACConfig, SmallParameters, Structure
 
@@ -56,6 +56,9 @@ class NetworkConfig(Checked):
     """Gain of the orthogonal initialisation of the policy head."""
     log_std_init: Annotated[float, Limits(-20, 2)] = 0.0
     """Initial log standard deviation of Gaussian policies (independent of the state)."""
+    channels: Channels = "auto"
+    """Axis of pictures that has the channels: first, last, or auto, by the shape; none: no Box is a
+    picture; former: pictures as versions without this setting took them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +218,9 @@ class Config(Checked):
     """Standardise advantages over the batch."""
     normalize_observation: bool = False
     """Standardise observations by running statistics, clipped to +-10."""
+    normalize_parts: tuple[str, ...] | None = None
+    """Parts of Dict and Tuple observations to standardise; None: all vectors, but not masks of 0
+    and 1."""
     normalize_reward: bool = False
     """Divide rewards by the running deviation of the discounted return, clipped to +-10."""
     device: str = "auto"

@@ -1,25 +1,39 @@
 """Policies: observations in; distributions over actions, and values, out.
 
 Networks, action distributions, pictures and running normalisation, and the policy that plays.
-May import: acktr.compute, acktr.config, acktr.envs, acktr.kfac.
+May import: acktr.compute, acktr.config, acktr.envs, acktr.kfac, acktr.tree.
 """
 
 from acktr.policies.distributions import ActionHead, action_head, to_environment
 from acktr.policies.images import FrameStore, compute_type, pack
+from acktr.policies.inputs import Given, prepared
 from acktr.policies.networks import (
     ActorCritic,
+    ChannelsWarning,
     SeparateActorCritic,
     SharedActorCritic,
     build_network,
+    stored_pictures,
 )
-from acktr.policies.normalize import ObservationNormalizer, RewardScaler, normalizable
+from acktr.policies.normalize import (
+    Normalizer,
+    ObservationNormalizer,
+    PartNormalizer,
+    RewardScaler,
+    observation_normalizer,
+)
 from acktr.policies.policy import Policy
+from acktr.policies.sizes import require_size
 
 __all__ = [
     "ActionHead",
     "ActorCritic",
+    "ChannelsWarning",
     "FrameStore",
+    "Given",
+    "Normalizer",
     "ObservationNormalizer",
+    "PartNormalizer",
     "Policy",
     "RewardScaler",
     "SeparateActorCritic",
@@ -27,7 +41,10 @@ __all__ = [
     "action_head",
     "build_network",
     "compute_type",
-    "normalizable",
+    "observation_normalizer",
     "pack",
+    "prepared",
+    "require_size",
+    "stored_pictures",
     "to_environment",
 ]

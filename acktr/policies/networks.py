@@ -1,26 +1,35 @@
 """Actor-critic networks.
 
 Every network maps a batch of observations, as the environment gives them, to the parameters of the
-action distribution (B, P) and to values (B,).
+action distribution (B, P) and to values (B,). Those of a Dict or Tuple space are a dict by part.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from acktr.config import Activation, NetworkConfig
-from acktr.envs import is_image
+from acktr.envs import Channels, Picture, parts, picture, pictures
 from acktr.policies.distributions import ActionHead
-from acktr.policies.images import channels_last, convert, image_shape
+from acktr.policies.images import converted
+from acktr.tree import Tree
 
 _MANY = 8192
 """Numbers for which the additional calls are worth it."""
+
+_MANY_STATES = 2048
+"""Most states of a Discrete part that are one-hot; more have an embedding, whose K-FAC factor is a
+diagonal."""
+_EMBEDDING = 64
+"""Numbers that an embedding gives."""
 
 
 class Tanh(nn.Module):
@@ -51,36 +60,87 @@ def orthogonal(layer: nn.Linear | nn.Conv2d, gain: float) -> nn.Linear | nn.Conv
 
 
 class Features(nn.Module):
-    """Observations as the first layer takes them.
+    """Observations without parts, or one part of them, as the first layer takes them.
 
-    Images (B, C, H, W) or (B, H, W, C) uint8 become (B, C, H, W) in [0, 1], and stay as they are
-    where that has been done; Discrete becomes one-hot; other Boxes are flattened to (B, D).
+    Pictures become (B, C, H, W), scaled, and stay as they are where that has been done to integers.
+    Discrete becomes one-hot, or with many states its number (B,) for an embedding; MultiDiscrete
+    becomes one-hot vectors side by side; other Boxes and MultiBinary are flattened to (B, D).
     """
 
-    def __init__(self, space: gymnasium.Space[Any]) -> None:
+    def __init__(self, space: gymnasium.Space[Any], channels: Channels = "auto") -> None:
         super().__init__()
-        self.image = is_image(space)
-        self.channels_last = self.image and channels_last(space)
+        self.picture = picture(space, channels)
+        self.pictures = {} if self.picture is None else {"": self.picture}
         self.classes = self.start = 0
+        self.embedded = False
+        self.offsets: Tensor | None
+        offsets: Tensor | None = None
         if isinstance(space, gymnasium.spaces.Discrete):
             self.classes, self.start = int(space.n), int(space.start)
+            self.embedded = self.classes > _MANY_STATES and channels != "former"
             self.shape: tuple[int, ...] = (self.classes,)
-        elif isinstance(space, gymnasium.spaces.Box):
-            self.shape = image_shape(space) if self.image else (math.prod(space.shape),)
+        elif isinstance(space, gymnasium.spaces.MultiDiscrete):
+            sizes = space.nvec.ravel()
+            offsets = torch.as_tensor(np.cumsum(sizes) - sizes - space.start.ravel())
+            self.shape = (int(sizes.sum()),)
+        elif isinstance(space, gymnasium.spaces.Box | gymnasium.spaces.MultiBinary):
+            self.shape = self.picture.shape if self.picture else (math.prod(space.shape),)
         else:
             raise ValueError(f"unsupported observation space {space}")
+        self.register_buffer("offsets", offsets, persistent=False)
 
     def forward(self, observations: Tensor) -> Tensor:
         """Convert a batch."""
         if self.classes:
             index = observations.long() - self.start
+            if self.embedded:
+                return index
             return nn.functional.one_hot(index, self.classes).to(torch.get_default_dtype())
-        if not self.image:
+        if self.picture is None:
             rows = observations.reshape(len(observations), -1)  # (N, 1) of numbers without an axis
-            return rows.to(torch.get_default_dtype())
-        if observations.is_floating_point():
-            return observations
-        return convert(observations, self.channels_last)
+            if self.offsets is None:
+                return rows.to(torch.get_default_dtype())
+            ones = torch.zeros(len(rows), *self.shape, device=rows.device)
+            return ones.scatter_(1, rows.long() + self.offsets, 1.0)
+        return converted(observations, self.picture)
+
+
+class Joined(nn.Module):
+    """The parts of a Dict or Tuple observation side by side (B, D).
+
+    Each picture, and each number of many states, goes through layers of its own before.
+    """
+
+    def __init__(self, space: gymnasium.Space[Any], channels: Channels) -> None:
+        super().__init__()
+        inside = {name: Features(part, channels) for name, part in parts(space).items()}
+        made = [_own_layers(features) for features in inside.values()]
+        self.pictures = pictures(space, channels)
+        self.names = list(inside)
+        self.features = nn.ModuleList(inside.values())
+        self.layers = nn.ModuleList(nn.Sequential(*layers) for layers, _ in made)
+        self.width = sum(width for _, width in made)
+        self.picture_alone = len(inside) == 1 and next(iter(inside.values())).picture is not None
+
+    def forward(self, observations: dict[str, Tensor]) -> Tensor:
+        """Join a batch."""
+        joined = [
+            layers(features(observations[name]))
+            for name, features, layers in zip(self.names, self.features, self.layers, strict=True)
+        ]
+        return torch.cat(joined, dim=-1)
+
+
+def stored_pictures(network: nn.Module) -> dict[str, Picture]:
+    """The pictures of integers that a network takes converted, by the name of their part.
+
+    Modules that take observations say which: ``pictures``, of integers and floats.
+    """
+    for module in network.modules():
+        found: Mapping[str, Picture] | None = getattr(module, "pictures", None)
+        if found is not None:
+            return {name: each for name, each in found.items() if not each.floats}
+    return {}
 
 
 def mlp(inputs: int, widths: Sequence[int], activation: Activation) -> nn.Sequential:
@@ -128,15 +188,35 @@ def full_precision(layer: nn.Linear | nn.Conv2d, hidden: Tensor) -> Tensor:
     return output
 
 
+def _own_layers(features: Features) -> tuple[list[nn.Module], int]:
+    """The layers that a part has to itself, and how many numbers they give."""
+    if features.picture is not None:
+        layers = conv_trunk(features.shape)
+        return [*layers], next(each.out_features for each in layers if isinstance(each, nn.Linear))
+    if features.embedded:
+        table = nn.Embedding(features.classes, _EMBEDDING)
+        nn.init.normal_(table.weight, std=math.sqrt(2 / _EMBEDDING))  # rows as long as orthogonal
+        return [table], _EMBEDDING
+    return [], features.shape[0]
+
+
 def _trunk(
-    space: gymnasium.Space[Any], widths: Sequence[int], activation: Activation
+    space: gymnasium.Space[Any], widths: Sequence[int], activation: Activation, channels: Channels
 ) -> tuple[nn.Sequential, int]:
     """The layers below the heads, and how many numbers they give."""
-    features = Features(space)
-    inputs = features.shape[0]
-    body = conv_trunk(features.shape) if features.image else mlp(inputs, widths, activation)
-    outputs = [layer.out_features for layer in body if isinstance(layer, nn.Linear)]
-    return nn.Sequential(features, *body), outputs[-1] if outputs else inputs
+    below: Features | Joined
+    layers: list[nn.Module] = []
+    if isinstance(space, gymnasium.spaces.Dict | gymnasium.spaces.Tuple):
+        below = Joined(space, channels)
+        width, picture_alone = below.width, below.picture_alone
+    else:
+        below = Features(space, channels)
+        layers, width = _own_layers(below)
+        picture_alone = below.picture is not None
+    if not picture_alone:  # whose layers end with a dense one
+        layers += mlp(width, widths, activation)
+        width = widths[-1] if widths else width
+    return nn.Sequential(below, *layers), width
 
 
 class PolicyHead(nn.Module):
@@ -164,10 +244,10 @@ class Actor(nn.Module):
         self, space: gymnasium.Space[Any], head: ActionHead, config: NetworkConfig
     ) -> None:
         super().__init__()
-        self.trunk, width = _trunk(space, config.hidden, config.activation)
+        self.trunk, width = _trunk(space, config.hidden, config.activation, config.channels)
         self.head = PolicyHead(width, head, config.policy_gain, config.log_std_init)
 
-    def forward(self, observations: Tensor) -> Tensor:
+    def forward(self, observations: Tree) -> Tensor:
         """Distribution parameters (B, P)."""
         output: Tensor = self.head(self.trunk(observations))
         return output
@@ -178,10 +258,12 @@ class Critic(nn.Module):
 
     def __init__(self, space: gymnasium.Space[Any], config: NetworkConfig) -> None:
         super().__init__()
-        self.trunk, width = _trunk(space, config.critic_hidden, config.critic_activation)
+        self.trunk, width = _trunk(
+            space, config.critic_hidden, config.critic_activation, config.channels
+        )
         self.head = orthogonal(nn.Linear(width, 1), 1.0)
 
-    def forward(self, observations: Tensor) -> Tensor:
+    def forward(self, observations: Tree) -> Tensor:
         """Values (B,)."""
         return full_precision(self.head, self.trunk(observations))[:, 0]
 
@@ -193,11 +275,11 @@ class SharedActorCritic(nn.Module):
         self, space: gymnasium.Space[Any], head: ActionHead, config: NetworkConfig
     ) -> None:
         super().__init__()
-        self.trunk, width = _trunk(space, config.hidden, config.activation)
+        self.trunk, width = _trunk(space, config.hidden, config.activation, config.channels)
         self.policy = PolicyHead(width, head, config.policy_gain, config.log_std_init)
         self.value = orthogonal(nn.Linear(width, 1), 1.0)
 
-    def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, observations: Tree) -> tuple[Tensor, Tensor]:
         """Distribution parameters (B, P) and values (B,)."""
         hidden = self.trunk(observations)
         return self.policy(hidden), full_precision(self.value, hidden)[:, 0]
@@ -213,7 +295,7 @@ class SeparateActorCritic(nn.Module):
         self.actor = Actor(space, head, config)
         self.critic = Critic(space, config)
 
-    def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, observations: Tree) -> tuple[Tensor, Tensor]:
         """Distribution parameters (B, P) and values (B,)."""
         return self.actor(observations), self.critic(observations)
 
@@ -221,10 +303,29 @@ class SeparateActorCritic(nn.Module):
 ActorCritic = SharedActorCritic | SeparateActorCritic
 
 
+class ChannelsWarning(UserWarning):
+    """A shape does not tell which axis of a picture has the channels."""
+
+
+def _tell_channels(name: str, guess: Picture) -> None:
+    what = f"the observation part {name!r}" if name else "the observation"
+    channels, height, width = guess.shape
+    other = "first" if guess.axis == "last" else "last"
+    warnings.warn(
+        f"{what} is taken for {channels} channels of {height} x {width} with the channels"
+        f" {guess.axis}; if they are {other}, set network.channels to {other!r}",
+        ChannelsWarning,
+        stacklevel=3,
+    )
+
+
 def build_network(
     space: gymnasium.Space[Any], head: ActionHead, config: NetworkConfig
 ) -> ActorCritic:
     """The network that the configuration asks for."""
+    for name, each in pictures(space, config.channels).items():
+        if not each.sure:
+            _tell_channels(name, each)
     if config.shared:
         return SharedActorCritic(space, head, config)
     return SeparateActorCritic(space, head, config)

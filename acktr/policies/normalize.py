@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from acktr.envs import is_image
+from acktr.config import Config, ConfigError
+from acktr.envs import parts, picture
 
 Float = NDArray[np.floating[Any]]
 
@@ -73,6 +75,10 @@ class ObservationNormalizer:
         scaled = (observations - self.moments.mean) / np.sqrt(self.moments.variance + 1e-8)
         return _clipped(scaled, self.clip)
 
+    def update(self, observations: Float) -> None:
+        """Fold in a batch (N, ...)."""
+        self.moments.update(observations)
+
     def state_dict(self) -> dict[str, Any]:
         """Moments."""
         return self.moments.state_dict()
@@ -80,6 +86,95 @@ class ObservationNormalizer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore."""
         self.moments.load_state_dict(state)
+
+
+class PartNormalizer:
+    """Normalises some parts of Dict and Tuple observations, each by statistics of its own.
+
+    Args:
+        shapes: Shapes of the parts to normalise, by name; the others stay as they are.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self.parts = {name: ObservationNormalizer(shape) for name, shape in shapes.items()}
+
+    def __call__(self, observations: dict[str, Any]) -> dict[str, Any]:
+        """Normalise a batch, by part."""
+        scaled = {name: each(observations[name]) for name, each in self.parts.items()}
+        return observations | scaled
+
+    def update(self, observations: dict[str, Any]) -> None:
+        """Fold in a batch."""
+        for name, each in self.parts.items():
+            each.update(observations[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Moments by part."""
+        return {name: each.state_dict() for name, each in self.parts.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore; raises ValueError when the parts or their shapes differ."""
+        if set(state) != set(self.parts):
+            raise ValueError("normaliser state has other parts than the observations")
+        for name, each in self.parts.items():
+            each.load_state_dict(state[name])
+
+
+class Normalizer(Protocol):
+    """Normalises observations: arrays (N, ...), or a dict of them by part."""
+
+    def __call__(self, observations: Any) -> Any:
+        """Normalise a batch with the statistics as they are."""
+
+    def update(self, observations: Any) -> None:
+        """Fold a batch into the statistics."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The statistics."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`; raises ValueError when it does not fit."""
+
+
+def observation_normalizer(space: gymnasium.Space[Any], config: Config) -> Normalizer | None:
+    """The normaliser that the configuration asks for; None where there is nothing to normalise.
+
+    Vectors of numbers are normalised: Boxes, but no pictures, and of a Dict or Tuple space no
+    masks, which are Boxes of integers (or booleans) between 0 and 1.
+
+    Raises:
+        ConfigError: ``normalize_parts`` names a part that the observations do not have, or one that
+            is no vector of numbers.
+    """
+    if not config.normalize_observation:
+        return None
+    inside = parts(space)
+    vectors = {
+        name: tuple(part.shape or ())
+        for name, part in inside.items()
+        if isinstance(part, gymnasium.spaces.Box) and picture(part, config.network.channels) is None
+    }
+    wanted = config.normalize_parts
+    if "" in inside:
+        if wanted:
+            raise ConfigError("normalize_parts is for Dict and Tuple observations only")
+        return ObservationNormalizer(vectors[""]) if vectors else None
+    if wanted is None:
+        wanted = tuple(name for name in vectors if not _is_mask(inside[name]))
+    for name in wanted:
+        if name not in vectors:
+            raise ConfigError(
+                f"normalize_parts: {name!r} is no vector among the observation's parts"
+                f" ({', '.join(inside)})"
+            )
+    return PartNormalizer({name: vectors[name] for name in wanted}) if wanted else None
+
+
+def _is_mask(space: gymnasium.Space[Any]) -> bool:
+    """Whether a Box holds integers or booleans between 0 and 1."""
+    assert isinstance(space, gymnasium.spaces.Box)
+    integers = np.dtype(space.dtype).kind in "iub"
+    return integers and bool((space.low >= 0).all() and (space.high <= 1).all())
 
 
 class RewardScaler:
@@ -131,8 +226,3 @@ class RewardScaler:
             self.returns = state["returns"].copy()
         else:
             self.reset()
-
-
-def normalizable(space: gymnasium.Space[Any]) -> bool:
-    """Whether observations are vectors of numbers, which running normalisation applies to."""
-    return isinstance(space, gymnasium.spaces.Box) and not is_image(space)

@@ -6,16 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from acktr.compute import threads_for, to_tensor
+from acktr.compute import threads_for
 from acktr.config import Config
-from acktr.envs import is_image
 from acktr.policies.distributions import action_head, to_environment
+from acktr.policies.inputs import prepared
 from acktr.policies.networks import ActorCritic, build_network
-from acktr.policies.normalize import ObservationNormalizer, normalizable
+from acktr.policies.normalize import Normalizer, observation_normalizer
 
 
 class Policy:
@@ -34,7 +33,7 @@ class Policy:
         network: ActorCritic,
         observation_space: gymnasium.Space[Any],
         action_space: gymnasium.Space[Any],
-        normalizer: ObservationNormalizer | None,
+        normalizer: Normalizer | None,
         seed: int = 0,
     ) -> None:
         self.network = network
@@ -67,21 +66,19 @@ class Policy:
             network.load_state_dict(state["network"])
         except (RuntimeError, KeyError, TypeError):
             raise ValueError("checkpoint does not fit the environment's spaces") from None
-        normalizer = None
         saved = state["collector"]["observation_normalizer"]
-        if saved is not None and normalizable(observation_space):
-            normalizer = ObservationNormalizer(tuple(observation_space.shape or ()))
+        normalizer = None if saved is None else observation_normalizer(observation_space, config)
+        if normalizer is not None:
             normalizer.load_state_dict(saved)
         return cls(network, observation_space, action_space, normalizer, seed)
 
     @torch.no_grad()
-    def act(self, observations: NDArray[Any], deterministic: bool = False) -> NDArray[Any]:
-        """Actions, as the environment takes them, of a batch of raw observations (N, ...)."""
-        if self.normalizer is not None:
-            observations = self.normalizer(observations)
-        elif is_image(self.observation_space):
-            observations = np.asarray(observations, np.uint8)
-        tensor = to_tensor(np.ascontiguousarray(observations), self.device)
+    def act(self, observations: Any, deterministic: bool = False) -> NDArray[Any]:
+        """Actions, as the environment takes them, of a batch of raw observations (N, ...).
+
+        Those of a Dict or Tuple space are a dict or tuple of such arrays.
+        """
+        tensor = prepared(self.observation_space, observations, self.normalizer, self.device)
         with threads_for(self.observation_space):
             dist = self.head.make(self.network(tensor)[0])
             actions = dist.mode() if deterministic else dist.sample(dist.noise(self.generator))

@@ -1,7 +1,7 @@
 """Rollouts: a policy and environments in; batches of samples out.
 
 Stepping, recording, advantages (GAE) and the split of batches into parts.
-May import: acktr.policies, acktr.compute, acktr.config, acktr.envs.
+May import: acktr.policies, acktr.compute, acktr.config, acktr.envs, acktr.tree.
 """
 
 from acktr.rollout.acting import Acting

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from acktr import tree
 from acktr.compute import Compiled
 from acktr.policies import ActionHead, ActorCritic, SeparateActorCritic
+from acktr.tree import Tree
 
 Answer = tuple[Tensor, Tensor | None, Tensor]
 """Actions (N, ...), values (N,) where the same forward pass gives them, and whether anything is
@@ -44,23 +46,23 @@ class Acting:
         self.autocast = autocast
         self.gives_values = not isinstance(network, SeparateActorCritic)
         self._head = head
-        self._compiled: Compiled[Answer, Tensor, Tensor] | None = None
+        self._compiled: Compiled[Answer, Tree, Tensor] | None = None
         if compiled:
             graph = generator.device.type == "cuda"
             self._compiled = Compiled(self._answer, "the policy", graph=graph, dynamic=False)
 
     @torch.no_grad()
-    def __call__(self, observations: Tensor) -> Answer:
+    def __call__(self, observations: Tree) -> Answer:
         """Act on observations (N, ...) as the network takes them."""
         if self._compiled is None:
             return self._answer(observations, None)
         dtype = next(self.network.parameters()).dtype
-        noise = self._head.noise(len(observations), self.generator, dtype)
+        noise = self._head.noise(tree.length(observations), self.generator, dtype)
         actions, values, broken = self._compiled(observations, noise)
         # A graph's next replay overwrites what it returned.
         return actions.clone(), None if values is None else values.clone(), broken
 
-    def _answer(self, observations: Tensor, noise: Tensor | None) -> Answer:
+    def _answer(self, observations: Tree, noise: Tensor | None) -> Answer:
         values: Tensor | None = None
         with self.autocast():
             if isinstance(self.network, SeparateActorCritic):
@@ -71,7 +73,7 @@ class Acting:
         actions = dist.sample(dist.noise(self.generator) if noise is None else noise)
         return actions, values, (parameters - parameters).any()  # x - x is 0 for finite numbers
 
-    def values(self, observations: Tensor) -> Tensor:
+    def values(self, observations: Tree) -> Tensor:
         """Values (N,) of observations as the network takes them."""
         with self.autocast():
             if isinstance(self.network, SeparateActorCritic):

@@ -10,8 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from acktr import tree
 from acktr.compute import to_tensor
+from acktr.envs import Arrays
 from acktr.policies import pack
+from acktr.tree import Tree
 
 Array = NDArray[Any]
 Bools = NDArray[np.bool_]
@@ -33,11 +36,10 @@ class Rollout:
     Rows are the environments of a group: which group came first makes no difference.
 
     Args:
-        observations: Memory for the observations (T, N, ...), as the network takes them: of images
-            on its device, of vectors on the CPU, where numpy fills it in a twentieth of torch's
-            time for small arrays.
-        reused: Whether that memory is the next rollout's too; :func:`make_batch` then moves rows
-            of it instead of copying them.
+        observations: Memory for the observations (T, N, ...), as the network takes them: see
+            :class:`acktr.rollout.observations.Observations`.
+        reused: Parts of that memory which the next rollout uses too ("" for all of it, where there
+            are no parts); :func:`make_batch` moves rows of them instead of copying.
         device: The network's device, where the values are.
 
     Attributes:
@@ -49,8 +51,8 @@ class Rollout:
         terminated: Steps that ended in a terminal state.
         ended: Steps that ended an episode, terminal or truncated.
         valid: Steps to learn from: the agent's own action in a running episode.
-        finals: Final observations of truncated episodes by (step, environment), as the network
-            takes them, where a reset has replaced them among the observations.
+        finals: Final observations (1, ...) of truncated episodes by (step, environment),
+            normalised, where a reset has replaced them among the observations.
         episodes: Episodes that ended.
         env_steps: Environment steps taken (reset steps of next-step autoreset are none).
         env_seconds: Seconds of waiting for the environments; what they did while the policy acted
@@ -58,8 +60,8 @@ class Rollout:
         forward_seconds: Seconds of acting and recording.
     """
 
-    def __init__(self, observations: Tensor, reused: bool, device: torch.device) -> None:
-        shape = observations.shape[:2]
+    def __init__(self, observations: Tree, reused: frozenset[str], device: torch.device) -> None:
+        shape = tree.first(observations).shape[:2]
         self.observations = observations
         self.reused = reused
         self.actions: Array = np.empty(0)
@@ -69,7 +71,7 @@ class Rollout:
         self.terminated = np.zeros(shape, np.bool_)
         self.ended = np.zeros(shape, np.bool_)
         self.valid = np.zeros(shape, np.bool_)
-        self.finals: dict[tuple[int, int], Array] = {}
+        self.finals: dict[tuple[int, int], Arrays] = {}
         self.episodes: list[EpisodeEnd] = []
         self.env_steps = 0
         self.env_seconds = 0.0
@@ -88,8 +90,9 @@ class Rollout:
 class Batch:
     """Samples of one update, B rows on the network's device."""
 
-    observations: Tensor
-    """Those that the network takes; images lie in memory that the next rollout overwrites."""
+    observations: Tree
+    """Those that the network takes, by part if their space has parts; pictures may lie in memory
+    that the next rollout overwrites."""
     actions: Tensor
     advantages: Tensor
     """(B,), not standardised."""
@@ -152,20 +155,31 @@ def make_batch(rollout: Rollout, gamma: float, gae_lambda: float, device: torch.
         gae_lambda,
     )
     valid = rollout.valid.reshape(-1)
-    rows = np.flatnonzero(valid)
-    observations = rollout.observations.flatten(0, 1)
-    if rollout.reused:  # the last images move into the gaps; the rest follows their order
-        observations, rows = pack(observations, valid)
-    elif len(rows) < len(valid):
-        observations = observations[torch.from_numpy(rows)]
+    observations, kept = _learned(rollout, valid)
 
     def column(array: Array) -> Tensor:
-        return to_tensor(array.reshape(len(valid), *array.shape[2:])[rows], device)
+        return to_tensor(array.reshape(len(valid), *array.shape[2:])[kept], device)
 
     return Batch(
-        observations=observations.to(device),
+        observations=tree.to_device(observations, device),
         actions=column(rollout.actions),
         advantages=column(advantages.astype(np.float32)),
         returns=column((advantages + values).astype(np.float32)),
         values=column(values),
     )
+
+
+def _learned(rollout: Rollout, valid: Bools) -> tuple[Tree, Array]:
+    """Observations of the valid steps, and the numbers of those steps in the order of the rows.
+
+    In memory that is used again the last rows move into the gaps; everything else follows.
+    """
+    flattened = tree.tree_map(lambda part: part.flatten(0, 1), rollout.observations)
+    named = flattened if isinstance(flattened, dict) else {"": flattened}
+    kept, packed = np.flatnonzero(valid), dict[str, Tensor]()
+    for name in rollout.reused:
+        packed[name], kept = pack(named[name], valid)
+    if len(kept) < len(valid):
+        rows = torch.from_numpy(kept)
+        named = {n: packed[n] if n in packed else part[rows] for n, part in named.items()}
+    return named if isinstance(flattened, dict) else named[""], kept

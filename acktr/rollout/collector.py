@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -13,18 +14,14 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
-from acktr.compute import one_thread, restore_generator, to_tensor
-from acktr.envs import GroupedEnvs, Stepper, StepResult, is_image
-from acktr.policies import (
-    FrameStore,
-    ObservationNormalizer,
-    RewardScaler,
-    compute_type,
-    to_environment,
-)
+from acktr.compute import one_thread, restore_generator
+from acktr.envs import GroupedEnvs, Stepper, StepResult
+from acktr.policies import Normalizer, RewardScaler, to_environment
 from acktr.rollout.acting import Acting
-from acktr.rollout.buffer import Array, Bools, EpisodeEnd, Rollout
+from acktr.rollout.buffer import Array, EpisodeEnd, Rollout
 from acktr.rollout.microbatch import outputs_of
+from acktr.rollout.observations import Observations, fill
+from acktr.tree import Tree, tree_map
 
 
 class NonFiniteError(RuntimeError):
@@ -85,7 +82,7 @@ class Collector:
         self,
         envs: VectorEnv[Any, Any, Any],
         acting: Acting,
-        observation_normalizer: ObservationNormalizer | None = None,
+        observation_normalizer: Normalizer | None = None,
         reward_scaler: RewardScaler | None = None,
         micro_batch: int | None = None,
     ) -> None:
@@ -101,19 +98,23 @@ class Collector:
         self.observation_normalizer = observation_normalizer
         self.reward_scaler = reward_scaler
         self.micro_batch = micro_batch
-        space = envs.single_observation_space
-        self._frames = FrameStore(space, self.device) if is_image(space) else None
+        self.observations = Observations(
+            envs.single_observation_space,
+            envs.num_envs,
+            acting.network,
+            self.device,
+            acting.autocast,
+            observation_normalizer,
+        )
         self._next_step = mode == AutoresetMode.NEXT_STEP
         self._groups = groups_of(envs)
         self._begun = False
-        # What the environments show at present, copied, as they may use their buffer again.
-        self._observation: Array = np.zeros((envs.num_envs, *(space.shape or ())), space.dtype)
         # Environments whose next step only resets (next-step autoreset).
         self._dead = np.zeros(envs.num_envs, np.bool_)
 
     def reset(self, seed: int | None) -> None:
         """Start new episodes everywhere."""
-        self._observation[...] = self.envs.reset(seed=seed)[0]
+        self.observations.keep(slice(None), self.envs.reset(seed=seed)[0])
         self._dead[:] = False
         if self.reward_scaler is not None:
             self.reward_scaler.reset()
@@ -129,7 +130,8 @@ class Collector:
         if not self._begun:
             self.reset(None)
         started = time.perf_counter()
-        rollout = Rollout(self._memory(num_steps), self._frames is not None, self.device)
+        memory = self.observations.room(num_steps)
+        rollout = Rollout(memory, self.observations.reused, self.device)
         try:
             # Both contexts are around all steps: weights are cast once, and torch's other threads
             # leave the cores to the environments.
@@ -150,23 +152,10 @@ class Collector:
         rollout.forward_seconds = time.perf_counter() - started - rollout.env_seconds
         return rollout
 
-    def _memory(self, num_steps: int) -> Tensor:
-        """Room for the observations of a rollout (T, N, ...), as the network takes them."""
-        shape = (num_steps, self.envs.num_envs)
-        if self._frames is not None:
-            with self.acting.autocast():
-                return self._frames.room(*shape, compute_type(self.device))
-        one = torch.from_numpy(self._normalized(self._observation[:1]))
-        return torch.empty((*shape, *one.shape[1:]), dtype=one.dtype)
-
-    def _normalized(self, observation: Array) -> Array:
-        if self.observation_normalizer is None:
-            return observation
-        return self.observation_normalizer(observation)
-
     def _act(self, rollout: Rollout, step: int, group: Group) -> None:
         """Choose a group's actions and begin its step."""
-        shown = self._show(rollout, step, group.rows)
+        alive = ~self._dead[group.rows]
+        shown = self.observations.show(rollout.observations, step, group.rows, alive)
         actions, values, broken = self.acting(shown)
         if bool(broken):
             raise NonFiniteError(
@@ -180,17 +169,6 @@ class Collector:
         group.under_way = True  # before, since an interrupt may come in between
         group.stepper.step_async(taken)
         rollout.env_seconds += time.perf_counter() - started
-
-    def _show(self, rollout: Rollout, step: int, rows: slice) -> Tensor:
-        """Record the present observations, and give them as the network takes them."""
-        observation = self._observation[rows]
-        if self._frames is not None:
-            return self._frames.put(observation, rollout.observations[step, rows])
-        if self.observation_normalizer is not None:
-            self.observation_normalizer.moments.update(observation[~self._dead[rows]])
-        observation = self._normalized(observation)
-        rollout.observations.numpy()[step, rows] = observation
-        return to_tensor(observation, self.device)
 
     def _receive(self, rollout: Rollout, step: int, group: Group) -> None:
         """Wait for a group's step and record it."""
@@ -214,38 +192,30 @@ class Collector:
         rollout.episodes += _finished(infos, moment)
         truncated = ended & ~terminated
         if truncated.any() and not self._next_step:
-            finals = self._final_observations(infos["final_obs"], truncated)
-            envs = rows.start + np.flatnonzero(truncated)
+            places = np.flatnonzero(truncated)
+            finals = self.observations.finals(infos["final_obs"], places)
+            envs = rows.start + places
             rollout.finals |= {(step, int(env)): row for env, row in zip(envs, finals, strict=True)}
-        self._observation[rows] = following
+        self.observations.keep(rows, following)
         self._dead[rows] = ended & self._next_step
-
-    def _final_observations(self, shown: Any, truncated: Bools) -> Array:
-        """Observations that a same-step reset has replaced, as the network takes them."""
-        finals = np.stack([np.asarray(shown[env]) for env in np.flatnonzero(truncated)])
-        dtype = self.envs.single_observation_space.dtype
-        return self._normalized(finals.astype(dtype, copy=False))
 
     def _value(self, rollout: Rollout) -> None:
         """Fill in the values that acting left out, and those of each step's true successor."""
-        steps, num = rollout.observations.flatten(0, 1), self.envs.num_envs
-        last = self._normalized(self._observation)
-        finals = [final[None] for final in rollout.finals.values()]
-        ends = to_tensor(np.concatenate([last, *finals]), self.device)
+        num, samples = self.envs.num_envs, rollout.values.numel()
+        ends = self.observations.ends(list(rollout.finals.values()))
         if self.acting.gives_values:
             values = self._valued(ends)
         else:
-            if self._frames is None:
-                values = self._valued(torch.cat([steps.to(self.device), ends]))
-            else:  # converted images, and bytes
-                values = torch.cat([self._valued(steps), self._valued(ends)])
-            rollout.values, values = values[: len(steps)].view(-1, num), values[len(steps) :]
+            steps = tree_map(lambda part: part.flatten(0, 1), rollout.observations)
+            pieces = self.observations.pieces(steps, ends)
+            values = torch.cat([self._valued(piece) for piece in pieces])
+            rollout.values, values = values[:samples].view(-1, num), values[samples:]
         rollout.next_values[:-1] = rollout.values[1:]
         rollout.next_values[-1] = values[:num]
         for (step, env), value in zip(rollout.finals, values[num:], strict=True):
             rollout.next_values[step, env] = value
 
-    def _valued(self, observations: Tensor) -> Tensor:
+    def _valued(self, observations: Tree) -> Tensor:
         return outputs_of(self.acting.values, observations, self.micro_batch).float()
 
     def state_dict(self) -> dict[str, Any]:
@@ -259,7 +229,7 @@ class Collector:
             "reward_scaler": _state(self.reward_scaler),
             "generator": self.acting.generator.get_state(),
             "envs": None if saver is None else saver(),
-            "observation": None if saver is None else self._observation.copy(),
+            "observation": None if saver is None else copy.deepcopy(self.observations.now),
             "dead": self._dead.copy(),
         }
 
@@ -275,7 +245,7 @@ class Collector:
         loader = _member(self.envs, "load_state_dict")
         if loader is not None and state["envs"] is not None:
             loader(state["envs"])
-            self._observation[...] = state["observation"]
+            fill(self.observations.now, ..., state["observation"])
             self._dead[...] = state["dead"]
             self._begun = True
 
@@ -291,7 +261,7 @@ def _finished(infos: dict[str, Any], moment: float) -> list[EpisodeEnd]:
     ]
 
 
-def _state(stateful: ObservationNormalizer | RewardScaler | None) -> dict[str, Any] | None:
+def _state(stateful: Normalizer | RewardScaler | None) -> dict[str, Any] | None:
     return None if stateful is None else stateful.state_dict()
 
 

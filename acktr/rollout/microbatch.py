@@ -9,6 +9,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from acktr import tree
+from acktr.tree import Tree
+
 
 @dataclass(frozen=True)
 class MicroBatch:
@@ -45,9 +48,7 @@ def add_means(totals: dict[str, Tensor], means: Mapping[str, Tensor], share: flo
 
 
 @torch.no_grad()
-def outputs_of(
-    forward: Callable[[Tensor], Tensor], observations: Tensor, limit: int | None
-) -> Tensor:
+def outputs_of(forward: Callable[[Tree], Tensor], observations: Tree, limit: int | None) -> Tensor:
     """Outputs (B, ...) for all observations, at most ``limit`` of them at once."""
-    parts = micro_batches(len(observations), limit)
-    return torch.cat([forward(observations[part.rows]) for part in parts])
+    parts = micro_batches(tree.length(observations), limit)
+    return torch.cat([forward(tree.rows(observations, part.rows)) for part in parts])

@@ -141,7 +141,11 @@ def check(config: Config) -> None:
 @contextmanager
 def _trainer(config: Config) -> Iterator[Trainer]:
     """A trainer with its environments, which are closed at the end, and torch's threads."""
-    with closing(training_envs(config)) as envs, threads_for(envs.single_observation_space):
+    channels = config.network.channels
+    with (
+        closing(training_envs(config)) as envs,
+        threads_for(envs.single_observation_space, channels),
+    ):
         try:
             trainer = Trainer(config, envs)
         except ValueError as error:
@@ -175,11 +179,13 @@ def _last_agent(folder: RunFolder, stored: Config) -> SavedAgent:
 def difference(one: Config, other: Config) -> tuple[str, Any, Any] | None:
     """The first setting in which two configurations differ, and its values; None if equal.
 
-    What results do not depend on is no difference.
+    What results do not depend on is no difference. Files of before network.channels say
+    former, which is auto for all pictures of bytes that are not ambiguous.
     """
     ours, theirs = flat(to_dict(one)), flat(to_dict(other))
     for name, value in ours.items():
-        if name not in _WITHOUT_EFFECT and value != theirs[name]:
+        both = {value, theirs[name]} if name == "network.channels" else set()
+        if name not in _WITHOUT_EFFECT and value != theirs[name] and both != {"former", "auto"}:
             return name, value, theirs[name]
     return None
 

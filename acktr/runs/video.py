@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rich.text import Text
 
 from acktr.compute import resolve_device
-from acktr.envs import EnvError, env_seeds, make_single
+from acktr.envs import EnvError, batched, env_seeds, make_single
 from acktr.evaluate import usually_deterministic
 from acktr.files import reason
 from acktr.policies import Policy
@@ -101,7 +101,7 @@ def _play(
     yield first, 0.0
     over = False
     while not over:
-        action = policy.act(np.asarray(observation)[None], deterministic)[0]
+        action = policy.act(batched(env.observation_space, observation)[0], deterministic)[0]
         observation, reward, terminated, truncated, _ = env.step(action)
         picture = _picture(env)
         if picture.shape != first.shape:

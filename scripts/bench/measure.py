@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from acktr import tree
 from acktr.compute import one_thread, threads_for
 from acktr.config import Config, from_dict
 from acktr.envs import group_count
@@ -214,7 +215,8 @@ def measure_compute(config: Config, timing: Timing) -> dict[str, Any]:
     finally:
         envs.close()
     batch = make_batch(rollout, config.gamma, config.gae_lambda, trainer.device)
-    shown = batch.observations[: config.num_envs // parts].clone()
+    few = tree.rows(batch.observations, slice(config.num_envs // parts))
+    shown = tree.tree_map(torch.clone, few)
     acting = trainer.collector.acting
 
     @torch.no_grad()
@@ -231,7 +233,7 @@ def measure_compute(config: Config, timing: Timing) -> dict[str, Any]:
     windows = Windows(timing, lambda: spent)
     while not windows.done:
         started = time.perf_counter()
-        with threads_for(envs.single_observation_space):  # as in training
+        with threads_for(envs.single_observation_space, config.network.channels):  # as in training
             act()
             trainer.learner.update(batch, 0.0)
         spent += time.perf_counter() - started

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from acktr.algorithms.acktr import ACKTRLearner
 from acktr.config import Config, preset
+from acktr.envs import picture
 from acktr.policies.distributions import action_head
 from acktr.policies.images import FrameStore
 from acktr.policies.networks import build_network
@@ -209,7 +210,9 @@ def test_ten_updates_equal_the_reference(
     own, twin = (torch.Generator(place).manual_seed(1) for _ in range(2))
     learner = ACKTRLearner(network, head, config, own, nullcontext)
     draw = torch.Generator().manual_seed(2)
-    store = FrameStore(SPACE, torch.device(place))
+    seen = picture(SPACE)
+    assert seen is not None
+    store = FrameStore(seen, torch.device(place))
     for update in range(UPDATES):
         raw = torch.randint(256, (ROWS, *SPACE.shape), generator=draw, dtype=torch.uint8)
         drawn = {n: torch.randn(ROWS, generator=draw).to(dtype) for n in ("advantages", "returns")}

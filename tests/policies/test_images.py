@@ -13,8 +13,9 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from acktr.config import NetworkConfig
+from acktr.envs import Picture, picture
 from acktr.policies.distributions import action_head
-from acktr.policies.images import FrameStore, convert, image_shape, pack
+from acktr.policies.images import FrameStore, convert, pack
 from acktr.policies.networks import build_network
 from acktr.policies.policy import Policy
 from acktr.rollout import Acting, Collector, make_batch
@@ -24,6 +25,12 @@ FIRST = spaces.Box(0, 255, (4, 20, 24), np.uint8)
 LAST = spaces.Box(0, 255, (20, 24, 4), np.uint8)
 
 
+def seen(space: spaces.Box) -> Picture:
+    found = picture(space)
+    assert found is not None
+    return found
+
+
 def images(num: int, space: spaces.Box = FIRST, seed: int = 0) -> Any:
     return np.random.default_rng(seed).integers(0, 256, (num, *space.shape), np.uint8)
 
@@ -31,28 +38,28 @@ def images(num: int, space: spaces.Box = FIRST, seed: int = 0) -> Any:
 @pytest.mark.parametrize("space", [FIRST, LAST])
 def test_conversion_is_division_by_255_with_channels_last(space: spaces.Box) -> None:
     raw = images(3, space)
-    found = convert(torch.from_numpy(raw), space is LAST)
+    found = convert(torch.from_numpy(raw), seen(space))
     expected = raw.transpose(0, 3, 1, 2) if space is LAST else raw
     np.testing.assert_allclose(found.numpy(), expected / 255, rtol=1e-6)
-    assert image_shape(space) == found.shape[1:] == (4, 20, 24)
+    assert seen(space).shape == found.shape[1:] == (4, 20, 24)
     assert found.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_conversion_has_the_type_of_autocast() -> None:
     raw = torch.from_numpy(images(2))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert convert(raw, False).dtype == torch.bfloat16
-    assert convert(raw, False).dtype == torch.float32
+        assert convert(raw, seen(FIRST)).dtype == torch.bfloat16
+    assert convert(raw, seen(FIRST)).dtype == torch.float32
 
 
 def test_a_store_keeps_its_memory_and_equals_single_conversions() -> None:
-    store = FrameStore(FIRST, CPU)
+    store = FrameStore(seen(FIRST), CPU)
     places = set()
     for turn in range(3):
         frames = store.room(2, 3, torch.float32)
         raw = images(6, seed=turn)
         shown = [store.put(raw[3 * step : 3 * step + 3], frames[step]) for step in range(2)]
-        expected = convert(torch.from_numpy(raw), False)
+        expected = convert(torch.from_numpy(raw), seen(FIRST))
         assert torch.equal(torch.cat(shown), expected)
         assert torch.equal(frames.flatten(0, 1), expected)
         assert frames.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
@@ -65,7 +72,7 @@ def test_a_store_keeps_its_memory_and_equals_single_conversions() -> None:
 @pytest.mark.parametrize("place", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_an_array_may_change_once_it_was_put_into_the_store(place: str) -> None:
     """Also where it is still on its way to the device."""
-    store = FrameStore(FIRST, torch.device(place))
+    store = FrameStore(seen(FIRST), torch.device(place))
     steps = [images(64, seed=step) for step in range(8)]
     frames = store.room(len(steps), 64, torch.float32)
     array = np.empty_like(steps[0])
@@ -139,6 +146,7 @@ def test_batches_of_images_pair_each_image_with_its_step(shared: bool, mode: Aut
         assert found.valid.sum() < found.valid.size
         batch = make_batch(found, 0.0, 1.0, CPU)
         assert len(batch) == found.valid.sum() == len(batch.observations) == len(batch.actions)
+        assert isinstance(batch.observations, torch.Tensor)
         brightness = batch.observations.mean((1, 2, 3))
         torch.testing.assert_close(batch.returns, brightness, rtol=1e-4, atol=1e-5)
         with torch.no_grad():

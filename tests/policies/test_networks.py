@@ -126,8 +126,3 @@ def test_heads_stay_in_full_precision_under_autocast() -> None:
     assert logits.dtype == values.dtype == torch.float32
     torch.testing.assert_close(logits, exact, atol=3e-4, rtol=0)
     torch.testing.assert_close(values, exact_values, atol=3e-2, rtol=0)
-
-
-def test_dictionary_observations_are_refused() -> None:
-    with pytest.raises(ValueError, match="unsupported observation space Dict"):
-        network(spaces.Dict({"a": ATARI}))

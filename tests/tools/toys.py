@@ -178,6 +178,8 @@ class SpacesEnv(gymnasium.Env[Any, Any]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
+        if seed is not None:
+            self.observation_space.seed(seed)
         self._steps = 0
         return self.observation_space.sample(), {}
 
