@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from gymnasium import Env
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 from acktr.compute import resolve_device
-from acktr.config import Algo, Config, ConfigError, preset, to_dict
-from acktr.envs import EnvError, GuardedVectorEnv, batched, check_spaces
+from acktr.config import Algo, Config, to_dict
+from acktr.envs import EnvLike, Wrapper, batched
+from acktr.given import require_same, take_envs
 from acktr.runs.checkpoint import (
     CheckpointError,
     checkpoint_exists,
@@ -21,7 +21,7 @@ from acktr.runs.checkpoint import (
     save_checkpoint,
 )
 from acktr.runs.saved import read_agent
-from acktr.train import Trainer, TrainStats, training_envs
+from acktr.train import Trainer, TrainStats
 
 Callback = Callable[[TrainStats], bool | None]
 """Receives the statistics of each update; returning False stops the training."""
@@ -31,10 +31,20 @@ class Agent:
     """An agent of any algorithm; :class:`ACKTR`, :class:`A2C` and :class:`TRPO` fix which.
 
     Args:
-        env: Environment id, or a Gymnasium VectorEnv that declares its autoreset mode.
-        config: Settings; the environment's preset if None. For a VectorEnv, num_envs is its own.
+        env: What to learn on: an environment's id; a class or function that makes a
+            ``gymnasium.Env``; a list of such functions; one ``gymnasium.Env``; or a Gymnasium
+            VectorEnv that declares its autoreset mode.
+        config: Settings; the environment's preset if None. For environments that are made already
+            and for lists, num_envs is their number.
         seed: Overrides config.seed if given.
         device: Overrides config.device if given.
+        num_envs: Overrides config.num_envs if given.
+        env_kwargs: Arguments of each environment, as ``gymnasium.make`` takes them, or the class
+            or function; overrides config.env_kwargs if given.
+        wrappers: Classes or functions around each environment, or their names as module:Name, the
+            innermost first; overrides config.wrappers if given.
+        record: Keys of the infos of episodes' last steps, for the ``info`` of the callback's
+            episodes; overrides config.record if given.
 
     Raises:
         EnvError: The environment cannot be made or has unsupported spaces.
@@ -46,37 +56,31 @@ class Agent:
 
     def __init__(
         self,
-        env: str | VectorEnv[Any, Any, Any],
+        env: EnvLike | VectorEnv[Any, Any, Any],
         config: Config | None = None,
         seed: int | None = None,
         device: str | None = None,
+        *,
+        num_envs: int | None = None,
+        env_kwargs: Mapping[str, Any] | None = None,
+        wrappers: Sequence[Wrapper] | None = None,
+        record: Sequence[str] | None = None,
     ) -> None:
-        if isinstance(env, Env):
-            raise EnvError(
-                f"{_env_id(env)} is given as one gymnasium.Env: give its id, or a VectorEnv as"
-                " gymnasium.make_vec returns it"
-            )
-        name = env if isinstance(env, str) else _env_id(env)
-        config = config or preset(name, self.algo)[0]
-        if config.algo != self.algo:
-            raise ConfigError(
-                f"algo is {config.algo!r} in the configuration: use {config.algo.upper()}"
-            )
-        if isinstance(env, str) and config.env != env:
-            raise ConfigError(f"env is {env!r} but the configuration is for {config.env!r}")
-        if seed is not None:
-            config = dataclasses.replace(config, seed=seed)
-        if device is not None:
-            config = dataclasses.replace(config, device=device)
-        resolve_device(config.device)
-        self._owns_envs = isinstance(env, str)
-        if isinstance(env, str):
-            self.envs = training_envs(config)
-        else:
-            check_spaces(env.single_observation_space, env.single_action_space)
-            config = dataclasses.replace(config, env=name, num_envs=env.num_envs)
-            self.envs = _guarded(env, name, config.seed)
-        self.config = config
+        keys = (record,) if isinstance(record, str) else record
+        changes = {"seed": seed, "device": device, "record": keys and tuple(keys)}
+        resolve_device(device or str(getattr(config, "device", "auto")))
+        given = take_envs(
+            env,
+            config,
+            self.algo,
+            {name: value for name, value in changes.items() if value is not None},
+            num_envs=num_envs,
+            env_kwargs=env_kwargs,
+            wrappers=wrappers,
+        )
+        self.config = config = given.config
+        self.envs = given.envs
+        self._owns_envs, self._env_origin = given.owned, given.origin
         self.trainer = Trainer(config, self.envs)
         self.policy = self.trainer.policy(config.seed)
 
@@ -105,7 +109,7 @@ class Agent:
         if total_timesteps < 1:
             raise ValueError(f"total_timesteps must be at least 1, got {total_timesteps}")
         start = self.trainer.timesteps
-        for stats in self.trainer.run(start + total_timesteps, start=start):
+        for stats in self.trainer.run(start + int(total_timesteps), start=start):
             if callback is not None and callback(stats) is False:
                 break
         return self
@@ -120,9 +124,8 @@ class Agent:
         """Action of one observation, or actions of a batch of them.
 
         Args:
-            observation: Raw observation (*shape) or batch (N, *shape), as ``envs`` gives it, with a
-                dict or tuple of arrays for Dict and Tuple spaces (Discrete spaces of environments
-                made from an id start at zero).
+            observation: Raw observation (*shape) or batch (N, *shape), as the environment gives it,
+                with a dict or tuple of arrays for Dict and Tuple spaces.
             state: Recurrent state; passed through, the networks have none.
             episode_start: Ignored, for recurrent policies.
             deterministic: The most likely action instead of a sample.
@@ -143,28 +146,41 @@ class Agent:
         Raises:
             CheckpointError: The folder cannot be written.
         """
-        meta = {"format": "acktr-agent", "config": to_dict(self.config)}
+        meta = {
+            "format": "acktr-agent",
+            "config": to_dict(self.config),
+            "env_origin": self._env_origin,
+        }
         save_checkpoint(Path(path), self.trainer.state_dict(), meta)
 
     @classmethod
     def load(
         cls,
         path: str | Path,
-        env: VectorEnv[Any, Any, Any] | None = None,
+        env: EnvLike | VectorEnv[Any, Any, Any] | None = None,
         *,
         device: str | None = None,
+        num_envs: int | None = None,
+        env_kwargs: Mapping[str, Any] | None = None,
+        wrappers: Sequence[Wrapper] | None = None,
     ) -> Self:
         """Read an agent written by :meth:`save`, or the checkpoint of a training run.
 
         Args:
             path: The folder, or a run's folder.
-            env: Vector environment to use; the saved environment id is made anew if None.
+            env: What to learn on, as the constructor takes it, with the saved arguments and
+                wrappers unless others are given. None: the saved environment id, made anew; an
+                agent of other environments than an id's needs them again.
             device: Overrides the saved device.
+            num_envs: Overrides the saved number of environments.
+            env_kwargs: Arguments of each environment given.
+            wrappers: Wrappers of each environment given.
 
         Raises:
             CheckpointError: The folder is damaged, foreign, or fits another environment or
-                algorithm.
-            ConfigError: There is no such device.
+                algorithm; or its environments cannot be made again.
+            ConfigError: There is no such device, or other arguments than the saved ones are given
+                without an environment.
         """
         folder = Path(path)
         last = folder / "checkpoints" / "last"
@@ -174,7 +190,20 @@ class Agent:
             raise CheckpointError(
                 f"{path}: an agent trained by {config.algo}; use {config.algo.upper()}.load"
             )
-        agent = cls(config.env if env is None else env, config, device=device)
+        if env is None:
+            saved.require_env()
+            require_same(config, env_kwargs, wrappers)
+            env = config.env
+        elif isinstance(env, str) and env != config.env:
+            config = dataclasses.replace(config, env=env, env_kwargs={}, wrappers=())
+        agent = cls(
+            env,
+            config,
+            device=device,
+            num_envs=num_envs,
+            env_kwargs=env_kwargs,
+            wrappers=wrappers,
+        )
         try:
             with restoring(saved.path):
                 agent.trainer.load_state_dict(saved.state)
@@ -205,17 +234,3 @@ class TRPO(Agent):
     """An agent trained by TRPO (Schulman et al. 2015); arguments as :class:`Agent`."""
 
     algo = "trpo"
-
-
-def _env_id(env: VectorEnv[Any, Any, Any] | Env[Any, Any]) -> str:
-    return env.spec.id if env.spec is not None else type(env.unwrapped).__name__
-
-
-def _guarded(env: VectorEnv[Any, Any, Any], name: str, seed: int) -> VectorEnv[Any, Any, Any]:
-    """Add finite checks and episode statistics unless the environment has them from make_vec."""
-    layer: Any = env
-    while layer is not None:
-        if getattr(type(layer), "reports_episodes", False):
-            return env
-        layer = getattr(layer, "env", None)
-    return GuardedVectorEnv(env, name, seed, foreign=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -9,7 +11,7 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
-from acktr.envs import is_atari
+from acktr.envs import EnvError, is_atari
 
 MAX_EPISODE_STEPS = 27_000
 """Steps after which an episode of an environment without a time limit is cut short."""
@@ -30,6 +32,8 @@ class Evaluation:
     lengths: tuple[int, ...]
     cut: int = 0
     """Episodes cut short after the largest number of steps; they count with what they had."""
+    infos: tuple[Mapping[str, float], ...] = ()
+    """Numbers that were recorded of the infos of last steps; none of an episode cut short."""
 
     @property
     def mean(self) -> float:
@@ -41,10 +45,21 @@ class Evaluation:
         """Standard deviation of the returns over episodes."""
         return float(np.std(self.returns))
 
+    def mean_of(self, key: str) -> float:
+        """Mean of a recorded number over the episodes that have it; NaN if none has."""
+        values = [info[key] for info in self.infos if not math.isnan(info.get(key, math.nan))]
+        return float(np.mean(values)) if values else math.nan
+
 
 def usually_deterministic(env: str) -> bool:
-    """Whether evaluation takes the most likely actions: everywhere but in Atari games."""
-    return not is_atari(env)
+    """Whether evaluation takes the most likely actions: everywhere but in Atari games.
+
+    An environment that is not made by an id may have any name.
+    """
+    try:
+        return not is_atari(env)
+    except EnvError:
+        return True
 
 
 def evaluate(
@@ -77,6 +92,7 @@ def evaluate(
     shares = (episodes + np.arange(envs.num_envs)[::-1]) // envs.num_envs
     returns: list[float] = []
     lengths: list[int] = []
+    recorded: list[dict[str, float]] = []
     cut = 0
     observation, _ = envs.reset(seed=seed)
     running, steps = np.zeros(envs.num_envs), np.zeros(envs.num_envs, np.int64)
@@ -93,8 +109,10 @@ def evaluate(
             finished = infos["episode"]["r"][index] if ended[index] else running[index]
             returns.append(float(finished))
             lengths.append(int(steps[index]))
+            columns = infos.get("recorded", {}) if ended[index] else {}
+            recorded.append({key: float(values[index]) for key, values in columns.items()})
         if late.any():
             observation, _ = envs.reset(options={"reset_mask": late})
         running[ended | late] = 0.0
         steps[ended | late] = 0
-    return Evaluation(tuple(returns), tuple(lengths), cut)
+    return Evaluation(tuple(returns), tuple(lengths), cut, tuple(recorded))

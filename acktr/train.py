@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -41,6 +41,8 @@ class Episode:
     """Steps."""
     seconds: float
     """Wall-clock seconds of training when it ended, earlier sessions included."""
+    info: Mapping[str, float] = field(default_factory=dict, hash=False)
+    """Numbers that the info of its last step had by the keys of ``config.record``."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,27 @@ def training_envs(config: Config) -> AnyVectorEnv:
         config.seed,
         atari=config.atari,
         env_workers=config.env_workers,
+        env_kwargs=config.env_kwargs,
+        wrappers=config.wrappers,
+        record=config.record,
+    )
+
+
+def evaluation_envs(config: Config, num_envs: int, seed: int) -> AnyVectorEnv:
+    """Environments of the same kind with whole games and rewards; the caller closes them.
+
+    Raises:
+        EnvError: They cannot be made; one line.
+    """
+    return make_vec(
+        config.env,
+        num_envs,
+        seed,
+        training=False,
+        atari=config.atari,
+        env_kwargs=config.env_kwargs,
+        wrappers=config.wrappers,
+        record=config.record,
     )
 
 
@@ -147,7 +170,8 @@ class Trainer:
             metrics["time/forward"] = rollout.forward_seconds
             metrics["time/fps"] = rollout.env_steps / (time.perf_counter() - started)
             episodes = tuple(
-                Episode(end.reward, end.length, end.moment - origin) for end in rollout.episodes
+                Episode(end.reward, end.length, end.moment - origin, end.info)
+                for end in rollout.episodes
             )
             yield TrainStats(self.timesteps, self.updates, metrics, episodes)
 

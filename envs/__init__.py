@@ -1,4 +1,4 @@
-"""Environments behind one interface: an id in; a vector environment out.
+"""Environments behind one interface: an id, class or function in; a vector environment out.
 
 May import: Gymnasium, ale-py, MuJoCo and numpy; nothing of acktr, no torch. The way of a step:
 
@@ -15,7 +15,9 @@ environments in one process.
 1. `metadata["autoreset_mode"]` is `AutoresetMode.SAME_STEP`: an episode that ends is reset within
    the same step, and no step is wasted.
 2. When an episode ends, `infos["episode"]` holds the arrays `r` (sum of raw rewards), `l` (agent
-   steps) and `t` (seconds), valid where `infos["_episode"]` is true.
+   steps) and `t` (seconds), valid where `infos["_episode"]` is true. With `record`,
+   `infos["recorded"]` holds the numbers that the infos of the last steps have by these keys; one
+   that is not there is NaN, with one warning.
 3. At the same steps `infos["final_obs"]` is like the observations, with the last observations of
    the episodes where `infos["_final_obs"]` is true, and zeros elsewhere. The masks mark the
    true ends of episodes: `terminated` alone may also mean a lost life.
@@ -26,8 +28,8 @@ environments in one process.
    that the space does not have, raise `EnvFault` with the index of the environment and the step
    (counted from 1 since construction), and so does an exception in an environment.
 6. Actions are checked for shape, type, range and finiteness before they are executed. Box actions
-   are not clipped. Discrete spaces always start at zero.
-7. What single Gymnasium environments put into their infos is dropped.
+   are not clipped. Spaces are those of the environment: Discrete ones keep their start.
+7. What else single Gymnasium environments put into their infos is dropped.
 8. `env_workers` processes step the environments, this one included. Nothing else depends on their
    number. One that dies, or takes a minute for a step, raises `EnvFault`; none outlives this one.
 9. Atari games come as `GroupedEnvs`, whose `groups` of `num_groups` or fewer can be stepped one by
@@ -48,6 +50,7 @@ from acktr.envs.parallel import worker_count
 from acktr.envs.pictures import Channels, Picture, picture, pictures
 from acktr.envs.registry import is_atari, lookup
 from acktr.envs.settings import AtariSettings, Workers
+from acktr.envs.source import EnvLike, EnvSource, Wrapper, env_name, is_json, wrapper_name
 from acktr.envs.spaces import check_spaces
 from acktr.envs.vector import AnyVectorEnv, StepResult, env_seeds
 
@@ -58,20 +61,25 @@ __all__ = [
     "Channels",
     "EnvError",
     "EnvFault",
+    "EnvLike",
+    "EnvSource",
     "GroupedEnvs",
     "GuardedVectorEnv",
     "Picture",
     "StepResult",
     "Stepper",
     "Workers",
+    "Wrapper",
     "batched",
     "check_spaces",
     "describe",
+    "env_name",
     "env_seeds",
     "final_rows",
     "flat",
     "group_count",
     "is_atari",
+    "is_json",
     "lookup",
     "make_single",
     "make_vec",
@@ -82,4 +90,5 @@ __all__ = [
     "pictures",
     "worker_count",
     "workers",
+    "wrapper_name",
 ]

@@ -1,8 +1,10 @@
-"""Returns and lengths of episodes in a vector of environments."""
+"""Returns and lengths of episodes in a vector of environments, and numbers of their last infos."""
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -60,3 +62,31 @@ class EpisodeStats:
         }
         self.reset(dones)
         return report
+
+
+def number(value: object) -> float:
+    """The number in an info, also in an array of one; NaN for anything else."""
+    array = np.asarray(value)
+    return float(array.item()) if array.size == 1 and array.dtype.kind in "biuf" else math.nan
+
+
+def last_infos(
+    infos: Mapping[str, Any], keys: tuple[str, ...], ended: NDArray[np.bool_], same_step: bool
+) -> dict[str, NDArray[np.float64]]:
+    """Numbers (num_envs,) in the infos of the last steps of episodes, NaN elsewhere.
+
+    Args:
+        infos: What Gymnasium's vector environments give: an array for each key with a mask of its
+            name behind a ``_``; of a last step before a same-step reset in ``final_info``.
+        keys: Which numbers.
+        ended: The environments whose episode ended, (num_envs,).
+        same_step: Whether they are reset within the step.
+    """
+    final = infos.get("final_info") if same_step else None
+    columns: dict[str, NDArray[np.float64]] = {}
+    for key in keys:
+        columns[key] = np.full(len(ended), math.nan)
+        place = final if isinstance(final, Mapping) and key in final else infos
+        for index in np.flatnonzero(ended & place.get(f"_{key}", ended)) if key in place else ():
+            columns[key][index] = number(place[key][index])
+    return columns

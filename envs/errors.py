@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 
 class EnvError(ValueError):
     """An environment id, setting or space that cannot be used; the message is one line."""
@@ -28,6 +30,7 @@ def check_integer(name: str, value: object, low: int, high: int) -> int:
     Raises:
         EnvError: It does not, or is no integer.
     """
+    value = int(value) if isinstance(value, np.integer) else value
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise EnvError(f"{name} must be an integer from {low} to {high}, got {value!r}")
     return value

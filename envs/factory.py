@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
@@ -17,15 +19,14 @@ from acktr.envs.parallel import ParallelEnvs, worker_count
 from acktr.envs.registry import atari_game, is_atari_spec, lookup, uses_mujoco
 from acktr.envs.settings import AtariSettings, Workers
 from acktr.envs.single import make_one
+from acktr.envs.source import EnvLike, EnvSource, Wrapper
 from acktr.envs.vector import AnyEnv, AnyVectorEnv, check_seed
 
 MAX_ENVS = 16_384
 
-Scalar = str | int | float | bool | None
-
 
 def make_vec(
-    env_id: str,
+    env: EnvLike | EnvSource,
     num_envs: int,
     seed: int = 0,
     *,
@@ -33,11 +34,15 @@ def make_vec(
     atari: AtariSettings | None = None,
     render_mode: str | None = None,
     env_workers: Workers = 1,
+    env_kwargs: Mapping[str, Any] | None = None,
+    wrappers: Sequence[Wrapper] = (),
+    record: tuple[str, ...] = (),
 ) -> AnyVectorEnv:
     """Make parallel environments that keep the promises listed in the package's docstring.
 
     Args:
-        env_id: Gymnasium id, `module:Id-v0`, `<Game>NoFrameskip-v4` or `ALE/<Game>-v5`.
+        env: Gymnasium id, `module:Id-v0`, `<Game>NoFrameskip-v4` or `ALE/<Game>-v5`; or what else
+            `EnvSource` takes: a class, a function, a list of functions, one environment.
         num_envs: number of environments.
         seed: used by the first `reset()` that is given no seed.
         training: for Atari: clip rewards and let lost lives end returns, as the settings say.
@@ -46,16 +51,24 @@ def make_vec(
         env_workers: processes that step the environments, this one included, or "auto": as many
             as `worker_count` says. Steps do not depend on it. Atari games have
             threads of their own and environments that render stay here: both ignore it.
+        env_kwargs: arguments of each environment, as `gymnasium.make` takes them.
+        wrappers: wrappers around each environment, or their names as `module:Name`, the innermost
+            first.
+        record: keys of the infos of last steps, whose numbers are kept (promise 2).
 
     Raises:
         EnvError: unknown id, bad argument, missing dependency or unsupported space; one line.
     """
     check_seed(seed)
-    check_integer("num_envs", num_envs, 1, MAX_ENVS)
-    spec = lookup(env_id)
-    workers = worker_count(env_workers, spec, num_envs)
-    if not is_atari_spec(spec):
-        return _make_parallel(spec, num_envs, seed, render_mode, 1 if render_mode else workers)
+    num_envs = check_integer("num_envs", num_envs, 1, MAX_ENVS)
+    source = env if isinstance(env, EnvSource) else EnvSource(env, env_kwargs, wrappers)
+    workers = worker_count(env_workers, source.spec, num_envs)
+    spec = _atari_spec(source)
+    if spec is None:
+        workers = 1 if render_mode else workers
+        return _make_parallel(source, num_envs, seed, render_mode, workers, record)
+    if record:
+        raise EnvError("Atari games have nothing to record besides return and length")
     if render_mode is not None:
         raise EnvError("parallel Atari games cannot be rendered; render a single one")
     from acktr.envs.atari import make_atari  # ale-py is loaded for Atari ids only
@@ -65,7 +78,12 @@ def make_vec(
 
 
 def make_single(
-    env_id: str, *, atari: AtariSettings | None = None, render_mode: str | None = "rgb_array"
+    env_id: str,
+    *,
+    atari: AtariSettings | None = None,
+    render_mode: str | None = "rgb_array",
+    env_kwargs: Mapping[str, Any] | None = None,
+    wrappers: Sequence[Wrapper] = (),
 ) -> AnyEnv:
     """Make one environment with the protocol of evaluation, for videos.
 
@@ -75,14 +93,27 @@ def make_single(
     Raises:
         EnvError: unknown id, bad render mode, missing dependency or unsupported space.
     """
-    spec = lookup(env_id)
-    if not is_atari_spec(spec):
-        return make_one(spec, 0, render_mode)
+    source = EnvSource(env_id, env_kwargs, wrappers)
+    spec = _atari_spec(source)
+    if spec is None:
+        return make_one(source, 0, render_mode)
     if render_mode not in (None, "rgb_array"):
         raise EnvError(f"render_mode of Atari games must be 'rgb_array', got {render_mode!r}")
     from acktr.envs.atari_single import AtariSingle
 
     return AtariSingle(atari_game(spec), atari or AtariSettings(), render_mode=render_mode)
+
+
+def _atari_spec(source: EnvSource) -> EnvSpec | None:
+    """The specification of a game that the Atari protocol is for; None for anything else."""
+    if source.spec is None or not source.registered or not is_atari_spec(source.spec):
+        return None
+    if source.kwargs or source.wrapped:
+        raise EnvError(
+            f"{source.name} has its own settings (atari.*) instead of env_kwargs and wrappers; a"
+            " function that makes the environment may use both"
+        )
+    return source.spec
 
 
 def workers(envs: AnyVectorEnv) -> int:
@@ -97,15 +128,19 @@ def group_count(envs: AnyVectorEnv) -> int:
 
 
 def describe(
-    env_id: str, atari: AtariSettings | None = None, training: bool = True
-) -> dict[str, Scalar]:
-    """The protocol of `make_vec(env_id, ...)` as JSON scalars, for logs and config files.
+    env_id: str,
+    atari: AtariSettings | None = None,
+    training: bool = True,
+    env_kwargs: Mapping[str, Any] | None = None,
+    wrappers: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The protocol of `make_vec(env_id, ...)` as JSON values, for logs and config files.
 
     Raises:
         EnvError: as `make_vec` for the id.
     """
     spec = lookup(env_id)
-    facts: dict[str, Scalar] = {
+    facts: dict[str, Any] = {
         "env_id": spec.id,
         "autoreset_mode": AutoresetMode.SAME_STEP.value,
         "gymnasium": gymnasium.__version__,
@@ -113,7 +148,10 @@ def describe(
     if not is_atari_spec(spec):
         if uses_mujoco(spec):
             facts["mujoco"] = _version("mujoco")
-        return facts | {"kind": "gymnasium", "max_episode_steps": spec.max_episode_steps}
+        limit = (env_kwargs or {}).get("max_episode_steps", spec.max_episode_steps)
+        facts |= {"kind": "gymnasium", "max_episode_steps": limit}
+        given = {"env_kwargs": dict(env_kwargs or {}), "wrappers": list(wrappers)}
+        return facts | {name: value for name, value in given.items() if value}
     game, settings = atari_game(spec), atari or AtariSettings()
     named = {"kind": "atari", "ale_py": _version("ale-py"), "game": game.rom, "training": training}
     facts |= named | dataclasses.asdict(settings)
@@ -135,17 +173,29 @@ def _version(package: str) -> str | None:
 
 
 def _make_parallel(
-    spec: EnvSpec, num_envs: int, seed: int, render_mode: str | None, workers: int
+    source: EnvSource,
+    num_envs: int,
+    seed: int,
+    render_mode: str | None,
+    workers: int,
+    record: tuple[str, ...],
 ) -> AnyVectorEnv:
+    if source.count not in (None, num_envs):
+        raise EnvError(
+            f"{num_envs} environments cannot be made: {source.name} is {source.origin}; give its"
+            " id, or a class or function that makes it"
+        )
+    name = source.name
     built: list[AnyEnv] = []
     try:
         for index in range(num_envs):
-            built.append(make_one(spec, index, render_mode))
-        return GuardedVectorEnv(ParallelEnvs(built, spec.id, workers), spec.id, seed)
+            built.append(make_one(source, index, render_mode))
+        parallel = ParallelEnvs(built, name, workers, record=record)
+        return GuardedVectorEnv(parallel, name, seed, record=record)
     except Exception as error:
         for env in built:
             with suppress(Exception):
                 env.close()
         if isinstance(error, EnvError):
             raise
-        raise EnvError(f"{spec.id} cannot be run in parallel: {one_line(error)}") from error
+        raise EnvError(f"{name} cannot be run in parallel: {one_line(error)}") from error

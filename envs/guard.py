@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from acktr.envs.episodes import EpisodeStats
+from acktr.envs.episodes import EpisodeStats, last_infos
 from acktr.envs.errors import EnvFault, named
 from acktr.envs.nested import final_rows, flat, is_nested, nested, parts
 from acktr.envs.spaces import check_actions
@@ -24,15 +25,24 @@ class GuardedVectorEnv(AnyVectorWrapper):
         seed: Of the first reset.
         foreign: Made by somebody else: its seeds, actions and infos are passed through as they
             are, except for the statistics of episodes.
+        record: Keys of the infos of last steps whose numbers are in `infos["recorded"]`.
     """
 
     reports_episodes = True
     """Its infos have the statistics of ended episodes."""
 
     def __init__(
-        self, env: VectorEnv[Any, Any, Any], name: str, seed: int, *, foreign: bool = False
+        self,
+        env: VectorEnv[Any, Any, Any],
+        name: str,
+        seed: int,
+        *,
+        foreign: bool = False,
+        record: tuple[str, ...] = (),
     ) -> None:
         super().__init__(env)
+        self.record = record
+        self._missing: set[str] = set()
         self._foreign = foreign
         self._next_step = env.metadata.get("autoreset_mode") == AutoresetMode.NEXT_STEP
         self._dead = np.zeros(env.num_envs, np.bool_)
@@ -69,16 +79,18 @@ class GuardedVectorEnv(AnyVectorWrapper):
             raise
         except Exception as error:
             raise EnvFault(f"{self._name} failed at {when}: {named(error)}") from error
+        if self._foreign:
+            rewards = self._column(rewards, "rewards", when)
+            terminated = self._column(terminated, "terminated", when)
+            truncated = self._column(truncated, "truncated", when)
         alive = ~self._dead
         dones = (terminated | truncated) & alive
         self._dead = dones & self._next_step
         self._check_finite(rewards, "reward", when)
+        if self.record and dones.any():
+            self._record(infos, dones)
         if dones.any() and not self._next_step:
-            infos["final_obs"] = _dense(
-                self.single_observation_space, infos["final_obs"], dones, obs
-            )
-            infos["_final_obs"] = dones.copy()
-            self._check_observations(infos["final_obs"], "final observation", when, dones)
+            self._give_finals(infos, dones, ~terminated, obs, when)
         self._check_observations(obs, "observation", when)
         for key in ("episode", "_episode"):
             infos.pop(key, None)
@@ -86,6 +98,49 @@ class GuardedVectorEnv(AnyVectorWrapper):
             infos.pop("forced", None)
         infos.update(self._stats.step(rewards, dones, alive))
         return obs, rewards, terminated, truncated, infos
+
+    def _column(self, values: Any, what: str, when: str) -> Array:
+        """One value for each environment, from whatever a foreign environment has them in."""
+        column = np.asarray(values)
+        if column.size != self.num_envs:
+            raise EnvFault(
+                f"{self._name} returned {what} of shape {column.shape} at {when}, not"
+                f" ({self.num_envs},)"
+            )
+        return column.reshape(self.num_envs)
+
+    def _give_finals(
+        self, infos: dict[str, Any], ended: Array, cut: Array, obs: Any, when: str
+    ) -> None:
+        """Give the last observations, without which an episode that was cut has no value."""
+        shown = infos.pop("final_obs", None)
+        there = ended.copy()
+        for index in np.flatnonzero(ended):
+            if shown is None or (isinstance(shown, np.ndarray) and shown[index] is None):
+                there[index] = False
+        lost = np.flatnonzero(ended & cut & ~there)
+        if len(lost):
+            raise EnvFault(
+                f"environment {lost[0]} of {self._name} was truncated at {when} without its last"
+                " observation: under same-step autoreset infos['final_obs'] must hold it"
+            )
+        infos["_final_obs"] = there
+        if there.any():
+            infos["final_obs"] = _dense(self.single_observation_space, shown, there, obs)
+            self._check_observations(infos["final_obs"], "final observation", when, there)
+
+    def _record(self, infos: dict[str, Any], ended: Array) -> None:
+        """Give `infos["recorded"]`, and tell once of each number that is not there."""
+        if self._foreign:
+            infos["recorded"] = last_infos(infos, self.record, ended, not self._next_step)
+        for key, values in infos["recorded"].items():
+            if key not in self._missing and np.isnan(values[ended]).any():
+                self._missing.add(key)
+                warnings.warn(
+                    f"{self._name}: the info of an episode's last step has no number {key!r}, which"
+                    " is to be recorded",
+                    stacklevel=2,
+                )
 
     def _check_observations(
         self, values: Any, what: str, when: str, mask: Array | None = None

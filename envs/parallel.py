@@ -36,6 +36,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from acktr.envs.episodes import number
 from acktr.envs.errors import EnvError, EnvFault, named
 from acktr.envs.nested import Arrays, flat, nested, parts
 from acktr.envs.process import CLOSE, ForkedProcess, end_all
@@ -54,7 +55,13 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 class _Rows:
     """One row for each environment; each array begins a page of memory that later forks share."""
 
-    def __init__(self, num_envs: int, seen: spaces.Space[Any], done: spaces.Space[Any]) -> None:
+    def __init__(
+        self,
+        num_envs: int,
+        seen: spaces.Space[Any],
+        done: spaces.Space[Any],
+        record: tuple[str, ...],
+    ) -> None:
         def shared(dtype: Any, shape: tuple[int, ...] | None = None) -> Array:
             full = (num_envs, *(shape or ()))
             return np.ndarray(
@@ -74,10 +81,12 @@ class _Rows:
         """Last observations of episodes that ended, by part; undefined in other rows."""
         self.rewards = shared(np.float64)
         self.terminated, self.truncated = shared(np.bool_), shared(np.bool_)
+        self.recorded = [(key, shared(np.float64)) for key in record]
+        """Numbers in the infos of the last steps of episodes; undefined in other rows."""
 
 
 class ParallelEnvs(SyncVectorEnv):
-    """Environments under same-step autoreset whose infos are dropped, except final observations.
+    """Environments under same-step autoreset whose infos are dropped, but for what `record` names.
 
     The first part is stepped by this process and each other part by one of its own; steps are the
     same for any number of them.
@@ -87,6 +96,7 @@ class ParallelEnvs(SyncVectorEnv):
         name: Name for messages.
         workers: Number of processes, this one included.
         deadline: Seconds after which one that does not answer counts as stuck.
+        record: Keys of the infos of last steps whose numbers are in `infos["recorded"]`.
 
     Raises:
         EnvError: A process cannot be started.
@@ -94,12 +104,19 @@ class ParallelEnvs(SyncVectorEnv):
     """
 
     def __init__(
-        self, envs: Sequence[AnyEnv], name: str, workers: int = 1, deadline: float = DEADLINE
+        self,
+        envs: Sequence[AnyEnv],
+        name: str,
+        workers: int = 1,
+        deadline: float = DEADLINE,
+        record: tuple[str, ...] = (),
     ) -> None:
         makers = [lambda env=env: env for env in envs]
         super().__init__(makers, autoreset_mode=AutoresetMode.SAME_STEP)
         self._deadline = deadline
-        self._rows = _Rows(self.num_envs, self.single_observation_space, self.single_action_space)
+        self._rows = _Rows(
+            self.num_envs, self.single_observation_space, self.single_action_space, record
+        )
         bounds = [self.num_envs * part // workers for part in range(workers + 1)]
         self._own, *others = (
             _Worker(envs[first:last], first, self._rows, name) for first, last in pairwise(bounds)
@@ -141,6 +158,10 @@ class ParallelEnvs(SyncVectorEnv):
         infos: dict[str, Any] = {}
         if ended.any():
             infos = {"final_obs": self._copied(rows.final), "_final_obs": ended}
+            if rows.recorded:
+                infos["recorded"] = {
+                    key: np.where(ended, values, math.nan) for key, values in rows.recorded
+                }
         observations = self._copied(rows.observations)
         return observations, rows.rewards.copy(), terminated, truncated, infos
 
@@ -220,10 +241,14 @@ class _Worker:
         rewards, terminated, truncated = rows.rewards, rows.terminated, rows.truncated
         actions = rows.actions[self._part].copy()  # an environment may keep its last action
         for (row, env, observation, final), action in zip(self._places, actions, strict=True):
-            obs, reward, terminal, cut, _ = env.step(action)
+            obs, reward, terminal, cut, info = env.step(action)
+            if isinstance(reward, np.ndarray) and reward.size == 1:
+                reward = reward.item()
             try:
                 rewards[row], terminated[row], truncated[row] = reward, terminal, cut
                 if terminated[row] or truncated[row]:
+                    for key, values in rows.recorded:
+                        values[row] = number(info.get(key))
                     _put(space, final, obs)
                     obs, _ = env.reset()
                 _put(space, observation, obs)
@@ -269,7 +294,7 @@ def _write(place: Array, value: Array, which: str) -> None:
     np.copyto(place, value, casting="same_kind")
 
 
-def worker_count(asked: Workers, spec: EnvSpec, num_envs: int) -> int:
+def worker_count(asked: Workers, spec: EnvSpec | None, num_envs: int) -> int:
     """How many processes step the environments, the main one included.
 
     "auto" means one, except for MuJoCo on Linux: there it is the number of usable cores, but at
@@ -287,7 +312,8 @@ def worker_count(asked: Workers, spec: EnvSpec, num_envs: int) -> int:
         if asked > 1 and sys.platform != "linux":
             raise EnvError(f"env_workers must be 'auto' or 1 on this system, got {asked}")
         return min(asked, num_envs)
-    gymnasiums = isinstance(spec.entry_point, str) and "envs.mujoco" in spec.entry_point
+    entry = None if spec is None else spec.entry_point
+    gymnasiums = isinstance(entry, str) and "envs.mujoco" in entry
     if not gymnasiums or sys.platform != "linux":
         return 1
     return min(usable_cores(), num_envs, max(2, num_envs // 2))

@@ -18,7 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from acktr.envs.errors import EnvError, EnvFault, named, one_line
 
@@ -202,6 +202,7 @@ def _serve(run: Callable[[], None], parent: int) -> NoReturn:
     """The whole life of a process; nothing of its parent's stack or exit handlers runs in it."""
     code = 1
     try:
+        _use_one_thread()
         gc.freeze()  # what the parent made is not for this process to collect
         signal.set_wakeup_fd(-1)
         for number in _IGNORED:
@@ -213,6 +214,17 @@ def _serve(run: Callable[[], None], parent: int) -> NoReturn:
     finally:
         _flush()
         os._exit(code)
+
+
+def _use_one_thread() -> None:
+    """Let numerical libraries compute without the threads of the parent, which this process lacks.
+
+    torch would wait for them forever; what is loaded later reads the variable.
+    """
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch: Any = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(1)
 
 
 def _flush() -> None:

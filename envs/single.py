@@ -10,44 +10,36 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import gymnasium
-import numpy as np
-from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
-from acktr.envs.errors import EnvError, EnvFault, named, one_line
-from acktr.envs.registry import mujoco_py_replacements, uses_mujoco
+from acktr.envs.errors import EnvError, EnvFault, one_line
+from acktr.envs.registry import uses_mujoco
 from acktr.envs.rendering import prepare_rendering
+from acktr.envs.source import EnvSource
 from acktr.envs.spaces import check_spaces
 from acktr.envs.vector import AnyEnv
 
+_RESET = "reset must return (observation, info)"
+_STEP = "step must return (observation, reward, terminated, truncated, info)"
 
-def make_one(spec: EnvSpec, index: int, render_mode: str | None) -> SafeEnv:
+
+def make_one(source: EnvSource, index: int, render_mode: str | None) -> SafeEnv:
     """Environment number `index` of a vector, or the only one.
 
     Raises:
         EnvError: It cannot be made, cannot render so, or has unsupported spaces.
     """
-    replacements = mujoco_py_replacements(spec)
-    if replacements:
-        choice = " or ".join(sorted(replacements, reverse=True))
-        raise EnvError(f"{spec.id} needs the retired mujoco-py package; use {choice}")
-    try:
-        with quiet_mujoco(spec), warnings.catch_warnings():
-            # A render mode that the environment does not have is an error below.
-            warnings.filterwarnings("ignore", message=".*is being initialised with render_mode")
-            # The specification instead of the id avoids warnings of newer versions.
-            env: AnyEnv = gymnasium.make(spec, render_mode=render_mode)
-    except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
-        raise EnvError(f"{spec.id} needs a package that is missing: {one_line(error)}") from error
-    except Exception as error:
-        raise EnvError(f"{spec.id} could not be made: {named(error)}") from error
+    with quiet_mujoco(source.spec), warnings.catch_warnings():
+        # A render mode that the environment does not have is an error below.
+        warnings.filterwarnings("ignore", message=".*is being initialised with render_mode")
+        env = source.make(index, render_mode)
     modes = env.metadata.get("render_modes") or []
     try:
         if render_mode is not None and render_mode not in modes:
-            raise EnvError(f"{spec.id} cannot render {render_mode!r}; it offers {list(modes)}")
+            raise EnvError(f"{source.name} cannot render {render_mode!r}; it offers {list(modes)}")
         if render_mode not in (None, "human"):
             prepare_rendering(env)
-        safe = SafeEnv(env, spec.id, index)
+        safe = SafeEnv(env, source.name, index)
         check_spaces(safe.observation_space, safe.action_space)
     except EnvError:
         env.close()
@@ -56,17 +48,12 @@ def make_one(spec: EnvSpec, index: int, render_mode: str | None) -> SafeEnv:
 
 
 class SafeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """One environment: exceptions name it, and integer spaces start at zero.
-
-    Discrete and MultiDiscrete spaces with another start are shifted to zero.
-    """
+    """One environment whose exceptions name it."""
 
     def __init__(self, env: AnyEnv, name: str, index: int) -> None:
         super().__init__(env)
         self._label = f"environment {index} of {name}"
         self._steps = 0
-        self._action_start, self.action_space = _from_zero(env.action_space)
-        self._obs_start, self.observation_space = _from_zero(env.observation_space)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -75,19 +62,17 @@ class SafeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         try:
             obs, info = self.env.reset(seed=seed, options=options)
         except Exception as error:
-            raise self._fault(error, "reset") from error
-        return self._shift(obs), info
+            raise self._fault(error, "reset", _RESET) from error
+        return obs, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Step; see `gymnasium.Env.step`."""
         self._steps += 1
-        if self._action_start is not None:
-            action = action + self._action_start
         try:
             obs, reward, terminated, truncated, info = self.env.step(action)
         except Exception as error:
-            raise self._fault(error, f"step {self._steps}") from error
-        return self._shift(obs), reward, terminated, truncated, info
+            raise self._fault(error, f"step {self._steps}", _STEP) from error
+        return obs, reward, terminated, truncated, info
 
     def render(self) -> Any:
         """Render; a missing dependency or display becomes an EnvError."""
@@ -96,31 +81,30 @@ class SafeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         except Exception as error:
             raise EnvError(f"{self._label} cannot be rendered: {one_line(error)}") from error
 
-    def _shift(self, obs: Any) -> Any:
-        return obs if self._obs_start is None else obs - self._obs_start
+    def _fault(self, error: Exception, when: str, wanted: str) -> EnvFault:
+        said = f"{type(error).__name__} at {when}: {one_line(error)}"
+        if "unpack" in said and _raised_in(error).startswith((__name__, "gymnasium.")):
+            said += f"; {wanted}, which environments of gym before 0.26 do not"
+        return EnvFault(f"{self._label} raised {said}")
 
-    def _fault(self, error: Exception, when: str) -> EnvFault:
-        return EnvFault(f"{self._label} raised {type(error).__name__} at {when}: {one_line(error)}")
 
-
-def _from_zero(space: spaces.Space[Any]) -> tuple[Any, spaces.Space[Any]]:
-    """The start of an integer space if it is not zero, else None; the space with start zero."""
-    if isinstance(space, spaces.Discrete) and space.start != 0:
-        return space.start, spaces.Discrete(int(space.n))
-    if isinstance(space, spaces.MultiDiscrete) and np.any(space.start != 0):
-        return space.start, spaces.MultiDiscrete(space.nvec)
-    return None, space
+def _raised_in(error: Exception) -> str:
+    """The name of the module whose code raised an exception."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
 
 
 @contextmanager
-def quiet_mujoco(spec: EnvSpec) -> Iterator[None]:
+def quiet_mujoco(spec: EnvSpec | None) -> Iterator[None]:
     """While environments are built, drop MuJoCo's messages that something "is deprecated".
 
     MuJoCo 4 reports deprecated attributes of the model files in Gymnasium from C, on stderr and
     in a file MUJOCO_LOG.TXT in the working directory. Its other messages become Python warnings.
     """
     mujoco: Any = sys.modules.get("mujoco")
-    if uses_mujoco(spec):
+    if spec is not None and uses_mujoco(spec):
         with suppress(ImportError):  # Gymnasium explains what is missing
             mujoco = importlib.import_module("mujoco")
     if not hasattr(mujoco, "set_mju_user_warning"):

@@ -40,7 +40,7 @@ def check_actions(actions: Any, space: spaces.Space[Any], num_envs: int) -> NDAr
 
     Args:
         actions: array of shape (num_envs, *action shape).
-        space: a supported action space of a single environment, starting at zero.
+        space: a supported action space of a single environment.
         num_envs: number of environments.
 
     Raises:
@@ -56,14 +56,15 @@ def check_actions(actions: Any, space: spaces.Space[Any], num_envs: int) -> NDAr
         _report_bad(np.isfinite(array), array, space, "a finite number")
         return array.astype(space.dtype, copy=False)
     kinds = "iub"
+    start: Any = 0
     limit: Any = 2  # of MultiBinary
     if isinstance(space, spaces.Discrete):
-        kinds, limit = "iu", space.n
+        kinds, start, limit = "iu", space.start, space.start + space.n
     elif isinstance(space, spaces.MultiDiscrete):
-        kinds, limit = "iu", space.nvec
+        kinds, start, limit = "iu", space.start, space.start + space.nvec
     if array.dtype.kind not in kinds:
         raise EnvFault(f"actions for {_show(space)} must be integers, got {array.dtype}")
-    _report_bad((array >= 0) & (array < limit), array, space, "in range")
+    _report_bad((array >= start) & (array < limit), array, space, "in range")
     return array.astype(space.dtype, copy=False)
 
 

@@ -33,8 +33,7 @@ def check_seed(seed: object) -> int:
     Raises:
         EnvError: not an integer from 0 to 2^32 - 1.
     """
-    value = int(seed) if isinstance(seed, np.integer) else seed
-    return check_integer("the seed", value, 0, MAX_SEED)
+    return check_integer("the seed", seed, 0, MAX_SEED)
 
 
 def env_seeds(seed: int, num_envs: int) -> list[int]:

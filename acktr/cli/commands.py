@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -53,8 +54,8 @@ def run(name: str, args: Sequence[str], interrupts: Interrupts) -> str:
         SystemExit: After its help (code 0) or the parser's message about bad words (code 2).
         Stopped: A signal came.
     """
-    module = peek(args, "import")
-    if module is not None:
+    modules = peek(args, "import")
+    for module in () if modules is None else modules.split(","):
         try:
             importlib.import_module(module)
         except Exception as error:  # whatever the module raises
@@ -99,14 +100,18 @@ def _compare(args: Sequence[str], interrupts: Interrupts) -> str:
     common = None
     if options.config is not None:
         common = Overlay(options.config, read_settings(options.config))
-    limits = {"total_timesteps": options.total_timesteps, "eval_episodes": options.eval_episodes}
+    changes: dict[str, Any] = {
+        "total_timesteps": options.total_timesteps,
+        "eval_episodes": options.eval_episodes,
+    }
+    changes |= {"env_kwargs": options.env_kwargs or None, "wrappers": options.wrappers or None}
     plans = make_plans(
         options.envs,
         [parse_algo(text) for text in options.algos],
         parse_seeds(options.seeds),
         options.run_dir,
         common,
-        {name: value for name, value in limits.items() if value is not None},
+        {name: value for name, value in changes.items() if value is not None},
     )
     command = shlex.join(["acktr", "compare", *args])
     return compare(plans, options.workers, interrupts, command, options.import_module)
@@ -140,14 +145,29 @@ def _eval(args: Sequence[str], interrupts: Interrupts) -> str:
         "eval_seed": options.seed,
         "checkpoint": str(agent.path),
     }
+    record = agent.config.record
+    if record:
+        report["recorded"] = {
+            key: {
+                "mean": _number(played.mean_of(key)),
+                "values": [_number(info.get(key)) for info in played.infos],
+            }
+            for key in record
+        }
     if options.json:
         return json.dumps(report)
+    others = "".join(f", {key} {played.mean_of(key):,.4g}" for key in record)
     return (
         f"{agent.config.env}, {agent.config.algo}, seed {agent.config.seed}, step "
         f"{agent.timesteps:,}: return {played.mean:,.2f} +- {played.std:,.2f} "
-        f"({len(played.returns)} episodes, mean length {report['mean_length']:,.1f}, "
+        f"({len(played.returns)} episodes, mean length {report['mean_length']:,.1f}{others}, "
         f"{'most likely' if deterministic else 'sampled'} actions)"
     )
+
+
+def _number(value: float | None) -> float | None:
+    """A number as JSON has it, which knows no NaN."""
+    return None if value is None or math.isnan(value) else value
 
 
 def _record(args: Sequence[str], interrupts: Interrupts) -> str:

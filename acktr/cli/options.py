@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from acktr.config import (
     ALGOS,
     Config,
     ConfigError,
+    JsonObject,
     former_setting,
     merge,
     preset,
@@ -34,7 +37,8 @@ Module = Annotated[
     tyro.conf.arg(
         name="import",
         metavar="MODULE",
-        help="Python module that registers the environment; needed where a file names MODULE:Id.",
+        help="Python module that registers the environment, or several, with commas between them;"
+        " needed where a file names MODULE:Id or the MODULE:Name of a wrapper.",
     ),
 ]
 Run = Annotated[
@@ -44,6 +48,13 @@ Run = Annotated[
 ]
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+
+_REPEATED = {
+    "--env-kwargs": "--env-kwargs",
+    "--wrapper": "--wrappers",
+    "--wrappers": "--wrappers",
+}
+"""Options that may be given several times, and what the parser calls them."""
 
 _WITH_RESUME = ("--resume", "--total-timesteps", "--import")
 """The options that may be given besides --resume, itself included."""
@@ -161,6 +172,10 @@ class CompareOptions:
     """Environment steps of every run, in place of the preset's."""
     eval_episodes: int | None = None
     """Episodes of each evaluation; 20 if no file says otherwise."""
+    env_kwargs: JsonObject = field(default_factory=dict)
+    """Arguments of the environments, as gymnasium.make takes them."""
+    wrappers: tuple[str, ...] = ()
+    """Wrappers around each environment as module:Name, the innermost first."""
     config: File = None
     """JSON file with settings of all runs; its env, seed, algo and preset do not count."""
     import_module: Module = None
@@ -239,7 +254,10 @@ def _defaults(args: Sequence[str]) -> tuple[Config, str]:
     if file is None:
         return config, source
     try:
-        return merge(config, {**values, "env": env}), f"{source}; overlaid by {file}"
+        merged = merge(config, {**values, "env": env})
+        for wrapper in merged.wrappers:
+            refuse_import(wrapper, "wrapper")
+        return merged, f"{source}; overlaid by {file}"
     except (ConfigError, EnvError) as error:
         raise ConfigError(f"{file}: {error}") from error
 
@@ -276,8 +294,56 @@ def parse(
         name = arg.partition("=")[0]
         if name.startswith("--") and (hint := former_setting(name[2:].replace("-", "_"))):
             raise UsageError(f"{name} is no option any more; {hint}")
-    parsed: Parsed = tyro.cli(kind, prog=f"acktr {command}", args=args, default=default)
+    words = _gathered(args)
+    parsed: Parsed = tyro.cli(
+        kind, prog=f"acktr {command}", args=words, default=default, registry=_REGISTRY
+    )
     return parsed
+
+
+_REGISTRY = ConstructorRegistry()
+
+
+@_REGISTRY.primitive_rule
+def _key_values(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[JsonObject] | None:
+    """How JSON values by name are written: KEY=VALUE, with text where the value is no JSON."""
+    if info.type != JsonObject:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[KEY=VALUE ...]",
+        instance_from_str=lambda words: dict(map(_key_value, words)),
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda values: [f"{k}={json.dumps(v)}" for k, v in values.items()],
+    )
+
+
+def _key_value(word: str) -> tuple[str, Any]:
+    key, equals, text = word.partition("=")
+    if not key or not equals:
+        raise ValueError(f"{word!r} must be written as KEY=VALUE")
+    try:
+        return key, json.loads(text)
+    except json.JSONDecodeError:
+        return key, text
+
+
+def _gathered(args: Sequence[str]) -> list[str]:
+    """The words of a command with each option that may be repeated once, at the end."""
+    rest: list[str] = []
+    lists: dict[str, list[str]] = {}
+    current = rest
+    for arg in args:
+        name, equals, value = arg.partition("=")
+        if not arg.startswith("-"):
+            current.append(arg)
+        elif name.replace("_", "-") in _REPEATED:
+            current = lists.setdefault(_REPEATED[name.replace("_", "-")], [])
+            current += [value] if equals else []
+        else:
+            current = rest
+            rest.append(arg)
+    return [*rest, *(word for name, words in lists.items() for word in (name, *words))]
 
 
 def _require(least: int, most: int, **values: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from acktr.compare.entries import Entry, Overlay
-from acktr.config import Config, ConfigError, merge, preset, to_dict
+from acktr.config import Config, ConfigError, merge, preset, refuse_import, to_dict
 from acktr.envs import EnvError
 from acktr.files import flat
 from acktr.runs.folder import run_path
@@ -92,8 +93,10 @@ def train_args(plan: RunPlan, resume: bool, module: str | None = None) -> list[s
 
     A run with a checkpoint is to ``resume``; ``module`` is what --import names.
     """
-    if resume and module is None:
-        module = plan.config.env.rpartition(":")[0]  # the user named it, so it may be imported
+    if resume:  # the user named them, so they may be imported
+        names = (plan.config.env, *plan.config.wrappers)
+        modules = [module or "", *(name.rpartition(":")[0] for name in names)]
+        module = ",".join(dict.fromkeys(name for name in modules if name))
     imports = _flag("import", module) if module else []
     if resume:
         return ["train", *_flag("resume", str(plan.path)), *imports]
@@ -101,8 +104,11 @@ def train_args(plan: RunPlan, resume: bool, module: str | None = None) -> list[s
     args = ["train", *_flag("env", config.env), *_flag("algo", config.algo)]
     args += [*_flag("preset", config.preset), *_flag("label", plan.label)]
     args += [*_flag("seed", str(config.seed)), *_flag("run-dir", str(plan.run_dir)), *imports]
+    settings = to_dict(config)
+    if kwargs := settings.pop("env_kwargs"):
+        args += ["--env-kwargs", *(f"{key}={json.dumps(kwargs[key])}" for key in kwargs)]
     before = flat(to_dict(plan.base))
-    for name, value in flat(to_dict(config)).items():
+    for name, value in flat(settings).items():
         if name not in _OF_THE_GRID and value != before[name]:
             args += _setting(name.replace("_", "-"), value)
     return args
@@ -119,6 +125,8 @@ def _cell(
         if overlay is not None:
             try:
                 config = merge(config, {**overlay.settings, **decided})
+                for wrapper in config.wrappers:
+                    refuse_import(wrapper, "wrapper")
             except (ConfigError, EnvError) as error:
                 raise ConfigError(f"{overlay.file}: {error}") from error
     return base, merge(config, changes)

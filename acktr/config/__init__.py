@@ -6,7 +6,7 @@ May import: acktr.kfac, acktr.envs, acktr.files.
 
 from acktr.config.former import former_setting
 from acktr.config.presets import ALGOS, PRESETS, PUBLISHED, preset
-from acktr.config.schema import ConfigError, build, overlay
+from acktr.config.schema import ConfigError, JsonObject, build, overlay
 from acktr.config.settings import (
     A2CConfig,
     ACKTRConfig,
@@ -21,6 +21,7 @@ from acktr.config.settings import (
     merge,
     read_settings,
     refuse_import,
+    refuse_imports,
     to_dict,
 )
 
@@ -35,6 +36,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "CriticConfig",
+    "JsonObject",
     "NetworkConfig",
     "SampledKFACConfig",
     "TRPOConfig",
@@ -46,5 +48,6 @@ __all__ = [
     "preset",
     "read_settings",
     "refuse_import",
+    "refuse_imports",
     "to_dict",
 ]

@@ -12,6 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import numpy as np
+
+from acktr.envs import is_json
+
 
 class ConfigError(ValueError):
     """A hyper-parameter that cannot be used; the message is one line."""
@@ -44,6 +48,8 @@ PositiveShare = Annotated[float, Limits(0, 1, above=True)]
 BelowOne = Annotated[float, Limits(0, math.nextafter(1.0, 0.0))]
 Count = Annotated[int, Limits(1)]
 CountOrZero = Annotated[int, Limits(0)]
+JsonObject = Mapping[str, Any]
+"""JSON values by name."""
 
 
 class Checked:
@@ -55,10 +61,17 @@ class Checked:
 
 
 def check(settings: Any) -> None:
-    """Check the values of a dataclass against the limits and choices in the types of its fields."""
+    """Check the values of a dataclass against the limits and choices in the types of its fields.
+
+    Numbers of numpy become Python's, also in a frozen dataclass.
+    """
     kind: Any = type(settings)
     for name, hint in _hints(kind).items():
-        _check(name, hint, getattr(settings, name))
+        value = getattr(settings, name)
+        if isinstance(value, np.integer | np.floating):
+            value = value.item()
+            object.__setattr__(settings, name, value)
+        _check(name, hint, value)
 
 
 def _check(name: str, hint: Any, value: Any) -> None:
@@ -72,8 +85,21 @@ def _check(name: str, hint: Any, value: Any) -> None:
     elif origin is tuple:
         for item in value:
             _check(f"each of {name}", args[0], item)
+    elif hint == JsonObject:
+        _check_json(name, value)
     elif _is_union(hint) and not _is_word(value, args):
         _check(name, args[0], value)
+
+
+def _check_json(name: str, value: Any) -> None:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{name} must be a dict of JSON values, got {value!r:.60}")
+    for key, item in value.items():
+        if not (isinstance(key, str) and is_json(item)):
+            raise ConfigError(
+                f"{name}: {key} must be a JSON value (null, true, false, a number, text, a list or"
+                f" an object), got {item!r:.60}"
+            )
 
 
 def build(kind: Any, values: Any, path: str = "") -> Any:
@@ -142,10 +168,17 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             return float(value)
         except OverflowError:
             raise ConfigError(f"configuration: {where} is too large") from None
-    if hint in (int, str, bool) and type(value) is hint:
+    if (hint in (int, str, bool) and type(value) is hint) or _is_object(hint, value):
         return value
-    wanted = "a list of integers" if origin is tuple else getattr(hint, "__name__", str(hint))
+    wanted = "an object" if hint == JsonObject else getattr(hint, "__name__", str(hint))
+    if origin is tuple:
+        wanted = "a list of names" if args[0] is str else "a list of integers"
     raise ConfigError(f"configuration: {where} must be {wanted}, got {value!r}")
+
+
+def _is_object(hint: Any, value: Any) -> bool:
+    """Whether a setting holds JSON values by name; the constructor checks them."""
+    return bool(hint == JsonObject) and isinstance(value, Mapping)
 
 
 def _is_union(hint: Any) -> bool:

@@ -17,6 +17,7 @@ from acktr.config.schema import (
     ConfigError,
     Count,
     CountOrZero,
+    JsonObject,
     Limits,
     NonNegative,
     Positive,
@@ -198,6 +199,10 @@ class Config(Checked):
     """Seed of environments, networks and sampling."""
     total_timesteps: Count = 1_000_000
     """Environment steps to train for, summed over the parallel environments."""
+    env_kwargs: JsonObject = field(default_factory=dict, hash=False)
+    """Arguments of the environment, as gymnasium.make takes them."""
+    wrappers: tuple[str, ...] = ()
+    """Wrappers around each environment as module:Name, the innermost first."""
     num_envs: Count = 8
     """Parallel environments."""
     env_workers: Count | Literal["auto"] = "auto"
@@ -233,6 +238,8 @@ class Config(Checked):
     """Steps between evaluations during training; 0: only at the end."""
     eval_episodes: Count = 10
     """Episodes of each evaluation, the one at the end included."""
+    record: tuple[str, ...] = ()
+    """Keys of the infos of episodes' last steps whose numbers are logged with the episodes."""
     checkpoint_freq: Count = 100_000
     """Steps between checkpoints; one is always written at the end or when stopped."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -250,6 +257,14 @@ class Config(Checked):
         if not self.env:
             raise ConfigError("env must be an environment id such as HalfCheetah-v5, got nothing")
         super().__post_init__()
+        if not isinstance(self.wrappers, tuple) or not all(map(_is_module_name, self.wrappers)):
+            raise ConfigError(f"wrappers must be names as module:Name, got {self.wrappers!r:.80}")
+        keys = self.record if isinstance(self.record, tuple) else (None,)
+        if not all(map(_is_column, keys)) or len(set(keys)) < len(keys):
+            raise ConfigError(
+                "record must be keys of infos, each once, printable and other than the columns r,"
+                f" l, t and step; got {self.record!r:.80}"
+            )
         if self.num_envs * self.num_steps < 2:
             raise ConfigError("num_envs * num_steps must be at least 2")
         if self.algo == "trpo" and self.micro_batch is not None:
@@ -262,18 +277,38 @@ class Config(Checked):
             )
 
 
-def refuse_import(env: str) -> None:
-    """Refuse an id from a file that would import a module which is not imported already.
+def _is_module_name(name: object) -> bool:
+    return isinstance(name, str) and name.count(":") == 1 and all(name.split(":"))
+
+
+def _is_column(name: object) -> bool:
+    columns = ("r", "l", "t", "step")
+    return isinstance(name, str) and name.isprintable() and len(name) > 0 and name not in columns
+
+
+def refuse_import(name: str, what: str = "environment") -> None:
+    """Refuse a name from a file that would import a module which is not imported already.
 
     Raises:
-        ConfigError: ``module:Id`` with a module that nobody asked for.
+        ConfigError: ``module:Name`` with a module that nobody asked for.
     """
-    module, colon, _ = env.rpartition(":")
+    module, colon, _ = name.rpartition(":")
     if colon and module not in sys.modules:
         raise ConfigError(
-            f"its environment {env} would import the module {module}; import it first if you"
+            f"its {what} {name} would import the module {module}; import it first if you"
             f" trust it (on the command line: --import {module})"
         )
+
+
+def refuse_imports(config: Config) -> None:
+    """Refuse a configuration from a file whose names would import such a module.
+
+    Raises:
+        ConfigError: As :func:`refuse_import`.
+    """
+    refuse_import(config.env)
+    for wrapper in config.wrappers:
+        refuse_import(wrapper, "wrapper")
 
 
 def to_dict(config: Config) -> dict[str, Any]:

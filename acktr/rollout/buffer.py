@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,8 @@ class EpisodeEnd:
     length: int
     moment: float
     """time.perf_counter() when it ended."""
+    info: dict[str, float] = field(default_factory=dict, hash=False)
+    """Numbers in the info of its last step that are recorded; NaN where there was none."""
 
 
 class Rollout:

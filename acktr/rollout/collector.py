@@ -255,8 +255,14 @@ def _finished(infos: dict[str, Any], moment: float) -> list[EpisodeEnd]:
     if "episode" not in infos:
         return []
     rewards, lengths = infos["episode"]["r"], infos["episode"]["l"]
+    recorded = infos.get("recorded", {})
     return [
-        EpisodeEnd(float(rewards[i]), int(lengths[i]), moment)
+        EpisodeEnd(
+            float(rewards[i]),
+            int(lengths[i]),
+            moment,
+            {key: float(values[i]) for key, values in recorded.items()},
+        )
         for i in np.flatnonzero(infos["_episode"])
     ]
 

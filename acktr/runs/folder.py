@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from acktr.config import Config, ConfigError, from_dict, refuse_import
+from acktr.config import Config, ConfigError, from_dict, refuse_imports
 from acktr.files import is_label, read_limited, read_object, reason, safe_name, write_atomic
 from acktr.runs.tables import read_table
 
@@ -161,7 +161,7 @@ def stored_config(path: Path) -> Config:
     folder = RunFolder.open(path)
     try:
         config = from_dict(folder.read_config())
-        refuse_import(config.env)
+        refuse_imports(config)
     except ConfigError as error:
         raise RunError(f"{folder.config}: {error}") from error
     return config

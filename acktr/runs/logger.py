@@ -58,7 +58,7 @@ class RunLogger:
         self._monitor = Table(folder.monitor, "step", _MONITOR, comment=f"#{header}")
         self._progress = Table(folder.progress, "timesteps", ("timesteps", "updates"))
         self._evaluations = Table(folder.evaluations, "timesteps", _EVAL)
-        self._episodes: deque[tuple[float, int]] = deque(maxlen=WINDOW)
+        self._episodes: deque[tuple[float, int, Mapping[str, float]]] = deque(maxlen=WINDOW)
         try:
             self._start(resume_timesteps)
         except ValueError as error:
@@ -81,12 +81,21 @@ class RunLogger:
     @property
     def ep_rew_mean(self) -> float | None:
         """Mean return of the last 100 episodes; None before the first."""
-        return _mean([reward for reward, _ in self._episodes])
+        return _mean([reward for reward, _, _ in self._episodes])
 
     @property
     def ep_len_mean(self) -> float | None:
         """Mean length of the last 100 episodes; None before the first."""
-        return _mean([length for _, length in self._episodes])
+        return _mean([length for _, length, _ in self._episodes])
+
+    @property
+    def recorded_means(self) -> dict[str, float | None]:
+        """Means of recorded infos of the last 100 episodes by name."""
+        names = dict.fromkeys(name for *_, info in self._episodes for name in info)
+        return {
+            name: _mean([info[name] for *_, info in self._episodes if _known(info.get(name))])
+            for name in names
+        }
 
     def write(self, stats: TrainStats) -> None:
         """Record one update and the episodes that ended in it."""
@@ -94,12 +103,14 @@ class RunLogger:
         for episode in stats.episodes:
             reward = round(float(episode.reward), 6)
             seconds = round(float(episode.seconds), 6)
-            self._episodes.append((reward, int(episode.length)))
+            self._episodes.append((reward, int(episode.length), episode.info))
             values = (repr(reward), str(int(episode.length)), repr(seconds), str(stats.timesteps))
-            rows.append(dict(zip(_MONITOR, values, strict=True)))
+            infos = {k: f"{v:.9g}" if _known(v) else "" for k, v in episode.info.items()}
+            rows.append(dict(zip(_MONITOR, values, strict=True)) | infos)
         if rows:
             self._monitor.add(rows)
         means = {"rollout/ep_rew_mean": self.ep_rew_mean, "rollout/ep_len_mean": self.ep_len_mean}
+        means |= {f"rollout/{name}_mean": mean for name, mean in self.recorded_means.items()}
         row = {"timesteps": str(stats.timesteps), "updates": str(stats.updates)}
         row |= {tag: "" if mean is None else f"{mean:.9g}" for tag, mean in means.items()}
         row |= {tag: f"{float(value):.9g}" for tag, value in stats.metrics.items()}
@@ -112,15 +123,22 @@ class RunLogger:
             self._write_point()
 
     def write_evaluation(
-        self, timesteps: int, returns: Sequence[float], lengths: Sequence[int]
+        self,
+        timesteps: int,
+        returns: Sequence[float],
+        lengths: Sequence[int],
+        recorded: Mapping[str, float] | None = None,
     ) -> None:
-        """Record an evaluation: returns and lengths of its episodes."""
+        """Record an evaluation: returns and lengths of its episodes, means of recorded infos."""
         rewards = [float(value) for value in returns]
         mean, std, length = map(float, (np.mean(rewards), np.std(rewards), np.mean(lengths)))
         values = [str(int(timesteps)), f"{mean:.9g}", f"{std:.9g}", f"{length:.9g}"]
         values += [str(len(rewards)), ";".join(repr(round(value, 6)) for value in rewards)]
-        self._evaluations.add([dict(zip(_EVAL, values, strict=True))])
-        self._add_point(timesteps, {"eval/mean_reward": mean, "eval/mean_ep_length": length})
+        others = {f"mean_{k}": v for k, v in (recorded or {}).items() if _known(v)}
+        row = dict(zip(_EVAL, values, strict=True)) | {k: f"{v:.9g}" for k, v in others.items()}
+        self._evaluations.add([row])
+        point = {"eval/mean_reward": mean, "eval/mean_ep_length": length}
+        self._add_point(timesteps, point | {f"eval/{k}": v for k, v in others.items()})
 
     def flush(self) -> None:
         """Write the latest point to TensorBoard and wait until all events are in the file."""
@@ -153,7 +171,8 @@ class RunLogger:
         kept = [table.cut(resume_timesteps) for table in tables]
         try:
             for row in kept[0][-WINDOW:]:
-                self._episodes.append((float(row["r"]), int(row["l"])))
+                infos = {k: float(row[k] or "nan") for k in row if k not in _MONITOR}
+                self._episodes.append((float(row["r"]), int(row["l"]), infos))
         except ValueError as error:
             raise ValueError(f"{self._folder.monitor}: {error}") from error
 
@@ -176,6 +195,11 @@ class RunLogger:
         except Exception as error:
             self._board = None
             _logger.warning("%s: no more TensorBoard events: %s", self._folder.path, error)
+
+
+def _known(value: float | None) -> bool:
+    """Whether a number that was to be recorded was there."""
+    return value is not None and not math.isnan(value)
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -12,12 +12,12 @@ import gymnasium
 import torch
 
 from acktr.compute import resolve_device
-from acktr.config import Config, ConfigError, from_dict, refuse_import
-from acktr.envs import make_vec
+from acktr.config import Config, ConfigError, from_dict, refuse_imports
 from acktr.evaluate import Evaluation, evaluate
 from acktr.policies import Policy
 from acktr.runs.checkpoint import CheckpointError, checkpoint_exists, load_checkpoint, restoring
 from acktr.runs.folder import RunError, RunFolder
+from acktr.train import evaluation_envs
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,21 @@ class SavedAgent:
     """Environment steps learned from."""
     score: float | None
     """Score by which the best checkpoint is chosen, if it was known."""
+    env_origin: str | None = None
+    """What its environments were, in words, if the configuration cannot make them again."""
+
+    def require_env(self) -> None:
+        """Refuse an agent whose environments only Python code can make.
+
+        Raises:
+            CheckpointError: The configuration does not say all about them.
+        """
+        if self.env_origin is not None:
+            kind = self.config.algo.upper()
+            raise CheckpointError(
+                f"{self.path}: its environment ({self.config.env}) was {self.env_origin}, which no"
+                f" file can bring back; give it in Python: {kind}.load(path, env=...)"
+            )
 
     def policy(
         self,
@@ -61,7 +76,7 @@ def read_agent(path: Path) -> SavedAgent:
     state, meta = load_checkpoint(path)
     try:
         config = from_dict(meta["config"])
-        refuse_import(config.env)
+        refuse_imports(config)
         timesteps, score = state["timesteps"], meta.get("score")
     except (KeyError, ConfigError, ValueError) as error:
         raise CheckpointError(f"{path}: no usable configuration in it ({error})") from error
@@ -69,7 +84,10 @@ def read_agent(path: Path) -> SavedAgent:
         raise CheckpointError(f"{path}: timesteps must be a count, not {timesteps!r:.40}")
     if type(score) is not float or not math.isfinite(score):
         score = None
-    return SavedAgent(path, config, state, timesteps, score)
+    origin = meta.get("env_origin")
+    return SavedAgent(
+        path, config, state, timesteps, score, origin if isinstance(origin, str) else None
+    )
 
 
 def find_agent(path: Path, which: str) -> SavedAgent:
@@ -107,6 +125,7 @@ def play(
     """
     place, config = resolve_device(device), agent.config
     count = max(1, min(num_envs, episodes))
-    with closing(make_vec(config.env, count, seed, training=False, atari=config.atari)) as envs:
+    agent.require_env()
+    with closing(evaluation_envs(config, count, seed)) as envs:
         policy = agent.policy(envs.single_observation_space, envs.single_action_space, place, seed)
         return evaluate(policy, envs, episodes, seed=seed, deterministic=deterministic)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from acktr.config import Config, to_dict
-from acktr.envs import EnvFault, make_vec
+from acktr.envs import EnvFault
 from acktr.evaluate import Evaluation, evaluate, usually_deterministic
 from acktr.interrupts import Interrupts, Stopped
 from acktr.kfac import FactorError
@@ -21,7 +21,7 @@ from acktr.runs.checkpoint import CheckpointError, save_checkpoint
 from acktr.runs.folder import RunFolder
 from acktr.runs.logger import RunLogger
 from acktr.runs.progress import Progress, duration
-from acktr.train import Trainer
+from acktr.train import Trainer, evaluation_envs
 
 EVALUATION_SEED = 10_000
 """Added to the run's seed for evaluations during training."""
@@ -186,7 +186,7 @@ class Session:
         seed, count = config.seed + EVALUATION_SEED, min(config.eval_episodes, EVALUATION_ENVS)
         with (
             self.interrupts.at_once(),
-            closing(make_vec(config.env, count, seed, training=False, atari=config.atari)) as envs,
+            closing(evaluation_envs(config, count, seed)) as envs,
         ):
             evaluation = evaluate(
                 trainer.policy(seed),
@@ -197,7 +197,10 @@ class Session:
             )
         if evaluation.cut:
             self.progress.note(f"{evaluation.cut} episodes of the evaluation were cut short")
-        self.logger.write_evaluation(trainer.timesteps, evaluation.returns, evaluation.lengths)
+        recorded = {key: evaluation.mean_of(key) for key in config.record}
+        self.logger.write_evaluation(
+            trainer.timesteps, evaluation.returns, evaluation.lengths, recorded
+        )
         self._evaluated = {trainer.timesteps: evaluation}
         return evaluation
 

@@ -36,7 +36,7 @@ from acktr.runs.saved import SavedAgent, read_agent
 from acktr.runs.session import Draw, Session
 from acktr.train import Trainer, training_envs
 
-_WITHOUT_EFFECT = ("env_workers",)
+_WITHOUT_EFFECT = ("env_workers", "record")
 """Settings that results do not depend on."""
 
 
@@ -65,7 +65,7 @@ def start(
     path = run_path(run_dir, config, label)
     if path.is_dir() and any(path.iterdir()):
         RunFolder.create(path)  # says what is wrong
-    facts = describe(config.env, config.atari, True)
+    facts = _facts(config)
     with ExitStack() as stack:
         trainer = stack.enter_context(_trainer(config))
         stack.enter_context(interrupts.deferred())  # now the run can be left in an orderly way
@@ -110,7 +110,7 @@ def resume(
                 f"{path} is complete: {done:,} of {config.total_timesteps:,} steps;"
                 " a larger --total-timesteps continues it"
             )
-        facts = describe(config.env, config.atari, True)
+        facts = _facts(config)
         require_replaceable(folder.best)
         trainer = stack.enter_context(_trainer(config))
         with restoring(agent.path):
@@ -153,6 +153,11 @@ def _trainer(config: Config) -> Iterator[Trainer]:
         yield trainer
 
 
+def _facts(config: Config) -> dict[str, Any]:
+    """What protocol.json says about the environment."""
+    return describe(config.env, config.atari, True, config.env_kwargs, config.wrappers)
+
+
 def _run(session: Session, first: str, facts: Mapping[str, object], draw: Draw) -> str:
     """Train, after the lines that say how."""
     compute = ", ".join(f"{name} {value}" for name, value in _compute(session.trainer).items())
@@ -183,10 +188,11 @@ def difference(one: Config, other: Config) -> tuple[str, Any, Any] | None:
     former, which is auto for all pictures of bytes that are not ambiguous.
     """
     ours, theirs = flat(to_dict(one)), flat(to_dict(other))
-    for name, value in ours.items():
-        both = {value, theirs[name]} if name == "network.channels" else set()
-        if name not in _WITHOUT_EFFECT and value != theirs[name] and both != {"former", "auto"}:
-            return name, value, theirs[name]
+    for name in ours | theirs:  # an argument of the environment may be in one of them only
+        our, their = ours.get(name), theirs.get(name)
+        both = {our, their} if name == "network.channels" else set()
+        if name not in _WITHOUT_EFFECT and our != their and both != {"former", "auto"}:
+            return name, our, their
     return None
 
 

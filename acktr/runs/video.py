@@ -63,7 +63,11 @@ def record(
     if out.suffix not in SUFFIXES:
         raise RecordError(f"{out}: the name of a video must end in {' or '.join(SUFFIXES)}")
     place = resolve_device(device)
-    env = make_single(agent.config.env, atari=agent.config.atari)
+    agent.require_env()
+    config = agent.config
+    env = make_single(
+        config.env, atari=config.atari, env_kwargs=config.env_kwargs, wrappers=config.wrappers
+    )
     display = Display("acktr record", 5.0)
     returns: list[float] = []
     try:

@@ -16,6 +16,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 
 from acktr.envs import EnvError, EnvFault, make_vec
@@ -23,6 +24,7 @@ from acktr.envs import workers as number
 from acktr.envs.parallel import ParallelEnvs, usable_cores, worker_count
 from acktr.envs.registry import lookup
 from tests.tools import toys
+from tests.tools.command_line import environment
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are for Linux")
 
@@ -396,3 +398,57 @@ def test_usable_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert usable_cores() == 2
     monkeypatch.setenv("OMP_NUM_THREADS", "many")
     assert usable_cores() == 8
+
+
+class Learned(Toy):
+    """Its reward is computed by torch on threads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._weight = torch.ones(300, 300)
+        self._computed()
+
+    def step(self, action: Any) -> Any:
+        obs, _, *rest = super().step(action)
+        return obs, self._computed(), *rest
+
+    def _computed(self) -> float:
+        return float((self._weight @ self._weight).sigmoid().mean())
+
+
+def test_environments_may_compute_with_torch() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        vec = ParallelEnvs([Learned(), Learned()], "Learned", 2, deadline=5.0)
+        vec.reset(seed=[0, 0])
+        np.testing.assert_allclose(vec.step(np.zeros((2, 1), np.float32))[1], 1.0)
+        vec.close()
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_scripts_without_a_main_guard(method: str, tmp_path: Path) -> None:
+    """Processes are forked whatever the start method, so that no script is run again."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import multiprocessing\n"
+        f"multiprocessing.set_start_method({method!r})\n"
+        "import gymnasium\n"
+        "from acktr.envs import make_vec, workers\n"
+        "size = 3\n"
+        "vec = make_vec(lambda: gymnasium.make('CartPole-v1'), 2, env_workers=2)\n"
+        "vec.reset()\n"
+        "vec.step([0, 1])\n"
+        "print(workers(vec))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        env=environment(),
+    )
+    assert (done.stdout, done.stderr) == ("2\n", "")

@@ -130,22 +130,28 @@ def test_valid_actions_get_the_dtype_of_the_space() -> None:
 
 
 @pytest.mark.parametrize(
-    ("space", "actions"),
+    ("space", "actions", "outside"),
     [
-        (spaces.Discrete(3, start=5), np.array([0, 2])),
-        (spaces.MultiDiscrete([2, 3], start=[1, -1]), np.array([[0, 0], [1, 2]])),
+        (spaces.Discrete(3, start=5), [5, 7], [5, 8]),
+        (spaces.Discrete(3, start=5), [5, 7], [4, 5]),
+        (
+            spaces.MultiDiscrete([2, 3], start=[1, -1]),
+            [[1, -1], [2, 1]],
+            [[1, -1], [2, 2]],
+        ),
     ],
 )
-def test_integer_spaces_are_shifted_to_zero(space: Any, actions: Any) -> None:
+def test_integer_spaces_keep_their_start(space: Any, actions: Any, outside: Any) -> None:
     settings = {"observation_space": spaces.Discrete(4, start=10), "action_space": space}
     vec = make_vec(toys.variant(toys.SpacesEnv, settings), 2)
     obs, _ = vec.reset(seed=0)
-    assert np.all(vec.single_action_space.start == 0)
-    assert vec.single_observation_space == spaces.Discrete(4)
+    assert vec.single_action_space == space
+    assert vec.single_observation_space == spaces.Discrete(4, start=10)
     for _ in range(6):
-        obs, *_ = vec.step(actions)  # the toy asserts that its space contains the action
-        assert (obs >= 0).all()
-        assert (obs < 4).all()
-    received = np.array(vec.env.get_attr("last_action"))
-    np.testing.assert_array_equal(received, actions + space.start)
+        obs, *_ = vec.step(np.array(actions))  # the toy asserts that its space contains the action
+        assert (obs >= 10).all()
+        assert (obs < 14).all()
+    np.testing.assert_array_equal(np.array(vec.env.get_attr("last_action")), actions)
+    with pytest.raises(EnvFault, match="is not in range for"):
+        vec.step(np.array(outside))
     vec.close()

@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import logging
+import math
 import os
 from collections import defaultdict
 from pathlib import Path
@@ -231,3 +232,22 @@ class TestRunLogger:
         logger.write(update(1))
         logger.close()
         logger.close()
+
+
+def test_recorded_infos_are_columns_and_means(folder: RunFolder) -> None:
+    def stats(k: int, ratio: float) -> TrainStats:
+        return TrainStats(10 * k, k, {}, (Episode(1.0, 2, 0.5, {"ratio": ratio}),))
+
+    with RunLogger(folder, "X-v0") as logger:
+        logger.write(stats(1, 0.5))
+        logger.write(stats(2, math.nan))
+        logger.write_evaluation(20, [1.0], [2], {"ratio": 0.25, "other": math.nan})
+    with RunLogger(folder, "X-v0", 20) as logger:
+        logger.write(stats(3, 0.7))
+        assert logger.recorded_means == {"ratio": pytest.approx(0.6)}
+    assert [row["ratio"] for row in rows(folder.monitor)] == ["0.5", "", "0.7"]
+    means = [row["rollout/ratio_mean"] for row in rows(folder.progress)]
+    assert means == ["0.5", "0.5", "0.6"]
+    assert rows(folder.evaluations)[0]["mean_ratio"] == "0.25"
+    assert scalars(folder.path)["rollout/ratio_mean"][-1] == (30, pytest.approx(0.6))
+    assert scalars(folder.path)["eval/mean_ratio"] == [(20, 0.25)]

@@ -1,0 +1,177 @@
+"""What an agent is given: anything that makes environments in; them and a Config out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gymnasium import Env
+from gymnasium.vector import VectorEnv
+
+from acktr.config import Algo, Config, ConfigError, preset
+from acktr.envs import (
+    AnyVectorEnv,
+    EnvError,
+    EnvLike,
+    EnvSource,
+    GuardedVectorEnv,
+    Wrapper,
+    check_spaces,
+    env_name,
+    make_vec,
+    wrapper_name,
+)
+
+
+@dataclass(frozen=True)
+class Given:
+    """Environments and the configuration that goes with them."""
+
+    envs: AnyVectorEnv
+    config: Config
+    origin: str | None
+    """What no file can bring back of them, in words; None if the configuration says it all."""
+    owned: bool
+    """Whether they were made here."""
+
+
+def take_envs(
+    env: EnvLike | AnyVectorEnv,
+    config: Config | None,
+    algo: Algo,
+    changes: Mapping[str, Any],
+    *,
+    num_envs: int | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    wrappers: Sequence[Wrapper] | None = None,
+) -> Given:
+    """Make the environments of an agent, or take those that are made.
+
+    As in Stable-Baselines3, one ``gymnasium.Env`` is the only one of its agent. As a preset's
+    updates are tuned to the steps of several, it makes as many as those together.
+
+    Args:
+        env: What they are made from, or a vector environment.
+        config: Settings; None: the environment's preset.
+        algo: The agent's algorithm.
+        changes: Settings in place of the configuration's.
+        num_envs: Number of environments; None: the configuration's.
+        env_kwargs: Arguments of each environment; None: the configuration's.
+        wrappers: Wrappers of each, or their names; None: the configuration's.
+
+    Raises:
+        EnvError: They cannot be made or have unsupported spaces.
+        ConfigError: A setting cannot be used, or the configuration is another algorithm's.
+    """
+    if config is not None and not isinstance(config, Config):
+        raise ConfigError(_misplaced(env, config))
+    made_already = isinstance(env, Env | VectorEnv)
+    if config is not None and not made_already:
+        env_kwargs = config.env_kwargs if env_kwargs is None else env_kwargs
+        wrappers = config.wrappers if wrappers is None else wrappers
+    if isinstance(env, VectorEnv):
+        return _take_vector(env, config, algo, changes, num_envs, env_kwargs or wrappers)
+    source = EnvSource(env, env_kwargs, wrappers or ())
+    name = env if isinstance(env, str) else source.name
+    chosen = _configuration(name, config, algo)
+    if isinstance(env, str) and chosen.env != env:
+        raise ConfigError(f"env is {env!r} but the configuration is for {chosen.env!r}")
+    usual = chosen.num_envs if source.count is None else source.count
+    count = usual if num_envs is None else num_envs
+    if isinstance(env, Env) and config is None:
+        chosen = dataclasses.replace(chosen, num_steps=chosen.num_envs * chosen.num_steps)
+    chosen = dataclasses.replace(
+        chosen,
+        env=name,
+        num_envs=count,
+        env_kwargs=source.json_kwargs,
+        wrappers=source.wrapper_names,
+        **changes,
+    )
+    envs = make_vec(
+        source,
+        count,
+        chosen.seed,
+        atari=chosen.atari,
+        env_workers=chosen.env_workers,
+        record=chosen.record,
+    )
+    return Given(envs, chosen, source.origin, owned=not made_already)
+
+
+def require_same(
+    config: Config, env_kwargs: Mapping[str, Any] | None, wrappers: Sequence[Wrapper] | None
+) -> None:
+    """Refuse arguments and wrappers that are not those of a saved agent.
+
+    Raises:
+        ConfigError: They are given and differ.
+    """
+    names = None if wrappers is None else tuple(map(wrapper_name, wrappers))
+    for name, asked in (("env_kwargs", env_kwargs), ("wrappers", names)):
+        trained = getattr(config, name)
+        if asked is not None and asked != trained:
+            raise ConfigError(
+                f"{name} is {asked!r} but the agent was trained with {trained!r}: leave it out, or"
+                " give env= too for another environment"
+            )
+
+
+def _take_vector(
+    envs: AnyVectorEnv,
+    config: Config | None,
+    algo: Algo,
+    changes: Mapping[str, Any],
+    num_envs: int | None,
+    settings: object,
+) -> Given:
+    """Take a vector environment as it is, apart from checks around it."""
+    if settings or num_envs not in (None, envs.num_envs):
+        raise EnvError(
+            "num_envs, env_kwargs and wrappers cannot be given to a VectorEnv, whose environments"
+            " are made already: give their id, or a class or function that makes one"
+        )
+    check_spaces(envs.single_observation_space, envs.single_action_space)
+    name = env_name(envs)
+    chosen = dataclasses.replace(
+        _configuration(name, config, algo),
+        env=name,
+        num_envs=envs.num_envs,
+        env_kwargs={},
+        wrappers=(),
+        **changes,
+    )
+    guarded = _guarded(envs, name, chosen)
+    return Given(guarded, chosen, "a vector environment that was made already", owned=False)
+
+
+def _configuration(name: str, config: Config | None, algo: Algo) -> Config:
+    chosen = config or preset(name, algo)[0]
+    if chosen.algo != algo:
+        raise ConfigError(
+            f"algo is {chosen.algo!r} in the configuration: use {chosen.algo.upper()}"
+        )
+    return chosen
+
+
+def _misplaced(env: object, config: object) -> str:
+    if isinstance(env, str) and env.endswith("Policy"):
+        return (
+            f"({env!r}, env) is the order of Stable-Baselines3: write ACKTR(env) here; the network"
+            " follows the spaces, and network= takes one of your own"
+        )
+    return f"config must be an acktr.Config, got a {type(config).__name__}"
+
+
+def _guarded(envs: AnyVectorEnv, name: str, config: Config) -> AnyVectorEnv:
+    """Add finite checks and episode statistics unless the environment has them from make_vec."""
+    layer: Any = envs
+    while layer is not None:
+        if getattr(type(layer), "reports_episodes", False):
+            if config.record != getattr(layer, "record", ()):
+                raise EnvError(f"{name} was made by make_vec: give record= to that as well")
+            return envs
+        layer = getattr(layer, "env", None)
+    return GuardedVectorEnv(envs, name, config.seed, foreign=True, record=config.record)

@@ -1,0 +1,235 @@
+"""What environments are made from: an id, a class, a function, a list of those, or one."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import gymnasium
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import VectorEnv
+
+from acktr.envs.errors import EnvError, named
+from acktr.envs.registry import lookup, mujoco_py_replacements
+from acktr.envs.vector import AnyEnv
+
+EnvMaker = Callable[..., AnyEnv]
+EnvLike = str | EnvSpec | AnyEnv | EnvMaker | Sequence[EnvMaker]
+"""An id, a Gymnasium specification, one environment, or a class or function (or a list of them)
+that makes one."""
+Wrapper = str | Callable[[AnyEnv], AnyEnv]
+"""A class or function that wraps an environment, or its name as module:Name."""
+
+_FORMS = (
+    "an id, a gymnasium.Env, a class or function that makes one, a list of such functions, or a"
+    " Gymnasium VectorEnv"
+)
+_POLICIES = ("MlpPolicy", "CnnPolicy", "MultiInputPolicy")
+
+
+class EnvSource:
+    """What environments are made from, with the arguments and wrappers of each.
+
+    One environment is made at once of what is not an id, as its class tells the name.
+
+    Args:
+        env: What they are made from.
+        kwargs: Arguments: of ``gymnasium.make`` for an id, of the class or function otherwise.
+        wrappers: Wrappers around each environment, the innermost first.
+
+    Attributes:
+        name: Gymnasium's id of the environment, or the name of its class.
+        spec: Gymnasium's specification, if there is one.
+        registered: Whether they are made by ``gymnasium.make`` from that specification.
+        count: The number of environments that there are; None: as many as are asked for.
+        json_kwargs: Those of the arguments that are JSON values.
+        wrapped: Whether there are wrappers.
+        wrapper_names: Names of those wrappers that can be found in a module again.
+        origin: What no file can bring back, in words; None if an id and JSON values say it all.
+
+    Raises:
+        EnvError: Nothing can be made from it; one line.
+    """
+
+    def __init__(
+        self,
+        env: EnvLike,
+        kwargs: Mapping[str, Any] | None = None,
+        wrappers: Sequence[Wrapper] = (),
+    ) -> None:
+        self.kwargs = dict(kwargs or {})
+        self._wrappers = [_resolved(wrapper) for wrapper in wrappers]
+        self.wrapped = bool(self._wrappers)
+        names = [wrapper_name(wrapper) for wrapper in wrappers]
+        self.wrapper_names = tuple(name for name in names if name is not None)
+        self.count: int | None = None
+        self._first: AnyEnv | None = None
+        self._makers: list[EnvMaker] = []
+        self.registered = isinstance(env, str | EnvSpec)
+        self.spec: EnvSpec | None = None
+        self.origin: str | None = None
+        if isinstance(env, str | EnvSpec):
+            self.spec = _specification(env)
+            self.name = self.spec.id
+            if isinstance(env, EnvSpec) and gymnasium.registry.get(env.id) != env:
+                self.origin = f"a specification of {env.id} that is not the registered one"
+        else:
+            self._makers, self.origin = _makers(env)
+            self.count = len(self._makers) if not callable(env) else None
+            if isinstance(env, gymnasium.Env) and self.kwargs:
+                raise EnvError(
+                    "env_kwargs cannot be given to an environment that is made already: give its"
+                    " id, or a class or function that makes it"
+                )
+            self.name = _called(self._makers[0])  # until the first one says it better
+            self._first = self.make(0, None)
+            self.spec = self._first.spec
+            self.name = env_name(self._first)
+        self.json_kwargs = {key: value for key, value in self.kwargs.items() if is_json(value)}
+        unsaved = sorted(self.kwargs.keys() - self.json_kwargs.keys())
+        if self.origin is None and unsaved:
+            self.origin = f"made with env_kwargs that are no JSON values ({', '.join(unsaved)})"
+        if self.origin is None and None in names:
+            nameless = _called(wrappers[names.index(None)])
+            self.origin = f"wrapped by {nameless}, which is not found in a module by its name"
+
+    def make(self, index: int, render_mode: str | None) -> AnyEnv:
+        """Environment number `index` with its wrappers.
+
+        Raises:
+            EnvError: It cannot be made.
+        """
+        if self._first is not None and index == 0 and render_mode is None:
+            first, self._first = self._first, None
+            return first
+        mode = {} if render_mode is None else {"render_mode": render_mode}
+        try:
+            env = self._made(index, {**self.kwargs, **mode})
+        except EnvError:
+            raise
+        except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
+            text = " ".join(str(error).split())
+            raise EnvError(f"{self.name} needs a package that is missing: {text}") from error
+        except Exception as error:
+            raise EnvError(f"{self.name} could not be made: {named(error)}") from error
+        _require_env(env, self.name)
+        for wrapper in self._wrappers:
+            try:
+                env = wrapper(env)
+            except Exception as error:
+                raise EnvError(f"{self.name}: {_called(wrapper)} failed: {named(error)}") from error
+            _require_env(env, _called(wrapper))
+        return env
+
+    def _made(self, index: int, kwargs: dict[str, Any]) -> AnyEnv:
+        if not self.registered:
+            maker = self._makers[index if len(self._makers) > 1 else 0]
+            return maker(**kwargs)
+        assert self.spec is not None
+        # The specification instead of the id avoids warnings of newer versions.
+        env: AnyEnv = gymnasium.make(self.spec, **kwargs)
+        return env
+
+
+def env_name(env: AnyEnv | VectorEnv[Any, Any, Any]) -> str:
+    """Gymnasium's id of an environment, or the name of its class."""
+    return env.spec.id if env.spec is not None else type(env.unwrapped).__name__
+
+
+def is_json(value: object) -> bool:
+    """Whether a value comes back from a JSON file as it was."""
+    if isinstance(value, dict):
+        return all(type(key) is str and is_json(item) for key, item in value.items())
+    if type(value) is list:
+        return all(is_json(item) for item in value)
+    if type(value) is float:
+        return math.isfinite(value)
+    return value is None or type(value) in (bool, int, str)
+
+
+def wrapper_name(wrapper: Wrapper) -> str | None:
+    """The name by which a wrapper is found in its module; None if it is not."""
+    if isinstance(wrapper, str):
+        return wrapper
+    module, name = getattr(wrapper, "__module__", ""), getattr(wrapper, "__qualname__", "")
+    found: Any = sys.modules.get(module) if module != "__main__" else None
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return f"{module}:{name}" if found is wrapper else None
+
+
+def _specification(env: str | EnvSpec) -> EnvSpec:
+    if env in _POLICIES:
+        raise EnvError(
+            f"{env!r} is no environment: write ACKTR(env) without a policy; the network follows the"
+            " spaces, and network= takes one of your own"
+        )
+    spec = lookup(env) if isinstance(env, str) else env
+    replacements = mujoco_py_replacements(spec)
+    if replacements:
+        choice = " or ".join(sorted(replacements, reverse=True))
+        raise EnvError(f"{spec.id} needs the retired mujoco-py package; use {choice}")
+    if spec.entry_point is None:
+        raise EnvError(
+            f"{spec.id} is registered as a vector environment only: give"
+            f" gymnasium.make_vec({spec.id!r}, num_envs=8)"
+        )
+    return spec
+
+
+def _makers(env: object) -> tuple[list[EnvMaker], str]:
+    """What makes the environments, one by one or all of them, and what that is in words."""
+    if isinstance(env, gymnasium.Env):
+        return [lambda: env], f"one {env_name(env)} that was made already"
+    if isinstance(env, type) and issubclass(env, VectorEnv):
+        raise EnvError(f"{env.__name__} is a class of vector environments: give one of them")
+    if callable(env):
+        kind = "class" if isinstance(env, type) else "function"
+        return [env], f"made by the {kind} {_called(env)}"
+    if isinstance(env, list | tuple) and env and all(callable(maker) for maker in env):
+        return list(env), f"made by a list of {len(env)} functions"
+    raise EnvError(f"the environment must be {_FORMS}; got {_shown(env)}")
+
+
+def _require_env(env: object, maker: str) -> None:
+    if not isinstance(env, gymnasium.Env):
+        hint = "; give the VectorEnv itself" if isinstance(env, VectorEnv) else ""
+        raise EnvError(f"{maker} gave no gymnasium.Env but {_shown(env)}{hint}")
+
+
+def _resolved(wrapper: Wrapper) -> Callable[[AnyEnv], AnyEnv]:
+    """The wrapper of a name, which imports its module."""
+    if not isinstance(wrapper, str):
+        if not callable(wrapper):
+            raise EnvError(f"a wrapper must be a class, a function or module:Name; got {wrapper!r}")
+        return wrapper
+    module, _, name = wrapper.partition(":")
+    if not module or not name or ":" in name:
+        raise EnvError(f"the wrapper {wrapper!r} must be written as module:Name")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except Exception as error:
+        raise EnvError(f"the wrapper {wrapper!r} cannot be imported: {named(error)}") from error
+    if not callable(found):
+        raise EnvError(f"the wrapper {wrapper!r} is no class or function")
+    return found  # type: ignore[no-any-return]
+
+
+def _called(thing: object) -> str:
+    return str(getattr(thing, "__name__", type(thing).__name__))
+
+
+def _shown(thing: object) -> str:
+    """A thing that is no environment, and what to do if it is one of the old gym."""
+    text = f"{type(thing).__name__} {' '.join(repr(thing).split()):.60}"
+    if any(base.__module__.split(".")[0] == "gym" for base in type(thing).__mro__):
+        text += (
+            ", which is of the old gym: derive its class from gymnasium.Env, or convert it by"
+            " shimmy.GymV26CompatibilityV0(env=...) or shimmy.GymV21CompatibilityV0(env=...)"
+        )
+    return text
