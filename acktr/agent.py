@@ -10,10 +10,12 @@ from typing import Any, ClassVar, Self
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
+from acktr.algorithms import Auxiliary
 from acktr.compute import resolve_device
 from acktr.config import Algo, Config, to_dict
 from acktr.envs import EnvLike, Wrapper, batched
 from acktr.given import require_same, take_envs
+from acktr.policies import NetworkSource, with_network
 from acktr.runs.checkpoint import (
     CheckpointError,
     checkpoint_exists,
@@ -45,6 +47,10 @@ class Agent:
             innermost first; overrides config.wrappers if given.
         record: Keys of the infos of episodes' last steps, for the ``info`` of the callback's
             episodes; overrides config.record if given.
+        network: A network of one's own, or (actor, critic): a torch.nn.Module, or a class or
+            function that makes one of the observation space and the action space. What it gets and
+            returns is in :mod:`acktr.policies.contract`.
+        auxiliary: Losses of its further outputs, by name.
 
     Raises:
         EnvError: The environment cannot be made or has unsupported spaces.
@@ -65,6 +71,8 @@ class Agent:
         env_kwargs: Mapping[str, Any] | None = None,
         wrappers: Sequence[Wrapper] | None = None,
         record: Sequence[str] | None = None,
+        network: NetworkSource | None = None,
+        auxiliary: Mapping[str, Auxiliary] | None = None,
     ) -> None:
         keys = (record,) if isinstance(record, str) else record
         changes = {"seed": seed, "device": device, "record": keys and tuple(keys)}
@@ -78,10 +86,14 @@ class Agent:
             env_kwargs=env_kwargs,
             wrappers=wrappers,
         )
-        self.config = config = given.config
         self.envs = given.envs
         self._owns_envs, self._env_origin = given.owned, given.origin
-        self.trainer = Trainer(config, self.envs)
+        try:
+            self.config = config = with_network(given.config, network)
+            self.trainer = Trainer(config, self.envs, network, auxiliary)
+        except BaseException:
+            self.close()
+            raise
         self.policy = self.trainer.policy(config.seed)
 
     @property
@@ -163,6 +175,8 @@ class Agent:
         num_envs: int | None = None,
         env_kwargs: Mapping[str, Any] | None = None,
         wrappers: Sequence[Wrapper] | None = None,
+        network: NetworkSource | None = None,
+        auxiliary: Mapping[str, Auxiliary] | None = None,
     ) -> Self:
         """Read an agent written by :meth:`save`, or the checkpoint of a training run.
 
@@ -175,10 +189,13 @@ class Agent:
             num_envs: Overrides the saved number of environments.
             env_kwargs: Arguments of each environment given.
             wrappers: Wrappers of each environment given.
+            network: The network of one's own that was trained: a checkpoint has its weights and
+                its name, and imports nothing.
+            auxiliary: The auxiliary losses that it was trained with.
 
         Raises:
-            CheckpointError: The folder is damaged, foreign, or fits another environment or
-                algorithm; or its environments cannot be made again.
+            CheckpointError: The folder is damaged, foreign, or fits another environment, algorithm
+                or network; or its environments cannot be made again.
             ConfigError: There is no such device, or other arguments than the saved ones are given
                 without an environment.
         """
@@ -189,6 +206,10 @@ class Agent:
         if config.algo != cls.algo:
             raise CheckpointError(
                 f"{path}: an agent trained by {config.algo}; use {config.algo.upper()}.load"
+            )
+        if config.network.custom is not None and network is None:
+            raise CheckpointError(
+                f"{path}: trained with the network {config.network.custom}: pass it as network="
             )
         if env is None:
             saved.require_env()
@@ -203,6 +224,8 @@ class Agent:
             num_envs=num_envs,
             env_kwargs=env_kwargs,
             wrappers=wrappers,
+            network=network,
+            auxiliary=auxiliary,
         )
         try:
             with restoring(saved.path):

@@ -10,11 +10,19 @@ from typing import Any
 import torch
 from gymnasium.vector import VectorEnv
 
-from acktr.algorithms import A2CLearner, ACKTRLearner, Learner, TRPOLearner
+from acktr.algorithms import (
+    A2CLearner,
+    ACKTRLearner,
+    Auxiliary,
+    Learner,
+    TRPOLearner,
+    checked_auxiliary,
+)
 from acktr.compute import autocast_context, resolve_device, threads_for
 from acktr.config import Algo, Config
 from acktr.envs import AnyVectorEnv, make_vec, pictures
 from acktr.policies import (
+    NetworkSource,
     Policy,
     RewardScaler,
     action_head,
@@ -101,14 +109,23 @@ class Trainer:
     Args:
         config: The run.
         envs: Vector environment; the caller closes it.
+        network: One of one's own (:mod:`acktr.policies.contract`), in place of the configuration's.
+        auxiliary: Losses of its further outputs, by name.
 
     Raises:
-        ConfigError: The device is absent.
+        ConfigError: The device is absent, or the network does not keep the contract.
         ValueError: Unsupported spaces or autoreset mode.
     """
 
-    def __init__(self, config: Config, envs: VectorEnv[Any, Any, Any]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        envs: VectorEnv[Any, Any, Any],
+        network: NetworkSource | None = None,
+        auxiliary: Mapping[str, Auxiliary] | None = None,
+    ) -> None:
         self.config = config
+        self.auxiliary = checked_auxiliary(auxiliary)
         self.envs = envs
         self.device = resolve_device(config.device)
         space = envs.single_observation_space
@@ -117,7 +134,15 @@ class Trainer:
         # The initial weights depend on the seed alone, and torch's own generator is left as it was.
         with torch.random.fork_rng(devices=[]), threads_for(space, config.network.channels):
             torch.manual_seed(config.seed)
-            self.network = build_network(space, self.head, config.network).to(self.device)
+            self.network = build_network(
+                space,
+                self.head,
+                config.network,
+                network,
+                action_space=envs.single_action_space,
+                auxiliary=tuple(self.auxiliary),
+                device=self.device,
+            )
         seen = pictures(space, config.network.channels)
         self.precision, autocast = autocast_context(self.device, config.precision, bool(seen))
         # Acting and learning draw from generators of their own: how often one of them draws does
@@ -130,7 +155,7 @@ class Trainer:
         acting = Acting(self.network, self.head, acting_noise, autocast, config.compile)
         self.collector = Collector(envs, acting, observations, rewards, config.micro_batch)
         self.learner: Learner = _LEARNERS[config.algo](
-            self.network, self.head, config, learning_noise, autocast
+            self.network, self.head, config, learning_noise, autocast, self.auxiliary
         )
         self.timesteps = 0
         self.updates = 0
@@ -195,6 +220,7 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a later session needs to go on."""
+        auxiliary = {"auxiliary": list(self.auxiliary)} if self.auxiliary else {}
         return {
             "network": {k: v.detach().clone() for k, v in self.network.state_dict().items()},
             "learner": self.learner.state_dict(),
@@ -202,6 +228,7 @@ class Trainer:
             "timesteps": self.timesteps,
             "updates": self.updates,
             "seconds": self.seconds,
+            **auxiliary,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -213,6 +240,12 @@ class Trainer:
         Raises:
             ValueError: The state belongs to another network, algorithm or environment.
         """
+        names = state.get("auxiliary", [])
+        if names != list(self.auxiliary):
+            raise ValueError(
+                f"it was trained with the auxiliary losses {', '.join(names) or 'none'}, not"
+                f" {', '.join(self.auxiliary) or 'none'}: pass the same as auxiliary="
+            )
         own = self.network.state_dict()
         saved = state["network"]
         wrong = [

@@ -198,7 +198,7 @@ def test_linear_schedule_follows_the_total() -> None:
 def test_diverged_network_stops_with_one_line() -> None:
     trainer = Trainer(small(), SavableIdentity(4, AutoresetMode.SAME_STEP))
     with torch.no_grad():
-        for parameter in trainer.network.critic.parameters():  # type: ignore[union-attr]
+        for parameter in trainer.network.critic.parameters():
             parameter.fill_(float("nan"))
     with pytest.raises(NonFiniteError, match="NaN or Inf at step 0: lower lr"):
         next(trainer.run(320))
@@ -207,7 +207,7 @@ def test_diverged_network_stops_with_one_line() -> None:
 def test_diverged_policy_is_a_divergence_and_no_fault_of_the_environment() -> None:
     trainer = Trainer(small(), SavableIdentity(4, AutoresetMode.SAME_STEP))
     with torch.no_grad():
-        for parameter in trainer.network.actor.parameters():  # type: ignore[union-attr]
+        for parameter in trainer.network.actor.parameters():
             parameter.fill_(float("nan"))
     with pytest.raises(NonFiniteError, match="policy's output is NaN or Inf"):
         next(trainer.run(320))

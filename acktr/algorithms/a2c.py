@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from acktr import tree
+from acktr.algorithms.auxiliary import Auxiliary, AuxiliaryObjective
 from acktr.algorithms.learner import (
+    mean,
+    part_of,
     scheduled_lr,
     to_floats,
     used_advantages,
@@ -19,7 +22,7 @@ from acktr.algorithms.learner import (
 )
 from acktr.compute import Clock, compiled_for_updates
 from acktr.config import Config
-from acktr.policies import ActionHead, ActorCritic
+from acktr.policies import ActionHead, ActorCritic, Outputs, mode
 from acktr.rollout import Batch, MicroBatch, add_means, micro_batches
 from acktr.tree import Tree
 
@@ -72,8 +75,9 @@ class RMSpropTF:
 class A2CLearner:
     """One RMSprop step per batch on policy, value and entropy loss together.
 
-    L = -mean(A log pi) + vf_coef mean((V - R)^2) - ent_coef mean(H), gradient clipped by its norm
-    over all parameters. The network may be shared or separate.
+    L = -mean(A log pi) + vf_coef mean((V - R)^2) - ent_coef mean(H) + sum_k w_k L_k, with auxiliary
+    losses L_k, gradient clipped by its norm over all parameters. The network may be shared or
+    separate.
 
     Args:
         network: Policy and value function.
@@ -81,6 +85,7 @@ class A2CLearner:
         config: Settings.
         generator: Unused; every learner takes one.
         autocast: Context factory for forward passes.
+        auxiliary: Losses of the network's further outputs, by name.
     """
 
     def __init__(
@@ -90,15 +95,17 @@ class A2CLearner:
         config: Config,
         generator: torch.Generator,
         autocast: Callable[[], AbstractContextManager[Any]],
+        auxiliary: Mapping[str, Auxiliary] | None = None,
     ) -> None:
         self.network = network
+        self.auxiliary = dict(auxiliary or {})
         self.head = head
         self.config = config
         self.autocast = autocast
         settings = config.a2c
         self.optimizer = RMSpropTF(network, settings.rms_alpha, settings.rms_eps)
         self._parameters = list(network.parameters())
-        self._forward: Callable[[Tree], tuple[Tensor, Tensor]] = network
+        self._forward: Callable[[Tree], Outputs] = network
         if config.compile:
             self._forward = compiled_for_updates(network)
         self._clock = Clock()
@@ -123,8 +130,10 @@ class A2CLearner:
         for parameter in self._parameters:
             parameter.grad = None
         means: dict[str, Tensor] = {}
-        for part in micro_batches(len(batch), self.config.micro_batch):
-            add_means(means, self._add_gradients(batch, part), part.share)
+        extra = [AuxiliaryObjective(name, each, batch) for name, each in self.auxiliary.items()]
+        with mode(self.network, training=True):
+            for part in micro_batches(len(batch), self.config.micro_batch):
+                add_means(means, self._add_gradients(batch, part, extra), part.share)
         lr = scheduled_lr(settings.lr, progress, settings.lr_schedule)
         with self._clock.part("step"):
             norm = nn.utils.clip_grad_norm_(self._parameters, settings.max_grad_norm)
@@ -136,24 +145,31 @@ class A2CLearner:
         metrics["time/update"] = time.perf_counter() - started
         return metrics
 
-    def _add_gradients(self, batch: Batch, part: MicroBatch) -> dict[str, Tensor]:
+    def _add_gradients(
+        self, batch: Batch, part: MicroBatch, extra: Sequence[AuxiliaryObjective]
+    ) -> dict[str, Tensor]:
         """Add the gradients of a part of the batch to those that the parameters hold."""
         config, rows = self.config, part.rows
         with self._clock.part("forward"), self.autocast():
-            parameters, values = self._forward(tree.rows(batch.observations, rows))
-        advantages = used_advantages(batch, config)
+            parameters, values, *more = self._forward(tree.rows(batch.observations, rows))
+        advantages, weights = used_advantages(batch, config), part_of(batch.weights, rows)
         dist = self.head.make(parameters)
-        policy_loss = -(advantages[rows] * dist.log_prob(batch.actions[rows])).mean()
-        entropy = dist.entropy().mean()
-        value_loss = (values - batch.returns[rows]).square().mean()
+        policy_loss = -mean(advantages[rows] * dist.log_prob(batch.actions[rows]), weights)
+        entropy = mean(dist.entropy(), weights)
+        value_loss = mean((values - batch.returns[rows]).square(), weights)
         loss = policy_loss - config.ent_coef * entropy + config.vf_coef * value_loss
-        with self._clock.part("backward"):
-            torch.autograd.backward(part.share * loss)
-        return {
+        terms = {
             "train/policy_loss": policy_loss,
             "train/entropy_loss": -entropy,
             "train/value_loss": value_loss,
         }
+        for objective, output in zip(extra, more, strict=True):
+            term, _ = objective.loss((output,), rows)
+            loss = loss + objective.weight * term
+            terms[f"train/{objective.name}_loss"] = term
+        with self._clock.part("backward"):
+            torch.autograd.backward(part.share * loss)
+        return terms
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer (the network saves itself)."""

@@ -8,8 +8,9 @@ KL of at most kl_clip / 2.
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -17,15 +18,22 @@ import torch
 from torch import Tensor, nn
 
 from acktr import tree
+from acktr.algorithms.auxiliary import Auxiliary
 from acktr.algorithms.critic import FirstOrderCritic
-from acktr.algorithms.kfac_step import KFACStep, as_outputs
-from acktr.algorithms.learner import scheduled_lr, to_floats, value_metrics
-from acktr.algorithms.objectives import JointObjective, PolicyObjective, ValueObjective
+from acktr.algorithms.kfac_step import KFACStep
+from acktr.algorithms.learner import average, part_of, scheduled_lr, to_floats, value_metrics
+from acktr.algorithms.objectives import (
+    JointObjective,
+    Objective,
+    PolicyObjective,
+    ValueObjective,
+)
 from acktr.compute import Clock, joined, restore_generator
 from acktr.config import Config, SampledKFACConfig
-from acktr.kfac import KFAC, DiagonalGaussian
-from acktr.policies import ActionHead, ActorCritic, SharedActorCritic
+from acktr.kfac import KFAC, DiagonalGaussian, KFACConfig
+from acktr.policies import ActionHead, ActorCritic, Outputs, as_outputs, mode
 from acktr.rollout import Batch, outputs_of
+from acktr.tree import Tree
 
 _MIN_ADAPTED_LR = 1e-8
 _SCHEDULE_HORIZON = 1.1
@@ -41,10 +49,32 @@ def adapt_lr(lr: float, kl: float, target: float) -> float:
     return min(1.0, max(_MIN_ADAPTED_LR, lr))
 
 
-def _side_by_side(outputs: tuple[Tensor, ...]) -> Tensor:
-    """The policy's outputs (B, P), and the values (B,) of a shared network as a last column."""
-    policy, *values = outputs
-    return torch.cat([policy, *(value[:, None].to(policy.dtype) for value in values)], dim=-1)
+def curvature_settings(
+    network: ActorCritic, settings: SampledKFACConfig, radii: tuple[float | None, ...] = ()
+) -> KFACConfig:
+    """K-FAC's settings for a network: those of the configuration, unless it is one of one's own.
+
+    Presets were tuned on the built-in networks. One of one's own may have any layer: parameters
+    outside of known layers get the diagonal of their Fisher, and huge factors are cut. Where it is
+    shared, every part of its output has a radius of its own, measured with the exact Fisher: the
+    damped Kronecker factors can be wrong by orders of magnitude where a layer sees a sample many
+    times (nodes, words), and a value function that is far off would leave the policy no room.
+
+    Args:
+        network: The network.
+        settings: K-FAC of the actor or the whole network, or of the critic.
+        radii: kl_clip of every part of a shared network's output.
+    """
+    if not network.own:
+        return settings
+    own = {field.name: getattr(settings, field.name) for field in dataclasses.fields(KFACConfig)}
+    if settings.small_parameters == "gradient":
+        own["small_parameters"] = "diagonal"
+    if settings.max_factor_size is None:
+        own["max_factor_size"] = KFACConfig().max_factor_size
+    if radii:
+        own |= {"quadratic": "corrected", "kl_clip": radii}
+    return KFACConfig(**own)
 
 
 class ACKTRLearner:
@@ -56,6 +86,7 @@ class ACKTRLearner:
         config: Settings.
         generator: Source of the sampled Fisher's noise, on the network's device.
         autocast: Context factory for forward passes.
+        auxiliary: Losses of the network's further outputs, by name.
     """
 
     def __init__(
@@ -65,8 +96,10 @@ class ACKTRLearner:
         config: Config,
         generator: torch.Generator,
         autocast: Callable[[], AbstractContextManager[Any]],
+        auxiliary: Mapping[str, Auxiliary] | None = None,
     ) -> None:
         self.network = network
+        self.auxiliary = dict(auxiliary or {})
         self.head = head
         self.config = config
         self.generator = generator
@@ -76,8 +109,9 @@ class ACKTRLearner:
         settings = config.acktr
         self._lr = settings.actor.lr
         self.critic: KFAC | FirstOrderCritic | None = None
-        if isinstance(network, SharedActorCritic):
-            self._policy_step = self._kfac_step(network, settings.actor)
+        if network.shared:
+            radii = (settings.actor.kl_clip, *[settings.critic.kl_clip] * (1 + len(self.auxiliary)))
+            self._policy_step = self._kfac_step(network, settings.actor, radii)
         else:
             self._policy_step = self._kfac_step(network.actor, settings.actor)
             if settings.critic_optimizer == "kfac":
@@ -92,14 +126,22 @@ class ACKTRLearner:
         if isinstance(self.critic, KFAC):
             self._curvatures["critic_"] = self.critic.curvature
 
-    def _kfac_step(self, network: nn.Module, settings: SampledKFACConfig) -> KFACStep:
+    def _kfac_step(
+        self,
+        network: nn.Module,
+        settings: SampledKFACConfig,
+        radii: tuple[float | None, ...] = (),
+    ) -> KFACStep:
         """A network's K-FAC optimizer; a Gaussian policy's free log_std has a known Fisher."""
         known = {
             name: DiagonalGaussian.LOG_STD_FISHER
-            for name, _ in network.named_parameters()
+            for name, parameter in network.named_parameters()
             if name.rsplit(".", 1)[-1] == "log_std"
+            and self.head.gaussian
+            and parameter.requires_grad
         }
-        optimizer = KFAC(network, settings, known_fisher=known)
+        config = curvature_settings(self.network, settings, radii)
+        optimizer = KFAC(network, config, known_fisher=known)
         fraction = settings.stat_fraction
         return KFACStep(network, optimizer, fraction, self.config, self.autocast, self._clock)
 
@@ -123,11 +165,9 @@ class ACKTRLearner:
         if settings.target_kl is None:
             lr = scheduled_lr(settings.actor.lr, progress, settings.lr_schedule, _SCHEDULE_HORIZON)
         self.actor.lr = lr
-        if isinstance(self.network, SharedActorCritic):
-            tensors = self._joint_step(batch)
-        else:
-            tensors = self._critic_step(batch)
-            tensors |= self._actor_step(batch)
+        with mode(self.network, training=True):
+            tensors = {} if self.network.shared else self._critic_step(batch)
+            tensors |= self._policy_update(batch)
         metrics = to_floats(tensors)
         metrics["train/learning_rate"] = lr
         if settings.target_kl is not None:
@@ -142,18 +182,20 @@ class ACKTRLearner:
         metrics["time/update"] = time.perf_counter() - started
         return metrics
 
-    def _joint_step(self, batch: Batch) -> dict[str, Tensor]:
-        """Step of a shared network along the gradient of both losses."""
-        objective = JointObjective(self.head, batch, self.config, self.generator, self._dtype)
+    def _policy_update(self, batch: Batch) -> dict[str, Tensor]:
+        """Natural-gradient step of a shared network along all losses, or of a separate actor."""
+        shared, extra = self.network.shared, self.auxiliary
+        given = (self.head, batch, self.config, self.generator, self._dtype)
+        objective: Objective
+        if shared or extra:
+            objective = JointObjective(*given, extra, value=shared)
+        else:
+            objective = PolicyObjective(*given)
+        acted = self._outputs(batch, slice(None)) if self.network.modal else None
         means, before = self._policy_step(objective, batch.observations)
-        terms = self._policy_metrics(means, before, batch)
-        return terms | value_metrics(means["value_loss"], batch)
-
-    def _actor_step(self, batch: Batch) -> dict[str, Tensor]:
-        """Natural-gradient step of a separate actor."""
-        objective = PolicyObjective(self.head, batch, self.config, self.generator, self._dtype)
-        means, before = self._policy_step(objective, batch.observations)
-        return self._policy_metrics(means, before, batch)
+        terms = self._policy_metrics(means, acted or before, batch)
+        terms |= {f"train/{name}_loss": means[f"{name}_loss"] for name in extra}
+        return terms | value_metrics(means["value_loss"], batch) if shared else terms
 
     def _critic_step(self, batch: Batch) -> dict[str, Tensor]:
         """Gauss-Newton steps of a separate critic, or its fit by a first-order optimizer."""
@@ -170,26 +212,36 @@ class ACKTRLearner:
             terms["train/quadratic_critic"] = last.quadratic
         return terms
 
+    def _outputs(self, batch: Batch, rows: slice) -> Outputs:
+        """The policy's parameters, and the values of a shared network, in evaluation mode."""
+        step, shared = self._policy_step, self.network.shared
+
+        def side_by_side(observations: Tree) -> Tensor:
+            policy, *values = as_outputs(step.network(observations))[: 1 + shared]
+            columns = [value[:, None].to(policy.dtype) for value in values]
+            return torch.cat([policy, *columns], dim=-1)
+
+        evaluating = mode(self.network, training=False)
+        with self._clock.part("forward"), evaluating, self.autocast():
+            found = outputs_of(
+                side_by_side, tree.rows(batch.observations, rows), self.config.micro_batch
+            )
+        return (found[:, :-1], found[:, -1]) if shared else (found,)
+
     def _policy_metrics(
-        self, means: dict[str, Tensor], before: Tensor, batch: Batch
+        self, means: dict[str, Tensor], before: Outputs, batch: Batch
     ) -> dict[str, Tensor]:
         """Metrics of a step of the policy, with its KL measured on as many samples as F is."""
-        step = self._policy_step
-        rows = step.sample(len(before)) or slice(None)
-        with self._clock.part("forward"), self.autocast():
-            after = outputs_of(
-                lambda observations: _side_by_side(as_outputs(step.network(observations))),
-                tree.rows(batch.observations, rows),
-                self.config.micro_batch,
-            )
+        rows = self._policy_step.sample(len(batch)) or slice(None)
+        after, weights = self._outputs(batch, rows), part_of(batch.weights, rows)
         terms = {
-            "train/approx_kl": self.head.make(before[rows]).kl(after[:, : before.shape[1]]).mean(),
+            "train/approx_kl": average(self.head.make(before[0][rows]).kl(after[0]), weights),
             "train/policy_loss": means["policy_loss"],
             "train/entropy_loss": -means["entropy"],
         }
-        if isinstance(self.network, SharedActorCritic):
-            change = (after[:, -1] - batch.values[rows]) / self.config.acktr.value_sigma
-            terms["train/value_kl"] = 0.5 * change.square().mean()
+        if self.network.shared:
+            change = (after[1] - before[1][rows]) / self.config.acktr.value_sigma
+            terms["train/value_kl"] = 0.5 * average(change.square(), weights)
         if self.actor.last_step is not None:
             terms["train/kl_quadratic"] = self.actor.last_step.predicted_kl
             terms["train/trust_scale_actor"] = self.actor.last_step.scale

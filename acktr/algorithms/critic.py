@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from acktr import tree
-from acktr.algorithms.learner import load_optimizer_state, optimizer_state
+from acktr.algorithms.learner import load_optimizer_state, mean, optimizer_state, part_of
 from acktr.config import CriticConfig
 from acktr.rollout import Batch, add_means, micro_batches
 from acktr.tree import Tree
@@ -50,21 +50,22 @@ class FirstOrderCritic:
         for _ in range(self.config.epochs):
             losses = []
             if size == rows:
-                losses.append(self._step(batch.observations, batch.returns))
+                losses.append(self._step(batch.observations, batch.returns, batch.weights))
                 continue
             order = torch.randperm(rows, generator=self.generator, device=self.generator.device)
             for mine in torch.split(order, size):
-                loss = self._step(tree.rows(batch.observations, mine), batch.returns[mine])
+                weights = part_of(batch.weights, mine)
+                loss = self._step(tree.rows(batch.observations, mine), batch.returns[mine], weights)
                 losses.append(loss * (len(mine) / rows))
         return torch.stack(losses).sum()
 
-    def _step(self, observations: Tree, returns: Tensor) -> Tensor:
+    def _step(self, observations: Tree, returns: Tensor, weights: Tensor | None) -> Tensor:
         self._optimizer.zero_grad()
         means: dict[str, Tensor] = {}
         for part in micro_batches(len(returns), self.micro_batch):
             with self.autocast():
                 values = self.critic(tree.rows(observations, part.rows))
-            loss = (values - returns[part.rows]).square().mean()
+            loss = mean((values - returns[part.rows]).square(), part_of(weights, part.rows))
             torch.autograd.backward(part.share * loss)
             add_means(means, {"loss": loss}, part.share)
         self._optimizer.step()

@@ -11,17 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from acktr import tree
-from acktr.algorithms.objectives import Objective, Outputs
+from acktr.algorithms.objectives import Objective
 from acktr.compute import Clock, compiled_for_updates
 from acktr.config import Config
-from acktr.kfac import KFAC, FisherQuadratic, Linearized, output_tangents, sample_rows
+from acktr.kfac import KFAC, Capture, FisherQuadratic, Linearized, output_tangents, sample_rows
+from acktr.policies import Outputs, as_outputs
 from acktr.rollout import MicroBatch, add_means, micro_batches
 from acktr.tree import Tree
-
-
-def as_outputs(returned: Tensor | Outputs) -> Outputs:
-    """A network's return value as a tuple."""
-    return returned if isinstance(returned, tuple) else (returned,)
 
 
 class KFACStep:
@@ -55,6 +51,7 @@ class KFACStep:
         self._autocast = autocast
         self._clock = clock
         self._exact = optimizer.config.quadratic == "exact"
+        self._corrected = optimizer.config.quadratic == "corrected"
         self.compiled = compiled_for_updates(network) if config.compile else None
 
     def sample(self, rows: int) -> slice | None:
@@ -63,31 +60,32 @@ class KFACStep:
 
     def __call__(
         self, objective: Objective, observations: Tree
-    ) -> tuple[dict[str, Tensor], Tensor]:
+    ) -> tuple[dict[str, Tensor], Outputs]:
         """Take one step.
 
         Returns:
-            The loss terms' means over the batch, and the network's first output before the step.
+            The loss terms' means over the batch, and the network's first two outputs before it.
         """
         parts = micro_batches(tree.length(observations), self._limit)
-        observing, sample = self.curvature.observing, self.sample(tree.length(observations))
+        observing = self.curvature.observing or self.curvature.measuring
+        sample = self.sample(tree.length(observations))
         if observing and sample is not None:
             # A forward pass of the sample alone costs less than a backward pass of all.
             self._observe(objective, observations, sample)
             observing = False
         self.optimizer.zero_grad()
         means: dict[str, Tensor] = {}
-        before: list[Tensor] = []
+        before: list[Outputs] = []
         quadratic: FisherQuadratic | None = None
         for part in parts:
-            terms, output, quadratic = self._learn(objective, observations, part, observing)
+            terms, outputs, quadratic = self._learn(objective, observations, part, observing)
             add_means(means, terms, part.share)
-            before.append(output)
+            before.append(outputs[:2])
         if self._exact and len(parts) > 1:
             quadratic = partial(self._quadratic, objective, observations, parts)
         with self._clock.part("step"):
             self.optimizer.step(fisher_quadratic=quadratic)
-        return means, torch.cat(before)
+        return means, tuple(map(torch.cat, zip(*before, strict=True)))
 
     def _observe(self, objective: Objective, observations: Tree, sample: slice) -> None:
         """Renew the factors from a sample of the batch."""
@@ -97,18 +95,33 @@ class KFACStep:
             rows = slice(mine.start, mine.stop, mine.step)
             with self._clock.part("fisher"), self.curvature.capture() as captured, self._autocast():
                 outputs = as_outputs(self.network(tree.rows(observations, rows)))
-            fisher = objective.fisher(outputs, rows)
-            self.curvature.update_curvature(captured, fisher, last=part.last)
+            self._fold(captured, objective, outputs, rows, part.last)
+
+    def _fold(
+        self, captured: Capture, objective: Objective, outputs: Outputs, rows: slice, last: bool
+    ) -> None:
+        """Take a recorded pass into the factors, and into the measurement of the trust region."""
+        if objective.plain and not self._corrected:
+            self.curvature.update_curvature(captured, objective.fisher(outputs, rows), last=last)
+            return
+        self.curvature.observe(
+            captured,
+            outputs if len(outputs) > 1 else outputs[0],
+            objective.likelihood,
+            weights=objective.weights(rows),
+            target=objective.targets(rows),
+            last=last,
+        )
 
     def _learn(
         self, objective: Objective, observations: Tree, part: MicroBatch, observing: bool
-    ) -> tuple[dict[str, Tensor], Tensor, FisherQuadratic | None]:
+    ) -> tuple[dict[str, Tensor], Outputs, FisherQuadratic | None]:
         """Add a part of the batch to the gradients, and to the factors if observing.
 
         It is a function of its own so that the activations of one part are gone before the next.
 
         Returns:
-            The loss terms, the first output, and the exact quadratic if the part is the batch.
+            The loss terms, the outputs, and the exact quadratic if the part is the batch.
         """
         rows = part.rows
         forward: Callable[[Tree], Tensor | Outputs] = self.network
@@ -119,8 +132,7 @@ class KFACStep:
             outputs = as_outputs(forward(tree.rows(observations, rows)))
         loss, terms = objective.loss(outputs, rows)
         if captured is not None:
-            fisher = objective.fisher(outputs, rows)
-            self.curvature.update_curvature(captured, fisher, last=part.last)
+            self._fold(captured, objective, outputs, rows, part.last)
         quadratic: FisherQuadratic | None = None
         with self._clock.part("backward"):
             if self._exact and part.share == 1:
@@ -128,10 +140,10 @@ class KFACStep:
                 linear = Linearized(outputs, named, torch.autograd.grad(loss, outputs))
                 for name, gradient in linear.gradients.items():
                     named[name].grad = gradient
-                quadratic = partial(linear.quadratic, objective.metric(outputs))
+                quadratic = partial(linear.quadratic, objective.metric(outputs, rows))
             else:
                 torch.autograd.backward(part.share * loss)
-        return terms, outputs[0].detach(), quadratic
+        return terms, tuple(output.detach() for output in outputs), quadratic
 
     def _quadratic(
         self,
@@ -147,6 +159,6 @@ class KFACStep:
                 output, (tangent,) = output_tangents(
                     self.network, (tree.rows(observations, part.rows),), [direction]
                 )
-            metric = objective.metric(as_outputs(output))
+            metric = objective.metric(as_outputs(output), part.rows)
             forms.append(part.share * metric(*as_outputs(tangent)).mean())
         return torch.stack(forms).sum()

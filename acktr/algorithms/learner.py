@@ -36,12 +36,27 @@ class Learner(Protocol):
         """Restore :meth:`state_dict`; raises ValueError or KeyError when it does not fit."""
 
 
+def part_of(weights: Tensor | None, rows: slice | Tensor) -> Tensor | None:
+    """The weights of some samples; None for 1."""
+    return None if weights is None else weights[rows]
+
+
+def mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    """Mean of w x over samples (B,), of a batch whose weights have the mean 1."""
+    return values.mean() if weights is None else (weights * values).mean()
+
+
+def average(values: Tensor, weights: Tensor | None) -> Tensor:
+    """Mean of x over any samples (B,), with their weights."""
+    return values.mean() if weights is None else (weights * values).sum() / weights.sum()
+
+
 def used_advantages(batch: Batch, config: Config) -> Tensor:
     """Advantages (B,); if so configured with mean 0 and population deviation 1 (+ 1e-8)."""
     if not config.normalize_advantage:
         return batch.advantages
-    centred = batch.advantages - batch.advantages.mean()
-    return centred / (centred.square().mean().sqrt() + 1e-8)
+    centred = batch.advantages - mean(batch.advantages, batch.weights)
+    return centred / (mean(centred.square(), batch.weights).sqrt() + 1e-8)
 
 
 def scheduled_lr(lr: float, progress: float, schedule: str, horizon: float = 1.0) -> float:
@@ -51,12 +66,20 @@ def scheduled_lr(lr: float, progress: float, schedule: str, horizon: float = 1.0
 
 def value_metrics(value_loss: Tensor, batch: Batch) -> dict[str, Tensor]:
     """Mean squared value error, and the share of the returns' variance that V explained."""
-    residual = (batch.returns - batch.values).var(correction=0)
-    total = batch.returns.var(correction=0)
+    if batch.values is None:
+        return {"train/value_loss": value_loss}
+    residual = _variance(batch.returns - batch.values, batch.weights)
+    total = _variance(batch.returns, batch.weights)
     return {
         "train/value_loss": value_loss,
         "train/explained_variance": 1 - residual / total.clamp(min=1e-12),
     }
+
+
+def _variance(values: Tensor, weights: Tensor | None) -> Tensor:
+    if weights is None:
+        return values.var(correction=0)
+    return mean((values - mean(values, weights)).square(), weights)
 
 
 def to_floats(tensors: dict[str, Tensor]) -> dict[str, float]:
@@ -87,7 +110,8 @@ def load_optimizer_state(
     parameters = list(module.parameters())
     shapes = [parameter.shape for parameter in parameters]
     places = {int(place) for place in state}
-    if places not in (set(), set(range(len(shapes)))):
+    trained = {place for place, parameter in enumerate(parameters) if parameter.requires_grad}
+    if places not in (set(), set(range(len(shapes))), trained):
         raise ValueError("optimizer state belongs to another network")
     for place, values in state.items():
         for name, value in values.items():

@@ -7,23 +7,28 @@ drawn for the whole batch when the objective is made, so that it is the same how
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from acktr.algorithms.learner import used_advantages
+from acktr.algorithms.auxiliary import Auxiliary, AuxiliaryObjective
+from acktr.algorithms.learner import mean, part_of, used_advantages
+from acktr.algorithms.likelihoods import PolicyLoss, ValueLoss
 from acktr.config import Config
-from acktr.kfac import Gaussian, Metric
-from acktr.policies import ActionHead
+from acktr.kfac import Gaussian, Metric, OutputLoss, SumLoss
+from acktr.policies import ActionHead, Outputs
 from acktr.rollout import Batch
-
-Outputs = tuple[Tensor, ...]
-"""What a network returns, always as a tuple."""
 
 
 class Objective(Protocol):
     """What a K-FAC step needs to know of a batch."""
+
+    likelihood: OutputLoss[Any]
+    """The distribution as a loss of the outputs, for :meth:`acktr.kfac.KFAC.observe`."""
+    plain: bool
+    """Whether :meth:`fisher` says all that the curvature has to know."""
 
     def loss(self, outputs: Outputs, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to reduce, a mean over the rows, and its terms for metrics."""
@@ -31,8 +36,14 @@ class Objective(Protocol):
     def fisher(self, outputs: Outputs, rows: slice) -> Tensor:
         """Sum of -log p of targets sampled from the network's own distribution p."""
 
-    def metric(self, outputs: Outputs) -> Metric:
+    def metric(self, outputs: Outputs, rows: slice) -> Metric:
         """The distribution's t^T H t (B,), a function of the tangents t of the outputs."""
+
+    def weights(self, rows: slice) -> Tensor | None:
+        """Weights of the samples, None for 1."""
+
+    def targets(self, rows: slice) -> Any:
+        """What decides on the terms of the likelihood beside the weights, None for nothing."""
 
 
 class PolicyObjective:
@@ -58,13 +69,16 @@ class PolicyObjective:
         self._actions = batch.actions
         self._advantages = used_advantages(batch, config)
         self._ent_coef = config.ent_coef
+        self._weights = batch.weights
         self._noise = head.noise(len(self._advantages), generator, dtype)
+        self.likelihood: OutputLoss[Any] = PolicyLoss(head=head)
+        self.plain = batch.weights is None
 
     def loss(self, outputs: Outputs, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
         """L, with the terms policy_loss and entropy."""
-        dist = self._head.make(outputs[0])
-        loss = -(self._advantages[rows] * dist.log_prob(self._actions[rows])).mean()
-        entropy = dist.entropy().mean()
+        dist, weights = self._head.make(outputs[0]), self.weights(rows)
+        loss = -mean(self._advantages[rows] * dist.log_prob(self._actions[rows]), weights)
+        entropy = mean(dist.entropy(), weights)
         return loss - self._ent_coef * entropy, {"policy_loss": loss, "entropy": entropy}
 
     def fisher(self, outputs: Outputs, rows: slice) -> Tensor:
@@ -72,9 +86,16 @@ class PolicyObjective:
         dist = self._head.make(outputs[0])
         return -dist.log_prob(dist.sample(self._noise[rows])).sum()
 
-    def metric(self, outputs: Outputs) -> Metric:
+    def metric(self, outputs: Outputs, rows: slice) -> Metric:
         """Fisher metric of the action distribution."""
-        return self._head.make(outputs[0].detach()).fisher_quadratic
+        return _weighted(self._head.make(outputs[0].detach()).fisher_quadratic, self.weights(rows))
+
+    def weights(self, rows: slice) -> Tensor | None:
+        """Weights of the samples, None for 1."""
+        return part_of(self._weights, rows)
+
+    def targets(self, rows: slice) -> Any:
+        """Nothing."""
 
 
 class ValueObjective:
@@ -91,14 +112,17 @@ class ValueObjective:
         self, batch: Batch, config: Config, generator: torch.Generator, dtype: torch.dtype
     ) -> None:
         self._returns = batch.returns
+        self._weights = batch.weights
         self._sigma = config.acktr.value_sigma
+        self.likelihood: OutputLoss[Any] = ValueLoss(std=self._sigma)
+        self.plain = batch.weights is None
         shape = (len(batch.returns), 1)
         device = generator.device
         self._noise = torch.randn(shape, generator=generator, device=device, dtype=dtype)
 
     def loss(self, outputs: Outputs, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
         """L, which is the term value_loss."""
-        loss = (outputs[0] - self._returns[rows]).square().mean()
+        loss = mean((outputs[0] - self._returns[rows]).square(), self.weights(rows))
         return loss, {"value_loss": loss}
 
     def fisher(self, outputs: Outputs, rows: slice) -> Tensor:
@@ -106,23 +130,35 @@ class ValueObjective:
         dist = Gaussian(outputs[0][:, None], self._sigma)
         return -dist.log_prob(dist.sample(self._noise[rows])).sum()
 
-    def metric(self, outputs: Outputs) -> Metric:
+    def metric(self, outputs: Outputs, rows: slice) -> Metric:
         """t^2 / sigma^2."""
         dist = Gaussian(outputs[0].detach()[:, None], self._sigma)
-        return lambda tangent: dist.fisher_quadratic(tangent[:, None])
+        return _weighted(
+            lambda tangent: dist.fisher_quadratic(tangent[:, None]), self.weights(rows)
+        )
+
+    def weights(self, rows: slice) -> Tensor | None:
+        """Weights of the samples, None for 1."""
+        return part_of(self._weights, rows)
+
+    def targets(self, rows: slice) -> Any:
+        """Nothing."""
 
 
 class JointObjective:
-    """Policy and value function of a network that shares its trunk: L = L_pi + vf_coef L_V.
+    """All that one network learns: L = L_pi + vf_coef L_V + sum_k w_k L_k.
 
-    The output distribution is the product p(a, v|s) = pi(a|s) N(v; V(s), sigma^2).
+    The output distribution is the product p(a, v|s) = pi(a|s) N(v; V(s), sigma^2) of policy and
+    value, times that of each auxiliary output to the power w_k.
 
     Args:
-        head: Action distribution, whose parameters are the first output; the second is V.
+        head: Action distribution, whose parameters are the first output.
         batch: The samples.
-        config: Settings: those of both, and vf_coef, on which the Fisher does not depend.
+        config: Settings: those of all, and vf_coef, on which the Fisher does not depend.
         generator: Source of the noise, on the network's device.
         dtype: Type of the outputs.
+        auxiliary: Auxiliary losses by name, whose outputs come last.
+        value: Whether V is the second output.
     """
 
     def __init__(
@@ -132,22 +168,60 @@ class JointObjective:
         config: Config,
         generator: torch.Generator,
         dtype: torch.dtype,
+        auxiliary: Mapping[str, Auxiliary] | None = None,
+        value: bool = True,
     ) -> None:
-        self._policy = PolicyObjective(head, batch, config, generator, dtype)
-        self._value = ValueObjective(batch, config, generator, dtype)
-        self._vf_coef = config.vf_coef
+        drawn: list[PolicyObjective | ValueObjective] = [
+            PolicyObjective(head, batch, config, generator, dtype)
+        ]
+        coefficients = [1.0]
+        if value:
+            drawn.append(ValueObjective(batch, config, generator, dtype))
+            coefficients.append(config.vf_coef)
+        more = [AuxiliaryObjective(name, each, batch) for name, each in (auxiliary or {}).items()]
+        self._drawn, self._weights = drawn, batch.weights
+        self._parts: Sequence[PolicyObjective | ValueObjective | AuxiliaryObjective]
+        self._parts = [*drawn, *more]
+        self._coefficients = [*coefficients, *(part.weight for part in more)]
+        self.plain = batch.weights is None and not more
+        self.likelihood: OutputLoss[Any] = SumLoss(
+            parts=tuple(part.likelihood for part in self._parts),
+            weights=(*(1.0 for _ in drawn), *(part.weight for part in more)),
+        )
 
     def loss(self, outputs: Outputs, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
-        """L, with the terms of both."""
-        policy, terms = self._policy.loss(outputs[:1], rows)
-        value, more = self._value.loss(outputs[1:], rows)
-        return policy + self._vf_coef * value, terms | more
+        """L, with the terms of all."""
+        total, terms = self._parts[0].loss(outputs[:1], rows)
+        for place in range(1, len(self._parts)):
+            loss, more = self._parts[place].loss(outputs[place : place + 1], rows)
+            total, terms = total + self._coefficients[place] * loss, terms | more
+        return total, terms
 
     def fisher(self, outputs: Outputs, rows: slice) -> Tensor:
-        """Sum of both, which are independent."""
-        return self._policy.fisher(outputs[:1], rows) + self._value.fisher(outputs[1:], rows)
+        """Sum of those of policy and value, which are independent."""
+        parts = enumerate(self._drawn)
+        each = [part.fisher(outputs[place : place + 1], rows) for place, part in parts]
+        return each[0] if len(each) == 1 else each[0] + each[1]
 
-    def metric(self, outputs: Outputs) -> Metric:
-        """Sum of both."""
-        policy, value = self._policy.metric(outputs[:1]), self._value.metric(outputs[1:])
-        return lambda *tangents: policy(tangents[0]) + value(tangents[1])
+    def metric(self, outputs: Outputs, rows: slice) -> Metric:
+        """Sum of all, those of auxiliary outputs with their weights."""
+        forms = [p.metric(outputs[n : n + 1], rows) for n, p in enumerate(self._parts)]
+
+        def whole(*tangents: Tensor) -> Tensor:
+            values = [form(tangent) for form, tangent in zip(forms, tangents, strict=True)]
+            return torch.stack(values).sum(0) if len(values) != 2 else values[0] + values[1]
+
+        return whole
+
+    def weights(self, rows: slice) -> Tensor | None:
+        """Weights of the samples, None for 1."""
+        return part_of(self._weights, rows)
+
+    def targets(self, rows: slice) -> Any:
+        """Those of every part."""
+        return tuple(part.targets(rows) for part in self._parts)
+
+
+def _weighted(metric: Metric, weights: Tensor | None) -> Metric:
+    """The form of every sample times its weight."""
+    return metric if weights is None else lambda tangent: weights * metric(tangent)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -11,12 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from acktr import tree
+from acktr.algorithms.auxiliary import Auxiliary
 from acktr.algorithms.critic import FirstOrderCritic
-from acktr.algorithms.learner import to_floats, used_advantages, value_metrics
+from acktr.algorithms.learner import (
+    average,
+    mean,
+    part_of,
+    to_floats,
+    used_advantages,
+    value_metrics,
+)
 from acktr.compute import Clock, restore_generator
-from acktr.config import Config
+from acktr.config import Config, ConfigError
 from acktr.kfac import Distribution, Linearized, flattened, sample_rows, unflattened
-from acktr.policies import ActionHead, ActorCritic, SeparateActorCritic
+from acktr.policies import ActionHead, ActorCritic, mode
 from acktr.rollout import Batch
 from acktr.tree import Tree
 
@@ -24,7 +32,11 @@ Product = Callable[[Tensor], Tensor]
 
 
 def fisher_product(
-    outputs: Tensor, dist: Distribution, network: nn.Module, damping: float
+    outputs: Tensor,
+    dist: Distribution,
+    network: nn.Module,
+    damping: float,
+    weights: Tensor | None = None,
 ) -> Product:
     """Product v -> (F + damping I) v with the exact Fisher F = 1/B sum_b J_b^T H_b J_b of a batch.
 
@@ -36,16 +48,28 @@ def fisher_product(
         dist: The distribution of the same outputs, detached.
         network: What they come from; v runs over its parameters, each flattened, in their order.
         damping: Added to the diagonal (Schulman et al. 2015, appendix C.1).
+        weights: Weights of the samples (B,); None for 1.
     """
-    parameters = dict(network.named_parameters())
+    parameters = trained(network)
     names = list(parameters)
     linear = Linearized([outputs], parameters, [torch.zeros_like(outputs)])
+    unused = {n: torch.zeros_like(p) for n, p in parameters.items() if n not in linear.gradients}
+    share = None if weights is None else weights / weights.mean()
+
+    def metric(tangent: Tensor) -> Tensor:
+        form = dist.fisher_quadratic(tangent)
+        return form if share is None else share * form
 
     def product(vector: Tensor) -> Tensor:
-        curved = linear.product(dist.fisher_quadratic, unflattened(vector, names, network))
-        return flattened(curved, names) + damping * vector
+        curved = linear.product(metric, unflattened(vector, names, network))
+        return flattened(curved | unused, names) + damping * vector
 
     return product
+
+
+def trained(network: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that learn, by name."""
+    return {name: p for name, p in network.named_parameters() if p.requires_grad}
 
 
 def conjugate_gradient(
@@ -95,12 +119,14 @@ class Surrogate:
         self._advantages = used_advantages(batch, config)
         self._old_log_prob = self.old.log_prob(batch.actions)
         self._ent_coef = config.ent_coef
+        self.weights = batch.weights
 
     def __call__(self, outputs: Tensor) -> Tensor:
         """Its value for the outputs (B, P) of a policy."""
         dist = self._head.make(outputs)
         ratio = (dist.log_prob(self._actions) - self._old_log_prob).exp()
-        return (ratio * self._advantages).mean() + self._ent_coef * dist.entropy().mean()
+        gain = mean(ratio * self._advantages, self.weights)
+        return gain + self._ent_coef * mean(dist.entropy(), self.weights)
 
 
 class TRPOLearner:
@@ -109,7 +135,8 @@ class TRPOLearner:
     The step is x sqrt(2 max_kl / x^T M x) with x = M^-1 g by conjugate gradient, M the damped
     Fisher matrix and g the gradient of the surrogate mean(ratio A) + ent_coef mean(H). It is
     shortened until the surrogate improves and the mean KL is within ``max_kl``; if that never
-    happens the parameters stay as they were, bit for bit.
+    happens the parameters stay as they were, bit for bit. All of it is in evaluation mode, as a
+    ratio or a KL of two dropout masks says nothing; the critic is fitted in training mode.
 
     Args:
         network: Policy and value function, separate.
@@ -117,6 +144,10 @@ class TRPOLearner:
         config: Settings.
         generator: Order of the critic's samples, on the network's device.
         autocast: Context factory for forward passes.
+        auxiliary: None; a step along the policy's own KL has no place for other losses.
+
+    Raises:
+        ConfigError: The network is shared, or there are auxiliary losses.
     """
 
     def __init__(
@@ -126,16 +157,23 @@ class TRPOLearner:
         config: Config,
         generator: torch.Generator,
         autocast: Callable[[], AbstractContextManager[Any]],
+        auxiliary: Mapping[str, Auxiliary] | None = None,
     ) -> None:
-        if not isinstance(network, SeparateActorCritic):
-            raise ValueError("trpo needs a critic of its own: network.shared must be false")
+        if network.shared:
+            raise ConfigError(
+                "trpo needs a critic of its own: "
+                + ("network=(Actor, Critic)" if network.own else "network.shared must be false")
+            )
+        if auxiliary:
+            raise ConfigError("trpo takes no auxiliary losses: use acktr or a2c")
+        self.network = network
         self.actor = network.actor
         self.head = head
         self.config = config
         self.generator = generator
         self.autocast = autocast
         self.critic = FirstOrderCritic(network.critic, config.trpo.critic, generator, autocast)
-        self._parameters = dict(network.actor.named_parameters())
+        self._parameters = trained(network.actor)
         self._names = list(self._parameters)
         self._clock = Clock()
 
@@ -156,8 +194,11 @@ class TRPOLearner:
         """
         started = time.perf_counter()
         with self._clock.part("policy"):
+            if self.network.modal:  # running statistics of normalisations
+                with mode(self.network, training=True), torch.no_grad(), self.autocast():
+                    self.actor(batch.observations)
             tensors = self._policy_step(batch)
-        with self._clock.part("critic"):
+        with self._clock.part("critic"), mode(self.network, training=True):
             tensors |= value_metrics(self.critic.fit(batch), batch)
         metrics = to_floats(tensors)
         metrics["time/update"] = time.perf_counter() - started
@@ -170,15 +211,17 @@ class TRPOLearner:
             outputs = self.actor(batch.observations)
         surrogate = Surrogate(self.head, outputs, batch, self.config)
         start = surrogate(outputs)
-        slopes = torch.autograd.grad(start, list(self._parameters.values()), retain_graph=True)
+        slopes = torch.autograd.grad(
+            start, list(self._parameters.values()), retain_graph=True, materialize_grads=True
+        )
         gradient = flattened(dict(zip(self._names, slopes, strict=True)), self._names)
-        dist = surrogate.old
+        dist, weights = surrogate.old, batch.weights
         rows = sample_rows(len(batch.returns), settings.fisher_fraction, 0)
         if rows is not None:
             with self.autocast():
                 outputs = self.actor(tree.rows(batch.observations, rows))
-            dist = self.head.make(outputs.detach())
-        product = fisher_product(outputs, dist, self.actor, settings.cg_damping)
+            dist, weights = self.head.make(outputs.detach()), part_of(weights, rows)
+        product = fisher_product(outputs, dist, self.actor, settings.cg_damping, weights)
         solution, residual = conjugate_gradient(
             product, gradient, settings.cg_iterations, settings.cg_tolerance
         )
@@ -191,7 +234,7 @@ class TRPOLearner:
             "train/approx_kl": kl,
             "train/policy_loss": -start,
             "train/surrogate_gain": reached - start.detach(),
-            "train/entropy_loss": -surrogate.old.entropy().mean(),
+            "train/entropy_loss": -average(surrogate.old.entropy(), batch.weights),
             "train/cg_residual": residual,
             "train/line_search_steps": torch.tensor(float(shortened)),
             "train/line_search_accepted": torch.tensor(float(accepted)),
@@ -209,7 +252,7 @@ class TRPOLearner:
             self._assign(before + fraction * step)
             with self.autocast():
                 outputs = self.actor(observations)
-            kl = surrogate.old.kl(outputs).mean()
+            kl = average(surrogate.old.kl(outputs), surrogate.weights)
             reached = surrogate(outputs)
             if bool((kl <= settings.max_kl) & (reached > start)):  # NaN fails both
                 return kl, reached, attempt, True

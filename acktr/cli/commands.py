@@ -30,6 +30,7 @@ from acktr.config import Config, ConfigError, read_settings
 from acktr.envs import EnvError, EnvFault, one_line
 from acktr.evaluate import usually_deterministic
 from acktr.interrupts import Interrupts
+from acktr.policies import NetworkSource
 from acktr.report.page import ReportSettings, write_report
 from acktr.report.plot import plot_runs
 from acktr.report.references import load_references
@@ -78,12 +79,43 @@ def explanation(error: Exception) -> tuple[int, str]:
 
 def _train(args: Sequence[str], interrupts: Interrupts) -> str:
     options, source = parse_train(args)
-    argv = ["acktr", "train", *args]
+    argv, network = ["acktr", "train", *args], _network(options.network)
     if options.resume is not None:
         total = options.settings.total_timesteps
-        return resume(options.resume, total, interrupts, argv, _draw_curve)
-    settings, run_dir = options.settings, options.run_dir
-    return start(settings, run_dir, source, interrupts, argv, _draw_curve, options.label)
+        return resume(options.resume, total, interrupts, argv, _draw_curve, network)
+    settings, run_dir, label = options.settings, options.run_dir, options.label
+    return start(settings, run_dir, source, interrupts, argv, _draw_curve, label, network)
+
+
+def _network(names: str | None) -> NetworkSource | None:
+    """The network of one's own that an option names; the command line is trusted to import it.
+
+    Raises:
+        UsageError: There is none of this name.
+    """
+    if names is None:
+        return None
+    each = tuple(_named(name) for name in names.split(","))
+    if len(each) > 2:
+        raise UsageError(f"--network {names}: one network, or an actor and a critic")
+    return each[0] if len(each) == 1 else (each[0], each[1])
+
+
+def _named(name: str) -> Any:
+    """What ``module:Name`` names."""
+    module, colon, path = name.strip().partition(":")
+    if not colon or not module or not path:
+        raise UsageError(f"--network {name}: MODULE:NET is needed, such as my_package.nets:Net")
+    try:
+        named: Any = importlib.import_module(module)
+        for part in path.split("."):
+            named = getattr(named, part)
+    except Exception as error:  # whatever the module raises
+        kind = "" if isinstance(error, ImportError | AttributeError) else type(error).__name__
+        raise UsageError(
+            f"--network {name}: {kind}{': ' if kind else ''}{one_line(error)}"
+        ) from error
+    return named
 
 
 def _draw_curve(folder: RunFolder, config: Config) -> str | None:
@@ -119,7 +151,7 @@ def _compare(args: Sequence[str], interrupts: Interrupts) -> str:
 
 def _eval(args: Sequence[str], interrupts: Interrupts) -> str:
     options = parse(EvalOptions, args, "eval")
-    agent = find_agent(options.run, options.checkpoint)
+    agent = find_agent(options.run, options.checkpoint, _network(options.network))
     usual = not options.stochastic and usually_deterministic(agent.config.env)
     deterministic = options.deterministic or usual
     played = play(
@@ -172,7 +204,7 @@ def _number(value: float | None) -> float | None:
 
 def _record(args: Sequence[str], interrupts: Interrupts) -> str:
     options = parse(RecordOptions, args, "record")
-    agent = find_agent(options.run, options.checkpoint)
+    agent = find_agent(options.run, options.checkpoint, _network(options.network))
     beside = options.run if (options.run / "config.json").is_file() else Path()
     out = beside / "clip.mp4" if options.out is None else options.out
     returns = record(

@@ -41,6 +41,13 @@ Module = Annotated[
         " needed where a file names MODULE:Id or the MODULE:Name of a wrapper.",
     ),
 ]
+Network = Annotated[
+    str | None,
+    tyro.conf.arg(
+        metavar="MODULE:NET",
+        help="Network of one's own, by what it returns, or MODULE:ACTOR,MODULE:CRITIC.",
+    ),
+]
 Run = Annotated[
     Path,
     tyro.conf.Positional,
@@ -56,7 +63,7 @@ _REPEATED = {
 }
 """Options that may be given several times, and what the parser calls them."""
 
-_WITH_RESUME = ("--resume", "--total-timesteps", "--import")
+_WITH_RESUME = ("--resume", "--total-timesteps", "--import", "--network")
 """The options that may be given besides --resume, itself included."""
 
 
@@ -80,6 +87,7 @@ class TrainOptions:
     """Name of the run's folder in place of the algorithm's, to keep variants apart."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     """Run folder to go on with; only --total-timesteps may be given besides."""
+    network: Network = None
     import_module: Module = None
 
 
@@ -92,6 +100,7 @@ class _AgentOptions:
     """Seed of the environment and of sampled actions."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    network: Network = None
     import_module: Module = None
 
     def __post_init__(self) -> None:

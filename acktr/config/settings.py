@@ -60,6 +60,12 @@ class NetworkConfig(Checked):
     channels: Channels = "auto"
     """Axis of pictures that has the channels: first, last, or auto, by the shape; none: no Box is a
     picture; former: pictures as versions without this setting took them."""
+    custom: str | None = None
+    """Name of a network of one's own (module:Class), to which the rest here does not apply.
+
+    It is given by network= in Python and by --network on the command line; a name alone never
+    imports anything.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)

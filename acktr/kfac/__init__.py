@@ -22,6 +22,7 @@ from acktr.kfac.fisher.products import (
 )
 from acktr.kfac.guard import NoStatisticsWarning
 from acktr.kfac.linalg import FactorError, symmetric_eigen
+from acktr.kfac.losses.base import Likelihood
 from acktr.kfac.losses.distributions import (
     Bernoulli,
     Categorical,
@@ -68,6 +69,7 @@ __all__ = [
     "LargeFactorWarning",
     "LayerRule",
     "LearntGaussianLoss",
+    "Likelihood",
     "Linearized",
     "Metric",
     "MultiCategorical",

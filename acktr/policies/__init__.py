@@ -4,13 +4,22 @@ Networks, action distributions, pictures and running normalisation, and the poli
 May import: acktr.compute, acktr.config, acktr.envs, acktr.kfac, acktr.tree.
 """
 
+from acktr.policies.contract import (
+    ActorCritic,
+    NetworkSource,
+    Outputs,
+    SeparateActorCritic,
+    as_outputs,
+    mode,
+    network_name,
+    own_network,
+    with_network,
+)
 from acktr.policies.distributions import ActionHead, action_head, to_environment
 from acktr.policies.images import FrameStore, compute_type, pack
 from acktr.policies.inputs import Given, prepared
 from acktr.policies.networks import (
-    ActorCritic,
     ChannelsWarning,
-    SeparateActorCritic,
     SharedActorCritic,
     build_network,
     stored_pictures,
@@ -23,6 +32,7 @@ from acktr.policies.normalize import (
     observation_normalizer,
 )
 from acktr.policies.policy import Policy
+from acktr.policies.probe import check_network
 from acktr.policies.sizes import require_size
 
 __all__ = [
@@ -31,20 +41,28 @@ __all__ = [
     "ChannelsWarning",
     "FrameStore",
     "Given",
+    "NetworkSource",
     "Normalizer",
     "ObservationNormalizer",
+    "Outputs",
     "PartNormalizer",
     "Policy",
     "RewardScaler",
     "SeparateActorCritic",
     "SharedActorCritic",
     "action_head",
+    "as_outputs",
     "build_network",
+    "check_network",
     "compute_type",
+    "mode",
+    "network_name",
     "observation_normalizer",
+    "own_network",
     "pack",
     "prepared",
     "require_size",
     "stored_pictures",
     "to_environment",
+    "with_network",
 ]

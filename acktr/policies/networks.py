@@ -2,6 +2,7 @@
 
 Every network maps a batch of observations, as the environment gives them, to the parameters of the
 action distribution (B, P) and to values (B,). Those of a Dict or Tuple space are a dict by part.
+:mod:`acktr.policies.contract` is for networks of one's own.
 """
 
 from __future__ import annotations
@@ -16,10 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from acktr.config import Activation, NetworkConfig
+from acktr.config import Activation, ConfigError, NetworkConfig
 from acktr.envs import Channels, Picture, parts, picture, pictures
+from acktr.policies.contract import (
+    ActorCritic,
+    NetworkSource,
+    SeparateActorCritic,
+    own_network,
+)
 from acktr.policies.distributions import ActionHead
 from acktr.policies.images import converted
+from acktr.policies.probe import check_network, examples
 from acktr.tree import Tree
 
 _MANY = 8192
@@ -268,8 +276,10 @@ class Critic(nn.Module):
         return full_precision(self.head, self.trunk(observations))[:, 0]
 
 
-class SharedActorCritic(nn.Module):
+class SharedActorCritic(ActorCritic):
     """One trunk, a policy head and a value head."""
+
+    shared = True
 
     def __init__(
         self, space: gymnasium.Space[Any], head: ActionHead, config: NetworkConfig
@@ -283,24 +293,6 @@ class SharedActorCritic(nn.Module):
         """Distribution parameters (B, P) and values (B,)."""
         hidden = self.trunk(observations)
         return self.policy(hidden), full_precision(self.value, hidden)[:, 0]
-
-
-class SeparateActorCritic(nn.Module):
-    """An actor and a critic that share nothing."""
-
-    def __init__(
-        self, space: gymnasium.Space[Any], head: ActionHead, config: NetworkConfig
-    ) -> None:
-        super().__init__()
-        self.actor = Actor(space, head, config)
-        self.critic = Critic(space, config)
-
-    def forward(self, observations: Tree) -> tuple[Tensor, Tensor]:
-        """Distribution parameters (B, P) and values (B,)."""
-        return self.actor(observations), self.critic(observations)
-
-
-ActorCritic = SharedActorCritic | SeparateActorCritic
 
 
 class ChannelsWarning(UserWarning):
@@ -320,12 +312,49 @@ def _tell_channels(name: str, guess: Picture) -> None:
 
 
 def build_network(
-    space: gymnasium.Space[Any], head: ActionHead, config: NetworkConfig
+    space: gymnasium.Space[Any],
+    head: ActionHead,
+    config: NetworkConfig,
+    network: NetworkSource | None = None,
+    *,
+    action_space: gymnasium.Space[Any] | None = None,
+    auxiliary: Sequence[str] = (),
+    device: torch.device | None = None,
 ) -> ActorCritic:
-    """The network that the configuration asks for."""
+    """The network that the configuration asks for, or one of one's own.
+
+    Args:
+        space: Observation space of one environment.
+        head: Action distribution.
+        config: Settings of the built-in networks.
+        network: One of one's own.
+        action_space: Of one environment, which networks of one's own are made with.
+        auxiliary: Names of auxiliary outputs, which networks of one's own alone have.
+        device: Where to; the network is called there on a few observations (None: it is not).
+
+    Raises:
+        ConfigError: The network does not keep the contract; or it is one of one's own, by the
+            settings, and is not given.
+    """
     for name, each in pictures(space, config.channels).items():
         if not each.sure:
             _tell_channels(name, each)
-    if config.shared:
-        return SharedActorCritic(space, head, config)
-    return SeparateActorCritic(space, head, config)
+    built: ActorCritic
+    if network is not None:
+        assert action_space is not None
+        built = own_network(network, space, action_space, head, auxiliary, config.channels)
+    elif config.custom is not None:
+        raise ConfigError(
+            f"the network is {config.custom}: give it by network= (on the command line:"
+            f" --network {config.custom})"
+        )
+    elif auxiliary:
+        raise ConfigError(
+            f"auxiliary losses ({', '.join(auxiliary)}) need a network that returns their outputs:"
+            " give one by network="
+        )
+    elif config.shared:
+        built = SharedActorCritic(space, head, config)
+    else:
+        built = SeparateActorCritic(Actor(space, head, config), Critic(space, config))
+    return built if device is None else check_network(built.to(device), examples(space, device))

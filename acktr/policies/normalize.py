@@ -140,7 +140,8 @@ def observation_normalizer(space: gymnasium.Space[Any], config: Config) -> Norma
     """The normaliser that the configuration asks for; None where there is nothing to normalise.
 
     Vectors of numbers are normalised: Boxes, but no pictures, and of a Dict or Tuple space no
-    masks, which are Boxes of integers (or booleans) between 0 and 1.
+    masks, which are Boxes of integers (or booleans) between 0 and 1. A network of one's own gets
+    parts within bounds as they are: padding and flags in them may mean something to it.
 
     Raises:
         ConfigError: ``normalize_parts`` names a part that the observations do not have, or one that
@@ -160,7 +161,9 @@ def observation_normalizer(space: gymnasium.Space[Any], config: Config) -> Norma
             raise ConfigError("normalize_parts is for Dict and Tuple observations only")
         return ObservationNormalizer(vectors[""]) if vectors else None
     if wanted is None:
-        wanted = tuple(name for name in vectors if not _is_mask(inside[name]))
+        own = config.network.custom is not None
+        usual = [name for name in vectors if not (own and _is_bounded(inside[name]))]
+        wanted = tuple(name for name in usual if not _is_mask(inside[name]))
     for name in wanted:
         if name not in vectors:
             raise ConfigError(
@@ -168,6 +171,11 @@ def observation_normalizer(space: gymnasium.Space[Any], config: Config) -> Norma
                 f" ({', '.join(inside)})"
             )
     return PartNormalizer({name: vectors[name] for name in wanted}) if wanted else None
+
+
+def _is_bounded(space: gymnasium.Space[Any]) -> bool:
+    """Whether a Box says in which range its numbers are."""
+    return isinstance(space, gymnasium.spaces.Box) and space.is_bounded()
 
 
 def _is_mask(space: gymnasium.Space[Any]) -> bool:

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from acktr.compute import threads_for
 from acktr.config import Config
+from acktr.policies.contract import ActorCritic, NetworkSource
 from acktr.policies.distributions import action_head, to_environment
 from acktr.policies.inputs import prepared
-from acktr.policies.networks import ActorCritic, build_network
+from acktr.policies.networks import build_network
 from acktr.policies.normalize import Normalizer, observation_normalizer
 
 
@@ -53,14 +54,20 @@ class Policy:
         state: Mapping[str, Any],
         device: torch.device,
         seed: int = 0,
+        network: NetworkSource | None = None,
     ) -> Policy:
         """The policy in a training checkpoint, whose state is ``Trainer.state_dict()``.
 
         Raises:
-            ValueError: The state does not fit the spaces.
+            ValueError: The state does not fit the spaces, or a network of one's own is not given.
         """
-        network = build_network(observation_space, action_head(action_space), config.network).to(
-            device
+        network = build_network(
+            observation_space,
+            action_head(action_space),
+            config.network,
+            network,
+            action_space=action_space,
+            device=device,
         )
         try:
             network.load_state_dict(state["network"])

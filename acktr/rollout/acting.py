@@ -11,7 +11,7 @@ from torch import Tensor
 
 from acktr import tree
 from acktr.compute import Compiled
-from acktr.policies import ActionHead, ActorCritic, SeparateActorCritic
+from acktr.policies import ActionHead, ActorCritic, as_outputs
 from acktr.tree import Tree
 
 Answer = tuple[Tensor, Tensor | None, Tensor]
@@ -44,7 +44,7 @@ class Acting:
         self.network = network
         self.generator = generator
         self.autocast = autocast
-        self.gives_values = not isinstance(network, SeparateActorCritic)
+        self.gives_values = network.shared
         self._head = head
         self._compiled: Compiled[Answer, Tree, Tensor] | None = None
         if compiled:
@@ -65,10 +65,10 @@ class Acting:
     def _answer(self, observations: Tree, noise: Tensor | None) -> Answer:
         values: Tensor | None = None
         with self.autocast():
-            if isinstance(self.network, SeparateActorCritic):
-                parameters: Tensor = self.network.actor(observations)
+            if self.network.shared:
+                parameters, values, *_ = self.network(observations)
             else:
-                parameters, values = self.network(observations)
+                parameters = as_outputs(self.network.actor(observations))[0]
         dist = self._head.make(parameters)
         actions = dist.sample(dist.noise(self.generator) if noise is None else noise)
         return actions, values, (parameters - parameters).any()  # x - x is 0 for finite numbers
@@ -76,8 +76,8 @@ class Acting:
     def values(self, observations: Tree) -> Tensor:
         """Values (N,) of observations as the network takes them."""
         with self.autocast():
-            if isinstance(self.network, SeparateActorCritic):
-                values: Tensor = self.network.critic(observations)
-            else:
-                _, values = self.network(observations)
+            shared = self.network.shared
+            values: Tensor = (
+                self.network(observations)[1] if shared else self.network.critic(observations)
+            )
         return values

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -100,23 +100,49 @@ class Batch:
     """(B,), not standardised."""
     returns: Tensor
     """(B,) targets of the critic: advantage + value."""
-    values: Tensor
-    """(B,) predictions made during the rollout."""
+    values: Tensor | None
+    """(B,) predictions made during the rollout; None if they are not known."""
+    weights: Tensor | None = None
+    """(B,) weights of the samples, with mean 1; None for 1."""
 
     def __len__(self) -> int:
         return len(self.advantages)
 
 
+@overload
 def gae(
     rewards: Array,
     values: Array,
     next_values: Array,
-    terminated: Bools,
-    ended: Bools,
+    terminated: Array,
+    ended: Array,
     gamma: float,
     gae_lambda: float,
-) -> NDArray[np.float64]:
-    """Generalised advantage estimates (T, N) (Schulman et al. 2016, equation 16).
+) -> NDArray[np.float64]: ...
+
+
+@overload
+def gae(
+    rewards: Tensor,
+    values: Tensor,
+    next_values: Tensor,
+    terminated: Tensor,
+    ended: Tensor,
+    gamma: float,
+    gae_lambda: float,
+) -> Tensor: ...
+
+
+def gae(
+    rewards: Any,
+    values: Any,
+    next_values: Any,
+    terminated: Any,
+    ended: Any,
+    gamma: float,
+    gae_lambda: float,
+) -> Any:
+    """Generalised advantage estimates (T, ...) (Schulman et al. 2016, equation 16).
 
     delta_t = r_t + gamma (1 - terminated_t) V(s_{t+1}) - V(s_t)
     A_t = delta_t + gamma lambda (1 - ended_t) A_{t+1}
@@ -126,14 +152,26 @@ def gae(
     a truncation.
 
     Args:
-        rewards: r_t (T, N).
+        rewards: r_t (T, N), or (T,) of one environment: arrays, or tensors for a tensor.
         values: V(s_t) (T, N).
         next_values: V(s_{t+1}) (T, N) of the true successor.
         terminated: Whether step t ended in a terminal state.
         ended: Whether step t ended an episode, terminal or truncated.
         gamma: Discount factor.
         gae_lambda: lambda.
+
+    Raises:
+        ValueError: The shapes differ.
     """
+    given = (rewards, values, next_values, terminated, ended)
+    if len(shapes := {tuple(each.shape) for each in given}) > 1:
+        raise ValueError(f"gae: all arrays must have one shape (T, N), got {sorted(shapes)}")
+    if isinstance(rewards, Tensor):
+        arrays = (torch.as_tensor(each).detach().cpu().numpy() for each in given)
+        r, v, following, terminal, last = arrays
+        found = gae(r, v, following, terminal, last, gamma, gae_lambda)
+        return torch.from_numpy(found).to(rewards)
+    terminated, ended = np.asarray(terminated, np.bool_), np.asarray(ended, np.bool_)
     delta = rewards + gamma * np.where(terminated, 0.0, next_values) - values
     carry = gamma * gae_lambda * ~ended
     advantages = np.zeros(rewards.shape, np.float64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from acktr.compute import resolve_device
 from acktr.config import Config, ConfigError, from_dict, refuse_imports
 from acktr.evaluate import Evaluation, evaluate
-from acktr.policies import Policy
+from acktr.policies import NetworkSource, Policy
 from acktr.runs.checkpoint import CheckpointError, checkpoint_exists, load_checkpoint, restoring
 from acktr.runs.folder import RunError, RunFolder
 from acktr.train import evaluation_envs
@@ -36,6 +36,9 @@ class SavedAgent:
     """Score by which the best checkpoint is chosen, if it was known."""
     env_origin: str | None = None
     """What its environments were, in words, if the configuration cannot make them again."""
+
+    network: NetworkSource | None = None
+    """The network of one's own that it was trained with, which the checkpoint only names."""
 
     def require_env(self) -> None:
         """Refuse an agent whose environments only Python code can make.
@@ -64,7 +67,7 @@ class SavedAgent:
         """
         spaces = (observation_space, action_space)
         with restoring(self.path):
-            return Policy.from_state(self.config, *spaces, self.state, device, seed)
+            return Policy.from_state(self.config, *spaces, self.state, device, seed, self.network)
 
 
 def read_agent(path: Path) -> SavedAgent:
@@ -90,27 +93,33 @@ def read_agent(path: Path) -> SavedAgent:
     )
 
 
-def find_agent(path: Path, which: str) -> SavedAgent:
+def find_agent(path: Path, which: str, network: NetworkSource | None = None) -> SavedAgent:
     """The agent in a run folder, or in a checkpoint folder itself.
 
     Args:
         path: The folder.
         which: last or best, for run folders.
+        network: The network of one's own that it was trained with.
 
     Raises:
         RunError: There is neither a run nor a checkpoint.
         CheckpointError: The checkpoint is missing, damaged or foreign.
     """
+    return replace(read_agent(_checkpoint(path, which)), network=network)
+
+
+def _checkpoint(path: Path, which: str) -> Path:
+    """The checkpoint folder that is meant."""
     if not (path / "config.json").is_file() and checkpoint_exists(path):
-        return read_agent(path)
+        return path
     if not path.is_dir():
         raise RunError(f"{path}: no such folder; a run folder or a checkpoint is needed")
     folder = RunFolder.open(path)
     if which == "last":
-        return read_agent(folder.last)
+        return folder.last
     if not checkpoint_exists(folder.best):
         raise RunError(f"{path}: no best checkpoint yet; use --checkpoint last")
-    return read_agent(folder.best)
+    return folder.best
 
 
 def play(

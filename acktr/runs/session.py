@@ -117,10 +117,14 @@ class Session:
                 if why:
                     self.progress.note(f"no learning curve: {why}")
         except Stopped as stop:
+            own = self.config.network.custom
             stop.note = (
                 f"stopped by {signal.Signals(stop.signum).name}, checkpoint at step "
                 f"{self._saved:,}; continue with: "
-                + shlex.join(["acktr", "train", "--resume", str(self.folder.path)])
+                + shlex.join(
+                    ["acktr", "train", "--resume", str(self.folder.path)]
+                    + ([] if own is None else ["--network", own])
+                )
             )
             raise
         except (EnvFault, NonFiniteError, FactorError) as error:

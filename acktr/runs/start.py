@@ -15,6 +15,7 @@ from acktr.config import Config, ConfigError, to_dict
 from acktr.envs import describe, group_count, lookup, worker_count, workers
 from acktr.files import flat
 from acktr.interrupts import Interrupts
+from acktr.policies import NetworkSource, with_network
 from acktr.runs.checkpoint import (
     CheckpointError,
     checkpoint_exists,
@@ -48,13 +49,14 @@ def start(
     argv: Sequence[str],
     draw: Draw,
     label: str | None = None,
+    network: NetworkSource | None = None,
 ) -> str:
     """Train a new run.
 
     ``source`` says where the configuration comes from, ``argv`` is the command line for
-    command.txt, ``draw`` draws the learning curve at the end, and ``label`` is the name of the
-    folder in place of the algorithm's. ``interrupts`` is entered by the caller. The result is a
-    line that sums the run up.
+    command.txt, ``draw`` draws the learning curve at the end, ``label`` is the name of the folder
+    in place of the algorithm's, and ``network`` one of one's own. ``interrupts`` is entered by the
+    caller. The result is a line that sums the run up.
 
     Raises:
         ConfigError, EnvError: The run cannot be made; nothing is left on the disk.
@@ -62,12 +64,13 @@ def start(
         TrainingFault: Training failed; the last good checkpoint is kept.
         Stopped: A signal came.
     """
+    config = with_network(config, network)
     path = run_path(run_dir, config, label)
     if path.is_dir() and any(path.iterdir()):
         RunFolder.create(path)  # says what is wrong
     facts = _facts(config)
     with ExitStack() as stack:
-        trainer = stack.enter_context(_trainer(config))
+        trainer = stack.enter_context(_trainer(config, network))
         stack.enter_context(interrupts.deferred())  # now the run can be left in an orderly way
         with new_folder(path) as folder:
             stack.enter_context(locked(folder))
@@ -84,7 +87,12 @@ def start(
 
 
 def resume(
-    path: Path, total: int | None, interrupts: Interrupts, argv: Sequence[str], draw: Draw
+    path: Path,
+    total: int | None,
+    interrupts: Interrupts,
+    argv: Sequence[str],
+    draw: Draw,
+    network: NetworkSource | None = None,
 ) -> str:
     """Go on with the run in a folder; what :func:`start` has too is as there.
 
@@ -112,7 +120,7 @@ def resume(
             )
         facts = _facts(config)
         require_replaceable(folder.best)
-        trainer = stack.enter_context(_trainer(config))
+        trainer = stack.enter_context(_trainer(config, network))
         with restoring(agent.path):
             trainer.load_state_dict(agent.state)
         best = _best_score(folder)
@@ -139,7 +147,7 @@ def check(config: Config) -> None:
 
 
 @contextmanager
-def _trainer(config: Config) -> Iterator[Trainer]:
+def _trainer(config: Config, network: NetworkSource | None = None) -> Iterator[Trainer]:
     """A trainer with its environments, which are closed at the end, and torch's threads."""
     channels = config.network.channels
     with (
@@ -147,7 +155,7 @@ def _trainer(config: Config) -> Iterator[Trainer]:
         threads_for(envs.single_observation_space, channels),
     ):
         try:
-            trainer = Trainer(config, envs)
+            trainer = Trainer(config, envs, network)
         except ValueError as error:
             raise ConfigError(str(error)) from error
         yield trainer

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.func import functional_call, jacrev
 
 from acktr.algorithms.acktr import ACKTRLearner, adapt_lr
-from acktr.algorithms.kfac_step import as_outputs
 from acktr.algorithms.objectives import JointObjective, Objective, PolicyObjective, ValueObjective
 from acktr.config import (
     ACKTRConfig,
@@ -27,6 +26,7 @@ from acktr.config import (
     SampledKFACConfig,
 )
 from acktr.kfac import Preconditioner
+from acktr.policies import as_outputs
 from acktr.policies.distributions import action_head
 from acktr.policies.networks import build_network
 from acktr.rollout import Batch, micro_batches
@@ -83,7 +83,7 @@ def test_exact_quadratic_equals_the_dense_fisher(space: str, shared: bool) -> No
     """U^T F U by one Jacobian-vector product equals the form with the dense Fisher matrix."""
     agent = learner(space, configuration(shared=shared, acktr={"value_sigma": 0.7}))
     data = batch(agent, rows=5)
-    network: Any = agent.network if shared else agent.network.actor  # type: ignore[union-attr]
+    network: Any = agent.network if shared else agent.network.actor
     named = {name: p.detach() for name, p in network.named_parameters()}
 
     def outputs(values: dict[str, Tensor]) -> Tensor:
@@ -264,7 +264,7 @@ def test_first_order_critic_leaves_the_actors_step_as_it_is(kind: Any) -> None:
     one = learner("discrete", configuration(shared=False, acktr=ablated))
     two = learner("discrete", configuration(shared=False))
     data = batch(one)
-    critic = copy.deepcopy(one.network.critic)  # type: ignore[union-attr]
+    critic = copy.deepcopy(one.network.critic)
     parameters = list(critic.parameters())
     optimizer: torch.optim.Optimizer = torch.optim.SGD(parameters, 0.01, momentum=0.9)
     if kind == "adam":
@@ -276,10 +276,10 @@ def test_first_order_critic_leaves_the_actors_step_as_it_is(kind: Any) -> None:
         optimizer.step()
     metrics = one.update(data, 0.0)
     assert metrics["train/value_loss"] == pytest.approx(float(loss.detach()), rel=1e-6)
-    for a, b in zip(parameters, one.network.critic.parameters(), strict=True):  # type: ignore[union-attr]
+    for a, b in zip(parameters, one.network.critic.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
-    two._actor_step(data)
-    for a, b in zip(one.network.actor.parameters(), two.network.actor.parameters(), strict=True):  # type: ignore[union-attr]
+    two._policy_update(data)
+    for a, b in zip(one.network.actor.parameters(), two.network.actor.parameters(), strict=True):
         assert torch.equal(a, b)
     state = one.state_dict()
     assert state["critic"].keys() == {"optimizer"}

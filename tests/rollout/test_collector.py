@@ -74,6 +74,8 @@ def test_limits_of_lambda() -> None:
 class CountValue(nn.Module):
     """Uniform policy over two actions; the value of an observation is 10 times its entry."""
 
+    shared = True
+
     def __init__(self) -> None:
         super().__init__()
         self.unused = nn.Parameter(torch.zeros(1))
@@ -150,6 +152,8 @@ def test_values_at_the_end_are_those_of_each_step(mode: AutoresetMode) -> None:
     """A separate critic is asked once for a rollout; a joint network gives values step by step."""
 
     class Joint(nn.Module):
+        shared = True
+
         def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
             found: tuple[Tensor, Tensor] = separate(observations)
             return found

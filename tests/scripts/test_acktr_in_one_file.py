@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from acktr.config import preset
-from acktr.policies import SeparateActorCritic
 from acktr.train import Trainer, training_envs
 from scripts import acktr_in_one_file as page
 
@@ -54,7 +53,7 @@ def test_both_train_the_same_networks(env_id: str, updates: int) -> None:
         batch = rollouts.collect()
         agent.update(batch, update * len(batch.returns) / settings.steps)
     envs.close()
-    assert isinstance(trainer.network, SeparateActorCritic)
+    assert not trainer.network.shared
     theirs = trainer.network.actor, trainer.network.critic
     for own, other, before in zip((agent.actor, agent.critic), theirs, begun, strict=True):
         assert (flat(own) - flat(other)).norm() <= 1e-10 * flat(other).norm()

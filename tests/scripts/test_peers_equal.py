@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from acktr.config import Config, from_dict, preset
 from acktr.envs import make_vec
-from acktr.policies.networks import SeparateActorCritic
 from acktr.rollout import Batch, gae
 from acktr.train import Trainer
 from scripts.peers.models import make_model
@@ -60,8 +59,8 @@ class Pair:
                 mine.copy_(theirs)
 
     def parameters(self) -> list[tuple[Tensor, Tensor]]:
-        network = self.trainer.network
-        assert isinstance(network, SeparateActorCritic)
+        network: Any = self.trainer.network
+        assert not network.shared
         assert network.actor.head.log_std is not None
         policy: Any = self.model.policy
         mine = [network.actor.trunk, network.actor.head.linear, network.critic]

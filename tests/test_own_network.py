@@ -1,0 +1,108 @@
+"""Networks of one's own from the door to the checkpoint: Python and command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from acktr import A2C, ACKTR, TRPO, Auxiliary, CheckpointError, ConfigError, preset
+from acktr.cli.main import main
+from acktr.kfac import GaussianLoss
+from tests.tools.networks import Actor, Critic, Small
+
+KINDS: dict[str, Any] = {"acktr": ACKTR, "a2c": A2C, "trpo": TRPO}
+
+
+def few(algo: Any, env: str, like: str) -> Any:
+    config = preset(like, algo)[0]
+    network = dataclasses.replace(config.network, log_std_init=-1.0)
+    config = dataclasses.replace(config, network=network)
+    return dataclasses.replace(config, env=env, num_envs=2, num_steps=32, env_workers=1)
+
+
+@pytest.mark.parametrize("algo", KINDS)
+def test_a_copy_of_the_default_networks_trains_to_the_same_bits(algo: str) -> None:
+    """With the MuJoCo preset, on Pendulum."""
+    config = few(algo, "Pendulum-v1", "Hopper-v5")
+    own = KINDS[algo]("Pendulum-v1", config, network=(Actor, Critic)).learn(256)
+    default = KINDS[algo]("Pendulum-v1", config).learn(256)
+    pairs = zip(*(agent.trainer.network.parameters() for agent in (own, default)), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+    observation = np.array([0.5, 0.5, 1.0], np.float32)
+    both = [agent.predict(observation, deterministic=True)[0] for agent in (own, default)]
+    assert np.array_equal(*both)
+
+
+@pytest.mark.parametrize("algo", ["acktr", "a2c"])
+def test_a_shared_network_learns_and_comes_back(algo: str, tmp_path: Path) -> None:
+    config = few(algo, "CartPole-v1", "CartPole-v1")
+    size = {"sum": Auxiliary(GaussianLoss(), target=lambda batch: batch.observations[:, :3])}
+    seen: list[dict[str, float]] = []
+    agent = KINDS[algo]("CartPole-v1", config, network=Small, auxiliary=size)
+    agent.learn(640, lambda stats: seen.append(stats.metrics))
+    assert "train/sum_loss" in seen[0]
+    assert algo == "a2c" or "train/value_kl" in seen[0]
+    agent.save(tmp_path / "agent")
+    kind, path = KINDS[algo], tmp_path / "agent"
+    again = kind.load(path, network=Small, auxiliary=size)
+    pairs = zip(*(a.trainer.network.parameters() for a in (agent, again)), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+    assert again.learn(128).num_timesteps == agent.num_timesteps + 128
+    with pytest.raises(CheckpointError, match=r"trained with the network tests\.tools\.networks:S"):
+        kind.load(path)
+    with pytest.raises(CheckpointError, match="auxiliary losses sum, not none: pass the same"):
+        kind.load(path, network=Small)
+    with pytest.raises(CheckpointError, match="does not fit the network"):
+        kind.load(path, network=(Small, Small), auxiliary=size)
+
+
+def test_a_network_for_another_checkpoint_is_refused(tmp_path: Path) -> None:
+    agent = ACKTR("CartPole-v1", few("acktr", "CartPole-v1", "CartPole-v1"))
+    agent.save(tmp_path / "agent")
+    with pytest.raises(CheckpointError, match="does not fit the network"):
+        ACKTR.load(tmp_path / "agent", network=Small)
+    with pytest.raises(ConfigError, match=r"trpo needs a critic of its own: network=\(Actor, Cr"):
+        TRPO("CartPole-v1", network=Small)
+    with pytest.raises(ConfigError, match="policy for 3 observations"):
+        ACKTR("CartPole-v1", network=(Critic, Critic))
+
+
+def test_from_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = ["--network", "tests.tools.networks:Small"]
+    few = ["--num-envs", "2", "--num-steps", "16", "--eval-episodes", "2"]
+    train = ["train", "--env", "CartPole-v1", "--total-timesteps", "128", *few]
+    assert main([*train, *own]) == 0
+    run = "runs/CartPole-v1/acktr/seed0"
+    config = json.loads(Path(run, "config.json").read_text())
+    assert config["network"]["custom"] == "tests.tools.networks:Small"
+    capsys.readouterr()
+    evaluate = ["eval", run, "--episodes", "2", "--json"]
+    assert main([*evaluate, *own]) == 0
+    resume = ["train", "--resume", run, "--total-timesteps", "192"]
+    assert main([*resume, *own]) == 0
+    for argv in (evaluate, [*resume[:-1], "256"]):
+        capsys.readouterr()
+        assert main(argv) == 2
+        error = capsys.readouterr().err
+        assert "on the command line: --network tests.tools.networks:Small" in error
+        assert error.count("\n") == 1
+    for name, message in (
+        ("Small", "MODULE:NET is needed"),
+        ("tests.tools.networks:Large", "has no attribute 'Large'"),
+        ("tests.tools.nowhere:Small", "No module named 'tests.tools.nowhere'"),
+        ("tests.tools.networks:Critic", "policy"),
+    ):
+        assert main([*train, "--label", "bad", "--network", name]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    assert not Path("runs/CartPole-v1/bad").exists()
