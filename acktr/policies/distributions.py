@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium
 import numpy as np
@@ -19,6 +19,13 @@ from torch import Tensor
 from acktr.kfac import Bernoulli, Categorical, DiagonalGaussian, Distribution, MultiCategorical
 
 
+class Maker(Protocol):
+    """Makes the distribution of actions from its parameters."""
+
+    def __call__(self, parameters: Tensor, masks: Tensor | None = None, /) -> Distribution:
+        """The distribution of actions (B, ...) with parameters (B, P)."""
+
+
 @dataclass(frozen=True)
 class ActionHead:
     """How a policy network's output becomes actions of a space."""
@@ -27,8 +34,11 @@ class ActionHead:
     """Width of the network's last layer."""
     gaussian: bool
     """Whether a free log-std parameter of the same width belongs to it."""
-    make: Callable[[Tensor], Distribution]
-    """From distribution parameters (B, P) to the distribution of actions (B, ...)."""
+    make: Maker
+    """From distribution parameters (B, P) to the distribution of actions (B, ...).
+
+    Masks (B, P), of Categorical and MultiCategorical, are true where an action is allowed.
+    """
 
     def noise(self, rows: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
         """Noise of the actions of a batch whose parameters are not known yet.
@@ -52,13 +62,26 @@ def action_head(space: gymnasium.Space[Any]) -> ActionHead:
     if isinstance(space, gymnasium.spaces.Discrete):
         return ActionHead(int(space.n), False, Categorical)
     if isinstance(space, gymnasium.spaces.Box):
-        return ActionHead(int(np.prod(space.shape)), True, DiagonalGaussian)
+        return ActionHead(int(np.prod(space.shape)), True, _unmasked(DiagonalGaussian))
     if isinstance(space, gymnasium.spaces.MultiDiscrete):
         sizes = tuple(int(n) for n in space.nvec.ravel())
-        return ActionHead(sum(sizes), False, lambda logits: MultiCategorical(logits, sizes))
+
+        def several(logits: Tensor, masks: Tensor | None = None, /) -> Distribution:
+            return MultiCategorical(logits, sizes, masks)
+
+        return ActionHead(sum(sizes), False, several)
     if isinstance(space, gymnasium.spaces.MultiBinary):
-        return ActionHead(int(np.prod(space.shape)), False, Bernoulli)
+        return ActionHead(int(np.prod(space.shape)), False, _unmasked(Bernoulli))
     raise ValueError(f"unsupported action space {space}")
+
+
+def _unmasked(make: Callable[[Tensor], Distribution]) -> Maker:
+    def made(parameters: Tensor, masks: Tensor | None = None, /) -> Distribution:
+        if masks is not None:
+            raise ValueError("action masks are for Discrete and MultiDiscrete actions only")
+        return make(parameters)
+
+    return made
 
 
 def to_environment(actions: NDArray[Any], space: gymnasium.Space[Any]) -> NDArray[Any]:

@@ -10,7 +10,7 @@ action heads of reinforcement learning are these distributions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol
 
 import torch
@@ -51,11 +51,24 @@ class Distribution(Protocol):
 class Categorical:
     """Categorical over K classes; parameters are logits (N, ..., K), targets int64 (N, ...).
 
-    F = diag(p) - p p^T.
+    F = diag(p) - p p^T. A masked class has the logit -inf: its probability is exactly zero, in
+    samples, log-probability (-inf), entropy, KL and F, and so is the gradient with respect to its
+    logit (Huang and Ontanon 2022, "A closer look at invalid action masking").
+
+    Args:
+        logits: Those of all classes.
+        mask: Which classes are allowed, bool (N, ..., K), at least one in each row (else the row is
+            NaN); None: all of them. It holds for the other distribution of a KL too.
     """
 
-    def __init__(self, logits: Tensor) -> None:
-        self.log_p = functional.log_softmax(logits, dim=-1)
+    def __init__(self, logits: Tensor, mask: Tensor | None = None) -> None:
+        self._forbidden = None if mask is None else ~mask
+        self.log_p = self._log_softmax(logits)
+
+    def _log_softmax(self, logits: Tensor) -> Tensor:
+        if self._forbidden is not None:
+            logits = logits.masked_fill(self._forbidden, -math.inf)
+        return functional.log_softmax(logits, dim=-1)
 
     def noise(self, generator: torch.Generator | None = None) -> Tensor:
         """Uniform numbers (N, ..., K)."""
@@ -76,13 +89,13 @@ class Categorical:
         return self.log_p.gather(-1, target.long()[..., None])[..., 0]
 
     def entropy(self) -> Tensor:
-        """Sum of -p log p, where a masked class (logit -inf) counts 0."""
+        """Sum of -p log p, where a class of probability 0 counts 0."""
         p = self.log_p.exp()
         return -(p * self.log_p.masked_fill(p == 0, 0.0)).sum(-1)
 
     def kl(self, other: Tensor) -> Tensor:
-        """Sum of p (log p - log q), where a masked class (logit -inf) counts 0."""
-        p, log_q = self.log_p.exp(), functional.log_softmax(other, dim=-1)
+        """Sum of p (log p - log q), where a class of probability 0 counts 0."""
+        p, log_q = self.log_p.exp(), self._log_softmax(other)
         return (p * (self.log_p - log_q).masked_fill(p == 0, 0.0)).sum(-1)
 
     def fisher_product(self, tangent: Tensor) -> Tensor:
@@ -98,11 +111,20 @@ class Categorical:
 
 
 class MultiCategorical:
-    """M independent categoricals; parameters are their logits side by side, targets (N, ..., M)."""
+    """M independent categoricals; parameters are their logits side by side, targets (N, ..., M).
 
-    def __init__(self, logits: Tensor, sizes: tuple[int, ...]) -> None:
+    A mask, bool like the logits, has those of the categoricals side by side.
+    """
+
+    def __init__(
+        self, logits: Tensor, sizes: tuple[int, ...], mask: Tensor | None = None
+    ) -> None:
         self._sizes = list(sizes)
-        self._parts = [Categorical(part) for part in self._split(logits)]
+        masks: Sequence[Tensor | None] = [None] * len(sizes)
+        if mask is not None:
+            masks = self._split(mask)
+        pairs = zip(self._split(logits), masks, strict=True)
+        self._parts = [Categorical(part, mine) for part, mine in pairs]
 
     def _split(self, tensor: Tensor) -> tuple[Tensor, ...]:
         return torch.split(tensor, self._sizes, dim=-1)
