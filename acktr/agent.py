@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -13,7 +14,18 @@ from numpy.typing import NDArray
 from acktr.algorithms import Auxiliary
 from acktr.compute import resolve_device
 from acktr.config import Algo, Config, to_dict
-from acktr.envs import EnvLike, Wrapper, batched
+from acktr.envs import (
+    MASK,
+    EnvLike,
+    Masks,
+    MaskSetting,
+    Wrapper,
+    as_masks,
+    batched,
+    choices,
+    flat,
+    found_masks,
+)
 from acktr.given import require_same, take_envs
 from acktr.policies import NetworkSource, with_network
 from acktr.runs.checkpoint import (
@@ -51,6 +63,7 @@ class Agent:
             function that makes one of the observation space and the action space. What it gets and
             returns is in :mod:`acktr.policies.contract`.
         auxiliary: Losses of its further outputs, by name.
+        masks: Overrides config.masks unless auto: where action masks come from.
 
     Raises:
         EnvError: The environment cannot be made or has unsupported spaces.
@@ -73,15 +86,19 @@ class Agent:
         record: Sequence[str] | None = None,
         network: NetworkSource | None = None,
         auxiliary: Mapping[str, Auxiliary] | None = None,
+        masks: MaskSetting = "auto",
     ) -> None:
         keys = (record,) if isinstance(record, str) else record
-        changes = {"seed": seed, "device": device, "record": keys and tuple(keys)}
+        asked = {"seed": seed, "device": device, "record": keys and tuple(keys)}
+        changes: dict[str, Any] = {k: value for k, value in asked.items() if value is not None}
+        if masks != "auto":
+            changes["masks"] = masks
         resolve_device(device or str(getattr(config, "device", "auto")))
         given = take_envs(
             env,
             config,
             self.algo,
-            {name: value for name, value in changes.items() if value is not None},
+            changes,
             num_envs=num_envs,
             env_kwargs=env_kwargs,
             wrappers=wrappers,
@@ -121,6 +138,9 @@ class Agent:
         if total_timesteps < 1:
             raise ValueError(f"total_timesteps must be at least 1, got {total_timesteps}")
         start = self.trainer.timesteps
+        unused = self.trainer.begin().unused
+        if unused is not None:
+            warnings.warn(unused, UserWarning, stacklevel=2)
         for stats in self.trainer.run(start + int(total_timesteps), start=start):
             if callback is not None and callback(stats) is False:
                 break
@@ -132,6 +152,7 @@ class Agent:
         state: tuple[NDArray[Any], ...] | None = None,
         episode_start: NDArray[Any] | None = None,
         deterministic: bool = False,
+        action_masks: Any = None,
     ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...] | None]:
         """Action of one observation, or actions of a batch of them.
 
@@ -141,16 +162,45 @@ class Agent:
             state: Recurrent state; passed through, the networks have none.
             episode_start: Ignored, for recurrent policies.
             deterministic: The most likely action instead of a sample.
+            action_masks: Mask (P,) of the observation, or (N, P) of the batch, in the forms of
+                :mod:`acktr.envs.masks`; all actions are allowed if None.
 
         Returns:
             Action or actions as the environment takes them, and the state.
 
         Raises:
-            ValueError: The observation has another shape or other parts than the environment's.
+            ValueError: The observation has another shape or other parts than the environment's, or
+                the mask is unfit.
         """
         batch, alone = batched(self.policy.observation_space, observation)
-        actions = self.policy.act(batch, deterministic)
+        actions = self.policy.act(batch, deterministic, self._allowed(batch, alone, action_masks))
         return actions[0] if alone else actions, state
+
+    def _allowed(self, batch: Any, alone: bool, action_masks: Any) -> Masks | None:
+        """Masks (N, P) of a batch of observations as booleans."""
+        sizes = choices(self.policy.action_space)
+        inside = self.config.masks in ("auto", "observation") and sizes is not None
+        if action_masks is None and inside and isinstance(batch, dict):
+            action_masks, alone = batch.get(MASK), False
+        if action_masks is None:
+            if found_masks(self.envs).source is not None:
+                warnings.warn(
+                    "predict was called without action_masks in an environment that has some: the"
+                    " action may be a forbidden one",
+                    UserWarning,
+                    stacklevel=3,
+                )
+            return None
+        if sizes is None:
+            kind = type(self.policy.action_space).__name__
+            raise ValueError(f"action_masks are for Discrete and MultiDiscrete actions, not {kind}")
+        arrays = flat(self.policy.observation_space, batch)
+        rows = len(next(iter(arrays.values())) if isinstance(arrays, dict) else arrays)
+        try:
+            masks = as_masks(action_masks, sizes, () if alone else (rows,))
+        except ValueError as error:
+            raise ValueError(f"action_masks cannot be used: {error}") from error
+        return masks[None] if alone else masks
 
     def save(self, path: str | Path) -> None:
         """Write everything to a folder (safetensors and JSON with hashes).

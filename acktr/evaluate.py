@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
-from acktr.envs import EnvError, is_atari
+from acktr.envs import MASK, EnvError, is_atari
 
 MAX_EPISODE_STEPS = 27_000
 """Steps after which an episode of an environment without a time limit is cut short."""
@@ -20,8 +20,13 @@ MAX_EPISODE_STEPS = 27_000
 class Player(Protocol):
     """A player that can be evaluated, such as ``acktr.policies.Policy``."""
 
-    def act(self, observations: Any, deterministic: bool = False) -> NDArray[Any]:
-        """Actions, as the environment takes them, of a batch of raw observations (N, ...)."""
+    @property
+    def act(self) -> Callable[..., NDArray[Any]]:
+        """Actions, as the environment takes them: ``act(observations, deterministic)``.
+
+        Observations are a raw batch (N, ...). Where environments give action masks the call is
+        ``act(observations, deterministic, masks)``, with booleans (N, P), true where allowed.
+        """
 
 
 @dataclass(frozen=True)
@@ -94,10 +99,14 @@ def evaluate(
     lengths: list[int] = []
     recorded: list[dict[str, float]] = []
     cut = 0
-    observation, _ = envs.reset(seed=seed)
+    observation, infos = envs.reset(seed=seed)
     running, steps = np.zeros(envs.num_envs), np.zeros(envs.num_envs, np.int64)
     while shares.any():
-        actions = policy.act(observation, deterministic)
+        masks = infos.get(MASK)
+        if masks is None:  # players of other environments need not know of masks
+            actions = policy.act(observation, deterministic)
+        else:
+            actions = policy.act(observation, deterministic, masks)
         observation, rewards, _, _, infos = envs.step(actions)
         running += rewards
         steps += 1
@@ -112,7 +121,8 @@ def evaluate(
             columns = infos.get("recorded", {}) if ended[index] else {}
             recorded.append({key: float(values[index]) for key, values in columns.items()})
         if late.any():
-            observation, _ = envs.reset(options={"reset_mask": late})
+            observation, fresh = envs.reset(options={"reset_mask": late})
+            infos = {**infos, **fresh}
         running[ended | late] = 0.0
         steps[ended | late] = 0
     return Evaluation(tuple(returns), tuple(lengths), cut, tuple(recorded))

@@ -97,6 +97,7 @@ def take_envs(
         atari=chosen.atari,
         env_workers=chosen.env_workers,
         record=chosen.record,
+        masks=chosen.masks,
     )
     return Given(envs, chosen, source.origin, owned=not made_already)
 
@@ -174,4 +175,6 @@ def _guarded(envs: AnyVectorEnv, name: str, config: Config) -> AnyVectorEnv:
                 raise EnvError(f"{name} was made by make_vec: give record= to that as well")
             return envs
         layer = getattr(layer, "env", None)
-    return GuardedVectorEnv(envs, name, config.seed, foreign=True, record=config.record)
+    return GuardedVectorEnv(
+        envs, name, config.seed, foreign=True, record=config.record, masks=config.masks
+    )

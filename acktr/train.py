@@ -20,7 +20,7 @@ from acktr.algorithms import (
 )
 from acktr.compute import autocast_context, resolve_device, threads_for
 from acktr.config import Algo, Config
-from acktr.envs import AnyVectorEnv, make_vec, pictures
+from acktr.envs import AnyVectorEnv, FoundMasks, found_masks, make_vec, pictures
 from acktr.policies import (
     NetworkSource,
     Policy,
@@ -82,6 +82,7 @@ def training_envs(config: Config) -> AnyVectorEnv:
         env_kwargs=config.env_kwargs,
         wrappers=config.wrappers,
         record=config.record,
+        masks=config.masks,
     )
 
 
@@ -100,6 +101,7 @@ def evaluation_envs(config: Config, num_envs: int, seed: int) -> AnyVectorEnv:
         env_kwargs=config.env_kwargs,
         wrappers=config.wrappers,
         record=config.record,
+        masks=config.masks,
     )
 
 
@@ -153,7 +155,9 @@ class Trainer:
         observations = observation_normalizer(space, config)
         rewards = RewardScaler(envs.num_envs, config.gamma) if config.normalize_reward else None
         acting = Acting(self.network, self.head, acting_noise, autocast, config.compile)
-        self.collector = Collector(envs, acting, observations, rewards, config.micro_batch)
+        self.collector = Collector(
+            envs, acting, observations, rewards, config.micro_batch, config.masks is not None
+        )
         self.learner: Learner = _LEARNERS[config.algo](
             self.network, self.head, config, learning_noise, autocast, self.auxiliary
         )
@@ -161,6 +165,21 @@ class Trainer:
         self.updates = 0
         self.seconds = 0.0
         self._needs_reset = True
+
+    def begin(self) -> FoundMasks:
+        """Begin episodes, unless they have begun; :meth:`run` does so too.
+
+        Returns:
+            The action masks that the environments were found to have.
+
+        Raises:
+            EnvError: They do not have those that are asked for.
+            EnvFault: An environment failed.
+        """
+        if self._needs_reset:
+            self.collector.reset(self.config.seed + self.timesteps)
+            self._needs_reset = False
+        return found_masks(self.envs)
 
     def run(self, total_timesteps: int, start: int = 0) -> Iterator[TrainStats]:
         """Train until ``timesteps`` reaches the total, yielding after every update.
@@ -175,9 +194,7 @@ class Trainer:
         """
         config, space = self.config, self.envs.single_observation_space
         channels = config.network.channels
-        if self._needs_reset:
-            self.collector.reset(config.seed + self.timesteps)
-            self._needs_reset = False
+        self.begin()
         origin = time.perf_counter() - self.seconds
         while self.timesteps < total_timesteps:
             started = time.perf_counter()

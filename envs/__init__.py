@@ -29,7 +29,10 @@ environments in one process.
    (counted from 1 since construction), and so does an exception in an environment.
 6. Actions are checked for shape, type, range and finiteness before they are executed. Box actions
    are not clipped. Spaces are those of the environment: Discrete ones keep their start.
-7. What else single Gymnasium environments put into their infos is dropped.
+7. What else single Gymnasium environments put into their infos is dropped, except action masks:
+   where environments have some (see `acktr.envs.masks`), `infos["action_mask"]` of every reset and
+   step has those of the observations shown, boolean and checked (num_envs, P), with P the number of
+   choices. A mask that is missing, unfit or allows nothing raises `EnvFault`.
 8. `env_workers` processes step the environments, this one included. Nothing else depends on their
    number. One that dies, or takes a minute for a step, raises `EnvFault`; none outlives this one.
 9. Atari games come as `GroupedEnvs`, whose `groups` of `num_groups` or fewer can be stepped one by
@@ -42,9 +45,25 @@ environments in one process.
 """
 
 from acktr.envs.errors import EnvError, EnvFault, one_line
-from acktr.envs.factory import describe, group_count, make_single, make_vec, workers
+from acktr.envs.factory import (
+    describe,
+    found_masks,
+    group_count,
+    make_single,
+    make_vec,
+    workers,
+)
 from acktr.envs.groups import GroupedEnvs, Stepper
 from acktr.envs.guard import GuardedVectorEnv
+from acktr.envs.masks import (
+    MASK,
+    FoundMasks,
+    MaskReader,
+    Masks,
+    MaskSetting,
+    as_masks,
+    choices,
+)
 from acktr.envs.nested import Arrays, batched, final_rows, flat, nested, parts
 from acktr.envs.parallel import worker_count
 from acktr.envs.pictures import Channels, Picture, picture, pictures
@@ -55,6 +74,7 @@ from acktr.envs.spaces import check_spaces
 from acktr.envs.vector import AnyVectorEnv, StepResult, env_seeds
 
 __all__ = [
+    "MASK",
     "AnyVectorEnv",
     "Arrays",
     "AtariSettings",
@@ -63,20 +83,27 @@ __all__ = [
     "EnvFault",
     "EnvLike",
     "EnvSource",
+    "FoundMasks",
     "GroupedEnvs",
     "GuardedVectorEnv",
+    "MaskReader",
+    "MaskSetting",
+    "Masks",
     "Picture",
     "StepResult",
     "Stepper",
     "Workers",
     "Wrapper",
+    "as_masks",
     "batched",
     "check_spaces",
+    "choices",
     "describe",
     "env_name",
     "env_seeds",
     "final_rows",
     "flat",
+    "found_masks",
     "group_count",
     "is_atari",
     "is_json",

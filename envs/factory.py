@@ -15,6 +15,7 @@ from gymnasium.vector import AutoresetMode
 from acktr.envs.errors import EnvError, check_integer, one_line
 from acktr.envs.groups import GroupedEnvs
 from acktr.envs.guard import GuardedVectorEnv
+from acktr.envs.masks import FoundMasks, MaskSetting
 from acktr.envs.parallel import ParallelEnvs, worker_count
 from acktr.envs.registry import atari_game, is_atari_spec, lookup, uses_mujoco
 from acktr.envs.settings import AtariSettings, Workers
@@ -37,6 +38,7 @@ def make_vec(
     env_kwargs: Mapping[str, Any] | None = None,
     wrappers: Sequence[Wrapper] = (),
     record: tuple[str, ...] = (),
+    masks: MaskSetting = "auto",
 ) -> AnyVectorEnv:
     """Make parallel environments that keep the promises listed in the package's docstring.
 
@@ -55,6 +57,8 @@ def make_vec(
         wrappers: wrappers around each environment, or their names as `module:Name`, the innermost
             first.
         record: keys of the infos of last steps, whose numbers are kept (promise 2).
+        masks: where action masks come from, see `acktr.envs.masks`. What cannot be followed is an
+            EnvError at the first reset; Atari games have none.
 
     Raises:
         EnvError: unknown id, bad argument, missing dependency or unsupported space; one line.
@@ -66,7 +70,9 @@ def make_vec(
     spec = _atari_spec(source)
     if spec is None:
         workers = 1 if render_mode else workers
-        return _make_parallel(source, num_envs, seed, render_mode, workers, record)
+        return _make_parallel(source, num_envs, seed, render_mode, workers, record, masks)
+    if masks not in (None, "auto"):
+        raise EnvError(f"masks={masks!r}: {spec.id} is an Atari game, which has no action masks")
     if record:
         raise EnvError("Atari games have nothing to record besides return and length")
     if render_mode is not None:
@@ -120,6 +126,17 @@ def workers(envs: AnyVectorEnv) -> int:
     """How many processes step these environments; 1 if `make_vec` did not make them."""
     inner = envs.unwrapped
     return inner.workers if isinstance(inner, ParallelEnvs) else 1
+
+
+def found_masks(envs: AnyVectorEnv) -> FoundMasks:
+    """The action masks that environments were found to have; none before their first reset."""
+    layer: Any = envs
+    while layer is not None:
+        found = getattr(layer, "found_masks", None)
+        if isinstance(found, FoundMasks):
+            return found
+        layer = getattr(layer, "env", None)
+    return FoundMasks(None)
 
 
 def group_count(envs: AnyVectorEnv) -> int:
@@ -179,6 +196,7 @@ def _make_parallel(
     render_mode: str | None,
     workers: int,
     record: tuple[str, ...],
+    masks: MaskSetting,
 ) -> AnyVectorEnv:
     if source.count not in (None, num_envs):
         raise EnvError(
@@ -190,7 +208,7 @@ def _make_parallel(
     try:
         for index in range(num_envs):
             built.append(make_one(source, index, render_mode))
-        parallel = ParallelEnvs(built, name, workers, record=record)
+        parallel = ParallelEnvs(built, name, workers, record=record, masks=masks)
         return GuardedVectorEnv(parallel, name, seed, record=record)
     except Exception as error:
         for env in built:

@@ -11,6 +11,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from acktr.envs.episodes import EpisodeStats, last_infos
 from acktr.envs.errors import EnvFault, named
+from acktr.envs.masks import MASK, FoundMasks, MaskSetting, VectorMasks
 from acktr.envs.nested import final_rows, flat, is_nested, nested, parts
 from acktr.envs.spaces import check_actions
 from acktr.envs.vector import AnyVectorWrapper, Array, StepResult, check_seed, env_seeds
@@ -26,6 +27,8 @@ class GuardedVectorEnv(AnyVectorWrapper):
         foreign: Made by somebody else: its seeds, actions and infos are passed through as they
             are, except for the statistics of episodes.
         record: Keys of the infos of last steps whose numbers are in `infos["recorded"]`.
+            are, except for the statistics of episodes and action masks.
+        masks: Where the action masks of a foreign environment come from.
     """
 
     reports_episodes = True
@@ -39,17 +42,24 @@ class GuardedVectorEnv(AnyVectorWrapper):
         *,
         foreign: bool = False,
         record: tuple[str, ...] = (),
+        masks: MaskSetting = "auto",
     ) -> None:
         super().__init__(env)
         self.record = record
         self._missing: set[str] = set()
         self._foreign = foreign
+        self._masks = VectorMasks(env, masks, name) if foreign else None
         self._next_step = env.metadata.get("autoreset_mode") == AutoresetMode.NEXT_STEP
         self._dead = np.zeros(env.num_envs, np.bool_)
         self._name = name
         self._seed: int | None = check_seed(seed)
         self._steps = 0
         self._stats = EpisodeStats(env.num_envs)
+
+    @property
+    def found_masks(self) -> FoundMasks | None:
+        """The action masks that a foreign environment was found to have; None if not known."""
+        return None if self._masks is None else self._masks.found
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -63,7 +73,9 @@ class GuardedVectorEnv(AnyVectorWrapper):
         obs, infos = self.env.reset(seed=seeds, options=options)
         self._check_observations(obs, "observation", "reset")
         self._stats.reset(mask)
-        self._dead[slice(None) if mask is None else mask] = False
+        which = np.ones(self.num_envs, np.bool_) if mask is None else mask
+        self._dead[which] = False
+        self._add_masks(obs, infos, "reset", which)
         return obs, infos
 
     def step(self, actions: Any) -> StepResult:
@@ -97,6 +109,7 @@ class GuardedVectorEnv(AnyVectorWrapper):
         if not self._foreign:
             infos.pop("forced", None)
         infos.update(self._stats.step(rewards, dones, alive))
+        self._add_masks(obs, infos, when, ~self._dead)
         return obs, rewards, terminated, truncated, infos
 
     def _column(self, values: Any, what: str, when: str) -> Array:
@@ -141,6 +154,15 @@ class GuardedVectorEnv(AnyVectorWrapper):
                     " is to be recorded",
                     stacklevel=2,
                 )
+
+    def _add_masks(self, obs: Any, infos: dict[str, Any], when: str, rows: Array) -> None:
+        """Put the action masks of a foreign environment, new ones in these rows, into its infos."""
+        if self._masks is None:
+            return
+        self._masks.free(self._dead)
+        masks = self._masks.read(obs, infos, when, rows)
+        if masks is not None:
+            infos[MASK], infos[f"_{MASK}"] = masks, np.ones(self.num_envs, np.bool_)
 
     def _check_observations(
         self, values: Any, what: str, when: str, mask: Array | None = None

@@ -38,6 +38,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from acktr.envs.episodes import number
 from acktr.envs.errors import EnvError, EnvFault, named
+from acktr.envs.masks import MASK, FoundMasks, MaskReader, Masks, MaskSetting, choices
 from acktr.envs.nested import Arrays, flat, nested, parts
 from acktr.envs.process import CLOSE, ForkedProcess, end_all
 from acktr.envs.settings import Workers
@@ -83,10 +84,14 @@ class _Rows:
         self.terminated, self.truncated = shared(np.bool_), shared(np.bool_)
         self.recorded = [(key, shared(np.float64)) for key in record]
         """Numbers in the infos of the last steps of episodes; undefined in other rows."""
+        self.action_masks = shared(np.bool_, (sum(choices(done) or (1,)),))
+        """Action masks of the observations, where environments have some."""
+        self.masked = shared(np.bool_)
+        """Whether an environment has action masks."""
 
 
 class ParallelEnvs(SyncVectorEnv):
-    """Environments under same-step autoreset whose infos are dropped, but for what `record` names.
+    """Environments under same-step autoreset, without infos but for masks and what `record` names.
 
     The first part is stepped by this process and each other part by one of its own; steps are the
     same for any number of them.
@@ -97,6 +102,7 @@ class ParallelEnvs(SyncVectorEnv):
         workers: Number of processes, this one included.
         deadline: Seconds after which one that does not answer counts as stuck.
         record: Keys of the infos of last steps whose numbers are in `infos["recorded"]`.
+        masks: Where action masks come from.
 
     Raises:
         EnvError: A process cannot be started.
@@ -110,16 +116,19 @@ class ParallelEnvs(SyncVectorEnv):
         workers: int = 1,
         deadline: float = DEADLINE,
         record: tuple[str, ...] = (),
+        masks: MaskSetting = "auto",
     ) -> None:
         makers = [lambda env=env: env for env in envs]
         super().__init__(makers, autoreset_mode=AutoresetMode.SAME_STEP)
+        self._name = name
         self._deadline = deadline
         self._rows = _Rows(
             self.num_envs, self.single_observation_space, self.single_action_space, record
         )
         bounds = [self.num_envs * part // workers for part in range(workers + 1)]
         self._own, *others = (
-            _Worker(envs[first:last], first, self._rows, name) for first, last in pairwise(bounds)
+            _Worker(envs[first:last], first, self._rows, name, masks)
+            for first, last in pairwise(bounds)
         )
         self._processes: list[ForkedProcess] = []
         weakref.finalize(self, end_all, self._processes)  # also when the interpreter ends
@@ -136,6 +145,11 @@ class ParallelEnvs(SyncVectorEnv):
         """Number of processes that step, this one included."""
         return 1 + len(self._processes)
 
+    @property
+    def found_masks(self) -> FoundMasks | None:
+        """The action masks that were found at the first reset; None before it."""
+        return self._own.found_masks
+
     def reset(
         self, *, seed: Any = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
@@ -146,7 +160,13 @@ class ParallelEnvs(SyncVectorEnv):
         if rest and self._processes:
             raise EnvError(f"reset options {sorted(rest)} cannot be given: set env_workers to 1")
         self._run(_RESET, lambda: self._own.reset(rest or None))
-        return self._copied(self._rows.observations), {}
+        odd = self._rows.masked != self._rows.masked[0]
+        if odd.any():
+            some, none = sorted((0, int(odd.argmax())), key=lambda row: not self._rows.masked[row])
+            raise EnvFault(
+                f"environment {some} of {self._name} has action masks and environment {none} none"
+            )
+        return self._copied(self._rows.observations), self._masks()
 
     def step(self, actions: Any) -> StepResult:
         """Step all environments."""
@@ -155,9 +175,9 @@ class ParallelEnvs(SyncVectorEnv):
         self._run(_STEP, self._own.step)
         terminated, truncated = rows.terminated.copy(), rows.truncated.copy()
         ended = terminated | truncated
-        infos: dict[str, Any] = {}
+        infos = self._masks()
         if ended.any():
-            infos = {"final_obs": self._copied(rows.final), "_final_obs": ended}
+            infos |= {"final_obs": self._copied(rows.final), "_final_obs": ended}
             if rows.recorded:
                 infos["recorded"] = {
                     key: np.where(ended, values, math.nan) for key, values in rows.recorded
@@ -185,6 +205,9 @@ class ParallelEnvs(SyncVectorEnv):
         copies = {name: array.copy() for name, array in rows.items()}
         return nested(self.single_observation_space, copies)
 
+    def _masks(self) -> dict[str, Any]:
+        return {MASK: self._rows.action_masks.copy()} if self._rows.masked[0] else {}
+
     def _run(self, command: bytes, own: Callable[[], None]) -> None:
         """Let all workers do the same; the first fault in the order of environments counts."""
         for process in self._processes:
@@ -210,7 +233,9 @@ class _Worker:
     `first` is the index of their first one in the vector, and `rows` are those of the whole vector.
     """
 
-    def __init__(self, envs: Sequence[AnyEnv], first: int, rows: _Rows, name: str) -> None:
+    def __init__(
+        self, envs: Sequence[AnyEnv], first: int, rows: _Rows, name: str, masks: MaskSetting
+    ) -> None:
         last = first + len(envs) - 1
         which = f"environment {first}" if first == last else f"environments {first} to {last}"
         self.label = f"{which} of {name}"
@@ -218,29 +243,44 @@ class _Worker:
         self._rows = rows
         self._name = name
         self._space = envs[0].observation_space
+        self._steps = 0
         self._places = [
-            (row, env, _views(rows.observations, row), _views(rows.final, row))
+            (
+                row,
+                env,
+                _views(rows.observations, row),
+                _views(rows.final, row),
+                MaskReader(env, masks, f"environment {row} of {name}"),
+            )
             for row, env in enumerate(envs, first)
         ]
+
+    @property
+    def found_masks(self) -> FoundMasks | None:
+        """The action masks that the first environment was found to have."""
+        return self._places[0][-1].found
 
     def reset(self, options: dict[str, Any] | None = None) -> None:
         """Reset the environments of the mask; an EnvFault tells which one failed."""
         rows, space = self._rows, self._space
-        for row, env, observation, _ in self._places:
+        for row, env, observation, _, reader in self._places:
             if rows.mask[row]:
                 seed = int(rows.seeds[row])
-                obs, _ = env.reset(seed=None if seed == _UNSEEDED else seed, options=options)
+                obs, info = env.reset(seed=None if seed == _UNSEEDED else seed, options=options)
                 try:
                     _put(space, observation, obs)
                 except Exception as error:
                     raise self._fault(row, "reset", error) from error
+                self._keep_mask(row, reader.read(obs, info, "reset"))
 
     def step(self) -> None:
         """Execute the actions; an EnvFault tells which environment failed."""
         rows, space = self._rows, self._space
         rewards, terminated, truncated = rows.rewards, rows.terminated, rows.truncated
         actions = rows.actions[self._part].copy()  # an environment may keep its last action
-        for (row, env, observation, final), action in zip(self._places, actions, strict=True):
+        self._steps += 1
+        for place, action in zip(self._places, actions, strict=True):
+            row, env, observation, final, reader = place
             obs, reward, terminal, cut, info = env.step(action)
             if isinstance(reward, np.ndarray) and reward.size == 1:
                 reward = reward.item()
@@ -250,8 +290,10 @@ class _Worker:
                     for key, values in rows.recorded:
                         values[row] = number(info.get(key))
                     _put(space, final, obs)
-                    obs, _ = env.reset()
+                    obs, info = env.reset()
                 _put(space, observation, obs)
+                if reader.source is not None or MASK in info:
+                    self._keep_mask(row, reader.read(obs, info, f"step {self._steps}"))
             except EnvFault:
                 raise
             except Exception as error:
@@ -259,9 +301,14 @@ class _Worker:
                 why = ValueError(f"a reward of shape {shape}, not one number") if shape else error
                 raise self._fault(row, "a step", why) from error
 
+    def _keep_mask(self, row: int, mask: Masks | None) -> None:
+        self._rows.masked[row] = mask is not None
+        if mask is not None:
+            self._rows.action_masks[row] = mask
+
     def close(self) -> None:
         """Close the environments."""
-        for _, env, _, _ in self._places:
+        for _, env, *_ in self._places:
             env.close()
 
     def _fault(self, row: int, when: str, error: Exception) -> EnvFault:

@@ -15,6 +15,7 @@ from acktr.algorithms.auxiliary import Auxiliary, AuxiliaryObjective
 from acktr.algorithms.learner import (
     mean,
     part_of,
+    require_allowed,
     scheduled_lr,
     to_floats,
     used_advantages,
@@ -124,8 +125,12 @@ class A2CLearner:
 
         Returns:
             Metrics by TensorBoard tag.
+
+        Raises:
+            ValueError: The masks do not fit the actions.
         """
         started = time.perf_counter()
+        require_allowed(batch, self.head)
         settings = self.config.a2c
         for parameter in self._parameters:
             parameter.grad = None
@@ -153,7 +158,7 @@ class A2CLearner:
         with self._clock.part("forward"), self.autocast():
             parameters, values, *more = self._forward(tree.rows(batch.observations, rows))
         advantages, weights = used_advantages(batch, config), part_of(batch.weights, rows)
-        dist = self.head.make(parameters)
+        dist = self.head.make(parameters, part_of(batch.masks, rows))
         policy_loss = -mean(advantages[rows] * dist.log_prob(batch.actions[rows]), weights)
         entropy = mean(dist.entropy(), weights)
         value_loss = mean((values - batch.returns[rows]).square(), weights)

@@ -21,7 +21,14 @@ from acktr import tree
 from acktr.algorithms.auxiliary import Auxiliary
 from acktr.algorithms.critic import FirstOrderCritic
 from acktr.algorithms.kfac_step import KFACStep
-from acktr.algorithms.learner import average, part_of, scheduled_lr, to_floats, value_metrics
+from acktr.algorithms.learner import (
+    average,
+    part_of,
+    require_allowed,
+    scheduled_lr,
+    to_floats,
+    value_metrics,
+)
 from acktr.algorithms.objectives import (
     JointObjective,
     Objective,
@@ -157,8 +164,10 @@ class ACKTRLearner:
 
         Raises:
             FactorError: K-FAC cannot go on.
+            ValueError: The masks do not fit the actions.
         """
         started = time.perf_counter()
+        require_allowed(batch, self.head)
         curvatures = self._curvatures.values()
         refreshed = sum(curvature.seconds["refresh"] for curvature in curvatures)
         settings, lr = self.config.acktr, self._lr
@@ -234,8 +243,9 @@ class ACKTRLearner:
         """Metrics of a step of the policy, with its KL measured on as many samples as F is."""
         rows = self._policy_step.sample(len(batch)) or slice(None)
         after, weights = self._outputs(batch, rows), part_of(batch.weights, rows)
+        old = self.head.make(before[0][rows], part_of(batch.masks, rows))
         terms = {
-            "train/approx_kl": average(self.head.make(before[0][rows]).kl(after[0]), weights),
+            "train/approx_kl": average(old.kl(after[0]), weights),
             "train/policy_loss": means["policy_loss"],
             "train/entropy_loss": -means["entropy"],
         }

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from acktr.config import Config
+from acktr.policies import ActionHead
 from acktr.rollout import Batch
 
 
@@ -36,9 +37,9 @@ class Learner(Protocol):
         """Restore :meth:`state_dict`; raises ValueError or KeyError when it does not fit."""
 
 
-def part_of(weights: Tensor | None, rows: slice | Tensor) -> Tensor | None:
-    """The weights of some samples; None for 1."""
-    return None if weights is None else weights[rows]
+def part_of(column: Tensor | None, rows: slice | Tensor) -> Tensor | None:
+    """The weights or masks of some samples; None where there are none."""
+    return None if column is None else column[rows]
 
 
 def mean(values: Tensor, weights: Tensor | None) -> Tensor:
@@ -49,6 +50,33 @@ def mean(values: Tensor, weights: Tensor | None) -> Tensor:
 def average(values: Tensor, weights: Tensor | None) -> Tensor:
     """Mean of x over any samples (B,), with their weights."""
     return values.mean() if weights is None else (weights * values).sum() / weights.sum()
+
+
+def require_allowed(batch: Batch, head: ActionHead) -> None:
+    """Refuse a batch whose masks do not fit, or forbid the actions that were taken.
+
+    Such an action has the log-probability -inf, from which nothing can be learned.
+
+    Raises:
+        ValueError: One line.
+    """
+    masks = batch.masks
+    if masks is None:
+        return
+    shape = (len(batch), head.outputs)
+    if masks.shape != shape or masks.dtype != torch.bool:
+        raise ValueError(
+            f"masks must be torch.bool of shape {shape}, got {masks.dtype} of shape"
+            f" {tuple(masks.shape)}"
+        )
+    log_prob = head.make(torch.zeros(shape, device=masks.device), masks).log_prob(batch.actions)
+    allowed = log_prob.isfinite()
+    if not bool(allowed.all()):
+        row = int((~allowed).int().argmax())
+        raise ValueError(
+            f"the mask of sample {row} forbids the action {batch.actions[row].tolist()} that was"
+            " taken there"
+        )
 
 
 def used_advantages(batch: Batch, config: Config) -> Tensor:

@@ -5,7 +5,9 @@ They are distributions alone: what is learned from them is in :mod:`acktr.algori
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, field
+from typing import Self
 
 from torch import Tensor
 
@@ -18,9 +20,20 @@ class PolicyLoss(Likelihood):
     """-log pi(a|s) for the parameters (B, P) of an action distribution."""
 
     head: ActionHead = field(compare=False)
+    _masks: Tensor | None = field(default=None, init=False, repr=False, compare=False)
+
+    def weighted(
+        self, output: Tensor, weights: Tensor | None = None, target: Tensor | None = None
+    ) -> Self:
+        """This loss with weights of one batch, and its action masks (B, P) in place of targets."""
+        bound = super().weighted(output, weights)
+        if target is not None:
+            bound = copy(bound)
+            object.__setattr__(bound, "_masks", target)
+        return bound
 
     def _distribution(self, output: Tensor) -> Distribution:
-        return self.head.make(output)
+        return self.head.make(output, self._masks)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from acktr.algorithms.auxiliary import Auxiliary, AuxiliaryObjective
 from acktr.algorithms.learner import mean, part_of, used_advantages
 from acktr.algorithms.likelihoods import PolicyLoss, ValueLoss
 from acktr.config import Config
-from acktr.kfac import Gaussian, Metric, OutputLoss, SumLoss
+from acktr.kfac import Distribution, Gaussian, Metric, OutputLoss, SumLoss
 from acktr.policies import ActionHead, Outputs
 from acktr.rollout import Batch
 
@@ -67,6 +67,7 @@ class PolicyObjective:
     ) -> None:
         self._head = head
         self._actions = batch.actions
+        self._masks = batch.masks
         self._advantages = used_advantages(batch, config)
         self._ent_coef = config.ent_coef
         self._weights = batch.weights
@@ -76,26 +77,31 @@ class PolicyObjective:
 
     def loss(self, outputs: Outputs, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
         """L, with the terms policy_loss and entropy."""
-        dist, weights = self._head.make(outputs[0]), self.weights(rows)
+        dist, weights = self._dist(outputs[0], rows), self.weights(rows)
         loss = -mean(self._advantages[rows] * dist.log_prob(self._actions[rows]), weights)
         entropy = mean(dist.entropy(), weights)
         return loss - self._ent_coef * entropy, {"policy_loss": loss, "entropy": entropy}
 
     def fisher(self, outputs: Outputs, rows: slice) -> Tensor:
         """Sum of -log pi of actions sampled from pi."""
-        dist = self._head.make(outputs[0])
+        dist = self._dist(outputs[0], rows)
         return -dist.log_prob(dist.sample(self._noise[rows])).sum()
 
     def metric(self, outputs: Outputs, rows: slice) -> Metric:
         """Fisher metric of the action distribution."""
-        return _weighted(self._head.make(outputs[0].detach()).fisher_quadratic, self.weights(rows))
+        dist = self._dist(outputs[0].detach(), rows)
+        return _weighted(dist.fisher_quadratic, self.weights(rows))
 
     def weights(self, rows: slice) -> Tensor | None:
         """Weights of the samples, None for 1."""
         return part_of(self._weights, rows)
 
     def targets(self, rows: slice) -> Any:
-        """Nothing."""
+        """The action masks."""
+        return part_of(self._masks, rows)
+
+    def _dist(self, parameters: Tensor, rows: slice) -> Distribution:
+        return self._head.make(parameters, part_of(self._masks, rows))
 
 
 class ValueObjective:

@@ -17,6 +17,7 @@ from acktr.algorithms.learner import (
     average,
     mean,
     part_of,
+    require_allowed,
     to_floats,
     used_advantages,
     value_metrics,
@@ -113,8 +114,9 @@ class Surrogate:
     """
 
     def __init__(self, head: ActionHead, outputs: Tensor, batch: Batch, config: Config) -> None:
-        self.old = head.make(outputs.detach())
+        self.old = head.make(outputs.detach(), batch.masks)
         self._head = head
+        self._masks = batch.masks
         self._actions = batch.actions
         self._advantages = used_advantages(batch, config)
         self._old_log_prob = self.old.log_prob(batch.actions)
@@ -123,7 +125,7 @@ class Surrogate:
 
     def __call__(self, outputs: Tensor) -> Tensor:
         """Its value for the outputs (B, P) of a policy."""
-        dist = self._head.make(outputs)
+        dist = self._head.make(outputs, self._masks)
         ratio = (dist.log_prob(self._actions) - self._old_log_prob).exp()
         gain = mean(ratio * self._advantages, self.weights)
         return gain + self._ent_coef * mean(dist.entropy(), self.weights)
@@ -191,8 +193,12 @@ class TRPOLearner:
 
         Returns:
             Metrics by TensorBoard tag; ``train/line_search_steps`` counts shortenings.
+
+        Raises:
+            ValueError: The masks do not fit the actions.
         """
         started = time.perf_counter()
+        require_allowed(batch, self.head)
         with self._clock.part("policy"):
             if self.network.modal:  # running statistics of normalisations
                 with mode(self.network, training=True), torch.no_grad(), self.autocast():
@@ -220,7 +226,8 @@ class TRPOLearner:
         if rows is not None:
             with self.autocast():
                 outputs = self.actor(tree.rows(batch.observations, rows))
-            dist, weights = self.head.make(outputs.detach()), part_of(weights, rows)
+            dist = self.head.make(outputs.detach(), part_of(batch.masks, rows))
+            weights = part_of(weights, rows)
         product = fisher_product(outputs, dist, self.actor, settings.cg_damping, weights)
         solution, residual = conjugate_gradient(
             product, gradient, settings.cg_iterations, settings.cg_tolerance

@@ -9,8 +9,9 @@ import gymnasium
 import torch
 from numpy.typing import NDArray
 
-from acktr.compute import threads_for
+from acktr.compute import threads_for, to_tensor
 from acktr.config import Config
+from acktr.envs import Masks
 from acktr.policies.contract import ActorCritic, NetworkSource
 from acktr.policies.distributions import action_head, to_environment
 from acktr.policies.inputs import prepared
@@ -80,13 +81,23 @@ class Policy:
         return cls(network, observation_space, action_space, normalizer, seed)
 
     @torch.no_grad()
-    def act(self, observations: Any, deterministic: bool = False) -> NDArray[Any]:
-        """Actions, as the environment takes them, of a batch of raw observations (N, ...).
+    def act(
+        self,
+        observations: Any,
+        deterministic: bool = False,
+        masks: Masks | None = None,
+    ) -> NDArray[Any]:
+        """Actions, as the environment takes them.
 
-        Those of a Dict or Tuple space are a dict or tuple of such arrays.
+        Args:
+            observations: A batch of raw observations (N, ...); those of a Dict or Tuple space are a
+                dict or tuple of such arrays.
+            deterministic: The most likely actions instead of samples.
+            masks: Action masks (N, P), true where an action is allowed.
         """
         tensor = prepared(self.observation_space, observations, self.normalizer, self.device)
+        allowed = None if masks is None else to_tensor(masks, self.device)
         with threads_for(self.observation_space):
-            dist = self.head.make(self.network(tensor)[0])
+            dist = self.head.make(self.network(tensor)[0], allowed)
             actions = dist.mode() if deterministic else dist.sample(dist.noise(self.generator))
         return to_environment(actions.cpu().numpy(), self.action_space)

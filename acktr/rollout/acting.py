@@ -46,31 +46,32 @@ class Acting:
         self.autocast = autocast
         self.gives_values = network.shared
         self._head = head
-        self._compiled: Compiled[Answer, Tree, Tensor] | None = None
+        self._compiled: Compiled[Answer, Tree, Tensor, Tensor | None] | None = None
         if compiled:
             graph = generator.device.type == "cuda"
             self._compiled = Compiled(self._answer, "the policy", graph=graph, dynamic=False)
 
     @torch.no_grad()
-    def __call__(self, observations: Tree) -> Answer:
-        """Act on observations (N, ...) as the network takes them."""
+    def __call__(self, observations: Tree, masks: Tensor | None = None) -> Answer:
+        """Act on observations (N, ...) as the network takes them, by action masks (N, P)."""
         if self._compiled is None:
-            return self._answer(observations, None)
+            return self._answer(observations, None, masks)
         dtype = next(self.network.parameters()).dtype
         noise = self._head.noise(tree.length(observations), self.generator, dtype)
-        actions, values, broken = self._compiled(observations, noise)
+        actions, values, broken = self._compiled(observations, noise, masks)
         # A graph's next replay overwrites what it returned.
         return actions.clone(), None if values is None else values.clone(), broken
 
-    def _answer(self, observations: Tree, noise: Tensor | None) -> Answer:
+    def _answer(self, observations: Tree, noise: Tensor | None, masks: Tensor | None) -> Answer:
         values: Tensor | None = None
         with self.autocast():
             if self.network.shared:
                 parameters, values, *_ = self.network(observations)
             else:
                 parameters = as_outputs(self.network.actor(observations))[0]
-        dist = self._head.make(parameters)
+        dist = self._head.make(parameters, masks)
         actions = dist.sample(dist.noise(self.generator) if noise is None else noise)
+        # What the network itself returned is looked at, since masked logits are infinite.
         return actions, values, (parameters - parameters).any()  # x - x is 0 for finite numbers
 
     def values(self, observations: Tree) -> Tensor:

@@ -46,6 +46,7 @@ class Rollout:
 
     Attributes:
         actions: Actions (T, N, ...).
+        masks: Action masks (T, N, P), which the actions obeyed; None without masks.
         rewards: Rewards as learning takes them (scaled).
         values: V of each step's state.
         next_values: V of the true successor state, the final observation where an episode was
@@ -67,6 +68,7 @@ class Rollout:
         self.observations = observations
         self.reused = reused
         self.actions: Array = np.empty(0)
+        self.masks: Bools | None = None
         self.rewards = np.zeros(shape, np.float32)
         self.values = torch.zeros(shape, dtype=torch.float32, device=device)
         self.next_values = torch.zeros_like(self.values)
@@ -79,13 +81,24 @@ class Rollout:
         self.env_seconds = 0.0
         self.forward_seconds = 0.0
 
-    def act(self, step: int, rows: slice, actions: Array, values: Tensor | None) -> None:
-        """Record the actions of a group, and the values if acting gave them."""
+    def act(
+        self,
+        step: int,
+        rows: slice,
+        actions: Array,
+        values: Tensor | None,
+        masks: Bools | None = None,
+    ) -> None:
+        """Record the actions of a group, their masks, and the values if acting gave them."""
         if not len(self.actions):  # the first actions tell shape and type of all
             self.actions = np.empty((*self.values.shape, *actions.shape[1:]), actions.dtype)
         self.actions[step, rows] = actions
         if values is not None:
             self.values[step, rows] = values
+        if masks is not None:
+            if self.masks is None:
+                self.masks = np.empty((*self.values.shape, masks.shape[1]), np.bool_)
+            self.masks[step, rows] = masks
 
 
 @dataclass(frozen=True)
@@ -104,6 +117,8 @@ class Batch:
     """(B,) predictions made during the rollout; None if they are not known."""
     weights: Tensor | None = None
     """(B,) weights of the samples, with mean 1; None for 1."""
+    masks: Tensor | None = None
+    """(B, P) bool, true where an action is allowed; None without masks."""
 
     def __len__(self) -> int:
         return len(self.advantages)
@@ -206,6 +221,7 @@ def make_batch(rollout: Rollout, gamma: float, gae_lambda: float, device: torch.
         advantages=column(advantages.astype(np.float32)),
         returns=column((advantages + values).astype(np.float32)),
         values=column(values),
+        masks=None if rollout.masks is None else column(rollout.masks),
     )
 
 

@@ -14,8 +14,8 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
-from acktr.compute import one_thread, restore_generator
-from acktr.envs import GroupedEnvs, Stepper, StepResult
+from acktr.compute import one_thread, restore_generator, to_tensor
+from acktr.envs import MASK, GroupedEnvs, Masks, Stepper, StepResult
 from acktr.policies import Normalizer, RewardScaler, to_environment
 from acktr.rollout.acting import Acting
 from acktr.rollout.buffer import Array, EpisodeEnd, Rollout
@@ -73,6 +73,7 @@ class Collector:
         observation_normalizer: Applied to every observation if given.
         reward_scaler: Applied to every reward if given.
         micro_batch: Most observations that are valued at once; None: all of a rollout's.
+        masked: Whether to obey the action masks in the infos, where there are some.
 
     Raises:
         ValueError: The environment does not declare a supported autoreset mode.
@@ -85,6 +86,7 @@ class Collector:
         observation_normalizer: Normalizer | None = None,
         reward_scaler: RewardScaler | None = None,
         micro_batch: int | None = None,
+        masked: bool = True,
     ) -> None:
         mode = envs.metadata.get("autoreset_mode")
         if mode not in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP):
@@ -111,11 +113,17 @@ class Collector:
         self._begun = False
         # Environments whose next step only resets (next-step autoreset).
         self._dead = np.zeros(envs.num_envs, np.bool_)
+        self._masked = masked
+        # Action masks (N, P) of what is shown.
+        self._masks: Masks | None = None
 
     def reset(self, seed: int | None) -> None:
         """Start new episodes everywhere."""
-        self.observations.keep(slice(None), self.envs.reset(seed=seed)[0])
+        shown, infos = self.envs.reset(seed=seed)
+        self.observations.keep(slice(None), shown)
         self._dead[:] = False
+        masks = infos.get(MASK) if self._masked else None
+        self._masks = None if masks is None else masks.copy()
         if self.reward_scaler is not None:
             self.reward_scaler.reset()
         self._begun = True
@@ -156,14 +164,16 @@ class Collector:
         """Choose a group's actions and begin its step."""
         alive = ~self._dead[group.rows]
         shown = self.observations.show(rollout.observations, step, group.rows, alive)
-        actions, values, broken = self.acting(shown)
+        masks = None if self._masks is None else self._masks[group.rows]
+        allowed = None if masks is None else to_tensor(masks, self.device)
+        actions, values, broken = self.acting(shown, allowed)
         if bool(broken):
             raise NonFiniteError(
                 "the policy's output is NaN or Inf: lower lr or kl_clip, raise damping, or"
                 " normalise observations and rewards"
             )
         numbers = actions.cpu().numpy()
-        rollout.act(step, group.rows, numbers, values)
+        rollout.act(step, group.rows, numbers, values, masks)
         taken = to_environment(numbers, self.envs.single_action_space)
         started = time.perf_counter()
         group.under_way = True  # before, since an interrupt may come in between
@@ -197,6 +207,8 @@ class Collector:
             envs = rows.start + places
             rollout.finals |= {(step, int(env)): row for env, row in zip(envs, finals, strict=True)}
         self.observations.keep(rows, following)
+        if self._masks is not None:
+            self._masks[rows] = infos[MASK]
         self._dead[rows] = ended & self._next_step
 
     def _value(self, rollout: Rollout) -> None:
@@ -231,6 +243,7 @@ class Collector:
             "envs": None if saver is None else saver(),
             "observation": None if saver is None else copy.deepcopy(self.observations.now),
             "dead": self._dead.copy(),
+            "masks": None if saver is None or self._masks is None else self._masks.copy(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -247,6 +260,8 @@ class Collector:
             loader(state["envs"])
             fill(self.observations.now, ..., state["observation"])
             self._dead[...] = state["dead"]
+            masks = state.get("masks")  # which earlier versions did not write
+            self._masks = None if masks is None else np.array(masks)
             self._begun = True
 
 

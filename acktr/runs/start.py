@@ -12,7 +12,7 @@ import torch
 
 from acktr.compute import resolve_device, threads_for
 from acktr.config import Config, ConfigError, to_dict
-from acktr.envs import describe, group_count, lookup, worker_count, workers
+from acktr.envs import describe, found_masks, group_count, lookup, worker_count, workers
 from acktr.files import flat
 from acktr.interrupts import Interrupts
 from acktr.policies import NetworkSource, with_network
@@ -71,6 +71,7 @@ def start(
     facts = _facts(config)
     with ExitStack() as stack:
         trainer = stack.enter_context(_trainer(config, network))
+        facts["action_masks"] = trainer.begin().source
         stack.enter_context(interrupts.deferred())  # now the run can be left in an orderly way
         with new_folder(path) as folder:
             stack.enter_context(locked(folder))
@@ -123,6 +124,7 @@ def resume(
         trainer = stack.enter_context(_trainer(config, network))
         with restoring(agent.path):
             trainer.load_state_dict(agent.state)
+        facts["action_masks"] = trainer.begin().source
         best = _best_score(folder)
         stack.enter_context(interrupts.deferred())
         logger = stack.enter_context(RunLogger(folder, config.env, done))
@@ -170,8 +172,12 @@ def _run(session: Session, first: str, facts: Mapping[str, object], draw: Draw) 
     """Train, after the lines that say how."""
     compute = ", ".join(f"{name} {value}" for name, value in _compute(session.trainer).items())
     protocol = ", ".join(f"{name}={value}" for name, value in facts.items())
+    masks = found_masks(session.trainer.envs)
+    first = first if masks.said is None else f"{first}; {masks.said}"
     for line in (first, compute.replace("_", " "), f"protocol: {protocol}"):
         session.progress.note(line)
+    if masks.unused is not None:
+        session.progress.note(f"warning: {masks.unused}")
     return session.run(draw)
 
 

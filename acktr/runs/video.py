@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rich.text import Text
 
 from acktr.compute import resolve_device
-from acktr.envs import EnvError, batched, env_seeds, make_single
+from acktr.envs import EnvError, MaskReader, batched, env_seeds, make_single
 from acktr.evaluate import usually_deterministic
 from acktr.files import reason
 from acktr.policies import Policy
@@ -68,6 +68,7 @@ def record(
     env = make_single(
         config.env, atari=config.atari, env_kwargs=config.env_kwargs, wrappers=config.wrappers
     )
+    reader = MaskReader(env, config.masks, config.env)
     display = Display("acktr record", 5.0)
     returns: list[float] = []
     try:
@@ -80,7 +81,7 @@ def record(
             display.due()  # the first line comes after the first interval
             for number, episode_seed in enumerate(env_seeds(seed, episodes)):
                 returns.append(0.0)
-                played = islice(_play(env, policy, likeliest, episode_seed), max_steps + 1)
+                played = islice(_play(env, reader, policy, likeliest, episode_seed), max_steps + 1)
                 for step, (picture, reward) in enumerate(played):
                     returns[-1] += reward
                     if display.due():
@@ -97,16 +98,24 @@ def record(
 
 
 def _play(
-    env: gymnasium.Env[Any, Any], policy: Policy, deterministic: bool, seed: int
+    env: gymnasium.Env[Any, Any],
+    reader: MaskReader,
+    policy: Policy,
+    deterministic: bool,
+    seed: int,
 ) -> Iterator[tuple[Frame, float]]:
     """Pictures of an episode with the rewards of the steps before them."""
-    observation, _ = env.reset(seed=seed)
+    observation, info = env.reset(seed=seed)
     first = _picture(env)
     yield first, 0.0
-    over = False
+    over, step = False, 0
     while not over:
-        action = policy.act(batched(env.observation_space, observation)[0], deterministic)[0]
-        observation, reward, terminated, truncated, _ = env.step(action)
+        mask = reader.read(observation, info, f"step {step}")
+        masks = None if mask is None else mask[None]
+        batch, _ = batched(env.observation_space, observation)
+        action = policy.act(batch, deterministic, masks)[0]
+        observation, reward, terminated, truncated, info = env.step(action)
+        step += 1
         picture = _picture(env)
         if picture.shape != first.shape:
             raise EnvError("the environment renders pictures of different sizes")

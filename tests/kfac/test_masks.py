@@ -133,7 +133,13 @@ def test_extreme_logits_give_finite_values_and_gradients(name: str, dtype: torch
     dist = made(name, logits)
     target = dist.sample(dist.noise(seeded(0)))
     flat = torch.zeros_like(logits)
-    for value in (dist.log_prob(target), dist.entropy(), made(name, flat).kl(logits)):
+    values: list[Callable[[Masked], Tensor]] = [
+        lambda dist: dist.log_prob(target),
+        lambda dist: dist.entropy(),
+        lambda _: made(name, flat).kl(logits),
+    ]
+    for of in values:
+        value = of(made(name, logits))
         finite = value.isfinite()
         assert finite[2:].all()
         assert not value.isnan().any()
@@ -165,10 +171,12 @@ def test_a_mask_is_the_logit_minus_infinity_of_the_loss() -> None:
     loss, dist = CategoricalLoss(reduction="sum"), Categorical(logits, mask)
     target = dist.sample(dist.noise(seeded(5)))
     close(loss(masked, target), -dist.log_prob(target).sum())
-    close(gradient(loss(masked, target), logits), gradient(-dist.log_prob(target).sum(), logits))
+    slope = gradient(-dist.log_prob(target).sum(), logits)
+    close(gradient(loss(masked, target), logits), slope)
     tangent = randn(3, 5, seed=3)
     close(loss.hessian_product(masked, tangent), dist.fisher_product(tangent))
-    columns = torch.stack([gradient(root, logits) for root in loss.roots(masked)])
+    leaf = masked.detach().requires_grad_()
+    columns = torch.stack([gradient(root, leaf) for root in loss.roots(leaf)])
     close(torch.einsum("kbi,kbj,bj->bi", columns, columns, tangent), dist.fisher_product(tangent))
 
 

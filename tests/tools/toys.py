@@ -202,7 +202,7 @@ def variant(toy: type[gymnasium.Env[Any, Any]], settings: dict[str, Any]) -> str
     """Register a toy with constructor arguments under a new id, and return the id."""
     number = sum(spec.namespace == "toys" for spec in gymnasium.registry.values())
     env_id = f"toys/Variant{number}-v0"
-    gymnasium.register(env_id, entry_point=f"tests.tools.toys:{toy.__name__}", kwargs=settings)
+    gymnasium.register(env_id, entry_point=f"{toy.__module__}:{toy.__name__}", kwargs=settings)
     return env_id
 
 

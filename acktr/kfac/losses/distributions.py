@@ -116,9 +116,7 @@ class MultiCategorical:
     A mask, bool like the logits, has those of the categoricals side by side.
     """
 
-    def __init__(
-        self, logits: Tensor, sizes: tuple[int, ...], mask: Tensor | None = None
-    ) -> None:
+    def __init__(self, logits: Tensor, sizes: tuple[int, ...], mask: Tensor | None = None) -> None:
         self._sizes = list(sizes)
         masks: Sequence[Tensor | None] = [None] * len(sizes)
         if mask is not None:
