@@ -3,46 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from gymnasium.vector import VectorEnv
-from numpy.typing import NDArray
 
 from acktr.algorithms import Auxiliary
+from acktr.callbacks import Callback, Logs, Window, listeners, tell
 from acktr.compute import resolve_device
-from acktr.config import Algo, Config, to_dict
-from acktr.envs import (
-    MASK,
-    EnvLike,
-    Masks,
-    MaskSetting,
-    Wrapper,
-    as_masks,
-    batched,
-    choices,
-    flat,
-    found_masks,
+from acktr.config import Algo, Config, LearningRate, to_dict, with_learning_rate
+from acktr.envs import EnvLike, MaskSetting, Wrapper
+from acktr.evaluate import Evaluation, evaluate, usually_deterministic
+from acktr.given import (
+    Given,
+    closed_on_failure,
+    evaluation_place,
+    moved,
+    require_same,
+    require_same_spaces,
+    take_envs,
 )
-from acktr.given import require_same, take_envs
 from acktr.policies import NetworkSource, with_network
-from acktr.runs.checkpoint import (
-    CheckpointError,
-    checkpoint_exists,
-    restoring,
-    save_checkpoint,
-)
-from acktr.runs.saved import read_agent
-from acktr.train import Trainer, TrainStats
-
-Callback = Callable[[TrainStats], bool | None]
-"""Receives the statistics of each update; returning False stops the training."""
+from acktr.predictor import Predictor
+from acktr.runs.checkpoint import CheckpointError, restoring, save_checkpoint
+from acktr.runs.saved import find_checkpoint, read_agent
+from acktr.runs.session import EVALUATION_ENVS, EVALUATION_SEED
+from acktr.train import Trainer
 
 
-class Agent:
+class Agent(Predictor):
     """An agent of any algorithm; :class:`ACKTR`, :class:`A2C` and :class:`TRPO` fix which.
+
+    In a ``with`` statement it closes the environments that it made at the end.
 
     Args:
         env: What to learn on: an environment's id; a class or function that makes a
@@ -64,6 +60,12 @@ class Agent:
             returns is in :mod:`acktr.policies.contract`.
         auxiliary: Losses of its further outputs, by name.
         masks: Overrides config.masks unless auto: where action masks come from.
+        learning_rate: Step size of the policy (or the shared network): a number, which is constant,
+            or a function of the part of a call of ``learn`` that remains, from 1 to 0, as in
+            Stable-Baselines3. None: the configuration's, with its schedule.
+        verbose: 1 shows how training goes on standard error, 0 nothing.
+        tensorboard_log: Folder for TensorBoard events, progress.csv and monitor.csv, in a folder
+            ALGO_N of it; None: nowhere.
 
     Raises:
         EnvError: The environment cannot be made or has unsupported spaces.
@@ -87,6 +89,9 @@ class Agent:
         network: NetworkSource | None = None,
         auxiliary: Mapping[str, Auxiliary] | None = None,
         masks: MaskSetting = "auto",
+        learning_rate: float | LearningRate | None = None,
+        verbose: int = 0,
+        tensorboard_log: str | Path | None = None,
     ) -> None:
         keys = (record,) if isinstance(record, str) else record
         asked = {"seed": seed, "device": device, "record": keys and tuple(keys)}
@@ -103,115 +108,161 @@ class Agent:
             env_kwargs=env_kwargs,
             wrappers=wrappers,
         )
-        self.envs = given.envs
-        self._owns_envs, self._env_origin = given.owned, given.origin
-        try:
-            self.config = config = with_network(given.config, network)
-            self.trainer = Trainer(config, self.envs, network, auxiliary)
-        except BaseException:
-            self.close()
-            raise
-        self.policy = self.trainer.policy(config.seed)
+        self.verbose = verbose
+        self._logs = None if tensorboard_log is None else Logs(tensorboard_log)
+        self._window = Window()
+        self._lacks_learning_rate = False
+        self._network, self._auxiliary = network, auxiliary
+        with closed_on_failure(given):
+            config = with_network(given.config, network)
+            config, self._learning_rate = with_learning_rate(config, learning_rate)
+            given = dataclasses.replace(given, config=config)
+            self._take(given, self._new_trainer(given))
+
+    def _take(self, given: Given, trainer: Trainer) -> None:
+        """Go on with these environments and what learns in them."""
+        self._given, self.trainer = given, trainer
+        self.envs, self.config = given.envs, given.config
+        self.policy = trainer.policy(given.config.seed)
+
+    def _new_trainer(self, given: Given) -> Trainer:
+        network, auxiliary, rate = self._network, self._auxiliary, self._learning_rate
+        return Trainer(given.config, given.envs, network, auxiliary, rate)
 
     @property
     def num_timesteps(self) -> int:
         """Environment steps learned from so far."""
         return self.trainer.timesteps
 
-    def learn(self, total_timesteps: int, callback: Callback | None = None) -> Self:
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: Callback | Sequence[Callback] | None = None,
+        progress_bar: bool = False,
+    ) -> Self:
         """Train for this many more environment steps (rounded up to whole updates).
 
-        A linear schedule runs over the steps of this call, as in Stable-Baselines3; episodes that
-        an earlier call left running go on.
+        A schedule runs over the steps of this call, as in Stable-Baselines3; episodes that an
+        earlier call left running go on. An exception, of a callback too, leaves the agent as it was
+        after the last update.
 
         Args:
             total_timesteps: Steps, summed over the parallel environments.
-            callback: Called after each update; returning False stops.
+            callback: Called after each update with a :class:`TrainStats`; returning False stops.
+                A function, one of :mod:`acktr.callbacks`, or a list of them.
+            progress_bar: Show how training goes, as ``verbose=1`` does.
 
         Returns:
             The agent itself.
 
         Raises:
             ValueError: total_timesteps is not positive.
+            TypeError: The callback is none.
             EnvFault, NonFiniteError, FactorError: As :meth:`Trainer.run`.
         """
         if total_timesteps < 1:
             raise ValueError(f"total_timesteps must be at least 1, got {total_timesteps}")
-        start = self.trainer.timesteps
+        if self._lacks_learning_rate:
+            raise ValueError(
+                "the agent was trained with a learning_rate function, which no file can hold: give"
+                " it to load(path, learning_rate=...)"
+            )
+        told = listeners(callback, self._logs, panel=bool(self.verbose) or progress_bar)
         unused = self.trainer.begin().unused
         if unused is not None:
             warnings.warn(unused, UserWarning, stacklevel=2)
-        for stats in self.trainer.run(start + int(total_timesteps), start=start):
-            if callback is not None and callback(stats) is False:
-                break
+        start = self.trainer.timesteps
+        end = start + int(total_timesteps)
+        with ExitStack() as stack:
+            for each in told:
+                each.begin(self, end)
+                stack.callback(each.end)
+            for stats in self.trainer.run(end, start=start):
+                if not tell(told, self._window(stats)):
+                    break
         return self
 
-    def predict(
+    def evaluate(
         self,
-        observation: Any,
-        state: tuple[NDArray[Any], ...] | None = None,
-        episode_start: NDArray[Any] | None = None,
-        deterministic: bool = False,
-        action_masks: Any = None,
-    ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...] | None]:
-        """Action of one observation, or actions of a batch of them.
+        env: EnvLike | VectorEnv[Any, Any, Any] | None = None,
+        episodes: int = 100,
+        *,
+        deterministic: bool | None = None,
+        best_by: str | None = None,
+        seed: int | None = None,
+    ) -> Evaluation:
+        """Play whole episodes, in the environment's own reward and with frozen statistics.
 
         Args:
-            observation: Raw observation (*shape) or batch (N, *shape), as the environment gives it,
-                with a dict or tuple of arrays for Dict and Tuple spaces.
-            state: Recurrent state; passed through, the networks have none.
-            episode_start: Ignored, for recurrent policies.
-            deterministic: The most likely action instead of a sample.
-            action_masks: Mask (P,) of the observation, or (N, P) of the batch, in the forms of
-                :mod:`acktr.envs.masks`; all actions are allowed if None.
-
-        Returns:
-            Action or actions as the environment takes them, and the state.
+            env: Where to, in any form that the constructor takes, without its arguments and
+                wrappers. None: new environments of the kind that the agent learns in.
+            episodes: How many.
+            deterministic: The most likely actions; None: except in Atari games.
+            best_by: Key of the infos of last steps whose mean is the result's ``score``, besides
+                the keys of config.record; None: the return.
+            seed: Of environments and sampled actions; None: one that goes with the agent's.
 
         Raises:
-            ValueError: The observation has another shape or other parts than the environment's, or
-                the mask is unfit.
+            EnvError: They cannot be made, or have other spaces than the agent's.
+            ValueError: episodes is not positive, or no episode's infos had the key.
         """
-        batch, alone = batched(self.policy.observation_space, observation)
-        actions = self.policy.act(batch, deterministic, self._allowed(batch, alone, action_masks))
-        return actions[0] if alone else actions, state
+        seed = self.config.seed + EVALUATION_SEED if seed is None else seed
+        if deterministic is None:
+            deterministic = usually_deterministic(self.config.env)
+        count = max(1, min(episodes, EVALUATION_ENVS))
+        with evaluation_place(self._given, env, count, seed, best_by) as envs:
+            policy = self.trainer.policy(seed)
+            found = evaluate(policy, envs, episodes, seed=seed, deterministic=deterministic)
+        if best_by is not None and math.isnan(found.mean_of(best_by)):
+            raise ValueError(f"no episode's last infos have a number {best_by!r}")
+        return dataclasses.replace(found, best_by=best_by)
 
-    def _allowed(self, batch: Any, alone: bool, action_masks: Any) -> Masks | None:
-        """Masks (N, P) of a batch of observations as booleans."""
-        sizes = choices(self.policy.action_space)
-        inside = self.config.masks in ("auto", "observation") and sizes is not None
-        if action_masks is None and inside and isinstance(batch, dict):
-            action_masks, alone = batch.get(MASK), False
-        if action_masks is None:
-            if found_masks(self.envs).source is not None:
-                warnings.warn(
-                    "predict was called without action_masks in an environment that has some: the"
-                    " action may be a forbidden one",
-                    UserWarning,
-                    stacklevel=3,
-                )
-            return None
-        if sizes is None:
-            kind = type(self.policy.action_space).__name__
-            raise ValueError(f"action_masks are for Discrete and MultiDiscrete actions, not {kind}")
-        arrays = flat(self.policy.observation_space, batch)
-        rows = len(next(iter(arrays.values())) if isinstance(arrays, dict) else arrays)
-        try:
-            masks = as_masks(action_masks, sizes, () if alone else (rows,))
-        except ValueError as error:
-            raise ValueError(f"action_masks cannot be used: {error}") from error
-        return masks[None] if alone else masks
+    def set_env(
+        self,
+        env: EnvLike | VectorEnv[Any, Any, Any],
+        *,
+        num_envs: int | None = None,
+        env_kwargs: Mapping[str, Any] | None = None,
+        wrappers: Sequence[Wrapper] | None = None,
+    ) -> None:
+        """Go on learning in another environment with the same spaces, in new episodes.
+
+        The network, its statistics and the curvature are kept, in new objects. The former
+        environments are closed if the agent made them.
+
+        Args:
+            env: As in the constructor.
+            num_envs: As in the constructor.
+            env_kwargs: Of the new ones; none if None.
+            wrappers: Of the new ones; none if None.
+
+        Raises:
+            EnvError: It cannot be made or has other spaces; the agent is as it was.
+            ValueError: The vector environment declares no supported autoreset mode.
+        """
+        given = moved(self._given, env, num_envs, env_kwargs, wrappers)
+        with closed_on_failure(given):
+            require_same_spaces(self.envs, given.envs)
+            trainer = self._new_trainer(given)
+            state = self.trainer.state_dict()
+            state["collector"]["envs"] = None  # those of the former environments
+            trainer.load_state_dict(state)
+        self.close()
+        self._take(given, trainer)
 
     def save(self, path: str | Path) -> None:
-        """Write everything to a folder (safetensors and JSON with hashes).
+        """Write everything to a folder, or to one file if the name ends in .zip.
+
+        Both hold safetensors and JSON with hashes.
 
         Raises:
-            CheckpointError: The folder cannot be written.
+            CheckpointError: It cannot be written.
         """
         meta = {
             "format": "acktr-agent",
             "config": to_dict(self.config),
-            "env_origin": self._env_origin,
+            "env_origin": self._given.origin,
+            "learning_rate": None if self._learning_rate is None else "function",
         }
         save_checkpoint(Path(path), self.trainer.state_dict(), meta)
 
@@ -227,11 +278,14 @@ class Agent:
         wrappers: Sequence[Wrapper] | None = None,
         network: NetworkSource | None = None,
         auxiliary: Mapping[str, Auxiliary] | None = None,
+        learning_rate: float | LearningRate | None = None,
+        verbose: int = 0,
+        tensorboard_log: str | Path | None = None,
     ) -> Self:
         """Read an agent written by :meth:`save`, or the checkpoint of a training run.
 
         Args:
-            path: The folder, or a run's folder.
+            path: The folder or file, or a run's folder.
             env: What to learn on, as the constructor takes it, with the saved arguments and
                 wrappers unless others are given. None: the saved environment id, made anew; an
                 agent of other environments than an id's needs them again.
@@ -242,16 +296,18 @@ class Agent:
             network: The network of one's own that was trained: a checkpoint has its weights and
                 its name, and imports nothing.
             auxiliary: The auxiliary losses that it was trained with.
+            learning_rate: As in the constructor. A function, which no file can hold, must be given
+                again before training goes on.
+            verbose: As in the constructor.
+            tensorboard_log: As in the constructor.
 
         Raises:
-            CheckpointError: The folder is damaged, foreign, or fits another environment, algorithm
-                or network; or its environments cannot be made again.
+            CheckpointError: It is damaged, foreign, or fits another environment, algorithm or
+                network; or its environments cannot be made again.
             ConfigError: There is no such device, or other arguments than the saved ones are given
                 without an environment.
         """
-        folder = Path(path)
-        last = folder / "checkpoints" / "last"
-        saved = read_agent(last if checkpoint_exists(last) else folder)
+        saved = read_agent(find_checkpoint(Path(path)))
         config = saved.config
         if config.algo != cls.algo:
             raise CheckpointError(
@@ -276,7 +332,11 @@ class Agent:
             wrappers=wrappers,
             network=network,
             auxiliary=auxiliary,
+            learning_rate=learning_rate,
+            verbose=verbose,
+            tensorboard_log=tensorboard_log,
         )
+        agent._lacks_learning_rate = saved.lacks_learning_rate and learning_rate is None
         try:
             with restoring(saved.path):
                 agent.trainer.load_state_dict(saved.state)
@@ -287,8 +347,14 @@ class Agent:
 
     def close(self) -> None:
         """Close the environments, if the agent made them."""
-        if self._owns_envs:
+        if self._given.owned:
             self.envs.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class ACKTR(Agent):

@@ -40,6 +40,14 @@ class Evaluation:
     infos: tuple[Mapping[str, float], ...] = ()
     """Numbers that were recorded of the infos of last steps; none of an episode cut short."""
 
+    best_by: str | None = None
+    """What :attr:`score` is the mean of: a recorded number, or the return if None."""
+
+    @property
+    def score(self) -> float:
+        """What one agent is better than another by."""
+        return self.mean if self.best_by is None else self.mean_of(self.best_by)
+
     @property
     def mean(self) -> float:
         """Mean return."""

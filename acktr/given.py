@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,8 @@ class Given:
     """What no file can bring back of them, in words; None if the configuration says it all."""
     owned: bool
     """Whether they were made here."""
+    source: EnvSource | None = None
+    """What makes more of them; None for a vector environment."""
 
 
 def take_envs(
@@ -99,7 +102,7 @@ def take_envs(
         record=chosen.record,
         masks=chosen.masks,
     )
-    return Given(envs, chosen, source.origin, owned=not made_already)
+    return Given(envs, chosen, source.origin, not made_already, source)
 
 
 def require_same(
@@ -118,6 +121,90 @@ def require_same(
                 f"{name} is {asked!r} but the agent was trained with {trained!r}: leave it out, or"
                 " give env= too for another environment"
             )
+
+
+@contextmanager
+def closed_on_failure(given: Given) -> Iterator[None]:
+    """Close environments that were made here if what follows fails."""
+    try:
+        yield
+    except BaseException:
+        if given.owned:
+            given.envs.close()
+        raise
+
+
+def moved(
+    given: Given,
+    env: EnvLike | AnyVectorEnv,
+    num_envs: int | None,
+    env_kwargs: Mapping[str, Any] | None,
+    wrappers: Sequence[Wrapper] | None,
+) -> Given:
+    """Other environments for an agent, with arguments and wrappers of their own.
+
+    Raises:
+        EnvError, ConfigError: As :func:`take_envs`.
+    """
+    name = env if isinstance(env, str) else given.config.env
+    config = dataclasses.replace(given.config, env=name, env_kwargs={}, wrappers=())
+    return take_envs(
+        env,
+        config,
+        config.algo,
+        {},
+        num_envs=num_envs,
+        env_kwargs=env_kwargs,
+        wrappers=wrappers,
+    )
+
+
+@contextmanager
+def evaluation_place(
+    given: Given, env: EnvLike | AnyVectorEnv | None, num_envs: int, seed: int, key: str | None
+) -> Iterator[AnyVectorEnv]:
+    """Environments with whole games and rewards, which are closed again if they were made here.
+
+    Args:
+        given: Those that the agent learns in.
+        env: Where to play; None: in more of those.
+        num_envs: How many, unless they are made already.
+        seed: Of the environments.
+        key: A key of infos to record besides the configuration's.
+
+    Raises:
+        EnvError: They cannot be made, or have other spaces.
+    """
+    config = given.config
+    record = config.record if key is None else tuple(dict.fromkeys((*config.record, key)))
+    if isinstance(env, VectorEnv):
+        envs = _guarded(env, env_name(env), dataclasses.replace(config, record=record))
+    else:
+        source = given.source
+        if env is not None and (source is None or env != config.env):
+            source = EnvSource(env)
+        if source is None or (env is None and source.count is not None):
+            raise EnvError(f"the agent learns in {given.origin}: evaluate(env=...) needs others")
+        count = source.count or num_envs
+        envs = make_vec(source, count, seed, training=False, atari=config.atari, record=record)
+    try:
+        require_same_spaces(given.envs, envs)
+        yield envs
+    finally:
+        if not isinstance(env, Env | VectorEnv):
+            envs.close()
+
+
+def require_same_spaces(ours: AnyVectorEnv, theirs: AnyVectorEnv) -> None:
+    """Refuse environments of other spaces than those that an agent was made for.
+
+    Raises:
+        EnvError: A space differs.
+    """
+    for kind in ("observation", "action"):
+        wanted, found = (getattr(envs, f"single_{kind}_space") for envs in (ours, theirs))
+        if wanted != found:
+            raise EnvError(f"the agent's {kind} space is {wanted}, the environment's {found}")
 
 
 def _take_vector(

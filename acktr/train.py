@@ -19,7 +19,7 @@ from acktr.algorithms import (
     checked_auxiliary,
 )
 from acktr.compute import autocast_context, resolve_device, threads_for
-from acktr.config import Algo, Config
+from acktr.config import Algo, Config, LearningRate
 from acktr.envs import AnyVectorEnv, FoundMasks, found_masks, make_vec, pictures
 from acktr.policies import (
     NetworkSource,
@@ -113,6 +113,8 @@ class Trainer:
         envs: Vector environment; the caller closes it.
         network: One of one's own (:mod:`acktr.policies.contract`), in place of the configuration's.
         auxiliary: Losses of its further outputs, by name.
+        learning_rate: Step size of the policy in place of the configuration's; see
+            :class:`acktr.agent.Agent`.
 
     Raises:
         ConfigError: The device is absent, or the network does not keep the contract.
@@ -125,6 +127,7 @@ class Trainer:
         envs: VectorEnv[Any, Any, Any],
         network: NetworkSource | None = None,
         auxiliary: Mapping[str, Auxiliary] | None = None,
+        learning_rate: LearningRate | None = None,
     ) -> None:
         self.config = config
         self.auxiliary = checked_auxiliary(auxiliary)
@@ -161,6 +164,7 @@ class Trainer:
         self.learner: Learner = _LEARNERS[config.algo](
             self.network, self.head, config, learning_noise, autocast, self.auxiliary
         )
+        self.learner.learning_rate = learning_rate
         self.timesteps = 0
         self.updates = 0
         self.seconds = 0.0

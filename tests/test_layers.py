@@ -28,12 +28,15 @@ ALLOWED: dict[str, set[str]] = {
     "train": {*LEARNING, "compute", "config", "envs", "tree"},
     "evaluate": {"envs"},
     "given": {"config", "envs"},
+    "export": {"policies", "envs", "files", "runs", "train", "tree"},
+    "callbacks": {*BELOW_TRAIN, *RUNS},
+    "predictor": {"policies", "export", "envs", "config"},
     "runs": {*LEARNING, *BELOW_TRAIN, "train", "evaluate"},
-    "agent": {*LEARNING, *BELOW_TRAIN, *RUNS, "given"},
-    "public": {"agent", *LEARNING, *BELOW_TRAIN, *RUNS},
+    "agent": {*LEARNING, *BELOW_TRAIN, *RUNS, "callbacks", "export", "given", "predictor"},
+    "public": {"agent", "export", *LEARNING, *BELOW_TRAIN, *RUNS},
     "compare": {*RUNS, *BELOW_TRAIN},
     "report": {"runs", "files"},
-    "cli": {*LEARNING, *BELOW_TRAIN, *RUNS, "agent", "compare", "report"},
+    "cli": {*LEARNING, *BELOW_TRAIN, *RUNS, "agent", "export", "compare", "report"},
 }
 """What each part of ``acktr`` may import besides itself; ``acktr`` alone is its version."""
 

@@ -22,7 +22,7 @@ from acktr.algorithms.learner import (
     value_metrics,
 )
 from acktr.compute import Clock, compiled_for_updates
-from acktr.config import Config
+from acktr.config import Config, LearningRate, rate_at
 from acktr.policies import ActionHead, ActorCritic, Outputs, mode
 from acktr.rollout import Batch, MicroBatch, add_means, micro_batches
 from acktr.tree import Tree
@@ -103,6 +103,7 @@ class A2CLearner:
         self.head = head
         self.config = config
         self.autocast = autocast
+        self.learning_rate: LearningRate | None = None
         settings = config.a2c
         self.optimizer = RMSpropTF(network, settings.rms_alpha, settings.rms_eps)
         self._parameters = list(network.parameters())
@@ -140,6 +141,8 @@ class A2CLearner:
             for part in micro_batches(len(batch), self.config.micro_batch):
                 add_means(means, self._add_gradients(batch, part, extra), part.share)
         lr = scheduled_lr(settings.lr, progress, settings.lr_schedule)
+        if self.learning_rate is not None:
+            lr = rate_at(self.learning_rate, progress)
         with self._clock.part("step"):
             norm = nn.utils.clip_grad_norm_(self._parameters, settings.max_grad_norm)
             self.optimizer.step(lr)

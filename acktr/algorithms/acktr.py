@@ -36,7 +36,7 @@ from acktr.algorithms.objectives import (
     ValueObjective,
 )
 from acktr.compute import Clock, joined, restore_generator
-from acktr.config import Config, SampledKFACConfig
+from acktr.config import Config, LearningRate, SampledKFACConfig, rate_at
 from acktr.kfac import KFAC, DiagonalGaussian, KFACConfig
 from acktr.policies import ActionHead, ActorCritic, Outputs, as_outputs, mode
 from acktr.rollout import Batch, outputs_of
@@ -111,6 +111,7 @@ class ACKTRLearner:
         self.config = config
         self.generator = generator
         self.autocast = autocast
+        self.learning_rate: LearningRate | None = None
         self._clock = Clock()
         self._dtype = next(network.parameters()).dtype
         settings = config.acktr
@@ -173,6 +174,8 @@ class ACKTRLearner:
         settings, lr = self.config.acktr, self._lr
         if settings.target_kl is None:
             lr = scheduled_lr(settings.actor.lr, progress, settings.lr_schedule, _SCHEDULE_HORIZON)
+        if self.learning_rate is not None:
+            lr = rate_at(self.learning_rate, progress)
         self.actor.lr = lr
         with mode(self.network, training=True):
             tensors = {} if self.network.shared else self._critic_step(batch)

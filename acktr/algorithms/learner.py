@@ -7,13 +7,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from acktr.config import Config
+from acktr.config import Config, LearningRate
 from acktr.policies import ActionHead
 from acktr.rollout import Batch
 
 
 class Learner(Protocol):
     """An algorithm: turns batches into changes of the network's parameters."""
+
+    learning_rate: LearningRate | None
+    """Step size in place of the configuration's; TRPO has none and does not ask."""
 
     @property
     def seconds(self) -> dict[str, float]:

@@ -23,7 +23,7 @@ from acktr.algorithms.learner import (
     value_metrics,
 )
 from acktr.compute import Clock, restore_generator
-from acktr.config import Config, ConfigError
+from acktr.config import Config, ConfigError, LearningRate
 from acktr.kfac import Distribution, Linearized, flattened, sample_rows, unflattened
 from acktr.policies import ActionHead, ActorCritic, mode
 from acktr.rollout import Batch
@@ -174,6 +174,7 @@ class TRPOLearner:
         self.config = config
         self.generator = generator
         self.autocast = autocast
+        self.learning_rate: LearningRate | None = None
         self.critic = FirstOrderCritic(network.critic, config.trpo.critic, generator, autocast)
         self._parameters = trained(network.actor)
         self._names = list(self._parameters)

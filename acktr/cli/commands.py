@@ -15,6 +15,7 @@ from typing import Any
 from acktr.cli.options import (
     CompareOptions,
     EvalOptions,
+    ExportOptions,
     PlotOptions,
     RecordOptions,
     ReportOptions,
@@ -29,6 +30,7 @@ from acktr.compare.grid import make_plans
 from acktr.config import Config, ConfigError, read_settings
 from acktr.envs import EnvError, EnvFault, one_line
 from acktr.evaluate import usually_deterministic
+from acktr.export import OUTPUTS, ExportError, export_saved
 from acktr.interrupts import Interrupts
 from acktr.policies import NetworkSource
 from acktr.report.page import ReportSettings, write_report
@@ -42,7 +44,15 @@ from acktr.runs.session import TrainingFault
 from acktr.runs.start import resume, start
 from acktr.runs.video import RecordError, record
 
-_BAD_INPUT = (UsageError, ConfigError, EnvError, RunError, CheckpointError, RecordError)
+_BAD_INPUT = (
+    UsageError,
+    ConfigError,
+    EnvError,
+    RunError,
+    CheckpointError,
+    RecordError,
+    ExportError,
+)
 
 EXPECTED = (TrainingFault, EnvFault, RunsFailed, *_BAD_INPUT)
 """The errors of a command that one line explains."""
@@ -218,6 +228,13 @@ def _record(args: Sequence[str], interrupts: Interrupts) -> str:
     return f"{out}: returns {', '.join(f'{value:,.1f}' for value in returns)}"
 
 
+def _export(args: Sequence[str], interrupts: Interrupts) -> str:
+    options = parse(ExportOptions, args, "export")
+    agent = find_agent(options.run, options.checkpoint, _network(options.network))
+    export_saved(agent, options.out)
+    return f"{options.out}: observation in; {', '.join(OUTPUTS)} out"
+
+
 def _plot(args: Sequence[str], interrupts: Interrupts) -> str:
     options = parse(PlotOptions, args, "plot")
     published = ("acktr",) if options.published else ()
@@ -268,6 +285,7 @@ COMMANDS: dict[str, Callable[[Sequence[str], Interrupts], str]] = {
     "compare": _compare,
     "eval": _eval,
     "record": _record,
+    "export": _export,
     "plot": _plot,
     "report": _report,
 }

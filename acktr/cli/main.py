@@ -1,4 +1,4 @@
-"""The command line: ``acktr train``, ``compare``, ``eval``, ``record``, ``plot``, ``report``.
+"""The command line: ``acktr`` and one of the commands in ``COMMANDS``.
 
 Exit codes: 0 done; 1 some runs of a comparison failed; 2 bad command, configuration, environment,
 run or checkpoint; 70 training broke down numerically; 75 stopped by SIGTERM; 76 the environment
@@ -22,7 +22,7 @@ from acktr.interrupts import STOPPED, Interrupts, Stopped
 
 BAD_INPUT, BROKEN_PIPE = 2, 141
 
-COMMANDS = ("train", "compare", "eval", "record", "plot", "report")
+COMMANDS = ("train", "compare", "eval", "record", "export", "plot", "report")
 
 _HELP = """\
 usage: acktr COMMAND [OPTIONS]
@@ -36,6 +36,7 @@ commands:
                                             acktr compare --envs Hopper-v5 --workers 2
   eval    play episodes and report returns: acktr eval RUN --episodes 20
   record  record a video:                   acktr record RUN --out clip.mp4
+  export  write the policy for others:      acktr export RUN --out policy.onnx
   plot    draw learning curves:             acktr plot RUN... --out curves.png
   report  compare finished runs:            acktr report RUNS... --out DIR
 

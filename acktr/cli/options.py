@@ -51,7 +51,7 @@ Network = Annotated[
 Run = Annotated[
     Path,
     tyro.conf.Positional,
-    tyro.conf.arg(metavar="RUN", help="Run folder, or a checkpoint folder."),
+    tyro.conf.arg(metavar="RUN", help="Run folder, or a checkpoint (folder or .zip)."),
 ]
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -143,6 +143,23 @@ class RecordOptions(_AgentOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(1, _MOST, episodes=self.episodes, max_steps=self.max_steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Write a trained policy for other programs, with the normalisation of observations inside.
+
+    It takes observations (N, ...) and gives the most likely action, the parameters of the
+    distribution and the value.
+    """
+
+    run: Run
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE")]
+    """File to write: .onnx, or .pt2 for torch.export.load."""
+    checkpoint: Literal["last", "best"] = "last"
+    """Checkpoint of the run to take."""
+    network: Network = None
+    import_module: Module = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ May import: acktr.kfac, acktr.envs, acktr.files.
 
 from acktr.config.former import former_setting
 from acktr.config.presets import ALGOS, PRESETS, PUBLISHED, preset
+from acktr.config.rates import LearningRate, rate_at, with_learning_rate
 from acktr.config.schema import ConfigError, JsonObject, build, overlay
 from acktr.config.settings import (
     A2CConfig,
@@ -37,6 +38,7 @@ __all__ = [
     "ConfigError",
     "CriticConfig",
     "JsonObject",
+    "LearningRate",
     "NetworkConfig",
     "SampledKFACConfig",
     "TRPOConfig",
@@ -46,8 +48,10 @@ __all__ = [
     "merge",
     "overlay",
     "preset",
+    "rate_at",
     "read_settings",
     "refuse_import",
     "refuse_imports",
     "to_dict",
+    "with_learning_rate",
 ]

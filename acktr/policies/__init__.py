@@ -31,7 +31,9 @@ from acktr.policies.normalize import (
     RewardScaler,
     observation_normalizer,
 )
+from acktr.policies.parameters import copied_parameters, replace_parameters
 from acktr.policies.policy import Policy
+from acktr.policies.probability import action_probability, log_probability
 from acktr.policies.probe import check_network
 from acktr.policies.sizes import require_size
 
@@ -51,16 +53,20 @@ __all__ = [
     "SeparateActorCritic",
     "SharedActorCritic",
     "action_head",
+    "action_probability",
     "as_outputs",
     "build_network",
     "check_network",
     "compute_type",
+    "copied_parameters",
+    "log_probability",
     "mode",
     "network_name",
     "observation_normalizer",
     "own_network",
     "pack",
     "prepared",
+    "replace_parameters",
     "require_size",
     "stored_pictures",
     "to_environment",

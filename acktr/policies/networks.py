@@ -51,7 +51,8 @@ class Tanh(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Element by element."""
         wide = hidden.dtype in (torch.float32, torch.float64)
-        if wide and hidden.device.type == "cpu" and hidden.numel() >= _MANY:
+        wide = wide and hidden.device.type == "cpu" and not torch.compiler.is_exporting()
+        if wide and hidden.numel() >= _MANY:  # a traced program must not ask for sizes
             return torch.rsub(torch.sigmoid(2 * hidden), -1, alpha=-2)  # 2 sigmoid - 1
         return hidden.tanh()
 
@@ -105,10 +106,11 @@ class Features(nn.Module):
                 return index
             return nn.functional.one_hot(index, self.classes).to(torch.get_default_dtype())
         if self.picture is None:
-            rows = observations.reshape(len(observations), -1)  # (N, 1) of numbers without an axis
+            # (N, 1) of numbers without an axis
+            rows = observations.reshape(observations.shape[0], -1)
             if self.offsets is None:
                 return rows.to(torch.get_default_dtype())
-            ones = torch.zeros(len(rows), *self.shape, device=rows.device)
+            ones = torch.zeros(rows.shape[0], *self.shape, device=rows.device)
             return ones.scatter_(1, rows.long() + self.offsets, 1.0)
         return converted(observations, self.picture)
 

@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from acktr.compute import threads_for, to_tensor
 from acktr.config import Config
@@ -80,7 +81,6 @@ class Policy:
             normalizer.load_state_dict(saved)
         return cls(network, observation_space, action_space, normalizer, seed)
 
-    @torch.no_grad()
     def act(
         self,
         observations: Any,
@@ -95,9 +95,15 @@ class Policy:
             deterministic: The most likely actions instead of samples.
             masks: Action masks (N, P), true where an action is allowed.
         """
-        tensor = prepared(self.observation_space, observations, self.normalizer, self.device)
         allowed = None if masks is None else to_tensor(masks, self.device)
-        with threads_for(self.observation_space):
-            dist = self.head.make(self.network(tensor)[0], allowed)
-            actions = dist.mode() if deterministic else dist.sample(dist.noise(self.generator))
+        dist = self.head.make(self.outputs(observations)[0], allowed)
+        actions = dist.mode() if deterministic else dist.sample(dist.noise(self.generator))
         return to_environment(actions.cpu().numpy(), self.action_space)
+
+    @torch.no_grad()
+    def outputs(self, observations: Any) -> tuple[Tensor, Tensor]:
+        """Distribution parameters (N, P) and values (N,) of raw observations (N, ...)."""
+        tensor = prepared(self.observation_space, observations, self.normalizer, self.device)
+        with threads_for(self.observation_space):
+            parameters, values, *_ = self.network(tensor)
+        return parameters, values

@@ -1,4 +1,4 @@
-"""Checkpoints: a folder of tensors and JSON, written atomically and verified when read.
+"""Checkpoints: a folder, or one file, of tensors and JSON, written atomically and verified.
 
 A checkpoint holds ``state.safetensors`` (tensors and arrays by path in the tree), ``state.json``
 (the tree with everything else), ``meta.json`` and ``manifest.json`` (format version, size and
@@ -8,6 +8,8 @@ an author who recomputes them; what such an author can do is limited to wrong nu
 ``save_checkpoint`` writes a complete ``NAME.tmp-XXXXXXXX`` beside the target, renames an existing
 ``NAME`` to ``NAME.old``, the new one to ``NAME``, and removes ``NAME.old``. Whenever a crash stops
 it, ``NAME`` or, if that name is missing, ``NAME.old`` is a complete checkpoint.
+
+A name that ends in ``.zip`` means one file that holds the four (:mod:`acktr.runs.single_file`).
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ import safetensors.torch
 import torch
 
 from acktr.envs import one_line
-from acktr.files import read_limited, reason, sync_folder, write_synced
+from acktr.files import read_limited, reason, sync_folder, write_atomic, write_synced
+from acktr.runs.single_file import SUFFIX, is_packed, packed, unpacked
 
 FORMAT = "acktr-checkpoint"
 VERSION = 1
@@ -62,6 +65,9 @@ def save_checkpoint(folder: Path, state: Mapping[str, object], meta: Mapping[str
     """
     target = _target(folder)
     files = _encode_files(target, state, meta)
+    if target.suffix == SUFFIX:
+        _save_file(target, files)
+        return
     temporary = target.with_name(f"{target.name}.tmp-{secrets.token_hex(4)}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +90,11 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         CheckpointError: if there is none, or any file is damaged, foreign or too large.
     """
-    target, files = _read_current(_target(folder))
+    target = _target(folder)
+    if target.is_file():
+        files = _read_file(target)
+    else:
+        target, files = _read_current(target)
     with _sound(target / _TENSORS):
         tensors = _decode_tensors(files[_TENSORS])
     with _sound(target / _TREE):
@@ -99,6 +109,8 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def checkpoint_exists(folder: Path) -> bool:
     """Whether ``load_checkpoint`` would find something to read (which may still be damaged)."""
     target = _target(folder)
+    if target.is_file():
+        return target.suffix == SUFFIX
     return any((path / _MANIFEST).is_file() for path in (target, _old(target)))
 
 
@@ -237,20 +249,56 @@ def _manifest(files: Mapping[str, bytes]) -> bytes:
 
 
 def _read_verified(target: Path) -> dict[str, bytes]:
-    """The three content files, checked against the manifest before anything is parsed."""
+    """The content files of a folder, checked against the manifest before anything is parsed."""
     manifest = _read_manifest(target)
     files = {name: _read(target / name) for name in (_TENSORS, _TREE, _META)}
+    return _verified(target, files, manifest)
+
+
+def _read_file(target: Path) -> dict[str, bytes]:
+    """The content files in one file, checked likewise."""
+    try:
+        files = unpacked(target, _CAPS)
+    except OSError as error:
+        raise CheckpointError(f"{target}: cannot read the checkpoint: {reason(error)}") from error
+    except Exception as error:  # whatever zipfile makes of a damaged or hostile file
+        why = str(error) if type(error) is ValueError else "not a sound zip file"
+        raise _bad(target, why) from error
+    manifest = files.pop(_MANIFEST)
+    _check_manifest(target / _MANIFEST, manifest)
+    return _verified(target, files, manifest)
+
+
+def _save_file(target: Path, files: Mapping[str, bytes]) -> None:
+    """Write one file, replacing an older checkpoint of the name and nothing else."""
+    try:
+        if os.path.lexists(target) and not is_packed(target, _CAPS):
+            raise OSError(None, "something that is not a checkpoint has this name")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(target, packed(files))
+    except ValueError as error:
+        raise CheckpointError(f"{target}: {error}") from error
+    except OSError as error:
+        raise _unwritable(target, error) from error
+
+
+def _verified(target: Path, files: dict[str, bytes], manifest: bytes) -> dict[str, bytes]:
     if _manifest(files) != manifest:
         raise _bad(target, "a file differs from its size or SHA-256 in manifest.json")
     return files
 
 
 def _read_manifest(target: Path) -> bytes:
-    """The manifest, of which format and version are checked alone."""
+    """The manifest of a folder, of which format and version are checked alone."""
     if not target.is_dir():
         raise CheckpointError(f"{target}: no checkpoint folder here")
-    path = target / _MANIFEST
-    data = _read(path)
+    data = _read(target / _MANIFEST)
+    _check_manifest(target / _MANIFEST, data)
+    return data
+
+
+def _check_manifest(path: Path, data: bytes) -> None:
+    """Refuse manifests of other formats or versions."""
     with _sound(path):
         content = json.loads(data)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -260,7 +308,6 @@ def _read_manifest(target: Path) -> bytes:
         raise CheckpointError(
             f"{path}: format version {str(version)[:20]!r} is unknown; this program reads {VERSION}"
         )
-    return data
 
 
 def _read(path: Path) -> bytes:

@@ -116,6 +116,7 @@ class RunLogger:
         row |= {tag: f"{float(value):.9g}" for tag, value in stats.metrics.items()}
         self._progress.add([row])
         scalars = {tag: mean for tag, mean in means.items() if mean is not None} | stats.metrics
+        self._keep_rare(scalars)
         self._pending = (stats.timesteps, scalars)
         now = self._clock()
         if now >= self._next_point:
@@ -175,6 +176,12 @@ class RunLogger:
                 self._episodes.append((float(row["r"]), int(row["l"]), infos))
         except ValueError as error:
             raise ValueError(f"{self._folder.monitor}: {error}") from error
+
+    def _keep_rare(self, scalars: Mapping[str, float]) -> None:
+        """Write what the waiting point has and these do not, as an evaluation, which are rare."""
+        if self._pending is not None:
+            timesteps, waiting = self._pending
+            self._add_point(timesteps, {t: v for t, v in waiting.items() if t not in scalars})
 
     def _write_point(self) -> None:
         if self._pending is not None:

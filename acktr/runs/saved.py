@@ -40,6 +40,9 @@ class SavedAgent:
     network: NetworkSource | None = None
     """The network of one's own that it was trained with, which the checkpoint only names."""
 
+    lacks_learning_rate: bool = False
+    """Whether it was trained by a function of the learning rate, which no file can hold."""
+
     def require_env(self) -> None:
         """Refuse an agent whose environments only Python code can make.
 
@@ -89,8 +92,22 @@ def read_agent(path: Path) -> SavedAgent:
         score = None
     origin = meta.get("env_origin")
     return SavedAgent(
-        path, config, state, timesteps, score, origin if isinstance(origin, str) else None
+        path,
+        config,
+        state,
+        timesteps,
+        score,
+        env_origin=origin if isinstance(origin, str) else None,
+        lacks_learning_rate=meta.get("learning_rate") is not None,
     )
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that a name means: a run's last, a folder or a file, also without .zip."""
+    last, file = path / "checkpoints" / "last", path.with_name(f"{path.name}.zip")
+    if checkpoint_exists(last):
+        return last
+    return file if not checkpoint_exists(path) and checkpoint_exists(file) else path
 
 
 def find_agent(path: Path, which: str, network: NetworkSource | None = None) -> SavedAgent:

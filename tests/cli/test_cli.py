@@ -10,8 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+from acktr import ACKTR
 from acktr.cli import commands
 from acktr.cli.main import COMMANDS
 from acktr.cli.options import parse_train, peek
@@ -282,3 +285,18 @@ def test_what_needs_no_imports_comes_at_once(word: str, tmp_path: Path) -> None:
     )
     slow = {"torch", "gymnasium", "matplotlib", "tyro", "numpy", "rich"}
     assert not slow.intersection(done.stdout.split())
+
+
+class TestExport:
+    def test_what_a_run_has_learned(self, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        code, out, err = call(capsys, "export", str(RUN), "--out", "policy.pt2")
+        assert (code, err) == (0, "")
+        assert out == "policy.pt2: observation in; action, parameters, value out\n"
+        program = torch.export.load("policy.pt2").module()
+        rows = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+        with ACKTR.load(RUN) as agent, torch.no_grad():
+            actions = program(torch.from_numpy(rows))[0].numpy()
+            np.testing.assert_array_equal(actions, agent.predict(rows, deterministic=True)[0])
+            agent.save("agent.zip")
+        assert call(capsys, "export", "agent.zip", "--out", "again.pt2")[0] == 0
+        assert call(capsys, "eval", "agent.zip", "--episodes", "1")[0] == 0

@@ -138,6 +138,12 @@ BAD = {
     "import relative": ("train --env CartPole-v1 --import .x", "--import .x: "),
     "record suffix": ("record RUN --out clip.exe", "must end in .mp4 or .gif"),
     "record nothing": ("record nowhere", "no such folder"),
+    "export nothing": ("export nowhere --out p.pt2", "no such folder"),
+    "export where": ("export RUN", "--out FILE"),
+    "export suffix": ("export RUN --out p.exe", "must end in .onnx"),
+    "export TorchScript": ("export RUN --out p.pt", "TorchScript is deprecated in torch"),
+    "export damaged": ("export bad/run --out p.pt2", "damaged"),
+    "export to nowhere": ("export RUN --out no/p.pt2", "cannot write: No such file"),
 }
 
 

@@ -1,0 +1,42 @@
+"""A network's parameters taken out and put in by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+
+def copied_parameters(network: nn.Module) -> dict[str, Tensor]:
+    """Copies of the parameters and buffers, by name."""
+    return {name: value.detach().clone() for name, value in network.state_dict().items()}
+
+
+def replace_parameters(
+    network: nn.Module, given: Mapping[str, Tensor | NDArray[Any]], exact_match: bool
+) -> None:
+    """Give a network these parameters, all of them or nothing.
+
+    Args:
+        network: Whose.
+        given: Tensors or arrays by name.
+        exact_match: Whether every parameter must be there; else the others stay.
+
+    Raises:
+        ValueError: A name is unknown or missing, a shape differs, or a number is NaN or Inf.
+    """
+    own = network.state_dict()
+    tensors = {name: torch.as_tensor(value) for name, value in given.items()}
+    missing = set(own) - set(tensors) if exact_match else set()
+    for name in sorted(missing | (set(tensors) - set(own))):
+        raise ValueError(f"parameter {name!r} is {'missing' if name in own else 'unknown'}")
+    for name, value in tensors.items():
+        found, wanted = tuple(value.shape), tuple(own[name].shape)
+        if found != wanted:
+            raise ValueError(f"parameter {name!r} has shape {found}; {wanted} is needed")
+        if not bool(torch.isfinite(value).all()):
+            raise ValueError(f"parameter {name!r} has NaN or Inf in it")
+    network.load_state_dict({**own, **tensors})

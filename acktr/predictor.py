@@ -1,0 +1,182 @@
+"""Answers of a policy about observations, for people and for other programs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from acktr.config import Config
+from acktr.envs import (
+    MASK,
+    AnyVectorEnv,
+    Masks,
+    as_masks,
+    batched,
+    choices,
+    flat,
+    found_masks,
+)
+from acktr.export import export_policy
+from acktr.policies import (
+    Policy,
+    action_probability,
+    copied_parameters,
+    log_probability,
+    replace_parameters,
+)
+
+
+class Predictor:
+    """A policy, asked in the words of Stable-Baselines; :class:`acktr.agent.Agent` trains it."""
+
+    policy: Policy
+    """What acts."""
+    config: Config
+    """How it was trained."""
+    envs: AnyVectorEnv
+    """Where it was trained."""
+
+    def predict(
+        self,
+        observation: Any,
+        state: tuple[NDArray[Any], ...] | None = None,
+        episode_start: NDArray[Any] | None = None,
+        deterministic: bool = False,
+        action_masks: Any = None,
+    ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...] | None]:
+        """Action of one observation, or actions of a batch of them.
+
+        Args:
+            observation: Raw observation (*shape) or batch (N, *shape), as the environment gives it,
+                with a dict or tuple of arrays for Dict and Tuple spaces.
+            state: Recurrent state; passed through, the networks have none.
+            episode_start: Ignored, for recurrent policies.
+            deterministic: The most likely action instead of a sample.
+            action_masks: Mask (P,) of the observation, or (N, P) of the batch, in the forms of
+                :mod:`acktr.envs.masks`; all actions are allowed if None.
+
+        Returns:
+            Action or actions as the environment takes them, and the state.
+
+        Raises:
+            ValueError: The observation has another shape or other parts than the environment's, or
+                the mask is unfit.
+        """
+        batch, alone = batched(self.policy.observation_space, observation)
+        actions = self.policy.act(
+            batch, deterministic, self._allowed(batch, alone, action_masks, "predict")
+        )
+        return (actions[0] if alone else actions), state
+
+    def value(self, observation: Any) -> NDArray[np.float32]:
+        """V of one observation () or a batch (N,), of the rewards that the agent learns from.
+
+        With ``normalize_reward`` those are divided by the running deviation of the return.
+
+        Raises:
+            ValueError: The observation has another shape or other parts than the environment's.
+        """
+        batch, alone = batched(self.policy.observation_space, observation)
+        values: NDArray[np.float32] = self.policy.outputs(batch)[1].float().cpu().numpy()
+        return values[0] if alone else values
+
+    def action_probability(
+        self,
+        observation: Any,
+        actions: NDArray[Any] | int | None = None,
+        action_masks: Any = None,
+        logp: bool = False,
+    ) -> NDArray[Any] | tuple[NDArray[Any], ...]:
+        """The distribution of actions, or how probable given ones are, as in Stable-Baselines 2.
+
+        Args:
+            observation: One (*shape) or a batch (N, *shape), as in :meth:`predict`.
+            actions: An action, or one per observation, as the environment takes them.
+            action_masks: As in :meth:`predict`; a forbidden action has probability 0.
+            logp: The logarithm, of given actions.
+
+        Returns:
+            Without actions: probabilities (n,) of a Discrete space, a tuple of such arrays for
+            MultiDiscrete, probabilities of 1 for MultiBinary, mean and standard deviation for Box.
+            With actions: probability or density () of each, before Boxes are clipped to the bounds.
+            For a batch all have a first axis N.
+
+        Raises:
+            ValueError: Shapes do not fit, an action is not in its space, a mask is unfit, or logp
+                comes without actions.
+        """
+        batch, alone = batched(self.policy.observation_space, observation)
+        masks = self._allowed(batch, alone, action_masks, "action_probability")
+        if actions is not None:
+            given = np.asarray(actions)
+            logs = log_probability(self.policy, batch, given[None] if alone else given, masks)
+            found = logs if logp else np.exp(logs)
+            return found[0] if alone else found
+        if logp:
+            raise ValueError("logp=True needs actions")
+        arrays = action_probability(self.policy, batch, masks)
+        if not alone:
+            return arrays
+        return tuple(array[0] for array in arrays) if isinstance(arrays, tuple) else arrays[0]
+
+    def _allowed(self, batch: Any, alone: bool, action_masks: Any, name: str) -> Masks | None:
+        """Masks (N, P) of a batch of observations as booleans."""
+        sizes = choices(self.policy.action_space)
+        inside = self.config.masks in ("auto", "observation") and sizes is not None
+        if action_masks is None and inside and isinstance(batch, dict):
+            action_masks, alone = batch.get(MASK), False
+        if action_masks is None:
+            if found_masks(self.envs).source is not None:
+                warnings.warn(
+                    f"{name} was called without action_masks in an environment that has some: the"
+                    " action may be a forbidden one",
+                    UserWarning,
+                    stacklevel=3,
+                )
+            return None
+        if sizes is None:
+            kind = type(self.policy.action_space).__name__
+            raise ValueError(f"action_masks are for Discrete and MultiDiscrete actions, not {kind}")
+        arrays = flat(self.policy.observation_space, batch)
+        rows = len(next(iter(arrays.values())) if isinstance(arrays, dict) else arrays)
+        try:
+            masks = as_masks(action_masks, sizes, () if alone else (rows,))
+        except ValueError as error:
+            raise ValueError(f"action_masks cannot be used: {error}") from error
+        return masks[None] if alone else masks
+
+    def get_parameters(self) -> dict[str, Tensor]:
+        """Copies of the network's parameters and buffers, by name; :meth:`save` has the rest."""
+        return copied_parameters(self.policy.network)
+
+    def set_parameters(
+        self, parameters: Mapping[str, Tensor | NDArray[Any]], exact_match: bool = True
+    ) -> None:
+        """Give the network these parameters; optimizer and statistics stay.
+
+        Args:
+            parameters: Tensors or arrays by name, as :meth:`get_parameters` gives them.
+            exact_match: Whether all of them must be there; else the others stay.
+
+        Raises:
+            ValueError: A name, a shape or a number cannot be used; nothing is changed then.
+        """
+        replace_parameters(self.policy.network, parameters, exact_match)
+
+    def export(self, path: str | Path) -> None:
+        """Write the policy, with the normalisation of observations inside, for other programs.
+
+        Args:
+            path: File that ends in .onnx, or in .pt2 for ``torch.export.load``; what it gives is
+                said in :mod:`acktr.export`.
+
+        Raises:
+            ExportError: A package is missing, or the network cannot be exported.
+        """
+        export_policy(self.policy, Path(path))

@@ -1,0 +1,289 @@
+"""Callbacks: what they may be, what they return, the ready ones, and how training leaves them."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from acktr import ACKTR, CheckpointError, Config, TrainStats, preset
+from acktr.callbacks import Checkpoints, Evaluations, ProgressBar, StopAt, Window, listeners, tell
+from acktr.runs.folder import RunError
+from acktr.runs.tables import read_table
+from acktr.train import Episode
+
+
+def tiny(**changes: Any) -> Config:
+    return dataclasses.replace(preset("CartPole-v1")[0], num_envs=2, num_steps=8, **changes)
+
+
+def agent(**arguments: Any) -> ACKTR:
+    return ACKTR("CartPole-v1", tiny(), seed=0, **arguments)
+
+
+def stats(**metrics: float) -> TrainStats:
+    named = {name.replace("__", "/"): value for name, value in metrics.items()}
+    return TrainStats(16, 1, named, (Episode(10.0, 10, 1.0),))
+
+
+FALSE = [False, np.False_, np.array(False), np.array([False]), torch.tensor(False)]
+
+
+@pytest.mark.parametrize("answer", FALSE, ids=repr)
+def test_false_stops_after_the_first_update(answer: Any) -> None:
+    with agent() as learner:
+        assert learner.learn(160, lambda stats: answer).num_timesteps == 16
+
+
+@pytest.mark.parametrize("answer", [None, True, np.True_, torch.tensor(True), 0, 0.0, "", []])
+def test_all_else_goes_on(answer: Any) -> None:
+    assert tell(listeners(lambda stats: answer, None, False), stats())
+
+
+def test_all_callbacks_are_told_though_one_stops() -> None:
+    seen: list[str] = []
+
+    def first(stats: TrainStats) -> bool:
+        seen.append("first")
+        return False
+
+    with agent() as learner:
+        learner.learn(160, [first, lambda stats: seen.append("second")])
+    assert seen == ["first", "second"]
+
+
+def test_a_dict_is_seen_by_later_callbacks_and_recorded(tmp_path: Path) -> None:
+    shown: list[float] = []
+    with agent(tensorboard_log=tmp_path / "logs") as learner:
+        learner.learn(
+            64,
+            [
+                lambda stats: {"own/share": np.float32(0.5), "own/steps": stats.timesteps},
+                lambda stats: shown.append(stats.metrics["own/steps"]),
+            ],
+        )
+        learner.learn(32)
+    assert shown == [16, 32, 48, 64]
+    rows = read_table(tmp_path / "logs/acktr_1/progress.csv").rows
+    assert [row["timesteps"] for row in rows] == ["16", "32", "48", "64", "80", "96"]
+    assert [row["own/share"] for row in rows] == ["0.5"] * 4 + [""] * 2
+    assert all(float(row["train/learning_rate"]) > 0 for row in rows)
+    assert (tmp_path / "logs/acktr_1/monitor.csv").is_file()
+    assert points(tmp_path / "logs/acktr_1", "own/steps")[0] == (16, 16.0)
+
+
+def points(folder: Path, tag: str) -> list[tuple[int, float]]:
+    """What TensorBoard shows for a tag."""
+    module = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = module.EventAccumulator(str(folder))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(tag)]
+
+
+def test_a_metric_of_few_updates_is_not_lost_between_two_points(tmp_path: Path) -> None:
+    with agent(tensorboard_log=tmp_path) as learner:
+        learner.learn(160, lambda stats: {"own/rare": 7.0} if stats.timesteps == 96 else None)
+    assert points(tmp_path / "acktr_1", "own/rare") == [(96, 7.0)]
+
+
+def test_each_agent_has_a_log_folder_of_its_own(tmp_path: Path) -> None:
+    for _ in range(2):
+        agent(tensorboard_log=tmp_path).learn(16).close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["acktr_1", "acktr_2"]
+    (tmp_path / "file").write_text("")
+    with agent(tensorboard_log=tmp_path / "file") as learner:
+        with pytest.raises(RunError, match="file: cannot make a folder for logs: File exists"):
+            learner.learn(16)
+        assert learner.num_timesteps == 0
+
+
+@pytest.mark.parametrize("answer", [{"a": "x"}, {1: 2.0}, {"a": [1.0, 2.0]}, {"a\n": 1.0}])
+def test_metrics_of_ones_own_are_numbers_by_name(answer: Any) -> None:
+    with pytest.raises(TypeError, match="numbers by name") as caught:
+        tell(listeners(lambda stats: answer, None, False), stats())
+    assert "\n" not in str(caught.value)
+
+
+class SB3Callback:
+    def on_step(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("callback", "line"),
+    [
+        (SB3Callback(), "is one of Stable-Baselines3: write a function of acktr.TrainStats"),
+        (StopAt, "StopAt is a class: give StopAt"),
+        ([None], "or a list of them, got NoneType"),
+        (7, "got int"),
+    ],
+)
+def test_what_is_no_callback(callback: Any, line: str) -> None:
+    with agent() as learner, pytest.raises(TypeError, match=line) as caught:
+        learner.learn(16, callback)
+    assert "\n" not in str(caught.value)
+    assert learner.num_timesteps == 0
+
+
+class Told:
+    """Notes what it is told."""
+
+    def __init__(self, fails: str = "") -> None:
+        self.told: list[str] = []
+        self._fails = fails
+
+    def begin(self, agent: Any, total_timesteps: int) -> None:
+        self._note(f"begin {agent.num_timesteps} {total_timesteps}")
+
+    def __call__(self, stats: TrainStats) -> None:
+        self._note(f"update {stats.timesteps}")
+
+    def end(self) -> None:
+        self._note("end")
+
+    def _note(self, text: str) -> None:
+        self.told.append(text)
+        if self._fails and text.startswith(self._fails):
+            raise ZeroDivisionError(text)
+
+
+def test_a_listener_is_told_beginning_and_end() -> None:
+    listener = Told()
+    with agent() as learner:
+        learner.learn(32, listener)
+        learner.learn(16, [listener])
+    assert listener.told == [
+        "begin 0 32", "update 16", "update 32", "end", "begin 32 48", "update 48", "end",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("fails", ["begin", "update 32", "end"])
+def test_an_exception_comes_out_and_the_agent_goes_on(fails: str) -> None:
+    """The same numbers come as without it."""
+    before, failing, after = Told(), Told(fails), Told()
+    constant = {"learning_rate": 0.1}
+    with agent(**constant) as learner, agent(**constant) as undisturbed:
+        with pytest.raises(ZeroDivisionError):
+            learner.learn(64, [before, failing, after])
+        assert before.told[-1] == "end"
+        assert after.told[-1:] == ([] if fails == "begin" else ["end"])
+        done = learner.num_timesteps
+        assert done == {"begin": 0, "update 32": 32, "end": 64}[fails]
+        if done:
+            undisturbed.learn(done)
+        learner.learn(32), undisturbed.learn(32)
+        kept, wanted = learner.get_parameters(), undisturbed.get_parameters()
+        assert all(torch.equal(kept[name], wanted[name]) for name in wanted)
+
+
+def test_checkpoints_are_files_that_can_be_loaded(tmp_path: Path) -> None:
+    with agent() as learner:
+        learner.learn(100, Checkpoints(tmp_path / "made" / "here", every=40))
+        learner.learn(20, Checkpoints(tmp_path / "made" / "here", every=40))
+    names = sorted(path.name for path in (tmp_path / "made" / "here").iterdir())
+    assert names == ["step_128.zip", "step_48.zip", "step_80.zip"]
+    with ACKTR.load(tmp_path / "made" / "here" / "step_80.zip") as again:
+        assert again.num_timesteps == 80
+    (tmp_path / "file").write_text("")
+    with agent() as learner, pytest.raises(CheckpointError, match="cannot make it"):
+        learner.learn(16, Checkpoints(tmp_path / "file", every=16))
+
+
+def test_evaluations_keep_the_best(tmp_path: Path) -> None:
+    """A deterministic policy that gets worse: the better one is what is saved."""
+    found: list[float] = []
+
+    def spoil(stats: TrainStats) -> None:
+        found.append(stats.metrics["eval/mean_reward"])
+        if len(found) == 1:  # from now on always to the left
+            zeros = {name: torch.zeros_like(x) for name, x in learner.get_parameters().items()}
+            learner.set_parameters(zeros)
+
+    best = tmp_path / "best.zip"
+    evaluations = Evaluations(every=16, episodes=3, best=best)
+    with agent() as learner:
+        learner.set_parameters(balancing(learner))
+        learner.learn(32, [evaluations, spoil])
+    assert found[0] > 100 > found[1]
+    assert evaluations.score == found[0]
+    with ACKTR.load(best) as again:
+        assert again.num_timesteps == 16
+        assert again.evaluate(episodes=3).mean == found[0]
+
+
+def balancing(learner: ACKTR) -> dict[str, torch.Tensor]:
+    """A network that pushes to where the pole falls, which lasts for longer than 100 steps."""
+    values = learner.get_parameters()
+    linear = [name for name in values if "value" not in name and "critic" not in name]
+    weights = [name for name in linear if name.endswith("weight")]
+    for name in linear:
+        values[name] = torch.zeros_like(values[name])
+    values[weights[0]][0] = torch.tensor([0.0, 0.0, 1.0, 1.0])
+    for name in weights[1:-1]:
+        values[name][0, 0] = 1.0
+    values[weights[-1]][:, 0] = torch.tensor([-1.0, 1.0])
+    return values
+
+
+def test_stop_at_a_reward() -> None:
+    """A mean over few episodes does not count, one of an evaluation does."""
+    of_training, of_evaluation = StopAt(5.0, episodes=3), StopAt(5.0, "eval/mean_reward")
+    assert [of_training(stats(rollout__ep_rew_mean=9.0)) for _ in range(3)] == [True, True, False]
+    assert of_training(stats(rollout__ep_rew_mean=4.0))
+    assert of_training(stats(rollout__ep_rew_mean=float("nan")))
+    assert of_evaluation(stats())
+    assert not of_evaluation(stats(eval__mean_reward=5.0))
+    with agent() as learner:
+        learner.learn(10_000, [StopAt(1.0, episodes=10)])
+        assert learner.num_timesteps < 2_000
+
+
+def test_means_are_over_the_last_hundred_episodes() -> None:
+    window = Window()
+    assert window(TrainStats(16, 1, {"a": 1.0}, ())).metrics == {"a": 1.0}
+    rewards = np.random.default_rng(0).normal(size=130)
+    for start in range(0, 130, 10):
+        ended = tuple(Episode(r, 7, 0.0) for r in rewards[start : start + 10].tolist())
+        shown = window(TrainStats(16, 1, {"a": 1.0}, ended))
+    assert shown.episodes == ended
+    means = {"rollout/ep_rew_mean": rewards[30:].mean(), "rollout/ep_len_mean": 7.0}
+    assert shown.metrics == pytest.approx({"a": 1.0, **means})
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"verbose": 1}, {"progress_bar": True}, {"callback": ProgressBar()}]
+)
+def test_progress_is_shown_once(
+    arguments: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    verbose = arguments.pop("verbose", 0)
+    with agent(verbose=verbose) as learner:
+        callback = [Evaluations(every=16, episodes=1), *_given(arguments.pop("callback", None))]
+        learner.learn(16, callback, **arguments)
+    shown = capsys.readouterr().err
+    assert shown.count("steps 16/16 (100.0%)") == 1
+    assert shown.count("evaluation at step 16: ") == 1
+
+
+def _given(callback: Any) -> list[Any]:
+    return [] if callback is None else [callback]
+
+
+def test_nothing_is_shown_by_default(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG, "acktr"), agent() as learner:
+        learner.learn(16, Evaluations(every=16, episodes=1))
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("every", [0, -1, 2.5, True, "10"])
+def test_intervals_are_counts(every: Any) -> None:
+    for kind in (lambda: Checkpoints("x", every), lambda: Evaluations(every=every)):
+        with pytest.raises(ValueError, match="every must be an integer >= 1"):
+            kind()  # type: ignore[no-untyped-call]

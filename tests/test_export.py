@@ -1,0 +1,132 @@
+"""Exported policies give what ``predict`` gives, in torch.export and in onnxruntime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from acktr import ACKTR, ExportError
+from acktr.config import merge, preset
+from acktr.export import export_policy
+from acktr.policies import Policy
+from tests.tools.toys import SpacesEnv
+
+VECTOR = spaces.Box(-1.0, 1.0, (3,), np.float32)
+CASES: dict[str, tuple[spaces.Space[Any], spaces.Space[Any]]] = {
+    "vector, Discrete": (VECTOR, spaces.Discrete(3, start=4)),
+    "vector, Box": (VECTOR, spaces.Box(-0.1, 0.2, (2, 2), np.float64)),
+    "integers, MultiDiscrete": (spaces.Box(0, 9, (4,), np.int16), spaces.MultiDiscrete([2, 3])),
+    "Discrete, MultiBinary": (spaces.Discrete(5, start=2), spaces.MultiBinary(2)),
+    "picture, Discrete": (spaces.Box(0, 255, (12, 12, 3), np.uint8), spaces.Discrete(4)),
+    "number, Box": (spaces.Box(-1, 1, (), np.float32), spaces.Box(-1, 1, (1,), np.float32)),
+}
+
+
+def trained(case: str) -> ACKTR:
+    """An agent; after a few updates, with normalised observations, where they are no pictures."""
+    observations, actions = CASES[case]
+    maker = [lambda: SpacesEnv(observations, actions)] * 2
+    mode = gymnasium.vector.AutoresetMode.SAME_STEP
+    envs = gymnasium.vector.SyncVectorEnv(maker, autoreset_mode=mode)
+    config = merge(
+        preset("CartPole-v1")[0],
+        {"num_envs": 2, "num_steps": 8, "normalize_observation": True, "precision": "float32"},
+    )
+    config = merge(config, {"network": {"policy_gain": 1.0}})
+    agent = ACKTR(envs, config, seed=2)
+    return agent if case.startswith("picture") else agent.learn(64)
+
+
+def rows(case: str, count: int) -> Any:
+    space = CASES[case][0]
+    space.seed(3)
+    return np.stack([np.asarray(space.sample()) for _ in range(count)])
+
+
+def check(case: str, agent: ACKTR, run: Any) -> None:
+    """Compare actions, parameters and values for batches of several sizes."""
+    for count in (1, 2, 7):
+        batch = rows(case, count)
+        actions, parameters, values = run(batch)
+        wanted, _ = agent.predict(batch, deterministic=True)
+        outputs, critic = agent.policy.outputs(batch)
+        np.testing.assert_allclose(parameters, outputs.numpy(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(values, critic.numpy(), rtol=1e-4, atol=1e-5)
+        assert actions.dtype == wanted.dtype and actions.shape == wanted.shape
+        np.testing.assert_allclose(actions, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["vector, Box", "picture, Discrete", "integers, MultiDiscrete"])
+def test_torch_export_agrees_with_predict(case: str, tmp_path: Path) -> None:
+    agent = trained(case)
+    agent.export(tmp_path / "policy.pt2")
+    program = torch.export.load(tmp_path / "policy.pt2").module()
+    with torch.no_grad():
+        check(case, agent, lambda x: [y.numpy() for y in program(torch.from_numpy(x))])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_onnxruntime_agrees_with_predict(case: str, tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    agent = trained(case)
+    agent.export(tmp_path / "policy.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["policy.onnx"]
+    session = runtime.InferenceSession(tmp_path / "policy.onnx")
+    assert [entry.name for entry in session.get_outputs()] == ["action", "parameters", "value"]
+    assert [entry.name for entry in session.get_inputs()] == ["observation"]
+    check(case, agent, lambda x: session.run(None, {"observation": x}))
+
+
+def test_the_agent_is_left_as_it_was(tmp_path: Path) -> None:
+    agent, other = trained("vector, Discrete"), trained("vector, Discrete")
+    agent.export(tmp_path / "policy.pt2")
+    ours, theirs = agent.learn(32).get_parameters(), other.learn(32).get_parameters()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("policy.pt", "TorchScript is deprecated in torch; write .pt2 or .onnx"),
+        ("policy", r"must end in .onnx, or in .pt2 for torch.export.load"),
+        ("absent/policy.pt2", "cannot write: No such file"),
+    ],
+)
+def test_bad_names(name: str, line: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=line) as caught:
+        trained("vector, Discrete").export(tmp_path / name)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ExportError, match=r'package onnx: pip install "acktr\[export\]"'):
+        trained("vector, Discrete").export(tmp_path / "policy.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+class Unforeseen(torch.nn.Module):
+    """A network that Python decides about, which no trace can hold."""
+
+    def forward(self, observations: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if float(observations.sum()) > 0:
+            raise RuntimeError("never\nmind")
+        return observations, observations[:, 0]
+
+
+def test_a_network_that_cannot_be_traced_leaves_nothing(tmp_path: Path) -> None:
+    network: Any = Unforeseen()
+    network.weight = torch.nn.Parameter(torch.zeros(1))
+    policy = Policy(network, VECTOR, spaces.Discrete(3), None)
+    with pytest.raises(ExportError, match="torch cannot export the network") as caught:
+        export_policy(policy, tmp_path / "policy.pt2")
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
