@@ -15,23 +15,24 @@ Quadratic = Literal["corrected", "kronecker", "exact"]
 
 @dataclass(frozen=True, kw_only=True)
 class KFACConfig:
-    """Settings of :class:`acktr.kfac.KFAC`; the defaults of the fields are plain K-FAC.
+    """Settings of :class:`acktr.kfac.KFAC`; the defaults are those of supervised learning.
 
-    To begin with take :meth:`for_supervised` or :meth:`for_rl`, with ``dataclasses.replace``.
-    Step size, trust region, momentum, decay, damping and refresh are those of ACKTR on Atari.
+    Statistics come from every fifth batch, after a start with all of them. Momentum is less than
+    with other optimizers: the whole step is held to the trust region. For reinforcement learning
+    there is :meth:`for_rl`.
     """
 
-    lr: float = 0.25
+    lr: float = 1.0
     """Largest step size (eta_max); the trust region can only shorten the step."""
-    kl_clip: float | tuple[float | None, ...] | None = 0.001
+    kl_clip: float | tuple[float | None, ...] | None = 1.0
     """c = 2 delta: the step is scaled so that lr^2 q <= c, a predicted KL of at most c/2.
 
     A tuple has one c for each part of a SumLoss, such as policy and value, and None for no bound;
     the KL of a part does not count its weight. It needs quadratic="corrected".
     """
-    damping: float = 0.01
+    damping: float = 0.001
     """Tikhonov damping lambda added to the curvature."""
-    structure: Structure = "kfac"
+    structure: Structure = "cholesky"
     """Curvature of a layer with the factors A and G, and its damping.
 
     kfac: A (x) G + lambda, by eigenvalues. kfac_factored: the damping is split between A and G by
@@ -39,17 +40,17 @@ class KFACConfig:
     refresh. ekfac: corrected eigenvalues plus lambda. tridiagonal: one inverse for a whole chain of
     linear layers, with split damping.
     """
-    stat_decay: float = 0.99
+    stat_decay: float = 0.8
     """Decay of the running averages of the factors (bias-corrected)."""
-    stat_interval: int = 1
+    stat_interval: int = 5
     """Fold the batches of every stat_interval-th step only, and of all cold steps."""
-    momentum: float = 0.9
+    momentum: float = 0.5
     """Momentum mu of v <- mu v + U, theta <- theta - lr (1 - mu) v."""
     weight_decay: float = 0.0
     """L2 coefficient of weight matrices; also added to their damping."""
     refresh_interval: int = 10
     """Steps between decompositions of the factors."""
-    eager_start: bool = False
+    eager_start: bool = True
     """In the first refresh_interval steps fold every batch, and decompose after 1, 2, 4, ...
 
     The factors of one batch alone know few directions; steps along others would be too long."""
@@ -79,7 +80,7 @@ class KFACConfig:
     max_factor_size: int | None = 2048
     """Largest Kronecker factor that is a matrix; of larger ones the diagonal is kept (None: no
     limit)."""
-    factor_rows: int | None = None
+    factor_rows: int | None = 4
     """Rows of a batch that are enough for every row of a Kronecker factor: where samples times
     positions are more, every second to fourth sample is taken (None: all)."""
     float64: bool = False
@@ -95,25 +96,10 @@ class KFACConfig:
     max_failures: int = 10
     """Failed decompositions, batches of NaN, or skipped steps in a row that are an error."""
 
-    @classmethod
-    def for_supervised(cls) -> KFACConfig:
-        """Settings of supervised learning, which :class:`acktr.kfac.KFAC` has by default.
-
-        Statistics come from every fifth batch, after a start with all of them. Momentum is
-        less than with other optimizers: the whole step is held to the trust region.
-        """
-        return cls(
-            lr=1.0,
-            kl_clip=1.0,
-            damping=0.001,
-            structure="cholesky",
-            stat_decay=0.8,
-            stat_interval=5,
-            momentum=0.5,
-            refresh_interval=10,
-            eager_start=True,
-            factor_rows=4,
-        )
+    @staticmethod
+    def for_supervised() -> KFACConfig:
+        """Settings of supervised learning, which are the defaults."""
+        return KFACConfig()
 
     @classmethod
     def for_rl(cls) -> KFACConfig:

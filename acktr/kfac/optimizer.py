@@ -56,7 +56,7 @@ class KFAC(torch.optim.Optimizer):
 
     Args:
         module: The network; its parameters are optimised.
-        config: Settings; by default :meth:`KFACConfig.for_supervised`.
+        config: Settings; by default those of supervised learning, ``KFACConfig()``.
         known_fisher: Diagonal Fisher by parameter name, for parameters outside of layers.
         layers: How layers of one's own become rows, by their type.
         skip: Layers without a block of their own, see :class:`acktr.kfac.Preconditioner`.
@@ -93,7 +93,7 @@ class KFAC(torch.optim.Optimizer):
     ) -> None:
         check_choice("step_rule", step_rule, get_args(StepRule))
         check_module(module)
-        self.config = config or KFACConfig.for_supervised()
+        self.config = config or KFACConfig()
         self.step_rule = step_rule
         every = {name: p for name, p in module.named_parameters() if p.requires_grad}
         groups = make_groups(every, self.config, listed(param_groups))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ SEED = 0
 DAMPINGS = (0.1, 0.01, 0.001)
 _CHUNK = 20
 """Samples whose Jacobians are in memory at once."""
+_PLAIN = replace(KFACConfig.for_rl(), quadratic="corrected")
 _KFAC: dict[str, dict[str, Any]] = {
     "K-FAC": {},
     "K-FAC (factored damping)": {"structure": "kfac_factored"},
@@ -126,7 +127,7 @@ def trained(settings: Settings) -> Problem:
 def _train(
     model: nn.Sequential, inputs: Tensor, labels: Tensor, loss: CategoricalLoss, settings: Settings
 ) -> None:
-    config = KFACConfig(lr=0.5, kl_clip=0.01, damping=0.01, stat_decay=0.9, refresh_interval=1)
+    config = replace(_PLAIN, lr=0.5, kl_clip=0.01, stat_decay=0.9, refresh_interval=1)
     optimizer = KFAC(model, config, seed=SEED)
     for _ in range(settings.steps):
         with optimizer.capture() as captured:
@@ -152,7 +153,7 @@ def candidates(problem: Problem, fisher: Tensor, damping: float) -> Iterator[tup
     for name, matrix in zip(METHODS[:3], (exact, diagonal, chain), strict=True):
         yield name, Candidate(matrix, torch.cholesky_inverse(torch.linalg.cholesky(matrix)))
     for name, extra in _KFAC.items():
-        yield name, _kfac(problem, KFACConfig(damping=damping, stat_decay=0.0, **extra))
+        yield name, _kfac(problem, replace(_PLAIN, damping=damping, stat_decay=0.0, **extra))
 
 
 def _kfac(problem: Problem, config: KFACConfig) -> Candidate:

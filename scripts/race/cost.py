@@ -181,11 +181,9 @@ def _singd(net: Net) -> Step:
     return _plain(lambda _: [own, *sgd])(net)
 
 
-_EIGEN = replace(
-    KFACConfig.for_supervised(), structure="kfac", stat_interval=1, refresh_interval=10
-)
+_EIGEN = KFACConfig(structure="kfac", stat_interval=1, refresh_interval=10)
 OPTIMIZERS: dict[str, tuple[str | None, Callable[[Net], Step]]] = {
-    "K-FAC, for_supervised()": (None, _kfac(KFACConfig.for_supervised())),
+    "K-FAC, for_supervised()": (None, _kfac(KFACConfig())),
     "K-FAC, cholesky, every batch, period 10": (None, _kfac(replace(_EIGEN, structure="cholesky"))),
     "K-FAC, eigenvectors, every batch, period 10": (None, _kfac(_EIGEN)),
     "EKFAC, every batch, period 10": (None, _kfac(replace(_EIGEN, structure="ekfac"))),

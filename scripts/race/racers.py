@@ -62,7 +62,7 @@ NEEDS = {"soap": "heavyball"}
 
 _MOST_STATISTICS = 4
 """Statistics of the tuned K-FACs come from 1/k of a batch, in a forward pass of its own."""
-_TUNED = replace(KFACConfig.for_supervised(), stat_interval=1, stat_decay=0.9)
+_TUNED = KFACConfig(stat_interval=1, stat_decay=0.9)
 _LEAST_DAMPING = {"autoencoder": 1e-3, "convnet": 1e-3, "transformer": 1e-3}
 
 
@@ -75,7 +75,7 @@ def missing(name: str) -> str | None:
 def constants(name: str, problem: str) -> dict[str, Any]:
     """All that decides what an optimizer does, apart from the tuned values."""
     if name == "kfac-default":
-        return asdict(KFACConfig.for_supervised())
+        return asdict(KFACConfig())
     if name == "kfac":
         return {**asdict(_TUNED), "part": _MOST_STATISTICS}
     if name == "kfac-adaptive":

@@ -241,9 +241,7 @@ ROWS: dict[str, tuple[str, str]] = {
     "module, Adam": ("module", "adam"),
 }
 """What a cell is made of, and the curvature of parameters outside of layers, or Adam."""
-KFAC_CONFIG = KFACConfig(
-    lr=0.3, kl_clip=0.01, damping=0.01, stat_decay=0.99, momentum=0.9, refresh_interval=10
-)
+KFAC_CONFIG = replace(KFACConfig.for_rl(), lr=0.3, kl_clip=0.01, quadratic="corrected")
 ADAM_LR = 0.003
 
 

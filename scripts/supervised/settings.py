@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
-from typing import Any, Literal
+from typing import Literal
 
 from acktr.kfac import KFACConfig, LMConfig
 
@@ -59,16 +59,10 @@ RECIPES: dict[ProblemName, dict[str, Recipe]] = {
     },
 }
 
-PUBLISHED: dict[str, Any] = {"quadratic": "kronecker", "max_factor_size": None}
-"""What was the default of these settings when the campaigns were run."""
+_FIXED = KFACConfig.for_rl()
+"""Settings that do not change with the library's defaults."""
 
-KFAC_CONSTANTS = KFACConfig(
-    lr=1.0,
-    structure="cholesky",
-    stat_decay=0.95,
-    momentum=0.9,
-    **PUBLISHED,
-)
+KFAC_CONSTANTS = replace(_FIXED, lr=1.0, structure="cholesky", stat_decay=0.95)
 """K-FAC settings that are not tuned; the tuned ones and L2 are filled in."""
 
 LM: dict[ProblemName, LMConfig] = {
@@ -97,10 +91,10 @@ TUNE_SEED = 1000
 
 
 def constants(problem: ProblemName, optimizer: str) -> dict[str, object]:
-    """What is fixed here and differs from the library's defaults, to tell runs apart by."""
+    """K-FAC's settings that are fixed here and not by the library, to tell runs apart by."""
     if not optimizer.startswith("kfac"):
         return {}
-    defaults = asdict(KFACConfig(**PUBLISHED))
+    defaults = asdict(_FIXED)
     fixed = asdict(KFAC_CONSTANTS)
     differing = {name: value for name, value in fixed.items() if value != defaults[name]}
     if differing.pop("structure") == "cholesky":  # the words of the files that are published

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from acktr.kfac import KFAC, CategoricalLoss, KFACConfig, Preconditioner
-from tests.tools.kfac import build, factors, kfac, mlp, randn, set_gradients
+from acktr.kfac import KFAC, CategoricalLoss, Preconditioner
+from tests.tools.kfac import build, factors, kfac, mlp, plain_config, randn, set_gradients
 
 LABELS = torch.arange(12) % 3
 
@@ -80,7 +80,7 @@ def test_the_trust_region_counts_the_momentum_of_the_torch_optimizer() -> None:
     scales = []
     for lr, momentum in ((0.1, 0.9), (1.0, 0.0)):
         model = mlp()
-        curvature = Preconditioner(model, KFACConfig(kl_clip=1e-6))
+        curvature = Preconditioner(model, plain_config(kl_clip=1e-6))
         with curvature.capture() as captured:
             output = model(randn(12, 4))
         curvature.observe(captured, output, CategoricalLoss())
@@ -152,4 +152,4 @@ def test_a_chain_that_cannot_be_inverted_says_so(caplog: pytest.LogCaptureFixtur
 
 def test_a_delay_beyond_the_interval_is_refused() -> None:
     with pytest.raises(ValueError, match=r"refresh_delay must be at most refresh_interval \(2\)"):
-        KFACConfig(refresh_interval=2, refresh_delay=3)
+        plain_config(refresh_interval=2, refresh_delay=3)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac import KFAC, CategoricalLoss, Exact, KFACConfig, Preconditioner
+from acktr.kfac import KFAC, CategoricalLoss, Exact, Preconditioner
 from acktr.kfac.blocks import alike
 from tests.tools.exact import close
-from tests.tools.kfac import build, randn, same, snapshot
+from tests.tools.kfac import build, plain_config, randn, same, snapshot
 
 
 class Residual(nn.Module):
@@ -44,7 +44,7 @@ def deep() -> nn.Sequential:
 
 
 def run(model: nn.Module, width: int, structure: Any, **settings: Any) -> tuple[KFAC, list[Any]]:
-    config = KFACConfig(structure=structure, lr=0.1, kl_clip=0.1, refresh_interval=2, **settings)
+    config = plain_config(structure=structure, lr=0.1, kl_clip=0.1, refresh_interval=2, **settings)
     optimizer = KFAC(model, config)
     losses = []
     for turn in range(6):
@@ -98,7 +98,7 @@ def test_a_run_is_that_of_the_blocks_one_by_one(
 
 def test_layers_that_a_pass_leaves_out_are_observed_one_by_one() -> None:
     model = residual()
-    curvature = Preconditioner(model)
+    curvature = Preconditioner(model, plain_config())
     for used in (9, 4):
         model.used = used
         with curvature.capture() as captured:
@@ -112,7 +112,7 @@ def test_layers_that_a_pass_leaves_out_are_observed_one_by_one() -> None:
 
 def test_one_bad_layer_spoils_no_other() -> None:
     model = deep()
-    curvature = Preconditioner(model)
+    curvature = Preconditioner(model, plain_config())
     block = curvature.stats["4"]
     for last in (False, True):
         with curvature.capture() as captured:
@@ -131,7 +131,7 @@ def test_dampings_that_differ_are_kept() -> None:
         {"params": model.layers[:3].parameters(), "weight_decay": 0.5},
         {"params": [*model.layers[3:].parameters(), *model.leave.parameters()]},
     ]
-    optimizer = KFAC(model, KFACConfig(damping=0.1), param_groups=groups)
+    optimizer = KFAC(model, plain_config(damping=0.1), param_groups=groups)
     with optimizer.capture() as captured:
         output = model(randn(6, 3))
     optimizer.observe(captured, output, CategoricalLoss())

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac import KFAC, FactorError, GaussianLoss, KFACConfig
+from acktr.kfac import KFAC, FactorError, GaussianLoss
 from acktr.kfac.blocks import refresh
 from acktr.kfac.blocks.kronecker import Corrected
 from acktr.kfac.blocks.vectors import VectorBlock
@@ -23,6 +23,7 @@ from tests.tools.kfac import (
     mlp,
     observe,
     parameters,
+    plain_config,
     randn,
     same,
     set_gradients,
@@ -91,7 +92,7 @@ def test_delay_zero_is_the_inline_refresh_bit_for_bit(settings: dict[str, Any]) 
     results = []
     for delay in (None, 0):
         model = net()
-        config = KFACConfig(refresh_interval=2, refresh_delay=delay, **settings)
+        config = plain_config(refresh_interval=2, refresh_delay=delay, **settings)
         optimizer = KFAC(model, config)
         for index in range(9):
             advance(optimizer, model, index)
@@ -124,8 +125,8 @@ def test_results_are_installed_that_many_steps_later(
     """The reference refreshes a copy inline and takes its results over ``delay`` steps later."""
     settings = {**settings, "quadratic": "kronecker"}  # measurements know when refreshes are due
     model, other = net(), net()
-    late = KFAC(model, KFACConfig(refresh_interval=interval, refresh_delay=delay, **settings))
-    config = KFACConfig(refresh_interval=1000, **settings)
+    late = KFAC(model, plain_config(refresh_interval=interval, refresh_delay=delay, **settings))
+    config = plain_config(refresh_interval=1000, **settings)
     reference, shadow = KFAC(other, config), KFAC(net(), config)
     waiting: tuple[int, dict[str, Any]] | None = None
     for index in range(11):
@@ -152,7 +153,7 @@ def test_results_are_installed_that_many_steps_later(
 
 def test_the_step_does_not_wait_for_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
     model = net()
-    optimizer = KFAC(model, KFACConfig(refresh_interval=4, refresh_delay=3))
+    optimizer = KFAC(model, plain_config(refresh_interval=4, refresh_delay=3))
     for index in range(4):
         advance(optimizer, model, index)
     gate = Gate(monkeypatch)
@@ -173,7 +174,7 @@ def test_the_step_does_not_wait_for_the_job(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_first_refresh_is_waited_for() -> None:
     model = mlp()
-    optimizer = KFAC(model, KFACConfig(refresh_delay=5))
+    optimizer = KFAC(model, plain_config(refresh_delay=5))
     observe(optimizer, model, randn(6, 4))
     set_gradients(model)
     optimizer.step()
@@ -183,7 +184,7 @@ def test_the_first_refresh_is_waited_for() -> None:
 
 def test_an_error_of_the_job_surfaces_at_the_due_step(monkeypatch: pytest.MonkeyPatch) -> None:
     model = net()
-    optimizer = KFAC(model, KFACConfig(refresh_interval=4, refresh_delay=2))
+    optimizer = KFAC(model, plain_config(refresh_interval=4, refresh_delay=2))
     for index in range(4):
         advance(optimizer, model, index)
     with monkeypatch.context() as patch:
@@ -210,7 +211,7 @@ def test_an_error_of_the_job_surfaces_at_the_due_step(monkeypatch: pytest.Monkey
 
 def test_an_explicit_refresh_takes_a_running_one_in_first(monkeypatch: pytest.MonkeyPatch) -> None:
     model = net()
-    optimizer = KFAC(model, KFACConfig(refresh_interval=4, refresh_delay=3))
+    optimizer = KFAC(model, plain_config(refresh_interval=4, refresh_delay=3))
     for index in range(4):
         advance(optimizer, model, index)
     gate = Gate(monkeypatch)
@@ -229,7 +230,7 @@ def test_an_explicit_refresh_takes_a_running_one_in_first(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("how", ["close", "load", "delete"])
 def test_no_thread_outlives_its_work(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = net()
-    optimizer = KFAC(model, KFACConfig(refresh_interval=4, refresh_delay=3))
+    optimizer = KFAC(model, plain_config(refresh_interval=4, refresh_delay=3))
     for index in range(4):
         advance(optimizer, model, index)
     state = snapshot(optimizer)
@@ -277,7 +278,7 @@ class Failure:
 @pytest.mark.parametrize("delay", [None, 0, 1])
 def test_failures_are_counted_as_inline(delay: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     model = mlp()
-    config = KFACConfig(refresh_interval=2, refresh_delay=delay, max_failures=3)
+    config = plain_config(refresh_interval=2, refresh_delay=delay, max_failures=3)
     optimizer = KFAC(model, config)
     failure = Failure(monkeypatch)
     late = delay or 0
@@ -311,7 +312,7 @@ def test_stale_decompositions_still_descend(delay: int) -> None:
     reached = []
     for chosen in (None, delay):
         model = mlp()
-        config = KFACConfig(
+        config = plain_config(
             lr=1.0,
             kl_clip=0.05,
             damping=1e-2,

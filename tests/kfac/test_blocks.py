@@ -23,6 +23,7 @@ from tests.tools.kfac import (
     kronecker,
     observe,
     observe_gaussian,
+    plain_config,
     randn,
     refresh_alone,
     set_gradients,
@@ -34,7 +35,7 @@ def with_factors(
 ) -> KroneckerBlock:
     """A linear layer's block whose running factors are exactly a and g."""
     layer = nn.Linear(len(a) - bias, len(g), bias=bias).to(a.dtype)
-    config = config or KFACConfig()
+    config = config or plain_config()
     layer_factors = LayerFactors("0", layer, "weight", "bias" if bias else None, config)
     made = KroneckerBlock(layer_factors, config)
     made.history.started = True
@@ -204,7 +205,7 @@ def test_large_damping_gives_the_scaled_gradient(factored: bool) -> None:
 
 @pytest.mark.parametrize("factored", [False, True])
 def test_identity_factors_without_damping_give_the_gradient(factored: bool) -> None:
-    config = KFACConfig(damping=1e-24, structure="kfac_factored" if factored else "kfac")
+    config = plain_config(damping=1e-24, structure="kfac_factored" if factored else "kfac")
     made = with_factors(torch.eye(5).double(), torch.eye(3).double(), config, bias=True)
     refresh_alone(made, config.damping)
     gradients = {"weight": randn(3, 4), "bias": randn(3, seed=1)}
@@ -215,7 +216,7 @@ def test_identity_factors_without_damping_give_the_gradient(factored: bool) -> N
 
 def test_null_directions_step_by_the_gradient_over_the_damping() -> None:
     made = with_factors(random_psd(4, rank=1), random_psd(3))
-    config = KFACConfig(damping=0.01)
+    config = plain_config(damping=0.01)
     refresh_alone(made, config.damping)
     null = torch.linalg.svd(made.a.mean())[2][1:]
     gradient = randn(3, 3) @ null
@@ -244,7 +245,7 @@ def test_extreme_factors_give_finite_directions(
         "repeated": lambda n: torch.eye(n).double(),
         "full": random_psd,
     }
-    config = KFACConfig(structure="kfac_factored" if factored else "kfac")
+    config = plain_config(structure="kfac_factored" if factored else "kfac")
     for a_scale in (1e-30, 1e-15, 1.0, 1e15, 1e30):
         for g_scale in (1e-30, 1e-15, 1.0, 1e15, 1e30):
             a = (a_scale * shapes[kind](4)).to(dtype)
@@ -291,7 +292,7 @@ def test_extreme_eigenvalues_are_those_of_the_products() -> None:
 
 def test_a_block_for_another_module_is_refused() -> None:
     with pytest.raises(TypeError, match="no Kronecker block for BatchNorm1d"):
-        LayerFactors("x", nn.BatchNorm1d(2), "weight", "bias", KFACConfig())
+        LayerFactors("x", nn.BatchNorm1d(2), "weight", "bias", plain_config())
 
 
 def test_a_run_of_bad_batches_ends_in_the_documented_error() -> None:

@@ -15,7 +15,6 @@ from acktr.kfac import (
     CategoricalLoss,
     Exact,
     GaussianLoss,
-    KFACConfig,
     Sampled,
 )
 from acktr.kfac.blocks.tridiagonal import chain_matrix
@@ -29,6 +28,7 @@ from tests.tools.kfac import (
     mlp,
     observe,
     parameters,
+    plain_config,
     randn,
     same,
     set_gradients,
@@ -303,7 +303,7 @@ def train(structure: dict[str, Any], count: int) -> float:
     model = build(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
     inputs = randn(60, 4)
     targets = (inputs @ randn(4, 3, seed=5)).argmax(1)
-    config = KFACConfig(
+    config = plain_config(
         lr=1.0, kl_clip=0.05, damping=0.01, momentum=0.0, refresh_interval=1, **structure
     )
     optimizer, loss = KFAC(model, config), CategoricalLoss()

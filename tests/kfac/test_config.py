@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
-from acktr.kfac import KFACConfig
+from acktr.kfac import KFAC, KFACConfig, Preconditioner
+from tests.tools.kfac import mlp
 
 
 @pytest.mark.parametrize(
@@ -43,3 +45,29 @@ def test_settings_are_checked(name: str, value: Any, message: str) -> None:
 
 def test_the_limits_of_the_settings_are_allowed() -> None:
     KFACConfig(stat_decay=0.0, momentum=0.0, weight_decay=0.0, refresh_interval=1, cold_steps=0)
+
+
+def test_a_setting_that_is_given_changes_no_other() -> None:
+    model, given = mlp(), KFACConfig(damping=0.1)
+    assert KFAC(model).config == Preconditioner(model).config == KFACConfig.for_supervised()
+    differing = {
+        name for name, value in asdict(KFAC(model).config).items() if asdict(given)[name] != value
+    }
+    assert differing == {"damping"}
+
+
+def test_the_defaults_are_those_of_supervised_learning() -> None:
+    assert asdict(KFACConfig()) == asdict(KFACConfig.for_rl()) | {
+        "lr": 1.0,
+        "kl_clip": 1.0,
+        "damping": 0.001,
+        "structure": "cholesky",
+        "stat_decay": 0.8,
+        "stat_interval": 5,
+        "momentum": 0.5,
+        "eager_start": True,
+        "small_parameters": "diagonal",
+        "max_factor_size": 2048,
+        "factor_rows": 4,
+        "quadratic": "corrected",
+    }

@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from acktr.kfac import (
     CategoricalLoss,
     GaussianLoss,
-    KFACConfig,
     Preconditioner,
 )
 from acktr.kfac.config import Sharing
 from tests.tools.exact import Apply, Seen, close, gap, observed, pairs, stored, within_groups
-from tests.tools.kfac import build, randn
+from tests.tools.kfac import build, plain_config, randn
 
 every_sharing = pytest.mark.parametrize("sharing", ["expand", "reduce"])
 DIMENSIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -89,7 +88,7 @@ def explicit(
 
 def linear_readout(model: nn.Module, inputs: Tensor, noise: Tensor, **settings: Any) -> Seen:
     """Statistics with the given gradient of the model's output."""
-    seen = Seen(model, inputs, GaussianLoss(), Preconditioner(model, KFACConfig(**settings)))
+    seen = Seen(model, inputs, GaussianLoss(), Preconditioner(model, plain_config(**settings)))
     with seen.curvature.capture() as captured:
         output = model(inputs)
     seen.curvature.update_curvature(captured, (noise * output).sum())

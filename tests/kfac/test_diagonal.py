@@ -19,7 +19,6 @@ from acktr.kfac import (
     Exact,
     FactorError,
     GaussianLoss,
-    KFACConfig,
     OutputLoss,
     Preconditioner,
     Sampled,
@@ -34,7 +33,7 @@ from acktr.kfac.blocks.diagonal import PRIOR, DiagonalBlock
 from acktr.kfac.guard import NoStatisticsWarning
 from acktr.kfac.losses import sources
 from acktr.kfac.losses.terms import Reduction
-from tests.tools.kfac import randn, same, seeded, snapshot
+from tests.tools.kfac import plain_config, randn, same, seeded, snapshot
 from tests.tools.product_cases import filled
 
 
@@ -116,7 +115,7 @@ every_net = pytest.mark.parametrize("name", NETS)
 def observed(
     model: nn.Module, inputs: Tensor, loss: OutputLoss[Any], source: Any = None, **settings: Any
 ) -> Preconditioner:
-    curvature = Preconditioner(model, KFACConfig(**settings))
+    curvature = Preconditioner(model, plain_config(**settings))
     with curvature.capture() as captured:
         output = model(inputs)
     curvature.observe(captured, output, loss, source=source)
@@ -248,7 +247,7 @@ def test_signs_leave_the_blocks_of_layers_as_they_are() -> None:
 
 def test_parts_of_a_batch_add_their_own_squares() -> None:
     model, loss = filled(Recurrent()), GaussianLoss(reduction="mean")
-    curvature = Preconditioner(model, KFACConfig(stat_decay=0.0))
+    curvature = Preconditioner(model, plain_config(stat_decay=0.0))
     inputs, wanted = randn(7, 3, 3), torch.zeros(())
     twin = seeded(0)
     for part in (inputs[:4], inputs[4:6], inputs[6:]):
@@ -286,7 +285,7 @@ def test_an_own_likelihood_without_layers_needs_the_number_of_samples() -> None:
 
 def test_frozen_parameters_rest_and_submodules_may_be_called() -> None:
     model = filled(Recurrent())
-    optimizer = KFAC(model, KFACConfig(stat_decay=0.0))
+    optimizer = KFAC(model, plain_config(stat_decay=0.0))
     inputs = randn(4, 3, 3)
     bias = model.cells.bias_ih_l0
     kept = bias.detach().clone()
@@ -315,7 +314,7 @@ class Experts(nn.Module):
 
 def test_a_parameter_that_a_batch_passes_by_counts_as_zero_once_it_was_seen() -> None:
     model = filled(Experts())
-    curvature = Preconditioner(model, KFACConfig(stat_decay=0.5, damping=0.1))
+    curvature = Preconditioner(model, plain_config(stat_decay=0.5, damping=0.1))
     inputs, seen = randn(4, 3), []
     for turn in (0, 1):
         with curvature.capture() as captured:
@@ -384,7 +383,7 @@ def first_step(seed: int) -> float:
     """Length of a step after one batch, over that with the exact diagonal of its Fisher."""
     torch.manual_seed(seed)
     model, inputs = nn.Bilinear(6, 6, 8).double(), randn(32, 6, seed=seed)
-    curvature = Preconditioner(model, KFACConfig(damping=1e-8), seed=seed)
+    curvature = Preconditioner(model, plain_config(damping=1e-8), seed=seed)
     with curvature.capture() as captured:
         output = model(inputs, inputs)
     curvature.observe(captured, output, GaussianLoss())
@@ -421,7 +420,7 @@ def test_there_is_no_warning_and_a_step_of_the_right_length() -> None:
     model = filled(Pooling())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        optimizer = KFAC(model, KFACConfig(kl_clip=None, lr=1.0, momentum=0.0))
+        optimizer = KFAC(model, plain_config(kl_clip=None, lr=1.0, momentum=0.0))
     with optimizer.capture() as captured:
         output = model(randn(4, 3, 3))
     optimizer.observe(captured, output, GaussianLoss())
@@ -446,7 +445,7 @@ def test_training_resumes_bit_exactly(delay: int | None) -> None:
             CategoricalLoss()(output, torch.arange(4) % 3).backward()
             optimizer.step()
 
-    settings = KFACConfig(refresh_interval=2, refresh_delay=delay)
+    settings = plain_config(refresh_interval=2, refresh_delay=delay)
     model = filled(Recurrent())
     optimizer = KFAC(model, settings)
     run(optimizer, model, range(5))
@@ -466,14 +465,14 @@ def test_a_state_of_another_setting_is_refused() -> None:
     for setting in ("gradient", "dense"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            other = Preconditioner(model, KFACConfig(small_parameters=setting))  # type: ignore[arg-type]
+            other = Preconditioner(model, plain_config(small_parameters=setting))  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=r"no statistics of .*made with another small_param"):
             Preconditioner(model).load_state_dict(other.state_dict())
 
 
 def test_batches_of_nan_are_counted_and_are_an_error_in_the_end() -> None:
     model = filled(Pooling())
-    curvature = Preconditioner(model, KFACConfig(max_failures=3))
+    curvature = Preconditioner(model, plain_config(max_failures=3))
     for turn in range(4):
         with curvature.capture() as captured:
             output = model(randn(4, 3, 3) * (1.0 if turn == 0 else torch.nan))

@@ -16,7 +16,6 @@ from acktr.kfac import (
     Empirical,
     Exact,
     GaussianLoss,
-    KFACConfig,
     KroneckerBlock,
     Sampled,
 )
@@ -24,7 +23,7 @@ from acktr.kfac.config import Sharing, Structure
 from acktr.kfac.losses.likelihoods import Reduction
 from tests.tools import exact as exact_helpers
 from tests.tools.exact import Seen, close, gap, observed, stored, within_four_standard_errors
-from tests.tools.kfac import basis, build, randn, scales, seeded, set_basis
+from tests.tools.kfac import basis, build, plain_config, randn, scales, seeded, set_basis
 from tests.tools.losses import REDUCTIONS
 from tests.tools.product_cases import Tied, filled
 
@@ -324,7 +323,7 @@ def test_a_batch_whose_parts_are_on_both_sides_of_a_refresh_is_whole() -> None:
 def trained(structure: Structure, interval: int) -> list[Tensor]:
     """The parameters after each of four steps."""
     model = build(nn.Conv1d(2, 4, 2), nn.Tanh(), nn.Flatten(), nn.Linear(12, 3), seed=5)
-    optimizer = KFAC(model, KFACConfig(structure=structure, refresh_interval=interval, lr=0.1))
+    optimizer = KFAC(model, plain_config(structure=structure, refresh_interval=interval, lr=0.1))
     found = []
     for turn in range(4):
         inputs = randn(20, 2, 4, seed=turn)
@@ -350,7 +349,7 @@ def test_no_step_but_the_first_is_that_of_kfac(interval: int) -> None:
 def test_scales_remember_more_batches_than_an_interval(delay: int | None) -> None:
     """Those of a fixed network come near the exact ones, and stay there after a refresh."""
     model = build(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3), seed=1)
-    config = KFACConfig(
+    config = plain_config(
         structure="ekfac", refresh_interval=4, refresh_delay=delay, lr=1e-12, kl_clip=None
     )
     optimizer = KFAC(model, config)

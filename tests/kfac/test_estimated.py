@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac import KFAC, BernoulliLoss, CategoricalLoss, GaussianLoss, KFACConfig, SumLoss
-from tests.tools.kfac import build, randn
+from acktr.kfac import KFAC, BernoulliLoss, CategoricalLoss, GaussianLoss, SumLoss
+from tests.tools.kfac import build, plain_config, randn
 from tests.tools.product_cases import close, directions
 
 
@@ -70,7 +70,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Any, Any, dict[str, Any], int]] 
 
 
 def observed(model: nn.Module, loss: Any, inputs: Tensor, named: Any, terms: Any) -> KFAC:
-    optimizer = KFAC(model, KFACConfig(damping=0.1))
+    optimizer = KFAC(model, plain_config(damping=0.1))
     with optimizer.capture() as captured:
         output = model(inputs, **named)
     optimizer.observe(captured, output, loss, **terms)
@@ -98,7 +98,7 @@ def test_the_mean_of_all_parts_is_the_form_of_the_batch(name: str) -> None:
 @pytest.mark.parametrize("between", [nn.Dropout(0.3), nn.BatchNorm1d(6), Centred()])
 def test_the_whole_pass_is_taken_where_its_parts_are_another(between: nn.Module) -> None:
     model, loss = mlp(between), CategoricalLoss()
-    optimizer = KFAC(model, KFACConfig(lr=0.5, kl_clip=1e-6, momentum=0.0))
+    optimizer = KFAC(model, plain_config(lr=0.5, kl_clip=1e-6, momentum=0.0))
     region = optimizer.curvature.region.corrected
     assert region is not None
     due, followed = [], []
@@ -127,7 +127,7 @@ def test_a_state_without_this_knowledge_measures_whole_passes() -> None:
     optimizer = observed(model, CategoricalLoss(), randn(256, 4), {}, {})
     state = optimizer.state_by_name()
     del state["curvature"]["trust"]["whole"]
-    other = KFAC(model, KFACConfig(damping=0.1))
+    other = KFAC(model, plain_config(damping=0.1))
     other.load_state_dict(state)
     assert other.curvature.region.corrected is not None
     assert other.curvature.region.corrected.whole

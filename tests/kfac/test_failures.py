@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac import KFAC, FactorError, GaussianLoss, KFACConfig
+from acktr.kfac import KFAC, FactorError, GaussianLoss
 from tests.tools.kfac import (
     EXACT,
     block,
@@ -19,6 +19,7 @@ from tests.tools.kfac import (
     moved,
     observe,
     parameters,
+    plain_config,
     randn,
     set_gradients,
 )
@@ -136,7 +137,7 @@ def test_only_nan_statistics_are_counted_and_the_step_is_the_gradient() -> None:
 def test_gradients_that_stay_nan_are_an_error(quadratic: Any) -> None:
     """Steps are skipped, which nobody sees: the statistics of sampled targets are finite."""
     module = build(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
-    optimizer = KFAC(module, KFACConfig(quadratic=quadratic, refresh_interval=5, max_failures=4))
+    optimizer = KFAC(module, plain_config(quadratic=quadratic, refresh_interval=5, max_failures=4))
     loss, inputs, target = GaussianLoss(), randn(6, 3), randn(6, 2)
 
     def step(label: Tensor) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac import KFAC, KFACConfig, UnsupportedParameterWarning
+from acktr.kfac import KFAC, UnsupportedParameterWarning
 from tests.tools.kfac import (
     block,
     build,
@@ -17,6 +17,7 @@ from tests.tools.kfac import (
     moved,
     observe,
     parameters,
+    plain_config,
     randn,
     set_gradients,
 )
@@ -90,7 +91,7 @@ def test_unsupported_parameters_step_by_their_gradient_and_count_in_q() -> None:
 
 def test_the_warning_points_at_the_caller() -> None:
     with pytest.warns(UnsupportedParameterWarning) as caught:
-        KFAC(Mixed(), KFACConfig(small_parameters="gradient"))
+        KFAC(Mixed(), plain_config(small_parameters="gradient"))
     assert caught[0].filename == __file__
 
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from acktr.kfac import (
     KFAC,
     CategoricalLoss,
-    KFACConfig,
     KroneckerBlock,
     LayerRule,
     Preconditioner,
@@ -21,7 +20,7 @@ from acktr.kfac.blocks.layouts import LayerFactors
 from acktr.kfac.blocks.tridiagonal import TridiagonalBlock, chain_matrix
 from acktr.kfac.linalg import trace_ratio
 from tests.tools.exact import Seen, gap, observed
-from tests.tools.kfac import build, randn, same, seeded, snapshot
+from tests.tools.kfac import build, plain_config, randn, same, seeded, snapshot
 
 TINY = 1e-6
 
@@ -129,7 +128,7 @@ def test_rows_are_summed_in_float64() -> None:
 @pytest.mark.parametrize("structure", ["ekfac", "cholesky", "tridiagonal"])
 def test_runs_train_and_resume(structure: Any) -> None:
     model, inputs = NETS["chain"]
-    config = KFACConfig(structure=structure, float64=True, refresh_interval=2)
+    config = plain_config(structure=structure, float64=True, refresh_interval=2)
 
     def train(optimizer: KFAC, steps: int) -> None:
         for _ in range(steps):
@@ -146,7 +145,7 @@ def test_runs_train_and_resume(structure: Any) -> None:
     resumed.load_state_dict(snapshot(optimizer))
     assert same(resumed.state_dict(), optimizer.state_dict())
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
-    other = KFAC(model, KFACConfig(structure=structure))
+    other = KFAC(model, plain_config(structure=structure))
     other.load_state_dict(snapshot(optimizer))  # types are cast
     factors = [x.value for b in other.curvature.stats.values() for x in b.factors]
     assert {factor.dtype for factor in factors} == {torch.float32}
@@ -164,7 +163,7 @@ class Turned(nn.Module):
 def test_a_rule_is_tried_out_in_the_precision_of_its_layer() -> None:
     model = nn.Sequential(Turned(), nn.Tanh(), nn.Linear(3, 2))
     rule = LayerRule(matrix=lambda _, w: w.mT, tensor=lambda _, m: m.mT)
-    curvature = Preconditioner(model, KFACConfig(float64=True), layers={Turned: rule})
+    curvature = Preconditioner(model, plain_config(float64=True), layers={Turned: rule})
     with curvature.capture() as captured:
         output = model(torch.randn(7, 4))
     curvature.observe(captured, output, CategoricalLoss())

@@ -16,18 +16,26 @@ from acktr.kfac import (
     CategoricalLoss,
     Exact,
     GaussianLoss,
-    KFACConfig,
     NoStatisticsWarning,
     Preconditioner,
     SumLoss,
 )
-from tests.tools.kfac import block, build, dense_fisher, kronecker, mlp, randn, softmax_fisher
+from tests.tools.kfac import (
+    block,
+    build,
+    dense_fisher,
+    kronecker,
+    mlp,
+    plain_config,
+    randn,
+    softmax_fisher,
+)
 
 LOSS = CategoricalLoss()
 
 
 def observed(model: nn.Module, inputs: Tensor, **settings: Any) -> KFAC:
-    optimizer = KFAC(model, KFACConfig(**settings))
+    optimizer = KFAC(model, plain_config(**settings))
     with optimizer.capture() as captured:
         output = model(inputs)
     optimizer.observe(captured, output, LOSS, source=Exact())
@@ -194,11 +202,11 @@ def test_layers_with_gradients_and_no_statistics_are_named_once() -> None:
 @pytest.mark.parametrize("structure", ["kfac", "cholesky", "ekfac", "tridiagonal"])
 def test_a_step_before_any_batch_is_told(structure: Any) -> None:
     model = mlp()
-    curvature = Preconditioner(model, KFACConfig(structure=structure))
+    curvature = Preconditioner(model, plain_config(structure=structure))
     model(randn(6, 4)).square().mean().backward()
     with pytest.warns(NoStatisticsWarning, match=r"0\.weight, 0\.bias, 2\.weight, 2\.bias"):
         curvature.precondition(lr=0.1)
-    other = KFAC(mlp(), KFACConfig(structure=structure))
+    other = KFAC(mlp(), plain_config(structure=structure))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         other.step()  # no gradients, nothing to tell
@@ -206,7 +214,7 @@ def test_a_step_before_any_batch_is_told(structure: Any) -> None:
 
 def test_a_layer_whose_first_batch_comes_late_is_refreshed_at_once() -> None:
     model = Bypassed().double()
-    optimizer = KFAC(model, KFACConfig(refresh_interval=50))
+    optimizer = KFAC(model, plain_config(refresh_interval=50))
     for turn in range(3):
         with optimizer.capture() as captured:
             output, side = model(randn(6, 4))
@@ -227,7 +235,7 @@ def test_a_block_compiled_and_called_before_is_told() -> None:
     inner = nn.Sequential(nn.Linear(4, 4), nn.Tanh()).double()
     model = nn.Sequential(torch.compile(inner, backend="eager"), nn.Linear(4, 3).double())
     model(randn(5, 4))
-    optimizer = KFAC(model, KFACConfig(quadratic="kronecker"))  # others compile the block anew
+    optimizer = KFAC(model, plain_config(quadratic="kronecker"))  # others compile the block anew
     with pytest.warns(NoStatisticsWarning, match="0.*weight.*compiled"):
         step(model, optimizer, randn(5, 4))
 

@@ -17,7 +17,6 @@ from acktr.kfac import (
     CategoricalLoss,
     Exact,
     FisherOperator,
-    KFACConfig,
     LMConfig,
     Preconditioner,
     dense_fisher,
@@ -25,7 +24,16 @@ from acktr.kfac import (
     kfac_error,
 )
 from acktr.kfac.fisher.products import output_tangents
-from tests.tools.kfac import build, observe, parameters, randn, same, seeded, set_gradients
+from tests.tools.kfac import (
+    build,
+    observe,
+    parameters,
+    plain_config,
+    randn,
+    same,
+    seeded,
+    set_gradients,
+)
 from tests.tools.product_cases import close, directions, filled
 
 Call = Callable[[nn.Module, Tensor, Tensor], Any]
@@ -81,7 +89,7 @@ def truth(vectors: list[dict[str, Tensor]], a: Tensor, b: Tensor) -> Tensor:
 @pytest.mark.parametrize("call", CALLS)
 def test_small_parameters_are_exact_for_inputs_in_any_place(call: str) -> None:
     model, a, b = a_model(call), randn(5, 3, seed=1), randn(5, 3, seed=2)
-    curvature = Preconditioner(model, KFACConfig(small_parameters="dense"))
+    curvature = Preconditioner(model, plain_config(small_parameters="dense"))
     with curvature.capture() as captured:
         output = CALLS[call](model, a, b)
     curvature.observe(captured, output, LOSS, source=Exact())
@@ -101,7 +109,7 @@ def test_inputs_without_a_row_for_each_sample_are_shared() -> None:
 
     model, x = filled(Masked()), randn(4, 3)
     mask, offset = randn(3, seed=5), torch.tensor(0.3).double()
-    config = KFACConfig(small_parameters="dense")
+    config = plain_config(small_parameters="dense")
     curvature = Preconditioner(model, config)
     with curvature.capture() as captured:
         output = model(x, mask, power=3, offset=offset)
@@ -113,7 +121,7 @@ def test_inputs_without_a_row_for_each_sample_are_shared() -> None:
 @pytest.mark.parametrize("call", CALLS)
 def test_the_exact_quadratic_form_knows_inputs_in_any_place(call: str) -> None:
     model, a, b = a_model(call), randn(5, 3, seed=1), randn(5, 3, seed=2)
-    optimizer = KFAC(model, KFACConfig(quadratic="exact", small_parameters="dense"))
+    optimizer = KFAC(model, plain_config(quadratic="exact", small_parameters="dense"))
     with optimizer.capture() as captured:
         output = CALLS[call](model, a, b)
     optimizer.observe(captured, output, LOSS)
@@ -132,7 +140,7 @@ def test_the_quadratic_model_knows_inputs_in_any_place(call: str, adaptive: bool
     model, a, b = a_model(call), randn(5, 3, seed=1), randn(5, 3, seed=2)
     optimizer = KFAC(
         model,
-        KFACConfig(small_parameters="dense"),
+        plain_config(small_parameters="dense"),
         step_rule="quadratic_model",
         adaptive=LMConfig(interval=1) if adaptive else None,
     )
@@ -162,7 +170,7 @@ def test_products_take_inputs_by_keyword() -> None:
 @pytest.mark.parametrize("rule", ["trust_region", "quadratic_model"])
 def test_submodules_alone_give_the_exact_fisher_until_the_step(rule: Any) -> None:
     model = build(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
-    config = KFACConfig(quadratic="exact", momentum=0.0)
+    config = plain_config(quadratic="exact", momentum=0.0)
     optimizer = KFAC(model, config, step_rule=rule)
     x = randn(6, 4)
     with optimizer.capture() as captured:
@@ -196,7 +204,7 @@ def test_modules_that_mix_samples_or_draw_are_refused_for_small_parameters(
             return found
 
     model, x = Own(), randn(5, 3)
-    curvature = Preconditioner(model, KFACConfig(small_parameters="dense"))
+    curvature = Preconditioner(model, plain_config(small_parameters="dense"))
     with curvature.capture() as captured:
         output = model(x)
     with pytest.raises(ValueError, match=f"{name} must be in eval mode"):
@@ -213,7 +221,7 @@ def test_inputs_with_samples_elsewhere_are_refused_for_small_parameters() -> Non
             return (x * self.scale).sum(0)
 
     model, x = TimeFirst(), randn(7, 5, 3)
-    curvature = Preconditioner(model, KFACConfig(small_parameters="dense"))
+    curvature = Preconditioner(model, plain_config(small_parameters="dense"))
     with curvature.capture() as captured:
         output = model(x)
     with pytest.raises(ValueError, match="the samples as leading dimension"):
@@ -255,7 +263,7 @@ def test_attention_has_exact_fisher_products() -> None:
 def test_a_transformer_layer_takes_exact_steps(training: bool) -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.2, batch_first=True)
     model = build(layer, nn.Linear(8, 3)).train(training)
-    config = KFACConfig(quadratic="exact", small_parameters="gradient")
+    config = plain_config(quadratic="exact", small_parameters="gradient")
     optimizer = KFAC(model, config, step_rule="quadratic_model")
     fast = torch.backends.mha.get_fastpath_enabled()
     for _ in range(2):
@@ -276,7 +284,7 @@ def test_a_transformer_layer_takes_exact_steps(training: bool) -> None:
 def test_an_adaptation_sees_one_dropout_mask_and_leaves_no_trace(rule: Any) -> None:
     model = build(nn.Linear(4, 60), nn.BatchNorm1d(60), nn.Dropout(0.5), nn.Linear(60, 3))
     x, y = randn(6, 4), torch.randint(3, (6,), generator=seeded(0))
-    optimizer = KFAC(model, KFACConfig(), step_rule=rule, adaptive=LMConfig(interval=1))
+    optimizer = KFAC(model, plain_config(), step_rule=rule, adaptive=LMConfig(interval=1))
     with optimizer.capture() as captured:
         output = model(x)
     optimizer.observe(captured, output, LOSS)
@@ -335,7 +343,7 @@ def test_kept_inputs_hold_no_graph() -> None:
     made = Doubled.apply(source, held)  # type: ignore[no-untyped-call]
     del held
     model = build(nn.Linear(4, 3))
-    optimizer = KFAC(model, KFACConfig(quadratic="kronecker"))
+    optimizer = KFAC(model, plain_config(quadratic="kronecker"))
     with optimizer.capture() as captured:
         output = model(made)
     optimizer.observe(captured, output, LOSS)
@@ -389,7 +397,7 @@ def test_two_batch_sizes_in_one_pass_are_refused_by_name(
     layer: nn.Module, settings: dict[str, Any]
 ) -> None:
     model = filled(Siamese(layer))
-    curvature = Preconditioner(model, KFACConfig(**settings))
+    curvature = Preconditioner(model, plain_config(**settings))
     with curvature.capture() as captured:
         output = model(randn(5, 4))
     with pytest.raises(ValueError, match=r"'shared' was used with different batch sizes .*5, 2"):

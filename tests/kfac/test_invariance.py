@@ -25,12 +25,11 @@ from acktr.kfac import (
     BernoulliLoss,
     Exact,
     GaussianLoss,
-    KFACConfig,
     LearntGaussianLoss,
     OutputLoss,
 )
 from tests.tools.coordinates import Coordinates, assign, expressed, joined, layers, tensors, widths
-from tests.tools.kfac import build, randn
+from tests.tools.kfac import build, plain_config, randn
 
 RTOL = 1e-6
 BARE = {"damping": 1e-60, "stat_decay": 0.5, "refresh_interval": 1, "lr": 0.5, "momentum": 0.5}
@@ -59,7 +58,7 @@ class Learner:
     settings: dict[str, Any]
 
     def __post_init__(self) -> None:
-        self.optimizer = KFAC(self.model, KFACConfig(**self.settings))
+        self.optimizer = KFAC(self.model, plain_config(**self.settings))
 
     def step(self) -> None:
         with self.optimizer.capture() as captured:
@@ -226,7 +225,7 @@ def test_quadratic_model_steps_are_transported(kind: str) -> None:
     coordinates = drawn(model, 300)
     learners = pair(model, coordinates, randn(40, 4), GaussianLoss(), SETTINGS[kind])
     for learner in learners:
-        config = KFACConfig(**learner.settings)
+        config = plain_config(**learner.settings)
         learner.optimizer = KFAC(learner.model, config, step_rule="quadratic_model")
     check(*learners, coordinates)
 

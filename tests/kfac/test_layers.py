@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from acktr.kfac import (
     CategoricalLoss,
     GaussianLoss,
-    KFACConfig,
     KroneckerBlock,
     Preconditioner,
     UnsupportedParameterWarning,
@@ -25,7 +24,7 @@ from acktr.kfac.statistics import factors
 from acktr.kfac.statistics.inputs import Inputs
 from acktr.kfac.statistics.uses import Use
 from tests.tools.exact import Apply, assert_exact, close, gap, observed, stored
-from tests.tools.kfac import OpRecorder, build, randn, seeded
+from tests.tools.kfac import OpRecorder, build, plain_config, randn, seeded
 from tests.tools.losses import REDUCTIONS
 from tests.tools.product_cases import filled
 
@@ -117,7 +116,7 @@ def test_the_padding_row_does_not_move() -> None:
 def test_an_embedding_with_another_gradient_has_no_block(setting: dict[str, Any]) -> None:
     with pytest.warns(UnsupportedParameterWarning, match=r"no curvature block for 0\.weight"):
         model = build(nn.Embedding(6, 3, **setting), nn.Linear(3, 2))
-        curvature = Preconditioner(model, KFACConfig(small_parameters="gradient"))
+        curvature = Preconditioner(model, plain_config(small_parameters="gradient"))
     assert [b.names for b in curvature.blocks if isinstance(b, PlainBlock)] == [("0.weight",)]
 
 
@@ -125,7 +124,7 @@ def test_a_gradient_scaled_by_frequency_has_no_fisher() -> None:
     model = build(nn.Embedding(6, 3, scale_grad_by_freq=True), nn.Linear(3, 2))
     for setting in ("diagonal", "dense"):
         with pytest.warns(UnsupportedParameterWarning, match=r"no curvature block for 0\.weight"):
-            curvature = Preconditioner(model, KFACConfig(small_parameters=setting))  # type: ignore[arg-type]
+            curvature = Preconditioner(model, plain_config(small_parameters=setting))  # type: ignore[arg-type]
         assert sorted(curvature.stats) == ["1"]
 
 
@@ -289,7 +288,7 @@ class TwoTables(nn.Module):
 
 def test_a_weight_of_unlike_layers_has_no_kronecker_block_and_is_named() -> None:
     with pytest.warns(UnsupportedParameterWarning, match=r"no curvature block for table\.weight:"):
-        curvature = Preconditioner(filled(TwoTables()), KFACConfig(small_parameters="gradient"))
+        curvature = Preconditioner(filled(TwoTables()), plain_config(small_parameters="gradient"))
     assert [b.name for b in curvature.blocks if isinstance(b, KroneckerBlock)] == ["middle"]
     assert sorted(curvature.stats) == ["middle"]
 
@@ -319,7 +318,7 @@ def test_convolutions_of_unlike_settings_share_no_block(setting: str) -> None:
             return output
 
     with pytest.warns(UnsupportedParameterWarning, match=r"first\.weight"):
-        curvature = Preconditioner(filled(Unlike()), KFACConfig(small_parameters="gradient"))
+        curvature = Preconditioner(filled(Unlike()), plain_config(small_parameters="gradient"))
     assert not any(isinstance(b, KroneckerBlock) for b in curvature.blocks)
 
 

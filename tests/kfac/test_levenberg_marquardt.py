@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from acktr.kfac import KFAC, KFACConfig, LMConfig
+from acktr.kfac import KFAC, LMConfig
 from acktr.kfac.quadratic import reduction_ratio
-from tests.tools.kfac import mlp
+from tests.tools.kfac import mlp, plain_config
 
 OMEGA = 0.7737809375  # 0.95 ** 5
 
@@ -64,7 +64,7 @@ def test_the_limits_hold() -> None:
 @pytest.mark.parametrize("damping", [1e-9, 1e5])
 def test_a_first_damping_outside_of_the_limits_is_refused(damping: float) -> None:
     with pytest.raises(ValueError, match=r"damping must be a number in \[1e-08, 10000\]"):
-        KFAC(mlp(), KFACConfig(damping=damping), adaptive=LMConfig())
+        KFAC(mlp(), plain_config(damping=damping), adaptive=LMConfig())
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,12 @@ from acktr.kfac import (
     CategoricalLoss,
     Exact,
     GaussianLoss,
-    KFACConfig,
     Preconditioner,
     dense_fisher,
 )
 from acktr.kfac.config import Quadratic
 from tests.tools.exact import close, gap
-from tests.tools.kfac import build, parameters, randn, seeded
+from tests.tools.kfac import build, parameters, plain_config, randn, seeded
 from tests.tools.product_cases import filled
 
 
@@ -79,7 +78,7 @@ def test_infinite_damping_is_sgd(mode: str, momentum: float) -> None:
     model, inputs, target = everything()
     reference, damping, eta = copy.deepcopy(model), 1e12, 0.2
     settings = {"small_parameters": "dense", **MODES[mode]}
-    config = KFACConfig(
+    config = plain_config(
         lr=eta * damping,
         damping=damping,
         kl_clip=None,
@@ -110,7 +109,7 @@ def test_infinite_damping_has_the_direction_of_sgd_inside_the_trust_region(
     model, inputs, target = everything()
     reference = copy.deepcopy(model)
     settings = {"small_parameters": "dense", "quadratic": quadratic, **MODES[mode]}
-    config = KFACConfig(lr=1e13, damping=1e12, kl_clip=0.01, momentum=0.0, **settings)
+    config = plain_config(lr=1e13, damping=1e12, kl_clip=0.01, momentum=0.0, **settings)
     optimizer = KFAC(model, config)
     start = parameters(model)
     updates(optimizer, model, inputs, target, 1)
@@ -131,7 +130,7 @@ def test_small_damping_is_not_sgd(mode: str) -> None:
     model, inputs, target = everything()
     reference = copy.deepcopy(model)
     settings = {"small_parameters": "dense", **MODES[mode]}
-    config = KFACConfig(lr=0.1, damping=1e-3, kl_clip=None, momentum=0.0, **settings)
+    config = plain_config(lr=0.1, damping=1e-3, kl_clip=None, momentum=0.0, **settings)
     start = parameters(model)
     updates(KFAC(model, config), model, inputs, target, 1)
     CategoricalLoss()(reference(inputs), target).backward()
@@ -151,7 +150,7 @@ def test_identity_factors_are_sgd(mode: str, damping: float) -> None:
     inputs, target = 2 * torch.eye(4).double(), randn(4, 3, seed=2)
     reference = copy.deepcopy(model)
     optimizer = KFAC(
-        model, KFACConfig(lr=0.3, damping=damping, kl_clip=None, momentum=0.0, **MODES[mode])
+        model, plain_config(lr=0.3, damping=damping, kl_clip=None, momentum=0.0, **MODES[mode])
     )
     with optimizer.capture() as captured:
         output = model(inputs)
@@ -173,7 +172,7 @@ def test_identity_factors_are_the_gradient_in_every_layer() -> None:
         assert isinstance(layer, nn.Linear)
         with torch.no_grad():
             layer.weight.copy_(torch.linalg.qr(randn(4, 4, seed=index))[0])
-    curvature = Preconditioner(model, KFACConfig(damping=1e-12, kl_clip=None))
+    curvature = Preconditioner(model, plain_config(damping=1e-12, kl_clip=None))
     with curvature.capture() as captured:
         output = model(2 * torch.eye(4).double())
     curvature.observe(captured, output, GaussianLoss(), source=Exact())
@@ -208,7 +207,7 @@ def test_a_linear_regression_takes_the_natural_gradient(
 ) -> None:
     model, inputs = build(nn.Linear(4, 3, bias=bias)), randn(*shape)
     loss = GaussianLoss(std=0.7, reduction=reduction)
-    config = KFACConfig(lr=1.0, damping=0.05, kl_clip=None, momentum=0.0, structure=inverse)
+    config = plain_config(lr=1.0, damping=0.05, kl_clip=None, momentum=0.0, structure=inverse)
     optimizer = KFAC(model, config)
     with optimizer.capture() as captured:
         output = model(inputs)
@@ -224,7 +223,7 @@ def test_a_linear_regression_takes_the_natural_gradient(
 def test_a_linear_regression_is_solved_in_one_step() -> None:
     model, inputs, target = build(nn.Linear(4, 3)), randn(9, 4), randn(9, 3, seed=2)
     loss = GaussianLoss(std=0.7)
-    optimizer = KFAC(model, KFACConfig(lr=1.0, damping=1e-12, kl_clip=None, momentum=0.0))
+    optimizer = KFAC(model, plain_config(lr=1.0, damping=1e-12, kl_clip=None, momentum=0.0))
     with optimizer.capture() as captured:
         output = model(inputs)
     optimizer.observe(captured, output, loss, source=Exact())
@@ -238,7 +237,7 @@ def test_a_linear_regression_is_solved_in_one_step() -> None:
 
 def test_one_datum_of_a_linear_classifier_takes_the_natural_gradient() -> None:
     model, inputs, loss = build(nn.Linear(4, 3)), randn(1, 4), CategoricalLoss()
-    curvature = Preconditioner(model, KFACConfig(damping=0.02, kl_clip=None))
+    curvature = Preconditioner(model, plain_config(damping=0.02, kl_clip=None))
     with curvature.capture() as captured:
         output = model(inputs)
     curvature.observe(captured, output, loss, source=Exact())
@@ -253,7 +252,7 @@ def test_one_datum_of_a_linear_classifier_takes_the_natural_gradient() -> None:
 def test_two_layers_do_not_take_the_full_natural_gradient() -> None:
     """The blocks between layers are left out: the theorem is of one layer only."""
     model, inputs, loss = build(nn.Linear(4, 3), nn.Linear(3, 2)), randn(7, 4), GaussianLoss()
-    curvature = Preconditioner(model, KFACConfig(damping=0.02, kl_clip=None))
+    curvature = Preconditioner(model, plain_config(damping=0.02, kl_clip=None))
     with curvature.capture() as captured:
         output = model(inputs)
     curvature.observe(captured, output, loss, source=Exact())

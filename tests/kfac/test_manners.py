@@ -14,12 +14,11 @@ from acktr.kfac import (
     CategoricalLoss,
     Exact,
     GaussianLoss,
-    KFACConfig,
     LMConfig,
     Preconditioner,
     SumLoss,
 )
-from tests.tools.kfac import build, mlp, parameters, randn, same
+from tests.tools.kfac import build, mlp, parameters, plain_config, randn, same
 
 LOSS = CategoricalLoss()
 
@@ -49,7 +48,7 @@ def differentiated(model: nn.Module, optimizer: Any, shape: Any, sign: float = 1
 def test_maximizing_is_minimizing_the_negative(make: Any, shape: Any, settings: Any) -> None:
     models = make(), make()
     optimizers = [
-        KFAC(model, KFACConfig(weight_decay=0.1, **settings), maximize=up)
+        KFAC(model, plain_config(weight_decay=0.1, **settings), maximize=up)
         for model, up in zip(models, (True, False), strict=True)
     ]
     for _ in range(3):
@@ -62,7 +61,7 @@ def test_maximizing_is_minimizing_the_negative(make: Any, shape: Any, settings: 
 def test_maximizing_adapts_the_damping_to_the_negative_objective() -> None:
     dampings = []
     for sign in (1.0, -1.0):
-        model, config = mlp(), KFACConfig(kl_clip=None, damping=1.0)
+        model, config = mlp(), plain_config(kl_clip=None, damping=1.0)
         rule = LMConfig(interval=1)
         optimizer = KFAC(
             model, config, step_rule="quadratic_model", adaptive=rule, maximize=sign < 0
@@ -89,7 +88,7 @@ def test_decoupled_weight_decay_shrinks_weights_outside_of_the_step(
         {"params": list(model[0].parameters()), "lr": 0.3, "weight_decay": 0.2},
         {"params": list(model[-1].parameters()), "lr": 0.1, "weight_decay": 0.5},
     ]
-    config = KFACConfig(momentum=0.0, cold_steps=cold, cold_lr=0.05)
+    config = plain_config(momentum=0.0, cold_steps=cold, cold_lr=0.05)
     optimizer = KFAC(model, config, param_groups=groups, decoupled_weight_decay=True)
     bare = [{"params": list(free[i].parameters()), "lr": lr} for i, lr in ((0, 0.3), (-1, 0.1))]
     plain = KFAC(free, config, param_groups=bare)
@@ -111,7 +110,7 @@ def test_decoupled_weight_decay_shrinks_weights_outside_of_the_step(
 
 def test_a_skipped_step_shrinks_nothing() -> None:
     model = mlp()
-    config = KFACConfig(weight_decay=0.1, momentum=0.0)
+    config = plain_config(weight_decay=0.1, momentum=0.0)
     optimizer = KFAC(model, config, decoupled_weight_decay=True)
     differentiated(model, optimizer, (4,))
     model[0].weight.grad[0, 0] = torch.inf
@@ -147,7 +146,7 @@ def test_parameters_of_another_optimizer_have_no_block_and_no_warning(small: Any
     layers = [{"params": model.body.parameters()}, {"params": list(model.head.parameters())}]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        optimizer = KFAC(model, KFACConfig(small_parameters=small), param_groups=layers)
+        optimizer = KFAC(model, plain_config(small_parameters=small), param_groups=layers)
     assert [block.name for block in optimizer.blocks] == ["body", "head"]
     adam = torch.optim.Adam([model.gain])
     before = model.gain.detach().clone()
@@ -197,7 +196,7 @@ def test_a_layer_added_later_can_have_a_second_optimizer() -> None:
 def test_scaled_gradients_take_the_same_steps(make: Any, shape: Any, settings: Any) -> None:
     models = make(), make()
     scaler: Any = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    curvatures = [Preconditioner(model, KFACConfig(**settings)) for model in models]
+    curvatures = [Preconditioner(model, plain_config(**settings)) for model in models]
     steppers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in models]
     for _ in range(3):
         differentiated(models[0], curvatures[0], shape)
@@ -272,14 +271,14 @@ def test_a_sum_takes_its_losses_as_arguments_or_as_a_tuple() -> None:
 def test_every_block_has_a_name(small: Any) -> None:
     model = Mixed().double()
     model.register_parameter("known", nn.Parameter(torch.ones(2).double()))
-    optimizer = KFAC(model, KFACConfig(small_parameters=small), known_fisher={"known": 2.0})
+    optimizer = KFAC(model, plain_config(small_parameters=small), known_fisher={"known": 2.0})
     names = [block.name for block in optimizer.blocks]
     assert len(set(names)) == len(names) and {"body", "head", "known"} <= set(names)
 
 
 def test_habits_of_torchs_optimizers() -> None:
     model = mlp()
-    optimizer = KFAC(model, KFACConfig(lr=0.2))
+    optimizer = KFAC(model, plain_config(lr=0.2))
     assert optimizer.defaults["lr"] == 0.2
     assert repr(optimizer).startswith("KFAC (\nParameter Group 0\n    lr: 0.2")
     seen: list[str] = []

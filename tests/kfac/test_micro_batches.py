@@ -17,13 +17,22 @@ from acktr.kfac import (
     Empirical,
     Exact,
     GaussianLoss,
-    KFACConfig,
     OutputLoss,
     Preconditioner,
     SumLoss,
 )
 from acktr.kfac.losses.likelihoods import Reduction
-from tests.tools.kfac import block, build, factors, mlp, parameters, randn, seeded, set_gradients
+from tests.tools.kfac import (
+    block,
+    build,
+    factors,
+    mlp,
+    parameters,
+    plain_config,
+    randn,
+    seeded,
+    set_gradients,
+)
 from tests.tools.product_cases import filled
 
 PARTS = (1, 4, 2)
@@ -123,7 +132,7 @@ def test_micro_batches_are_one_large_batch(kind: str, structure: str, reduction:
     results = []
     for parts in ((7,), PARTS):
         model = NETS[kind]()
-        optimizer = KFAC(model, KFACConfig(stat_decay=0.8, **STRUCTURES[structure]))
+        optimizer = KFAC(model, plain_config(stat_decay=0.8, **STRUCTURES[structure]))
         loss = CategoricalLoss(reduction=reduction)
         observe_in(optimizer, model, inputs_of(kind), (7,), loss)
         optimizer.refresh()  # the same basis for both: scales are moments in it
@@ -221,7 +230,7 @@ def test_layers_that_some_parts_do_not_use(parts: tuple[int, ...], reduction: Re
     model = filled(Experts())
     inputs = randn(8, 3)
     inputs[:, 0] = torch.tensor([-1.0, -2, -3, -1, 1, 2, 1, 3])
-    whole, split = (KFAC(model, KFACConfig(structure="ekfac")) for _ in range(2))
+    whole, split = (KFAC(model, plain_config(structure="ekfac")) for _ in range(2))
     for _ in range(2):  # the second batch has a basis to take scales in
         observe_in(whole, model, inputs, (8,), GaussianLoss(reduction=reduction))
         observe_in(split, model, inputs, parts, GaussianLoss(reduction=reduction))
@@ -247,7 +256,7 @@ def test_a_run_in_micro_batches_is_the_run_in_large_ones(structure: str, quadrat
     for parts in ((7,), PARTS):
         model = mlp()
         settings = {**STRUCTURES[structure], **STEPS[quadratic]}
-        optimizer = KFAC(model, KFACConfig(refresh_interval=2, kl_clip=0.01, **settings))
+        optimizer = KFAC(model, plain_config(refresh_interval=2, kl_clip=0.01, **settings))
         loss = BernoulliLoss()
         for index in range(6):
             inputs = inputs_of("mlp", index)
@@ -282,7 +291,7 @@ def test_parts_of_a_sum_that_weigh_differently_in_micro_batches_are_refused(toke
     mask = (torch.arange(4) < torch.tensor([4, 1, 2, 3, 1, 1, 2])[:, None]).double()
 
     def seen(reduction: Reduction, weights: Tensor, parts: tuple[int, ...]) -> KFAC:
-        optimizer = KFAC(model, KFACConfig(stat_decay=0.0))
+        optimizer = KFAC(model, plain_config(stat_decay=0.0))
         losses = CategoricalLoss(reduction=reduction), GaussianLoss(reduction=reduction)
         values = None if reduction == "mean" else torch.full((7,), 1 / 7, dtype=torch.float64)
         for cut in torch.arange(7).split(list(parts)):
@@ -324,7 +333,7 @@ class Heads(nn.Module):
 def forms_in(parts: tuple[int, ...], reduction: Reduction, weights: Tensor | None) -> Tensor:
     """Forms of two directions in the Fisher of each of two parts of a loss."""
     model = filled(Heads())
-    curvature = Preconditioner(model, KFACConfig(quadratic="exact"))
+    curvature = Preconditioner(model, plain_config(quadratic="exact"))
     loss = SumLoss(CategoricalLoss(reduction=reduction), GaussianLoss(reduction=reduction))
     inputs = randn(7, 2, 4)
     observe_parts(curvature, model, inputs, parts, loss, weights)
@@ -387,7 +396,7 @@ def test_exact_forms_of_micro_batches_have_their_dropout() -> None:
     """One sample in each: the form of the whole is the mean of those of the parts."""
     torch.manual_seed(3)
     model = build(nn.Linear(4, 5), nn.Dropout(0.5), nn.Linear(5, 3))
-    curvature = Preconditioner(model, KFACConfig(quadratic="exact"))
+    curvature = Preconditioner(model, plain_config(quadratic="exact"))
     inputs, loss, forms = randn(4, 4), GaussianLoss(), []
     step = {n: randn(*p.shape, seed=1) for n, p in model.named_parameters()}
     for sample in inputs.split(1):
@@ -405,7 +414,7 @@ def test_exact_forms_of_micro_batches_have_their_dropout() -> None:
 
 def test_a_micro_batch_that_cannot_run_again_is_told() -> None:
     model = mlp()
-    curvature = Preconditioner(model, KFACConfig(quadratic="exact"))
+    curvature = Preconditioner(model, plain_config(quadratic="exact"))
     step = {n: randn(*p.shape, seed=1) for n, p in model.named_parameters()}
     forms = []
     for first in ([], [randn(3, 4)], [randn(3, 4, seed=5)]):

@@ -14,7 +14,6 @@ from acktr.kfac import (
     CategoricalLoss,
     Exact,
     GaussianLoss,
-    KFACConfig,
     KroneckerBlock,
     Preconditioner,
     SumLoss,
@@ -22,7 +21,7 @@ from acktr.kfac import (
 )
 from acktr.kfac.blocks.constant import PlainBlock
 from tests.tools.exact import close, gap, observed, stored
-from tests.tools.kfac import randn
+from tests.tools.kfac import plain_config, randn
 from tests.tools.losses import MAKERS, REDUCTIONS
 from tests.tools.product_cases import filled
 
@@ -348,7 +347,7 @@ def test_small_parameters_in_a_net_of_unsupported_layers() -> None:
 
 def test_without_curvature_small_parameters_follow_their_gradient_and_are_named() -> None:
     with pytest.warns(UnsupportedParameterWarning, match="scale, mixing, last"):
-        curvature = Preconditioner(filled(Own()), KFACConfig(small_parameters="gradient"))
+        curvature = Preconditioner(filled(Own()), plain_config(small_parameters="gradient"))
     plain = [b.names[0] for b in curvature.blocks if isinstance(b, PlainBlock)]
     assert plain == ["scale", "mixing", "last"]
     assert [b.name for b in curvature.blocks if isinstance(b, KroneckerBlock)] == ["first"]

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from acktr.kfac import KFAC, CategoricalLoss, GaussianLoss, KFACConfig, SumLoss, fisher_gram
+from acktr.kfac import KFAC, CategoricalLoss, GaussianLoss, SumLoss, fisher_gram
 from acktr.kfac.fisher.observed import Observed
 from tests.tools.exact import Apply
-from tests.tools.kfac import build, randn, same, set_gradients
+from tests.tools.kfac import build, plain_config, randn, same, set_gradients
 from tests.tools.product_cases import close, directions
 
 LOSS = CategoricalLoss()
@@ -104,7 +104,7 @@ def test_exact_forms_are_those_of_the_observed_pass(name: str, rule: Any) -> Non
     make, inputs, used = CASES[name]
     torch.manual_seed(3)
     model = build(make())
-    config = KFACConfig(quadratic="exact", momentum=0.0, kl_clip=1e-3)
+    config = plain_config(quadratic="exact", momentum=0.0, kl_clip=1e-3)
     optimizer = KFAC(model, config, step_rule=rule)
     parameters = dict(model.named_parameters())
     state = torch.get_rng_state()
@@ -157,7 +157,7 @@ def test_without_a_second_derivative_the_pass_runs_again_with_its_mask() -> None
     inputs, forms = randn(7, 4), []
     for net in (model, plain):
         torch.manual_seed(1)
-        optimizer = KFAC(net, KFACConfig(quadratic="exact"))
+        optimizer = KFAC(net, plain_config(quadratic="exact"))
         with optimizer.capture() as captured:
             output = net(inputs)
         optimizer.observe(captured, output, LOSS)
@@ -183,7 +183,7 @@ def test_the_parts_of_a_sum_add_up_to_the_whole(reduction: Any) -> None:
     model, inputs = build(Heads()), randn(6, 4)
     parts = (CategoricalLoss(reduction=reduction), GaussianLoss(std=0.7, reduction=reduction))
     loss = SumLoss(parts=parts, weights=(1.0, 0.3))
-    optimizer = KFAC(model, KFACConfig(quadratic="exact"))
+    optimizer = KFAC(model, plain_config(quadratic="exact"))
     state = torch.get_rng_state()
     with optimizer.capture() as captured:
         output = model(inputs)
@@ -213,7 +213,7 @@ def test_a_quadratic_model_with_dropout_predicts_the_observed_pass() -> None:
     """Squared error and a layer that is linear: the model is exact, for the observed mask alone."""
     model, inputs = build(nn.Dropout(0.5), nn.Linear(6, 2)), randn(8, 6)
     loss, target = GaussianLoss(), randn(8, 2, seed=5)
-    optimizer = KFAC(model, KFACConfig(kl_clip=None), step_rule="quadratic_model")
+    optimizer = KFAC(model, plain_config(kl_clip=None), step_rule="quadratic_model")
     state = torch.get_rng_state()
     with optimizer.capture() as captured:
         output = model(inputs)
@@ -240,7 +240,7 @@ def test_passes_without_gradients_are_torchs_own(quadratic: Any) -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=True).eval()
     model = nn.Sequential(nn.GRU(3, 8, batch_first=True), encoder)
-    optimizer = KFAC(model, KFACConfig(quadratic=quadratic), skip=["0"])
+    optimizer = KFAC(model, plain_config(quadratic=quadratic), skip=["0"])
     x = torch.randn(4, 5, 8)
     padding = torch.arange(5).repeat(4, 1) > torch.tensor([[4], [2], [3], [1]])
     steps = torch.randn(4, 5, 3)

@@ -15,7 +15,6 @@ from acktr.kfac import (
     Exact,
     FactorError,
     GaussianLoss,
-    KFACConfig,
     OutputLoss,
     Preconditioner,
     UnsupportedParameterWarning,
@@ -28,7 +27,7 @@ from acktr.kfac.dense import (
     relative_error,
 )
 from acktr.kfac.fisher.operator import FisherOperator, flattened, unflattened
-from tests.tools.kfac import build, mlp, parameters, randn, set_gradients
+from tests.tools.kfac import build, mlp, parameters, plain_config, randn, set_gradients
 from tests.tools.product_cases import Case, LogStd, cases, close, filled, joined, written_out
 
 FISHERS = sorted(cases("mean"))
@@ -46,7 +45,7 @@ def learnt(
 ) -> Preconditioner:
     """A curvature whose statistics are exact and whose decompositions are those of them."""
     known = settings.pop("known_fisher", None)
-    config = KFACConfig(**({"damping": 0.02, "stat_decay": 0.0} | settings))
+    config = plain_config(**({"damping": 0.02, "stat_decay": 0.0} | settings))
     curvature = Preconditioner(model, config, known_fisher=known)
     for turn in range(2):
         with curvature.capture() as captured:
@@ -227,14 +226,14 @@ def test_every_kind_of_block_has_its_place(kind: str, diagonal: bool) -> None:
 def test_parameters_without_curvature_are_left_out() -> None:
     model = filled(LogStd())
     with pytest.warns(UnsupportedParameterWarning):
-        curvature = Preconditioner(model, KFACConfig(small_parameters="gradient"))
+        curvature = Preconditioner(model, plain_config(small_parameters="gradient"))
     assert curved_names(curvature) == ["mean.weight", "mean.bias", "value.weight", "value.bias"]
     assert dense_inverse(curvature).shape == (15, 15)
     lone = nn.Module()
     lone.weight = nn.Parameter(torch.ones(2))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        plain = Preconditioner(lone, KFACConfig(small_parameters="gradient"))
+        plain = Preconditioner(lone, plain_config(small_parameters="gradient"))
     with pytest.raises(ValueError, match="no parameter of the module has a curvature block"):
         dense_inverse(plain)
 
@@ -245,7 +244,7 @@ def test_groups_of_an_optimizer_bring_their_own_weight_decay() -> None:
         {"params": list(model[0].parameters()), "weight_decay": 0.5},
         {"params": list(model[2].parameters())},
     ]
-    optimizer = KFAC(model, KFACConfig(damping=0.1), param_groups=groups)
+    optimizer = KFAC(model, plain_config(damping=0.1), param_groups=groups)
     with optimizer.capture() as captured:
         output = model(randn(20, 4))
     optimizer.observe(captured, output, GaussianLoss(), source=Exact())
@@ -254,7 +253,7 @@ def test_groups_of_an_optimizer_bring_their_own_weight_decay() -> None:
     close(difference, torch.tensor([0.6] * 25 + [0.1] * 18, dtype=torch.float64).diag())
     product = dense_kfac(optimizer, damped=True) @ dense_inverse(optimizer)
     close(product, torch.eye(43, dtype=torch.float64))
-    some = KFAC(model, KFACConfig(damping=0.1), param_groups=groups[1:])
+    some = KFAC(model, plain_config(damping=0.1), param_groups=groups[1:])
     assert curved_names(some) == ["2.weight", "2.bias"]
     assert dense_inverse(some).shape == (18, 18)
 
@@ -318,7 +317,7 @@ def test_matrices_need_statistics() -> None:
     model = mlp()
     with pytest.raises(FactorError, match="no statistics yet"):
         dense_kfac(Preconditioner(model))
-    curvature = Preconditioner(model, KFACConfig(structure="ekfac"))
+    curvature = Preconditioner(model, plain_config(structure="ekfac"))
     with pytest.raises(ValueError, match="both args and loss, or neither after an observe"):
         kfac_error(curvature)
     with pytest.raises(ValueError, match="both args and loss"):

@@ -15,14 +15,13 @@ from acktr.kfac import (
     CategoricalLoss,
     Exact,
     GaussianLoss,
-    KFACConfig,
     LMConfig,
     SumLoss,
     dense_fisher,
 )
 from acktr.kfac.losses.base import with_weights
 from tests.tools.exact import close
-from tests.tools.kfac import randn, seeded
+from tests.tools.kfac import plain_config, randn, seeded
 from tests.tools.product_cases import filled
 
 Pair = namedtuple("Pair", ["logits", "value"])
@@ -70,7 +69,7 @@ def chosen(returned: Any, kind: Any) -> tuple[Tensor, Tensor]:
 
 def quadratic(model: nn.Module, inputs: Tensor, loss: Any, take: Any, **observed: Any) -> float:
     """Exact q of a fixed direction, as the optimizer has it."""
-    optimizer = KFAC(model, KFACConfig(quadratic="exact"))
+    optimizer = KFAC(model, plain_config(quadratic="exact"))
     with optimizer.capture() as captured:
         returned = model(inputs)
     optimizer.observe(captured, take(returned), loss, **observed)
@@ -105,7 +104,7 @@ def test_a_mask_of_terms_is_in_the_exact_form_too(step_rule: Any) -> None:
     steps = []
     for given, kept, weights in ((inputs, target, mask), (inputs[mask], target[mask], None)):
         net = filled(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)))
-        config = KFACConfig(quadratic="exact")
+        config = plain_config(quadratic="exact")
         adaptive = LMConfig() if step_rule == "quadratic_model" else None
         optimizer = KFAC(net, config, step_rule=step_rule, adaptive=adaptive)
         with optimizer.capture() as captured:
@@ -129,7 +128,7 @@ def test_another_output_than_the_modules_is_refused_when_it_runs_again(
     take: Any, message: str
 ) -> None:
     model = filled(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)))
-    optimizer = KFAC(model, KFACConfig(quadratic="exact"))
+    optimizer = KFAC(model, plain_config(quadratic="exact"))
     with optimizer.capture() as captured:
         output = take(model, randn(5, 2, 3))
     optimizer.observe(captured, output, CategoricalLoss())

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac import KFAC, Exact, GaussianLoss, KFACConfig, dense_fisher
+from acktr.kfac import KFAC, Exact, GaussianLoss, dense_fisher
 from tests.tools.kfac import (
     build,
     flat,
@@ -18,6 +18,7 @@ from tests.tools.kfac import (
     moved,
     observe,
     parameters,
+    plain_config,
     randn,
     same,
     set_gradients,
@@ -69,7 +70,7 @@ def solved(optimizer: KFAC, gradients: dict[str, Tensor], damping: float) -> dic
 @pytest.mark.parametrize("clip", [1e-4, None])
 def test_every_group_steps_by_its_own_settings(clip: float | None) -> None:
     model = mlp()
-    config = KFACConfig(kl_clip=clip, damping=0.2, refresh_interval=1)
+    config = plain_config(kl_clip=clip, damping=0.2, refresh_interval=1)
     optimizer = KFAC(model, config, param_groups=two_groups(model))
     velocity = {name: torch.zeros_like(p) for name, p in parameters(model).items()}
     for index in range(4):
@@ -99,7 +100,7 @@ def test_the_trust_region_holds_for_the_whole_step(quadratic: Any) -> None:
         {"params": list(model[0].parameters()), "lr": 0.9},
         {"params": list(model[2].parameters()), "lr": 0.05},
     ]
-    config = KFACConfig(kl_clip=1e-5, momentum=0.0, quadratic=quadratic)
+    config = plain_config(kl_clip=1e-5, momentum=0.0, quadratic=quadratic)
     optimizer = KFAC(model, config, param_groups=groups)
     with optimizer.capture() as captured:
         output = model(inputs)
@@ -125,7 +126,7 @@ def test_the_trust_region_holds_for_the_whole_step(quadratic: Any) -> None:
 def test_the_decay_of_a_group_reaches_inverses_that_hold_their_damping(structure: Any) -> None:
     def direction(decay: float, grouped: bool) -> dict[str, Tensor]:
         model = mlp()
-        config = KFACConfig(
+        config = plain_config(
             structure=structure,
             weight_decay=0.0 if grouped else decay,
         )
@@ -147,7 +148,7 @@ def test_equal_groups_are_one_group() -> None:
         groups = None
         if split:
             groups = [{"params": list(model[2].parameters())}, {"params": model[0].parameters()}]
-        optimizer = KFAC(model, KFACConfig(weight_decay=0.1), param_groups=groups)
+        optimizer = KFAC(model, plain_config(weight_decay=0.1), param_groups=groups)
         for index in range(3):
             observe(optimizer, model, randn(6, 4, seed=index), seed=index)
             set_gradients(model, seed=index)
@@ -159,7 +160,7 @@ def test_equal_groups_are_one_group() -> None:
 
 def test_schedulers_set_every_group() -> None:
     model = mlp()
-    optimizer = KFAC(model, KFACConfig(kl_clip=None, damping=0.2), param_groups=two_groups(model))
+    optimizer = KFAC(model, plain_config(kl_clip=None, damping=0.2), param_groups=two_groups(model))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, [lambda n: 0.5**n, lambda n: 1.0 / (1 + n)]
     )
@@ -206,7 +207,7 @@ def test_cold_steps_keep_the_ratio_of_the_rates_and_the_momenta() -> None:
     model = mlp()
     optimizer = KFAC(
         model,
-        KFACConfig(cold_steps=3, cold_lr=0.02, cold_max_grad_norm=1e9),
+        plain_config(cold_steps=3, cold_lr=0.02, cold_max_grad_norm=1e9),
         param_groups=[
             {"params": list(model[0].parameters()), "lr": 0.4, "momentum": 0.5},
             {"params": list(model[2].parameters()), "lr": 0.1, "momentum": 0.8},
@@ -287,7 +288,7 @@ def test_a_single_parameter_is_a_group_as_for_torch() -> None:
 
 def test_a_chain_is_one_block_and_needs_one_group() -> None:
     model = mlp()
-    config = KFACConfig(structure="tridiagonal")
+    config = plain_config(structure="tridiagonal")
     for groups in ([{"params": list(model[0].parameters())}], two_groups(model)):
         with pytest.raises(ValueError, match=r"2.weight and 2.bias share a curvature block"):
             KFAC(model, config, param_groups=groups)

@@ -10,8 +10,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac import KFAC, CategoricalLoss, Exact, GaussianLoss, KFACConfig, Preconditioner
-from tests.tools.kfac import EXACT, build, mlp, parameters, randn, same, seeded, set_gradients
+from acktr.kfac import KFAC, CategoricalLoss, Exact, GaussianLoss, Preconditioner
+from tests.tools.kfac import (
+    EXACT,
+    build,
+    mlp,
+    parameters,
+    plain_config,
+    randn,
+    same,
+    seeded,
+    set_gradients,
+)
 
 LOSS = GaussianLoss()
 
@@ -56,7 +66,7 @@ CASES = [
 def test_in_front_of_sgd_it_is_the_optimizer_without_momentum(
     settings: dict[str, Any], make: Any
 ) -> None:
-    config = KFACConfig(lr=0.2, momentum=0.0, refresh_interval=3, **settings)
+    config = plain_config(lr=0.2, momentum=0.0, refresh_interval=3, **settings)
     model, other = make(), make()
     curvature = Preconditioner(other, config, seed=5)
     sgd = torch.optim.SGD(other.parameters(), lr=0.2)
@@ -87,7 +97,7 @@ def test_three_lines_around_an_existing_loop() -> None:
     model = build(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
     inputs, targets = randn(64, 4), torch.randint(3, (64,), generator=seeded(1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.5)
-    curvature = Preconditioner(model, KFACConfig(kl_clip=0.1))
+    curvature = Preconditioner(model, plain_config(kl_clip=0.1))
     loss = CategoricalLoss()
     values = []
     for _ in range(20):
@@ -111,7 +121,7 @@ def test_three_lines_around_an_existing_loop() -> None:
 
 def test_the_gradient_tensors_are_replaced_in_place() -> None:
     model = mlp()
-    curvature = Preconditioner(model, KFACConfig(kl_clip=None, damping=0.2))
+    curvature = Preconditioner(model, plain_config(kl_clip=None, damping=0.2))
     backward(curvature, model, 0)
     tensors = {name: p.grad for name, p in model.named_parameters()}
     pointers = {name: g.data_ptr() for name, g in tensors.items() if g is not None}
@@ -133,7 +143,7 @@ def test_the_gradient_tensors_are_replaced_in_place() -> None:
 
 def test_adam_sees_the_preconditioned_gradient() -> None:
     model, other = mlp(), mlp()
-    curvature = Preconditioner(model, KFACConfig(kl_clip=1e-2, quadratic="kronecker"))
+    curvature = Preconditioner(model, plain_config(kl_clip=1e-2, quadratic="kronecker"))
     adam = torch.optim.AdamW(model.parameters(), lr=0.05)
     reference = torch.optim.AdamW(other.parameters(), lr=0.05)
     for index in range(5):
@@ -155,7 +165,7 @@ def test_adam_sees_the_preconditioned_gradient() -> None:
 @pytest.mark.parametrize("rate", [0.01, 0.1, 1.0])
 def test_the_trust_region_knows_the_optimizers_rate(rate: float) -> None:
     model = mlp()
-    config = KFACConfig(lr=123.0, kl_clip=1e-6, damping=0.5, quadratic="kronecker")
+    config = plain_config(lr=123.0, kl_clip=1e-6, damping=0.5, quadratic="kronecker")
     curvature = Preconditioner(model, config)
     backward(curvature, model, 0)
     gradients = {n: g.clone() for n, g in curvature.gradients().items()}
@@ -209,7 +219,7 @@ def test_without_gradients_nothing_is_done() -> None:
 
 def test_parameters_without_gradient_stay_out_of_the_step() -> None:
     model = mlp()
-    curvature = Preconditioner(model, KFACConfig(kl_clip=None))
+    curvature = Preconditioner(model, plain_config(kl_clip=None))
     backward(curvature, model, 0)
     model[0].weight.grad = None
     model[0].bias.grad = None
@@ -223,7 +233,9 @@ def test_parameters_without_gradient_stay_out_of_the_step() -> None:
 def test_a_gradient_that_is_not_finite_gives_a_zero_gradient(quadratic: Any) -> None:
     model = mlp()
     model.register_parameter("unused", nn.Parameter(torch.ones(2).double()))
-    curvature = Preconditioner(model, KFACConfig(quadratic=quadratic), known_fisher={"unused": 1.0})
+    curvature = Preconditioner(
+        model, plain_config(quadratic=quadratic), known_fisher={"unused": 1.0}
+    )
     backward(curvature, model, 0)
     model.unused.grad = torch.tensor([math.nan, 1.0]).double()
     curvature.precondition(lr=0.1)
@@ -231,7 +243,7 @@ def test_a_gradient_that_is_not_finite_gives_a_zero_gradient(quadratic: Any) -> 
 
 
 def test_the_state_resumes_bit_for_bit() -> None:
-    config = KFACConfig(refresh_interval=4, structure="ekfac")
+    config = plain_config(refresh_interval=4, structure="ekfac")
 
     def train(model: nn.Module, curvature: Preconditioner, steps: range) -> None:
         for index in steps:

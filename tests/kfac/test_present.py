@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac import CategoricalLoss, Exact, KFACConfig, Preconditioner, Sampled
+from acktr.kfac import CategoricalLoss, Exact, Preconditioner, Sampled
 from acktr.kfac.config import Structure
 from acktr.kfac.losses.sources import Source
 from tests.tools.exact import pairs, stored
-from tests.tools.kfac import build, randn, seeded
+from tests.tools.kfac import build, plain_config, randn, seeded
 
 COUNT, NODES, WIDTH = 5, 6, 4
 LENGTHS = torch.tensor([6, 1, 3, 4, 2])
@@ -61,7 +61,7 @@ def statistics(
 ) -> tuple[nn.Module, Preconditioner]:
     torch.manual_seed(0)
     module = kind().double()
-    curvature = Preconditioner(module, KFACConfig(structure=structure))
+    curvature = Preconditioner(module, plain_config(structure=structure))
     inputs = randn(COUNT, NODES, 3).masked_fill(~PRESENT[..., None], padding)
     with curvature.capture() as captured:
         output = module(inputs)

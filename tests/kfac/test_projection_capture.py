@@ -13,10 +13,10 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
 
-from acktr.kfac import KFAC, CategoricalLoss, KFACConfig, Preconditioner
+from acktr.kfac import KFAC, CategoricalLoss, Preconditioner
 from acktr.kfac.blocks.diagonal import DiagonalBlock
 from acktr.kfac.statistics.capture import Capture
-from tests.tools.kfac import randn, same
+from tests.tools.kfac import plain_config, randn, same
 
 
 class Tagger(nn.Module):
@@ -81,7 +81,7 @@ def test_an_instances_own_forward_and_hooks_stay() -> None:
 def test_without_gradients_the_pass_is_torchs_own() -> None:
     model, inputs = Encoder().double().eval(), randn(2, 5, 4)
     # A trust region with the exact Fisher has elementary operations in all of its passes.
-    curvature = Preconditioner(model, KFACConfig(quadratic="kronecker"))
+    curvature = Preconditioner(model, plain_config(quadratic="kronecker"))
     with torch.no_grad():
         expected = model(inputs)
         with curvature.capture() as captured:
@@ -141,7 +141,7 @@ def test_the_diagonal_takes_what_is_inside_of_a_checkpoint(case: str, quadratic:
     start = copy.deepcopy(model.state_dict())
     for inside in (True, False):
         model.load_state_dict(start)
-        optimizer = KFAC(model, KFACConfig(quadratic=quadratic), skip=[kind])
+        optimizer = KFAC(model, plain_config(quadratic=quadratic), skip=[kind])
         for _ in range(2):
             with optimizer.capture() as captured, warnings.catch_warnings():
                 warnings.simplefilter("error")
@@ -201,7 +201,7 @@ def test_a_resumed_run_is_the_same(structure: Any) -> None:
 
     torch.manual_seed(0)
     first = Encoder().double().eval()
-    config = KFACConfig(structure=structure, refresh_interval=2)
+    config = plain_config(structure=structure, refresh_interval=2)
     optimizer = KFAC(first, config)
     run(first, optimizer, 3)
     second = copy.deepcopy(first)

@@ -24,7 +24,7 @@ from acktr.kfac import (
 )
 from acktr.kfac.corrected import part_scales
 from acktr.kfac.fisher.graph import own_parameters
-from tests.tools.kfac import build, parameters, randn, same, set_gradients
+from tests.tools.kfac import build, parameters, plain_config, randn, same, set_gradients
 from tests.tools.product_cases import close
 
 LOSS = CategoricalLoss()
@@ -64,7 +64,7 @@ def blocks(optimizer: KFAC) -> list[KroneckerBlock]:
 
 
 def settings(**given: Any) -> KFACConfig:
-    return KFACConfig(**{"lr": 0.5, "kl_clip": 1e-6, "quadratic": "corrected", **given})
+    return plain_config(**{"lr": 0.5, "kl_clip": 1e-6, "quadratic": "corrected", **given})
 
 
 def change(before: dict[str, Tensor], model: nn.Module) -> Tensor:

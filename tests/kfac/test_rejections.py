@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac import KFAC, CategoricalLoss, Exact, GaussianLoss, KFACConfig, Preconditioner
+from acktr.kfac import KFAC, CategoricalLoss, Exact, GaussianLoss, Preconditioner
 from acktr.kfac.losses.likelihoods import Reduction
-from tests.tools.kfac import build, mlp, randn, same, set_gradients, snapshot
+from tests.tools.kfac import build, mlp, plain_config, randn, same, set_gradients, snapshot
 from tests.tools.product_cases import filled
 
 
@@ -41,7 +41,7 @@ def observe(
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("parts_before", [0, 1])
 def test_a_batch_that_is_refused_leaves_no_trace(reduction: Reduction, parts_before: int) -> None:
-    config = KFACConfig(structure="ekfac", stat_decay=0.0, quadratic="exact")
+    config = plain_config(structure="ekfac", stat_decay=0.0, quadratic="exact")
     loss = GaussianLoss(reduction=reduction)
     states, forms = [], []
     for rejected in (False, True):
@@ -63,7 +63,7 @@ def test_a_batch_that_is_refused_leaves_no_trace(reduction: Reduction, parts_bef
 
 def test_a_step_that_is_refused_does_not_pass_over_the_refresh() -> None:
     model = mlp()
-    optimizer = KFAC(model, KFACConfig(quadratic="exact", refresh_interval=10))
+    optimizer = KFAC(model, plain_config(quadratic="exact", refresh_interval=10))
     set_gradients(model)
     with optimizer.capture() as captured:
         output = model(randn(6, 4))
@@ -90,7 +90,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def test_a_state_of_other_settings_is_refused_as_a_whole(old: str, new: str) -> None:
     optimizers = []
     for name in (old, new):
-        optimizer = KFAC(mlp(), KFACConfig(**SETTINGS[name]))
+        optimizer = KFAC(mlp(), plain_config(**SETTINGS[name]))
         observe_mlp(optimizer.curvature)
         optimizer.refresh()
         optimizers.append(optimizer)
@@ -146,7 +146,7 @@ def test_a_sparse_embedding_steps_as_a_dense_one_without_a_block(cold_steps: int
     for sparse in (True, False):
         odd = {"sparse": True} if sparse else {"scale_grad_by_freq": False, "max_norm": 1e9}
         model = build(nn.Embedding(6, 3, **odd), nn.Linear(3, 2))
-        optimizer = KFAC(model, KFACConfig(cold_steps=cold_steps, weight_decay=0.1))
+        optimizer = KFAC(model, plain_config(cold_steps=cold_steps, weight_decay=0.1))
         for _ in range(3):
             with optimizer.capture() as captured:
                 output = model(torch.tensor([0, 2, 2, 5]))
@@ -163,7 +163,7 @@ def test_a_sparse_embedding_steps_as_a_dense_one_without_a_block(cold_steps: int
 @pytest.mark.filterwarnings("ignore::acktr.kfac.UnsupportedParameterWarning")
 def test_a_sparse_gradient_is_preconditioned_for_another_optimizer() -> None:
     model = build(nn.Embedding(6, 3, sparse=True), nn.Linear(3, 2))
-    curvature = Preconditioner(model, KFACConfig(small_parameters="gradient"))
+    curvature = Preconditioner(model, plain_config(small_parameters="gradient"))
     with curvature.capture() as captured:
         output = model(torch.tensor([0, 2, 2, 5]))
     curvature.observe(captured, output, GaussianLoss())

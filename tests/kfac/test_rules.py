@@ -13,7 +13,6 @@ from acktr.kfac import (
     KFAC,
     CategoricalLoss,
     GaussianLoss,
-    KFACConfig,
     KroneckerBlock,
     LayerRule,
     Preconditioner,
@@ -22,7 +21,7 @@ from acktr.kfac import (
 from acktr.kfac.blocks.rules import Rules
 from acktr.kfac.config import Sharing
 from tests.tools.exact import Apply, Seen, close, gap, stored
-from tests.tools.kfac import build, randn
+from tests.tools.kfac import build, plain_config, randn
 from tests.tools.product_cases import filled
 
 
@@ -81,7 +80,7 @@ def ruled(model: nn.Module, inputs: Tensor, loss: Any, rules: Rules, **settings:
     """The curvature of a net with rules, after one batch; every parameter has a block."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", UnsupportedParameterWarning)
-        config = KFACConfig(small_parameters="gradient", **settings)
+        config = plain_config(small_parameters="gradient", **settings)
         curvature = Preconditioner(model, config, layers=rules)
     seen = Seen(model, inputs, loss, curvature)
     seen.again()

@@ -15,7 +15,6 @@ from acktr.kfac import (
     Empirical,
     Exact,
     GaussianLoss,
-    KFACConfig,
     Preconditioner,
     Sampled,
     SumLoss,
@@ -24,7 +23,7 @@ from acktr.kfac.blocks.kronecker import Corrected, KroneckerBlock
 from acktr.kfac.blocks.vectors import VectorBlock
 from acktr.kfac.losses.sources import Source
 from tests.tools.exact import Seen, close, observed, stored, within_four_standard_errors
-from tests.tools.kfac import basis, randn, seeded
+from tests.tools.kfac import basis, plain_config, randn, seeded
 from tests.tools.product_cases import filled
 
 SIZES = torch.tensor([2, 1, 4, 3])
@@ -295,7 +294,7 @@ def test_masked_selections_have_terms_as_samples() -> None:
     """Positions that nothing mixes are taken apart by Exact(), also after output[mask]."""
     model = filled(nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 3)))
     inputs, mask = randn(4, 3, 3), torch.rand(4, 3, generator=seeded(1)) < 0.6
-    curvature = Preconditioner(model, KFACConfig(stat_decay=0.0))
+    curvature = Preconditioner(model, plain_config(stat_decay=0.0))
     with curvature.capture() as captured:
         output = model(inputs)[mask]
     curvature.observe(captured, output, CategoricalLoss(), source=Exact())
@@ -309,7 +308,7 @@ def test_an_own_likelihood_is_a_mean_over_the_modules_samples(inside: bool) -> N
     """A module that returns flattened rows has as many samples as rows."""
     layers = [nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)]
     model = filled(nn.Sequential(*layers, *([nn.Flatten(0, 1)] if inside else [])))
-    curvature = Preconditioner(model, KFACConfig(stat_decay=0.0))
+    curvature = Preconditioner(model, plain_config(stat_decay=0.0))
     numbers = randn(4 * 5, 2, seed=3)
     with curvature.capture() as captured:
         output = model(randn(4, 5, 3)).reshape(20, 2)
@@ -334,7 +333,7 @@ def test_a_sum_over_positions_asks_once_what_the_objective_is_a_mean_over(pictur
     layers = nn.Linear(2, 3), nn.LayerNorm(3), nn.Linear(3, 2)
     model = filled(Pixels() if picture else nn.Sequential(*layers))
     inputs = randn(4, 2, 2, 3) if picture else randn(4, 6, 2)
-    curvature = Preconditioner(model, KFACConfig(stat_decay=0.0))
+    curvature = Preconditioner(model, plain_config(stat_decay=0.0))
 
     def seen(samples: int | None) -> Tensor:
         with curvature.capture() as captured:
@@ -355,7 +354,7 @@ def test_a_sum_over_positions_asks_once_what_the_objective_is_a_mean_over(pictur
 
 def test_a_value_for_every_sample_is_a_sum_over_samples() -> None:
     model = filled(nn.Sequential(nn.Linear(3, 1), nn.Flatten(0)))
-    curvature = Preconditioner(model, KFACConfig(stat_decay=0.0))
+    curvature = Preconditioner(model, plain_config(stat_decay=0.0))
     with curvature.capture() as captured, warnings.catch_warnings():
         warnings.simplefilter("error")
         output = model(randn(4, 3))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac import KFAC, FactorError, KFACConfig
+from acktr.kfac import KFAC, FactorError
 from acktr.kfac.blocks.tridiagonal import chain_matrix
 from acktr.kfac.linalg import trace_ratio
 from tests.tools.kfac import (
@@ -23,6 +23,7 @@ from tests.tools.kfac import (
     mlp,
     moved,
     parameters,
+    plain_config,
     randn,
     same,
     set_gradients,
@@ -101,7 +102,7 @@ def solved(optimizer: KFAC, gradients: dict[str, Tensor], method: str) -> Tensor
 @pytest.mark.parametrize("case", DEGENERATE)
 def test_the_step_is_the_damped_solve_of_a_degenerate_factor(case: str, method: str) -> None:
     model = mlp()
-    optimizer = KFAC(model, KFACConfig(damping=DAMPING, kl_clip=None, **METHODS[method]))
+    optimizer = KFAC(model, plain_config(damping=DAMPING, kl_clip=None, **METHODS[method]))
     learn(optimizer, model, *DEGENERATE[case])
     gradients = set_gradients(model)
     optimizer.refresh()

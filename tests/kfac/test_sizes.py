@@ -25,7 +25,7 @@ from acktr.kfac import (
 from acktr.kfac.blocks.diagonal import DiagonalBlock
 from acktr.kfac.blocks.vectors import VectorBlock
 from tests.tools.exact import Seen, close, observed
-from tests.tools.kfac import basis, build, eigen, randn, scales, seeded
+from tests.tools.kfac import basis, build, eigen, plain_config, randn, scales, seeded
 
 LARGE = pytest.mark.filterwarnings("ignore::acktr.kfac.LargeFactorWarning")
 LIMIT = 6
@@ -163,7 +163,7 @@ def test_one_warning_names_layers_and_sizes() -> None:
     assert warning.filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        KFAC(model, KFACConfig(max_factor_size=3001))
+        KFAC(model, plain_config(max_factor_size=3001))
         KFAC(model[:1], KFACConfig.for_rl())  # as before there was a limit
 
 
@@ -171,21 +171,21 @@ def test_a_factor_without_memory_is_one_line() -> None:
     """It would be larger than what a process can address."""
     model = nn.Linear(5_000_000, 1, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"layer '': no memory for a factor .* max_factor_size"):
-        KFAC(model, KFACConfig(max_factor_size=None))
+        KFAC(model, plain_config(max_factor_size=None))
 
 
 def test_a_chain_refuses_diagonals() -> None:
     with pytest.raises(ValueError, match=r"above max_factor_size 4: 0 \(A 9\)"):
         KFAC(
             build(nn.Linear(8, 3), nn.Linear(3, 2)),
-            KFACConfig(structure="tridiagonal", max_factor_size=4),
+            plain_config(structure="tridiagonal", max_factor_size=4),
         )
 
 
 def test_groups_with_large_factors_have_the_curvature_of_what_has_no_block() -> None:
     model = build(nn.Conv1d(8, 4, 3, groups=2), nn.Flatten(), nn.Linear(8, 3))
     with pytest.warns(LargeFactorWarning, match=r"0 \(A 13, no block\)"):
-        optimizer = KFAC(model, KFACConfig(max_factor_size=10))
+        optimizer = KFAC(model, plain_config(max_factor_size=10))
     assert [type(block) for block in optimizer.blocks] == [
         KroneckerBlock,
         VectorBlock,
@@ -217,7 +217,7 @@ def test_a_head_of_fifty_thousand_classes_trains(structure: Any) -> None:
     tokens = torch.randint(50257, (6, 2), generator=seeded(0))
     loss, losses = CategoricalLoss(), []
     with Largest() as largest:
-        optimizer = KFAC(model, KFACConfig(structure=structure, refresh_interval=2, kl_clip=0.1))
+        optimizer = KFAC(model, plain_config(structure=structure, refresh_interval=2, kl_clip=0.1))
         for _ in range(3):
             with optimizer.capture() as captured:
                 output = model(tokens)

@@ -13,7 +13,6 @@ from acktr.kfac import (
     CategoricalLoss,
     Exact,
     GaussianLoss,
-    KFACConfig,
     Preconditioner,
     SumLoss,
     dense_fisher,
@@ -22,7 +21,7 @@ from acktr.kfac import (
 )
 from acktr.kfac.blocks.vectors import VectorBlock
 from tests.tools.exact import close
-from tests.tools.kfac import randn, seeded
+from tests.tools.kfac import plain_config, randn, seeded
 from tests.tools.product_cases import filled
 
 
@@ -51,7 +50,7 @@ class Features(nn.Module):
 
 
 def dense(model: nn.Module, **settings: Any) -> Preconditioner:
-    config = KFACConfig(small_parameters="dense", stat_decay=0.0, **settings)
+    config = plain_config(small_parameters="dense", stat_decay=0.0, **settings)
     return Preconditioner(model, config)
 
 
@@ -160,7 +159,7 @@ def test_a_decay_also_damps_matrices_outside_of_layers() -> None:
 
     for setting in ("dense", "diagonal"):
         model = Own()
-        config = KFACConfig(
+        config = plain_config(
             small_parameters=setting,  # type: ignore[arg-type]
             damping=0.01,
             weight_decay=1.0,
@@ -195,7 +194,7 @@ def test_parameters_of_several_types_keep_them(rule: Any, setting: Any) -> None:
             return output
 
     model = Mixed()
-    optimizer = KFAC(model, KFACConfig(small_parameters=setting), step_rule=rule)
+    optimizer = KFAC(model, plain_config(small_parameters=setting), step_rule=rule)
     generator = seeded(0)
     for _ in range(3):
         inputs = torch.randn(6, 3, generator=generator, dtype=torch.float64)

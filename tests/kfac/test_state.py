@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from acktr.kfac import KFAC, KFACConfig
-from tests.tools.kfac import block, build, observe, parameters, randn, same, snapshot
+from tests.tools.kfac import block, build, observe, parameters, plain_config, randn, same, snapshot
 
-SETTINGS = KFACConfig(refresh_interval=4, cold_steps=2, stat_decay=0.9, weight_decay=0.01)
+SETTINGS = plain_config(refresh_interval=4, cold_steps=2, stat_decay=0.9, weight_decay=0.01)
 
 
 def network(hidden: int = 5, seed: int = 0) -> nn.Sequential:

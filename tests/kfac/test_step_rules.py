@@ -15,12 +15,21 @@ from acktr.kfac import (
     CategoricalLoss,
     Exact,
     GaussianLoss,
-    KFACConfig,
     LMConfig,
     OutputLoss,
     dense_fisher,
 )
-from tests.tools.kfac import build, mlp, parameters, randn, same, seeded, set_gradients, snapshot
+from tests.tools.kfac import (
+    build,
+    mlp,
+    parameters,
+    plain_config,
+    randn,
+    same,
+    seeded,
+    set_gradients,
+    snapshot,
+)
 
 OMEGA = 0.95**5
 
@@ -99,7 +108,7 @@ KINDS = ["three", "softmax", "linear"]
 @pytest.mark.parametrize("decay", [0.0, 0.3])
 def test_the_coefficients_solve_the_dense_model(kind: str, decay: float) -> None:
     problem = Problem(kind)
-    config = KFACConfig(damping=0.2, weight_decay=decay, kl_clip=None, refresh_interval=1)
+    config = plain_config(damping=0.2, weight_decay=decay, kl_clip=None, refresh_interval=1)
     optimizer = KFAC(problem.model, config, step_rule="quadratic_model")
     last: Tensor | None = None
     for _ in range(4):
@@ -135,7 +144,7 @@ def test_the_coefficients_solve_the_dense_model(kind: str, decay: float) -> None
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_fisher_may_come_from_other_inputs(kind: str) -> None:
     problem = Problem(kind)
-    config = KFACConfig(damping=0.2, kl_clip=None)
+    config = plain_config(damping=0.2, kl_clip=None)
     optimizer = KFAC(problem.model, config, step_rule="quadratic_model")
     problem.backward(optimizer)
     optimizer.refresh()
@@ -154,7 +163,7 @@ def test_the_trust_region_shortens_a_model_step() -> None:
     free, clipped = Problem("softmax"), Problem("softmax")
     changes = []
     for problem, settings in ((free, {"kl_clip": None}), (clipped, {"kl_clip": 1e-4})):
-        config = KFACConfig(damping=0.2, **settings)
+        config = plain_config(damping=0.2, **settings)
         optimizer = KFAC(problem.model, config, step_rule="quadratic_model")
         before = vector(parameters(problem.model))
         problem.backward(optimizer)
@@ -189,7 +198,7 @@ def test_nan_in_a_parameter_that_the_fisher_does_not_see(rule: Any, quadratic: A
     model.register_parameter("unused", nn.Parameter(torch.ones(2).double()))
     optimizer = KFAC(
         model,
-        KFACConfig(quadratic=quadratic, momentum=0.0),
+        plain_config(quadratic=quadratic, momentum=0.0),
         known_fisher={"unused": 1.0},
         step_rule=rule,
     )
@@ -220,7 +229,7 @@ def test_an_unknown_rule() -> None:
 @pytest.mark.parametrize("decay", [0.0, 0.3])
 def test_rho_is_the_actual_over_the_predicted_change(rule: Any, kind: str, decay: float) -> None:
     problem = Problem(kind)
-    config = KFACConfig(
+    config = plain_config(
         lr=0.4, damping=0.2, weight_decay=decay, kl_clip=0.02, momentum=0.5, refresh_interval=1
     )
     optimizer = KFAC(
@@ -253,7 +262,7 @@ def test_rho_is_the_actual_over_the_predicted_change(rule: Any, kind: str, decay
 
 def test_the_next_direction_uses_the_new_damping() -> None:
     problem = Problem("linear")
-    config = KFACConfig(damping=0.2, refresh_interval=1, kl_clip=None)
+    config = plain_config(damping=0.2, refresh_interval=1, kl_clip=None)
     optimizer = KFAC(problem.model, config, adaptive=LMConfig(interval=1, factor=0.5))
     problem.backward(optimizer)
     optimizer.step(objective=problem.objective)
@@ -270,7 +279,7 @@ def test_the_next_direction_uses_the_new_damping() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_an_objective_that_is_not_finite_raises_the_damping(bad: float) -> None:
     problem = Problem("softmax")
-    optimizer = KFAC(problem.model, KFACConfig(damping=0.2), adaptive=LMConfig(interval=1))
+    optimizer = KFAC(problem.model, plain_config(damping=0.2), adaptive=LMConfig(interval=1))
     problem.backward(optimizer)
     values = iter([torch.tensor(1.0), torch.tensor(bad)])
     optimizer.step(objective=lambda: next(values))
@@ -282,7 +291,7 @@ def test_an_objective_that_is_not_finite_raises_the_damping(bad: float) -> None:
 @pytest.mark.parametrize("rule", ["trust_region", "quadratic_model"])
 def test_an_adaptation_without_objective_or_observation_moves_nothing(rule: Any) -> None:
     problem = Problem("softmax")
-    optimizer = KFAC(problem.model, KFACConfig(), step_rule=rule, adaptive=LMConfig(interval=1))
+    optimizer = KFAC(problem.model, plain_config(), step_rule=rule, adaptive=LMConfig(interval=1))
     problem.backward(optimizer)
     region = optimizer.curvature.region
     observed, region.observed = region.observed, None
@@ -299,7 +308,7 @@ def test_an_adaptation_without_objective_or_observation_moves_nothing(rule: Any)
 @pytest.mark.parametrize("rule", ["trust_region", "quadratic_model"])
 def test_cold_steps_need_no_objective_and_count_no_interval(rule: Any) -> None:
     problem = Problem("softmax")
-    config = KFACConfig(cold_steps=3, damping=0.2)
+    config = plain_config(cold_steps=3, damping=0.2)
     optimizer = KFAC(problem.model, config, step_rule=rule, adaptive=LMConfig(interval=2))
     seen = []
     for index in range(7):
@@ -313,7 +322,7 @@ def test_cold_steps_need_no_objective_and_count_no_interval(rule: Any) -> None:
 @pytest.mark.parametrize("rule", ["trust_region", "quadratic_model"])
 def test_adaptive_runs_resume_bit_for_bit(rule: Any) -> None:
     def made(problem: Problem, damping: float) -> KFAC:
-        config = KFACConfig(damping=damping, refresh_interval=2)
+        config = plain_config(damping=damping, refresh_interval=2)
         return KFAC(problem.model, config, step_rule=rule, adaptive=LMConfig(interval=2))
 
     def train(problem: Problem, optimizer: KFAC, count: int) -> None:
@@ -336,7 +345,7 @@ def test_adaptive_runs_resume_bit_for_bit(rule: Any) -> None:
 def test_newton_on_a_linear_model_in_one_step() -> None:
     """alpha makes up for any scale of the direction: without damping one step is the minimum."""
     problem = Problem("linear")
-    config = KFACConfig(damping=1e-9, kl_clip=None, lr=1e-3)
+    config = plain_config(damping=1e-9, kl_clip=None, lr=1e-3)
     optimizer = KFAC(problem.model, config, step_rule="quadratic_model")
     problem.backward(optimizer)
     optimizer.step()

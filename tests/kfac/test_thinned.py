@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac import KFAC, CategoricalLoss, Exact, KFACConfig
+from acktr.kfac import KFAC, CategoricalLoss, Exact
 from acktr.kfac.blocks.kronecker import KroneckerBlock
-from tests.tools.kfac import randn
+from tests.tools.kfac import plain_config, randn
 from tests.tools.product_cases import close
 
 
@@ -50,7 +50,7 @@ NETS: dict[str, tuple[nn.Module, Tensor, dict[str, Any], list[str]]] = {
 
 def observed(model: nn.Module, inputs: Tensor, given: Any, rows: int | None, turn: int) -> KFAC:
     loss = CategoricalLoss(reduction="batchmean")
-    optimizer = KFAC(model, KFACConfig(stat_decay=0.0, factor_rows=rows))
+    optimizer = KFAC(model, plain_config(stat_decay=0.0, factor_rows=rows))
     optimizer.curvature.batches = turn
     with optimizer.capture() as captured:
         output = model(inputs)

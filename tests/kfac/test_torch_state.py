@@ -13,8 +13,8 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-from acktr.kfac import KFAC, CategoricalLoss, KFACConfig
-from tests.tools.kfac import build, mlp, parameters, randn, same, snapshot
+from acktr.kfac import KFAC, CategoricalLoss
+from tests.tools.kfac import build, mlp, parameters, plain_config, randn, same, snapshot
 
 LOSS = CategoricalLoss()
 
@@ -27,7 +27,7 @@ def convolutional(seed: int = 0) -> nn.Sequential:
 def made(model: nn.Sequential, **settings: Any) -> KFAC:
     halves = [list(model[:2].parameters()), list(model[2:].parameters())]
     groups = [{"params": halves[0], "lr": 0.2}, {"params": halves[1], "momentum": 0.5}]
-    return KFAC(model, KFACConfig(refresh_interval=4, **settings), param_groups=groups)
+    return KFAC(model, plain_config(refresh_interval=4, **settings), param_groups=groups)
 
 
 def train(model: nn.Module, optimizer: KFAC, turns: range) -> None:
@@ -172,7 +172,7 @@ def test_compiled_and_plain_modules_read_each_others_state(structure: Any) -> No
     torch._dynamo.reset()
     plain = mlp()
     wrapped: Any = torch.compile(copy.deepcopy(plain), backend="eager")
-    settings = KFACConfig(structure=structure, refresh_interval=2, refresh_delay=1)
+    settings = plain_config(structure=structure, refresh_interval=2, refresh_delay=1)
     states = []
     for model, other in ((plain, wrapped), (wrapped, plain)):
         optimizer, resumed = KFAC(model, settings), KFAC(other, settings)

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac import CategoricalLoss, Exact, KFACConfig, KroneckerBlock, Preconditioner
+from acktr.kfac import CategoricalLoss, Exact, KroneckerBlock, Preconditioner
 from acktr.kfac.blocks.vectors import VectorBlock
-from tests.tools.kfac import randn, scales
+from tests.tools.kfac import plain_config, randn, scales
 from tests.tools.product_cases import filled
 from tests.tools.rows import Dense, Taps, softmax
 
@@ -122,7 +122,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 def test_scales_add_up_to_the_trace_of_the_fisher(name: str) -> None:
     make, shape = NETS[name]
     model, inputs = filled(make()), randn(*shape)
-    config = KFACConfig(structure="ekfac", stat_decay=0.0, quadratic="kronecker")
+    config = plain_config(structure="ekfac", stat_decay=0.0, quadratic="kronecker")
     curvature = Preconditioner(model, config)
     for _ in range(2):  # the scales are of the batch after the basis
         with curvature.capture() as captured:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 from torch.nn import functional
 
-from acktr.kfac import KFAC, CategoricalLoss, KFACConfig, LMConfig
+from acktr.kfac import KFAC, CategoricalLoss, LMConfig
 from acktr.kfac.blocks.kronecker import Corrected
 from acktr.kfac.statistics.averages import RunningAverage
 from acktr.runs.checkpoint import load_checkpoint, save_checkpoint
@@ -23,6 +23,7 @@ from tests.tools.kfac import (
     factors,
     mlp,
     parameters,
+    plain_config,
     randn,
     same,
     scales,
@@ -67,7 +68,7 @@ def test_a_run_resumes_bit_for_bit_from_a_checkpoint(
 ) -> None:
     def made(seed: int) -> tuple[nn.Sequential, KFAC]:
         model = chain_net(seed)
-        config = KFACConfig(refresh_interval=4, stat_decay=0.9, damping=0.1, **settings)
+        config = plain_config(refresh_interval=4, stat_decay=0.9, damping=0.1, **settings)
         lm = LMConfig(interval=2)
         return model, KFAC(model, config, step_rule=rule, adaptive=lm, seed=seed)
 
@@ -138,7 +139,7 @@ def test_hooks_capture_what_a_functional_capture_does(kind: str) -> None:
         inputs, function = randn(6, 2, 2, 2), perturbed_conv
         shapes = {"0": (3, 2, 2), "3": (3,)}
     noise = randn(6, 3, seed=4)
-    optimizer = KFAC(model, KFACConfig(structure="ekfac"))
+    optimizer = KFAC(model, plain_config(structure="ekfac"))
     weights = parameters(model)
     zero = {name: torch.zeros(6, *shape).double() for name, shape in shapes.items()}
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac import CategoricalLoss, GaussianLoss, KFACConfig, Preconditioner
+from acktr.kfac import CategoricalLoss, GaussianLoss, Preconditioner
 from acktr.kfac.config import Sharing, Structure
 from acktr.kfac.statistics import factors
 from tests.tools.exact import Apply, close, gap, observed, pairs, stored, within_groups
-from tests.tools.kfac import build, randn
+from tests.tools.kfac import build, plain_config, randn
 from tests.tools.product_cases import filled
 
 LAYERS = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -212,7 +212,7 @@ def test_large_batches_come_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_layer_without_the_batch_is_refused() -> None:
-    curvature = Preconditioner(build(nn.ConvTranspose1d(2, 3, 2)), KFACConfig())
+    curvature = Preconditioner(build(nn.ConvTranspose1d(2, 3, 2)), plain_config())
     with curvature.capture() as captured:
         output = curvature.module(randn(2, 4))
     with pytest.raises(ValueError, match=r"must be called with a batch"):

@@ -18,7 +18,6 @@ from acktr.kfac import (
     Empirical,
     Exact,
     GaussianLoss,
-    KFACConfig,
     OutputLoss,
     Preconditioner,
     Sampled,
@@ -28,7 +27,7 @@ from acktr.kfac import (
 from acktr.kfac.losses.base import with_weights
 from acktr.kfac.losses.sources import Source
 from tests.tools.exact import close, gap, stored, within_four_standard_errors
-from tests.tools.kfac import build, randn, seeded
+from tests.tools.kfac import build, plain_config, randn, seeded
 from tests.tools.losses import MAKERS, REDUCTIONS, autograd_hessian, dense, made_output, made_target
 from tests.tools.product_cases import filled
 
@@ -203,7 +202,7 @@ def folded(
     **settings: Any,
 ) -> Preconditioner:
     """The curvature after one batch, in micro-batches."""
-    curvature = Preconditioner(model, KFACConfig(**settings))
+    curvature = Preconditioner(model, plain_config(**settings))
     for part in splits:
         with curvature.capture() as captured:
             output = model(inputs[part])
@@ -410,7 +409,7 @@ def test_sampled_and_empirical_scores_of_weighted_terms() -> None:
     model = build(nn.Linear(3, 3))
     inputs, weights = randn(5, 3), torch.tensor([1.0, 0.0, 2.0, 0.5, 1.0])
     exact = folded(model, inputs, BernoulliLoss(), weights=weights).stats["0"]
-    sampled, draws = Preconditioner(model, KFACConfig(stat_decay=0.0)), []
+    sampled, draws = Preconditioner(model, plain_config(stat_decay=0.0)), []
     for _ in range(150):
         with sampled.capture() as captured:
             output = model(inputs)

@@ -14,7 +14,7 @@ from acktr.kfac.blocks.diagonal import PRIOR, DiagonalBlock
 from acktr.kfac.blocks.registry import Block
 from acktr.kfac.blocks.vectors import VectorBlock
 from acktr.kfac.losses import sources
-from tests.tools.kfac import basis, moved, parameters, scales
+from tests.tools.kfac import basis, moved, parameters, plain_config, scales
 from tests.tools.product_cases import filled
 from tests.tools.rows import Dense, Taps
 from tests.tools.written_out import WRITTEN, Named, Written
@@ -182,7 +182,7 @@ def test_a_step_is_that_of_dense_matrices(
         "momentum": MOMENTUM,
         "stat_decay": 0.0,
     }
-    config = KFACConfig(**fixed, **chosen)
+    config = plain_config(**fixed, **chosen)
     optimizer = KFAC(model, config)
     output = observe(optimizer, model, case, monkeypatch)
     optimizer.refresh()

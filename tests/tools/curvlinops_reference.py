@@ -20,14 +20,13 @@ from acktr.kfac import (
     CategoricalLoss,
     Exact,
     GaussianLoss,
-    KFACConfig,
     KroneckerBlock,
     OutputLoss,
     Preconditioner,
     SumLoss,
 )
 from acktr.kfac.blocks.kronecker import Corrected
-from tests.tools.kfac import basis, build, randn, scales, seeded
+from tests.tools.kfac import basis, build, plain_config, randn, scales, seeded
 
 curvlinops = pytest.importorskip("curvlinops")
 
@@ -117,7 +116,7 @@ class Problem:
     def ours(self, source: Any = None, batches: int = 1, **settings: Any) -> Preconditioner:
         """Our curvature of the batch, decomposed."""
         shared = {"conv_sharing": self.sharing, "linear_sharing": self.sharing, "stat_decay": 0.0}
-        found = Preconditioner(self.our_net, KFACConfig(**{**shared, **settings}))
+        found = Preconditioner(self.our_net, plain_config(**{**shared, **settings}))
         self.observe(found, source, batches)
         found.refresh()
         if found.config.structure == "ekfac":  # a second time, in the basis found by the first

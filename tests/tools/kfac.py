@@ -44,6 +44,19 @@ def mlp(seed: int = 0) -> nn.Sequential:
     return build(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3), seed=seed)
 
 
+def plain_config(**settings: Any) -> KFACConfig:
+    """K-FAC with nothing around it: ACKTR's numbers, but all parameters have curvature.
+
+    Every batch counts, eigenvalues are damped as they are, and the trust region is measured.
+    """
+    general: dict[str, Any] = {
+        "small_parameters": "diagonal",
+        "max_factor_size": 2048,
+        "quadratic": "corrected",
+    }
+    return replace(KFACConfig.for_rl(), **{**general, **settings})
+
+
 def kfac(model: nn.Module, **settings: Any) -> KFAC:
     known = settings.pop("known_fisher", None)
     return KFAC(model, replace(KFACConfig.for_rl(), **settings), known_fisher=known)
