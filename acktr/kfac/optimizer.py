@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac.blocks.registry import Block
 from acktr.kfac.blocks.rules import Rules
 from acktr.kfac.blocks.skip import Skip
 from acktr.kfac.checks import check_choice
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.guard import check_module
-from acktr.kfac.parameter_groups import check_groups, check_whole, group_state, listed, make_groups
+from acktr.kfac.named_optimizer import NamedOptimizer
+from acktr.kfac.parameter_groups import check_whole, group_state, listed, make_groups
 from acktr.kfac.preconditioner import Preconditioner
 from acktr.kfac.quadratic import (
     LMConfig,
@@ -24,8 +24,8 @@ from acktr.kfac.quadratic import (
     model_step,
     reduction_ratio,
 )
-from acktr.kfac.state import packed, plain_name, require_like, unpacked
-from acktr.kfac.trust import FisherQuadratic, StepInfo
+from acktr.kfac.state import require_like
+from acktr.kfac.trust import FisherQuadratic, StepInfo, clipped
 
 StepRule = Literal["trust_region", "quadratic_model"]
 Named = dict[str, Tensor]
@@ -33,7 +33,7 @@ Moves = dict[str, tuple[Tensor, float]]
 """Changes of the parameters by name: a tensor, and its factor."""
 
 
-class KFAC(torch.optim.Optimizer):
+class KFAC(NamedOptimizer):
     """Natural gradient descent with Kronecker-factored curvature and a KL trust region.
 
     The curvature, and what every kind of layer gets, is that of :attr:`curvature`, a
@@ -109,49 +109,32 @@ class KFAC(torch.optim.Optimizer):
         self.capture = self.curvature.capture
         self.observe = self.curvature.observe
         self.update_curvature = self.curvature.update_curvature
-        self._named = self.curvature.named
+        self.blocks, self.close = self.curvature.blocks, self.curvature.close
+        self.extreme_eigenvalues = self.curvature.extreme_eigenvalues
         check_whole(groups, self.curvature.blocks)
         defaults = ("lr", "momentum", "weight_decay")
-        super().__init__(groups, {name: getattr(self.config, name) for name in defaults})
-        self._grouped = {
-            name: index
-            for index, group in enumerate(self.param_groups)
-            for name in group["param_names"]
-        }
+        options = {name: getattr(self.config, name) for name in defaults}
+        super().__init__(self.curvature.named, groups, options)
         self.adaptive = adaptive
         if adaptive is not None:
             adaptive.check(self.config.damping)
         self.maximize = maximize
         self.decoupled_weight_decay = decoupled_weight_decay
-        if step_rule == "quadratic_model" or adaptive is not None:
-            if decoupled_weight_decay:
-                raise ValueError(
-                    "decoupled_weight_decay is not part of the quadratic model: leave it out, or"
-                    " step_rule=quadratic_model and adaptive"
-                )
-            self.curvature.region.follow_all = True
-        if step_rule == "quadratic_model":
-            self.curvature.region.corrected = None  # its own form is exact
-            if isinstance(self.config.kl_clip, tuple):
-                raise ValueError("a quadratic-model step takes one kl_clip, not one for each part")
+        modelled, region = step_rule == "quadratic_model", self.curvature.region
+        if decoupled_weight_decay and (modelled or adaptive is not None):
+            raise ValueError(
+                "decoupled_weight_decay is not part of the quadratic model: leave it out, or"
+                " step_rule=quadratic_model and adaptive"
+            )
+        if modelled and isinstance(self.config.kl_clip, tuple):
+            raise ValueError("a quadratic-model step takes one kl_clip, not one for each part")
+        region.follow_all = region.follow_all or modelled or adaptive is not None
+        if modelled:
+            region.corrected = None  # its own form is exact
         self._count(0)
         self.last_step: StepInfo | None = None
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Groups are fixed at construction; raises ValueError afterwards."""
-        if hasattr(self, "_grouped"):
-            raise ValueError(
-                "K-FAC takes its groups at construction: pass param_groups, to a new one or, for"
-                " the new parameters alone, to a second one beside this"
-            )
-        super().add_param_group(param_group)
-
     # --- what belongs to the curvature ------------------------------------------------------------
-
-    @property
-    def blocks(self) -> list[Block]:
-        """The curvature blocks."""
-        return self.curvature.blocks
 
     @property
     def failures(self) -> int:
@@ -167,36 +150,7 @@ class KFAC(torch.optim.Optimizer):
         """Renew the decompositions now, see :meth:`Preconditioner.refresh`."""
         self.curvature.refresh(self._decay())
 
-    def close(self) -> None:
-        """Wait for a running background refresh and forget it; no thread is left."""
-        self.curvature.close()
-
-    def extreme_eigenvalues(self) -> tuple[float, float]:
-        """Smallest and largest eigenvalue over all Kronecker blocks; NaN before a refresh."""
-        return self.curvature.extreme_eigenvalues()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Refuse copies: they would share the module but not its gradients."""
-        raise TypeError("a K-FAC optimizer is copied with state_dict() and load_state_dict()")
-
     # --- step -------------------------------------------------------------------------------------
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """As torch's own, without the time that its hooks take for profilers and compilers."""
-        if not set_to_none:
-            super().zero_grad(set_to_none=False)
-            return
-        for name in self._grouped:
-            self._named[name].grad = None
-
-    @property
-    def lr(self) -> float:
-        """Step size of the next step, of the first group (a scheduler may change it there)."""
-        return float(self.param_groups[0]["lr"])
-
-    @lr.setter
-    def lr(self, value: float) -> None:
-        self.param_groups[0]["lr"] = value
 
     @property
     def steps(self) -> int:
@@ -216,11 +170,6 @@ class KFAC(torch.optim.Optimizer):
     def _count(self, steps: int) -> None:
         self._steps = steps
         self.curvature.cold = steps < self.config.cold_steps
-
-    def _each(self, option: str) -> dict[str, float]:
-        """An option of the groups, by parameter name."""
-        values = [float(group[option]) for group in self.param_groups]
-        return {name: values[group] for name, group in self._grouped.items()}
 
     def _decay(self) -> dict[str, float]:
         """Weight decay by name that is part of the objective."""
@@ -358,17 +307,15 @@ class KFAC(torch.optim.Optimizer):
         gradients = self._gradients(self._decay())
         if not gradients:
             return
-        norm = torch.stack([grad.square().sum() for grad in gradients.values()]).sum().sqrt()
-        clip = (self.config.cold_max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
-        finite = torch.isfinite(norm)
+        updates, norm = clipped(gradients, self.config.cold_max_grad_norm)
         rates, momenta = self._each("lr"), self._each("momentum")
         largest = max(rates.values())
         rates = {n: self.config.cold_lr * (r / largest if largest else 0) for n, r in rates.items()}
-        moves = {}
-        for name, grad in gradients.items():
-            update = torch.where(finite, clip * grad, torch.zeros_like(grad)).to(grad.dtype)
-            moves[name] = self._momentum(name).mul_(momenta[name]).add_(update), -rates[name]
-        self._move(moves, rates, finite)
+        moves = {
+            name: (self._momentum(name).mul_(momenta[name]).add_(update), -rates[name])
+            for name, update in updates.items()
+        }
+        self._move(moves, rates, torch.isfinite(norm))
         zero = torch.zeros_like(norm)
         self.last_step = StepInfo(zero, torch.ones_like(norm), zero)
 
@@ -387,90 +334,36 @@ class KFAC(torch.optim.Optimizer):
         for parameter, move, factor in zip(parameters, tensors, factors, strict=True):
             parameter.add_(move, alpha=factor)
 
-    def _velocities(self, names: Iterable[str]) -> Named:
-        """V of the parameters that have moved."""
-        moved = {name: self.state.get(self._named[name]) for name in names}
-        return {name: state["momentum"] for name, state in moved.items() if state}
-
-    def _momentum(self, name: str) -> Tensor:
-        """V, zero at first."""
-        parameter = self._named[name]
-        state = self.state[parameter]
-        if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(parameter)
-        velocity: Tensor = state["momentum"]
-        return velocity
-
     def _fill_state(self) -> None:
         """Zero momentum: torch.distributed.checkpoint makes states by a first step of length 0."""
         for name in self.curvature.gradients(self._decay()):
             self._momentum(name).zero_()
 
-    def _clear_momentum(self) -> None:
-        for state in self.state.values():
-            state["momentum"].zero_()
-
     # --- state ------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything a bit-exact resume needs, in torch's form: ``state`` and ``param_groups``.
-
-        Counters and the curvature are entries of the first group.
-        """
-        for before in self._optimizer_state_dict_pre_hooks.values():
-            before(self)
-        state = packed(self.state_by_name(), self.param_groups)
-        for after in self._optimizer_state_dict_post_hooks.values():
-            changed = after(self, state)
-            state = state if changed is None else changed
-        return state
+    def __getstate__(self) -> dict[str, Any]:
+        """Refuse copies: they would share the module but not its gradients."""
+        raise TypeError("a K-FAC optimizer is copied with state_dict() and load_state_dict()")
 
     def state_by_name(self) -> dict[str, Any]:
-        """The same by the names of parameters, for files that take text keys alone."""
+        """What :meth:`state_dict` holds by the names of parameters, for files with text keys."""
         return {
             "groups": group_state(self.param_groups),
             "steps": self._steps,
-            "momentum": {
-                plain_name(name): self.state[p]["momentum"].clone()
-                for name, p in self._named.items()
-                if p in self.state
-            },
+            "momentum": self._moving(),
             "curvature": self.curvature.state_dict(),
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore either form of the state; ValueError and no change if it does not fit.
-
-        Numbers with a fraction are cast to the type of the module's.
-        """
-        for before in self._optimizer_load_state_dict_pre_hooks.values():
-            changed = before(self, state_dict)
-            state_dict = state_dict if changed is None else changed
-        state = self._checked(unpacked(state_dict, self.param_groups))
-        self.curvature.load_state_dict(state["curvature"])
-        self.state.clear()
-        for name, p in self._named.items():
-            value = state["momentum"].get(plain_name(name))
-            if value is not None:
-                self.state[p]["momentum"] = value.to(p, copy=True)
-        for group, stored in zip(self.param_groups, state["groups"], strict=True):
-            group.update(stored)
-        self._count(state["steps"])
-        for after in self._optimizer_load_state_dict_post_hooks.values():
-            after(self)
-
-    def _checked(self, state: Any) -> dict[str, Any]:
-        """A state by name that fits; ValueError unless all of it does."""
+    def load_by_name(self, state: Any) -> None:
+        """Restore :meth:`state_by_name`; ValueError and no change if it does not fit."""
         own = self.state_by_name()
         if not isinstance(state, dict) or set(state) != set(own):
             raise ValueError(f"K-FAC state must have the entries {', '.join(own)}")
         curvature = self.curvature.checked(state["curvature"])
         if self.adaptive is not None:
             self.adaptive.check(curvature["damping"])
-        moving = state["momentum"] if isinstance(state["momentum"], dict) else {}
-        moving = {plain_name(str(name)): value for name, value in moving.items()}
-        named = {plain_name(name): p.detach() for name, p in self._named.items()}
-        require_like(moving, {n: p for n, p in named.items() if n in moving}, "K-FAC momentum")
         require_like(state["steps"], self._steps, "K-FAC steps")
-        check_groups(state["groups"], self.param_groups)
-        return {**state, "curvature": curvature, "momentum": moving}
+        self._check_own(state)
+        self.curvature.load_state_dict(curvature)
+        self._load_own(state)
+        self._count(state["steps"])

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from acktr.kfac.checks import check_integer, check_number
 from acktr.kfac.fisher.products import fisher_gram, inner_products, repeatable
-from acktr.kfac.preconditioner import Preconditioner
+from acktr.kfac.curvature import Curvature
 from acktr.kfac.statistics.inputs import Inputs
 from acktr.kfac.trust import StepInfo, trust_scale
 
@@ -187,7 +187,7 @@ class QuadraticModel:
     @classmethod
     def of(
         cls,
-        curvature: Preconditioner,
+        curvature: Curvature,
         gradients: Named,
         vectors: Sequence[Named],
         decay: Mapping[str, float],
@@ -263,7 +263,7 @@ def model_step(
 
 
 def adaptive_objective(
-    curvature: Preconditioner,
+    curvature: Curvature,
     objective: Callable[[], Tensor] | None,
     decay: Mapping[str, float],
     inputs: tuple[Any, ...] | None,

@@ -101,3 +101,15 @@ def rescale(
     predicted = torch.where(scale == 0, torch.zeros_like(predicted), predicted)
     info = StepInfo(quadratic, scale, predicted)
     return Fit(info.scaled(step), None, info)
+
+
+def clipped(gradients: dict[str, Tensor], largest: float) -> tuple[dict[str, Tensor], Tensor]:
+    """Gradients scaled to a largest norm of all, zeros if it is not finite; and their norm."""
+    norm = torch.stack([grad.square().sum() for grad in gradients.values()]).sum().sqrt()
+    clip = (largest / (norm + 1e-6)).clamp(max=1.0)
+    finite = torch.isfinite(norm)
+    updates = {
+        name: torch.where(finite, clip * grad, torch.zeros_like(grad)).to(grad.dtype)
+        for name, grad in gradients.items()
+    }
+    return updates, norm

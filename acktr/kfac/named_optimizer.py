@@ -1,0 +1,153 @@
+"""A torch optimizer that knows its parameters by name: groups, momentum, and states."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from acktr.kfac.parameter_groups import check_groups
+from acktr.kfac.state import packed, plain_name, require_like, unpacked
+
+
+class NamedOptimizer(torch.optim.Optimizer):
+    """An optimizer with momentum, whose groups are fixed at construction.
+
+    Args:
+        named: The parameters by name.
+        groups: Complete parameter groups, with ``param_names``.
+        defaults: Options of a group.
+    """
+
+    def __init__(
+        self,
+        named: Mapping[str, nn.Parameter],
+        groups: Sequence[dict[str, Any]],
+        defaults: dict[str, float],
+    ) -> None:
+        self._named = named
+        super().__init__(groups, defaults)
+        self._grouped = {
+            name: index
+            for index, group in enumerate(self.param_groups)
+            for name in group["param_names"]
+        }
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Groups are fixed at construction; raises ValueError afterwards."""
+        if hasattr(self, "_grouped"):
+            raise ValueError(
+                "K-FAC takes its groups at construction: pass param_groups, to a new one or, for"
+                " the new parameters alone, to a second one beside this"
+            )
+        super().add_param_group(param_group)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As torch's own, without the time that its hooks take for profilers and compilers."""
+        if not set_to_none:
+            super().zero_grad(set_to_none=False)
+            return
+        for name in self._grouped:
+            self._named[name].grad = None
+
+    @property
+    def lr(self) -> float:
+        """Step size of the next step, of the first group (a scheduler may change it there)."""
+        return float(self.param_groups[0]["lr"])
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        self.param_groups[0]["lr"] = value
+
+    def _each(self, option: str) -> dict[str, float]:
+        """An option of the groups, by parameter name."""
+        values = [float(group[option]) for group in self.param_groups]
+        return {name: values[group] for name, group in self._grouped.items()}
+
+    # --- momentum ---------------------------------------------------------------------------------
+
+    def _momentum(self, name: str) -> Tensor:
+        """V of a parameter, zero at first."""
+        parameter = self._named[name]
+        state = self.state[parameter]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(parameter)
+        velocity: Tensor = state["momentum"]
+        return velocity
+
+    def _velocities(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """V of the parameters that have moved."""
+        moved = {name: self.state.get(self._named[name]) for name in names}
+        return {name: state["momentum"] for name, state in moved.items() if state}
+
+    def _clear_momentum(self) -> None:
+        for state in self.state.values():
+            state["momentum"].zero_()
+
+    # --- state ------------------------------------------------------------------------------------
+
+    def state_by_name(self) -> dict[str, Any]:
+        """Everything by names of parameters: ``groups``, ``momentum`` and whatever else."""
+        raise NotImplementedError
+
+    def load_by_name(self, state: Any) -> None:
+        """Restore :meth:`state_by_name`; ValueError and no change if it does not fit."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a bit-exact resume needs, in torch's form: ``state`` and ``param_groups``.
+
+        Counters and the curvature are entries of the first group.
+        """
+        for before in self._optimizer_state_dict_pre_hooks.values():
+            before(self)
+        state = packed(self.state_by_name(), self.param_groups)
+        for after in self._optimizer_state_dict_post_hooks.values():
+            changed = after(self, state)
+            state = state if changed is None else changed
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore either form of the state; ValueError and no change if it does not fit.
+
+        Numbers with a fraction are cast to the type of the module's.
+        """
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            changed = before(self, state_dict)
+            state_dict = state_dict if changed is None else changed
+        self.load_by_name(unpacked(state_dict, self.param_groups))
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
+
+    def _moving(self) -> dict[str, Tensor]:
+        """V by name, of the parameters that have moved."""
+        return {
+            plain_name(name): self.state[p]["momentum"].clone()
+            for name, p in self._named.items()
+            if p in self.state
+        }
+
+    def _check_own(self, state: Mapping[str, Any]) -> None:
+        """Raise ValueError unless options and momentum fit."""
+        named = {plain_name(name): p.detach() for name, p in self._named.items()}
+        moving = _plain(state["momentum"])
+        require_like(moving, {n: p for n, p in named.items() if n in moving}, "K-FAC momentum")
+        check_groups(state["groups"], self.param_groups)
+
+    def _load_own(self, state: Mapping[str, Any]) -> None:
+        """Restore options and momentum that fit."""
+        moving = _plain(state["momentum"])
+        self.state.clear()
+        for name, p in self._named.items():
+            value = moving.get(plain_name(name))
+            if value is not None:
+                self.state[p]["momentum"] = value.to(p, copy=True)
+        for group, stored in zip(self.param_groups, state["groups"], strict=True):
+            group.update(stored)
+
+
+def _plain(momentum: Any) -> dict[str, Any]:
+    given = momentum if isinstance(momentum, dict) else {}
+    return {plain_name(str(name)): value for name, value in given.items()}
