@@ -5,37 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from importlib.util import find_spec
-from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from acktr.kfac import KFAC, KFACConfig, LMConfig
+from scripts.contest import Setting, grid
 from scripts.race.problems import Problem, objective
 
-Setting = dict[str, float]
-"""The tuned values, for example {"lr": 0.01}; empty for an optimizer as it comes."""
 Step = Callable[[Tensor, Tensor], Tensor]
 """Makes an update on inputs and targets and returns the loss before it."""
 
 
-def _grid(**values: tuple[float, ...]) -> tuple[Setting, ...]:
-    return tuple(dict(zip(values, each, strict=True)) for each in product(*values.values()))
-
-
-_ADAM = _grid(lr=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2))
-_MUON = _grid(lr=(0.005, 0.01, 0.02, 0.04, 0.08, 0.16))
-_SOAP = _grid(lr=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1))
+_ADAM = grid(lr=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2))
+_MUON = grid(lr=(0.005, 0.01, 0.02, 0.04, 0.08, 0.16))
+_SOAP = grid(lr=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1))
 _KFAC = {
-    "autoencoder": _grid(kl_clip=(10.0, 30.0), damping=(0.001, 0.01)),
-    "convnet": _grid(kl_clip=(0.3, 1.0), damping=(0.0003, 0.001)),
-    "transformer": _grid(kl_clip=(0.1, 0.3), damping=(0.0003, 0.001)),
+    "autoencoder": grid(kl_clip=(10.0, 30.0), damping=(0.001, 0.01)),
+    "convnet": grid(kl_clip=(0.3, 1.0), damping=(0.0003, 0.001)),
+    "transformer": grid(kl_clip=(0.1, 0.3), damping=(0.0003, 0.001)),
 }
 _ADAPTIVE = {
-    "autoencoder": _grid(kl_clip=(10.0, 30.0), damping=(0.1, 0.3)),
-    "convnet": _grid(kl_clip=(0.03, 0.1), damping=(0.01, 0.1)),
-    "transformer": _grid(kl_clip=(0.1, 0.3), damping=(0.01, 0.1)),
+    "autoencoder": grid(kl_clip=(10.0, 30.0), damping=(0.1, 0.3)),
+    "convnet": grid(kl_clip=(0.03, 0.1), damping=(0.01, 0.1)),
+    "transformer": grid(kl_clip=(0.1, 0.3), damping=(0.01, 0.1)),
 }
 GRIDS: dict[str, dict[str, tuple[Setting, ...]]] = {
     problem: {
@@ -46,7 +40,7 @@ GRIDS: dict[str, dict[str, tuple[Setting, ...]]] = {
         "soap": _SOAP,
         "adam": _ADAM,
         "adam-default": ({},),
-        "sgd": _grid(
+        "sgd": grid(
             lr=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
             if problem == "autoencoder"
             else (3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)

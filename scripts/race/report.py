@@ -7,19 +7,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from acktr.report.tables import markdown as table
-from scripts.common import machine
+from scripts.contest import Outcome, Row, describe, described_machine
 from scripts.race.problems import Problem
-from scripts.race.racers import Setting
-from scripts.race.running import MARKS, describe
-from scripts.supervised.training import Row
+from scripts.race.running import MARKS
 
-Tuned = Mapping[str, Sequence[tuple[Setting, Row]]]
-"""Setting and last evaluation of the tuning runs, by optimizer."""
 Runs = Mapping[tuple[str, int], Sequence[Row]]
 """Evaluations by optimizer and seed."""
-
-_OTHERS = ("gymnasium", "ale-py", "mujoco")
-"""Packages that have no part in this."""
 
 
 def at_seconds(rows: Sequence[Row], mark: float) -> float:
@@ -38,9 +31,7 @@ def at_update(rows: Sequence[Row], mark: int) -> float | None:
 
 def markdown(
     problem: Problem,
-    tuned: Tuned,
-    best: Mapping[str, Setting],
-    runs: Runs,
+    outcome: Outcome,
     *,
     seconds: Sequence[float],
     tune_seconds: float,
@@ -48,8 +39,7 @@ def markdown(
     command: str,
 ) -> str:
     """The report of one problem."""
-    names = list(best)
-    described = {key: value for key, value in machine().items() if key not in _OTHERS}
+    names, runs = list(outcome.settings), outcome.runs
     parts = [
         f"# {problem.name} on {problem.source}, batch {problem.batch}\n",
         f"Command: `{command}`\n",
@@ -62,10 +52,11 @@ def markdown(
         _by_seconds(names, runs, seconds),
         _by_updates(names, runs),
         f"Tuned for {tune_seconds:g} CPU seconds each; chosen by the training loss at their end."
-        f"{_edges(tuned, best)}\n",
-        _tuning(tuned, best),
+        f" {outcome.edges()}".rstrip()
+        + "\n",
+        _tuning(outcome),
         f"Data: SHA-256 {problem.data}.\n",
-        f"Machine: {', '.join(f'{key} {value}' for key, value in described.items())}\n",
+        described_machine(),
     ]
     return "\n".join(parts)
 
@@ -97,27 +88,16 @@ def _by_updates(names: Sequence[str], runs: Runs) -> str:
     return table(["optimizer", *(f"{mark} updates" for mark in MARKS)], body)
 
 
-def _tuning(tuned: Tuned, best: Mapping[str, Setting]) -> str:
+def _tuning(outcome: Outcome) -> str:
     body = [
         [
             *(name, describe(setting), str(row.update), _number(row.train_loss)),
-            "yes" if setting == best[name] else "",
+            "yes" if setting == outcome.settings[name] else "",
         ]
-        for name, grid in tuned.items()
-        for setting, row in grid
+        for name, tried in outcome.tuning.items()
+        for setting, row in tried
     ]
     return table(["optimizer", "setting", "updates", "training loss", "chosen"], body, left=2)
-
-
-def _edges(tuned: Tuned, best: Mapping[str, Setting]) -> str:
-    """Names of tuned values at an end of their grid, where a better one may lie outside."""
-    names = []
-    for name, grid in tuned.items():
-        for key, value in best[name].items():
-            tried = {setting[key] for setting, _ in grid}
-            if len(tried) > 2 and value in (min(tried), max(tried)):
-                names.append(f"{name} {key}")
-    return f" At an end of its grid: {', '.join(names)}." if names else ""
 
 
 def _cell(losses: Sequence[float]) -> str:

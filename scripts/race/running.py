@@ -1,25 +1,21 @@
-"""One run: updates until a budget of CPU seconds is spent, and the CSV file of its evaluations."""
+"""One run: updates until a budget of CPU seconds is spent."""
 
 from __future__ import annotations
 
-import csv
-import dataclasses
-import io
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from acktr.kfac import FactorError
-from scripts.common import save
+from scripts.contest import Report, Row, Setting, attempt
+from scripts.contest import write_rows as write
 from scripts.race.problems import Problem, measured
-from scripts.race.racers import Setting, Step, build
-from scripts.supervised.training import Row
+from scripts.race.racers import build
 
 MARKS = (40, 120, 240, 480, 960)
 """Updates after which losses are always measured."""
@@ -41,20 +37,17 @@ class RunSpec:
     every: float
     """CPU seconds between evaluations."""
 
+    @property
+    def size(self) -> float:
+        """CPU seconds of training."""
+        return self.seconds
+
     def identity(self) -> str:
         """One line of JSON."""
         return json.dumps(asdict(self), sort_keys=True)
 
 
-_COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
-
-
-def describe(setting: Setting) -> str:
-    """For example kl_clip=10,damping=0.1."""
-    return ",".join(f"{name}={value:g}" for name, value in setting.items()) or "as it comes"
-
-
-def run(spec: RunSpec, problem: Problem, report: Callable[[Row], None]) -> list[Row]:
+def run(spec: RunSpec, problem: Problem, report: Report) -> list[Row]:
     """Train and evaluate; a run that diverges ends at once with an infinite loss.
 
     Args:
@@ -67,15 +60,15 @@ def run(spec: RunSpec, problem: Problem, report: Callable[[Row], None]) -> list[
     step = build(spec.optimizer, problem, network, spec.setting, spec.seed)
 
     def evaluated(update: int, seconds: float) -> Row:
-        losses = [measured(problem, network, pair) for pair in (problem.train, problem.test)]
-        return Row(update, seconds, *(loss if math.isfinite(loss) else math.inf for loss in losses))
+        splits = (problem.train, problem.test)
+        return Row.of(update, seconds, [measured(problem, network, pair) for pair in splits])
 
     rows, spent, update, due = [evaluated(0, 0.0)], 0.0, 0, spec.every
     stream = problem.stream(spec.seed)
     while spent < spec.seconds and math.isfinite(rows[-1].train_loss):
         inputs, targets = next(stream)
         started = time.process_time()
-        healthy = _attempt(step, inputs, targets)
+        healthy = attempt(step, inputs, targets)
         spent += time.process_time() - started
         update += 1
         if not healthy:
@@ -85,25 +78,10 @@ def run(spec: RunSpec, problem: Problem, report: Callable[[Row], None]) -> list[
             due = spec.every * (spent // spec.every + 1)
         else:
             continue
-        report(rows[-1])
+        report(rows[-1], spent)
     return rows
 
 
-def _attempt(step: Step, *batch: torch.Tensor) -> bool:
-    """Make an update; False if it breaks down."""
-    try:
-        return math.isfinite(float(step(*batch)))
-    except FactorError:
-        return False
-
-
 def write_rows(path: Path, spec: RunSpec, rows: Sequence[Row]) -> None:
-    """Write the CSV file of a finished run; its first line is the run's identity."""
-    text = io.StringIO()
-    text.write(f"#{spec.identity()}\n")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    for row in rows:
-        numbers = (row.seconds, row.train_loss, row.test_loss)
-        writer.writerow([row.update, *(f"{number:.9g}" for number in numbers)])
-    save(path.parent, {path.name: text.getvalue().encode()})
+    """Write the CSV file of a finished run."""
+    write(path, spec, rows, lambda row: {"update": row.update})

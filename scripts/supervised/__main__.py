@@ -10,26 +10,17 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
-from scripts.common import (
-    ScriptError,
-    check_folder,
-    command_line,
-    given_once,
-    integer,
-    parsed,
-    positive,
-    run,
-    save,
-)
+from scripts import contest
+from scripts.common import ScriptError, check_folder, command_line, integer, positive, run, save
+from scripts.contest import Contest
 from scripts.supervised import report, settings
-from scripts.supervised.campaign import Campaign, Plan
+from scripts.supervised.plan import Plan
 from scripts.supervised.problems import Dataset, load, make_problem
-from scripts.supervised.settings import OPTIMIZERS, RECIPES, TUNE_SEED
-from scripts.supervised.training import RunSpec
+from scripts.supervised.settings import OPTIMIZERS, RECIPES
+from scripts.supervised.training import RunSpec, train, write_rows
 
 _MOST_EPOCHS = 10**5
 
@@ -49,11 +40,14 @@ def _compare(argv: Sequence[str]) -> int:
     plan = make_plan(asked, images)
     widths = settings.SMALL_WIDTHS if images.built_in else settings.WIDTHS
     problem = make_problem(asked.problem, images, widths)
-    outcome = Campaign(plan, problem, asked.out).run()
-    names = [
-        Path(word).name if at and argv[at - 1] == "--data" else word for at, word in enumerate(argv)
-    ]  # the folder differs between machines
-    text = report.markdown(plan, outcome, images, command_line("supervised", names))
+    outcome = Contest(
+        "supervised",
+        plan,
+        asked.out,
+        lambda spec, tell: train(spec, problem, tell),
+        lambda path, spec, rows: write_rows(path, spec, rows, plan.updates_per_epoch),
+    ).run()
+    text = report.markdown(plan, outcome, images, command_line("supervised", contest.shown(argv)))
     title = f"{problem.name}, {images.name}, batch {plan.base.batch}"
     picture = report.figure(outcome, report.threshold_of(outcome)[0], title)
     save(asked.out, {"summary.md": text.encode(), "figure.png": picture})
@@ -110,14 +104,10 @@ def options(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m scripts.supervised", description=__doc__, allow_abbrev=False
     )
+    what = ".npz with x_train, y_train, x_test, y_test"
+    contest.add_options(parser, tuple(RECIPES), OPTIMIZERS, what)
     add = parser.add_argument
-    add("problem", choices=tuple(RECIPES), help="network and loss")
-    what = ".npz with x_train, y_train, x_test, y_test; without it a small built-in set is used"
-    add("--data", type=Path, metavar="FILE", help=what)
-    add("--out", type=Path, required=True, help="folder of the results")
     add("--threads", type=integer(1, 1024), help="threads of torch; default torch's own")
-    add("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS), metavar="NAME")
-    add("--seeds", nargs="+", type=integer(0), default=[0, 1, 2], metavar="SEED")
     what = "epochs of full runs, for example kfac=10 sgd=100"
     add("--epochs", nargs="+", type=_epochs, default=[], metavar="NAME=EPOCHS", help=what)
     add("--eval-every", type=integer(1), metavar="UPDATES", help="default an epoch")
@@ -125,10 +115,7 @@ def options(argv: Sequence[str]) -> argparse.Namespace:
     add("--measure", type=integer(1), metavar="IMAGES", help=what)
     what = "budget of every setting that is tried; default three epochs"
     add("--tune-updates", type=integer(1), metavar="UPDATES", help=what)
-    asked = parsed(parser, argv)
-    given_once(asked, "optimizers", "seeds")
-    if TUNE_SEED in asked.seeds:
-        raise ScriptError(f"argument --seeds: {TUNE_SEED} is the seed of the tuning")
+    asked = contest.options(parser, argv)
     for name, _ in asked.epochs:
         if name not in asked.optimizers:
             raise ScriptError(f"argument --epochs: {name!r} is not among the optimizers")

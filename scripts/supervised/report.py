@@ -10,14 +10,11 @@ from matplotlib import ticker
 
 from acktr.report.figures import COLOURS, GREY, bare, legend_below, panels, picture, plain
 from acktr.report.tables import markdown as table
-from scripts.common import machine
-from scripts.supervised.campaign import Outcome, Plan
+from scripts.contest import TUNE_SEED, Outcome, Row, describe, described_machine
+from scripts.supervised.plan import Plan
 from scripts.supervised.problems import Dataset
-from scripts.supervised.settings import OPTIMIZERS, TUNE_SEED
-from scripts.supervised.training import Row, describe
+from scripts.supervised.settings import OPTIMIZERS
 
-_OTHERS = ("gymnasium", "ale-py", "mujoco")
-"""Packages that have no part in this."""
 _COLOURS = dict(zip(OPTIMIZERS, [COLOURS[i] for i in (0, 2, 1, 3)], strict=True))
 
 
@@ -66,7 +63,6 @@ def markdown(plan: Plan, outcome: Outcome, images: Dataset, command: str) -> str
     """What was compared and what was found, as tables."""
     base = plan.base
     goal, source = threshold_of(outcome)
-    described = {key: value for key, value in machine().items() if key not in _OTHERS}
     parts = [
         f"# {base.problem} on {images.name}\n",
         f"Command: `{command}`\n",
@@ -77,14 +73,14 @@ def markdown(plan: Plan, outcome: Outcome, images: Dataset, command: str) -> str
         f"Tuned for {plan.tune_updates} updates with seed {TUNE_SEED}; chosen by training loss"
         " at their end.\n",
         _grid_table(outcome),
-        *_edges(outcome),
+        *([f"{edges}\n"] if (edges := outcome.edges()) else []),
         f"Threshold: training loss {_number(goal)} ({source}); reached at the first evaluation at"
         " or below it.\n",
         _run_table(outcome, goal),
         _mean_table(outcome),
         *_ratio_table(plan, outcome, goal),
         f"Data: SHA-256 {images.digest()}.\n",
-        f"Machine: {', '.join(f'{key} {value}' for key, value in described.items())}\n",
+        described_machine(),
     ]
     return "\n".join(parts)
 
@@ -97,17 +93,6 @@ def _grid_table(outcome: Outcome) -> str:
             numbers = [_number(row.train_loss), f"{row.seconds:.1f}"]
             body.append([name, describe(setting), *numbers, mark])
     return table(["optimizer", "setting", "training loss", "seconds", "chosen"], body, left=2)
-
-
-def _edges(outcome: Outcome) -> list[str]:
-    """Names of tuned values at an end of their grid, where a better one may lie outside."""
-    names = []
-    for name, grid in outcome.tuning.items():
-        for key, value in outcome.settings[name].items():
-            tried = {setting[key] for setting, _ in grid}
-            if len(tried) > 2 and value in (min(tried), max(tried)):
-                names.append(f"{name} {key}")
-    return [f"At an end of its grid: {', '.join(names)}.\n"] if names else []
 
 
 def _run_table(outcome: Outcome, goal: float) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import io
 import itertools
 import sys
 import time
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from acktr.kfac import KFAC, CategoricalLoss, KFACConfig, UnsupportedParameterWarning
+from acktr.report.tables import as_csv
 from scripts.common import (
     ScriptError,
     check_folder,
@@ -343,11 +343,7 @@ def _read(path: Path) -> list[dict[str, str]]:
 
 
 def _written(lines: Sequence[Mapping[str, str]]) -> bytes:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue().encode()
+    return as_csv(FIELDS, [[line[name] for name in FIELDS] for line in lines])
 
 
 def _compare(argv: Sequence[str]) -> int:

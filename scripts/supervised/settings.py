@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from itertools import product
 from typing import Literal
 
 from acktr.kfac import KFACConfig, LMConfig
+from scripts.contest import Setting, grid
 
 ProblemName = Literal["autoencoder", "convnet"]
-Setting = dict[str, float]
-"""The tuned values of an optimizer, for example {"lr": 1.0, "damping": 9.0}."""
 
 OPTIMIZERS = ("kfac", "kfac-adaptive", "sgd", "adam")
 SGD_MOMENTUM = 0.9
-
-
-def _grid(**values: tuple[float, ...]) -> tuple[Setting, ...]:
-    return tuple(dict(zip(values, chosen, strict=True)) for chosen in product(*values.values()))
 
 
 @dataclass(frozen=True)
@@ -46,16 +40,16 @@ class Recipe:
 
 RECIPES: dict[ProblemName, dict[str, Recipe]] = {
     "autoencoder": {
-        "kfac": Recipe(_grid(kl_clip=(3.0, 10.0), damping=(0.1, 0.3)), 10, 10),
-        "kfac-adaptive": Recipe(_grid(damping=(1.0, 3.0, 9.0, 27.0)), 10, 10),
-        "sgd": Recipe(_grid(lr=(1e-3, 3e-3, 1e-2, 3e-2)), 30, 40),
-        "adam": Recipe(_grid(lr=(3e-4, 1e-3, 3e-3, 1e-2)), 30, 40),
+        "kfac": Recipe(grid(kl_clip=(3.0, 10.0), damping=(0.1, 0.3)), 10, 10),
+        "kfac-adaptive": Recipe(grid(damping=(1.0, 3.0, 9.0, 27.0)), 10, 10),
+        "sgd": Recipe(grid(lr=(1e-3, 3e-3, 1e-2, 3e-2)), 30, 40),
+        "adam": Recipe(grid(lr=(3e-4, 1e-3, 3e-3, 1e-2)), 30, 40),
     },
     "convnet": {
-        "kfac": Recipe(_grid(kl_clip=(0.01, 0.03), damping=(0.001, 0.003)), 3, 5),
-        "kfac-adaptive": Recipe(_grid(damping=(0.1, 0.3, 1.0, 3.0)), 3, 5),
-        "sgd": Recipe(_grid(lr=(3e-3, 1e-2, 3e-2, 0.1)), 6, 10),
-        "adam": Recipe(_grid(lr=(3e-4, 1e-3, 3e-3, 1e-2)), 6, 10),
+        "kfac": Recipe(grid(kl_clip=(0.01, 0.03), damping=(0.001, 0.003)), 3, 5),
+        "kfac-adaptive": Recipe(grid(damping=(0.1, 0.3, 1.0, 3.0)), 3, 5),
+        "sgd": Recipe(grid(lr=(3e-3, 1e-2, 3e-2, 0.1)), 6, 10),
+        "adam": Recipe(grid(lr=(3e-4, 1e-3, 3e-3, 1e-2)), 6, 10),
     },
 }
 
@@ -87,7 +81,6 @@ SMALL_WIDTHS: tuple[int, ...] = (128, 64, 32, 8)
 """The same for the built-in data."""
 
 TUNE_EPOCHS = 3
-TUNE_SEED = 1000
 
 
 def constants(problem: ProblemName, optimizer: str) -> dict[str, object]:

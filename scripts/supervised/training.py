@@ -1,25 +1,21 @@
-"""One run: an optimizer's updates, evaluations between them, and the CSV file of the run."""
+"""One run: an optimizer's updates, and evaluations between them."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from acktr.files import flat
-from acktr.kfac import KFAC, FactorError
-from acktr.runs.tables import read_table
-from scripts.common import ScriptError, save
+from acktr.kfac import KFAC
+from scripts.contest import Report, Row, Setting, attempt, describe
+from scripts.contest import write_rows as write
 from scripts.supervised.problems import Problem, batches
 from scripts.supervised.settings import (
     ADAPTIVE_CLIP,
@@ -29,19 +25,10 @@ from scripts.supervised.settings import (
     WEIGHT_DECAY,
     Curvature,
     ProblemName,
-    Setting,
 )
 
-COLUMNS = ("optimizer", "seed", "setting", "update", "epoch", "seconds", "train_loss", "test_loss")
 _CHECK = 20
 """Updates between looks at whether the loss is still finite."""
-
-
-class Identified(Protocol):
-    """All that decides the outcome of a run, of any script."""
-
-    def identity(self) -> str:
-        """One line of JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,29 +53,17 @@ class RunSpec:
     """Images of each split that losses are measured on; None for all."""
     device: str = "cpu"
 
+    @property
+    def size(self) -> float:
+        """Number of updates."""
+        return self.updates
+
     def identity(self) -> str:
         """One line of JSON."""
         values = asdict(self)
         if self.measured is None:
             del values["measured"]
         return json.dumps(values, sort_keys=True)
-
-
-@dataclass(frozen=True)
-class Row:
-    """An evaluation."""
-
-    update: int
-    seconds: float
-    """Seconds of training until then, evaluations left out."""
-    train_loss: float
-    """Loss on the measured training samples; infinite if the run diverged."""
-    test_loss: float
-
-
-def describe(setting: Setting) -> str:
-    """For example lr=1,damping=9."""
-    return ",".join(f"{name}={value:g}" for name, value in setting.items())
 
 
 class Stepper:
@@ -179,13 +154,13 @@ def _torch_optimizer(
     return torch.optim.SGD(groups, lr=lr, momentum=SGD_MOMENTUM)
 
 
-def train(spec: RunSpec, problem: Problem, report: Callable[[list[Row], int], None]) -> list[Row]:
+def train(spec: RunSpec, problem: Problem, report: Report) -> list[Row]:
     """Train and evaluate; a run that diverges ends at once with an infinite loss.
 
     Args:
         spec: The run.
         problem: Network and data.
-        report: Called after each update with the evaluations so far and the number of updates.
+        report: Called after each update with the last evaluation and the number of updates.
     """
     torch.manual_seed(spec.seed)
     network = problem.network()
@@ -197,25 +172,16 @@ def train(spec: RunSpec, problem: Problem, report: Callable[[list[Row], int], No
         started = time.perf_counter()
         inputs, targets = problem.batch(problem.train, next(stream))
         due = update % spec.eval_every == 0 or update == spec.updates
-        healthy = _attempt(step, inputs, targets, check=due or update % _CHECK == 0)
+        healthy = attempt(step, inputs, targets, check=due or update % _CHECK == 0)
         seconds += time.perf_counter() - started
         if not healthy:
             rows.append(Row(update, seconds, math.inf, math.inf))
         elif due:
             rows.append(_evaluation(spec, problem, network, update, seconds))
-        report(rows, update)
+        report(rows[-1], update)
         if not math.isfinite(rows[-1].train_loss):
             break
     return rows
-
-
-def _attempt(step: Stepper, inputs: Tensor, targets: Tensor, *, check: bool) -> bool:
-    """Make an update; False if it breaks down, or if ``check`` finds the loss not finite."""
-    try:
-        loss = step(inputs, targets)
-    except FactorError:
-        return False
-    return not check or math.isfinite(float(loss))
 
 
 def _evaluation(
@@ -223,45 +189,19 @@ def _evaluation(
 ) -> Row:
     splits = (problem.train, problem.test)
     losses = [problem.evaluate(network, split, spec.measured) for split in splits]
-    train_loss, test_loss = (loss if math.isfinite(loss) else math.inf for loss in losses)
-    return Row(update, seconds, train_loss, test_loss)
+    return Row.of(update, seconds, losses)
 
 
 def write_rows(path: Path, spec: RunSpec, rows: Sequence[Row], updates_per_epoch: int) -> None:
-    """Write or replace the CSV file of a run; its first line is the run's identity."""
-    text = io.StringIO()
-    text.write(f"#{spec.identity()}\n")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in rows:
-        fixed = (spec.optimizer, spec.seed, describe(spec.setting), row.update)
-        numbers = (row.update / updates_per_epoch, row.seconds, row.train_loss, row.test_loss)
-        writer.writerow([*fixed, *(f"{number:.9g}" for number in numbers)])
-    save(path.parent, {path.name: text.getvalue().encode()})
+    """Write or replace the CSV file of a run."""
 
+    def place(row: Row) -> dict[str, object]:
+        return {
+            "optimizer": spec.optimizer,
+            "seed": spec.seed,
+            "setting": describe(spec.setting),
+            "update": row.update,
+            "epoch": f"{row.update / updates_per_epoch:.9g}",
+        }
 
-def read_rows(path: Path, spec: Identified) -> list[Row] | None:
-    """The evaluations of a finished run; None if there is no such file.
-
-    Raises:
-        ScriptError: The file is damaged or belongs to another run.
-    """
-    if not path.exists():
-        return None
-    try:
-        content = read_table(path)
-        stored = flat(json.loads((content.comment or "").removeprefix("#")))
-        rows = [
-            Row(int(row["update"]), *(float(row[name]) for name in COLUMNS[-3:]))
-            for row in content.rows
-        ]
-    except (KeyError, ValueError, AttributeError) as error:
-        raise ScriptError(f"{path}: not a run's file: {error}") from error
-    wanted = flat(json.loads(spec.identity()))
-    for name in wanted | stored:
-        if stored.get(name) != wanted.get(name):
-            raise ScriptError(
-                f"{path}: made with {name} {stored.get(name)}, not {wanted.get(name)};"
-                " choose another --out or delete the file"
-            )
-    return rows
+    write(path, spec, rows, place)

@@ -11,11 +11,11 @@ import torch
 from torch.nn import functional
 
 from acktr.kfac import CategoricalLoss
+from scripts.contest import Row
 from scripts.race import cost, racers
 from scripts.race.__main__ import main
 from scripts.race.problems import PROBLEMS, make, measured, objective
 from scripts.race.report import at_seconds, at_update
-from scripts.supervised.training import Row
 
 SHORT = ("--seconds", "0.3", "--tune-seconds", "0.05", "--every", "0.1")
 
