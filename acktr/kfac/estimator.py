@@ -29,6 +29,7 @@ from acktr.kfac.statistics.capture import (
     part_size,
 )
 from acktr.kfac.statistics.elementary import twice_differentiable
+from acktr.kfac.statistics.outputs import parts_of
 from acktr.kfac.statistics.projections import recorded
 from acktr.kfac.statistics.samples import Samples, checked_masks
 from acktr.kfac.statistics.uses import Observation
@@ -124,7 +125,7 @@ class Estimator:
         Raises:
             ValueError: Samples must not meet but do.
         """
-        parts = output if isinstance(output, tuple) else (output,)
+        parts = parts_of(output)
         sizes = frozenset(len(part) for part in parts if isinstance(part, Tensor) and part.dim())
         apart = isinstance(source, Exact | Empirical)
         if apart and len(sizes) > 1:

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from acktr.kfac.checks import check_integer, check_number
-from acktr.kfac.fisher.products import fisher_gram, inner_products, repeatable
 from acktr.kfac.curvature import Curvature
+from acktr.kfac.fisher.products import fisher_gram, inner_products, repeatable
 from acktr.kfac.statistics.inputs import Inputs
 from acktr.kfac.trust import StepInfo, trust_scale
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from acktr.kfac.statistics.outputs import parts_of
+
 
 def uses_of_leaves(root: Tensor) -> Counter[int]:
     """How often the graph of a tensor takes each leaf, by the leaf's id.
@@ -30,7 +32,7 @@ def uses_of_leaves(root: Tensor) -> Counter[int]:
 
 def own_parameters(output: Any, parameters: Mapping[str, Tensor]) -> dict[str, int]:
     """1 + k for every parameter that part k of an output depends on and no other part, by name."""
-    parts = output if isinstance(output, tuple) else (output,)
+    parts = parts_of(output)
     uses = [uses_of_leaves(part) for part in parts]
     places = {n: [k for k, ids in enumerate(uses) if id(p) in ids] for n, p in parameters.items()}
     return {name: 1 + mine[0] for name, mine in places.items() if len(mine) == 1}

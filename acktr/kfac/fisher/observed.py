@@ -17,8 +17,8 @@ from acktr.kfac.fisher.products import Vector, output_tangents, part_grams, repe
 from acktr.kfac.losses.base import with_weights
 from acktr.kfac.losses.likelihoods import OutputLoss, SumLoss
 from acktr.kfac.statistics.capture import Capture, RandomState, sample_rows
-from acktr.kfac.statistics.inputs import Inputs
-from acktr.kfac.statistics.outputs import Selection, selection
+from acktr.kfac.statistics.inputs import Inputs, detached
+from acktr.kfac.statistics.outputs import Selection, parts_of, selection
 
 _LEAST_TERMS, _LEAST_SAMPLES, _SPARSEST = 32, 8, 8
 """What a part of a batch must have to stand for all of it, and one over the least part."""
@@ -149,7 +149,7 @@ class Observed:
             followed = None
         returned = captured.returned
         select = selection(returned[-1], output) if returned else None
-        calls, kept = len(returned), tree_map(_detached, output)
+        calls, kept = len(returned), tree_map(detached, output)
         return cls(captured.inputs, loss, captured.random, followed, select, calls, kept, terms)
 
     @property
@@ -239,7 +239,7 @@ class Observed:
             random=self.random,
             select=self.select,
         )
-        again = output if isinstance(output, tuple) else (output,)
+        again = parts_of(output)
         if (wanted and not all(map(_same, wanted, again))) or len(wanted) not in (0, len(again)):
             raise ValueError(
                 "the observed pass has an operation without a second derivative, and the module"
@@ -259,7 +259,7 @@ class Observed:
         if self.call is None or self.calls > 1 or self.select is None:
             return 1
         count, terms = len(first), math.prod(first.shape[:-1])
-        parts = self.output if isinstance(self.output, tuple) else (self.output,)
+        parts = parts_of(self.output)
         if (
             not count
             or any(len(part) != count for part in parts)
@@ -282,7 +282,7 @@ class Observed:
             vectors: Directions.
             turn: Number of the step; each one begins with another sample.
         """
-        parts = self.output if isinstance(self.output, tuple) else (self.output,)
+        parts = parts_of(self.output)
         try:
             rows = sample_rows(len(parts[0]), 1 / self.stride, turn)
             if rows is None or self.earlier:
@@ -292,7 +292,7 @@ class Observed:
             output, tangents = output_tangents(
                 module, call.args, vectors, kwargs=call.kwargs, select=self.select
             )
-            some = output if isinstance(output, tuple) else (output,)
+            some = parts_of(output)
             if not all(_near(part[rows], one) for part, one in zip(parts, some, strict=True)):
                 return None
             weights, target = tree_map(lambda leaf: _part(leaf, rows), self.terms)
@@ -325,10 +325,6 @@ class Observed:
             return kl
 
         return spent
-
-
-def _detached(leaf: Any) -> Any:
-    return leaf.detach() if isinstance(leaf, Tensor) else leaf
 
 
 def _part(leaf: Any, rows: slice) -> Any:

@@ -30,6 +30,7 @@ from acktr.kfac.losses.likelihoods import OutputLoss
 from acktr.kfac.statistics.capture import RandomState
 from acktr.kfac.statistics.elementary import elementary_operations
 from acktr.kfac.statistics.inputs import Inputs
+from acktr.kfac.statistics.outputs import parts_of
 
 Output = Tensor | tuple[Tensor, ...]
 """What a module returns."""
@@ -165,7 +166,7 @@ def fisher_vector_product(
     forward, primals = _as_function(module, Inputs.of(args, kwargs), _trainable(module))
     with undisturbed(primals):
         pull = vjp(forward, primals)[1]
-    pairs = zip(_parts(output), _parts(curved), strict=True)
+    pairs = zip(parts_of(output), parts_of(curved), strict=True)
     cotangents = tuple((scale * h).to(z.dtype) for z, h in pairs)
     product: dict[str, Tensor]
     (product,) = pull(cotangents[0] if isinstance(output, Tensor) else cotangents)
@@ -218,13 +219,13 @@ def dense_fisher(
     blocks = jacobian if isinstance(jacobian, tuple) else (jacobian,)
     rows = [
         torch.cat([block[name].reshape(*_rows(part), -1) for name in order], dim=2)
-        for block, part in zip(blocks, _parts(output), strict=True)
+        for block, part in zip(blocks, parts_of(output), strict=True)
     ]
     leaf = _mapped(lambda part: part.detach().requires_grad_(), output)
     total = rows[0].new_zeros(rows[0].shape[2], rows[0].shape[2])
     with torch.enable_grad():
         for root in loss.roots(leaf):
-            gradients = torch.autograd.grad(root, _parts(leaf), allow_unused=True)
+            gradients = torch.autograd.grad(root, parts_of(leaf), allow_unused=True)
             for gradient, row in zip(gradients, rows, strict=True):
                 if gradient is not None:
                     columns = torch.einsum("nm,nmp->np", gradient.reshape(row.shape[:2]), row)
@@ -271,7 +272,7 @@ def _as_function(
         everything = {**parameters, **buffers, **values}
         output = functional_call(module, everything, inputs.args, dict(inputs.kwargs))
         output = output if select is None else select(output)
-        parts = output if isinstance(output, tuple) else (output,)
+        parts = parts_of(output)
         if not parts or not all(isinstance(part, Tensor) for part in parts):
             got = type(output).__name__
             raise ValueError(f"the module must return a tensor or a tuple of tensors, got {got}")
@@ -296,10 +297,6 @@ def _trainable(module: nn.Module) -> list[str]:
     return [name for name, p in module.named_parameters() if p.requires_grad]
 
 
-def _parts(output: Output) -> tuple[Tensor, ...]:
-    return (output,) if isinstance(output, Tensor) else tuple(output)
-
-
 def _mapped(function: Callable[[Tensor], Tensor], output: Output) -> Output:
     if isinstance(output, Tensor):
         return function(output)
@@ -318,7 +315,7 @@ def _rows(part: Tensor) -> tuple[int, int]:
 
 def _dots(first: Output, second: Output) -> Tensor:
     """Dot product of each part (parts,)."""
-    pairs = zip(_parts(first), _parts(second), strict=True)
+    pairs = zip(parts_of(first), parts_of(second), strict=True)
     return torch.stack([(a * b).sum() for a, b in pairs])
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from acktr.kfac.statistics.inputs import Inputs
-from acktr.kfac.statistics.outputs import tensors
+from acktr.kfac.statistics.outputs import parts_of, tensors
 from acktr.kfac.statistics.owners import Rows, found, probes
 from acktr.kfac.statistics.projections import Projection, reporting
 from acktr.kfac.statistics.samples import Samples, check_batched, leading, placed
@@ -218,7 +218,7 @@ class Capture:
             output: The loss's output, a tensor or a tuple of tensors of one length.
             batch: What is known so far.
         """
-        parts = output if isinstance(output, tuple) else (output,)
+        parts = parts_of(output)
         count = len(parts[0])
         plain, coded = (self.output_gradients(probe) for probe in probes(parts))
         given = [g for uses in plain.values() for g in uses if g is not None]

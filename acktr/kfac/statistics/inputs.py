@@ -18,7 +18,8 @@ def _double(leaf: Any) -> Any:
     return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
 
-def _detached(leaf: Any) -> Any:
+def detached(leaf: Any) -> Any:
+    """A tensor without its graph, and anything else as it is."""
     return leaf.detach() if isinstance(leaf, Tensor) else leaf
 
 
@@ -38,7 +39,7 @@ class Inputs:
         """The inputs without the caller's graph, in containers of their own."""
         if not kwargs and all(isinstance(x, Tensor) for x in args):  # the usual, quickly
             return cls(tuple(x.detach() for x in args), {}, tuple(map(_version, args)))
-        positional, named = tree_map(_detached, (tuple(args), dict(kwargs or {})))
+        positional, named = tree_map(detached, (tuple(args), dict(kwargs or {})))
         leaves = tree_flatten((positional, named))[0]
         tensors = (leaf for leaf in leaves if isinstance(leaf, Tensor))
         return cls(positional, named, tuple(map(_version, tensors)))
