@@ -11,7 +11,7 @@ from scripts.trust_region import PROBLEMS, main, ratios, steps
 
 
 def test_a_step_costs_what_was_promised() -> None:
-    rows = steps("actor-critic, two heads", "corrected", 4)
+    rows = steps("actor-critic, two heads", "short steps", 4)
     assert [row.step for row in rows] == [0, 1, 2, 3]
     assert rows[0].measured
     found = ratios(rows)
@@ -30,5 +30,5 @@ def test_the_study_writes_a_table_and_a_figure(
         "table.md",
     ]
     table = (tmp_path / "table.csv").read_text().splitlines()
-    assert len(table) == 1 + 2 * 2
-    assert "| MLP | corrected |" in (tmp_path / "table.md").read_text()
+    assert len(table) == 1 + 3 * 2
+    assert "| MLP | default |" in (tmp_path / "table.md").read_text()
