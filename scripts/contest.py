@@ -72,10 +72,13 @@ class Spec(Protocol):
 
     @property
     def size(self) -> float:
-        """How long the run is, in updates or in seconds."""
+        """Updates to make."""
 
     def identity(self) -> str:
         """One line of JSON."""
+
+    def counted(self, rows: Sequence[Row]) -> list[Row] | None:
+        """The evaluations that count; None if the run is too short."""
 
 
 Each = TypeVar("Each", bound=Spec)
@@ -185,9 +188,10 @@ class Contest(Generic[Each]):
         return setting
 
     def _rows(self, path: Path, spec: Each) -> list[Row]:
-        """Read a finished run, or make it and write its file at the end."""
-        rows = read_rows(path, spec)
-        if rows is None:
+        """Read a finished run, or make it and write its file at the end; what counts of it."""
+        finished = read_rows(path, spec)
+        counted = spec.counted(finished) if finished else None
+        if counted is None:
             label = f"{spec.optimizer} seed {spec.seed} {describe(spec.setting)}"
 
             def report(row: Row, part: float) -> None:
@@ -203,13 +207,14 @@ class Contest(Generic[Each]):
             rows = self._make(spec, report)
             self._write(path, spec, rows)
             self._made += spec.size
+            counted = spec.counted(rows) or rows
             last = rows[-1]
             self._display.note(
                 f"{label}: training loss {last.train_loss:.5g}, test loss {last.test_loss:.5g},"
                 f" {last.update} updates in {last.seconds:.1f} s"
             )
         self._done += spec.size
-        return rows
+        return counted
 
 
 def grid(**values: tuple[float, ...]) -> tuple[Setting, ...]:

@@ -1,15 +1,17 @@
 """Race K-FAC against Muon, SOAP, Adam and SGD on one problem, by updates and by CPU seconds.
 
-Every optimizer is tuned on a grid, the same CPU seconds for each setting, on a seed of its own, and
-then runs with each seed for the whole time; all in one process on one thread, in turn. CSV
-files of every evaluation and a report are written. The same command continues where it was stopped.
+First it is measured what an update of each optimizer costs, in turn on one thread: pace.csv. By
+that seconds are charged. Every optimizer is tuned on a grid, the same CPU seconds for each setting,
+on a seed of its own, and then runs with each seed for the whole time. CSV files of every evaluation
+and a report are written. The same command continues where it was stopped; without pace.csv it
+measures the pace again and keeps the runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +20,7 @@ from scripts import contest
 from scripts.common import ScriptError, check_folder, command_line, complain, positive, run, save
 from scripts.contest import TUNE_SEED, Contest, Setting
 from scripts.race import report
+from scripts.race.pace import Pace, measured
 from scripts.race.problems import PROBLEMS, Problem, make
 from scripts.race.racers import GRIDS, RACERS, constants, missing
 from scripts.race.running import RunSpec, write_rows
@@ -44,15 +47,15 @@ def _race(argv: Sequence[str]) -> int:
     if not names:
         raise ScriptError("no optimizer is left")
     problem = make(asked.problem, asked.data)
-    plan = RacePlan(
-        problem, names, tuple(asked.seeds), asked.seconds, asked.tune_seconds, asked.every
-    )
+    paces = measured(problem, names, asked.out / "pace.csv", lambda line: complain("race", line))
+    plan = RacePlan(problem, names, tuple(asked.seeds), asked.seconds, asked.tune_seconds, paces)
     race = Contest(
         "race", plan, asked.out, lambda spec, tell: run_once(spec, problem, tell), write_rows
     )
     text = report.markdown(
         problem,
         race.run(),
+        paces=paces,
         seconds=[asked.seconds * part / _MARKS for part in range(1, _MARKS + 1)],
         tune_seconds=asked.tune_seconds,
         left_out=left_out,
@@ -65,28 +68,26 @@ def _race(argv: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class RacePlan:
-    """The runs of a race: so many CPU seconds each."""
+    """The runs of a race: so many charged CPU seconds each."""
 
     problem: Problem
     optimizers: tuple[str, ...]
     seeds: tuple[int, ...]
     seconds: float
     tune_seconds: float
-    every: float
+    paces: Mapping[str, Pace]
 
     def tuning_specs(self, name: str) -> list[RunSpec]:
-        """A run for every setting, evaluated at its end; none where there is only one."""
-        grid, seconds = GRIDS[self.problem.name][name], self.tune_seconds
-        specs = [self._spec(name, TUNE_SEED, setting, seconds, seconds) for setting in grid]
+        """A run for every setting; none where there is only one."""
+        grid = GRIDS[self.problem.name][name]
+        specs = [self._spec(name, TUNE_SEED, setting, self.tune_seconds) for setting in grid]
         return specs if len(specs) > 1 else []
 
     def full_spec(self, name: str, seed: int, setting: Setting) -> RunSpec:
         """A full run."""
-        return self._spec(name, seed, setting, self.seconds, self.every)
+        return self._spec(name, seed, setting, self.seconds)
 
-    def _spec(
-        self, name: str, seed: int, setting: Setting, seconds: float, every: float
-    ) -> RunSpec:
+    def _spec(self, name: str, seed: int, setting: Setting, seconds: float) -> RunSpec:
         return RunSpec(
             problem=self.problem.name,
             data=self.problem.data,
@@ -96,7 +97,7 @@ class RacePlan:
             seed=seed,
             batch=self.problem.batch,
             seconds=seconds,
-            every=every,
+            pace=self.paces[name],
         )
 
 
@@ -115,8 +116,6 @@ def options(argv: Sequence[str]) -> argparse.Namespace:
     add("--seconds", type=positive(1e6), default=30.0, help="CPU seconds of a run; default 30")
     what = "CPU seconds of every setting that is tried; default 15"
     add("--tune-seconds", type=positive(1e6), default=15.0, metavar="SECONDS", help=what)
-    what = "CPU seconds between evaluations; default 1"
-    add("--every", type=positive(1e6), default=1.0, metavar="SECONDS", help=what)
     return contest.options(parser, argv)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from acktr.report.tables import markdown as table
 from scripts.contest import Outcome, Row, describe, described_machine
+from scripts.race.pace import Pace
 from scripts.race.problems import Problem
 from scripts.race.running import MARKS
 
@@ -33,6 +34,7 @@ def markdown(
     problem: Problem,
     outcome: Outcome,
     *,
+    paces: Mapping[str, Pace],
     seconds: Sequence[float],
     tune_seconds: float,
     left_out: Mapping[str, str],
@@ -43,13 +45,13 @@ def markdown(
     parts = [
         f"# {problem.name} on {problem.source}, batch {problem.batch}\n",
         f"Command: `{command}`\n",
-        "Training loss on fixed samples, mean over the seeds and their range; one process, one"
-        " thread, CPU seconds of training alone.\n",
+        "Training loss on fixed samples, mean over the seeds and their range. CPU seconds of"
+        " training alone on one thread, as the optimizers' updates cost when they take turns.\n",
         *(
             f"Left out: {name} ({package} is not installed).\n"
             for name, package in left_out.items()
         ),
-        _by_seconds(names, runs, seconds),
+        _by_seconds(names, runs, paces, seconds),
         _by_updates(names, runs),
         f"Tuned for {tune_seconds:g} CPU seconds each; chosen by the training loss at their end."
         f" {outcome.edges()}".rstrip()
@@ -61,14 +63,15 @@ def markdown(
     return "\n".join(parts)
 
 
-def _by_seconds(names: Sequence[str], runs: Runs, marks: Sequence[float]) -> str:
+def _by_seconds(
+    names: Sequence[str], runs: Runs, paces: Mapping[str, Pace], marks: Sequence[float]
+) -> str:
     body = []
     for name in names:
         mine = [rows for (of, _), rows in runs.items() if of == name]
-        cost = statistics.fmean(rows[-1].seconds / rows[-1].update for rows in mine)
         cells = [_cell([at_seconds(rows, mark) for rows in mine]) for mark in marks]
         test = _cell([rows[-1].test_loss for rows in mine])
-        body.append([name, f"{1000 * cost:.1f}", *cells, test])
+        body.append([name, f"{1000 * paces[name].each:.1f}", *cells, test])
     head = [
         "optimizer",
         "ms per update",

@@ -1,4 +1,4 @@
-"""One run: updates until a budget of CPU seconds is spent."""
+"""One run: the updates that a budget of CPU seconds pays for, and somewhat more."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,16 @@ import torch
 
 from scripts.contest import Report, Row, Setting, attempt
 from scripts.contest import write_rows as write
+from scripts.race.pace import Pace
 from scripts.race.problems import Problem, measured
 from scripts.race.racers import build
 
 MARKS = (40, 120, 240, 480, 960)
-"""Updates after which losses are always measured."""
+"""Updates whose losses are reported."""
+EVERY = 10
+"""Updates between evaluations; the marks are multiples."""
+_MARGIN = 1.25
+"""Part of a run's updates that is made, so that a pace measured again needs no new runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,18 +38,31 @@ class RunSpec:
     seed: int
     batch: int
     seconds: float
-    """CPU seconds of training."""
-    every: float
-    """CPU seconds between evaluations."""
+    """CPU seconds that are charged."""
+    pace: Pace
+    """What an update is charged with."""
 
     @property
     def size(self) -> float:
-        """CPU seconds of training."""
-        return self.seconds
+        """Updates to make."""
+        return math.ceil(_MARGIN * self.pace.updates(self.seconds) / EVERY) * EVERY
 
     def identity(self) -> str:
-        """One line of JSON."""
-        return json.dumps(asdict(self), sort_keys=True)
+        """One line of JSON; seconds and pace decide only how much of a run counts."""
+        values = asdict(self)
+        del values["seconds"], values["pace"]
+        return json.dumps(values, sort_keys=True)
+
+    def counted(self, rows: Sequence[Row]) -> list[Row] | None:
+        """The evaluations that the seconds pay for, by the pace; None if the run is too short."""
+        last = self.pace.updates(self.seconds)
+        if rows[-1].update < last and math.isfinite(rows[-1].train_loss):
+            return None
+        return [
+            replace(row, seconds=self.pace.seconds(row.update))
+            for row in rows
+            if row.update <= last
+        ]
 
 
 def run(spec: RunSpec, problem: Problem, report: Report) -> list[Row]:
@@ -63,9 +81,9 @@ def run(spec: RunSpec, problem: Problem, report: Report) -> list[Row]:
         splits = (problem.train, problem.test)
         return Row.of(update, seconds, [measured(problem, network, pair) for pair in splits])
 
-    rows, spent, update, due = [evaluated(0, 0.0)], 0.0, 0, spec.every
+    rows, spent, update = [evaluated(0, 0.0)], 0.0, 0
     stream = problem.stream(spec.seed)
-    while spent < spec.seconds and math.isfinite(rows[-1].train_loss):
+    while update < spec.size and math.isfinite(rows[-1].train_loss):
         inputs, targets = next(stream)
         started = time.process_time()
         healthy = attempt(step, inputs, targets)
@@ -73,12 +91,11 @@ def run(spec: RunSpec, problem: Problem, report: Report) -> list[Row]:
         update += 1
         if not healthy:
             rows.append(Row(update, spent, math.inf, math.inf))
-        elif spent >= due or update in MARKS:
+        elif update % EVERY == 0:
             rows.append(evaluated(update, spent))
-            due = spec.every * (spent // spec.every + 1)
         else:
             continue
-        report(rows[-1], spent)
+        report(rows[-1], update)
     return rows
 
 

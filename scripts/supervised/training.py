@@ -58,6 +58,10 @@ class RunSpec:
         """Number of updates."""
         return self.updates
 
+    def counted(self, rows: Sequence[Row]) -> list[Row]:
+        """All evaluations."""
+        return list(rows)
+
     def identity(self) -> str:
         """One line of JSON."""
         values = asdict(self)

@@ -12,12 +12,12 @@ from torch.nn import functional
 
 from acktr.kfac import CategoricalLoss
 from scripts.contest import Row
-from scripts.race import cost, racers
+from scripts.race import cost, pace, racers
 from scripts.race.__main__ import main
 from scripts.race.problems import PROBLEMS, make, measured, objective
 from scripts.race.report import at_seconds, at_update
 
-SHORT = ("--seconds", "0.3", "--tune-seconds", "0.05", "--every", "0.1")
+SHORT = ("--seconds", "0.3", "--tune-seconds", "0.05")
 
 
 def race(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, str, str]:
@@ -28,8 +28,9 @@ def race(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, str, s
 
 
 def test_a_race_writes_its_tables_and_keeps_what_is_finished(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(pace, "ROUNDS", 1)
     asked = ("autoencoder", "--out", str(tmp_path), *SHORT, "--seeds", "0")
     names = ("kfac", "kfac-default", "adam")
     code, out, err = race(capsys, *asked, "--optimizers", *names)
@@ -39,18 +40,30 @@ def test_a_race_writes_its_tables_and_keeps_what_is_finished(
     assert [out.count(f"\n| {name} |") for name in names] == [6, 2, 8]
     files = {path: path.read_bytes() for path in tmp_path.glob("*/*/*.csv")}
     assert len(files) == 4 + 6 + 3
-    last = files[tmp_path / "runs" / "kfac" / "seed0.csv"].decode().splitlines()[-1].split(",")
-    assert float(last[1]) >= 0.3
+    paces = (tmp_path / "pace.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in paces] == ["optimizer", *names]
 
     (tmp_path / "runs" / "adam" / "seed0.csv").unlink()
     assert race(capsys, *asked, "--optimizers", *names)[0] == 0
     again = {path: path.read_bytes() for path in tmp_path.glob("*/*/*.csv")}
     assert {path.parent.name for path in files if again[path] != files[path]} == {"adam"}
 
-    code, _, err = race(capsys, *asked[:-1], "1", "--optimizers", "adam", "--every", "0.2")
+    short = (*asked, "--optimizers", *names, "--seconds", "0.15")
+    code, less, err = race(capsys, *short)  # of the same runs less is charged
     assert code == 0, err
-    code, _, err = race(capsys, *asked, "--optimizers", "adam", "--every", "0.2")
-    assert code == 2 and "every" in err.splitlines()[-1]
+    assert {path: path.read_bytes() for path in tmp_path.glob("*/*/*.csv")} == again
+    assert "| 0.05 s | 0.1 s | 0.15 s |" in less
+
+    (tmp_path / "pace.csv").write_text("optimizer,start,each\nadam,0,1\n")
+    code, _, err = race(capsys, *short)
+    assert code == 2 and "seconds must be positive; delete it" in err.splitlines()[-1]
+
+
+def test_a_pace_charges_first_updates_apart() -> None:
+    mine = pace.Pace(start=0.5, each=0.1)
+    assert mine.seconds(pace.START + 5) == pytest.approx(0.5 * pace.START + 0.5)
+    for update in (1, pace.START, pace.START + 7):
+        assert mine.updates(mine.seconds(update) + 1e-9) == update
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
