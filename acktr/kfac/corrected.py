@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -103,7 +102,9 @@ class CorrectedRegion:
         """Fit the step d = -lr (1 - mu) (mu v + nu U) into the region.
 
         nu alone keeps lr nu U inside, as without momentum (Wu et al. 2017, section 3.2); what is
-        left of former steps may then still take the sum out of it, and both are shortened.
+        left of former steps may then still take the sum out of it, and both are shortened. Before
+        that v is shortened where the step would ascend, g . d > 0: a velocity that is a whole
+        radius at every step turns too slowly otherwise, and momentum of 0.9 diverges.
 
         Args:
             gradients: g by name.
@@ -125,25 +126,28 @@ class CorrectedRegion:
         quadratic = torch.where(finite, quadratic, torch.zeros_like(quadratic))
         slope = torch.where(finite, slope, torch.zeros_like(slope))
 
-        form = partial(self._velocity_forms, momentum, slope, quadratic)
         nu = self._scales(lr * lr * quadratic)
+        kept = momentum * _descending(length * momentum * slope, length * nu * quadratic)
         if self.due(turn):
             change = dict(self._scaled(step, torch.where(finite, nu, 0.0)))
+            factors = self._by_name(kept)
             for name in change.keys() & velocities.keys():
-                change[name] = change[name].add(velocities[name], alpha=momenta[name])
+                change[name] = change[name] + factors[name] * velocities[name]
             exact = self._measured({n: d * lengths[n] for n, d in change.items()}, measure)
             if exact is not None:
-                self._learn(exact, length.square() * form(nu), turn, renewed)
+                forms = self._velocity_forms(kept, slope, quadratic, nu)
+                self._learn(exact, length.square() * forms, turn, renewed)
                 nu = self._scales(lr * lr * quadratic)
+                kept = momentum * _descending(length * momentum * slope, length * nu * quadratic)
         nu = torch.where(finite, nu, 0.0)
-        forms = form(nu)
+        forms = self._velocity_forms(kept, slope, quadratic, nu)
         keep = self._scales(length.square() * forms)
         forms = keep.square() * forms
         kl = 0.5 * self._wholes(length.square() * forms)
         self.forms = torch.where(length > 0, forms, self.forms)
         whole = torch.where(finite, self._wholes(quadratic).sum(), torch.nan)
         info = StepInfo(whole, (nu * keep).min(), kl.sum(), part_kl=kl if self.separate else None)
-        return Fit(self._scaled(step, nu), dict(zip(self._names, keep.unbind(), strict=True)), info)
+        return Fit(self._scaled(step, nu * keep), self._by_name(keep * kept), info)
 
     def _velocity_forms(
         self, momentum: Tensor, slope: Tensor, quadratic: Tensor, nu: Tensor
@@ -187,6 +191,9 @@ class CorrectedRegion:
             )
             return None
 
+    def _by_name(self, values: Tensor) -> dict[str, Tensor]:
+        return dict(zip(self._names, values.unbind(), strict=True))
+
     def _dots(self, first: Named, second: Named) -> Tensor:
         """Dot products by parameter, 0 where one is missing."""
         both = [name for name in self._names if name in first and name in second]
@@ -205,9 +212,8 @@ class CorrectedRegion:
 
     def _scaled(self, step: Named, scales: Tensor) -> dict[str, Tensor]:
         """The update nu U by name."""
-        pairs = zip(scales.unbind(), (scales == 0).unbind(), strict=True)
-        each = dict(zip(self._names, pairs, strict=True))
-        return {name: scaled(update, *each[name]) for name, update in step.items()}
+        each, skipped = self._by_name(scales), self._by_name(scales == 0)
+        return {name: scaled(update, each[name], skipped[name]) for name, update in step.items()}
 
     def _kronecker(self, forms: Tensor) -> Tensor:
         """Forms by parameter (P,), summed to (parts, m)."""
@@ -291,6 +297,20 @@ def part_scales(forms: Tensor, clips: Tensor) -> Tensor:
     own = (room.clamp(min=0.0).sqrt() - across) / d
     own = torch.where(d > 0, own, torch.ones_like(own)).clamp(0.0, 1.0)
     return torch.cat([shared[None], own])
+
+
+def _descending(old: Tensor, new: Tensor) -> Tensor:
+    """The largest factor in [0, 1] of a velocity with which the step does not ascend.
+
+    It is the gradient's own sign of overshooting (O'Donoghue & Candes 2015, section 3.2), but takes
+    no more of the velocity than it must.
+
+    Args:
+        old: g . d of the velocity, by parameter; positive where it descends.
+        new: The same of the update.
+    """
+    ascent, descent = -old.sum(), new.sum()
+    return torch.where(ascent > 0, (descent / ascent).clamp(max=1.0), torch.ones_like(ascent))
 
 
 def _root(room: Tensor) -> Tensor:

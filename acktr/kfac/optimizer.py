@@ -280,10 +280,11 @@ class KFAC(NamedOptimizer):
             gradients, step, lr, velocities, momenta, self.curvature.turn, fisher_quadratic
         )
         vectors = [self._momentum(name) for name in fit.updates]
-        torch._foreach_mul_(vectors, [momenta[name] for name in fit.updates])
+        if fit.velocity is None:
+            torch._foreach_mul_(vectors, [momenta[name] for name in fit.updates])
+        else:
+            torch._foreach_mul_(vectors, [fit.velocity[name] for name in fit.updates])
         torch._foreach_add_(vectors, list(fit.updates.values()))
-        if fit.keep is not None:
-            torch._foreach_mul_(vectors, [fit.keep[name] for name in fit.updates])
         pairs = zip(fit.updates, vectors, strict=True)
         return {name: (vector, -lr * (1 - momenta[name])) for name, vector in pairs}, fit.info
 

@@ -61,7 +61,6 @@ class Preconditioner(Curvature):
             fit = self.region.fit(gradients, step, lr / (1 - momentum), {}, none, self.turn)
             info = fit.info
             for name, update in fit.updates.items():
-                update = update if fit.keep is None else (update * fit.keep[name]).to(update.dtype)
                 if grad_scaler is not None:  # NaN is what makes it skip a step and scale less
                     valid = torch.isfinite(info.quadratic).all()
                     update = torch.where(valid, update * loss_scale, torch.nan)

@@ -51,9 +51,9 @@ class Fit(NamedTuple):
     """How a step is fitted into the trust region, by parameter name."""
 
     updates: dict[str, Tensor]
-    """nu U."""
-    keep: dict[str, Tensor] | None
-    """Factor of the velocity mu v + nu U, below 1 where it would leave the region; None for 1."""
+    """nu U, which the velocity takes up."""
+    velocity: dict[str, Tensor] | None
+    """Factor of the velocity of former steps; None for mu."""
     info: StepInfo
 
 

@@ -21,8 +21,9 @@ from acktr.kfac import (
     Preconditioner,
     SumLoss,
     dense_fisher,
+    trust_scale,
 )
-from acktr.kfac.corrected import part_scales
+from acktr.kfac.corrected import CorrectedRegion, part_scales
 from acktr.kfac.fisher.graph import own_parameters
 from tests.tools.kfac import build, parameters, plain_config, randn, same, set_gradients
 from tests.tools.product_cases import close
@@ -71,6 +72,12 @@ def change(before: dict[str, Tensor], model: nn.Module) -> Tensor:
     return torch.cat([(p.detach() - before[n]).flatten() for n, p in model.named_parameters()])
 
 
+def region_of(optimizer: KFAC) -> CorrectedRegion:
+    region = optimizer.curvature.region.corrected
+    assert region is not None
+    return region
+
+
 def take(optimizer: KFAC, model: nn.Module, x: Tensor, loss: Any = LOSS) -> Tensor:
     """One step towards targets that are a function of the inputs; the change of the parameters."""
     with optimizer.capture() as captured:
@@ -104,6 +111,60 @@ def test_the_step_taken_costs_what_was_promised(kind: str, momentum: float) -> N
         assert promised <= 0.5e-6 * (1 + 1e-9)
         assert 0.4 < spent / promised < 2.5
     assert momentum or promised == pytest.approx(0.5e-6)
+
+
+@pytest.mark.parametrize("against", [False, True])
+def test_a_velocity_that_the_gradient_opposes_is_shortened_until_the_step_does_not_ascend(
+    against: bool,
+) -> None:
+    """Before that and else it is mu v + nu U, shortened as a whole by the region."""
+    model, x = net("mlp"), randn(60, 4)
+    optimizer = KFAC(model, settings(momentum=0.9, kl_clip=1e-4, stat_interval=99))
+    for _ in range(6):
+        take(optimizer, model, x)
+    old = torch.cat([optimizer.state[p]["momentum"].flatten() for p in model.parameters()])
+    sign = -1 if against else 1
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        parameter.grad *= sign
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    update = torch.cat([u.flatten() for u in optimizer.direction().values()])
+    before = parameters(model)
+    optimizer.step()
+    step = change(before, model)
+    parts = torch.linalg.lstsq(torch.stack([old, update], 1), -step[:, None]).solution.flatten()
+    close(-step, parts[0] * old + parts[1] * update)
+    assert parts[1] > 0
+    nu = trust_scale(update @ gradient * float(region_of(optimizer).ratio), 0.5, 1e-4)
+    ascent = float(gradient @ (0.9 * old + nu * update))
+    assert (ascent < 0) is against
+    if against:
+        assert abs(float(gradient @ step)) < 1e-9 * float(gradient.norm() * step.norm())
+        assert 0 < float(parts[0] / parts[1] * nu) < 0.9
+    else:
+        assert float(parts[0] / parts[1] * nu) == pytest.approx(0.9, rel=1e-6)
+
+
+def test_momentum_that_a_schedule_raises_does_not_diverge() -> None:
+    """OneCycleLR cycles momentum from 0.95 to 0.85 and back."""
+    model = build(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 5))
+    teacher = build(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 5), seed=3)
+    optimizer = KFAC(model)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=60)
+    losses = []
+    for index in range(60):
+        x = randn(100, 8, seed=index)
+        with optimizer.capture() as captured:
+            output = model(x)
+        optimizer.observe(captured, output, LOSS)
+        optimizer.zero_grad()
+        loss = LOSS(output, teacher(x).argmax(-1))
+        torch.autograd.backward(loss)
+        optimizer.step()
+        schedule.step()
+        losses.append(float(loss.detach()))
+    assert max(losses[10:]) < losses[0]
+    assert sum(losses[-10:]) / 10 < 1.0  # 2.2 without the rule
 
 
 def test_the_kronecker_form_of_the_velocity_is_followed() -> None:
