@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 from gymnasium.vector import VectorEnv
 
 from acktr.algorithms import Auxiliary
-from acktr.callbacks import Callback, Logs, Window, listeners, tell
+from acktr.callbacks import Callback, Logs, Window, listeners, tell, with_panel
 from acktr.compute import resolve_device
 from acktr.config import Algo, Config, LearningRate, to_dict, with_learning_rate
 from acktr.envs import EnvLike, MaskSetting, Wrapper
@@ -167,10 +167,12 @@ class Agent(Predictor):
                 "the agent was trained with a learning_rate function, which no file can hold: give"
                 " it to load(path, learning_rate=...)"
             )
-        told = listeners(callback, self._logs, panel=bool(self.verbose) or progress_bar)
-        unused = self.trainer.begin().unused
-        if unused is not None:
-            warnings.warn(unused, UserWarning, stacklevel=2)
+        found = self.trainer.begin()
+        if found.unused is not None:
+            warnings.warn(found.unused, UserWarning, stacklevel=2)
+        told = listeners(callback, self._logs)
+        if self.verbose or progress_bar:
+            told = with_panel(told, f"{self.trainer.described}, {found.said or 'no action masks'}")
         start = self.trainer.timesteps
         end = start + int(total_timesteps)
         with ExitStack() as stack:

@@ -89,25 +89,23 @@ class _Function:
 
 
 def listeners(
-    callback: Callback | Sequence[Callback] | None, logs: Logs | None, panel: bool
+    callback: Callback | Sequence[Callback] | None, logs: Logs | None = None
 ) -> list[Listener]:
-    """All that listen to a training.
-
-    Args:
-        callback: What the user gives: a callback, a list of them, or nothing.
-        logs: The logs, which come after them.
-        panel: Whether to show a panel, unless the user gave one.
+    """All that listen to a training: what the user gives, and the logs after it.
 
     Raises:
-        TypeError: A callback is something else; one line that says what to write.
+        TypeError: A callback is none; one line that says what to write.
     """
     given: Sequence[Any] = callback if isinstance(callback, list | tuple) else [callback]
     those = [] if callback is None else [_listener(each) for each in given]
-    if logs is not None:
-        those.append(logs)
-    if panel and not any(isinstance(each, ProgressBar) for each in those):
-        those.append(ProgressBar())
-    return those
+    return those if logs is None else [*those, logs]
+
+
+def with_panel(those: list[Listener], first: str) -> list[Listener]:
+    """The listeners with a panel at the end, after a line, unless the user gave one."""
+    if any(isinstance(each, ProgressBar) for each in those):
+        return those
+    return [*those, ProgressBar(first)]
 
 
 def _listener(given: Any) -> Listener:
@@ -171,14 +169,21 @@ def _is_false(answer: object) -> bool:
 
 
 class ProgressBar:
-    """A panel on the terminal; lines on standard error where there is none. As ``verbose=1``."""
+    """A panel on the terminal; lines on standard error where there is none. As ``verbose=1``.
 
-    def __init__(self) -> None:
+    Args:
+        first: A line to begin with.
+    """
+
+    def __init__(self, first: str | None = None) -> None:
+        self._first = first
         self._progress: Progress | None = None
 
     def begin(self, agent: Learning, total_timesteps: int) -> None:
         """Start the clock."""
         self._progress = Progress(total_timesteps, start_timesteps=agent.num_timesteps)
+        if self._first is not None:
+            self._progress.note(self._first)
 
     def __call__(self, stats: TrainStats) -> None:
         """Show the update, when it is time to, and evaluations."""

@@ -8,7 +8,8 @@ for each part by its name, and gives three outputs:
     parameters  of the distribution (N, P): logits, or means and log standard deviations
     value       V (N,), of the rewards that the agent learns from (scaled, if it scales them)
 
-Running normalisation of observations is part of it, frozen.
+Running normalisation of observations is part of it, frozen. An agent with action masks takes them
+as a last input, action_mask (N, P), bool, unless they are a part of its observations.
 
 ONNX runs in many programs. The other form is torch.export's: TorchScript, which was torch's own,
 is deprecated since torch 2.9, and newer Pythons have none.
@@ -30,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from acktr.envs import parts
+from acktr.envs import MASK, MaskSource, found_masks, parts
 from acktr.files import reason, write_atomic
 from acktr.policies import ObservationNormalizer, PartNormalizer, Policy
 from acktr.runs.saved import SavedAgent
@@ -49,13 +50,18 @@ class Standalone(nn.Module):
     """A policy as one module, from raw observations (N, ...) to :data:`OUTPUTS`, on the CPU.
 
     Observations of Dict and Tuple spaces are a dict of tensors by ``acktr.envs.parts``.
+
+    Args:
+        policy: What acts.
+        masks: Where its environment's action masks are.
     """
 
     low: Tensor
     high: Tensor
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, masks: MaskSource | None) -> None:
         super().__init__()
+        self.masks = masks
         self.network = copy.deepcopy(policy.network).cpu().eval()
         self.head = policy.head
         self.space = policy.action_space
@@ -66,14 +72,18 @@ class Standalone(nn.Module):
             self.register_buffer("low", torch.from_numpy(self.space.low.copy()))
             self.register_buffer("high", torch.from_numpy(self.space.high.copy()))
 
-    def forward(self, observation: Tree) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, observation: Tree, action_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Actions, parameters and values."""
+        if self.masks == "observation" and isinstance(observation, dict):
+            action_mask = observation[MASK] == 1
         if isinstance(observation, dict):
             shown: Tree = {name: self._shown(name, part) for name, part in observation.items()}
         else:
             shown = self._shown("", observation)
         parameters, values, *_ = self.network(shown)
-        return self._action(self.head.make(parameters).mode()), parameters, values
+        return self._action(self.head.make(parameters, action_mask).mode()), parameters, values
 
     def _shown(self, name: str, part: Tensor) -> Tensor:
         return self.normalized[_key(name)](part) if _key(name) in self.normalized else part
@@ -100,8 +110,9 @@ class _Normalized(nn.Module):
     def __init__(self, normalizer: ObservationNormalizer) -> None:
         super().__init__()
         moments, self.clip = normalizer.moments, normalizer.clip
-        self.register_buffer("mean", torch.from_numpy(moments.mean.copy()))
-        self.register_buffer("scale", torch.from_numpy(np.sqrt(moments.variance + 1e-8)))
+        deviation = np.asarray(np.sqrt(moments.variance + 1e-8))
+        self.register_buffer("mean", torch.from_numpy(np.asarray(moments.mean)))
+        self.register_buffer("scale", torch.from_numpy(deviation))
 
     def forward(self, values: Tensor) -> Tensor:
         """Normalise a batch."""
@@ -122,12 +133,13 @@ def _key(name: str) -> str:
     return "part " + name.replace(".", "\N{FULLWIDTH FULL STOP}")
 
 
-def export_policy(policy: Policy, out: Path) -> None:
+def export_policy(policy: Policy, out: Path, masks: MaskSource | None = None) -> None:
     """Write a policy to a file, which appears whole or not at all.
 
     Args:
         policy: What acts.
         out: The file: .onnx, or .pt2 for ``torch.export.load``.
+        masks: Where its environment's action masks are; None: it has none.
 
     Raises:
         ExportError: The name ends otherwise, a package is missing, the network cannot be traced,
@@ -137,7 +149,7 @@ def export_policy(policy: Policy, out: Path) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch, about its own future
-            data = write(_traced(policy), policy)
+            data = write(_traced(policy, masks), _inputs(policy, masks))
     except Exception as error:  # whatever a user's network, or torch about it, raises
         first = str(error).strip().partition("\n")[0]
         kind = type(error).__name__
@@ -161,12 +173,14 @@ def export_saved(agent: SavedAgent, out: Path) -> None:
     _writer(out)
     agent.require_env()
     with closing(evaluation_envs(agent.config, 1, agent.config.seed)) as envs:
+        envs.reset()  # which finds the masks
+        masks = found_masks(envs).source
         spaces = envs.single_observation_space, envs.single_action_space
         policy = agent.policy(*spaces, torch.device("cpu"))
-    export_policy(policy, out)
+    export_policy(policy, out, masks)
 
 
-def _writer(out: Path) -> Callable[[torch.export.ExportedProgram, Policy], bytes]:
+def _writer(out: Path) -> Callable[[torch.export.ExportedProgram, list[str]], bytes]:
     """What writes the kind of file that the name says, after everything was checked."""
     if out.suffix == ".pt2":
         return _pt2
@@ -182,7 +196,13 @@ def _writer(out: Path) -> Callable[[torch.export.ExportedProgram, Policy], bytes
     return _onnx
 
 
-def _traced(policy: Policy) -> torch.export.ExportedProgram:
+def _inputs(policy: Policy, masks: MaskSource | None) -> list[str]:
+    """Names of what the program takes."""
+    names = [name or "observation" for name in parts(policy.observation_space)]
+    return names if masks in (None, "observation") else [*names, MASK]
+
+
+def _traced(policy: Policy, masks: MaskSource | None) -> torch.export.ExportedProgram:
     """The program, for batches of any size."""
     examples: Any = {
         name: torch.from_numpy(np.zeros((2, *(part.shape or ())), part.dtype))
@@ -192,21 +212,25 @@ def _traced(policy: Policy) -> torch.export.ExportedProgram:
     sizes: Any = {name: {0: batch} for name in examples}
     if "" in examples:  # a space without parts
         examples, sizes = examples[""], sizes[""]
+    given: tuple[Any, ...] = (examples,)
+    shapes: tuple[Any, ...] = (sizes,)
+    if masks not in (None, "observation"):
+        given += (torch.ones(2, policy.head.outputs, dtype=torch.bool),)
+        shapes += ({0: batch},)
     with torch.no_grad():
-        return torch.export.export(Standalone(policy), (examples,), dynamic_shapes=(sizes,))
+        return torch.export.export(Standalone(policy, masks), given, dynamic_shapes=shapes)
 
 
-def _pt2(program: torch.export.ExportedProgram, policy: Policy) -> bytes:
+def _pt2(program: torch.export.ExportedProgram, inputs: list[str]) -> bytes:
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     return buffer.getvalue()
 
 
-def _onnx(program: torch.export.ExportedProgram, policy: Policy) -> bytes:
-    names = [name or "observation" for name in parts(policy.observation_space)]
+def _onnx(program: torch.export.ExportedProgram, inputs: list[str]) -> bytes:
     made = torch.onnx.export(
         program,
-        input_names=names,
+        input_names=inputs,
         output_names=list(OUTPUTS),
         external_data=False,
         verbose=False,

@@ -30,6 +30,7 @@ from acktr.policies import (
     log_probability,
     replace_parameters,
 )
+from acktr.train import Trainer
 
 
 class Predictor:
@@ -41,6 +42,8 @@ class Predictor:
     """How it was trained."""
     envs: AnyVectorEnv
     """Where it was trained."""
+    trainer: Trainer
+    """What trains it."""
 
     def predict(
         self,
@@ -179,4 +182,5 @@ class Predictor:
         Raises:
             ExportError: A package is missing, or the network cannot be exported.
         """
-        export_policy(self.policy, Path(path))
+        masks = self.trainer.begin().source  # which the first reset of environments finds
+        export_policy(self.policy, Path(path), masks)

@@ -170,6 +170,15 @@ class Trainer:
         self.seconds = 0.0
         self._needs_reset = True
 
+    @property
+    def described(self) -> str:
+        """Algorithm, environments, device and precision in words."""
+        config = self.config
+        return (
+            f"{config.algo} in {config.num_envs} x {config.env}, device {self.device}, precision"
+            f" {self.precision}"
+        )
+
     def begin(self) -> FoundMasks:
         """Begin episodes, unless they have begun; :meth:`run` does so too.
 

@@ -61,6 +61,7 @@ from acktr.envs.masks import (
     MaskReader,
     Masks,
     MaskSetting,
+    MaskSource,
     as_masks,
     choices,
 )
@@ -88,6 +89,7 @@ __all__ = [
     "GuardedVectorEnv",
     "MaskReader",
     "MaskSetting",
+    "MaskSource",
     "Masks",
     "Picture",
     "StepResult",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from acktr.callbacks import Checkpoints, Evaluations, ProgressBar, StopAt, Windo
 from acktr.runs.folder import RunError
 from acktr.runs.tables import read_table
 from acktr.train import Episode
+from tests.tools.toys import CountingEnv
 
 
 def tiny(**changes: Any) -> Config:
@@ -42,7 +44,7 @@ def test_false_stops_after_the_first_update(answer: Any) -> None:
 
 @pytest.mark.parametrize("answer", [None, True, np.True_, torch.tensor(True), 0, 0.0, "", []])
 def test_all_else_goes_on(answer: Any) -> None:
-    assert tell(listeners(lambda stats: answer, None, False), stats())
+    assert tell(listeners(lambda stats: answer), stats())
 
 
 def test_all_callbacks_are_told_though_one_stops() -> None:
@@ -105,7 +107,7 @@ def test_each_agent_has_a_log_folder_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize("answer", [{"a": "x"}, {1: 2.0}, {"a": [1.0, 2.0]}, {"a\n": 1.0}])
 def test_metrics_of_ones_own_are_numbers_by_name(answer: Any) -> None:
     with pytest.raises(TypeError, match="numbers by name") as caught:
-        tell(listeners(lambda stats: answer, None, False), stats())
+        tell(listeners(lambda stats: answer), stats())
     assert "\n" not in str(caught.value)
 
 
@@ -230,6 +232,25 @@ def balancing(learner: ACKTR) -> dict[str, torch.Tensor]:
     return values
 
 
+def test_the_best_by_a_number_of_infos(tmp_path: Path) -> None:
+    """On another environment, whose episodes end with the number of their steps."""
+    counts = {"best_by": "count", "every": 16, "episodes": 2}
+    kind = partial(CountingEnv, truncate_at=5)
+    evaluations = Evaluations(kind, best=tmp_path / "best.zip", **counts)  # type: ignore[arg-type]
+    shown: list[dict[str, float]] = []
+    env = partial(CountingEnv, terminate_at=3)
+    with ACKTR(env, tiny(), record=("count",)) as learner:
+        learner.learn(16, [evaluations, lambda stats: shown.append(stats.metrics)])
+        assert evaluations.score == shown[0]["eval/mean_count"] == 5.0
+        assert shown[0]["eval/mean_reward"] == 15.0
+        found = learner.evaluate(episodes=3, best_by="count")
+        assert (found.score, found.mean, found.lengths) == (3.0, 6.0, (3, 3, 3))
+        with pytest.raises(ValueError, match="no episode's last infos have a number 'ratio'"):
+            learner.evaluate(episodes=1, best_by="ratio")
+    with ACKTR.load(tmp_path / "best.zip", env=env) as again:
+        assert again.num_timesteps == 16
+
+
 def test_stop_at_a_reward() -> None:
     """A mean over few episodes does not count, one of an evaluation does."""
     of_training, of_evaluation = StopAt(5.0, episodes=3), StopAt(5.0, "eval/mean_reward")
@@ -256,22 +277,19 @@ def test_means_are_over_the_last_hundred_episodes() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"verbose": 1}, {"progress_bar": True}, {"callback": ProgressBar()}]
+    "arguments", [{"verbose": 1}, {"progress_bar": True}, {"callback": [ProgressBar()]}]
 )
 def test_progress_is_shown_once(
     arguments: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    verbose = arguments.pop("verbose", 0)
-    with agent(verbose=verbose) as learner:
-        callback = [Evaluations(every=16, episodes=1), *_given(arguments.pop("callback", None))]
-        learner.learn(16, callback, **arguments)
+    given = [Evaluations(every=16, episodes=1), *arguments.get("callback", [])]
+    with agent(verbose=arguments.get("verbose", 0)) as learner:
+        learner.learn(16, given, progress_bar=arguments.get("progress_bar", False))
     shown = capsys.readouterr().err
     assert shown.count("steps 16/16 (100.0%)") == 1
     assert shown.count("evaluation at step 16: ") == 1
-
-
-def _given(callback: Any) -> list[Any]:
-    return [] if callback is None else [callback]
+    first = "acktr in 2 x CartPole-v1, device cpu, precision float32, no action masks\n"
+    assert shown.startswith(first) != ("callback" in arguments)
 
 
 def test_nothing_is_shown_by_default(

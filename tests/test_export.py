@@ -12,10 +12,13 @@ import torch
 from gymnasium import spaces
 
 from acktr import ACKTR, ExportError
+from acktr.cli.main import main
 from acktr.config import merge, preset
+from acktr.envs import MASK, make_vec
 from acktr.export import export_policy
 from acktr.policies import Policy
-from tests.tools.toys import SpacesEnv
+from tests.tools.masked import MaskedEnv
+from tests.tools.toys import SpacesEnv, variant
 
 VECTOR = spaces.Box(-1.0, 1.0, (3,), np.float32)
 CASES: dict[str, tuple[spaces.Space[Any], spaces.Space[Any]]] = {
@@ -84,8 +87,80 @@ def test_onnxruntime_agrees_with_predict(case: str, tmp_path: Path) -> None:
     check(case, agent, lambda x: session.run(None, {"observation": x}))
 
 
+PARTS = spaces.Dict({"camera": spaces.Box(0, 255, (8, 8), np.uint8), "arm.left": VECTOR})
+
+
+class Net(torch.nn.Module):
+    """A network of a user's, of the parts of an observation."""
+
+    def __init__(self, observation_space: Any, action_space: Any) -> None:
+        super().__init__()
+        self.seen, self.felt = torch.nn.Linear(64, 3), torch.nn.Linear(3, 3)
+
+    def forward(self, obs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        both = self.seen(obs["camera"].flatten(1).float()) + self.felt(obs["arm.left"])
+        return {"policy": both, "value": both.sum(-1)}
+
+
+@pytest.mark.parametrize("network", [None, Net])
+def test_parts_of_observations_and_networks_of_ones_own(network: Any, tmp_path: Path) -> None:
+    env = variant(SpacesEnv, {"observation_space": PARTS, "action_space": spaces.Discrete(3)})
+    config = merge(preset(env)[0], {"num_envs": 2, "num_steps": 8})
+    agent = ACKTR(env, config, seed=1, network=network).learn(16)
+    agent.export(tmp_path / "policy.pt2")
+    PARTS.seed(1)
+    shown = [PARTS.sample() for _ in range(5)]
+    batch = {name: np.stack([one[name] for one in shown]) for name in PARTS.spaces}
+    tensors = {name: torch.from_numpy(part) for name, part in batch.items()}
+    program = torch.export.load(tmp_path / "policy.pt2").module()
+    with torch.no_grad():
+        actions, _, values = program(tensors)
+    np.testing.assert_array_equal(actions.numpy(), agent.predict(batch, deterministic=True)[0])
+    np.testing.assert_allclose(values.numpy(), agent.value(batch), rtol=1e-4, atol=1e-5)
+    runtime = pytest.importorskip("onnxruntime")
+    agent.export(tmp_path / "policy.onnx")
+    session = runtime.InferenceSession(tmp_path / "policy.onnx")
+    assert {entry.name for entry in session.get_inputs()} == set(batch)
+    np.testing.assert_array_equal(session.run(["action"], batch)[0], actions.numpy())
+
+
+@pytest.mark.parametrize("source", ["action_masks", "observation"])
+def test_masks_are_an_input(source: str, tmp_path: Path) -> None:
+    """After loading too, before the first step."""
+    env = variant(MaskedEnv, {"nvec": (3, 4), "source": source})
+    with ACKTR(env, merge(preset(env)[0], {"num_envs": 2, "num_steps": 8}), seed=0) as agent:
+        agent.save(tmp_path / "agent.zip")
+    envs = make_vec(env, 40, training=False)
+    observations, infos = envs.reset(seed=3)
+    masks = infos[MASK]
+    with ACKTR.load(tmp_path / "agent.zip") as loaded:
+        loaded.export(tmp_path / "policy.pt2")
+        program = torch.export.load(tmp_path / "policy.pt2").module()
+        nested = isinstance(observations, dict)
+        shown: Any = observations if nested else {"": observations}
+        tensors: Any = {name: torch.from_numpy(part) for name, part in shown.items()}
+        given = (tensors,) if nested else (tensors[""], torch.from_numpy(masks))
+        with torch.no_grad():
+            actions = program(*given)[0].numpy()
+        asked = None if nested else masks
+        wanted, _ = loaded.predict(observations, action_masks=asked, deterministic=True)
+        np.testing.assert_array_equal(actions, wanted)
+        each = loaded.action_probability(observations, wanted, action_masks=asked)
+        assert (each > 0).all()
+        both = loaded.action_probability(observations, action_masks=asked)
+        assert isinstance(both, tuple)
+        np.testing.assert_array_equal(np.concatenate(both, -1) > 0, masks)
+    envs.close()
+    runtime = pytest.importorskip("onnxruntime")
+    assert main(["export", str(tmp_path / "agent.zip"), "--out", str(tmp_path / "p.onnx")]) == 0
+    session = runtime.InferenceSession(tmp_path / "p.onnx")
+    fed = dict(observations) if nested else {"observation": observations, MASK: masks}
+    np.testing.assert_array_equal(session.run(["action"], fed)[0], wanted)
+
+
 def test_the_agent_is_left_as_it_was(tmp_path: Path) -> None:
-    agent, other = trained("vector, Discrete"), trained("vector, Discrete")
+    config = merge(preset("CartPole-v1")[0], {"num_envs": 2, "num_steps": 8})
+    agent, other = (ACKTR("CartPole-v1", config, seed=2).learn(16) for _ in range(2))
     agent.export(tmp_path / "policy.pt2")
     ours, theirs = agent.learn(32).get_parameters(), other.learn(32).get_parameters()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "given": {"config", "envs"},
     "export": {"policies", "envs", "files", "runs", "train", "tree"},
     "callbacks": {*BELOW_TRAIN, *RUNS},
-    "predictor": {"policies", "export", "envs", "config"},
+    "predictor": {"policies", "export", "envs", "config", "train"},
     "runs": {*LEARNING, *BELOW_TRAIN, "train", "evaluate"},
     "agent": {*LEARNING, *BELOW_TRAIN, *RUNS, "callbacks", "export", "given", "predictor"},
     "public": {"agent", "export", *LEARNING, *BELOW_TRAIN, *RUNS},

@@ -135,7 +135,7 @@ class Adapter(ActorCritic):
         Raises:
             ConfigError: One is missing or has another shape.
         """
-        rows = len(tree_leaves(observations)[0])
+        rows = tree_leaves(observations)[0].shape[0]  # len() would bind a trace to it
         if self._given is not None:
             observations = self._given(observations, self._dtype)
         returned = self._named(self.network(observations))
@@ -218,7 +218,7 @@ class Adapter(ActorCritic):
 def _auxiliary(name: str, output: Any, rows: int) -> Tensor:
     """An auxiliary output (B, ..., D), whose further shape is its loss's to check."""
     fits = isinstance(output, Tensor) and output.is_floating_point() and output.dim() > 1
-    if isinstance(output, Tensor) and fits and len(output) == rows:
+    if isinstance(output, Tensor) and fits and output.shape[0] == rows:
         return output
     raise ConfigError(
         f"the network's {name!r} for {rows} observations must have the shape ({rows}, ..., D), got"
