@@ -53,7 +53,7 @@ BAD = {
     "huge JSON": ("train --env CartPole-v1 --config bad/huge.json", "are allowed"),
     "absent device": ("train --env CartPole-v1 --seed 9 --device cuda:77", "is not there"),
     "no device": ("train --env CartPole-v1 --seed 9 --device tpu", "device must be"),
-    "spaces": ("train --env tests.tools.toys:toys/BadSpace-v0", "Tuple"),
+    "spaces": ("train --env tests.tools.toys:toys/BadSpace-v0", "Text"),
     "file as folder": ("train --env CartPole-v1 --run-dir bad/text.json", "cannot create"),
     "resume nothing": ("train --resume nowhere", "no such folder"),
     "resume no run": ("train --resume bad", "not a run folder"),
@@ -245,7 +245,7 @@ def test_reader_that_goes_away(here: Path) -> None:
 
 def register_bad_space() -> None:
     if "toys/BadSpace-v0" not in gymnasium.registry:
-        observations = spaces.Tuple((spaces.Discrete(2),))
+        observations = spaces.Text(3)
         kwargs = {"observation_space": observations, "action_space": spaces.Discrete(2)}
         maker: Any = toys.SpacesEnv
         gymnasium.register("toys/BadSpace-v0", entry_point=maker, kwargs=kwargs)

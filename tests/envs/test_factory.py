@@ -37,7 +37,6 @@ def message(env_id: str) -> str:
         ("NoNamespace/Foo-v0", ["Namespace NoNamespace not found"]),
         ("not an id", ["Malformed"]),
         ("", ["environment id must be"]),
-        ("Blackjack-v1", ["observation space Tuple", "supported are"]),
         ("GymV21Environment-v0", ["package that is missing", "shimmy"]),
     ],
 )
