@@ -13,6 +13,7 @@ from acktr import tree
 from acktr.algorithms.a2c import A2CLearner
 from acktr.algorithms.acktr import ACKTRLearner
 from acktr.algorithms.auxiliary import Auxiliary, checked_auxiliary
+from acktr.algorithms.learner import part_of, require_allowed
 from acktr.algorithms.trpo import TRPOLearner
 from acktr.compute import autocast_context
 from acktr.config import Algo, Config, ConfigError, preset
@@ -80,6 +81,7 @@ class Update:
         advantages: Tensor,
         returns: Tensor,
         *,
+        masks: Tensor | None = None,
         weights: Tensor | None = None,
         values: Tensor | None = None,
         progress: float = 0.0,
@@ -92,6 +94,7 @@ class Update:
                 from zero, or numbers that are not clipped to the bounds.
             advantages: (B,), see :func:`acktr.gae`.
             returns: (B,), targets of the values: advantages + values.
+            masks: (B, P), true where an action was allowed, for Discrete and MultiDiscrete actions.
             weights: (B,), at least 0: what a sample counts in every mean and in the curvature; 0
                 is as if it were left out, for padding and absent agents. A mask does too.
             values: (B,), predictions during the rollout, for the explained variance alone.
@@ -120,8 +123,10 @@ class Update:
             advantages=self._numbers("advantages", advantages, rows),
             returns=self._numbers("returns", returns, rows),
             values=None if values is None else self._numbers("values", values, rows),
+            masks=None if masks is None else torch.as_tensor(masks, device=self._device) != 0,
             weights=None if weights is None else self._numbers("weights", weights, rows),
         )
+        self._check_masks(batch)
         batch = _counted(batch)
         if len(batch) < 2:
             raise ConfigError(f"an update needs 2 samples or more, got {len(batch)}")
@@ -137,6 +142,13 @@ class Update:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`; raises ValueError when it is another network's."""
         self._learner.load_state_dict(state)
+
+    def _check_masks(self, batch: Batch) -> None:
+        """Raise ConfigError unless the masks fit and allow the actions."""
+        try:
+            require_allowed(batch, self._head)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
     def _seen(self, given: Any) -> Tree:
         """Observations on the network's device."""
@@ -198,7 +210,8 @@ def _counted(batch: Batch) -> Batch:
         actions=batch.actions[rows],
         advantages=batch.advantages[rows],
         returns=batch.returns[rows],
-        values=None if batch.values is None else batch.values[rows],
+        values=part_of(batch.values, rows),
+        masks=part_of(batch.masks, rows),
         weights=None if alike else kept / kept.mean(),
     )
 

@@ -203,6 +203,32 @@ def test_every_part_of_a_shared_network_keeps_its_radius() -> None:
     assert losses[-1] < 0.8 * losses[0]
 
 
+def test_masked_actions_stay_impossible() -> None:
+    """The radius holds for the masked policy, and logits of what is forbidden have no gradient."""
+    torch.manual_seed(0)
+    free = nn.Parameter(torch.zeros(6))
+
+    class Offset(Nodes):
+        def __init__(self) -> None:
+            super().__init__()
+            self.free = free
+
+        def forward(self, nodes: Tensor) -> dict[str, Tensor]:
+            found = super().forward(nodes)
+            return {"policy": found["policy"] + self.free, "value": found["value"]}
+
+    update = ACKTRUpdate(Offset(), spaces.Discrete(6), general("acktr"))
+    for number in range(12):
+        batch = nodes_batch(96, number)
+        masks = torch.ones(96, 6, dtype=torch.bool)
+        masks[:, 5] = False
+        batch["actions"] %= 5
+        metrics = update(**batch, masks=masks)
+        assert metrics["train/approx_kl"] <= 0.01
+        assert np.isfinite(list(metrics.values())).all()
+    assert float(free[5].detach()) == 0 != float(free[0].detach())
+
+
 def test_dropout_is_for_the_loss_alone() -> None:
     modes: list[bool] = []
 
@@ -266,6 +292,9 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "weights": ({"weights": -torch.ones(48)}, "weights must be at least 0 and not all 0"),
     "zeros": ({"weights": torch.zeros(48)}, "weights must be at least 0 and not all 0"),
     "one": ({"weights": torch.eye(48)[0]}, "needs 2 samples or more, got 1"),
+    "masks": ({"masks": torch.ones(48, 5)}, r"masks must be torch\.bool of shape \(48, 6\)"),
+    "forbidden": ({"masks": torch.zeros(48, 6)}, "the mask of sample 0 forbids the action"),
+    "list": ({"observations": [[1.0], [1.0, 2.0]]}, "a tensor .* or a dict of such tensors, got l"),
     "progress": ({"progress": 1.5}, r"progress must be in \[0, 1\]"),
 }
 
