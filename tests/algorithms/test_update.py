@@ -203,6 +203,19 @@ def test_every_part_of_a_shared_network_keeps_its_radius() -> None:
     assert losses[-1] < 0.8 * losses[0]
 
 
+@pytest.mark.parametrize("micro_batch", [None, 30])
+def test_the_radius_holds_with_statistics_of_a_part(micro_batch: int | None) -> None:
+    """The Atari preset: a cold start, and factors of every eighth sample of every second batch."""
+    config = dataclasses.replace(preset("PongNoFrameskip-v4")[0], micro_batch=micro_batch)
+    torch.manual_seed(0)
+    update = ACKTRUpdate(Nodes(), spaces.Discrete(6), config)
+    found = [update(**nodes_batch(96, number)) for number in range(24)][
+        config.acktr.actor.cold_steps :
+    ]
+    for tag, bound in (("train/approx_kl", 0.001), ("train/value_kl", 0.001)):
+        assert np.quantile([metrics[tag] for metrics in found], 0.8) <= 2 * bound / 2
+
+
 def test_masked_actions_stay_impossible() -> None:
     """The radius holds for the masked policy, and logits of what is forbidden have no gradient."""
     torch.manual_seed(0)

@@ -146,6 +146,27 @@ def test_discrete_observations_come_as_they_are() -> None:
     assert built(Rooms, spaces.Discrete(9))(torch.tensor([3, 8]))[0].shape == (2, 4)
 
 
+def test_parts_come_as_the_space_has_them() -> None:
+    class Look(Net):
+        def forward(self, observations: Any) -> Any:
+            view, (place, room) = observations["view"], observations["rest"]
+            assert view.shape[1:] == (3, 12, 12)
+            assert room.dtype == torch.int64
+            return super().forward(torch.cat([view.flatten(1), place, room[:, None] / 4], 1))
+
+    rest = spaces.Tuple([spaces.Box(-1, 1, (2,), np.float64), spaces.Discrete(4)])
+    space = spaces.Dict(view=PICTURES, rest=rest)
+    net = built(Look(FORMS["dict"], inputs=435), space)
+    shown = {
+        "view": torch.zeros(5, 12, 12, 3, dtype=torch.uint8),
+        "rest/0": torch.zeros(5, 2, dtype=torch.float64),
+        "rest/1": torch.zeros(5, dtype=torch.int64),
+    }
+    assert net(shown)[0].shape == (5, 4)
+    with pytest.raises(ConfigError, match=r"dict of view: .* AttributeError: 'dict' object"):
+        built(Net(lambda p, v, s: p["nowhere"]), space)
+
+
 class Uses(nn.Module):
     """Values and logits that are some function of the hidden layer."""
 
