@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from acktr.config import ConfigError
 from acktr.envs import Channels, pictures
-from acktr.tree import Tree
+from acktr.tree import Observed
 
 Args = TypeVarTuple("Args")
 R = TypeVar("R")
@@ -217,6 +217,6 @@ def _of_compiler(error: RuntimeError) -> bool:
     return isinstance(error, TorchDynamoException) and not isinstance(error, TorchRuntimeError)
 
 
-def compiled_for_updates(network: Callable[[Tree], R]) -> Compiled[R, Tree]:
+def compiled_for_updates(network: Callable[[Observed], R]) -> Compiled[R, Observed]:
     """A network for gradients of a loss: batches differ in size, and gradients outlive a replay."""
     return Compiled(network, "the update", graph=False, dynamic=None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from gymnasium.vector import VectorEnv
@@ -26,6 +26,22 @@ class Player(Protocol):
 
         Observations are a raw batch (N, ...). Where environments give action masks the call is
         ``act(observations, deterministic, masks)``, with booleans (N, P), true where allowed.
+        """
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A player that may have a state from step to step."""
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether it has."""
+
+    @property
+    def advance(self) -> Callable[..., tuple[NDArray[Any], Any]]:
+        """Actions and next state: ``advance(observations, state, starts, deterministic, masks)``.
+
+        The first state is None; starts (N,) are true where an episode begins.
         """
 
 
@@ -109,9 +125,14 @@ def evaluate(
     cut = 0
     observation, infos = envs.reset(seed=seed)
     running, steps = np.zeros(envs.num_envs), np.zeros(envs.num_envs, np.int64)
+    # Of players with a memory: their state, and where an episode begins.
+    state: Any = None
+    starts = np.ones(envs.num_envs, np.bool_)
     while shares.any():
         masks = infos.get(MASK)
-        if masks is None:  # players of other environments need not know of masks
+        if isinstance(policy, Remembering) and policy.recurrent:
+            actions, state = policy.advance(observation, state, starts, deterministic, masks)
+        elif masks is None:  # players of other environments need not know of masks
             actions = policy.act(observation, deterministic)
         else:
             actions = policy.act(observation, deterministic, masks)
@@ -131,6 +152,7 @@ def evaluate(
         if late.any():
             observation, fresh = envs.reset(options={"reset_mask": late})
             infos = {**infos, **fresh}
+        starts = ended | late
         running[ended | late] = 0.0
         steps[ended | late] = 0
     return Evaluation(tuple(returns), tuple(lengths), cut, tuple(recorded))

@@ -146,6 +146,8 @@ def export_policy(policy: Policy, out: Path, masks: MaskSource | None = None) ->
             or the file cannot be written.
     """
     write = _writer(out)
+    if policy.recurrent:
+        raise ExportError(f"{out}: a network with a memory cannot be exported")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch, about its own future

@@ -49,7 +49,7 @@ class Predictor:
         self,
         observation: Any,
         state: tuple[NDArray[Any], ...] | None = None,
-        episode_start: NDArray[Any] | None = None,
+        episode_start: NDArray[Any] | bool | None = None,
         deterministic: bool = False,
         action_masks: Any = None,
     ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...] | None]:
@@ -58,8 +58,10 @@ class Predictor:
         Args:
             observation: Raw observation (*shape) or batch (N, *shape), as the environment gives it,
                 with a dict or tuple of arrays for Dict and Tuple spaces.
-            state: Recurrent state; passed through, the networks have none.
-            episode_start: Ignored, for recurrent policies.
+            state: What predict gave at the step before; None at the first. Of a network with a
+                memory arrays (N, ...), with N = 1 for one observation; others pass it through.
+            episode_start: Observations that are the first of an episode, (N,) or one bool: there a
+                network with a memory begins anew. None: none of them is.
             deterministic: The most likely action instead of a sample.
             action_masks: Mask (P,) of the observation, or (N, P) of the batch, in the forms of
                 :mod:`acktr.envs.masks`; all actions are allowed if None.
@@ -72,15 +74,16 @@ class Predictor:
                 the mask is unfit.
         """
         batch, alone = batched(self.policy.observation_space, observation)
-        actions = self.policy.act(
-            batch, deterministic, self._allowed(batch, alone, action_masks, "predict")
-        )
+        masks = self._allowed(batch, alone, action_masks, "predict")
+        starts = None if episode_start is None else np.asarray(episode_start, np.bool_).reshape(-1)
+        actions, state = self.policy.advance(batch, state, starts, deterministic, masks)
         return (actions[0] if alone else actions), state
 
     def value(self, observation: Any) -> NDArray[np.float32]:
         """V of one observation () or a batch (N,), of the rewards that the agent learns from.
 
-        With ``normalize_reward`` those are divided by the running deviation of the return.
+        With ``normalize_reward`` those are divided by the running deviation of the return. Networks
+        with a memory begin anew, here and in :meth:`action_probability`.
 
         Raises:
             ValueError: The observation has another shape or other parts than the environment's.

@@ -19,7 +19,7 @@ from acktr.algorithms import (
     checked_auxiliary,
 )
 from acktr.compute import autocast_context, resolve_device, threads_for
-from acktr.config import Algo, Config, LearningRate
+from acktr.config import Algo, Config, LearningRate, check_recurrent
 from acktr.envs import AnyVectorEnv, FoundMasks, found_masks, make_vec, pictures
 from acktr.policies import (
     NetworkSource,
@@ -149,6 +149,8 @@ class Trainer:
                 device=self.device,
             )
         seen = pictures(space, config.network.channels)
+        if self.network.recurrent:
+            check_recurrent(config)
         self.precision, autocast = autocast_context(self.device, config.precision, bool(seen))
         # Acting and learning draw from generators of their own: how often one of them draws does
         # not change the numbers of the other.

@@ -27,7 +27,7 @@ PYTHON = {
 def test_there_are_three_quick_starts_of_at_most_twelve_lines() -> None:
     assert [kind for kind, _ in QUICK] == ["sh", "python", "python"]
     assert all(len([line for line in code.splitlines() if line]) <= 12 for _, code in QUICK)
-    assert len(PYTHON) == 14
+    assert len(PYTHON) == 15
 
 
 @pytest.mark.parametrize("name", PYTHON)

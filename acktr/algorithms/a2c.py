@@ -24,8 +24,8 @@ from acktr.algorithms.learner import (
 from acktr.compute import Clock, compiled_for_updates
 from acktr.config import Config, LearningRate, rate_at
 from acktr.policies import ActionHead, ActorCritic, Outputs, mode
-from acktr.rollout import Batch, MicroBatch, add_means, micro_batches
-from acktr.tree import Tree
+from acktr.rollout import Batch, MicroBatch, add_means, parts_of
+from acktr.tree import Observed
 
 
 class RMSpropTF:
@@ -107,7 +107,7 @@ class A2CLearner:
         settings = config.a2c
         self.optimizer = RMSpropTF(network, settings.rms_alpha, settings.rms_eps)
         self._parameters = list(network.parameters())
-        self._forward: Callable[[Tree], Outputs] = network
+        self._forward: Callable[[Observed], Outputs] = network
         if config.compile:
             self._forward = compiled_for_updates(network)
         self._clock = Clock()
@@ -138,7 +138,7 @@ class A2CLearner:
         means: dict[str, Tensor] = {}
         extra = [AuxiliaryObjective(name, each, batch) for name, each in self.auxiliary.items()]
         with mode(self.network, training=True):
-            for part in micro_batches(len(batch), self.config.micro_batch):
+            for part in parts_of(batch.observations, self.config.micro_batch):
                 add_means(means, self._add_gradients(batch, part, extra), part.share)
         lr = scheduled_lr(settings.lr, progress, settings.lr_schedule)
         if self.learning_rate is not None:

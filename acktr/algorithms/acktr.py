@@ -40,7 +40,7 @@ from acktr.config import Config, LearningRate, SampledKFACConfig, rate_at
 from acktr.kfac import KFAC, DiagonalGaussian, KFACConfig
 from acktr.policies import ActionHead, ActorCritic, Outputs, as_outputs, mode
 from acktr.rollout import Batch, outputs_of
-from acktr.tree import Tree
+from acktr.tree import Observed
 
 _MIN_ADAPTED_LR = 1e-8
 _SCHEDULE_HORIZON = 1.1
@@ -228,7 +228,7 @@ class ACKTRLearner:
         """The policy's parameters, and the values of a shared network, in evaluation mode."""
         step, shared = self._policy_step, self.network.shared
 
-        def side_by_side(observations: Tree) -> Tensor:
+        def side_by_side(observations: Observed) -> Tensor:
             policy, *values = as_outputs(step.network(observations))[: 1 + shared]
             columns = [value[:, None].to(policy.dtype) for value in values]
             return torch.cat([policy, *columns], dim=-1)
@@ -244,7 +244,7 @@ class ACKTRLearner:
         self, means: dict[str, Tensor], before: Outputs, batch: Batch
     ) -> dict[str, Tensor]:
         """Metrics of a step of the policy, with its KL measured on as many samples as F is."""
-        rows = self._policy_step.sample(len(batch)) or slice(None)
+        rows = self._policy_step.sample(batch.observations) or slice(None)
         after, weights = self._outputs(batch, rows), part_of(batch.weights, rows)
         old = self.head.make(before[0][rows], part_of(batch.masks, rows))
         terms = {

@@ -13,7 +13,7 @@ from acktr import tree
 from acktr.algorithms.learner import load_optimizer_state, mean, optimizer_state, part_of
 from acktr.config import CriticConfig
 from acktr.rollout import Batch, add_means, micro_batches
-from acktr.tree import Tree
+from acktr.tree import Observed
 
 
 class FirstOrderCritic:
@@ -59,7 +59,7 @@ class FirstOrderCritic:
                 losses.append(loss * (len(mine) / rows))
         return torch.stack(losses).sum()
 
-    def _step(self, observations: Tree, returns: Tensor, weights: Tensor | None) -> Tensor:
+    def _step(self, observations: Observed, returns: Tensor, weights: Tensor | None) -> Tensor:
         self._optimizer.zero_grad()
         means: dict[str, Tensor] = {}
         for part in micro_batches(len(returns), self.micro_batch):

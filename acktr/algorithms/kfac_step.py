@@ -16,8 +16,8 @@ from acktr.compute import Clock, compiled_for_updates
 from acktr.config import Config
 from acktr.kfac import KFAC, Capture, FisherQuadratic, Linearized, output_tangents, sample_rows
 from acktr.policies import Outputs, as_outputs
-from acktr.rollout import MicroBatch, add_means, micro_batches
-from acktr.tree import Tree
+from acktr.rollout import MicroBatch, add_means, parts_of
+from acktr.tree import Observed, Sequences
 
 
 class KFACStep:
@@ -54,21 +54,24 @@ class KFACStep:
         self._corrected = optimizer.config.quadratic == "corrected"
         self.compiled = compiled_for_updates(network) if config.compile else None
 
-    def sample(self, rows: int) -> slice | None:
+    def sample(self, observations: Observed) -> slice | None:
         """The rows of a batch that its factors are made of; None for all."""
-        return sample_rows(rows, self._fraction, self.curvature.batches)
+        turn = self.curvature.batches
+        if isinstance(observations, Sequences):
+            return observations.some(self._fraction, turn)
+        return sample_rows(tree.length(observations), self._fraction, turn)
 
     def __call__(
-        self, objective: Objective, observations: Tree
+        self, objective: Objective, observations: Observed
     ) -> tuple[dict[str, Tensor], Outputs]:
         """Take one step.
 
         Returns:
             The loss terms' means over the batch, and the network's first two outputs before it.
         """
-        parts = micro_batches(tree.length(observations), self._limit)
+        parts = parts_of(observations, self._limit)
         observing = self.curvature.observing or self.curvature.measuring
-        sample = self.sample(tree.length(observations))
+        sample = self.sample(observations)
         if observing and sample is not None:
             # A forward pass of the sample alone costs less than a backward pass of all.
             self._observe(objective, observations, sample)
@@ -87,12 +90,10 @@ class KFACStep:
             self.optimizer.step(fisher_quadratic=quadratic)
         return means, tuple(map(torch.cat, zip(*before, strict=True)))
 
-    def _observe(self, objective: Objective, observations: Tree, sample: slice) -> None:
+    def _observe(self, objective: Objective, observations: Observed, sample: slice) -> None:
         """Renew the factors from a sample of the batch."""
-        numbers = range(tree.length(observations))[sample]
-        for part in micro_batches(len(numbers), self._limit):
-            mine = numbers[part.rows]
-            rows = slice(mine.start, mine.stop, mine.step)
+        for part in parts_of(observations, self._limit, sample):
+            rows = part.rows
             with self._clock.part("fisher"), self.curvature.capture() as captured, self._autocast():
                 outputs = as_outputs(self.network(tree.rows(observations, rows)))
             self._fold(captured, objective, outputs, rows, part.last)
@@ -114,7 +115,7 @@ class KFACStep:
         )
 
     def _learn(
-        self, objective: Objective, observations: Tree, part: MicroBatch, observing: bool
+        self, objective: Objective, observations: Observed, part: MicroBatch, observing: bool
     ) -> tuple[dict[str, Tensor], Outputs, FisherQuadratic | None]:
         """Add a part of the batch to the gradients, and to the factors if observing.
 
@@ -124,7 +125,7 @@ class KFACStep:
             The loss terms, the outputs, and the exact quadratic if the part is the batch.
         """
         rows = part.rows
-        forward: Callable[[Tree], Tensor | Outputs] = self.network
+        forward: Callable[[Observed], Tensor | Outputs] = self.network
         if self.compiled is not None and not observing and not self._exact:
             forward = self.compiled  # compiled networks call no hooks and are derived once only
         recording = self.curvature.capture() if observing else nullcontext()
@@ -148,7 +149,7 @@ class KFACStep:
     def _quadratic(
         self,
         objective: Objective,
-        observations: Tree,
+        observations: Observed,
         parts: list[MicroBatch],
         direction: dict[str, Tensor],
     ) -> Tensor:

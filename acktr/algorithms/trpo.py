@@ -27,7 +27,7 @@ from acktr.config import Config, ConfigError, LearningRate
 from acktr.kfac import Distribution, Linearized, flattened, sample_rows, unflattened
 from acktr.policies import ActionHead, ActorCritic, mode
 from acktr.rollout import Batch
-from acktr.tree import Tree
+from acktr.tree import Observed
 
 Product = Callable[[Tensor], Tensor]
 
@@ -250,7 +250,7 @@ class TRPOLearner:
 
     @torch.no_grad()
     def _line_search(
-        self, step: Tensor, surrogate: Surrogate, start: Tensor, observations: Tree
+        self, step: Tensor, surrogate: Surrogate, start: Tensor, observations: Observed
     ) -> tuple[Tensor, Tensor, int, bool]:
         """Mean KL, surrogate, number of shortenings and whether a step was taken."""
         settings = self.config.trpo

@@ -63,6 +63,11 @@ class Update:
         self._space, self._head = action_space, action_head(action_space)
         losses = checked_auxiliary(auxiliary)
         self.network = own_network(network, None, action_space, self._head, tuple(losses))
+        if self.network.recurrent:
+            raise ConfigError(
+                "a network with a memory learns from whole rollouts: give it to"
+                f" {self.algo.upper()} by network="
+            )
         self.network.eval()
         first = next(self.network.parameters())
         self._device, self._dtype = first.device, first.dtype

@@ -32,6 +32,7 @@ from acktr.files import read_object
 from acktr.kfac import KFACConfig, SmallParameters, Structure
 
 Activation = Literal["tanh", "relu", "elu"]
+Memory = Literal["none", "lstm", "gru", "attention"]
 Algo = Literal["acktr", "a2c", "trpo"]
 Schedule = Literal["constant", "linear"]
 
@@ -60,6 +61,13 @@ class NetworkConfig(Checked):
     channels: Channels = "auto"
     """Axis of pictures that has the channels: first, last, or auto, by the shape; none: no Box is a
     picture; former: pictures as versions without this setting took them."""
+    memory: Memory = "none"
+    """What goes from step to step behind the hidden layers: nothing, the state of an lstm or a gru,
+    or the last steps of the episode, for attention."""
+    memory_width: Width = 64
+    """Numbers that the memory gives at each step."""
+    memory_window: Annotated[int, Limits(2, 1024)] = 16
+    """Steps that attention sees, the present one included."""
     custom: str | None = None
     """Name of a network of one's own (module:Class), to which the rest here does not apply.
 
@@ -283,6 +291,24 @@ class Config(Checked):
             raise ConfigError(
                 "acktr.critic_optimizer applies to a separate critic: network.shared must be false"
             )
+        if self.network.memory != "none":
+            check_recurrent(self)
+
+
+def check_recurrent(config: Config) -> None:
+    """Refuse what networks with a memory cannot do.
+
+    Raises:
+        ConfigError: One line.
+    """
+    if config.algo == "trpo":
+        raise ConfigError("trpo does not take networks with a memory: use acktr or a2c")
+    if config.algo == "acktr" and config.acktr.critic_optimizer != "kfac":
+        raise ConfigError(
+            "a critic with a memory learns by K-FAC: acktr.critic_optimizer must be kfac"
+        )
+    if config.compile:
+        raise ConfigError("networks with a memory are not compiled: compile must be false")
 
 
 def _is_module_name(name: object) -> bool:

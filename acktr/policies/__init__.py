@@ -4,6 +4,7 @@ Networks, action distributions, pictures and running normalisation, and the poli
 May import: acktr.compute, acktr.config, acktr.envs, acktr.kfac, acktr.tree.
 """
 
+from acktr.policies.build import ChannelsWarning, build_network
 from acktr.policies.contract import (
     ActorCritic,
     NetworkSource,
@@ -12,16 +13,14 @@ from acktr.policies.contract import (
     as_outputs,
     mode,
     network_name,
-    own_network,
     with_network,
 )
 from acktr.policies.distributions import ActionHead, action_head, to_environment
 from acktr.policies.images import FrameStore, compute_type, pack
 from acktr.policies.inputs import Given, prepared
+from acktr.policies.memory import Recurrent
 from acktr.policies.networks import (
-    ChannelsWarning,
     SharedActorCritic,
-    build_network,
     stored_pictures,
 )
 from acktr.policies.normalize import (
@@ -31,6 +30,7 @@ from acktr.policies.normalize import (
     RewardScaler,
     observation_normalizer,
 )
+from acktr.policies.own import own_network
 from acktr.policies.parameters import copied_parameters, replace_parameters
 from acktr.policies.policy import Policy
 from acktr.policies.probability import action_probability, log_probability
@@ -49,6 +49,7 @@ __all__ = [
     "Outputs",
     "PartNormalizer",
     "Policy",
+    "Recurrent",
     "RewardScaler",
     "SeparateActorCritic",
     "SharedActorCritic",

@@ -30,9 +30,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from acktr.config import Config, ConfigError
-from acktr.envs import Channels, one_line
+from acktr.envs import Channels
 from acktr.policies.distributions import ActionHead
 from acktr.policies.inputs import Given
+from acktr.tree import Sequences
 
 Source = nn.Module | Callable[[gymnasium.Space[Any], gymnasium.Space[Any]], nn.Module]
 """A module, or what makes one of the observation space and the action space."""
@@ -40,6 +41,8 @@ NetworkSource = Source | tuple[Source, Source]
 """One network for policy and values, or an actor and a critic."""
 Outputs = tuple[Tensor, ...]
 """What a network returns, always as a tuple."""
+State = tuple[Tensor, ...]
+"""What a recurrent network remembers, (N, ...) each."""
 
 
 class ActorCritic(nn.Module):
@@ -61,6 +64,16 @@ class ActorCritic(nn.Module):
     """Of separate networks: observations to parameters, or to a tuple with auxiliary outputs."""
     critic: nn.Module
     """Of separate networks: observations to values."""
+    recurrent = False
+    """Whether it has a state from step to step, and learns from whole sequences."""
+
+    def initial_state(self, n: int) -> State:
+        """Of a recurrent network: its state at the beginning of n episodes."""
+        raise NotImplementedError
+
+    def unroll(self, sequences: Sequences) -> tuple[Outputs, State]:
+        """Of a recurrent network: outputs (B, ...) of sequences, and their last states."""
+        raise NotImplementedError
 
 
 def as_outputs(returned: Tensor | Outputs) -> Outputs:
@@ -118,7 +131,7 @@ class Adapter(ActorCritic):
         network: nn.Module,
         outputs: Sequence[str],
         head: ActionHead,
-        action_space: gymnasium.Space[Any],
+        action_space: gymnasium.Space[Any] | None,
         space: gymnasium.Space[Any] | None,
         channels: Channels = "auto",
     ) -> None:
@@ -138,8 +151,17 @@ class Adapter(ActorCritic):
         rows = tree_leaves(observations)[0].shape[0]  # len() would bind a trace to it
         if self._given is not None:
             observations = self._given(observations, self._dtype)
-        returned = self._named(self.network(observations))
-        outputs = []
+        outputs = self.checked(self.network(observations), rows)
+        return outputs if len(outputs) > 1 else outputs[0]
+
+    def checked(self, outputs: Any, rows: int) -> Outputs:
+        """What the module returned for so many observations, in the order of the names.
+
+        Raises:
+            ConfigError: One is missing or has another shape.
+        """
+        returned = self._named(outputs)
+        found = []
         for name in self._outputs:
             if name not in returned:
                 raise ConfigError(
@@ -148,8 +170,8 @@ class Adapter(ActorCritic):
                 )
             kind = {"policy": self._policy, "value": self._value}.get(name)
             output = returned[name]
-            outputs.append(kind(output, rows) if kind else _auxiliary(name, output, rows))
-        return tuple(outputs) if len(outputs) > 1 else outputs[0]
+            found.append(kind(output, rows) if kind else _auxiliary(name, output, rows))
+        return tuple(found)
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -194,7 +216,7 @@ class Adapter(ActorCritic):
         if not isinstance(mean, Tensor) or not isinstance(log_std, Tensor) or mean.dim() < 2:
             return None
         mean = mean.flatten(1)
-        shape = tuple(self._action_space.shape or ())
+        shape = tuple(getattr(self._action_space, "shape", None) or ())
         if log_std.shape in (shape, (1, *shape)):  # a parameter that does not see the observations
             log_std = log_std.reshape(-1)
         elif log_std.dim() > 2:
@@ -263,76 +285,3 @@ def with_network(config: Config, source: NetworkSource | None) -> Config:
         raise ConfigError("trpo needs a critic of its own: network=(Actor, Critic)")
     own = replace(config.network, custom=network_name(source), shared=shared)
     return replace(config, network=own)
-
-
-def own_network(
-    source: NetworkSource,
-    space: gymnasium.Space[Any] | None,
-    action_space: gymnasium.Space[Any],
-    head: ActionHead,
-    auxiliary: Sequence[str] = (),
-    channels: Channels = "auto",
-) -> ActorCritic:
-    """A network of one's own in the form that acting and learning take, made if it is not yet.
-
-    Args:
-        source: The module, what makes it, or an actor and a critic.
-        space: Observation space of one environment; None for modules whose observations stay as
-            they are.
-        action_space: Of one environment.
-        head: Its action distribution.
-        auxiliary: Names of the auxiliary outputs, which the actor has of two networks.
-        channels: Where pictures have their channels.
-
-    Raises:
-        ConfigError: It is none of these, cannot be made, or has no parameters.
-    """
-    if isinstance(source, ActorCritic):
-        return source
-    each = source if isinstance(source, tuple) else (source,)
-    if len(each) > 2 or not each or any(not callable(one) for one in each):
-        raise ConfigError(
-            "network must be a torch.nn.Module, a class or function (observation_space,"
-            f" action_space) that gives one, or (actor, critic), got {source!r:.100}"
-        )
-    made = [_made(one, space, action_space) for one in each]
-    both = ("policy", "value", *auxiliary)
-    if len(made) == 1:
-        return Adapter(made[0], both, head, action_space, space, channels)
-    actor, critic = made
-    if {id(p) for p in actor.parameters()} & {id(p) for p in critic.parameters()}:
-        raise ConfigError(
-            "the actor and the critic share parameters: give one network that returns both"
-        )
-    network = SeparateActorCritic(
-        Adapter(actor, ("policy", *auxiliary), head, action_space, space, channels),
-        Adapter(critic, ("value",), head, action_space, space, channels),
-    )
-    network.own, network.auxiliary = True, tuple(auxiliary)
-    return network
-
-
-def _made(
-    source: Source, space: gymnasium.Space[Any] | None, action_space: gymnasium.Space[Any]
-) -> nn.Module:
-    name, module = network_name(source), source
-    if not isinstance(source, nn.Module):
-        if space is None:
-            raise ConfigError(
-                f"network must be a torch.nn.Module already made, got {source!r:.100}"
-            )
-        try:
-            module = source(space, action_space)
-        except Exception as error:
-            raise ConfigError(
-                f"network {name}(observation_space, action_space): {type(error).__name__}:"
-                f" {one_line(error)}"
-            ) from error
-    if not isinstance(module, nn.Module):
-        raise ConfigError(
-            f"network {name}(observation_space, action_space) must give a torch.nn.Module, got"
-            f" {type(module).__name__}"
-        )
-    if not any(p.is_floating_point() for p in module.parameters()):
-        raise ConfigError(f"network {name} has no parameters to learn")
-    return module

@@ -8,7 +8,6 @@ action distribution (B, P) and to values (B,). Those of a Dict or Tuple space ar
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,17 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from acktr.config import Activation, ConfigError, NetworkConfig
+from acktr.config import Activation, NetworkConfig
 from acktr.envs import Channels, Picture, parts, picture, pictures
 from acktr.policies.contract import (
     ActorCritic,
-    NetworkSource,
-    SeparateActorCritic,
-    own_network,
 )
 from acktr.policies.distributions import ActionHead
 from acktr.policies.images import converted
-from acktr.policies.probe import check_network, examples
 from acktr.tree import Tree
 
 _MANY = 8192
@@ -210,7 +205,7 @@ def _own_layers(features: Features) -> tuple[list[nn.Module], int]:
     return [], features.shape[0]
 
 
-def _trunk(
+def trunk_of(
     space: gymnasium.Space[Any], widths: Sequence[int], activation: Activation, channels: Channels
 ) -> tuple[nn.Sequential, int]:
     """The layers below the heads, and how many numbers they give."""
@@ -254,7 +249,7 @@ class Actor(nn.Module):
         self, space: gymnasium.Space[Any], head: ActionHead, config: NetworkConfig
     ) -> None:
         super().__init__()
-        self.trunk, width = _trunk(space, config.hidden, config.activation, config.channels)
+        self.trunk, width = trunk_of(space, config.hidden, config.activation, config.channels)
         self.head = PolicyHead(width, head, config.policy_gain, config.log_std_init)
 
     def forward(self, observations: Tree) -> Tensor:
@@ -268,7 +263,7 @@ class Critic(nn.Module):
 
     def __init__(self, space: gymnasium.Space[Any], config: NetworkConfig) -> None:
         super().__init__()
-        self.trunk, width = _trunk(
+        self.trunk, width = trunk_of(
             space, config.critic_hidden, config.critic_activation, config.channels
         )
         self.head = orthogonal(nn.Linear(width, 1), 1.0)
@@ -287,7 +282,7 @@ class SharedActorCritic(ActorCritic):
         self, space: gymnasium.Space[Any], head: ActionHead, config: NetworkConfig
     ) -> None:
         super().__init__()
-        self.trunk, width = _trunk(space, config.hidden, config.activation, config.channels)
+        self.trunk, width = trunk_of(space, config.hidden, config.activation, config.channels)
         self.policy = PolicyHead(width, head, config.policy_gain, config.log_std_init)
         self.value = orthogonal(nn.Linear(width, 1), 1.0)
 
@@ -295,68 +290,3 @@ class SharedActorCritic(ActorCritic):
         """Distribution parameters (B, P) and values (B,)."""
         hidden = self.trunk(observations)
         return self.policy(hidden), full_precision(self.value, hidden)[:, 0]
-
-
-class ChannelsWarning(UserWarning):
-    """A shape does not tell which axis of a picture has the channels."""
-
-
-def _tell_channels(name: str, guess: Picture) -> None:
-    what = f"the observation part {name!r}" if name else "the observation"
-    channels, height, width = guess.shape
-    other = "first" if guess.axis == "last" else "last"
-    warnings.warn(
-        f"{what} is taken for {channels} channels of {height} x {width} with the channels"
-        f" {guess.axis}; if they are {other}, set network.channels to {other!r}",
-        ChannelsWarning,
-        stacklevel=3,
-    )
-
-
-def build_network(
-    space: gymnasium.Space[Any],
-    head: ActionHead,
-    config: NetworkConfig,
-    network: NetworkSource | None = None,
-    *,
-    action_space: gymnasium.Space[Any] | None = None,
-    auxiliary: Sequence[str] = (),
-    device: torch.device | None = None,
-) -> ActorCritic:
-    """The network that the configuration asks for, or one of one's own.
-
-    Args:
-        space: Observation space of one environment.
-        head: Action distribution.
-        config: Settings of the built-in networks.
-        network: One of one's own.
-        action_space: Of one environment, which networks of one's own are made with.
-        auxiliary: Names of auxiliary outputs, which networks of one's own alone have.
-        device: Where to; the network is called there on a few observations (None: it is not).
-
-    Raises:
-        ConfigError: The network does not keep the contract; or it is one of one's own, by the
-            settings, and is not given.
-    """
-    for name, each in pictures(space, config.channels).items():
-        if not each.sure:
-            _tell_channels(name, each)
-    built: ActorCritic
-    if network is not None:
-        assert action_space is not None
-        built = own_network(network, space, action_space, head, auxiliary, config.channels)
-    elif config.custom is not None:
-        raise ConfigError(
-            f"the network is {config.custom}: give it by network= (on the command line:"
-            f" --network {config.custom})"
-        )
-    elif auxiliary:
-        raise ConfigError(
-            f"auxiliary losses ({', '.join(auxiliary)}) need a network that returns their outputs:"
-            " give one by network="
-        )
-    elif config.shared:
-        built = SharedActorCritic(space, head, config)
-    else:
-        built = SeparateActorCritic(Actor(space, head, config), Critic(space, config))
-    return built if device is None else check_network(built.to(device), examples(space, device))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -13,11 +14,15 @@ from torch import Tensor
 from acktr.compute import threads_for, to_tensor
 from acktr.config import Config
 from acktr.envs import Masks
-from acktr.policies.contract import ActorCritic, NetworkSource
+from acktr.policies.build import build_network
+from acktr.policies.contract import ActorCritic, NetworkSource, Outputs
 from acktr.policies.distributions import action_head, to_environment
 from acktr.policies.inputs import prepared
-from acktr.policies.networks import build_network
 from acktr.policies.normalize import Normalizer, observation_normalizer
+from acktr.tree import Sequences, Tree, length
+
+Memorised = tuple[NDArray[Any], ...]
+"""The state of a network with a memory as arrays (N, ...)."""
 
 
 class Policy:
@@ -81,13 +86,18 @@ class Policy:
             normalizer.load_state_dict(saved)
         return cls(network, observation_space, action_space, normalizer, seed)
 
+    @property
+    def recurrent(self) -> bool:
+        """Whether the network has a state, which :meth:`advance` takes and gives."""
+        return self.network.recurrent
+
     def act(
         self,
         observations: Any,
         deterministic: bool = False,
         masks: Masks | None = None,
     ) -> NDArray[Any]:
-        """Actions, as the environment takes them.
+        """Actions, as the environment takes them; a network with a memory begins anew.
 
         Args:
             observations: A batch of raw observations (N, ...); those of a Dict or Tuple space are a
@@ -95,15 +105,73 @@ class Policy:
             deterministic: The most likely actions instead of samples.
             masks: Action masks (N, P), true where an action is allowed.
         """
+        return self.advance(observations, None, None, deterministic, masks)[0]
+
+    @torch.no_grad()
+    def advance(
+        self,
+        observations: Any,
+        state: Memorised | None,
+        starts: NDArray[np.bool_] | None,
+        deterministic: bool = False,
+        masks: Masks | None = None,
+    ) -> tuple[NDArray[Any], Memorised | None]:
+        """Actions, and the state of the network after them.
+
+        Args:
+            observations: As for :meth:`act`.
+            state: What this method gave at the step before, arrays (N, ...); None at the first.
+                Networks without a memory pass it through.
+            starts: Observations (N,) that are the first of an episode; None: none of them is.
+            deterministic: As for :meth:`act`.
+            masks: As for :meth:`act`.
+
+        Raises:
+            ValueError: The state is not one of this network for as many observations.
+        """
         allowed = None if masks is None else to_tensor(masks, self.device)
-        dist = self.head.make(self.outputs(observations)[0], allowed)
+        (parameters, *_), after = self._forward(observations, state, starts)
+        dist = self.head.make(parameters, allowed)
         actions = dist.mode() if deterministic else dist.sample(dist.noise(self.generator))
-        return to_environment(actions.cpu().numpy(), self.action_space)
+        return to_environment(actions.cpu().numpy(), self.action_space), after
 
     @torch.no_grad()
     def outputs(self, observations: Any) -> tuple[Tensor, Tensor]:
-        """Distribution parameters (N, P) and values (N,) of raw observations (N, ...)."""
+        """Distribution parameters (N, P) and values (N,) of raw observations (N, ...).
+
+        A network with a memory begins anew.
+        """
+        (parameters, values, *_), _ = self._forward(observations, None, None)
+        return parameters, values
+
+    def _forward(
+        self, observations: Any, state: Memorised | None, starts: NDArray[np.bool_] | None
+    ) -> tuple[Outputs, Memorised | None]:
+        """The network's outputs of raw observations (N, ...), and its state after them."""
         tensor = prepared(self.observation_space, observations, self.normalizer, self.device)
         with threads_for(self.observation_space):
-            parameters, values, *_ = self.network(tensor)
-        return parameters, values
+            if not self.network.recurrent:
+                outputs: Outputs = self.network(tensor)
+                return outputs, state
+            outputs, after = self.network.unroll(self._step(tensor, state, starts))
+        return outputs, tuple(part.cpu().numpy() for part in after)
+
+    def _step(
+        self, observations: Tree, state: Memorised | None, starts: NDArray[np.bool_] | None
+    ) -> Sequences:
+        """One step of a network with a memory."""
+        num = length(observations)
+        before = self.network.initial_state(num)
+        if state is not None:
+            shapes = [tuple(np.shape(part)) for part in state]
+            if shapes != [tuple(part.shape) for part in before]:
+                raise ValueError(
+                    f"the state must have the shapes {[tuple(part.shape) for part in before]} for"
+                    f" {num} observations, got {shapes}"
+                )
+            given = zip(state, before, strict=True)
+            before = tuple(torch.as_tensor(part).to(like) for part, like in given)
+        first = np.zeros(num, np.bool_) if starts is None else np.asarray(starts, np.bool_)
+        if first.shape != (num,):
+            raise ValueError(f"episode starts must have the shape ({num},), got {first.shape}")
+        return Sequences.step(observations, to_tensor(first, self.device), before)

@@ -12,8 +12,8 @@ from torch import nn
 
 from acktr.config import Config, ConfigError
 from acktr.envs import parts
+from acktr.policies.build import build_network
 from acktr.policies.distributions import ActionHead
-from acktr.policies.networks import build_network
 
 _GIB = 1 << 30
 _LARGEST_FACTOR = 1 * _GIB

@@ -7,7 +7,7 @@ May import: acktr.policies, acktr.compute, acktr.config, acktr.envs, acktr.tree.
 from acktr.rollout.acting import Acting
 from acktr.rollout.buffer import Batch, Rollout, gae, make_batch
 from acktr.rollout.collector import Collector, NonFiniteError
-from acktr.rollout.microbatch import MicroBatch, add_means, micro_batches, outputs_of
+from acktr.rollout.microbatch import MicroBatch, add_means, micro_batches, outputs_of, parts_of
 
 __all__ = [
     "Acting",
@@ -21,4 +21,5 @@ __all__ = [
     "make_batch",
     "micro_batches",
     "outputs_of",
+    "parts_of",
 ]

@@ -12,7 +12,7 @@ from torch import Tensor
 from acktr import tree
 from acktr.compute import Compiled
 from acktr.policies import ActionHead, ActorCritic, as_outputs
-from acktr.tree import Tree
+from acktr.tree import Observed, Sequences, Tree
 
 Answer = tuple[Tensor, Tensor | None, Tensor]
 """Actions (N, ...), values (N,) where the same forward pass gives them, and whether anything is
@@ -44,7 +44,7 @@ class Acting:
         self.network = network
         self.generator = generator
         self.autocast = autocast
-        self.gives_values = network.shared
+        self.gives_values = network.shared or network.recurrent
         self._head = head
         self._compiled: Compiled[Answer, Tree, Tensor, Tensor | None] | None = None
         if compiled:
@@ -74,7 +74,18 @@ class Acting:
         # What the network itself returned is looked at, since masked logits are infinite.
         return actions, values, (parameters - parameters).any()  # x - x is 0 for finite numbers
 
-    def values(self, observations: Tree) -> Tensor:
+    @torch.no_grad()
+    def unroll(
+        self, sequences: Sequences, masks: Tensor | None = None
+    ) -> tuple[Answer, tuple[Tensor, ...]]:
+        """Act by a recurrent network on one step of sequences; gives its new state too."""
+        with self.autocast():
+            (parameters, values, *_), state = self.network.unroll(sequences)
+        dist = self._head.make(parameters, masks)
+        actions = dist.sample(dist.noise(self.generator))
+        return (actions, values, (parameters - parameters).any()), state
+
+    def values(self, observations: Observed) -> Tensor:
         """Values (N,) of observations as the network takes them."""
         with self.autocast():
             shared = self.network.shared

@@ -14,7 +14,8 @@ from acktr import tree
 from acktr.compute import to_tensor
 from acktr.envs import Arrays
 from acktr.policies import pack
-from acktr.tree import Tree
+from acktr.rollout.recurrence import Remembered
+from acktr.tree import Observed, Tree
 
 Array = NDArray[Any]
 Bools = NDArray[np.bool_]
@@ -56,6 +57,7 @@ class Rollout:
         valid: Steps to learn from: the agent's own action in a running episode.
         finals: Final observations (1, ...) of truncated episodes by (step, environment),
             normalised, where a reset has replaced them among the observations.
+        memory: What a recurrent network remembers; None for others.
         episodes: Episodes that ended.
         env_steps: Environment steps taken (reset steps of next-step autoreset are none).
         env_seconds: Seconds of waiting for the environments; what they did while the policy acted
@@ -76,6 +78,7 @@ class Rollout:
         self.ended = np.zeros(shape, np.bool_)
         self.valid = np.zeros(shape, np.bool_)
         self.finals: dict[tuple[int, int], Arrays] = {}
+        self.memory: Remembered | None = None
         self.episodes: list[EpisodeEnd] = []
         self.env_steps = 0
         self.env_seconds = 0.0
@@ -105,7 +108,7 @@ class Rollout:
 class Batch:
     """Samples of one update, B rows on the network's device."""
 
-    observations: Tree
+    observations: Observed
     """Those that the network takes, by part if their space has parts; pictures may lie in memory
     that the next rollout overwrites."""
     actions: Tensor
@@ -198,7 +201,10 @@ def gae(
 
 
 def make_batch(rollout: Rollout, gamma: float, gae_lambda: float, device: torch.device) -> Batch:
-    """Advantages and returns of a rollout's valid steps, flattened to (B, ...)."""
+    """Advantages and returns of a rollout's valid steps, flattened to (B, ...).
+
+    The samples of a recurrent network follow one another in time, environment by environment.
+    """
     values = rollout.values.cpu().numpy()
     advantages = gae(
         rollout.rewards,
@@ -209,14 +215,21 @@ def make_batch(rollout: Rollout, gamma: float, gae_lambda: float, device: torch.
         gamma,
         gae_lambda,
     )
-    valid = rollout.valid.reshape(-1)
-    observations, kept = _learned(rollout, valid)
+    memory, valid = rollout.memory, rollout.valid
+    observations: Observed
+    if memory is None:
+        flat, kept = _learned(rollout, valid.reshape(-1))
+        observations = tree.to_device(flat, device)
+    else:
+        observations = memory.sequences(rollout.observations, valid, device)
+        kept = np.flatnonzero(valid.T)
 
     def column(array: Array) -> Tensor:
-        return to_tensor(array.reshape(len(valid), *array.shape[2:])[kept], device)
+        array = array if memory is None else array.swapaxes(0, 1)
+        return to_tensor(array.reshape(valid.size, *array.shape[2:])[kept], device)
 
     return Batch(
-        observations=tree.to_device(observations, device),
+        observations=observations,
         actions=column(rollout.actions),
         advantages=column(advantages.astype(np.float32)),
         returns=column((advantages + values).astype(np.float32)),

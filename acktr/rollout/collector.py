@@ -21,7 +21,8 @@ from acktr.rollout.acting import Acting
 from acktr.rollout.buffer import Array, EpisodeEnd, Rollout
 from acktr.rollout.microbatch import outputs_of
 from acktr.rollout.observations import Observations, fill
-from acktr.tree import Tree, tree_map
+from acktr.rollout.recurrence import Recurrence, Remembered
+from acktr.tree import Observed, tree_map
 
 
 class NonFiniteError(RuntimeError):
@@ -108,6 +109,10 @@ class Collector:
             acting.autocast,
             observation_normalizer,
         )
+        network = acting.network
+        self.recurrence = (
+            Recurrence(network, envs.num_envs, self.device) if network.recurrent else None
+        )
         self._next_step = mode == AutoresetMode.NEXT_STEP
         self._groups = groups_of(envs)
         self._begun = False
@@ -124,6 +129,8 @@ class Collector:
         self._dead[:] = False
         masks = infos.get(MASK) if self._masked else None
         self._masks = None if masks is None else masks.copy()
+        if self.recurrence is not None:
+            self.recurrence.starts[:] = True
         if self.reward_scaler is not None:
             self.reward_scaler.reset()
         self._begun = True
@@ -140,6 +147,8 @@ class Collector:
         started = time.perf_counter()
         memory = self.observations.room(num_steps)
         rollout = Rollout(memory, self.observations.reused, self.device)
+        if self.recurrence is not None:
+            rollout.memory = Remembered(self.recurrence.state, num_steps)
         try:
             # Both contexts are around all steps: weights are cast once, and torch's other threads
             # leave the cores to the environments.
@@ -166,7 +175,13 @@ class Collector:
         shown = self.observations.show(rollout.observations, step, group.rows, alive)
         masks = None if self._masks is None else self._masks[group.rows]
         allowed = None if masks is None else to_tensor(masks, self.device)
-        actions, values, broken = self.acting(shown, allowed)
+        if rollout.memory is None or self.recurrence is None:
+            actions, values, broken = self.acting(shown, allowed)
+        else:
+            rollout.memory.starts[step, group.rows] = self.recurrence.starts[group.rows]
+            seen = self.recurrence.seen(shown, group.rows)
+            (actions, values, broken), state = self.acting.unroll(seen, allowed)
+            self.recurrence.advance(group.rows, state)
         if bool(broken):
             raise NonFiniteError(
                 "the policy's output is NaN or Inf: lower lr or kl_clip, raise damping, or"
@@ -206,20 +221,28 @@ class Collector:
             finals = self.observations.finals(infos["final_obs"], places)
             envs = rows.start + places
             rollout.finals |= {(step, int(env)): row for env, row in zip(envs, finals, strict=True)}
+            if rollout.memory is not None and self.recurrence is not None:
+                states = {(step, int(env)): self.recurrence.of(int(env)) for env in envs}
+                rollout.memory.finals |= states
         self.observations.keep(rows, following)
         if self._masks is not None:
             self._masks[rows] = infos[MASK]
         self._dead[rows] = ended & self._next_step
+        if self.recurrence is not None:
+            self.recurrence.starts[rows] = ~alive if self._next_step else ended
 
     def _value(self, rollout: Rollout) -> None:
         """Fill in the values that acting left out, and those of each step's true successor."""
         num, samples = self.envs.num_envs, rollout.values.numel()
-        ends = self.observations.ends(list(rollout.finals.values()))
+        last = self.observations.ends(list(rollout.finals.values()))
+        ends: Observed = last
+        if rollout.memory is not None and self.recurrence is not None:
+            ends = self.recurrence.ends(last, list(rollout.memory.finals.values()))
         if self.acting.gives_values:
             values = self._valued(ends)
         else:
             steps = tree_map(lambda part: part.flatten(0, 1), rollout.observations)
-            pieces = self.observations.pieces(steps, ends)
+            pieces = self.observations.pieces(steps, last)
             values = torch.cat([self._valued(piece) for piece in pieces])
             rollout.values, values = values[:samples].view(-1, num), values[samples:]
         rollout.next_values[:-1] = rollout.values[1:]
@@ -227,7 +250,7 @@ class Collector:
         for (step, env), value in zip(rollout.finals, values[num:], strict=True):
             rollout.next_values[step, env] = value
 
-    def _valued(self, observations: Tree) -> Tensor:
+    def _valued(self, observations: Observed) -> Tensor:
         return outputs_of(self.acting.values, observations, self.micro_batch).float()
 
     def state_dict(self) -> dict[str, Any]:
@@ -244,6 +267,7 @@ class Collector:
             "observation": None if saver is None else copy.deepcopy(self.observations.now),
             "dead": self._dead.copy(),
             "masks": None if saver is None or self._masks is None else self._masks.copy(),
+            "memory": None if self.recurrence is None else self.recurrence.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -262,6 +286,8 @@ class Collector:
             self._dead[...] = state["dead"]
             masks = state.get("masks")  # which earlier versions did not write
             self._masks = None if masks is None else np.array(masks)
+            if self.recurrence is not None:
+                self.recurrence.load_state_dict(state["memory"])
             self._begun = True
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from acktr import tree
-from acktr.tree import Tree
+from acktr.tree import Observed, Sequences
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,34 @@ def micro_batches(samples: int, limit: int | None) -> list[MicroBatch]:
     ]
 
 
+def parts_of(
+    observations: Observed, limit: int | None, sample: slice | None = None
+) -> list[MicroBatch]:
+    """The micro-batches of a batch, or of some of its samples; sequences stay whole.
+
+    Args:
+        observations: Those of the batch.
+        limit: Most samples of a micro-batch, unless one sequence has more; None: there is one.
+        sample: The samples; None for all.
+    """
+    if isinstance(observations, Sequences):
+        some = observations if sample is None else observations.rows(sample)
+        first = 0 if sample is None else sample.start
+        return [
+            MicroBatch(slice(first + a, first + b), (b - a) / len(some), b == len(some))
+            for a, b in pairwise(some.split(limit))
+        ]
+    numbers = range(tree.length(observations))[sample or slice(None)]
+    parts = micro_batches(len(numbers), limit)
+    if sample is None:
+        return parts
+    mine = (numbers[part.rows] for part in parts)
+    return [
+        replace(part, rows=slice(some.start, some.stop, some.step))
+        for part, some in zip(parts, mine, strict=True)
+    ]
+
+
 def add_means(totals: dict[str, Tensor], means: Mapping[str, Tensor], share: float) -> None:
     """Add a micro-batch's means to those of the batch, without their graph."""
     for name, mean in means.items():
@@ -48,7 +77,9 @@ def add_means(totals: dict[str, Tensor], means: Mapping[str, Tensor], share: flo
 
 
 @torch.no_grad()
-def outputs_of(forward: Callable[[Tree], Tensor], observations: Tree, limit: int | None) -> Tensor:
+def outputs_of(
+    forward: Callable[[Any], Tensor], observations: Observed, limit: int | None
+) -> Tensor:
     """Outputs (B, ...) for all observations, at most ``limit`` of them at once."""
-    parts = micro_batches(tree.length(observations), limit)
+    parts = parts_of(observations, limit)
     return torch.cat([forward(tree.rows(observations, part.rows)) for part in parts])

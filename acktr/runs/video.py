@@ -108,12 +108,14 @@ def _play(
     observation, info = env.reset(seed=seed)
     first = _picture(env)
     yield first, 0.0
-    over, step = False, 0
+    over, step, state = False, 0, None
     while not over:
         mask = reader.read(observation, info, f"step {step}")
         masks = None if mask is None else mask[None]
         batch, _ = batched(env.observation_space, observation)
-        action = policy.act(batch, deterministic, masks)[0]
+        start = np.array([step == 0])
+        actions, state = policy.advance(batch, state, start, deterministic, masks)
+        action = actions[0]
         observation, reward, terminated, truncated, info = env.step(action)
         step += 1
         picture = _picture(env)

@@ -215,7 +215,7 @@ def measure_compute(config: Config, timing: Timing) -> dict[str, Any]:
     finally:
         envs.close()
     batch = make_batch(rollout, config.gamma, config.gae_lambda, trainer.device)
-    few = tree.rows(batch.observations, slice(config.num_envs // parts))
+    few: Any = tree.rows(batch.observations, slice(config.num_envs // parts))
     shown = tree.tree_map(torch.clone, few)
     acting = trainer.collector.acting
 

@@ -14,8 +14,8 @@ from torch.func import functional_call
 
 from acktr.algorithms.a2c import A2CLearner, RMSpropTF
 from acktr.config import A2CConfig, Config, ConfigError, NetworkConfig
+from acktr.policies.build import build_network
 from acktr.policies.distributions import action_head
-from acktr.policies.networks import build_network
 from acktr.rollout import Batch
 
 OBSERVATIONS = spaces.Box(-np.inf, np.inf, (3,), np.float64)

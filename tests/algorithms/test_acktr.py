@@ -27,8 +27,8 @@ from acktr.config import (
 )
 from acktr.kfac import Preconditioner
 from acktr.policies import as_outputs
+from acktr.policies.build import build_network
 from acktr.policies.distributions import action_head
-from acktr.policies.networks import build_network
 from acktr.rollout import Batch, micro_batches
 from tests.tools.kfac import HostSyncError, NoHostSync
 

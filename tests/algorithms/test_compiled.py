@@ -19,8 +19,8 @@ from acktr.algorithms.acktr import ACKTRLearner
 from acktr.algorithms.kfac_step import KFACStep
 from acktr.compute import Compiled
 from acktr.config import ACKTRConfig, Config, NetworkConfig, SampledKFACConfig
+from acktr.policies.build import build_network
 from acktr.policies.distributions import action_head
-from acktr.policies.networks import build_network
 from acktr.rollout import Batch
 
 IMAGES = spaces.Box(0, 255, (4, 44, 44), np.uint8)

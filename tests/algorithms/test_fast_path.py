@@ -17,9 +17,9 @@ from torch.nn import functional
 from acktr.algorithms.acktr import ACKTRLearner
 from acktr.config import Config, preset
 from acktr.envs import picture
+from acktr.policies.build import build_network
 from acktr.policies.distributions import action_head
 from acktr.policies.images import FrameStore
-from acktr.policies.networks import build_network
 from acktr.rollout import Batch
 
 GAME = "BreakoutNoFrameskip-v4"

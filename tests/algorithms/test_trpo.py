@@ -15,8 +15,8 @@ from torch.func import functional_call, jacrev
 
 from acktr.algorithms.trpo import Surrogate, TRPOLearner, conjugate_gradient, fisher_product
 from acktr.config import Config, ConfigError, CriticConfig, NetworkConfig, TRPOConfig
+from acktr.policies.build import build_network
 from acktr.policies.distributions import action_head
-from acktr.policies.networks import build_network
 from acktr.rollout import Batch
 
 OBSERVATIONS = spaces.Box(-np.inf, np.inf, (3,), np.float64)

@@ -14,9 +14,9 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from acktr.config import NetworkConfig
 from acktr.envs import Picture, picture
+from acktr.policies.build import build_network
 from acktr.policies.distributions import action_head
 from acktr.policies.images import FrameStore, convert, pack
-from acktr.policies.networks import build_network
 from acktr.policies.policy import Policy
 from acktr.rollout import Acting, Collector, make_batch
 

@@ -13,8 +13,9 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from acktr.config import NetworkConfig
+from acktr.policies.build import build_network
 from acktr.policies.distributions import action_head
-from acktr.policies.networks import Features, SharedActorCritic, Tanh, build_network
+from acktr.policies.networks import Features, SharedActorCritic, Tanh
 
 ATARI = spaces.Box(0, 255, (4, 84, 84), np.uint8)
 

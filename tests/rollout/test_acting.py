@@ -15,8 +15,8 @@ from gymnasium import spaces
 
 from acktr.agent import ACKTR
 from acktr.config import ConfigError, NetworkConfig, preset
+from acktr.policies.build import build_network
 from acktr.policies.distributions import action_head
-from acktr.policies.networks import build_network
 from acktr.rollout.acting import Acting
 
 compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++")

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from acktr.config import NetworkConfig
+from acktr.policies.build import build_network
 from acktr.policies.distributions import action_head
-from acktr.policies.networks import build_network
 from acktr.policies.normalize import ObservationNormalizer, RewardScaler
 from acktr.rollout import Acting, Collector, gae, make_batch
 from tests.tools.toys import CountingEnv
@@ -75,6 +75,7 @@ class CountValue(nn.Module):
     """Uniform policy over two actions; the value of an observation is 10 times its entry."""
 
     shared = True
+    recurrent = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -153,6 +154,7 @@ def test_values_at_the_end_are_those_of_each_step(mode: AutoresetMode) -> None:
 
     class Joint(nn.Module):
         shared = True
+        recurrent = False
 
         def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
             found: tuple[Tensor, Tensor] = separate(observations)

@@ -43,6 +43,7 @@ class Values(nn.Module):
     """One action is certain; the value is 10 times the observation."""
 
     shared = True
+    recurrent = False
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         logits = torch.tensor([0.0, -1e9]).expand(len(observations), 2)

@@ -25,8 +25,8 @@ from acktr.config import (
     NetworkConfig,
     SampledKFACConfig,
 )
+from acktr.policies.build import build_network
 from acktr.policies.distributions import action_head
-from acktr.policies.networks import build_network
 from acktr.rollout import Batch, add_means, micro_batches, outputs_of
 
 OBSERVATIONS = spaces.Box(-np.inf, np.inf, (3,), np.float64)

@@ -1,0 +1,91 @@
+"""The network of a run: the built-in ones by their settings, or one of one's own."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import torch
+
+from acktr.config import ConfigError, NetworkConfig
+from acktr.envs import Picture, pictures
+from acktr.policies.contract import ActorCritic, NetworkSource, SeparateActorCritic
+from acktr.policies.distributions import ActionHead
+from acktr.policies.networks import Actor, Critic, SharedActorCritic
+from acktr.policies.own import own_network
+from acktr.policies.probe import check_network, examples
+from acktr.policies.recurrent import check_sequences, memory_network
+
+
+class ChannelsWarning(UserWarning):
+    """A shape does not tell which axis of a picture has the channels."""
+
+
+def _tell_channels(name: str, guess: Picture) -> None:
+    what = f"the observation part {name!r}" if name else "the observation"
+    channels, height, width = guess.shape
+    other = "first" if guess.axis == "last" else "last"
+    warnings.warn(
+        f"{what} is taken for {channels} channels of {height} x {width} with the channels"
+        f" {guess.axis}; if they are {other}, set network.channels to {other!r}",
+        ChannelsWarning,
+        stacklevel=3,
+    )
+
+
+def build_network(
+    space: gymnasium.Space[Any],
+    head: ActionHead,
+    config: NetworkConfig,
+    network: NetworkSource | None = None,
+    *,
+    action_space: gymnasium.Space[Any] | None = None,
+    auxiliary: Sequence[str] = (),
+    device: torch.device | None = None,
+) -> ActorCritic:
+    """The network that the configuration asks for, or one of one's own.
+
+    Args:
+        space: Observation space of one environment.
+        head: Action distribution.
+        config: Settings of the built-in networks.
+        network: One of one's own.
+        action_space: Of one environment, which networks of one's own are made with.
+        auxiliary: Names of auxiliary outputs, which networks of one's own alone have.
+        device: Where to; the network is called there on a few observations (None: it is not).
+
+    Raises:
+        ConfigError: The network does not keep the contract; or it is one of one's own, by the
+            settings, and is not given.
+    """
+    for name, each in pictures(space, config.channels).items():
+        if not each.sure:
+            _tell_channels(name, each)
+    built: ActorCritic
+    if network is not None:
+        assert action_space is not None
+        built = own_network(network, space, action_space, head, auxiliary, config.channels)
+    elif config.custom is not None:
+        raise ConfigError(
+            f"the network is {config.custom}: give it by network= (on the command line:"
+            f" --network {config.custom})"
+        )
+    elif auxiliary:
+        raise ConfigError(
+            f"auxiliary losses ({', '.join(auxiliary)}) need a network that returns their outputs:"
+            " give one by network="
+        )
+    elif config.memory != "none":
+        built = memory_network(space, head, config)
+    elif config.shared:
+        built = SharedActorCritic(space, head, config)
+    else:
+        built = SeparateActorCritic(Actor(space, head, config), Critic(space, config))
+    if device is None:
+        return built
+    built = built.to(device)
+    if not built.recurrent:
+        return check_network(built, examples(space, device))
+    return check_sequences(built, examples(space, device)) if built.own else built

@@ -1,0 +1,106 @@
+"""Networks of one's own, made and brought into the form that acting and learning take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+from torch import nn
+
+from acktr.config import ConfigError
+from acktr.envs import Channels, one_line
+from acktr.policies.contract import (
+    ActorCritic,
+    Adapter,
+    NetworkSource,
+    SeparateActorCritic,
+    Source,
+    network_name,
+)
+from acktr.policies.distributions import ActionHead
+from acktr.policies.recurrent import RecurrentAdapter, RecurrentSeparate
+
+
+def own_network(
+    source: NetworkSource,
+    space: gymnasium.Space[Any] | None,
+    action_space: gymnasium.Space[Any],
+    head: ActionHead,
+    auxiliary: Sequence[str] = (),
+    channels: Channels = "auto",
+) -> ActorCritic:
+    """A network of one's own in the form that acting and learning take, made if it is not yet.
+
+    Args:
+        source: The module, what makes it, or an actor and a critic.
+        space: Observation space of one environment; None for modules whose observations stay as
+            they are.
+        action_space: Of one environment.
+        head: Its action distribution.
+        auxiliary: Names of the auxiliary outputs, which the actor has of two networks.
+        channels: Where pictures have their channels.
+
+    Raises:
+        ConfigError: It is none of these, cannot be made, or has no parameters.
+    """
+    if isinstance(source, ActorCritic):
+        return source
+    each = source if isinstance(source, tuple) else (source,)
+    if len(each) > 2 or not each or any(not callable(one) for one in each):
+        raise ConfigError(
+            "network must be a torch.nn.Module, a class or function (observation_space,"
+            f" action_space) that gives one, or (actor, critic), got {source!r:.100}"
+        )
+    made = [_made(one, space, action_space) for one in each]
+    both = ("policy", "value", *auxiliary)
+    remembering = {hasattr(each, "initial_state") for each in made}
+    if len(made) == 1:
+        kind = RecurrentAdapter if remembering == {True} else Adapter
+        return kind(made[0], both, head, action_space, space, channels)
+    actor, critic = made
+    if {id(p) for p in actor.parameters()} & {id(p) for p in critic.parameters()}:
+        raise ConfigError(
+            "the actor and the critic share parameters: give one network that returns both"
+        )
+    if len(remembering) > 1:
+        raise ConfigError("give both the actor and the critic a memory (initial_state), or neither")
+    network: SeparateActorCritic
+    if remembering == {True}:
+        first = RecurrentAdapter(actor, ("policy", *auxiliary), head, action_space, space, channels)
+        place = first.place.stop
+        second = RecurrentAdapter(critic, ("value",), head, action_space, space, channels, place)
+        network = RecurrentSeparate(first, second)
+    else:
+        network = SeparateActorCritic(
+            Adapter(actor, ("policy", *auxiliary), head, action_space, space, channels),
+            Adapter(critic, ("value",), head, action_space, space, channels),
+        )
+    network.own, network.auxiliary = True, tuple(auxiliary)
+    return network
+
+
+def _made(
+    source: Source, space: gymnasium.Space[Any] | None, action_space: gymnasium.Space[Any]
+) -> nn.Module:
+    name, module = network_name(source), source
+    if not isinstance(source, nn.Module):
+        if space is None:
+            raise ConfigError(
+                f"network must be a torch.nn.Module already made, got {source!r:.100}"
+            )
+        try:
+            module = source(space, action_space)
+        except Exception as error:
+            raise ConfigError(
+                f"network {name}(observation_space, action_space): {type(error).__name__}:"
+                f" {one_line(error)}"
+            ) from error
+    if not isinstance(module, nn.Module):
+        raise ConfigError(
+            f"network {name}(observation_space, action_space) must give a torch.nn.Module, got"
+            f" {type(module).__name__}"
+        )
+    if not any(p.is_floating_point() for p in module.parameters()):
+        raise ConfigError(f"network {name} has no parameters to learn")
+    return module

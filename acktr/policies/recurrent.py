@@ -1,0 +1,263 @@
+"""Recurrent networks: step by step when acting, over whole sequences when learning.
+
+A network is recurrent if it has a method ``initial_state(n)``, which gives its state at the
+beginning of n episodes: a tensor (n, ...) or a tuple of such tensors. Its forward pass is
+
+    outputs, state = network(observations, state, starts)
+
+with time-major observations (T, N, ...), starts (T, N) that are true at the first steps of
+episodes, where the network must forget the state before, and outputs as those of any network
+(:mod:`acktr.policies.contract`), but (T, N, ...).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map as pytree_map
+
+from acktr.config import ConfigError, NetworkConfig
+from acktr.envs import Channels, one_line
+from acktr.policies.contract import (
+    ActorCritic,
+    Adapter,
+    Outputs,
+    SeparateActorCritic,
+    State,
+    described,
+)
+from acktr.policies.distributions import ActionHead
+from acktr.policies.memory import memory_of
+from acktr.policies.networks import PolicyHead, full_precision, orthogonal, trunk_of
+from acktr.tree import Sequences, Tree, first, length, tree_map
+
+
+class MemoryNetwork(nn.Module):
+    """Hidden layers, a memory, and a head for the policy, the value or both.
+
+    Args:
+        space: Observation space of one environment.
+        head: Action distribution.
+        config: Settings.
+        outputs: "policy", "value", or both.
+    """
+
+    def __init__(
+        self,
+        space: gymnasium.Space[Any],
+        head: ActionHead,
+        config: NetworkConfig,
+        outputs: Sequence[str],
+    ) -> None:
+        super().__init__()
+        acts = "policy" in outputs
+        widths = config.hidden if acts else config.critic_hidden
+        activation = config.activation if acts else config.critic_activation
+        self.trunk, inputs = trunk_of(space, widths, activation, config.channels)
+        self.memory = memory_of(config, inputs)
+        width = config.memory_width
+        self.policy: PolicyHead | None = None
+        self.value: nn.Linear | None = None
+        if acts:
+            self.policy = PolicyHead(width, head, config.policy_gain, config.log_std_init)
+        if "value" in outputs:
+            self.value = nn.Linear(width, 1)
+            orthogonal(self.value, 1.0)
+
+    def initial_state(self, n: int) -> State:
+        """The memory's."""
+        return self.memory.initial_state(n)
+
+    def forward(
+        self, observations: Any, state: State, starts: Tensor
+    ) -> tuple[dict[str, Tensor], State]:
+        """Outputs (T, N, ...) and the last state."""
+        flat = tree_map(lambda part: part.flatten(0, 1), observations)
+        hidden = self.trunk(flat).unflatten(0, starts.shape)
+        with torch.autocast(hidden.device.type, enabled=False):
+            dtype = next(self.memory.parameters()).dtype
+            hidden, state = self.memory(hidden.to(dtype), state, starts)
+        outputs: dict[str, Tensor] = {}
+        if self.policy is not None:
+            outputs["policy"] = self.policy(hidden)
+        if self.value is not None:
+            outputs["value"] = full_precision(self.value, hidden)[..., 0]
+        return outputs, state
+
+
+class RecurrentAdapter(Adapter):
+    """A recurrent network, whose samples are the steps of whole sequences.
+
+    Args:
+        network: The module.
+        outputs: As for :class:`Adapter`.
+        head: Action distribution.
+        action_space: Of one environment; messages name it.
+        space: Observation space of one environment.
+        channels: Where pictures have their channels.
+        before: Number of tensors before its own in the states that it is given.
+    """
+
+    recurrent = True
+
+    def __init__(
+        self,
+        network: nn.Module,
+        outputs: Sequence[str],
+        head: ActionHead,
+        action_space: gymnasium.Space[Any] | None,
+        space: gymnasium.Space[Any] | None,
+        channels: Channels = "auto",
+        before: int = 0,
+    ) -> None:
+        super().__init__(network, outputs, head, action_space, space, channels)
+        initial: Any = network.initial_state
+        self._one = isinstance(initial(1), Tensor)
+        self.place = slice(before, before + len(self.initial_state(1)))
+
+    def initial_state(self, n: int) -> State:
+        """The module's, as a tuple.
+
+        Raises:
+            ConfigError: It has another shape.
+        """
+        initial: Any = self.network.initial_state
+        given = initial(n)
+        state = (given,) if isinstance(given, Tensor) else tuple(given)
+        if not all(isinstance(part, Tensor) and len(part) == n for part in state):
+            raise ConfigError(
+                f"the network's initial_state({n}) must give a tensor ({n}, ...) or a tuple of such"
+                f" tensors, got {described(given)}"
+            )
+        return state
+
+    def unroll(self, sequences: Sequences) -> tuple[Outputs, State]:
+        """Outputs (B, ...) of all samples, and the last state of every sequence."""
+        steps, num = sequences.starts.shape
+        flat = tree_map(lambda part: part.flatten(0, 1), sequences.observations)
+        shown: Any = flat if self._given is None else self._given(flat, self._dtype)
+        shown = pytree_map(lambda part: part.unflatten(0, (steps, num)), shown)
+        state: Any = sequences.state[self.place]
+        returned: Any = self.network(shown, state[0] if self._one else state, sequences.starts)
+        if not isinstance(returned, tuple) or len(returned) != 2:
+            raise ConfigError(
+                "a recurrent network must return (outputs, state), got " + described(returned)
+            )
+        outputs, last = returned
+        rows = _samples(outputs, sequences)
+        return self.checked(rows, len(sequences)), (
+            (last,) if isinstance(last, Tensor) else tuple(last)
+        )
+
+    def forward(self, observations: Sequences) -> Tensor | Outputs:
+        """The outputs (B, ...) in the order of their names; one alone is no tuple."""
+        outputs = self.unroll(observations)[0]
+        return outputs if len(outputs) > 1 else outputs[0]
+
+
+def _samples(output: Any, sequences: Sequences) -> Any:
+    """An output (T, N, ...) as rows (B, ...); parameters that every step shares stay."""
+    if isinstance(output, Mapping):
+        return {name: _samples(part, sequences) for name, part in output.items()}
+    if isinstance(output, tuple | list):
+        return tuple(_samples(part, sequences) for part in output)
+    if isinstance(output, Tensor) and output.shape[:2] == sequences.starts.shape:
+        return sequences.samples(output)
+    return output
+
+
+class RecurrentSeparate(SeparateActorCritic):
+    """A recurrent actor and a recurrent critic, whose states are side by side."""
+
+    recurrent = True
+    actor: RecurrentAdapter
+    critic: RecurrentAdapter
+
+    def initial_state(self, n: int) -> State:
+        """The actor's, and behind it the critic's."""
+        return self.actor.initial_state(n) + self.critic.initial_state(n)
+
+    def unroll(self, sequences: Sequences) -> tuple[Outputs, State]:
+        """Parameters (B, P), values (B,), auxiliary outputs, and the last states."""
+        (policy, *more), first = self.actor.unroll(sequences)
+        (value,), second = self.critic.unroll(sequences)
+        return (policy, value, *more), first + second
+
+
+def memory_network(
+    space: gymnasium.Space[Any], head: ActionHead, config: NetworkConfig
+) -> ActorCritic:
+    """The built-in networks with the memory that the configuration asks for."""
+
+    def part(outputs: tuple[str, ...], before: int = 0) -> RecurrentAdapter:
+        network = MemoryNetwork(space, head, config, outputs)
+        adapter = RecurrentAdapter(network, outputs, head, None, None, before=before)
+        adapter.own = False
+        return adapter
+
+    if config.shared:
+        return part(("policy", "value"))
+    actor = part(("policy",))
+    return RecurrentSeparate(actor, part(("value",), actor.place.stop))
+
+
+def _stacked(one: Tree, two: Tree) -> Tree:
+    """Two steps (N, ...) as a sequence (2, N, ...)."""
+    if isinstance(one, dict):
+        assert isinstance(two, dict)
+        return {name: torch.stack([part, two[name]]) for name, part in one.items()}
+    assert isinstance(two, Tensor)
+    return torch.stack([one, two])
+
+
+@torch.no_grad()
+def check_sequences(network: ActorCritic, observations: Tree) -> ActorCritic:
+    """Call a recurrent network of one's own on a few observations (N, ...); returns it.
+
+    Raises:
+        ConfigError: It gives other outputs for sequences than for their steps, or does not forget
+            where an episode starts.
+    """
+    turned = tree_map(lambda part: part.flip(0), observations)
+    both = _stacked(observations, turned)
+    num = length(observations)
+    starts = torch.zeros(2, num, dtype=torch.bool, device=first(observations).device)
+    starts[0] = True
+    fresh = network.initial_state(num)
+    network.eval()
+
+    def run(sequences: Sequences) -> tuple[Tensor, State]:
+        try:
+            outputs, state = network.unroll(sequences)
+        except ConfigError:
+            raise
+        except Exception as error:  # whatever a network of one's own raises
+            raise ConfigError(
+                f"the network cannot take observations {described(sequences.observations)}, state"
+                f" {described(sequences.state)} and starts {described(sequences.starts)}:"
+                f" {type(error).__name__}: {one_line(error)}"
+            ) from error
+        rows = sequences.valid.numel()
+        return torch.cat([output.reshape(rows, -1) for output in outputs], dim=1), state
+
+    whole, _ = run(Sequences.of(both, starts, fresh, torch.ones_like(starts)))
+    one, state = run(Sequences.step(observations, starts[0], fresh))
+    two, _ = run(Sequences.step(turned, starts[1], state))
+    if not torch.allclose(
+        whole.view(num, 2, -1).transpose(0, 1), torch.stack([one, two]), atol=1e-4
+    ):
+        raise ConfigError(
+            "the network's outputs for a sequence are not those of its steps one by one: forward()"
+            " must take observations (T, N, ...) in the order of time"
+        )
+    again, _ = run(Sequences.step(turned, starts[0], state))
+    anew, _ = run(Sequences.step(turned, starts[0], fresh))
+    if not torch.allclose(again, anew, atol=1e-4):
+        raise ConfigError(
+            "the network does not forget its state where starts is true: an episode begins there"
+        )
+    return network
