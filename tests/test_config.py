@@ -239,6 +239,7 @@ def test_the_defaults_of_training_are_pinned() -> None:
         "max_factor_size": None,
         "factor_rows": None,
         "float64": False,
+        "fast_products": False,
         "dense_limit": 1024,
         "quadratic": "kronecker",
         "max_failures": 10,

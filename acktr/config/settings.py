@@ -157,6 +157,7 @@ class SampledKFACConfig(KFACConfig):
     max_factor_size: int | None = _RL.max_factor_size
     factor_rows: int | None = _RL.factor_rows
     float64: bool = _RL.float64
+    fast_products: bool = _RL.fast_products
     quadratic: Literal["kronecker", "exact"] = "kronecker"
     stat_fraction: Annotated[float, Limits(1e-6, 1)] = 1.0
     """Part of the batch that the factors are computed from: every round(1/fraction)-th sample.

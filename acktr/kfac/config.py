@@ -86,6 +86,10 @@ class KFACConfig:
     float64: bool = False
     """Kronecker factors, their decompositions and products in float64: for a damping below 1e-6 of
     the largest eigenvalue of A (x) G, which float32 does not tell from rounding."""
+    fast_products: bool = True
+    """Products of large matrices in the fastest way that the processor has: second moments and
+    exact forms by the faster of two float32 libraries and, where bfloat16 takes half the time,
+    inverses of G from structure="cholesky" in it, which rounds a step by half a percent."""
     quadratic: Quadratic = "corrected"
     """Where q comes from.
 
@@ -122,6 +126,7 @@ class KFACConfig:
             max_factor_size=None,
             factor_rows=None,
             float64=False,
+            fast_products=False,
             quadratic="kronecker",
         )
 

@@ -129,7 +129,7 @@ class CorrectedRegion:
         nu = self._scales(lr * lr * quadratic)
         kept = momentum * _descending(length * momentum * slope, length * nu * quadratic)
         if self.due(turn):
-            change = dict(self._scaled(step, torch.where(finite, nu, 0.0)))
+            change = self._scaled(step, torch.where(finite, nu, 0.0))
             factors = self._by_name(kept)
             for name in change.keys() & velocities.keys():
                 change[name] = change[name] + factors[name] * velocities[name]
@@ -147,7 +147,7 @@ class CorrectedRegion:
         self.forms = torch.where(length > 0, forms, self.forms)
         whole = torch.where(finite, self._wholes(quadratic).sum(), torch.nan)
         info = StepInfo(whole, (nu * keep).min(), kl.sum(), part_kl=kl if self.separate else None)
-        return Fit(self._scaled(step, nu * keep), self._by_name(keep * kept), info)
+        return Fit(dict(step), self._by_name(nu * keep), self._by_name(keep * kept), info)
 
     def _velocity_forms(
         self, momentum: Tensor, slope: Tensor, quadratic: Tensor, nu: Tensor
@@ -199,8 +199,7 @@ class CorrectedRegion:
         both = [name for name in self._names if name in first and name in second]
         if not both:
             return torch.zeros_like(self.forms)
-        products = torch._foreach_mul([first[n] for n in both], [second[n] for n in both])
-        dots = torch.stack([product.sum(dtype=self._like.dtype) for product in products])
+        dots = torch.stack([_dot(first[n], second[n]).to(self._like.dtype) for n in both])
         if len(both) == len(self._names):
             return dots
         places = torch.tensor([self._names.index(n) for n in both], device=dots.device)
@@ -311,6 +310,12 @@ def _descending(old: Tensor, new: Tensor) -> Tensor:
     """
     ascent, descent = -old.sum(), new.sum()
     return torch.where(ascent > 0, (descent / ascent).clamp(max=1.0), torch.ones_like(ascent))
+
+
+def _dot(first: Tensor, second: Tensor) -> Tensor:
+    """Dot product of two tensors of one shape, at least in float32."""
+    kind = torch.promote_types(first.dtype, torch.float32)
+    return torch.dot(first.to(kind).flatten(), second.to(kind).flatten())
 
 
 def _root(room: Tensor) -> Tensor:

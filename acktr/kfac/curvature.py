@@ -85,15 +85,17 @@ class Curvature:
         if place is None:
             raise ValueError("K-FAC needs a module with parameters")
         self.generator = torch.Generator(place.device).manual_seed(seed)
-        self._clock = Clock(("fisher", "factors", "refresh", "apply", "exact"), place.device)
+        factors = [factor.value for block in self.stats.values() for factor in block.factors]
+        self._large = any(max(value.shape) >= LARGE_FACTOR for value in factors)
+        fast = self._large and self.config.fast_products
+        parts = ("fisher", "factors", "refresh", "apply", "exact")
+        self._clock = Clock(parts, place.device, fast=fast)
         self.seconds = self._clock.seconds
         self._cadence = Cadence(self.config)
         self.region = Region(module, self.named, self.config, self._cadence, place, self._clock)
         self.cold = False
         """Whether the next step does not use the curvature."""
         self.weights = {name for name, parameter in self.named.items() if parameter.dim() > 1}
-        factors = [factor.value for block in self.stats.values() for factor in block.factors]
-        self._large = any(max(value.shape) >= LARGE_FACTOR for value in factors)
         self.batches = 0
         """Batches folded so far."""
         self.turn = 0

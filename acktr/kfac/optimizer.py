@@ -279,14 +279,9 @@ class KFAC(NamedOptimizer):
         fit = self.curvature.region.fit(
             gradients, step, lr, velocities, momenta, self.curvature.turn, fisher_quadratic
         )
-        vectors = [self._momentum(name) for name in fit.updates]
-        if fit.velocity is None:
-            torch._foreach_mul_(vectors, [momenta[name] for name in fit.updates])
-        else:
-            torch._foreach_mul_(vectors, [fit.velocity[name] for name in fit.updates])
-        torch._foreach_add_(vectors, list(fit.updates.values()))
-        pairs = zip(fit.updates, vectors, strict=True)
-        return {name: (vector, -lr * (1 - momenta[name])) for name, vector in pairs}, fit.info
+        moving = {name: self._momentum(name) for name in step}
+        fit.accelerate(moving, momenta)
+        return {name: (v, -lr * (1 - momenta[name])) for name, v in moving.items()}, fit.info
 
     def _quadratic_model(
         self, gradients: Named, step: Named, inputs: tuple[Any, ...] | None

@@ -60,7 +60,7 @@ class Preconditioner(Curvature):
             none = dict.fromkeys(step, 0.0)  # a step of the other optimizer's is of U alone
             fit = self.region.fit(gradients, step, lr / (1 - momentum), {}, none, self.turn)
             info = fit.info
-            for name, update in fit.updates.items():
+            for name, update in fit.updates().items():
                 if grad_scaler is not None:  # NaN is what makes it skip a step and scale less
                     valid = torch.isfinite(info.quadratic).all()
                     update = torch.where(valid, update * loss_scale, torch.nan)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -50,11 +50,35 @@ def scaled(update: Tensor, scale: Tensor, skipped: Tensor) -> Tensor:
 class Fit(NamedTuple):
     """How a step is fitted into the trust region, by parameter name."""
 
-    updates: dict[str, Tensor]
-    """nu U, which the velocity takes up."""
+    step: dict[str, Tensor]
+    """U."""
+    scales: dict[str, Tensor]
+    """nu; 0 skips U, which may then hold NaN."""
     velocity: dict[str, Tensor] | None
     """Factor of the velocity of former steps; None for mu."""
     info: StepInfo
+
+    def updates(self) -> dict[str, Tensor]:
+        """The update nu U, which the velocity takes up."""
+        nus = self.scales
+        return {name: scaled(u, nus[name], nus[name] == 0) for name, u in self.step.items()}
+
+    def accelerate(self, velocities: Mapping[str, Tensor], momenta: Mapping[str, float]) -> None:
+        """Multiply velocities by their factors and add the update to them, in place."""
+        vectors, names = [velocities[name] for name in self.step], list(self.step)
+        if self.velocity is None:
+            torch._foreach_mul_(vectors, [momenta[name] for name in names])
+        else:
+            torch._foreach_mul_(vectors, [self.velocity[name] for name in names])
+        if self.velocity is None or vectors[0].device.type != "cpu":
+            torch._foreach_add_(vectors, list(self.updates().values()))
+            return
+        # On the CPU no number has to be waited for, and nu U need not be written to memory.
+        nus = torch.stack([self.scales[name] for name in names]).tolist()
+        for nu in {nu for nu in nus if nu != 0}:
+            mine = [place for place, other in enumerate(nus) if other == nu]
+            updates = [self.step[names[place]] for place in mine]
+            torch._foreach_add_([vectors[place] for place in mine], updates, alpha=nu)
 
 
 def trust_scale(quadratic: Tensor, lr: float, kl_clip: float | None) -> Tensor:
@@ -100,7 +124,7 @@ def rescale(
     predicted = 0.5 * (lr * scale).square() * quadratic
     predicted = torch.where(scale == 0, torch.zeros_like(predicted), predicted)
     info = StepInfo(quadratic, scale, predicted)
-    return Fit(info.scaled(step), None, info)
+    return Fit(step, dict.fromkeys(step, scale), None, info)
 
 
 def clipped(gradients: dict[str, Tensor], largest: float) -> tuple[dict[str, Tensor], Tensor]:

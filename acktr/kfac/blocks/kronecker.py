@@ -12,10 +12,12 @@ from torch import Tensor
 from acktr.kfac.blocks.layouts import LayerFactors
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.linalg import (
+    LARGE_FACTOR,
     Inverse,
     Parts,
     Spectrum,
     factored_tikhonov,
+    fast_bfloat16,
     trace_ratio,
 )
 from acktr.kfac.statistics.averages import History, RunningAverage
@@ -150,12 +152,20 @@ class _Corrections(NamedTuple):
 
 
 class Cholesky:
-    """U = (G + sqrt(lambda) / pi)^-1 g (A + pi sqrt(lambda))^-1, lambda being the refresh's."""
+    """U = (G + sqrt(lambda) / pi)^-1 g (A + pi sqrt(lambda))^-1, lambda being the refresh's.
+
+    Args:
+        a: Inverse of A, (in [+ 1]) square or its diagonal.
+        g: Inverse of G.
+        narrow: Whether the product with the inverse of G takes bfloat16 for both. That of A has
+            directions of a great length to cancel, the mean of the inputs, and stays as it is.
+    """
 
     method: Inverse = "cholesky"
 
-    def __init__(self, a: Tensor, g: Tensor) -> None:
+    def __init__(self, a: Tensor, g: Tensor, *, narrow: bool = False) -> None:
         self.a, self.g = a, g
+        self._narrow: Tensor | None = g.bfloat16() if narrow else None
 
     @classmethod
     def stacked(cls, several: Sequence[Any]) -> Cholesky:
@@ -165,11 +175,15 @@ class Cholesky:
     def install(self, a: Parts, g: Parts) -> None:
         """Take new inverses."""
         (self.a,), (self.g,) = a, g
+        if self._narrow is not None:
+            self._narrow = self.g.bfloat16()
 
     def solve(self, gradient: Tensor, damping: float) -> Tensor:
         """U of a gradient ([k,] out, in [+ 1])."""
-        step = self.g[:, None] * gradient if self.g.dim() == 1 else self.g @ gradient
-        return step * self.a if self.a.dim() == 1 else step @ self.a
+        step = gradient * self.a if self.a.dim() == 1 else gradient @ self.a
+        if self._narrow is not None:
+            return (self._narrow @ step.bfloat16()).to(step.dtype)
+        return self.g[:, None] * step if self.g.dim() == 1 else self.g @ step
 
     def state_dict(self) -> dict[str, Any]:
         """The possibly stale inverses."""
@@ -177,7 +191,8 @@ class Cholesky:
 
     def load(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Restore a checked state."""
-        self.a, self.g = (inverse.to(device) for inverse in state["inverses"])
+        a, g = (inverse.to(device) for inverse in state["inverses"])
+        self.install((a,), (g,))
 
 
 class KroneckerBlock:
@@ -196,7 +211,8 @@ class KroneckerBlock:
         self.history = History(f"layer {layer.name!r}", config.max_failures, layer.device)
         self.inverse: Eigen | Cholesky | Corrected
         if config.structure == "cholesky":
-            self.inverse = Cholesky(layer.a.value, layer.g.value)
+            narrow = config.fast_products and _gains(layer)
+            self.inverse = Cholesky(layer.a.value, layer.g.value, narrow=narrow)
         elif config.structure == "ekfac":
             self.inverse = Corrected(layer, config.stat_decay)
         else:
@@ -294,6 +310,13 @@ class KroneckerBlock:
         self.layer.load(state)
         self.inverse.load(state, self.layer.device)
         self.history.load(state)
+
+
+def _gains(layer: LayerFactors) -> bool:
+    """Whether products of a layer's inverses are large, and take half the time in bfloat16."""
+    shapes = [factor.value.shape for factor in (layer.a, layer.g)]
+    large = all(len(shape) == 2 and shape[-1] >= LARGE_FACTOR for shape in shapes)
+    return large and layer.dtype == torch.float32 and fast_bfloat16(layer.device)
 
 
 def _outer(rows: Tensor, columns: Tensor) -> Tensor:
