@@ -128,7 +128,7 @@ class A2CLearner:
             Metrics by TensorBoard tag.
 
         Raises:
-            ValueError: The masks do not fit the actions.
+            ConfigError: The masks do not fit the actions.
         """
         started = time.perf_counter()
         require_allowed(batch, self.head)

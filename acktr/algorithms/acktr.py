@@ -165,7 +165,7 @@ class ACKTRLearner:
 
         Raises:
             FactorError: K-FAC cannot go on.
-            ValueError: The masks do not fit the actions.
+            ConfigError: The masks do not fit the actions.
         """
         started = time.perf_counter()
         require_allowed(batch, self.head)

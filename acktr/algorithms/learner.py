@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from acktr.config import Config, LearningRate
+from acktr.config import Config, ConfigError, LearningRate
 from acktr.policies import ActionHead
 from acktr.rollout import Batch
 
@@ -61,14 +61,14 @@ def require_allowed(batch: Batch, head: ActionHead) -> None:
     Such an action has the log-probability -inf, from which nothing can be learned.
 
     Raises:
-        ValueError: One line.
+        ConfigError: One line.
     """
     masks = batch.masks
     if masks is None:
         return
     shape = (len(batch), head.outputs)
     if masks.shape != shape or masks.dtype != torch.bool:
-        raise ValueError(
+        raise ConfigError(
             f"masks must be torch.bool of shape {shape}, got {masks.dtype} of shape"
             f" {tuple(masks.shape)}"
         )
@@ -76,7 +76,7 @@ def require_allowed(batch: Batch, head: ActionHead) -> None:
     allowed = log_prob.isfinite()
     if not bool(allowed.all()):
         row = int((~allowed).int().argmax())
-        raise ValueError(
+        raise ConfigError(
             f"the mask of sample {row} forbids the action {batch.actions[row].tolist()} that was"
             " taken there"
         )

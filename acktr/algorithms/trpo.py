@@ -196,7 +196,7 @@ class TRPOLearner:
             Metrics by TensorBoard tag; ``train/line_search_steps`` counts shortenings.
 
         Raises:
-            ValueError: The masks do not fit the actions.
+            ConfigError: The masks do not fit the actions.
         """
         started = time.perf_counter()
         require_allowed(batch, self.head)

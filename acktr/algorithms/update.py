@@ -13,7 +13,7 @@ from acktr import tree
 from acktr.algorithms.a2c import A2CLearner
 from acktr.algorithms.acktr import ACKTRLearner
 from acktr.algorithms.auxiliary import Auxiliary, checked_auxiliary
-from acktr.algorithms.learner import part_of, require_allowed
+from acktr.algorithms.learner import part_of
 from acktr.algorithms.trpo import TRPOLearner
 from acktr.compute import autocast_context
 from acktr.config import Algo, Config, ConfigError, preset
@@ -86,7 +86,7 @@ class Update:
         advantages: Tensor,
         returns: Tensor,
         *,
-        masks: Tensor | None = None,
+        masks: Tensor | tuple[Tensor, ...] | None = None,
         weights: Tensor | None = None,
         values: Tensor | None = None,
         progress: float = 0.0,
@@ -99,7 +99,8 @@ class Update:
                 from zero, or numbers that are not clipped to the bounds.
             advantages: (B,), see :func:`acktr.gae`.
             returns: (B,), targets of the values: advantages + values.
-            masks: (B, P), true where an action was allowed, for Discrete and MultiDiscrete actions.
+            masks: (B, P), 1 where an action is allowed: of Discrete, or the components' of
+                MultiDiscrete side by side or as a tuple.
             weights: (B,), at least 0: what a sample counts in every mean and in the curvature; 0
                 is as if it were left out, for padding and absent agents. A mask does too.
             values: (B,), predictions during the rollout, for the explained variance alone.
@@ -128,10 +129,9 @@ class Update:
             advantages=self._numbers("advantages", advantages, rows),
             returns=self._numbers("returns", returns, rows),
             values=None if values is None else self._numbers("values", values, rows),
-            masks=None if masks is None else torch.as_tensor(masks, device=self._device) != 0,
             weights=None if weights is None else self._numbers("weights", weights, rows),
+            masks=None if masks is None else self._masks(masks, rows),
         )
-        self._check_masks(batch)
         batch = _counted(batch)
         if len(batch) < 2:
             raise ConfigError(f"an update needs 2 samples or more, got {len(batch)}")
@@ -147,13 +147,6 @@ class Update:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`; raises ValueError when it is another network's."""
         self._learner.load_state_dict(state)
-
-    def _check_masks(self, batch: Batch) -> None:
-        """Raise ConfigError unless the masks fit and allow the actions."""
-        try:
-            require_allowed(batch, self._head)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
 
     def _seen(self, given: Any) -> Tree:
         """Observations on the network's device."""
@@ -175,6 +168,18 @@ class Update:
         if not bool(numbers.isfinite().all()):
             raise ConfigError(f"{name} must be finite, got NaN or Inf")
         return numbers
+
+    def _masks(self, given: Any, rows: int) -> Tensor:
+        """Action masks (B, P) as booleans; what they forbid is looked at with the actions."""
+        parts = given if isinstance(given, tuple) else (given,)
+        masks = torch.cat([torch.as_tensor(part, device=self._device) for part in parts], dim=-1)
+        shape = (rows, self._head.outputs)
+        if masks.shape != shape:
+            raise ConfigError(f"masks must have the shape {shape}, got {tuple(masks.shape)}")
+        allowed = masks == 1
+        if not bool((allowed | (masks == 0)).all()):
+            raise ConfigError("masks must be 0 or 1, got other numbers")
+        return allowed
 
     def _actions(self, given: Any, rows: int) -> Tensor:
         """Actions as the distribution takes them."""

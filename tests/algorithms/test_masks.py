@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from torch import Tensor
+from torch import Tensor, nn
 
-from acktr.algorithms import A2CLearner, ACKTRLearner, TRPOLearner
+from acktr.algorithms import A2CLearner, ACKTRLearner, ACKTRUpdate, TRPOLearner
+from acktr.algorithms.likelihoods import PolicyLoss
 from acktr.config import (
     A2CConfig,
     ACKTRConfig,
@@ -22,6 +23,7 @@ from acktr.config import (
     NetworkConfig,
     SampledKFACConfig,
     TRPOConfig,
+    preset,
 )
 from acktr.policies import ActionHead, action_head, build_network
 from acktr.rollout import Batch
@@ -167,6 +169,60 @@ def test_an_action_that_the_mask_forbids_is_one_error(algo: str) -> None:
         with pytest.raises(ValueError, match=said):
             wide.update(dataclasses.replace(masked, masks=masks), 0.0)
     assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+
+
+class Own(nn.Module):
+    """A shared network of one's own, whose trust region is measured with the exact Fisher."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(3, 8), nn.Tanh())
+        self.score, self.value = nn.Linear(8, outputs), nn.Linear(8, 1)
+
+    def forward(self, observations: Tensor) -> Any:
+        hidden = self.trunk(observations)
+        return {"policy": self.score(hidden), "value": self.value(hidden)[:, 0]}
+
+
+@pytest.mark.parametrize("kind", WIDE)
+@pytest.mark.parametrize("micro_batch", [None, 20])
+def test_the_update_alone_takes_masks(kind: str, micro_batch: int | None) -> None:
+    """What is never allowed learns nothing; rows of weight zero may allow nothing."""
+    torch.manual_seed(0)
+    head = action_head(WIDE[kind])
+    network = Own(head.outputs)
+    config = dataclasses.replace(preset("own", "acktr")[0], micro_batch=micro_batch)
+    update = ACKTRUpdate(network, WIDE[kind], config)
+    forbidden = [i for i in range(head.outputs) if i not in KEPT[kind]]
+    before, first = network.score.weight[forbidden].clone(), network.trunk[0].weight.clone()
+    for seed in range(4):
+        batch, _ = batches(kind, lambda seen: (None, network(seen)["value"]), seed)
+        assert batch.masks is not None
+        masks, weights = batch.masks.clone(), torch.ones(ROWS)
+        masks[3], weights[3] = False, 0
+        sizes = [5] if kind == "Discrete" else [3, 4]
+        given = (batch.observations, batch.actions, batch.advantages, batch.returns)
+        metrics = update(*given, masks=tuple(masks.int().split(sizes, -1)), weights=weights)
+        assert all(np.isfinite(value) for value in metrics.values())
+        entropy = -metrics["train/entropy_loss"]
+        assert 0 < entropy < sum(np.log(size - 1 - (size == 5)) for size in sizes) + 1e-9
+    torch.testing.assert_close(network.score.weight[forbidden], before, rtol=0, atol=1e-13)
+    assert not torch.allclose(network.trunk[0].weight, first)
+
+
+@pytest.mark.parametrize("kind", WIDE)
+def test_the_policy_as_a_loss_takes_masks_in_place_of_targets(kind: str) -> None:
+    head = action_head(WIDE[kind])
+    batch, _ = batches(kind, lambda seen: (None, seen[:, 0]), 0)
+    output, other = torch.randn(2, ROWS, head.outputs)
+    loss = PolicyLoss(head=head).weighted(output, None, batch.masks)
+    dist = head.make(output, batch.masks)
+    tangent = torch.randn(ROWS, head.outputs)
+    torch.testing.assert_close(loss.hessian_product(output, tangent), dist.fisher_product(tangent))
+    torch.testing.assert_close(loss.kl(output, other).sum(), dist.kl(other).mean())
+    drawn = dist.sample(dist.noise(torch.Generator().manual_seed(0)))
+    sampled = loss.sampled(output, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(sampled, -dist.log_prob(drawn).sum())
 
 
 def test_actions_without_choices_take_no_masks() -> None:

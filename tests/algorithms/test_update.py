@@ -305,10 +305,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "weights": ({"weights": -torch.ones(48)}, "weights must be at least 0 and not all 0"),
     "zeros": ({"weights": torch.zeros(48)}, "weights must be at least 0 and not all 0"),
     "one": ({"weights": torch.eye(48)[0]}, "needs 2 samples or more, got 1"),
-    "masks": ({"masks": torch.ones(48, 5)}, r"masks must be torch\.bool of shape \(48, 6\)"),
+    "masks": ({"masks": torch.ones(48, 5)}, r"masks must have the shape \(48, 6\), got \(48, 5\)"),
     "forbidden": ({"masks": torch.zeros(48, 6)}, "the mask of sample 0 forbids the action"),
     "list": ({"observations": [[1.0], [1.0, 2.0]]}, "a tensor .* or a dict of such tensors, got l"),
     "progress": ({"progress": 1.5}, r"progress must be in \[0, 1\]"),
+    "mask numbers": ({"masks": torch.full((48, 6), 0.5)}, "masks must be 0 or 1"),
 }
 
 
