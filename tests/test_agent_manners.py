@@ -188,6 +188,10 @@ def test_evaluation_goes_where_it_is_told() -> None:
         assert found != agent.evaluate(episodes=3, deterministic=False)
         envs = gymnasium.make_vec("Pendulum-v1", 2, vectorization_mode="sync")
         assert len(agent.evaluate(envs, 3).returns) == 3
+        one = gymnasium.make("Pendulum-v1")
+        assert len(agent.evaluate(one, 2).returns) == 2
+        one.reset()  # it is left open
+        one.close()
         again = agent.learn(64)  # training was not disturbed
         assert again.num_timesteps == 64
         with pytest.raises(EnvError, match="the agent's observation space is"):
