@@ -225,9 +225,12 @@ def _called(thing: object) -> str:
 
 
 def _shown(thing: object) -> str:
-    """A thing that is no environment, and what to do if it is one of the old gym."""
+    """A thing that is no environment, and what to do if it is another library's."""
     text = f"{type(thing).__name__} {' '.join(repr(thing).split()):.60}"
-    if any(base.__module__.split(".")[0] == "gym" for base in type(thing).__mro__):
+    libraries = {base.__module__.split(".")[0] for base in type(thing).__mro__}
+    if "stable_baselines3" in libraries:
+        text += "; give the list of functions that it is made of"
+    if "gym" in libraries:
         text += (
             ", which is of the old gym: derive its class from gymnasium.Env, or convert it by"
             " shimmy.GymV26CompatibilityV0(env=...) or shimmy.GymV21CompatibilityV0(env=...)"

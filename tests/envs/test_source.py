@@ -147,6 +147,13 @@ class FromOldGym:
     """As old gym's environments look from here."""
 
 
+class FromPeer:
+    """As another library's vector environments look from here."""
+
+
+FromPeer.__module__ = "stable_baselines3.common.vec_env"
+
+
 FromOldGym.__module__ = "gym.core"
 
 
