@@ -55,6 +55,9 @@ class GuardedVectorEnv(AnyVectorWrapper):
         self._seed: int | None = check_seed(seed)
         self._steps = 0
         self._stats = EpisodeStats(env.num_envs)
+        space = env.single_observation_space
+        self._nested = is_nested(space)
+        self._limits = {name: _integers(part) for name, part in parts(space).items()}
 
     @property
     def found_masks(self) -> FoundMasks | None:
@@ -171,19 +174,18 @@ class GuardedVectorEnv(AnyVectorWrapper):
 
         Environments outside of the mask pass.
         """
-        space = self.single_observation_space
-        if not is_nested(space):
-            self._check_part(space, values, what, when, mask)
+        if not self._nested:
+            self._check_part("", values, what, when, mask)
             return
-        arrays = flat(space, values)
+        arrays = flat(self.single_observation_space, values)
         assert isinstance(arrays, dict)
-        for name, part in parts(space).items():
-            self._check_part(part, arrays[name], f"{what} {name!r}", when, mask)
+        for name in self._limits:
+            self._check_part(name, arrays[name], f"{what} {name!r}", when, mask)
 
     def _check_part(
-        self, space: spaces.Space[Any], values: Array, what: str, when: str, mask: Array | None
+        self, name: str, values: Array, what: str, when: str, mask: Array | None
     ) -> None:
-        limits = _integers(space)
+        limits = self._limits[name]
         if limits is None:
             self._check_finite(values, what, when)
             return
@@ -195,7 +197,7 @@ class GuardedVectorEnv(AnyVectorWrapper):
             index = int(np.argmin(good))
             raise EnvFault(
                 f"environment {index} of {self._name} returned the {what} {values[index]} at"
-                f" {when}, which is not in range for {space}"
+                f" {when}, which is not in range for {parts(self.single_observation_space)[name]}"
             )
 
     def _check_finite(self, values: Array, what: str, when: str) -> None:

@@ -20,10 +20,12 @@ Arrays = Array | dict[str, Array]
 
 Part = TypeVar("Part")
 
+_NESTED = (spaces.Dict, spaces.Tuple)
+
 
 def is_nested(space: spaces.Space[Any]) -> bool:
     """Whether observations have parts: of Dict and Tuple spaces."""
-    return isinstance(space, spaces.Dict | spaces.Tuple)
+    return isinstance(space, _NESTED)
 
 
 def _inside(space: spaces.Space[Any]) -> Iterable[tuple[Any, spaces.Space[Any]]]:

@@ -282,9 +282,9 @@ class _Worker:
         for place, action in zip(self._places, actions, strict=True):
             row, env, observation, final, reader = place
             obs, reward, terminal, cut, info = env.step(action)
-            if isinstance(reward, np.ndarray) and reward.size == 1:
-                reward = reward.item()
             try:
+                if reward.__class__ is np.ndarray and reward.size == 1:
+                    reward = reward.item()
                 rewards[row], terminated[row], truncated[row] = reward, terminal, cut
                 if terminated[row] or truncated[row]:
                     for key, values in rows.recorded:
