@@ -9,6 +9,10 @@ exact form d^T F d of the step d that is taken is measured now and then, and the
 them until the next measurement. A measurement that the last one foretold within 3/2 doubles the
 number of steps to the next, up to ten; another halves it. New decompositions change the Kronecker
 form at once, so that of those steps the last one with a refresh is measured.
+
+Half the form is the KL of a short step. At a radius of some tenths of a nat it is off by up to two,
+so that a measured step is also tried out, by a forward pass of the measured samples, and its real
+KL over the promise multiplies the following promises.
 """
 
 from __future__ import annotations
@@ -26,6 +30,8 @@ from acktr.kfac.trust import Fit, StepInfo, scaled
 _LONGEST = 10
 """Most steps from one measurement to the next."""
 _FORETOLD = math.log(1.5)
+_FURTHEST = 4.0
+"""Most that the KL of a step is taken to differ from half its quadratic form."""
 _SHARE = 0.5
 """Part of a radius that shared parameters may use whatever a part's own parameters do."""
 
@@ -63,6 +69,8 @@ class CorrectedRegion:
         size = 2 if self.separate else 1
         self.ratio = torch.eye(size, dtype=kind, device=example.device).repeat(len(every), 1, 1)
         """Exact form over the Kronecker one, entry by entry in units of the latter's roots."""
+        self.beyond = self._like.new_ones(len(every))
+        """The KL that a step really costs over half its quadratic form, of every part."""
         self.forms = self._like.new_zeros(len(self._names))
         """w: the Kronecker form of the velocity by parameter."""
         self._groups = torch.zeros(len(self._names), dtype=torch.int64, device=example.device)
@@ -96,6 +104,7 @@ class CorrectedRegion:
         momenta: Mapping[str, float],
         lr: float,
         measure: Measure,
+        spend: Callable[[Named], Tensor | None],
         turn: int,
         renewed: Callable[[int], bool],
     ) -> Fit:
@@ -113,6 +122,8 @@ class CorrectedRegion:
             momenta: mu by name.
             lr: Step size.
             measure: Gives exact forms; it is not called before the next measurement is due.
+            spend: Gives the KL of each part that a change really costs, None where that is not
+                known; called when a measurement was made.
             turn: Number of the step.
             renewed: Whether the step of a turn is the first one with new decompositions.
 
@@ -128,26 +139,39 @@ class CorrectedRegion:
 
         nu = self._scales(lr * lr * quadratic)
         kept = momentum * _descending(length * momentum * slope, length * nu * quadratic)
+        measured = False
         if self.due(turn):
-            change = self._scaled(step, torch.where(finite, nu, 0.0))
-            factors = self._by_name(kept)
-            for name in change.keys() & velocities.keys():
-                change[name] = change[name] + factors[name] * velocities[name]
+            change = self._sum(self._scaled(step, torch.where(finite, nu, 0.0)), velocities, kept)
             exact = self._measured({n: d * lengths[n] for n, d in change.items()}, measure)
             if exact is not None:
                 forms = self._velocity_forms(kept, slope, quadratic, nu)
                 self._learn(exact, length.square() * forms, turn, renewed)
                 nu = self._scales(lr * lr * quadratic)
                 kept = momentum * _descending(length * momentum * slope, length * nu * quadratic)
+                measured = True
         nu = torch.where(finite, nu, 0.0)
         forms = self._velocity_forms(kept, slope, quadratic, nu)
         keep = self._scales(length.square() * forms)
+        if measured:
+            change = self._sum(self._scaled(step, nu * keep), velocities, keep * kept)
+            promised = 0.5 * self._wholes(length.square() * keep.square() * forms)
+            keep = keep * self._tried(
+                {n: d * -lengths[n] for n, d in change.items()}, promised, spend
+            )
         forms = keep.square() * forms
         kl = 0.5 * self._wholes(length.square() * forms)
         self.forms = torch.where(length > 0, forms, self.forms)
         whole = torch.where(finite, self._wholes(quadratic).sum(), torch.nan)
         info = StepInfo(whole, (nu * keep).min(), kl.sum(), part_kl=kl if self.separate else None)
         return Fit(dict(step), self._by_name(nu * keep), self._by_name(keep * kept), info)
+
+    def _sum(self, updates: Named, velocities: Named, factors: Tensor) -> dict[str, Tensor]:
+        """The updates plus factors of the velocities."""
+        each = self._by_name(factors)
+        return {
+            name: update + each[name] * velocities[name] if name in velocities else update
+            for name, update in updates.items()
+        }
 
     def _velocity_forms(
         self, momentum: Tensor, slope: Tensor, quadratic: Tensor, nu: Tensor
@@ -194,6 +218,18 @@ class CorrectedRegion:
     def _by_name(self, values: Tensor) -> dict[str, Tensor]:
         return dict(zip(self._names, values.unbind(), strict=True))
 
+    def _tried(
+        self, change: Named, promised: Tensor, spend: Callable[[Named], Tensor | None]
+    ) -> Tensor:
+        """Compare what a step really costs with its promise; the factor that shortens it then."""
+        spent = spend(change)
+        if spent is None:
+            return torch.ones_like(self._like)
+        off = (spent.to(promised.dtype) / promised).nan_to_num(nan=_FURTHEST)
+        off = torch.where(promised > 0, off, torch.ones_like(off)).clamp(1 / _FURTHEST, _FURTHEST)
+        self.beyond = (self.beyond * off).clamp(1 / _FURTHEST, _FURTHEST)
+        return off.max().clamp(min=1.0).rsqrt()
+
     def _dots(self, first: Named, second: Named) -> Tensor:
         """Dot products by parameter, 0 where one is missing."""
         both = [name for name in self._names if name in first and name in second]
@@ -223,17 +259,17 @@ class CorrectedRegion:
         return torch.stack([sums[:1].expand(parts), sums[1:]], dim=1)
 
     def _expected(self, forms: Tensor) -> Tensor:
-        """The exact forms (parts, m, m) that the last measurement foretells."""
+        """The exact forms (parts, m, m) that the last measurement foretells, at length 0."""
         roots = self._kronecker(forms).sqrt()
         return self.ratio * roots[:, :, None] * roots[:, None, :]
 
     def _wholes(self, forms: Tensor) -> Tensor:
-        """Those of all parameters together (parts,)."""
-        return self._expected(forms).sum((1, 2)).clamp(min=0.0)
+        """Those of all parameters together (parts,), such that half of them is the KL."""
+        return self.beyond * self._expected(forms).sum((1, 2)).clamp(min=0.0)
 
     def _scales(self, forms: Tensor) -> Tensor:
         """Scales in [0, 1] by parameter that take steps of these forms into the region."""
-        expected = self._expected(forms)
+        expected = self.beyond[:, None, None] * self._expected(forms)
         if not self.separate:
             return _root(self._clips / expected[:, 0, 0]).clamp(max=1.0).expand(len(forms))
         return part_scales(expected, self._clips)[self._groups]
@@ -243,7 +279,7 @@ class CorrectedRegion:
     ) -> None:
         """Take notice of the exact forms of a step whose Kronecker forms are given."""
         exact = exact.to(self.ratio.dtype)
-        before, after = self._wholes(forms), exact.sum((1, 2))
+        before, after = self._wholes(forms) / self.beyond, exact.sum((1, 2))
         off = float((after / before).log().abs().max())  # NaN where there is nothing to compare
         roots = self._kronecker(forms).sqrt()
         ratio = exact / (roots[:, :, None] * roots[:, None, :])
@@ -257,6 +293,7 @@ class CorrectedRegion:
         """What a bit-exact resume needs."""
         return {
             "ratio": self.ratio.clone(),
+            "beyond": self.beyond.clone(),
             "forms": self.forms.clone(),
             "groups": self._groups.clone(),
             "interval": self._interval,
@@ -267,6 +304,7 @@ class CorrectedRegion:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore :meth:`state_dict`."""
         self.ratio = state["ratio"].to(self.ratio, copy=True)
+        self.beyond = state["beyond"].to(self.beyond, copy=True)
         self.forms = state["forms"].to(self.forms, copy=True)
         self._groups = state["groups"].to(self._groups, copy=True)
         self._interval, self._due = state["interval"], state["due"]

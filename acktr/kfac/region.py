@@ -144,8 +144,19 @@ class Region:
             assert self.observed is not None
             return grams / grams.new_tensor(self.observed.weights)[:, None, None]
 
+        observed = None if region.entire else self.observed
+
+        def spend(change: Mapping[str, Tensor]) -> Tensor | None:
+            if observed is None:
+                return None
+            with self._clock.part("exact"):
+                kl = observed.estimated_kl(self._module, change, turn)
+            if kl is None or region.separate:
+                return kl
+            return (kl * kl.new_tensor(observed.weights)).sum().reshape(1)
+
         renewed = self._cadence.renewed
-        return region.fit(gradients, step, velocities, momenta, lr, measure, turn, renewed)
+        return region.fit(gradients, step, velocities, momenta, lr, measure, spend, turn, renewed)
 
     def quadratic(self, step: dict[str, Tensor]) -> Tensor:
         """U^T F U with the exact Fisher of the last observed batch; raises as :meth:`grams`."""

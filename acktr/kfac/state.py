@@ -125,7 +125,8 @@ def _modern_trust(state: Any, own: dict[str, Any] | None) -> Any:
     """The state of a region as this version has it; its own if it was made with another q."""
     if state is None or own is None:
         return own
-    return {"whole": True, **state} if isinstance(state, dict) else state
+    added = {"whole": True, "beyond": own["beyond"]}
+    return {**added, **state} if isinstance(state, dict) else state
 
 
 def curvature_state(state: Any, own: dict[str, Any], outside: Collection[str]) -> dict[str, Any]:

@@ -113,6 +113,37 @@ def test_the_step_taken_costs_what_was_promised(kind: str, momentum: float) -> N
     assert momentum or promised == pytest.approx(0.5e-6)
 
 
+def test_a_long_step_that_is_measured_costs_what_was_promised() -> None:
+    """Half a nat, where half the quadratic form is no KL; every eighth sample stands for all."""
+    model = net("mlp")
+    optimizer = KFAC(model, settings(kl_clip=1.0, lr=1.0, momentum=0.5))
+    off, quadratic = [], []
+    for index in range(30):
+        if index == 15:  # a resume on the way
+            state = copy.deepcopy(optimizer.state_dict())
+            optimizer = KFAC(model, optimizer.config)
+            optimizer.load_state_dict(state)
+        x = 3 * randn(32, 4, seed=index).repeat_interleave(8, 0)
+        fisher = dense_fisher(model, (x,), LOSS)
+        measured, before = optimizer.curvature.measuring, parameters(model)
+        with optimizer.capture() as captured:
+            output = model(x)
+        optimizer.observe(captured, output, LOSS, source=Exact())
+        optimizer.zero_grad()
+        torch.autograd.backward(LOSS(output, (x[:, :3] @ randn(3, 3)).argmax(-1)))
+        optimizer.step(outputs=lambda x=x: model(x))  # type: ignore[misc]
+        info, step = optimizer.last_step, change(before, model)
+        assert info is not None and info.spent_kl is not None
+        assert float(info.predicted_kl) <= 0.5 * (1 + 1e-9)
+        if measured and index:
+            off.append(float(info.spent_kl.sum() / info.predicted_kl))
+            quadratic.append(float(step @ fisher @ step / 2 / info.predicted_kl))
+    assert len(off) > 5
+    assert min(off) > 0.7 and max(off) < 1.3
+    assert sum(abs(ratio - 1) < 1e-6 for ratio in off) > len(off) / 3  # those not shortened
+    assert max(quadratic) > 1.3
+
+
 @pytest.mark.parametrize("against", [False, True])
 def test_a_velocity_that_the_gradient_opposes_is_shortened_until_the_step_does_not_ascend(
     against: bool,

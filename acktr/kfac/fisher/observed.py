@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from acktr.kfac.fisher.linearized import Linearized
-from acktr.kfac.fisher.products import Vector, output_tangents, part_grams, repeatable
+from acktr.kfac.fisher.products import (
+    Vector,
+    moved_output,
+    output_tangents,
+    part_grams,
+    repeatable,
+)
 from acktr.kfac.losses.base import with_weights
 from acktr.kfac.losses.likelihoods import OutputLoss, SumLoss
 from acktr.kfac.statistics.capture import Capture, RandomState, sample_rows
@@ -287,22 +293,56 @@ class Observed:
             rows = sample_rows(len(parts[0]), 1 / self.stride, turn)
             if rows is None or self.earlier:
                 return self.grams(module, vectors)
-            tensors, rebuilt = self.inputs.by_sample(len(parts[0]))
-            call = rebuilt(tensor[rows] for tensor in tensors)
+            call = self._call(rows)
             output, tangents = output_tangents(
                 module, call.args, vectors, kwargs=call.kwargs, select=self.select
             )
             some = parts_of(output)
             if not all(_near(part[rows], one) for part, one in zip(parts, some, strict=True)):
                 return None
-            weights, target = tree_map(lambda leaf: _part(leaf, rows), self.terms)
-            loss = with_weights(self.loss, output, weights, target)
+            loss = self._loss(output, rows)
             share = (loss.normalizer(output) or 1.0) / (self.loss.normalizer(self.output) or 1.0)
             return part_grams(loss, output, tangents) * (share * len(parts[0]) / len(some[0]))
         except torch.OutOfMemoryError:
             raise
         except Exception:  # the module may dislike another number of samples for any reason
             return None
+
+    def estimated_kl(self, module: nn.Module, change: Vector, turn: int) -> Tensor | None:
+        """The KL of each part (K,) that a change of the parameters costs.
+
+        It is that of the samples of :meth:`estimated_grams`, in a forward pass of their own. None
+        where these are all samples, of a batch in micro-batches, and of a loss without ``kl``.
+
+        Args:
+            module: The network.
+            change: By name.
+            turn: Number of the step.
+        """
+        parts = parts_of(self.output)
+        rows = sample_rows(len(parts[0]), 1 / self.stride, turn)
+        if rows is None or self.earlier or not hasattr(self.loss, "kl"):
+            return None
+        try:
+            call = self._call(rows)
+            after = moved_output(module, call, change, self.select)
+            before = tree_map(lambda leaf: _part(leaf, rows), self.output)
+            kl: Tensor = self._loss(before, rows).kl(before, after)  # type: ignore[attr-defined]
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # a part of the loss may have no KL
+            return None
+        return kl
+
+    def _call(self, rows: slice) -> Inputs:
+        """The inputs of some samples."""
+        tensors, rebuilt = self.inputs.by_sample(len(parts_of(self.output)[0]))
+        return rebuilt(tensor[rows] for tensor in tensors)
+
+    def _loss(self, output: Any, rows: slice) -> OutputLoss[Any]:
+        """The loss of some samples, with their weights."""
+        weights, target = tree_map(lambda leaf: _part(leaf, rows), self.terms)
+        return with_weights(self.loss, output, weights, target)
 
     def spending(self, module: nn.Module, outputs: Callable[[], Any]) -> Callable[[], Tensor]:
         """The KL that parameters move from now on will have cost when it is called, by part (K,).

@@ -83,6 +83,23 @@ def output_tangents(
     return passes[0][0], [both[1] for both in passes]
 
 
+def moved_output(
+    module: nn.Module, inputs: Inputs, change: Vector, select: Callable[[Any], Any] | None = None
+) -> Output:
+    """The output of a module whose parameters are changed, which leaves them as they are.
+
+    Args:
+        module: The network.
+        inputs: Its inputs.
+        change: What is added to parameters, by name.
+        select: Takes the output from what the module returns; None for all.
+    """
+    forward, primals = _as_function(module, inputs, list(change), select)
+    with undisturbed(primals), torch.no_grad():
+        output: Output = forward({name: primals[name] + d for name, d in change.items()})
+    return output
+
+
 def fisher_gram(
     module: nn.Module,
     args: tuple[Any, ...],
