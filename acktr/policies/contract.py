@@ -141,6 +141,7 @@ class Adapter(ActorCritic):
         self._outputs, self._head = tuple(outputs), head
         self._action_space = action_space
         self._given = None if space is None else Given(space, channels)
+        self.pictures = {} if self._given is None else self._given.pictures
 
     def forward(self, observations: Any) -> Tensor | Outputs:
         """The outputs in the order of their names; one alone is no tuple.
