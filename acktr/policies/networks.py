@@ -33,6 +33,8 @@ _MANY_STATES = 2048
 diagonal."""
 _EMBEDDING = 64
 """Numbers that an embedding gives."""
+_PLACES = 64
+"""Most places of a picture (height times width) that a dense layer sees."""
 
 
 class Tanh(nn.Module):
@@ -73,6 +75,7 @@ class Features(nn.Module):
 
     def __init__(self, space: gymnasium.Space[Any], channels: Channels = "auto") -> None:
         super().__init__()
+        self.former = channels == "former"
         self.picture = picture(space, channels)
         self.pictures = {} if self.picture is None else {"": self.picture}
         self.classes = self.start = 0
@@ -81,7 +84,7 @@ class Features(nn.Module):
         offsets: Tensor | None = None
         if isinstance(space, gymnasium.spaces.Discrete):
             self.classes, self.start = int(space.n), int(space.start)
-            self.embedded = self.classes > _MANY_STATES and channels != "former"
+            self.embedded = self.classes > _MANY_STATES and not self.former
             self.shape: tuple[int, ...] = (self.classes,)
         elif isinstance(space, gymnasium.spaces.MultiDiscrete):
             sizes = space.nvec.ravel()
@@ -157,18 +160,25 @@ def mlp(inputs: int, widths: Sequence[int], activation: Activation) -> nn.Sequen
     return nn.Sequential(*layers)
 
 
-def conv_trunk(shape: tuple[int, ...]) -> nn.Sequential:
+def conv_trunk(shape: tuple[int, ...], former: bool = False) -> nn.Sequential:
     """The paper's 32-64-32-512 network for images of at least 36 x 36, a small one below that.
 
     Filters 8x8 stride 4, 4x4 stride 2, 3x3 stride 1 and a dense layer of 512, all ReLU, as in Wu
     et al. 2017 (appendix A); small images get two 3x3 layers of 16 and 32 filters and 256 units.
+    Layers of 32 filters 3x3 with stride 2 follow until at most 64 places are left: the dense layer
+    has no more than 2048 inputs, and its factor in K-FAC as many rows.
+
+    Args:
+        shape: (C, H, W).
+        former: Without those, as versions before network.channels had it.
     """
     channels, height, width = shape
     plan, dense = [(32, 8, 4, 0), (64, 4, 2, 0), (32, 3, 1, 0)], 512
     if min(height, width) < 36:
         plan, dense = [(16, 3, 1, 1), (32, 3, 1, 1)], 256
     layers: list[nn.Module] = []
-    for filters, kernel, stride, padding in plan:
+    while plan or (height * width > _PLACES and not former):
+        filters, kernel, stride, padding = plan.pop(0) if plan else (32, 3, 2, 1)
         conv = nn.Conv2d(channels, filters, kernel, stride, padding)
         layers += [orthogonal(conv, math.sqrt(2)), nn.ReLU()]
         channels = filters
@@ -196,7 +206,7 @@ def full_precision(layer: nn.Linear | nn.Conv2d, hidden: Tensor) -> Tensor:
 def _own_layers(features: Features) -> tuple[list[nn.Module], int]:
     """The layers that a part has to itself, and how many numbers they give."""
     if features.picture is not None:
-        layers = conv_trunk(features.shape)
+        layers = conv_trunk(features.shape, features.former)
         return [*layers], next(each.out_features for each in layers if isinstance(each, nn.Linear))
     if features.embedded:
         table = nn.Embedding(features.classes, _EMBEDDING)

@@ -152,7 +152,7 @@ def test_many_states_have_an_embedding() -> None:
     assert former.trunk[1].in_features == 3000
 
 
-def config(space: Any = None, **settings: Any) -> Config:
+def config(**settings: Any) -> Config:
     return Config(env="none", **settings)
 
 
@@ -160,7 +160,6 @@ def config(space: Any = None, **settings: Any) -> Config:
     ("space", "message"),
     [
         (spaces.Box(-np.inf, np.inf, (128, 64, 4), np.float32), "32,768 inputs.* takes 4 GiB"),
-        (spaces.Box(0, 255, (3, 480, 640), np.uint8), "inputs, whose K-FAC factor takes"),
         (spaces.MultiDiscrete([40_000, 40_000]), "80,000 inputs"),
         (spaces.Box(-np.inf, np.inf, (30_000_000,), np.float32), "weights would take"),
         (spaces.Discrete(100_000_000), "weights would take"),
@@ -179,6 +178,7 @@ def test_sizes_that_can_be_meant_pass() -> None:
         spaces.Box(0, 1, (128, 64, 4), np.float32),
         spaces.Discrete(100_000),
         spaces.Box(0, 255, (4, 84, 84), np.uint8),
+        spaces.Box(0, 255, (3, 480, 640), np.uint8),
         spaces.Box(-np.inf, np.inf, (4000,), np.float32),
     ):
         require_size(space, HEAD, config(), 8)
@@ -260,3 +260,21 @@ def test_networks_say_which_pictures_they_take_converted() -> None:
     assert stored_pictures(network(ROBOT)) == {"camera": picture(PICTURE)}
     assert list(stored_pictures(network(PICTURE))) == [""]
     assert stored_pictures(network(spaces.Box(0, 1, (9, 9, 3), np.float32))) == {}
+
+
+@pytest.mark.parametrize("shape", [(4, 84, 84), (3, 96, 96), (3, 7, 7), (1, 8, 8)])
+def test_pictures_of_usual_size_have_the_layers_that_they_had(shape: tuple[int, ...]) -> None:
+    space = spaces.Box(0, 255, shape, np.uint8)
+    now, former = network(space), network(space, channels="former")
+    pairs = zip(now.state_dict().items(), former.state_dict().items(), strict=True)
+    assert all(n == m and torch.equal(one, other) for (n, one), (m, other) in pairs)
+
+
+@pytest.mark.parametrize("shape", [(3, 12, 12), (1, 35, 300), (3, 210, 160), (2, 9, 9)])
+def test_other_pictures_become_small_before_the_dense_layer(shape: tuple[int, ...]) -> None:
+    """K-FAC decomposes a factor of as many rows as the dense layer has inputs."""
+    space = spaces.Box(0, 255, shape, np.uint8)
+    first, *_ = [m for m in network(space).trunk if isinstance(m, nn.Linear)]
+    former, *_ = [m for m in network(space, channels="former").trunk if isinstance(m, nn.Linear)]
+    assert first.in_features <= 2048 < former.in_features
+    assert network(space)(torch.zeros(2, *shape, dtype=torch.uint8))[0].shape == (2, 3)
