@@ -186,7 +186,15 @@ def evaluation_place(
         if source is None or (env is None and source.count is not None):
             raise EnvError(f"the agent learns in {given.origin}: evaluate(env=...) needs others")
         count = source.count or num_envs
-        envs = make_vec(source, count, seed, training=False, atari=config.atari, record=record)
+        envs = make_vec(
+            source,
+            count,
+            seed,
+            training=False,
+            atari=config.atari,
+            record=record,
+            masks=config.masks,
+        )
     try:
         require_same_spaces(given.envs, envs)
         yield envs

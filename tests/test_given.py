@@ -201,3 +201,26 @@ def test_integers_of_numpy_are_integers(kind: Any, tmp_path: Path) -> None:
     assert dataclasses.replace(agent.config, gamma=np.float32(0.5)).gamma == 0.5
     with pytest.raises(ConfigError, match="seed must be an integer"):
         dataclasses.replace(agent.config, seed=np.float64(3.0))
+
+
+class OnlyOne(IdentityEnv):
+    """Rewards the second action, which alone its mask allows."""
+
+    def __init__(self) -> None:
+        super().__init__(spaces.Discrete(2), 10)
+
+    def step(self, action: Any) -> Any:
+        obs, _, *rest = super().step(action)
+        return obs, float(action == 1), *rest
+
+    def action_masks(self) -> list[bool]:
+        return [False, True]
+
+
+@pytest.mark.parametrize(("masks", "obeys"), [("auto", True), (None, False)])
+@pytest.mark.parametrize("again", [False, True])
+def test_evaluation_follows_the_setting_of_masks(masks: Any, obeys: bool, again: bool) -> None:
+    agent = ACKTR(OnlyOne, tiny(masks=masks), 0)
+    played = agent.evaluate(OnlyOne if again else None, 8, deterministic=False)
+    assert (played.mean == 10.0) is obeys
+    agent.close()
