@@ -115,15 +115,10 @@ def _listener(given: Any) -> Listener:
         return given
     if callable(given):
         return _Function(given)
-    name = type(given).__name__
-    if hasattr(given, "on_step"):
-        raise TypeError(
-            f"callback {name} is one of Stable-Baselines3: write a function of acktr.TrainStats, or"
-            " take a ready one of acktr.callbacks"
-        )
+    theirs = " of Stable-Baselines3" if hasattr(given, "on_step") else ""
     raise TypeError(
         f"callback must be a function of acktr.TrainStats, one of acktr.callbacks, or a list of"
-        f" them, got {name}"
+        f" them, got {type(given).__name__}{theirs}"
     )
 
 
@@ -148,17 +143,11 @@ def tell(those: Sequence[Listener], stats: TrainStats) -> bool:
 
 def _numbers(answer: Mapping[Any, Any]) -> dict[str, float]:
     try:
-        return {_name(key): float(value) for key, value in answer.items()}
+        if all(isinstance(key, str) and key.isprintable() for key in answer):
+            return {key: float(value) for key, value in answer.items()}
     except (TypeError, ValueError, RuntimeError):
-        raise TypeError(
-            f"a callback returned {answer!r:.100}: metrics of one's own are numbers by name"
-        ) from None
-
-
-def _name(key: Any) -> str:
-    if not isinstance(key, str) or not key.isprintable():
-        raise TypeError
-    return key
+        pass
+    raise TypeError(f"a callback returned {answer!r:.100}: own metrics are numbers by name")
 
 
 def _is_false(answer: object) -> bool:

@@ -119,7 +119,10 @@ class SB3Callback:
 @pytest.mark.parametrize(
     ("callback", "line"),
     [
-        (SB3Callback(), "is one of Stable-Baselines3: write a function of acktr.TrainStats"),
+        (
+            SB3Callback(),
+            "must be a function of acktr.TrainStats, .* got SB3Callback of Stable-Baselines3",
+        ),
         (StopAt, "StopAt is a class: give StopAt"),
         ([None], "or a list of them, got NoneType"),
         (7, "got int"),

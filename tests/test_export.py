@@ -16,7 +16,7 @@ from acktr.cli.main import main
 from acktr.config import merge, preset
 from acktr.envs import MASK, make_vec
 from acktr.export import export_policy
-from acktr.policies import Policy
+from acktr.policies import ActorCritic, Policy
 from tests.tools.masked import MaskedEnv
 from tests.tools.toys import SpacesEnv, variant
 
@@ -188,7 +188,7 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not list(tmp_path.iterdir())
 
 
-class Unforeseen(torch.nn.Module):
+class Unforeseen(ActorCritic):
     """A network that Python decides about, which no trace can hold."""
 
     def forward(self, observations: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
