@@ -69,5 +69,6 @@ def test_the_defaults_are_those_of_supervised_learning() -> None:
         "small_parameters": "diagonal",
         "max_factor_size": 2048,
         "factor_rows": 4,
+        "fast_products": True,
         "quadratic": "corrected",
     }
