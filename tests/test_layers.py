@@ -41,10 +41,10 @@ ALLOWED: dict[str, set[str]] = {
 """What each part of ``acktr`` may import besides itself; ``acktr`` alone is its version."""
 
 KFAC = (
-    {"checks", "clock"},
+    {"checks"},
     {"config", "losses", "state"},
     {"cadence", "linalg", "trust"},
-    {"corrected", "statistics"},
+    {"clock", "corrected", "statistics"},
     {"blocks", "fisher"},
     {"guard", "parameter_groups", "region"},
     {"estimator", "named_optimizer"},
