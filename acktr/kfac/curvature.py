@@ -163,6 +163,7 @@ class Curvature:
         if self.observing:
             if last:
                 self._guard.warn_average(captured, output)
+                self._guard.warn_rounded(captured, self.damping)
             part = observed.select is not None
             self._estimator.check_scales(loss, output, last)
             batch = self._estimator.samples(captured, output, loss, source, present, part=part)

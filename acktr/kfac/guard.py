@@ -25,6 +25,8 @@ from acktr.kfac.losses.likelihoods import OutputLoss
 from acktr.kfac.statistics.capture import Capture
 from acktr.kfac.statistics.outputs import tensors
 
+_LEAST_DAMPING = 0.01
+"""Damping from which half precision has done no harm."""
 _OWN_FORWARD = (ProjectionLayout, RuleLayout)
 """Layers whose forward pass may take a weight any number of times."""
 
@@ -255,6 +257,27 @@ class Guard:
                 stacklevel=caller_level(),
             )
         captured.outputs = outputs
+
+    def warn_rounded(self, captured: Capture, damping: float) -> None:
+        """Warn once of a small damping where a pass is computed in half precision, as by autocast.
+
+        The rounding of gradients is a step of its own, which the inverse makes long in directions
+        of little curvature.
+        """
+        if damping >= _LEAST_DAMPING or "<rounded>" in self._told:
+            return
+        self._told.add("<rounded>")
+        halves = (torch.bfloat16, torch.float16)
+        outputs = (part for _, part in tensors(captured.returned))
+        if any(part.dtype in halves for part in outputs) and not any(
+            kind in halves for kind, _ in self._kinds.values()
+        ):
+            warnings.warn(
+                f"the module computes in half precision, whose rounding a damping of {damping:g}"
+                " makes long steps of: training may diverge (KFACConfig(damping=0.1) is safe, so is"
+                " kl_clip=0.1)",
+                stacklevel=caller_level(),
+            )
 
     def warn_positions(self, captured: Capture, log_likelihood: Tensor) -> None:
         """Warn once when an own likelihood is summed over positions, which may or may not be in Z.

@@ -16,6 +16,7 @@ from acktr.kfac import (
     CategoricalLoss,
     Exact,
     GaussianLoss,
+    KFACConfig,
     NoStatisticsWarning,
     Preconditioner,
     SumLoss,
@@ -329,6 +330,25 @@ def test_several_ranks_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     for act in (optimizer.step, lambda: curvature.precondition(lr=0.1), lambda: KFAC(model)):
         with pytest.raises(ValueError, match=match):
             act()
+
+
+@pytest.mark.parametrize("damping, told", [(0.001, True), (0.1, False)])
+def test_half_precision_with_a_small_damping_is_told_once(damping: float, told: bool) -> None:
+    model = mlp().float()
+    optimizer = KFAC(model, KFACConfig(damping=damping))
+    found = []
+    for autocast in (True, True):
+        with optimizer.capture() as captured, torch.autocast("cpu", torch.bfloat16, autocast):
+            output = model(randn(6, 4).float())
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            optimizer.observe(captured, output.float(), LOSS)
+        found.append(["half precision" in str(w.message) for w in caught])
+    assert found == [[True] if told else [], []]
+    plain = KFAC(mlp())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step(plain.curvature.module, plain, randn(6, 4))  # type: ignore[arg-type]
 
 
 # --- messages -------------------------------------------------------------------------------------
