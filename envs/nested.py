@@ -22,6 +22,8 @@ Part = TypeVar("Part")
 
 _NESTED = (spaces.Dict, spaces.Tuple)
 
+_NESTED = (spaces.Dict, spaces.Tuple)
+
 
 def is_nested(space: spaces.Space[Any]) -> bool:
     """Whether observations have parts: of Dict and Tuple spaces."""

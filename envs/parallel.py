@@ -202,6 +202,8 @@ class ParallelEnvs(SyncVectorEnv):
 
     def _copied(self, rows: dict[str, Array]) -> Any:
         """Observations of all environments as their space has them."""
+        if "" in rows:  # at once, for speed
+            return rows[""].copy()
         copies = {name: array.copy() for name, array in rows.items()}
         return nested(self.single_observation_space, copies)
 

@@ -66,7 +66,9 @@ class Observations:
 
     def keep(self, rows: slice, shown: Any) -> None:
         """Take over what the environments of these rows show, in the structure of their space."""
-        fill(self.now, rows, flat(self._space, shown))
+        if isinstance(self.now, dict):
+            shown = flat(self._space, shown)
+        fill(self.now, rows, shown)
 
     def room(self, num_steps: int) -> Tree:
         """Memory for the observations of a rollout (T, N, ...), as the network takes them."""
