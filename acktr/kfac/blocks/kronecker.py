@@ -180,10 +180,10 @@ class Cholesky:
 
     def solve(self, gradient: Tensor, damping: float) -> Tensor:
         """U of a gradient ([k,] out, in [+ 1])."""
-        step = gradient * self.a if self.a.dim() == 1 else gradient @ self.a
-        if self._narrow is not None:
-            return (self._narrow @ step.bfloat16()).to(step.dtype)
-        return self.g[:, None] * step if self.g.dim() == 1 else self.g @ step
+        if self._narrow is not None:  # what is rounded has been through the inverse of A
+            return (self._narrow @ (gradient @ self.a).bfloat16()).to(gradient.dtype)
+        step = self.g[:, None] * gradient if self.g.dim() == 1 else self.g @ gradient
+        return step * self.a if self.a.dim() == 1 else step @ self.a
 
     def state_dict(self) -> dict[str, Any]:
         """The possibly stale inverses."""
