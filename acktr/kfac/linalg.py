@@ -110,10 +110,14 @@ def _attempt_inverse(matrix: Tensor) -> Parts | None:
     return (inverse,) if bool(all_finite(inverse)) else None
 
 
-def _ladder(matrix: Tensor, attempt: Callable[[Tensor], Parts | None], what: str) -> Parts:
-    """Attempts as it is, in float64, and in float64 with a jitter of 1e-6 of the mean diagonal."""
-    sym = (matrix + matrix.mT) / 2
-    if not bool(all_finite(sym)):
+def _ladder(
+    matrix: Tensor, sym: Tensor, attempt: Callable[[Tensor], Parts | None], what: str
+) -> Parts:
+    """Attempts as it is, in float64, and in float64 with a jitter of 1e-6 of the mean diagonal.
+
+    ``sym`` is the matrix made symmetric.
+    """
+    if not bool(all_finite(matrix)):
         raise FactorError("factor has NaN or Inf entries")
     result = attempt(sym)
     if result is None:
@@ -144,7 +148,8 @@ def symmetric_eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         FactorError: The matrix is not finite, or every attempt failed.
     """
-    parts = _ladder(matrix, _attempt, "eigendecomposition did not converge")
+    sym = (matrix + matrix.mT) / 2
+    parts = _ladder(matrix, sym, _attempt, "eigendecomposition did not converge")
     values, vectors = _finish_eigen(parts, matrix.dtype)
     return values, vectors
 
@@ -152,10 +157,13 @@ def symmetric_eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
 def symmetric_inverse(matrix: Tensor) -> Tensor:
     """Inverse of a symmetric positive definite matrix, or stack, by Cholesky with the same ladder.
 
+    The lower triangle counts, as it does where several are inverted in one call.
+
     Raises:
         FactorError: The matrix is not finite, or not positive definite even with jitter.
     """
-    (inverse,) = _ladder(matrix, _attempt_inverse, "factor is not positive definite")
+    sym = matrix.tril() + matrix.tril(-1).mT
+    (inverse,) = _ladder(matrix, sym, _attempt_inverse, "factor is not positive definite")
     return inverse.to(matrix.dtype).contiguous()
 
 

@@ -61,7 +61,8 @@ class Fit(NamedTuple):
     def updates(self) -> dict[str, Tensor]:
         """The update nu U, which the velocity takes up."""
         nus = self.scales
-        return {name: scaled(u, nus[name], nus[name] == 0) for name, u in self.step.items()}
+        skipped = {id(nu): nu == 0 for nu in nus.values()}  # most often one nu is for all
+        return {name: scaled(u, nus[name], skipped[id(nus[name])]) for name, u in self.step.items()}
 
     def accelerate(self, velocities: Mapping[str, Tensor], momenta: Mapping[str, float]) -> None:
         """Multiply velocities by their factors and add the update to them, in place."""

@@ -74,6 +74,8 @@ _WITHOUT_INFLUENCE = {
     *("env", "algo", "preset", "seed", "total_timesteps", "device"),  # of the run
     *("eval_freq", "eval_episodes", "checkpoint_freq"),
     *("env_workers", "micro_batch", "compile"),  # the same results with any value
+    *("record", "network.channels"),  # of pictures, which peers are not given
+    *("network.memory_width", "network.memory_window"),  # of a memory, which is refused
 }
 _UNUSED = {
     "a2c": {"acktr", "trpo", "atari"},
@@ -133,6 +135,11 @@ def _refuse(own: str, ours: dict[str, Any]) -> None:
         "precision": ("auto", "float32"),
         "network.shared": (False,),
         "network.policy_gain": (0.01,),
+        "network.memory": ("none",),
+        "network.custom": (None,),
+        "wrappers": ((),),
+        "masks": ("auto", None),
+        "normalize_parts": (None,),
         "network.critic_activation": (ours["network.activation"],),
     }
     known = {*_WITHOUT_INFLUENCE, *_SHARED, *_FROM[own].values(), *_UNUSED[own]}

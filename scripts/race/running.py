@@ -22,7 +22,7 @@ MARKS = (40, 120, 240, 480, 960)
 """Updates whose losses are reported."""
 EVERY = 10
 """Updates between evaluations; the marks are multiples."""
-_MARGIN = 1.25
+_MARGIN = 1.1
 """Part of a run's updates that is made, so that a pace measured again needs no new runs."""
 
 
