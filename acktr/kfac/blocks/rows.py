@@ -156,12 +156,17 @@ def squares(
     """
     pairs = [_by_sample(use, *layout.rows(use, index)) for use in uses]
     inputs = torch.cat([pair[0] for pair in pairs], dim=-2)
-    inputs = inputs if a_vectors is None else inputs @ a_vectors.unsqueeze(-3)
+    inputs = inputs if a_vectors is None else _turned(inputs, a_vectors)
     gradients = torch.cat([pair[1] for pair in pairs], dim=-2)
-    gradients = gradients if g_vectors is None else gradients @ g_vectors.unsqueeze(-3)
+    gradients = gradients if g_vectors is None else _turned(gradients, g_vectors)
     if not apart:
         inputs, gradients = (rows.flatten(-3, -2).unsqueeze(-3) for rows in (inputs, gradients))
     return factors.squared_gradients(inputs, gradients)
+
+
+def _turned(rows: Tensor, vectors: Tensor) -> Tensor:
+    """Rows ([k,] N, T, d) in the basis of vectors ([k,] d, d), in one product for all samples."""
+    return (rows.flatten(-3, -2) @ vectors).unflatten(-2, rows.shape[-3:-1])
 
 
 def _by_sample(use: Use, inputs: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
