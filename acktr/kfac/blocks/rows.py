@@ -166,7 +166,8 @@ def squares(
 
 def _turned(rows: Tensor, vectors: Tensor) -> Tensor:
     """Rows ([k,] N, T, d) in the basis of vectors ([k,] d, d), in one product for all samples."""
-    return (rows.flatten(-3, -2) @ vectors).unflatten(-2, rows.shape[-3:-1])
+    turned: Tensor = rows.flatten(-3, -2) @ vectors
+    return turned.reshape(*rows.shape[:-1], vectors.shape[-1])
 
 
 def _by_sample(use: Use, inputs: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
