@@ -117,7 +117,7 @@ def _ladder(
 
     ``sym`` is the matrix made symmetric.
     """
-    if not bool(all_finite(matrix)):
+    if not (bool(all_finite(matrix)) and bool(all_finite(sym))):  # a sum of entries may overflow
         raise FactorError("factor has NaN or Inf entries")
     result = attempt(sym)
     if result is None:
