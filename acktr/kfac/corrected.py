@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from acktr.kfac.trust import Fit, StepInfo, scaled
+from acktr.kfac.trust import Fit, StepInfo, updates
 
 _LONGEST = 10
 """Most steps from one measurement to the next."""
@@ -247,8 +247,7 @@ class CorrectedRegion:
 
     def _scaled(self, step: Named, scales: Tensor) -> dict[str, Tensor]:
         """The update nu U by name."""
-        each, skipped = self._by_name(scales), self._by_name(scales == 0)
-        return {name: scaled(update, each[name], skipped[name]) for name, update in step.items()}
+        return updates(step, self._by_name(scales))
 
     def _kronecker(self, forms: Tensor) -> Tensor:
         """Forms by parameter (P,), summed to (parts, m)."""

@@ -25,7 +25,7 @@ from acktr.kfac.checks import check_integer, check_number
 from acktr.kfac.curvature import Curvature
 from acktr.kfac.fisher.products import fisher_gram, inner_products, repeatable
 from acktr.kfac.statistics.inputs import Inputs
-from acktr.kfac.trust import StepInfo, trust_scale
+from acktr.kfac.trust import StepInfo, trust_scale, updates
 
 Named = dict[str, Tensor]
 
@@ -259,7 +259,7 @@ def model_step(
     scale = trust_scale(quadratic, 1.0, kl_clip)
     taken = coefficients * scale
     info = StepInfo(quadratic, scale, 0.5 * scale.square() * quadratic, taken)
-    return info.scaled(change), info, model.predicted(taken)
+    return updates(change, dict.fromkeys(change, info.scale)), info, model.predicted(taken)
 
 
 def adaptive_objective(

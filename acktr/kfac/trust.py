@@ -36,15 +36,15 @@ class StepInfo:
     """The KL that the step really cost, of each part of the loss (K,) without its weight, where it
     was asked for."""
 
-    def scaled(self, step: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The update nu U by name."""
-        skipped = self.scale == 0
-        return {name: scaled(update, self.scale, skipped) for name, update in step.items()}
 
-
-def scaled(update: Tensor, scale: Tensor, skipped: Tensor) -> Tensor:
-    """The update nu U, and exactly 0 where it is skipped, which is nu = 0 (U may hold NaN)."""
-    return torch.where(skipped, 0.0, scale * update).to(update.dtype)
+def updates(step: Mapping[str, Tensor], scales: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The update nu U by name, and exactly 0 where nu = 0 skips it (U may then hold NaN)."""
+    skipped = {id(nu): nu == 0 for nu in scales.values()}  # most often one nu is for all
+    made = {}
+    for name, update in step.items():
+        nu = scales[name]
+        made[name] = torch.where(skipped[id(nu)], 0.0, nu * update).to(update.dtype)
+    return made
 
 
 class Fit(NamedTuple):
@@ -60,9 +60,7 @@ class Fit(NamedTuple):
 
     def updates(self) -> dict[str, Tensor]:
         """The update nu U, which the velocity takes up."""
-        nus = self.scales
-        skipped = {id(nu): nu == 0 for nu in nus.values()}  # most often one nu is for all
-        return {name: scaled(u, nus[name], skipped[id(nus[name])]) for name, u in self.step.items()}
+        return updates(self.step, self.scales)
 
     def accelerate(self, velocities: Mapping[str, Tensor], momenta: Mapping[str, float]) -> None:
         """Multiply velocities by their factors and add the update to them, in place."""
@@ -78,8 +76,8 @@ class Fit(NamedTuple):
         nus = torch.stack([self.scales[name] for name in names]).tolist()
         for nu in {nu for nu in nus if nu != 0}:
             mine = [place for place, other in enumerate(nus) if other == nu]
-            updates = [self.step[names[place]] for place in mine]
-            torch._foreach_add_([vectors[place] for place in mine], updates, alpha=nu)
+            steps = [self.step[names[place]] for place in mine]
+            torch._foreach_add_([vectors[place] for place in mine], steps, alpha=nu)
 
 
 def trust_scale(quadratic: Tensor, lr: float, kl_clip: float | None) -> Tensor:
