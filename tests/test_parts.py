@@ -22,6 +22,7 @@ from acktr.policies import build_network
 from acktr.policies.distributions import action_head
 from acktr.rollout import Acting, Collector, make_batch
 from acktr.runs.start import difference
+from tests.tools.toys import Forced
 
 MODES = [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP]
 CPU = torch.device("cpu")
@@ -120,18 +121,6 @@ class Screen(gymnasium.Env[Any, Any]):
         reward = float(self.seen["camera"].mean()) / 255 + float(self.seen["number"][0])
         reward += float(self.seen["level"])
         return self._draw(), reward, False, self._steps == 5, {}
-
-
-class Forced(gymnasium.vector.VectorWrapper):
-    """Every third step of one environment is not the agent's own."""
-
-    turn = 0
-
-    def step(self, actions: Any) -> Any:
-        observation, rewards, terminated, truncated, infos = self.env.step(actions)
-        self.turn += 1
-        infos["forced"] = np.array([self.turn % 3 == 0, False])
-        return observation, rewards, terminated, truncated, infos
 
 
 @pytest.mark.parametrize("shared", [True, False])

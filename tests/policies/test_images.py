@@ -19,6 +19,7 @@ from acktr.policies.distributions import action_head
 from acktr.policies.images import FrameStore, convert, pack
 from acktr.policies.policy import Policy
 from acktr.rollout import Acting, Collector, make_batch
+from tests.tools.toys import Forced
 
 CPU = torch.device("cpu")
 FIRST = spaces.Box(0, 255, (4, 20, 24), np.uint8)
@@ -116,18 +117,6 @@ class Screen(gymnasium.Env[Any, Any]):
         reward = float(self.seen.mean()) / 255
         self.steps += 1
         return self._draw(), reward, False, self.steps == 5, {}
-
-
-class Forced(gymnasium.vector.VectorWrapper):
-    """Every third step of one environment is not the agent's own."""
-
-    turn = 0
-
-    def step(self, actions: Any) -> Any:
-        observation, rewards, terminated, truncated, infos = self.env.step(actions)
-        self.turn += 1
-        infos["forced"] = np.array([self.turn % 3 == 0, False])
-        return observation, rewards, terminated, truncated, infos
 
 
 @pytest.mark.parametrize("shared", [True, False])

@@ -223,3 +223,15 @@ def register() -> None:
 
 
 register()
+
+
+class Forced(gymnasium.vector.VectorWrapper):
+    """Every third step of one environment is not the agent's own."""
+
+    turn = 0
+
+    def step(self, actions: Any) -> Any:
+        observation, rewards, terminated, truncated, infos = self.env.step(actions)
+        self.turn += 1
+        infos["forced"] = np.array([self.turn % 3 == 0, False])
+        return observation, rewards, terminated, truncated, infos
