@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "runs": {*LEARNING, *BELOW_TRAIN, "train", "evaluate"},
     "agent": {*LEARNING, *BELOW_TRAIN, *RUNS, "callbacks", "export", "given", "predictor"},
     "public": {"agent", "export", *LEARNING, *BELOW_TRAIN, *RUNS},
-    "compare": {*RUNS, *BELOW_TRAIN},
+    "compare": {*RUNS, *BELOW_TRAIN, "policies"},
     "report": {"runs", "files"},
     "cli": {*LEARNING, *BELOW_TRAIN, *RUNS, "agent", "export", "compare", "report"},
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ import torch
 
 from acktr import A2C, ACKTR, TRPO, Auxiliary, CheckpointError, ConfigError, preset
 from acktr.cli.main import main
+from acktr.compare.entries import parse_algo
+from acktr.compare.grid import NamedNetwork, RunPlan, make_plans, train_args
+from acktr.compare.status import State, survey
 from acktr.kfac import GaussianLoss
 from tests.tools.networks import Actor, Critic, Small
 
@@ -106,3 +110,33 @@ def test_from_the_command_line(
         assert message in error
         assert error.count("\n") == 1
     assert not Path("runs/CartPole-v1/bad").exists()
+
+
+def test_in_a_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every run trains it, new or resumed; what it does not fit is said before anything starts."""
+    few = {"num_envs": 2, "num_steps": 16, "eval_episodes": 1, "total_timesteps": 64}
+    own = NamedNetwork("tests.tools.networks:Small", Small)
+
+    def plan(algo: str) -> RunPlan:
+        return make_plans(["CartPole-v1"], [parse_algo(algo)], [0], tmp_path, None, few, own)[0]
+
+    run = plan("acktr")
+    assert survey([run])[0].state is State.NEW
+    assert main(train_args(run, False)) == 0
+    assert survey([run])[0].state is State.FINISHED
+    assert main([*train_args(run, True), "--total-timesteps", "128"]) == 0
+    stored = json.loads((run.path / "config.json").read_text())
+    assert (stored["network"]["custom"], stored["total_timesteps"]) == (own.name, 128)
+    with pytest.raises(ConfigError, match="trpo needs a critic of its own"):
+        plan("trpo")
+    compare = ["compare", "--envs", "CartPole-v1", "--run-dir", str(tmp_path / "others")]
+    for network, message in (
+        ("tests.tools.networks:Large", "--network tests.tools.networks:Large: .*'Large'"),
+        ("tests.tools.networks:Critic", "CartPole-v1 acktr: the network must return"),
+    ):
+        capsys.readouterr()
+        assert main([*compare, "--algos", "acktr", "--network", network]) == 2
+        error = capsys.readouterr().err
+        assert re.search(message, error), error
+        assert error.count("\n") == 1
+    assert not (tmp_path / "others").exists()

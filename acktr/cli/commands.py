@@ -26,7 +26,7 @@ from acktr.cli.options import (
 )
 from acktr.compare.comparison import RunsFailed, compare
 from acktr.compare.entries import Overlay, parse_algo, parse_seeds
-from acktr.compare.grid import make_plans
+from acktr.compare.grid import NamedNetwork, make_plans
 from acktr.config import Config, ConfigError, read_settings
 from acktr.envs import EnvError, EnvFault, one_line
 from acktr.evaluate import usually_deterministic
@@ -147,6 +147,7 @@ def _compare(args: Sequence[str], interrupts: Interrupts) -> str:
         "eval_episodes": options.eval_episodes,
     }
     changes |= {"env_kwargs": options.env_kwargs or None, "wrappers": options.wrappers or None}
+    network = _network(options.network)
     plans = make_plans(
         options.envs,
         [parse_algo(text) for text in options.algos],
@@ -154,6 +155,7 @@ def _compare(args: Sequence[str], interrupts: Interrupts) -> str:
         options.run_dir,
         common,
         {name: value for name, value in changes.items() if value is not None},
+        None if network is None else NamedNetwork(options.network or "", network),
     )
     command = shlex.join(["acktr", "compare", *args])
     return compare(plans, options.workers, interrupts, command, options.import_module)

@@ -204,6 +204,7 @@ class CompareOptions:
     """Wrappers around each environment as module:Name, the innermost first."""
     config: File = None
     """JSON file with settings of all runs; its env, seed, algo and preset do not count."""
+    network: Network = None
     import_module: Module = None
 
     def __post_init__(self) -> None:

@@ -14,12 +14,21 @@ from acktr.compare.entries import Entry, Overlay
 from acktr.config import Config, ConfigError, merge, preset, refuse_import, to_dict
 from acktr.envs import EnvError
 from acktr.files import flat
+from acktr.policies import NetworkSource, with_network
 from acktr.runs.folder import run_path
 
 EVAL_EPISODES = 20
 """Episodes of each evaluation, unless something else is asked for."""
 
 _OF_THE_GRID = ("env", "algo", "preset", "seed")
+
+
+@dataclass(frozen=True)
+class NamedNetwork:
+    """A network of one's own, and what ``acktr train --network`` calls it."""
+
+    name: str
+    source: NetworkSource
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,8 @@ class RunPlan:
     """Name of its algorithm's folder."""
     run_dir: Path
     """Folder of all runs."""
+    network: NamedNetwork | None = None
+    """The network of one's own that it trains."""
 
     @cached_property
     def path(self) -> Path:
@@ -58,11 +69,12 @@ def make_plans(
     run_dir: Path,
     common: Overlay | None = None,
     changes: Mapping[str, Any] | None = None,
+    network: NamedNetwork | None = None,
 ) -> list[RunPlan]:
     """All runs of a grid, those of the first seed first, so that a part of it is balanced.
 
     ``common`` is laid over every preset before the entry's own overlay, ``changes`` over
-    everything.
+    everything; all runs train ``network`` if one of one's own is given.
 
     Raises:
         ConfigError: No runs, a setting that cannot be used, or two runs with the same folder.
@@ -70,13 +82,20 @@ def make_plans(
     for name, found in (("envs", envs), ("algos", entries), ("seeds", seeds)):
         if not found:
             raise ConfigError(f"{name}: at least one is needed")
+    own = None if network is None else network.source
     cells = [
         (entry, *_cell(env, entry, (common, entry.overlay), changes or {}))
         for env in envs
         for entry in entries
     ]
     plans = [
-        RunPlan(dataclasses.replace(config, seed=seed), base, entry.label, run_dir)
+        RunPlan(
+            dataclasses.replace(with_network(config, own), seed=seed),
+            base,
+            entry.label,
+            run_dir,
+            network,
+        )
         for seed in seeds
         for entry, base, config in cells
     ]
@@ -98,6 +117,8 @@ def train_args(plan: RunPlan, resume: bool, module: str | None = None) -> list[s
         modules = [module or "", *(name.rpartition(":")[0] for name in names)]
         module = ",".join(dict.fromkeys(name for name in modules if name))
     imports = _flag("import", module) if module else []
+    if plan.network is not None:
+        imports += _flag("network", plan.network.name)
     if resume:
         return ["train", *_flag("resume", str(plan.path)), *imports]
     config = plan.config
@@ -105,6 +126,7 @@ def train_args(plan: RunPlan, resume: bool, module: str | None = None) -> list[s
     args += [*_flag("preset", config.preset), *_flag("label", plan.label)]
     args += [*_flag("seed", str(config.seed)), *_flag("run-dir", str(plan.run_dir)), *imports]
     settings = to_dict(config)
+    del settings["network"]["custom"]  # --network says it
     if kwargs := settings.pop("env_kwargs"):
         args += ["--env-kwargs", *(f"{key}={json.dumps(kwargs[key])}" for key in kwargs)]
     before = flat(to_dict(plan.base))

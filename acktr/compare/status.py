@@ -51,7 +51,7 @@ def survey(plans: Sequence[RunPlan]) -> list[Status]:
             cells.setdefault(dataclasses.replace(plan.config, seed=0), plan)
     for plan in cells.values():
         try:
-            check(plan.config)
+            check(plan.config, plan.network.source if plan.network else None)
         except ConfigError as error:
             raise ConfigError(f"{plan.config.env} {plan.label}: {error}") from error
     return statuses

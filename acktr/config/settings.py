@@ -373,7 +373,7 @@ def from_dict(values: Any) -> Config:
 
 
 def merge(config: Config, values: Any) -> Config:
-    """The configuration with part of it replaced, nested settings one by one.
+    """The configuration with part of it replaced, nested settings one by one, env_kwargs whole.
 
     Raises:
         ConfigError: As :func:`from_dict`.
@@ -384,5 +384,9 @@ def merge(config: Config, values: Any) -> Config:
 def _overlaid(base: Mapping[str, Any], values: Any) -> Config:
     if not isinstance(values, Mapping):
         raise ConfigError("configuration: the file must be an object of settings")
-    config: Config = build(Config, overlay(base, translated(values, base)))
+    given = translated(values, base)
+    merged = overlay(base, given)
+    if "env_kwargs" in given:  # one setting, whose value happens to be an object
+        merged["env_kwargs"] = given["env_kwargs"]
+    config: Config = build(Config, merged)
     return config

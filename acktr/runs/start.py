@@ -136,7 +136,7 @@ def resume(
         return _run(session, f"resuming {path} at step {done:,}", facts, draw)
 
 
-def check(config: Config) -> None:
+def check(config: Config, network: NetworkSource | None = None) -> None:
     """Build what the run needs, on the CPU, and drop it again; nothing is written.
 
     Raises:
@@ -144,7 +144,7 @@ def check(config: Config) -> None:
     """
     resolve_device(config.device)
     worker_count(config.env_workers, lookup(config.env), config.num_envs)
-    with _trainer(dataclasses.replace(config, device="cpu", env_workers=1)):
+    with _trainer(dataclasses.replace(config, device="cpu", env_workers=1), network):
         pass
 
 

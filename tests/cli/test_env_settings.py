@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from acktr.cli.options import parse_train
-from acktr.compare.entries import Overlay, parse_algo
+from acktr.compare.entries import Entry, Overlay, parse_algo
 from acktr.compare.grid import make_plans, train_args
 from acktr.config import ConfigError, from_dict, preset
 from tests.tools.command_line import SMALL, call, table
@@ -97,6 +97,19 @@ def test_configurations_with_arguments_can_be_compared_and_kept_in_sets() -> Non
     one, two = (from_dict({"env": "X-v0", "env_kwargs": {"size": n}}) for n in (1, 2))
     assert one != two
     assert len({one, two, from_dict({"env": "X-v0", "env_kwargs": {"size": 1}})}) == 2
+
+
+def test_arguments_take_the_place_of_all_that_a_file_has(tmp_path: Path) -> None:
+    """In train, in comparisons and where one file is laid over another."""
+    given, other = ({"env_kwargs": {name: 1}} for name in ("size", "speed"))
+    file = tmp_path / "some.json"
+    file.write_text(json.dumps(given))
+    argv = ["--env", "CartPole-v1", "--config", str(file), "--env-kwargs", "speed=1"]
+    assert dict(parse_train(argv)[0].settings.env_kwargs) == {"speed": 1}
+    for common, changes in ((None, other), (Overlay(file, other), {})):
+        entry = Entry("mine", "acktr", overlay=Overlay(file, given))
+        (plan,) = make_plans(["CartPole-v1"], [entry], [0], tmp_path, common, changes)
+        assert dict(plan.config.env_kwargs) == (changes or given)["env_kwargs"]
 
 
 def test_runs_of_a_comparison_have_them(tmp_path: Path) -> None:

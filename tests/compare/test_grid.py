@@ -323,7 +323,7 @@ class TestSurvey:
         found = plans(tmp_path, 0, 1, 2)
         trained(tmp_path, found[0].config)
         checked: list[int] = []
-        monkeypatch.setattr(status_module, "check", lambda config: checked.append(config.seed))
+        monkeypatch.setattr(status_module, "check", lambda config, _: checked.append(config.seed))
         states = [State.FINISHED, State.NEW, State.NEW]
         assert [item.state for item in survey(found)] == states
         assert checked == [1]
