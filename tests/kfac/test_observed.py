@@ -128,29 +128,32 @@ def test_exact_forms_are_those_of_the_observed_pass(name: str, rule: Any) -> Non
     assert observed.followed is None
 
 
+class Once(torch.autograd.Function):
+    """A sine with no second derivative."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        made: Tensor = x.sin()
+        return made
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.save_for_forward(inputs[0])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        product: Tensor = gradient * ctx.saved_tensors[0].cos()
+        return product
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        product: Tensor = tangent * ctx.saved_tensors[0].cos()
+        return product
+
+
 def test_without_a_second_derivative_the_pass_runs_again_with_its_mask() -> None:
-    class Once(torch.autograd.Function):
-        @staticmethod
-        def forward(x: Tensor) -> Tensor:
-            made: Tensor = x.sin()
-            return made
-
-        @staticmethod
-        def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-            ctx.save_for_backward(inputs[0])
-            ctx.save_for_forward(inputs[0])
-
-        @staticmethod
-        @torch.autograd.function.once_differentiable
-        def backward(ctx: Any, gradient: Tensor) -> Tensor:
-            product: Tensor = gradient * ctx.saved_tensors[0].cos()
-            return product
-
-        @staticmethod
-        def jvp(ctx: Any, tangent: Tensor) -> Tensor:
-            product: Tensor = tangent * ctx.saved_tensors[0].cos()
-            return product
-
     middle = [Apply(lambda x: Once.apply(x)), nn.Dropout(0.5)]  # type: ignore[no-untyped-call]
     model = build(nn.Linear(4, 6), *middle, nn.Linear(6, 3))
     plain = build(nn.Linear(4, 6), Apply(torch.sin), nn.Dropout(0.5), nn.Linear(6, 3))
@@ -164,6 +167,33 @@ def test_without_a_second_derivative_the_pass_runs_again_with_its_mask() -> None
         torch.rand(3)
         forms.append(optimizer.curvature.exact_quadratic(directions(plain, 1)[1][0]))
     close(forms[0], forms[1])
+
+
+@pytest.mark.parametrize("middle", [Apply(torch.sin), Apply(lambda x: Once.apply(x))])  # type: ignore[no-untyped-call]
+def test_under_autocast_forms_are_those_of_the_lower_precision(middle: nn.Module) -> None:
+    """The graph is followed, or the module runs again; either way within bfloat16's rounding."""
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Conv2d(2, 8, 3), middle, nn.Flatten(), nn.Linear(72, 5)).float()
+    inputs = torch.randn(256, 2, 5, 5)
+    for seed in range(4):  # u . (J v) can agree by luck
+        found = directions(model, 2, seed=seed)[1]
+        vectors = [{name: v.float() for name, v in vector.items()} for vector in found]
+        optimizer = KFAC(model, plain_config(quadratic="exact"))
+        with optimizer.capture() as captured, torch.autocast("cpu", torch.bfloat16):
+            output = model(inputs).float()
+        optimizer.observe(captured, output, LOSS)
+        observed = optimizer.curvature.observed
+        assert observed is not None
+        wanted = fisher_gram(model, (inputs,), LOSS, vectors)
+        forms = observed.grams(model, vectors)[0]
+        assert (observed.followed is not None) == (middle.function is torch.sin)
+        assert float((forms - wanted).norm() / wanted.norm()) < 0.02
+        assert observed.stride > 1
+        few = observed.estimated_grams(model, vectors, 0)
+        assert few is not None and float((few[0] - wanted).norm() / wanted.norm()) < 0.5
+        moved = {name: 1e-2 * v for name, v in vectors[0].items()}
+        kl = observed.estimated_kl(model, moved, 0)
+        assert kl is not None and float(kl / wanted[0, 0]) == pytest.approx(5e-5, rel=0.5)
 
 
 class Heads(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import gymnasium
@@ -10,6 +11,8 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 
+from acktr import ACKTR
+from acktr.config import preset
 from scripts.examples.packing import HeightmapPacking, LeafPacking
 from scripts.examples.packing.__main__ import main
 from scripts.examples.packing.geometry import maximal_spaces, rectangle_tops, turned
@@ -264,3 +267,15 @@ def test_the_heightmap_network_has_a_logit_for_each_action():
     observation, _ = env.reset(seed=0)
     outputs = net(torch.tensor(observation)[None].expand(3, -1, -1, -1))
     assert outputs["policy"].shape == (3, 200) and outputs["value"].shape == (3,)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_heightmap_network_learns_in_every_precision(precision):
+    config = dataclasses.replace(preset("PackingHeightmap-v0")[0], precision=precision)
+    arguments = {"size": (4, 4, 4), "sides": (1, 2)}
+    moves = []
+    with ACKTR(
+        HeightmapPacking, config, network=HeightmapNetwork, env_kwargs=arguments, seed=0
+    ) as agent:
+        agent.learn(1024, callback=lambda stats: moves.append(stats.metrics["train/approx_kl"]))
+    assert len(moves) == 4 and all(0 < kl < 0.02 for kl in moves)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from acktr.kfac.fisher.linearized import Linearized
+from acktr.kfac.fisher.followed import Followed, lower_rounding
 from acktr.kfac.fisher.products import (
     Vector,
     moved_output,
@@ -23,88 +24,11 @@ from acktr.kfac.fisher.products import (
 from acktr.kfac.losses.base import with_weights
 from acktr.kfac.losses.likelihoods import OutputLoss, SumLoss
 from acktr.kfac.statistics.capture import Capture, RandomState, sample_rows
-from acktr.kfac.statistics.inputs import Inputs, detached
+from acktr.kfac.statistics.inputs import Autocast, Inputs, detached
 from acktr.kfac.statistics.outputs import Selection, parts_of, selection
 
 _LEAST_TERMS, _LEAST_SAMPLES, _SPARSEST = 32, 8, 8
 """What a part of a batch must have to stand for all of it, and one over the least part."""
-
-
-@dataclass
-class Followed:
-    """An output with its Jacobian, taken from the graph of the pass that made it."""
-
-    parts: list[Tensor]
-    """The output's tensors, detached."""
-    tracked: list[int]
-    """Places of those that depend on the parameters."""
-    several: bool
-    """Whether the output is a tuple."""
-    linear: Linearized
-    """Their Jacobian."""
-
-    @classmethod
-    def of(cls, output: Any, parameters: Mapping[str, Tensor]) -> Followed | None:
-        """The Jacobian of an output; None if it is no tensor or tuple of tensors with a graph."""
-        several = isinstance(output, tuple)
-        parts = list(output) if several else [output]
-        if not all(isinstance(part, Tensor) for part in parts):
-            return None
-        tracked = [place for place, part in enumerate(parts) if part.requires_grad]
-        if not tracked:
-            return None
-        outputs = [parts[place] for place in tracked]
-        linear = Linearized(outputs, parameters, [_cotangent(part) for part in outputs])
-        return cls([part.detach() for part in parts], tracked, several, linear)
-
-    def grams(self, loss: OutputLoss[Any], vectors: Sequence[Vector]) -> Tensor:
-        """Quadratic forms of each part of the loss, as :func:`part_grams`.
-
-        Raises:
-            RuntimeError: An operation has no second derivative, or none that is right.
-        """
-        tangents = []
-        for vector in vectors:
-            filled = [torch.zeros_like(part) for part in self.parts]
-            moved = [tangent.detach() for tangent in self.linear.tangents(vector)]
-            _check(self.linear.gradients, vector, moved)
-            for place, tangent in zip(self.tracked, moved, strict=True):
-                filled[place] = tangent
-            tangents.append(tuple(filled) if self.several else filled[0])
-        output = tuple(self.parts) if self.several else self.parts[0]
-        return part_grams(loss, output, tangents)
-
-
-def _cotangent(output: Tensor) -> Tensor:
-    """Numbers u without a pattern, for :func:`_check`."""
-    count = torch.arange(output.numel(), device=output.device, dtype=torch.float32)
-    return (3 * count).cos().reshape(output.shape).to(output.dtype)
-
-
-def _same(first: Tensor, second: Tensor) -> bool:
-    """Whether two outputs are equal up to rounding."""
-    if first.shape != second.shape:
-        return False
-    off = (first - second).double().norm()
-    return bool(off <= 100 * torch.finfo(first.dtype).eps * (1 + first.double().norm()))
-
-
-def _check(pulled: Vector, vector: Vector, tangents: Sequence[Tensor]) -> None:
-    """Raise RuntimeError unless u . (J v) = (J^T u) . v up to rounding.
-
-    A torch.autograd.Function whose backward pass is once_differentiable, or leaves the graph, has a
-    part of J v missing without any error of torch's.
-    """
-    products = [(pulled[name] * vector[name]).double() for name in pulled if name in vector]
-    if not products:
-        return
-    eps = torch.finfo(tangents[0].dtype).eps
-    direct = torch.stack([product.sum() for product in products]).sum()
-    rounding = 16 * eps * torch.stack([product.abs().sum() for product in products]).sum()
-    pairs = [(_cotangent(t).double() * t.double()).sum() for t in tangents]
-    through = torch.stack(pairs).sum()
-    if float((direct - through).abs() - rounding - 1e-3 * direct.abs()) > 0:
-        raise RuntimeError("the second derivative of the observed pass lacks a part")
 
 
 @dataclass
@@ -122,6 +46,8 @@ class Observed:
     """What the output means."""
     random: RandomState | None = None
     """Random state at the beginning of capture()."""
+    autocast: Autocast | None = None
+    """What autocast was, in which the module runs again."""
     followed: Followed | None = None
     """The output with its Jacobian, until the step."""
     select: Selection | None = None
@@ -148,7 +74,9 @@ class Observed:
     ) -> Observed:
         """The pass that was captured; its Jacobian is kept if parameters are given."""
         try:
-            followed = None if parameters is None else Followed.of(output, parameters)
+            followed = (
+                None if parameters is None else Followed.of(output, parameters, captured.autocast)
+            )
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:  # a compiled module
@@ -156,7 +84,17 @@ class Observed:
         returned = captured.returned
         select = selection(returned[-1], output) if returned else None
         calls, kept = len(returned), tree_map(detached, output)
-        return cls(captured.inputs, loss, captured.random, followed, select, calls, kept, terms)
+        return cls(
+            captured.inputs,
+            loss,
+            captured.random,
+            captured.autocast,
+            followed,
+            select,
+            calls,
+            kept,
+            terms,
+        )
 
     @property
     def inputs(self) -> Inputs:
@@ -237,16 +175,18 @@ class Observed:
             except RuntimeError:  # an operation without a second derivative
                 wanted, self.followed = self.followed.parts, None
         call = self.inputs
-        output, tangents = output_tangents(
-            module,
-            call.args,
-            vectors,
-            kwargs=call.kwargs,
-            random=self.random,
-            select=self.select,
-        )
-        again = parts_of(output)
-        if (wanted and not all(map(_same, wanted, again))) or len(wanted) not in (0, len(again)):
+        with self._again():
+            output, tangents = output_tangents(
+                module,
+                call.args,
+                vectors,
+                kwargs=call.kwargs,
+                random=self.random,
+                select=self.select,
+            )
+        again, lower = parts_of(output), lower_rounding(self.autocast)
+        same = all(_same(one, other, lower) for one, other in zip(wanted, again, strict=False))
+        if not same or len(wanted) not in (0, len(again)):
             raise ValueError(
                 "the observed pass has an operation without a second derivative, and the module"
                 " called on its inputs again gives another output than the one observed"
@@ -294,11 +234,13 @@ class Observed:
             if rows is None or self.earlier:
                 return self.grams(module, vectors)
             call = self._call(rows)
-            output, tangents = output_tangents(
-                module, call.args, vectors, kwargs=call.kwargs, select=self.select
-            )
-            some = parts_of(output)
-            if not all(_near(part[rows], one) for part, one in zip(parts, some, strict=True)):
+            with self._again():
+                output, tangents = output_tangents(
+                    module, call.args, vectors, kwargs=call.kwargs, select=self.select
+                )
+            some, lower = parts_of(output), lower_rounding(self.autocast)
+            pairs = zip(parts, some, strict=True)
+            if not all(_near(part[rows], one, lower) for part, one in pairs):
                 return None
             loss = self._loss(output, rows)
             share = (loss.normalizer(output) or 1.0) / (self.loss.normalizer(self.output) or 1.0)
@@ -325,7 +267,8 @@ class Observed:
             return None
         try:
             call = self._call(rows)
-            after = moved_output(module, call, change, self.select)
+            with self._again():
+                after = moved_output(module, call, change, self.select)
             before = tree_map(lambda leaf: _part(leaf, rows), self.output)
             kl: Tensor = self._loss(before, rows).kl(before, after)  # type: ignore[attr-defined]
         except torch.OutOfMemoryError:
@@ -333,6 +276,10 @@ class Observed:
         except Exception:  # a part of the loss may have no KL
             return None
         return kl
+
+    def _again(self) -> AbstractContextManager[Any]:
+        """The precision of the pass."""
+        return nullcontext() if self.autocast is None else self.autocast.again()
 
     def _call(self, rows: slice) -> Inputs:
         """The inputs of some samples."""
@@ -371,9 +318,24 @@ def _part(leaf: Any, rows: slice) -> Any:
     return leaf[rows] if isinstance(leaf, Tensor) else leaf
 
 
-def _near(first: Tensor, second: Tensor) -> bool:
-    """Whether two outputs are equal up to what a batch of another size may round."""
+def _same(first: Tensor, second: Tensor, lower: float) -> bool:
+    """Whether two outputs are equal up to rounding.
+
+    Args:
+        first: Of the observed pass.
+        second: Of the module called again.
+        lower: Rounding of the lower precision of autocast; 0 without it.
+    """
+    if first.shape != second.shape:
+        return False
+    off = (first - second).double().norm()
+    rounding = max(100 * torch.finfo(first.dtype).eps, 4 * lower)
+    return bool(off <= rounding * (1 + first.double().norm()))
+
+
+def _near(first: Tensor, second: Tensor, lower: float) -> bool:
+    """The same as :func:`_same`, up to what a batch of another size may round."""
     if first.shape != second.shape:
         return False
     off, size = (first - second).double().norm(), first.double().norm()
-    return bool(off <= torch.finfo(first.dtype).eps ** 0.5 * size)
+    return bool(off <= max(torch.finfo(first.dtype).eps ** 0.5, 4 * lower) * size)

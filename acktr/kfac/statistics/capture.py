@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from acktr.kfac.statistics.inputs import Inputs
+from acktr.kfac.statistics.inputs import Autocast, Inputs
 from acktr.kfac.statistics.outputs import parts_of, tensors
 from acktr.kfac.statistics.owners import Rows, found, probes
 from acktr.kfac.statistics.projections import Projection, reporting
@@ -114,6 +114,8 @@ class Capture:
     """Inputs of the whole module in the last forward pass, detached."""
     random: RandomState | None = None
     """State of the random generators at the beginning."""
+    autocast: Autocast | None = None
+    """What autocast was in the last forward pass; None without it."""
     turns: int = 0
     """Calls recorded so far."""
     outputs: list[int] | None = None
@@ -164,9 +166,9 @@ class Capture:
         self.turns += 1
         record.calls.append(Call(inputs, output.shape, edge, part, moments, self.turns, valid))
 
-    def _keep_inputs(self, _module: nn.Module, args: Any, kwargs: Any) -> None:
+    def _keep_inputs(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if not _computed_again():
-            self.inputs = Inputs.of(args, kwargs)
+            self.inputs, self.autocast = Inputs.of(args, kwargs), Autocast.now(module)
 
     def _keep_output(self, _module: nn.Module, _args: Any, output: Any) -> None:
         if not _computed_again():

@@ -1,4 +1,4 @@
-"""Arguments of a module's call, kept by reference."""
+"""Arguments of a module's call, kept by reference, and the precision it ran in."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 
@@ -21,6 +22,29 @@ def _double(leaf: Any) -> Any:
 def detached(leaf: Any) -> Any:
     """A tensor without its graph, and anything else as it is."""
     return leaf.detach() if isinstance(leaf, Tensor) else leaf
+
+
+@dataclass(frozen=True)
+class Autocast:
+    """The lower precision that a module ran in."""
+
+    device: str
+    """Type of the device."""
+    dtype: torch.dtype
+    """Of its products."""
+
+    @classmethod
+    def now(cls, module: nn.Module) -> Autocast | None:
+        """The present one where a module lies; None where there is none."""
+        first = next(module.parameters(), None)
+        device = "cpu" if first is None else first.device.type
+        if not torch.is_autocast_enabled(device):
+            return None
+        return cls(device, torch.get_autocast_dtype(device))
+
+    def again(self) -> torch.autocast:
+        """A context in which operations run as they did."""
+        return torch.autocast(self.device, self.dtype)
 
 
 @dataclass(frozen=True)
