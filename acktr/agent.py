@@ -30,7 +30,7 @@ from acktr.given import (
 from acktr.policies import NetworkSource, with_network
 from acktr.predictor import Predictor
 from acktr.runs.checkpoint import CheckpointError, restoring, save_checkpoint
-from acktr.runs.saved import find_checkpoint, read_agent
+from acktr.runs.saved import broken_number, find_checkpoint, read_agent
 from acktr.runs.session import EVALUATION_ENVS, EVALUATION_SEED
 from acktr.train import Trainer
 
@@ -258,15 +258,19 @@ class Agent(Predictor):
         Both hold safetensors and JSON with hashes.
 
         Raises:
-            CheckpointError: It cannot be written.
+            CheckpointError: It cannot be written, or holds NaN or Inf; an older one is intact.
         """
+        state = self.trainer.state_dict()
+        broken = broken_number(state)
+        if broken is not None:
+            raise CheckpointError(f"{path}: not saved: {broken} is NaN or Inf")
         meta = {
             "format": "acktr-agent",
             "config": to_dict(self.config),
             "env_origin": self._given.origin,
             "learning_rate": None if self._learning_rate is None else "function",
         }
-        save_checkpoint(Path(path), self.trainer.state_dict(), meta)
+        save_checkpoint(Path(path), state, meta)
 
     @classmethod
     def load(

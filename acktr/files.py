@@ -8,7 +8,8 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,25 @@ def read_limited(path: Path, limit: int) -> bytes:
     return data
 
 
+def distinct_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, for ``object_pairs_hook``; ValueError if it has a key twice."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {twice!r:.80} stands twice in one object")
+    return content
+
+
 def read_object(path: Path, limit: int = 1 << 20) -> dict[str, Any]:
     """The object in a JSON file of at most ``limit`` bytes; its contents are not checked.
 
     Raises:
-        ValueError: if it cannot be read or is no JSON object; one line that names it.
+        ValueError: if it cannot be read, is no JSON object or has a key twice; one line that
+            names it.
     """
     try:
-        content = json.loads(read_limited(path, limit).decode("utf-8"))
+        text = read_limited(path, limit).decode("utf-8")
+        content = json.loads(text, object_pairs_hook=distinct_keys)
     except OSError as error:
         raise ValueError(f"{path}: cannot read: {reason(error)}") from error
     except (ValueError, RecursionError) as error:

@@ -11,8 +11,8 @@ from pathlib import Path
 from acktr.compare.grid import RunPlan
 from acktr.config import Config, ConfigError
 from acktr.files import reason
-from acktr.runs.checkpoint import CheckpointError, checkpoint_exists
-from acktr.runs.folder import RunError, RunFolder, locked, stored_config
+from acktr.runs.checkpoint import CheckpointError, checkpoint_exists, older_checkpoints
+from acktr.runs.folder import KEPT, RunError, RunFolder, locked, stored_config
 from acktr.runs.saved import read_agent
 from acktr.runs.start import check, difference
 
@@ -84,7 +84,7 @@ def status(plan: RunPlan) -> Status:
                 "choose another --run-dir, or LABEL=FILE.json for a variant"
             )
         done = folder.last_evaluation() >= total
-        if not checkpoint_exists(folder.last):
+        if not (checkpoint_exists(folder.last) or older_checkpoints(folder.last, KEPT - 1)):
             return Status(State.FINISHED, total) if done else _stuck(path, "has no checkpoint")
         try:
             steps = read_agent(folder.last).timesteps

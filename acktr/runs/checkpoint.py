@@ -6,8 +6,9 @@ SHA-256 of the others). Reading one never runs code. The hashes guard against da
 an author who recomputes them; what such an author can do is limited to wrong numbers.
 
 ``save_checkpoint`` writes a complete ``NAME.tmp-XXXXXXXX`` beside the target, renames an existing
-``NAME`` to ``NAME.old``, the new one to ``NAME``, and removes ``NAME.old``. Whenever a crash stops
-it, ``NAME`` or, if that name is missing, ``NAME.old`` is a complete checkpoint.
+``NAME`` to ``NAME.old``, the new one to ``NAME``, and removes ``NAME.old``; where older ones are
+kept it becomes ``NAME-1``, and what had that name ``NAME-2``. Whenever a crash stops it, ``NAME``
+or, if that name is missing, ``NAME.old`` is a complete checkpoint.
 
 A name that ends in ``.zip`` means one file that holds the four (:mod:`acktr.runs.single_file`).
 """
@@ -21,39 +22,36 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
-
-import numpy as np
-import safetensors.torch
-import torch
 
 from acktr.envs import one_line
 from acktr.files import read_limited, reason, sync_folder, write_atomic, write_synced
 from acktr.runs.single_file import SUFFIX, is_packed, packed, unpacked
+from acktr.runs.trees import decode, decode_tensors, encode, encode_tensors
 
 FORMAT = "acktr-checkpoint"
-VERSION = 1
+VERSION = 2
+"""Format that is written; all from 1 on are read. Version 2 may hold environments' states."""
 
 _TENSORS, _TREE, _META, _MANIFEST = "state.safetensors", "state.json", "meta.json", "manifest.json"
 _CAPS = {_TENSORS: 4 << 30, _TREE: 64 << 20, _META: 4 << 20, _MANIFEST: 1 << 16}
-_HEADER_CAP = 16 << 20
 _ATTEMPTS = 5
-_DTYPES = frozenset(
-    {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool}
-    | {torch.int64, torch.int32, torch.int16, torch.int8}
-    | {torch.uint64, torch.uint32, torch.uint16, torch.uint8}
-)
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written or read; one line naming the file and the reason."""
 
 
-def save_checkpoint(folder: Path, state: Mapping[str, object], meta: Mapping[str, object]) -> None:
+def save_checkpoint(
+    folder: Path, state: Mapping[str, object], meta: Mapping[str, object], older: int = 0
+) -> None:
     """Write a checkpoint, replacing an older one of the same name (behind a symbolic link: there).
+
+    That and the ones before it are kept as ``NAME-1``, ``NAME-2``, ..., as many as ``older``, if
+    it is a folder.
 
     Both trees are made of dicts with string keys (no ``$`` first), lists, int, float, bool, str and
     None; ``state`` may also hold tensors and arrays (saved contiguous, without gradient). All of
@@ -77,7 +75,10 @@ def save_checkpoint(folder: Path, state: Mapping[str, object], meta: Mapping[str
         for name, data in files.items():
             write_synced(temporary / name, data)
         sync_folder(temporary)
+        _finish_shift(target, older)
         _swap(temporary, target)
+        with suppress(OSError):  # the next writer finishes it
+            _finish_shift(target, older)
     except OSError as error:
         raise _unwritable(folder, error) from error
     finally:
@@ -96,14 +97,21 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     else:
         target, files = _read_current(target)
     with _sound(target / _TENSORS):
-        tensors = _decode_tensors(files[_TENSORS])
+        tensors = decode_tensors(files[_TENSORS])
     with _sound(target / _TREE):
-        state = _decode_object(files[_TREE], tensors)
+        state = decode(files[_TREE], tensors)
         if tensors:
             raise ValueError("tensors left over")
     with _sound(target / _META):
-        meta = _decode_object(files[_META], {})
+        meta = decode(files[_META], {})
     return state, meta
+
+
+def older_checkpoints(folder: Path, older: int) -> list[Path]:
+    """The older ones of a name that are there, the newest first; they may be damaged."""
+    target = _target(folder)
+    names = [_old(target), *(_older(target, age) for age in range(1, older + 1))]
+    return [path for path in names if (path / _MANIFEST).is_file()]
 
 
 def checkpoint_exists(folder: Path) -> bool:
@@ -114,13 +122,32 @@ def checkpoint_exists(folder: Path) -> bool:
     return any((path / _MANIFEST).is_file() for path in (target, _old(target)))
 
 
+def set_aside(folder: Path) -> None:
+    """Rename what has a checkpoint's name and is none, or a damaged one, to ``NAME.damaged``.
+
+    Raises:
+        CheckpointError: It cannot be renamed.
+    """
+    target = _target(folder)
+    damaged = target.with_name(f"{target.name}.damaged")
+    try:
+        if os.path.lexists(target):
+            shutil.rmtree(damaged, ignore_errors=True)
+            os.rename(target, damaged)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
 @contextmanager
 def restoring(folder: Path) -> Iterator[None]:
     """Turn whatever a state that does not fit raises into a CheckpointError of one line."""
     try:
         yield
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise CheckpointError(f"{folder}: {one_line(error)}") from error
+    except CheckpointError:
+        raise
+    except Exception as error:  # a forged state reaches code that no writer's state reaches
+        kind = "" if isinstance(error, ValueError) else f"does not fit: {type(error).__name__}: "
+        raise CheckpointError(f"{folder}: {kind}{one_line(error):.500}") from error
 
 
 def require_replaceable(folder: Path) -> None:
@@ -185,6 +212,10 @@ def _old(target: Path) -> Path:
     return target.parent / f"{target.name}.old"
 
 
+def _older(target: Path, age: int) -> Path:
+    return target.parent / f"{target.name}-{age}"
+
+
 def _refuse_foreign(target: Path) -> None:
     """Never replace a folder that is not a checkpoint."""
     if not os.path.lexists(target) or (target / _MANIFEST).is_file():
@@ -202,12 +233,11 @@ def _sweep(target: Path) -> None:
 
 
 def _swap(temporary: Path, target: Path) -> None:
+    """Put the new one in its place, and the one that was there aside."""
     old = _old(target)
     if not os.path.lexists(target):
         os.rename(temporary, target)
     else:
-        if os.path.lexists(old):
-            shutil.rmtree(old)
         os.rename(target, old)
         try:
             os.rename(temporary, target)
@@ -215,44 +245,56 @@ def _swap(temporary: Path, target: Path) -> None:
             os.rename(old, target)
             raise
     sync_folder(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
+
+
+def _finish_shift(target: Path, older: int) -> None:
+    """Give what stands aside the first of the older names, moving others on; the last one goes.
+
+    Nothing is done before there is a target, without which what stands aside is the newest.
+    """
+    old = _old(target)
+    if not (os.path.lexists(target) and os.path.lexists(old)):
+        return
+    names = [_older(target, age) for age in range(1, older + 1)]
+    free = next((place for place, path in enumerate(names) if not os.path.lexists(path)), older)
+    if free == older:  # the last one goes, under a name that the next writer sweeps
+        gone = target.with_name(f"{target.name}.tmp-{secrets.token_hex(4)}")
+        os.rename(names[-1] if names else old, gone)
+        shutil.rmtree(gone, ignore_errors=True)
+    for path, following in reversed(list(pairwise([old, *names[: free + 1]]))):
+        os.rename(path, following)
 
 
 def _encode_files(
     target: Path, state: Mapping[str, object], meta: Mapping[str, object]
 ) -> dict[str, bytes]:
-    tensors: dict[str, torch.Tensor] = {}
-    described = _encode(meta, "meta", tensors)
-    if tensors:
-        raise TypeError(f"{min(tensors)}: meta cannot hold tensors or arrays")
-    tree = _encode(state, "state", tensors)
-    files = {
-        _TENSORS: safetensors.torch.save(tensors),
-        _TREE: json.dumps(tree).encode(),
-        _META: (json.dumps(described, indent=1) + "\n").encode(),
-    }
+    described, misplaced = encode(meta, "meta", indent=1)
+    if misplaced:
+        raise TypeError(f"{min(misplaced)}: meta cannot hold tensors or arrays")
+    tree, tensors = encode(state, "state")
+    files = {_TENSORS: encode_tensors(tensors), _TREE: tree, _META: described + b"\n"}
     for name, data in files.items():
         if len(data) > _CAPS[name]:
             raise CheckpointError(f"{target / name}: {len(data)} bytes; at most {_CAPS[name]} fit")
-    files[_MANIFEST] = _manifest(files)
+    files[_MANIFEST] = _manifest(files, VERSION)
     return files
 
 
-def _manifest(files: Mapping[str, bytes]) -> bytes:
+def _manifest(files: Mapping[str, bytes], version: int) -> bytes:
     """The one accepted spelling of a manifest of the three content files."""
     entries = {
         name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         for name, data in files.items()
     }
-    content = {"format": FORMAT, "version": VERSION, "files": entries}
+    content = {"format": FORMAT, "version": version, "files": entries}
     return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
 
 
 def _read_verified(target: Path) -> dict[str, bytes]:
     """The content files of a folder, checked against the manifest before anything is parsed."""
-    manifest = _read_manifest(target)
+    manifest, version = _read_manifest(target)
     files = {name: _read(target / name) for name in (_TENSORS, _TREE, _META)}
-    return _verified(target, files, manifest)
+    return _verified(target, files, manifest, version)
 
 
 def _read_file(target: Path) -> dict[str, bytes]:
@@ -265,8 +307,8 @@ def _read_file(target: Path) -> dict[str, bytes]:
         why = str(error) if type(error) is ValueError else "not a sound zip file"
         raise _bad(target, why) from error
     manifest = files.pop(_MANIFEST)
-    _check_manifest(target / _MANIFEST, manifest)
-    return _verified(target, files, manifest)
+    version = _check_manifest(target / _MANIFEST, manifest)
+    return _verified(target, files, manifest, version)
 
 
 def _save_file(target: Path, files: Mapping[str, bytes]) -> None:
@@ -282,32 +324,36 @@ def _save_file(target: Path, files: Mapping[str, bytes]) -> None:
         raise _unwritable(target, error) from error
 
 
-def _verified(target: Path, files: dict[str, bytes], manifest: bytes) -> dict[str, bytes]:
-    if _manifest(files) != manifest:
+def _verified(
+    target: Path, files: dict[str, bytes], manifest: bytes, version: int
+) -> dict[str, bytes]:
+    if _manifest(files, version) != manifest:
         raise _bad(target, "a file differs from its size or SHA-256 in manifest.json")
     return files
 
 
-def _read_manifest(target: Path) -> bytes:
-    """The manifest of a folder, of which format and version are checked alone."""
+def _read_manifest(target: Path) -> tuple[bytes, int]:
+    """The manifest of a folder, of which format and version are checked alone, and the version."""
     if not target.is_dir():
         raise CheckpointError(f"{target}: no checkpoint folder here")
     data = _read(target / _MANIFEST)
-    _check_manifest(target / _MANIFEST, data)
-    return data
+    return data, _check_manifest(target / _MANIFEST, data)
 
 
-def _check_manifest(path: Path, data: bytes) -> None:
-    """Refuse manifests of other formats or versions."""
+def _check_manifest(path: Path, data: bytes) -> int:
+    """The version; refuses manifests of other formats or of unknown versions."""
     with _sound(path):
         content = json.loads(data)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise _bad(path, "not a checkpoint manifest")
     version = content.get("version")
-    if type(version) is not int or version != VERSION:
+    if type(version) is not int or not 1 <= version <= VERSION:
+        newer = type(version) is int and version > VERSION
         raise CheckpointError(
-            f"{path}: format version {str(version)[:20]!r} is unknown; this program reads {VERSION}"
+            f"{path}: format version {str(version)[:20]!r} is {'newer' if newer else 'unknown'};"
+            f" this program reads 1 to {VERSION}"
         )
+    return version
 
 
 def _read(path: Path) -> bytes:
@@ -315,68 +361,3 @@ def _read(path: Path) -> bytes:
         return read_limited(path, _CAPS[path.name])
     except OSError as error:
         raise CheckpointError(f"{path}: cannot read the checkpoint: {reason(error)}") from error
-
-
-def _encode(node: object, path: str, tensors: dict[str, torch.Tensor]) -> object:
-    """The tree as JSON values; where a tensor or array was stands the path that names it."""
-    if isinstance(node, Mapping):
-        for key in node:
-            if type(key) is not str or key.startswith("$"):
-                raise TypeError(f"{path}: key {key!r:.80} must be a str without $ at its beginning")
-        # Quoted, so that the paths of two tensors never are the same.
-        names = {key: quote(key, safe="", errors="surrogatepass") for key in node}
-        return {key: _encode(node[key], f"{path}/{names[key]}", tensors) for key in node}
-    if isinstance(node, list | tuple):
-        return [_encode(item, f"{path}/{index}", tensors) for index, item in enumerate(node)]
-    if isinstance(node, torch.Tensor):
-        tensors[path] = _plain(node, path)
-        return {"$tensor": path}
-    if isinstance(node, np.ndarray):
-        try:
-            array = np.array(node, dtype=node.dtype.newbyteorder("="), order="C")
-            tensors[path] = _plain(torch.from_numpy(array), path)
-        except (TypeError, ValueError):
-            raise TypeError(f"{path}: an array of {node.dtype} cannot be saved") from None
-        return {"$array": path}
-    value = node.item() if isinstance(node, np.bool_ | np.integer | np.floating) else node
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    raise TypeError(f"{path}: a {type(node).__name__} cannot be saved")
-
-
-def _plain(tensor: torch.Tensor, path: str) -> torch.Tensor:
-    """A contiguous CPU copy that shares memory with nothing."""
-    if tensor.layout != torch.strided or tensor.dtype not in _DTYPES or tensor.is_meta:
-        raise TypeError(f"{path}: a {tensor.layout} {tensor.dtype} tensor cannot be saved")
-    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-
-
-def _decode_tensors(data: bytes) -> dict[str, torch.Tensor]:
-    if int.from_bytes(data[:8], "little") > _HEADER_CAP:
-        raise ValueError("header too large")
-    # Clones lie in torch's own aligned memory: products of unaligned ones may round differently.
-    return {name: value.clone() for name, value in safetensors.torch.load(data).items()}
-
-
-def _decode_object(data: bytes, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-    tree = _decode(json.loads(data), tensors)
-    if not isinstance(tree, dict):
-        raise ValueError("state and meta are objects")
-    return tree
-
-
-def _decode(node: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """Inverse of ``_encode``; takes what it uses out of ``tensors``, so nothing is used twice."""
-    if isinstance(node, list):
-        return [_decode(item, tensors) for item in node]
-    if not isinstance(node, dict):
-        return node
-    if node.keys() == {"$tensor"}:
-        return tensors.pop(node["$tensor"])
-    if node.keys() == {"$array"}:
-        return tensors.pop(node["$array"]).numpy()
-    if node.keys() == {"$tuple"}:  # as earlier versions wrote
-        return _decode(node["$tuple"], tensors)
-    if any(key.startswith("$") for key in node):
-        raise ValueError("an unknown tag")
-    return {key: _decode(value, tensors) for key, value in node.items()}

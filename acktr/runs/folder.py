@@ -24,6 +24,9 @@ from acktr.runs.tables import read_table
 if sys.platform != "win32":
     import fcntl
 
+KEPT = 3
+"""Checkpoints of the latest steps that a run keeps: last, last-1 and last-2."""
+
 _COMMAND_CAP = 1 << 20
 _PACKAGES = ("acktr", "torch", "gymnasium", "ale-py", "mujoco", "numpy")
 
@@ -52,7 +55,7 @@ class RunFolder:
         """One row per evaluation."""
         self.curve = path / "curve.png"
         self.last = path / "checkpoints" / "last"
-        """The latest checkpoint."""
+        """The latest checkpoint; the ones before it are beside it, last-1 and last-2."""
         self.best = path / "checkpoints" / "best"
         """The checkpoint with the best evaluation."""
 

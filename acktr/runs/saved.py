@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,12 +13,22 @@ import gymnasium
 import torch
 
 from acktr.compute import resolve_device
-from acktr.config import Config, ConfigError, from_dict, refuse_imports
+from acktr.config import Config, from_dict, refuse_imports
+from acktr.envs import one_line
 from acktr.evaluate import Evaluation, evaluate
 from acktr.policies import NetworkSource, Policy
 from acktr.runs.checkpoint import CheckpointError, checkpoint_exists, load_checkpoint, restoring
 from acktr.runs.folder import RunError, RunFolder
+from acktr.runs.trees import non_finite
 from acktr.train import evaluation_envs
+
+_MOST_STEPS = 1 << 53
+"""Counts up to here are exact as floating-point numbers too."""
+
+_UNJUDGED = frozenset(
+    {"collector/envs", "collector/observation"}
+    | {f"learner/{network}/curvature/pending" for network in ("actor", "critic")}
+)
 
 
 @dataclass(frozen=True)
@@ -83,11 +94,12 @@ def read_agent(path: Path) -> SavedAgent:
     try:
         config = from_dict(meta["config"])
         refuse_imports(config)
-        timesteps, score = state["timesteps"], meta.get("score")
-    except (KeyError, ConfigError, ValueError) as error:
-        raise CheckpointError(f"{path}: no usable configuration in it ({error})") from error
-    if type(timesteps) is not int or timesteps < 0:
-        raise CheckpointError(f"{path}: timesteps must be a count, not {timesteps!r:.40}")
+    except Exception as error:  # nothing is known of what is in it
+        raise CheckpointError(
+            f"{path}: no usable configuration in it ({one_line(error):.500})"
+        ) from error
+    _check_state(path, state)
+    score = meta.get("score")
     if type(score) is not float or not math.isfinite(score):
         score = None
     origin = meta.get("env_origin")
@@ -95,11 +107,37 @@ def read_agent(path: Path) -> SavedAgent:
         path,
         config,
         state,
-        timesteps,
+        state["timesteps"],
         score,
         env_origin=origin if isinstance(origin, str) else None,
         lacks_learning_rate=meta.get("learning_rate") is not None,
     )
+
+
+def broken_number(state: Mapping[str, Any]) -> str | None:
+    """Where a trainer's state holds NaN or Inf; None if nowhere.
+
+    What environments show and keep is theirs, and K-FAC itself judges the matrices of a refresh
+    that is under way.
+    """
+    return non_finite(state, _UNJUDGED)
+
+
+def _check_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Refuse a state that no trainer has, whatever its hashes say."""
+    for name in ("network", "learner", "collector"):
+        if not isinstance(state.get(name), dict):
+            raise CheckpointError(f"{path}: it holds no state of the {name}")
+    for name in ("timesteps", "updates"):
+        count = state.get(name)
+        if type(count) is not int or not 0 <= count < _MOST_STEPS:
+            raise CheckpointError(f"{path}: {name} must be a count, not {count!r:.40}")
+    seconds = state.get("seconds")
+    if not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
+        raise CheckpointError(f"{path}: seconds must be a duration, not {seconds!r:.40}")
+    broken = broken_number(state)
+    if broken is not None:
+        raise CheckpointError(f"{path}: {broken:.200} is NaN or Inf; no such agent is ever saved")
 
 
 def find_checkpoint(path: Path) -> Path:

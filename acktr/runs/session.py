@@ -9,8 +9,6 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-import torch
-
 from acktr.config import Config, to_dict
 from acktr.envs import EnvFault
 from acktr.evaluate import Evaluation, evaluate, usually_deterministic
@@ -18,9 +16,10 @@ from acktr.interrupts import Interrupts, Stopped
 from acktr.kfac import FactorError
 from acktr.rollout import NonFiniteError
 from acktr.runs.checkpoint import CheckpointError, save_checkpoint
-from acktr.runs.folder import RunFolder
+from acktr.runs.folder import KEPT, RunFolder
 from acktr.runs.logger import RunLogger
 from acktr.runs.progress import Progress, duration
+from acktr.runs.saved import broken_number
 from acktr.train import Trainer, evaluation_envs
 
 EVALUATION_SEED = 10_000
@@ -210,10 +209,11 @@ class Session:
 
     def _save(self, path: Path, score: float | None) -> None:
         trainer = self.trainer
-        if not all(bool(torch.isfinite(p).all()) for p in trainer.network.parameters()):
-            raise NonFiniteError(
-                f"the network's weights are NaN or Inf at step {trainer.timesteps}"
-            )
+        state = trainer.state_dict()
+        broken = broken_number(state)
+        if broken is not None:
+            what = "the network's weights are" if broken.startswith("network/") else f"{broken} is"
+            raise NonFiniteError(f"{what} NaN or Inf at step {trainer.timesteps}")
         meta = {
             "format": "acktr-run",
             "config": to_dict(self.config),
@@ -221,7 +221,9 @@ class Session:
             "seconds": trainer.seconds,
             "score": score,
         }
-        save_checkpoint(path, trainer.state_dict(), meta)
+        # What a session begins with is on the disk already: it takes that one's place.
+        older = KEPT - 1 if path == self.folder.last and self._saved >= 0 else 0
+        save_checkpoint(path, state, meta, older)
 
     def _summary(self, evaluation: Evaluation) -> str:
         recent = self.logger.ep_rew_mean

@@ -19,10 +19,13 @@ from acktr.policies import NetworkSource, with_network
 from acktr.runs.checkpoint import (
     CheckpointError,
     checkpoint_exists,
+    older_checkpoints,
     require_replaceable,
     restoring,
+    set_aside,
 )
 from acktr.runs.folder import (
+    KEPT,
     RunError,
     RunFolder,
     locked,
@@ -111,7 +114,7 @@ def resume(
     folder = RunFolder(path)
     with ExitStack() as stack:
         stack.enter_context(locked(folder))  # before anything is read that training changes
-        agent = _last_agent(folder, stored)
+        agent, damaged = _last_agent(folder, stored)
         config = dataclasses.replace(stored, total_timesteps=total or stored.total_timesteps)
         done = agent.timesteps
         if done >= config.total_timesteps and folder.last_evaluation() >= done:
@@ -130,6 +133,9 @@ def resume(
         logger = stack.enter_context(RunLogger(folder, config.env, done))
         progress = stack.enter_context(Progress(config.total_timesteps, start_timesteps=done))
         session = Session(folder, trainer, logger, progress, interrupts, best)
+        for path, error in damaged.items():
+            progress.note(f"warning: {error}; going on from {agent.path.name}, step {done:,}")
+            set_aside(path)
         session.checkpoint(required=True)  # what cannot be written is found out now
         folder.write_config(to_dict(config))
         folder.write_command(argv)
@@ -181,10 +187,19 @@ def _run(session: Session, first: str, facts: Mapping[str, object], draw: Draw) 
     return session.run(draw)
 
 
-def _last_agent(folder: RunFolder, stored: Config) -> SavedAgent:
-    if not checkpoint_exists(folder.last):
+def _last_agent(
+    folder: RunFolder, stored: Config
+) -> tuple[SavedAgent, dict[Path, CheckpointError]]:
+    """The newest agent that is sound, and what is wrong with the newer ones.
+
+    Raises:
+        RunError: There is no checkpoint, or it was trained with other settings.
+        CheckpointError: None is sound.
+    """
+    paths = [folder.last, *older_checkpoints(folder.last, KEPT - 1)]
+    if not any(map(checkpoint_exists, paths)):
         raise RunError(f"{folder.path}: no checkpoint to resume from; delete it and start again")
-    agent = read_agent(folder.last)
+    agent, damaged = _first_sound(paths)
     same = dataclasses.replace(agent.config, total_timesteps=stored.total_timesteps)
     if differing := difference(stored, same):
         name, ours, theirs = differing
@@ -192,7 +207,18 @@ def _last_agent(folder: RunFolder, stored: Config) -> SavedAgent:
             f"{folder.config}: {name} is {ours!r} but the checkpoint was trained with "
             f"{theirs!r}; only total_timesteps may be changed"
         )
-    return agent
+    return agent, damaged
+
+
+def _first_sound(paths: Sequence[Path]) -> tuple[SavedAgent, dict[Path, CheckpointError]]:
+    """The first agent that can be read, and why those before it cannot; CheckpointError if none."""
+    damaged: dict[Path, CheckpointError] = {}
+    for path in paths:
+        try:
+            return read_agent(path), damaged
+        except CheckpointError as error:
+            damaged[path] = error
+    raise damaged[paths[0]]
 
 
 def difference(one: Config, other: Config) -> tuple[str, Any, Any] | None:

@@ -16,6 +16,7 @@ from acktr.runs.checkpoint import (
     CheckpointError,
     checkpoint_exists,
     load_checkpoint,
+    older_checkpoints,
     save_checkpoint,
 )
 
@@ -39,8 +40,8 @@ def version_of(folder: Path) -> int:
     return int(meta["k"])
 
 
-def save_version(folder: Path, k: int) -> None:
-    save_checkpoint(folder, {"w": torch.full((4,), float(k))}, {"k": k})
+def save_version(folder: Path, k: int, older: int = 0) -> None:
+    save_checkpoint(folder, {"w": torch.full((4,), float(k))}, {"k": k}, older)
 
 
 def test_a_crash_at_any_point_leaves_a_checkpoint(tmp_path: Path) -> None:
@@ -63,7 +64,7 @@ def test_a_crash_at_any_point_leaves_a_checkpoint(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         around_syscalls(patch, snapshot)
         save_version(work / "last", 2)
-    assert taken.count("rename") == 2 and taken.count("fsync") >= 6
+    assert taken.count("rename") == 4 and taken.count("fsync") >= 6
     seen = []
     for i in range(len(taken)):
         folder = shots / str(i) / "last"
@@ -73,6 +74,49 @@ def test_a_crash_at_any_point_leaves_a_checkpoint(tmp_path: Path) -> None:
         assert version_of(folder) == 3
         assert os.listdir(folder.parent) == ["last"]
     assert seen == sorted(seen) and set(seen) == {1, 2}
+
+
+@pytest.mark.parametrize("left_aside", [False, True])
+def test_a_crash_at_any_point_leaves_the_older_ones_too(tmp_path: Path, left_aside: bool) -> None:
+    """At least three are sound, the newest first, and a later writer puts everything in order."""
+    work, shots = tmp_path / "work", tmp_path / "shots"
+    shots.mkdir()
+    for k in range(4):
+        save_version(work / "last", k, 2)
+    assert sorted(os.listdir(work)) == ["last", "last-1", "last-2"]
+    if left_aside:  # by an earlier crash
+        shutil.rmtree(work / "last-1")
+        (work / "last").rename(work / "last.old")
+        save_checkpoint(work / "new", {"w": torch.full((4,), 4.0)}, {"k": 4})
+        (work / "new").rename(work / "last")
+    count = 0
+
+    def snapshot(name: str) -> None:
+        nonlocal count
+        with pytest.MonkeyPatch.context() as inner:
+            for call in SYSCALLS:
+                inner.setattr(os, call, REAL[call])
+            shutil.copytree(work, shots / str(count))
+        count += 1
+
+    with pytest.MonkeyPatch.context() as patch:
+        around_syscalls(patch, snapshot)
+        save_version(work / "last", 5, 2)
+    for i in range(count):
+        last = shots / str(i) / "last"
+        kept = [last, *older_checkpoints(last, 2)]
+        found = [version_of(path) for path in dict.fromkeys(kept)]
+        if not last.exists():
+            assert found.pop(1) == found[0]  # last.old twice: it stands for last
+        assert found == sorted(set(found), reverse=True) and len(found) >= 3
+        for k in (6, 7):
+            save_version(last, k, 2)
+        assert [version_of(path) for path in (last, *older_checkpoints(last, 2))] == [
+            7,
+            6,
+            found[0],
+        ]
+        assert sorted(os.listdir(last.parent)) == ["last", "last-1", "last-2"]
 
 
 REAL = {name: getattr(os, name) for name in SYSCALLS}
@@ -108,9 +152,12 @@ def test_a_failing_disk_keeps_the_old_one(
             else:
                 assert not checkpoint_exists(folder)
         else:
-            assert count <= nth or (call, nth) == ("mkdir", 0)  # of the parent, which exists
+            harmless = [("mkdir", 0), ("rename", 2)]  # the parent's, and moving the old one away
+            assert count <= nth or (call, nth) in harmless
             assert version_of(folder) == 2
     assert not any(".tmp-" in name for name in os.listdir(tmp_path))
+    save_version(folder, 3)
+    assert os.listdir(tmp_path) == ["last"] and version_of(folder) == 3
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
