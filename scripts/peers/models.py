@@ -17,7 +17,7 @@ from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import nn, optim
 
-from acktr.envs import AnyVectorEnv
+from acktr.envs import MASK, AnyVectorEnv
 from scripts.peers.settings import A2C, PPO, TRPO, Settings
 
 _ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU}
@@ -27,6 +27,7 @@ _ALGORITHMS = {
     PPO: stable_baselines3.PPO,
 }
 _CLIP = 10.0
+_ASKS_MASKS = "action_masks"
 
 Array = NDArray[Any]
 
@@ -35,7 +36,8 @@ class PeerEnvs(VecEnv):
     """Our parallel environments behind the interface of stable-baselines3.
 
     So the peers get the same environments, seeds and checks as our runs. Ended episodes are in
-    ``infos[i]["episode"]`` with the environment's own reward.
+    ``infos[i]["episode"]`` with the environment's own reward. Action masks, where there are some,
+    are handed out as sb3-contrib asks for them.
 
     Args:
         envs: Of ``envs.make_vec``; closed by the caller.
@@ -44,11 +46,14 @@ class PeerEnvs(VecEnv):
     def __init__(self, envs: AnyVectorEnv) -> None:
         self._envs = envs
         self._actions: Array | None = None
+        self._masks: Array | None = None
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
 
     def reset(self) -> Array:
         """First observations; the seed is the one that the environments were made with."""
-        return np.array(self._envs.reset()[0])
+        obs, found = self._envs.reset()
+        self._masks = found.get(MASK)
+        return np.array(obs)
 
     def step_async(self, actions: Array) -> None:
         """Remember the actions; those that are no numbers are the policy's fault, not the game's.
@@ -63,6 +68,7 @@ class PeerEnvs(VecEnv):
     def step_wait(self) -> tuple[Array, Array, Array, list[dict[str, Any]]]:
         """Step all environments; an ended episode's successor has begun."""
         obs, rewards, terminated, truncated, found = self._envs.step(self._actions)
+        self._masks = found.get(MASK)
         dones = terminated | truncated
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         for index in np.flatnonzero(dones):
@@ -77,8 +83,8 @@ class PeerEnvs(VecEnv):
         """Nothing: the environments are the caller's."""
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """The render mode; other attributes are not handed out."""
-        if attr_name != "render_mode":
+        """The render mode, and whether there are masks; others are not handed out."""
+        if attr_name != "render_mode" and (attr_name != _ASKS_MASKS or self._masks is None):
             raise AttributeError(attr_name)
         return [None] * self.num_envs
 
@@ -87,8 +93,10 @@ class PeerEnvs(VecEnv):
         raise AttributeError(attr_name)
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> Any:
-        """Refused."""
-        raise AttributeError(method_name)
+        """The present action masks; all else is refused."""
+        if method_name != _ASKS_MASKS or self._masks is None:
+            raise AttributeError(method_name)
+        return list(self._masks)
 
     def env_is_wrapped(self, wrapper_class: type[Any], indices: Any = None) -> list[bool]:
         """No environment is wrapped in the library's sense."""

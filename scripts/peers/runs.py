@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -20,8 +20,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 
-from acktr.envs import EnvFault, make_vec, one_line
-from acktr.evaluate import Evaluation, evaluate
+from acktr.envs import AnyVectorEnv, EnvFault, make_vec, one_line
+from acktr.evaluate import Evaluation, Player, evaluate
 from acktr.files import safe_name
 from acktr.runs.folder import RunFolder, new_folder, versions
 from acktr.runs.logger import RunLogger
@@ -30,7 +30,6 @@ from acktr.runs.session import EVALUATION_ENVS, EVALUATION_SEED, TrainingFault
 from acktr.train import Episode, TrainStats
 from scripts.common import ScriptError
 from scripts.peers.models import make_model
-from scripts.peers.settings import Settings
 
 _NEVER = 10**12
 """Updates between the library's own logs."""
@@ -46,7 +45,8 @@ class Job:
     seed: int
     total_timesteps: int
     eval_episodes: int
-    settings: Settings
+    settings: Any
+    """A dataclass that says what to build, ``num_envs`` among it; of peers, settings.Settings."""
     source: str
     """Where the settings come from."""
 
@@ -94,7 +94,24 @@ def is_finished(job: Job, run_dir: Path) -> bool:
     return True
 
 
-def make(job: Job, run_dir: Path, argv: Sequence[str]) -> str:
+Build = Callable[[Job, AnyVectorEnv], tuple[OnPolicyAlgorithm, Player]]
+"""Makes the model of a run, ready to learn, and who plays with it in evaluations."""
+
+
+def build(job: Job, envs: AnyVectorEnv) -> tuple[OnPolicyAlgorithm, Player]:
+    """The model of a peer, ready to learn, and who plays with it in evaluations.
+
+    Raises:
+        ScriptError: The observations are no vectors.
+    """
+    space = envs.single_observation_space
+    if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+        raise ScriptError(f"{job.env}: peers need vectors as observations, not {space}")
+    model, normalized = make_model(job.settings, envs, job.seed, job.total_timesteps)
+    return model, _Player(model, normalized)
+
+
+def make(job: Job, run_dir: Path, argv: Sequence[str], build: Build = build) -> str:
     """Train, evaluate and write the run's folder.
 
     The folder gets its name when everything is in it (until then it is ``.seedN.tmp-...``, which a
@@ -105,6 +122,7 @@ def make(job: Job, run_dir: Path, argv: Sequence[str]) -> str:
         job: The run.
         run_dir: Folder of all runs.
         argv: The command line, for command.txt.
+        build: Makes the model and the player.
 
     Returns:
         A line that sums the run up.
@@ -118,15 +136,11 @@ def make(job: Job, run_dir: Path, argv: Sequence[str]) -> str:
     if is_finished(job, run_dir):
         raise ScriptError(f"{path} already holds this run, finished; choose another --run-dir")
     torch.set_num_threads(1)
-    settings = job.settings
     hidden = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
     with ExitStack() as stack:
-        envs = make_vec(job.env, settings.num_envs, job.seed)
+        envs = make_vec(job.env, job.settings.num_envs, job.seed)
         stack.callback(envs.close)
-        space = envs.single_observation_space
-        if not isinstance(space, spaces.Box) or len(space.shape) != 1:
-            raise ScriptError(f"{job.env}: peers need vectors as observations, not {space}")
-        model, normalized = make_model(settings, envs, job.seed, job.total_timesteps)
+        model, player = build(job, envs)
         folder = stack.enter_context(new_folder(hidden))
         with RunLogger(folder, job.env) as logger:
             folder.write_config(job.config())
@@ -137,7 +151,7 @@ def make(job: Job, run_dir: Path, argv: Sequence[str]) -> str:
                 progress.note(f"{job.name}: {job.source}")
                 reporter = _Reporter(logger, progress)
                 _learn(job, model, reporter)
-            found = _evaluate(job, _Player(model, normalized))
+            found = _evaluate(job, player)
             logger.write_evaluation(model.num_timesteps, found.returns, found.lengths)
         (hidden / "checkpoints").rmdir()  # there are none
         hidden.rename(path)
@@ -220,7 +234,7 @@ class _Player:
         return self._model.predict(scaled, deterministic=deterministic)[0]
 
 
-def _evaluate(job: Job, player: _Player) -> Evaluation:
+def _evaluate(job: Job, player: Player) -> Evaluation:
     """The evaluation at the end of our own runs: same environments, seeds and actions."""
     seed = job.seed + EVALUATION_SEED
     envs = make_vec(job.env, min(job.eval_episodes, EVALUATION_ENVS), seed, training=False)
