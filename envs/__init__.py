@@ -42,9 +42,14 @@ environments in one process.
 10. `reset(seed=s)` seeds the environments by `env_seeds(s, num_envs)`: neighbouring seeds share no
    environment, and the first k do not depend on the number. The first reset without a seed uses
    the one given to `make_vec`. `close()` may be called twice.
+11. `state_dict()` says, in arrays and JSON values, what the environments are in the middle of, for
+   any number of workers; after `load_state_dict` in new environments of the same making the next
+   steps are the same bit for bit. Where one has no state to save, `state_dict` raises
+   `UnsavedError` with its index and the reason: see `acktr.envs.snapshot`. A state from a file is
+   not trusted: what does not fit is a ValueError of one line.
 """
 
-from acktr.envs.errors import EnvError, EnvFault, one_line
+from acktr.envs.errors import EnvError, EnvFault, UnsavedError, one_line
 from acktr.envs.factory import (
     describe,
     found_masks,
@@ -94,6 +99,7 @@ __all__ = [
     "Picture",
     "StepResult",
     "Stepper",
+    "UnsavedError",
     "Workers",
     "Wrapper",
     "as_masks",

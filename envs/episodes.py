@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from acktr.envs.values import require_like
+
 
 class EpisodeStats:
     """Accumulates raw rewards per environment and reports them when episodes end.
@@ -62,6 +64,21 @@ class EpisodeStats:
         }
         self.reset(dones)
         return report
+
+    def state_dict(self) -> dict[str, Any]:
+        """The running episodes."""
+        elapsed = time.perf_counter() - self._start
+        return {"returns": self.returns.copy(), "lengths": self.lengths.copy(), "seconds": elapsed}
+
+    def check_state_dict(self, state: Any) -> None:
+        """Raise ValueError unless a state, which is not trusted, fits."""
+        require_like(state, self.state_dict(), "episodes")
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
+        self.check_state_dict(state)
+        self.returns[:], self.lengths[:] = state["returns"], state["lengths"]
+        self._start[:] = time.perf_counter() - state["seconds"]
 
 
 def number(value: object) -> float:

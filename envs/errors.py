@@ -13,6 +13,10 @@ class EnvFault(RuntimeError):  # noqa: N818 - a fault at run time, not a misuse
     """An environment misbehaved while running (NaN, Inf, out-of-range); names index and step."""
 
 
+class UnsavedError(EnvError):
+    """An environment that has no state to save; the message is one line."""
+
+
 def one_line(error: BaseException) -> str:
     """The message of an exception on one line, with its type if there is no message."""
     text = " ".join(str(error).split())

@@ -10,10 +10,11 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from acktr.envs.episodes import EpisodeStats, last_infos
-from acktr.envs.errors import EnvFault, named
+from acktr.envs.errors import EnvFault, UnsavedError, named
 from acktr.envs.masks import MASK, FoundMasks, MaskSetting, VectorMasks
 from acktr.envs.nested import final_rows, flat, is_nested, nested, parts
 from acktr.envs.spaces import check_actions
+from acktr.envs.values import Tree, require_like
 from acktr.envs.vector import AnyVectorWrapper, Array, StepResult, check_seed, env_seeds
 
 
@@ -114,6 +115,40 @@ class GuardedVectorEnv(AnyVectorWrapper):
         infos.update(self._stats.step(rewards, dones, alive))
         self._add_masks(obs, infos, when, ~self._dead)
         return obs, rewards, terminated, truncated, infos
+
+    def state_dict(self) -> Tree:
+        """What the environments are in the middle of, for :meth:`load_state_dict`.
+
+        Raises:
+            UnsavedError: They cannot be saved; one line.
+        """
+        saver = getattr(self.env.unwrapped, "state_dict", None)
+        if not callable(saver):
+            raise UnsavedError(f"{self._name} has no state_dict and load_state_dict")
+        return {"envs": saver(), "episodes": self._stats.state_dict(), "dead": self._dead.copy()}
+
+    def check_state_dict(self, state: Any) -> None:
+        """Raise ValueError, with one line, unless a state fits; it is not trusted."""
+        template = {"episodes": self._stats.state_dict(), "dead": self._dead, "envs": None}
+        require_like(state, template, f"the state of {self._name}")
+        checker = getattr(self.env.unwrapped, "check_state_dict", None)
+        if callable(checker):
+            checker(state["envs"])
+
+    def load_state_dict(self, state: Tree) -> None:
+        """Restore a state; those that somebody else made are not reset before.
+
+        Raises:
+            ValueError: It does not fit; one line.
+        """
+        self.check_state_dict(state)
+        loader: Any = getattr(self.env.unwrapped, "load_state_dict", None)
+        if not callable(loader):
+            raise ValueError(f"{self._name} has no load_state_dict")
+        loader(state["envs"])
+        self._stats.load_state_dict(state["episodes"])
+        self._dead[:] = state["dead"]
+        self._seed = None
 
     def _column(self, values: Any, what: str, when: str) -> Array:
         """One value for each environment, from whatever a foreign environment has them in."""

@@ -38,10 +38,12 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from acktr.envs.episodes import number
 from acktr.envs.errors import EnvError, EnvFault, named
+from acktr.envs.exchange import LOAD, SAVE, Snapshots
 from acktr.envs.masks import MASK, FoundMasks, MaskReader, Masks, MaskSetting, choices
 from acktr.envs.nested import Arrays, flat, nested, parts
 from acktr.envs.process import CLOSE, ForkedProcess, end_all
 from acktr.envs.settings import Workers
+from acktr.envs.values import Tree
 from acktr.envs.vector import AnyEnv, Array, StepResult, check_mask
 
 DEADLINE = 60.0
@@ -130,11 +132,13 @@ class ParallelEnvs(SyncVectorEnv):
             _Worker(envs[first:last], first, self._rows, name, masks)
             for first, last in pairwise(bounds)
         )
+        self._snapshots = Snapshots(self.envs, name, bounds)
         self._processes: list[ForkedProcess] = []
         weakref.finalize(self, end_all, self._processes)  # also when the interpreter ends
         try:
-            for worker in others:
+            for worker, part in zip(others, self._snapshots.parts[1:], strict=True):
                 commands = {_STEP: worker.step, _RESET: worker.reset, CLOSE: worker.close}
+                commands |= {SAVE: part.save, LOAD: part.load}
                 self._processes.append(ForkedProcess(worker.label, commands))
         except EnvError:
             end_all(self._processes)
@@ -184,6 +188,22 @@ class ParallelEnvs(SyncVectorEnv):
                 }
         observations = self._copied(rows.observations)
         return observations, rows.rewards.copy(), terminated, truncated, infos
+
+    def state_dict(self) -> Tree:
+        """What the environments are in the middle of; an UnsavedError tells which cannot tell."""
+        self._run(SAVE, self._snapshots.parts[0].save)
+        return self._snapshots.taken()
+
+    def check_state_dict(self, state: Any) -> None:
+        """Raise ValueError unless a state fits; it is not trusted."""
+        self._snapshots.check(state)
+
+    def load_state_dict(self, state: Tree) -> None:
+        """Restore a state, in environments that are reset before."""
+        self._snapshots.check(state)
+        self.reset(seed=[0] * self.num_envs)
+        self._snapshots.give(state)
+        self._run(LOAD, self._snapshots.parts[0].load)
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Call a method of all environments, or get an attribute, if this process has them all."""
