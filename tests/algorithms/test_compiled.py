@@ -16,18 +16,24 @@ from torch import Tensor
 
 from acktr.algorithms.a2c import A2CLearner
 from acktr.algorithms.acktr import ACKTRLearner
+from acktr.algorithms.auxiliary import Auxiliary
 from acktr.algorithms.kfac_step import KFACStep
 from acktr.compute import Compiled
 from acktr.config import ACKTRConfig, Config, NetworkConfig, SampledKFACConfig
+from acktr.kfac import GaussianLoss
 from acktr.policies.build import build_network
 from acktr.policies.distributions import action_head
 from acktr.rollout import Batch
+from tests.tools.networks import Small
 
 IMAGES = spaces.Box(0, 255, (4, 44, 44), np.uint8)
 VECTORS = spaces.Box(-1.0, 1.0, (5,), np.float32)
 BOX = spaces.Box(-1.0, 1.0, (3,), np.float32)
 KRONECKER = SampledKFACConfig(lr=0.1, stat_interval=2, refresh_interval=2, cold_steps=0)
 SAMPLED = dataclasses.replace(KRONECKER, stat_fraction=0.25)
+FOUR = spaces.Discrete(4)
+NAMES = ("acktr, images", "acktr", "acktr, in parts", "acktr, own", "a2c, images")
+SUM = {"sum": Auxiliary(GaussianLoss(), target=lambda batch: batch.observations[:, :3])}
 SIZES = (24, 24, 21, 23, 24, 22)
 """Of the batches: environments' resets are no samples."""
 
@@ -45,14 +51,20 @@ def learner(name: str, compiled: bool, place: str) -> ACKTRLearner | A2CLearner:
         acktr=settings,
     )
     torch.manual_seed(0)
-    space, actions = (IMAGES, spaces.Discrete(4)) if "images" in name else (VECTORS, BOX)
+    space = IMAGES if "images" in name else VECTORS
+    actions: spaces.Space[Any] = BOX if name in ("acktr", "acktr, in parts") else FOUR
     head = action_head(actions)
-    network = build_network(space, head, config.network).to(place)
+    own, auxiliary = (Small, SUM) if "own" in name else (None, {})
+    network = build_network(
+        space, head, config.network, own, action_space=actions, auxiliary=[*auxiliary]
+    ).to(place)
     kind = A2CLearner if "a2c" in name else ACKTRLearner
-    return kind(network, head, config, torch.Generator(place).manual_seed(1), nullcontext)
+    noise = torch.Generator(place).manual_seed(1)
+    return kind(network, head, config, noise, nullcontext, auxiliary)
 
 
-def batches(images: bool, place: str) -> list[Batch]:
+def batches(name: str, place: str) -> list[Batch]:
+    images, four = "images" in name, name not in ("acktr", "acktr, in parts")
     draw = torch.Generator().manual_seed(2)
 
     def one(size: int) -> Batch:
@@ -61,7 +73,7 @@ def batches(images: bool, place: str) -> list[Batch]:
         if images:
             seen = seen.contiguous(memory_format=torch.channels_last)
         actions = torch.randint(4, (size,), generator=draw)
-        if not images:
+        if not four:
             actions = torch.randn(size, 3, generator=draw)
         rest = (torch.randn(size, generator=draw).to(place) for _ in range(3))
         return Batch(seen.to(place), actions.to(place), *rest)
@@ -71,13 +83,13 @@ def batches(images: bool, place: str) -> list[Batch]:
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++")
 @pytest.mark.parametrize("place", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-@pytest.mark.parametrize("name", ["acktr, images", "acktr", "acktr, in parts", "a2c, images"])
+@pytest.mark.parametrize("name", NAMES)
 def test_compiled_updates_are_the_same(name: str, place: str) -> None:
     """Batch after batch of unequal sizes, without a warning."""
     plain, compiled = (learner(name, which, place) for which in (False, True))
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
-        for number, batch in enumerate(batches("images" in name, place)):
+        for number, batch in enumerate(batches(name, place)):
             expected = plain.update(batch, number / 20)
             found = compiled.update(batch, number / 20)
             for key in ("train/policy_loss", "train/value_loss"):
