@@ -13,6 +13,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from torch import Tensor
+from torch._dynamo.backends.debugging import aot_eager
 
 from acktr.algorithms.a2c import A2CLearner
 from acktr.algorithms.acktr import ACKTRLearner
@@ -32,7 +33,6 @@ BOX = spaces.Box(-1.0, 1.0, (3,), np.float32)
 KRONECKER = SampledKFACConfig(lr=0.1, stat_interval=2, refresh_interval=2, cold_steps=0)
 SAMPLED = dataclasses.replace(KRONECKER, stat_fraction=0.25)
 FOUR = spaces.Discrete(4)
-NAMES = ("acktr, images", "acktr", "acktr, in parts", "acktr, own", "a2c, images")
 SUM = {"sum": Auxiliary(GaussianLoss(), target=lambda batch: batch.observations[:, :3])}
 SIZES = (24, 24, 21, 23, 24, 22)
 """Of the batches: environments' resets are no samples."""
@@ -41,7 +41,9 @@ SIZES = (24, 24, 21, 23, 24, 22)
 def learner(name: str, compiled: bool, place: str) -> ACKTRLearner | A2CLearner:
     """The same network and noise at every call."""
     settings = ACKTRConfig(
-        actor=SAMPLED if name == "acktr, images" else KRONECKER, critic=KRONECKER, critic_steps=3
+        actor=SAMPLED if name in ("acktr, images", "acktr, own") else KRONECKER,
+        critic=KRONECKER,
+        critic_steps=3,
     )
     config = Config(
         env="X-v0",
@@ -83,9 +85,33 @@ def batches(name: str, place: str) -> list[Batch]:
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++")
 @pytest.mark.parametrize("place", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["acktr, images", "acktr", "acktr, in parts", "a2c, images"])
 def test_compiled_updates_are_the_same(name: str, place: str) -> None:
     """Batch after batch of unequal sizes, without a warning."""
+    compare(name, place)
+
+
+@pytest.mark.parametrize("name", ["acktr, own", "a2c, own"])
+def test_networks_of_ones_own_with_auxiliary_losses(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced as ever, with derivatives of the trace, but without the minutes of a compiler."""
+    compiler = torch.compile
+    called = []
+
+    def traced(function: Any, *, mode: str | None, dynamic: bool | None) -> Any:
+        def backend(graph: Any, examples: Any) -> Any:
+            called.append(graph)
+            return aot_eager(graph, examples)
+
+        return compiler(function, backend=backend, dynamic=dynamic)
+
+    monkeypatch.setattr(torch, "compile", traced)
+    compare(name, "cpu")
+    assert called
+
+
+def compare(name: str, place: str) -> None:
     plain, compiled = (learner(name, which, place) for which in (False, True))
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
