@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
 from acktr.envs import MASK, EnvError, is_atari
@@ -118,17 +118,12 @@ def evaluate(
     """
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {episodes}")
-    shares = (episodes + np.arange(envs.num_envs)[::-1]) // envs.num_envs
-    returns: list[float] = []
-    lengths: list[int] = []
-    recorded: list[dict[str, float]] = []
-    cut = 0
+    account = _Account(episodes, envs, max_episode_steps)
     observation, infos = envs.reset(seed=seed)
-    running, steps = np.zeros(envs.num_envs), np.zeros(envs.num_envs, np.int64)
     # Of players with a memory: their state, and where an episode begins.
     state: Any = None
     starts = np.ones(envs.num_envs, np.bool_)
-    while shares.any():
+    while account.left.any():
         masks = infos.get(MASK)
         if isinstance(policy, Remembering) and policy.recurrent:
             actions, state = policy.advance(observation, state, starts, deterministic, masks)
@@ -137,22 +132,57 @@ def evaluate(
         else:
             actions = policy.act(observation, deterministic, masks)
         observation, rewards, _, _, infos = envs.step(actions)
-        running += rewards
-        steps += 1
-        ended = np.asarray(infos.get("_episode", np.zeros(envs.num_envs)), np.bool_)
-        late = ~ended & (steps >= max_episode_steps)
-        for index in np.flatnonzero((ended | late) & (shares > 0)):
-            shares[index] -= 1
-            cut += int(late[index])
-            finished = infos["episode"]["r"][index] if ended[index] else running[index]
-            returns.append(float(finished))
-            lengths.append(int(steps[index]))
-            columns = infos.get("recorded", {}) if ended[index] else {}
-            recorded.append({key: float(values[index]) for key, values in columns.items()})
+        starts, late = account.step(rewards, infos)
         if late.any():
             observation, fresh = envs.reset(options={"reset_mask": late})
             infos = {**infos, **fresh}
-        starts = ended | late
-        running[ended | late] = 0.0
-        steps[ended | late] = 0
-    return Evaluation(tuple(returns), tuple(lengths), cut, tuple(recorded))
+    return account.evaluation()
+
+
+class _Account:
+    """The episodes of an evaluation: how many are left to play, and what the others gave."""
+
+    def __init__(self, episodes: int, envs: VectorEnv[Any, Any, Any], most_steps: int) -> None:
+        num = envs.num_envs
+        self.left = (episodes + np.arange(num)[::-1]) // num
+        """Episodes that each environment still has to play."""
+        self._most_steps = most_steps
+        self._next_step = envs.metadata.get("autoreset_mode") == AutoresetMode.NEXT_STEP
+        self._over = np.zeros(num, np.bool_)  # episodes whose end is shown: the next step resets
+        self._running, self._steps = np.zeros(num), np.zeros(num, np.int64)
+        self._cut = 0
+        self._returns: list[float] = []
+        self._lengths: list[int] = []
+        self._recorded: list[dict[str, float]] = []
+
+    def step(
+        self, rewards: NDArray[Any], infos: Mapping[str, Any]
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Take note of a step; where an episode begins with what is shown next, and is too long.
+
+        Those that are too long begin if the caller resets them.
+        """
+        played = ~self._over
+        self._running += np.where(played, rewards, 0.0)
+        self._steps += played
+        ended = np.asarray(infos.get("_episode", np.zeros(len(played))), np.bool_)
+        late = ~ended & (self._steps >= self._most_steps)
+        for index in np.flatnonzero((ended | late) & (self.left > 0)):
+            self.left[index] -= 1
+            self._cut += int(late[index])
+            sums = infos["episode"]["r"] if ended[index] else self._running
+            self._returns.append(float(sums[index]))
+            self._lengths.append(int(self._steps[index]))
+            columns = infos.get("recorded", {}) if ended[index] else {}
+            self._recorded.append({key: float(values[index]) for key, values in columns.items()})
+        self._running[ended | late] = 0.0
+        self._steps[ended | late] = 0
+        begins = self._over if self._next_step else ended
+        self._over = ended & self._next_step
+        return begins | late, late
+
+    def evaluation(self) -> Evaluation:
+        """The episodes that were played."""
+        return Evaluation(
+            tuple(self._returns), tuple(self._lengths), self._cut, tuple(self._recorded)
+        )

@@ -12,10 +12,11 @@ from torch import nn
 
 from acktr import A2C, ACKTR, ACKTRUpdate
 from acktr.config import Config, ConfigError, preset
-from acktr.envs import make_vec
+from acktr.envs import GuardedVectorEnv, make_vec
 from acktr.evaluate import evaluate
 from acktr.kfac import KFAC, KFACConfig
 from acktr.policies.memory import Recurrent
+from tests.tools.toys import CountingEnv
 
 CART = "CartPole-v1"
 
@@ -266,3 +267,30 @@ def test_what_a_memory_cannot_do_is_refused():
     with pytest.raises(ConfigError, match="both the actor and the critic a memory"):
         plain = nn.Linear(4, 1)
         ACKTR(CART, config(memory="none"), seed=0, network=(Own, plain))
+
+
+@pytest.mark.parametrize("mode", ["SAME_STEP", "NEXT_STEP"])
+@pytest.mark.parametrize("most", [2, 99])
+def test_an_evaluation_forgets_with_the_first_observation_of_an_episode(mode, most):
+    """In vector environments of either autoreset mode, and where episodes are cut short."""
+    seen = []
+
+    class Player:
+        recurrent = True
+
+        def act(self, *given):
+            raise AssertionError
+
+        def advance(self, observations, state, starts, deterministic, masks):
+            seen.append((observations[:, 0] == 0, starts.copy()))  # the counting begins with 0
+            return np.zeros(2, np.int64), ()
+
+    makers = [lambda n=n: CountingEnv(terminate_at=n) for n in (2, 4)]
+    mode = gymnasium.vector.AutoresetMode[mode]
+    envs = gymnasium.vector.SyncVectorEnv(makers, autoreset_mode=mode)
+    envs = GuardedVectorEnv(envs, "counting", 0, foreign=True)
+    found = evaluate(Player(), envs, 6, seed=0, max_episode_steps=most)
+    assert all(np.array_equal(first, starts) for first, starts in seen)
+    assert sorted(found.lengths) == [2, 2, 2] + 3 * [min(4, most)]
+    assert sorted(found.returns) == [3.0, 3.0, 3.0] + 3 * [10.0 if most == 99 else 3.0]
+    assert found.cut == (0 if most == 99 else 3)
