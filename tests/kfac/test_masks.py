@@ -197,3 +197,18 @@ def test_a_mask_that_allows_everything_changes_no_bit(name: str) -> None:
     assert torch.equal(plain.log_prob(target), masked.log_prob(target))
     assert torch.equal(plain.entropy(), masked.entropy())
     assert torch.equal(plain.kl(other), masked.kl(other))
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_row_that_allows_nothing_is_told(soft: bool) -> None:
+    """Unless its weight is 0."""
+    logits = randn(2, 3, 4, seed=1)
+    logits[1, 2] = -math.inf
+    classes = torch.zeros(2, 3, dtype=torch.long)
+    target = torch.full_like(logits, 0.25) if soft else classes
+    with pytest.raises(ValueError, match=r"all logits of the term \(1, 2\) are -inf: a mask must"):
+        CategoricalLoss()(logits, target)
+    kept = torch.ones(2, 3, dtype=torch.bool)
+    kept[1, 2] = False
+    expected = torch.nn.functional.cross_entropy(logits[kept], target[kept])
+    close(CategoricalLoss()(logits, target, kept), expected)

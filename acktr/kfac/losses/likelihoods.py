@@ -133,9 +133,18 @@ class CategoricalLoss(Likelihood):
     def _log_prob(self, output: Tensor, target: Tensor) -> Tensor:
         distribution = self._distribution(output)
         if not target.is_floating_point():
-            return distribution.log_prob(target)
-        # A class of probability zero may have the logit -inf.
-        return (distribution.log_p.where(target > 0, 0) * target).sum(-1)
+            found = distribution.log_prob(target)
+        else:  # a class of probability zero may have the logit -inf
+            found = (distribution.log_p.where(target > 0, 0) * target).sum(-1)
+        if bool(found.isnan().any()):
+            nothing = (output == -math.inf).all(-1)
+            if bool(nothing.any()):
+                raise ValueError(
+                    "CategoricalLoss: all logits of the term"
+                    f" {tuple(nothing.nonzero()[0].tolist())} are -inf: a mask must allow at least"
+                    " one class, and weights of 0 leave terms out"
+                )
+        return found
 
     def _target_weights(self, target: Tensor | None, output: Tensor) -> Tensor | None:
         if self.ignore_index is None and self.class_weights is None:
