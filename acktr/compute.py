@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Generic, TypeVar, TypeVarTuple
@@ -140,22 +139,6 @@ def to_tensor(array: NDArray[Any], device: torch.device) -> torch.Tensor:
     depend on where its arrays happen to lie.
     """
     return torch.from_numpy(array).clone().to(device)
-
-
-class Clock:
-    """Adds up the wall-clock seconds of named parts of the work."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Count the time inside the context; parts inside of others are counted in both."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
 
 def joined(*parts: Mapping[str, float]) -> dict[str, float]:

@@ -21,8 +21,9 @@ from acktr.algorithms.learner import (
     used_advantages,
     value_metrics,
 )
-from acktr.compute import Clock, compiled_for_updates
+from acktr.compute import compiled_for_updates
 from acktr.config import Config, LearningRate, rate_at
+from acktr.kfac.clock import Stopwatch
 from acktr.policies import ActionHead, ActorCritic, Outputs, mode
 from acktr.rollout import Batch, MicroBatch, add_means, parts_of
 from acktr.tree import Observed
@@ -110,7 +111,7 @@ class A2CLearner:
         self._forward: Callable[[Observed], Outputs] = network
         if config.compile:
             self._forward = compiled_for_updates(network)
-        self._clock = Clock()
+        self._clock = Stopwatch()
 
     @property
     def seconds(self) -> dict[str, float]:

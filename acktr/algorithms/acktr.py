@@ -35,9 +35,10 @@ from acktr.algorithms.objectives import (
     PolicyObjective,
     ValueObjective,
 )
-from acktr.compute import Clock, joined, restore_generator
+from acktr.compute import joined, restore_generator
 from acktr.config import Config, LearningRate, SampledKFACConfig, rate_at
 from acktr.kfac import KFAC, DiagonalGaussian, KFACConfig
+from acktr.kfac.clock import Stopwatch
 from acktr.policies import ActionHead, ActorCritic, Outputs, as_outputs, mode
 from acktr.rollout import Batch, outputs_of
 from acktr.tree import Observed
@@ -112,7 +113,7 @@ class ACKTRLearner:
         self.generator = generator
         self.autocast = autocast
         self.learning_rate: LearningRate | None = None
-        self._clock = Clock()
+        self._clock = Stopwatch()
         self._dtype = next(network.parameters()).dtype
         settings = config.acktr
         self._lr = settings.actor.lr

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from acktr import tree
 from acktr.algorithms.objectives import Objective
-from acktr.compute import Clock, compiled_for_updates
+from acktr.compute import compiled_for_updates
 from acktr.config import Config
 from acktr.kfac import KFAC, Capture, FisherQuadratic, Linearized, output_tangents, sample_rows
+from acktr.kfac.clock import Stopwatch
 from acktr.policies import Outputs, as_outputs
 from acktr.rollout import MicroBatch, add_means, parts_of
 from acktr.tree import Observed, Sequences
@@ -41,7 +42,7 @@ class KFACStep:
         fraction: float,
         config: Config,
         autocast: Callable[[], AbstractContextManager[Any]],
-        clock: Clock,
+        clock: Stopwatch,
     ) -> None:
         self.network = network
         self.optimizer = optimizer
@@ -71,8 +72,7 @@ class KFACStep:
         """
         parts = parts_of(observations, self._limit)
         observing = self.curvature.observing or self.curvature.measuring
-        sample = self.sample(observations)
-        if observing and sample is not None:
+        if observing and (sample := self.sample(observations)) is not None:
             # A forward pass of the sample alone costs less than a backward pass of all.
             self._observe(objective, observations, sample)
             observing = False
@@ -88,6 +88,8 @@ class KFACStep:
             quadratic = partial(self._quadratic, objective, observations, parts)
         with self._clock.part("step"):
             self.optimizer.step(fisher_quadratic=quadratic)
+        if len(before) == 1:
+            return means, before[0]
         return means, tuple(map(torch.cat, zip(*before, strict=True)))
 
     def _observe(self, objective: Objective, observations: Observed, sample: slice) -> None:
@@ -143,7 +145,7 @@ class KFACStep:
                     named[name].grad = gradient
                 quadratic = partial(linear.quadratic, objective.metric(outputs, rows))
             else:
-                torch.autograd.backward(part.share * loss)
+                torch.autograd.backward(loss if part.share == 1 else part.share * loss)
         return terms, tuple(output.detach() for output in outputs), quadratic
 
     def _quadratic(

@@ -25,10 +25,12 @@ from acktr.rollout import Batch
 class Objective(Protocol):
     """What a K-FAC step needs to know of a batch."""
 
-    likelihood: OutputLoss[Any]
-    """The distribution as a loss of the outputs, for :meth:`acktr.kfac.KFAC.observe`."""
     plain: bool
     """Whether :meth:`fisher` says all that the curvature has to know."""
+
+    @property
+    def likelihood(self) -> OutputLoss[Any]:
+        """The distribution as a loss of the outputs, for :meth:`acktr.kfac.KFAC.observe`."""
 
     def loss(self, outputs: Outputs, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to reduce, a mean over the rows, and its terms for metrics."""
@@ -72,8 +74,12 @@ class PolicyObjective:
         self._ent_coef = config.ent_coef
         self._weights = batch.weights
         self._noise = head.noise(len(self._advantages), generator, dtype)
-        self.likelihood: OutputLoss[Any] = PolicyLoss(head=head)
         self.plain = batch.weights is None
+
+    @property
+    def likelihood(self) -> OutputLoss[Any]:
+        """The action distribution."""
+        return PolicyLoss(head=self._head)
 
     def loss(self, outputs: Outputs, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
         """L, with the terms policy_loss and entropy."""
@@ -120,11 +126,15 @@ class ValueObjective:
         self._returns = batch.returns
         self._weights = batch.weights
         self._sigma = config.acktr.value_sigma
-        self.likelihood: OutputLoss[Any] = ValueLoss(std=self._sigma)
         self.plain = batch.weights is None
         shape = (len(batch.returns), 1)
         device = generator.device
         self._noise = torch.randn(shape, generator=generator, device=device, dtype=dtype)
+
+    @property
+    def likelihood(self) -> OutputLoss[Any]:
+        """N(V, sigma^2)."""
+        return ValueLoss(std=self._sigma)
 
     def loss(self, outputs: Outputs, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
         """L, which is the term value_loss."""

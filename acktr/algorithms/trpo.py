@@ -22,9 +22,10 @@ from acktr.algorithms.learner import (
     used_advantages,
     value_metrics,
 )
-from acktr.compute import Clock, restore_generator
+from acktr.compute import restore_generator
 from acktr.config import Config, ConfigError, LearningRate
 from acktr.kfac import Distribution, Linearized, flattened, sample_rows, unflattened
+from acktr.kfac.clock import Stopwatch
 from acktr.policies import ActionHead, ActorCritic, mode
 from acktr.rollout import Batch
 from acktr.tree import Observed
@@ -178,7 +179,7 @@ class TRPOLearner:
         self.critic = FirstOrderCritic(network.critic, config.trpo.critic, generator, autocast)
         self._parameters = trained(network.actor)
         self._names = list(self._parameters)
-        self._clock = Clock()
+        self._clock = Stopwatch()
 
     @property
     def seconds(self) -> dict[str, float]:

@@ -295,10 +295,10 @@ class Curvature:
 
         ``decay`` is by name; by default all have that of the settings.
         """
-        mine = [name for name in block.names if name in self.weights]
-        usual = self.config.weight_decay
-        extra = (usual if decay is None else decay.get(name, 0.0) for name in mine)
-        return self.damping + max(extra, default=0.0)
+        mine = self.weights.intersection(block.names)
+        if decay is None:
+            return self.damping + (self.config.weight_decay if mine else 0.0)
+        return self.damping + max([decay.get(name, 0.0) for name in mine], default=0.0)
 
     def gradients(
         self, decay: Mapping[str, float] | None = None, *, factor: float = 1.0

@@ -25,6 +25,8 @@ from acktr.kfac.losses.likelihoods import OutputLoss
 from acktr.kfac.statistics.capture import Capture
 from acktr.kfac.statistics.outputs import tensors
 
+_MOST_FORMS = 256
+"""Forms of steps that are kept before a look, which waits for the device."""
 _LEAST_DAMPING = 0.01
 """Damping from which half precision has done no harm."""
 _OWN_FORWARD = (ProjectionLayout, RuleLayout)
@@ -116,18 +118,29 @@ class Guard:
         self._looks = 3
         self._hook: RemovableHandle | None = None
         self._outside_checked = False
-        self._skipped: Tensor | int = 0
+        self._skipped = 0
+        self._forms: list[Tensor] = []
 
     def count_skipped(self, quadratic: Tensor) -> None:
-        """Count the steps in a row that were skipped for their q, without waiting for it."""
-        self._skipped = (self._skipped + 1) * ~torch.isfinite(quadratic).all()
+        """Count the steps in a row that were skipped for their q, most often without a look."""
+        self._forms.append(quadratic)
+        if len(self._forms) >= _MOST_FORMS:
+            self._look()
+
+    def _look(self) -> None:
+        if self._forms:
+            finite = torch.stack(self._forms).reshape(len(self._forms), -1).isfinite().all(1)
+            for good in finite.tolist():
+                self._skipped = 0 if good else self._skipped + 1
+            self._forms.clear()
 
     def check_skipped(self, limit: int) -> None:
         """Raise FactorError after that many steps in a row."""
-        if (skipped := int(self._skipped)) >= limit:
+        self._look()
+        if self._skipped >= limit:
             raise FactorError(
-                f"{skipped} steps in a row were skipped, as their gradient was NaN or Inf (look at"
-                " targets and loss, or lower lr or kl_clip)"
+                f"{self._skipped} steps in a row were skipped, as their gradient was NaN or Inf"
+                " (look at targets and loss, or lower lr or kl_clip)"
             )
 
     def check_parameters(self) -> None:

@@ -64,6 +64,8 @@ class NamedOptimizer(torch.optim.Optimizer):
     def _each(self, option: str) -> dict[str, float]:
         """An option of the groups, by parameter name."""
         values = [float(group[option]) for group in self.param_groups]
+        if len(values) == 1:
+            return dict.fromkeys(self._grouped, values[0])
         return {name: values[group] for name, group in self._grouped.items()}
 
     # --- momentum ---------------------------------------------------------------------------------

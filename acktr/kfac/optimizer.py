@@ -272,14 +272,14 @@ class KFAC(NamedOptimizer):
         """V <- mu v + nu U; the parameters are to move by -lr (1 - mu) v."""
         rates, momenta = self._each("lr"), self._each("momentum")
         lr = max(rates.values())
-        if any(rate != lr for rate in rates.values()) and lr > 0:
+        if lr > 0 and any(rate != lr for rate in rates.values()):
             step = {name: update * (rates[name] / lr) for name, update in step.items()}
             gradients = {name: gradients[name] * (rates[name] / lr) for name in step}
         velocities = self._velocities(step)
         fit = self.curvature.region.fit(
             gradients, step, lr, velocities, momenta, self.curvature.turn, fisher_quadratic
         )
-        moving = {name: self._momentum(name) for name in step}
+        moving = {n: velocities[n] if n in velocities else self._momentum(n) for n in step}
         fit.accelerate(moving, momenta)
         return {name: (v, -lr * (1 - momenta[name])) for name, v in moving.items()}, fit.info
 
@@ -318,9 +318,9 @@ class KFAC(NamedOptimizer):
     def _move(self, moves: Moves, rates: Mapping[str, float], scale: Tensor) -> None:
         """Shrink the weights if decay is decoupled, unless the scale is 0, and move parameters."""
         decay = self._each("weight_decay") if self.decoupled_weight_decay else {}
-        for name in moves:
-            weight, shrink = self._named[name], rates[name] * decay.get(name, 0.0)
-            if shrink and name in self.curvature.weights:
+        for name in decay.keys() & moves.keys() & self.curvature.weights:
+            if shrink := rates[name] * decay[name]:
+                weight = self._named[name]
                 weight.sub_(weight * shrink * (scale != 0))
         parameters: list[Tensor] = [self._named[name] for name in moves]
         tensors, factors = zip(*moves.values(), strict=True)

@@ -39,12 +39,16 @@ class StepInfo:
 
 def updates(step: Mapping[str, Tensor], scales: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The update nu U by name, and exactly 0 where nu = 0 skips it (U may then hold NaN)."""
-    skipped = {id(nu): nu == 0 for nu in scales.values()}  # most often one nu is for all
+    groups: dict[int, list[str]] = {}  # most often one nu is for all
+    for name in step:
+        groups.setdefault(id(scales[name]), []).append(name)
     made = {}
-    for name, update in step.items():
-        nu = scales[name]
-        made[name] = torch.where(skipped[id(nu)], 0.0, nu * update).to(update.dtype)
-    return made
+    for names in groups.values():
+        nu, mine = scales[names[0]], [step[name] for name in names]
+        skipped = nu == 0
+        for name, update in zip(names, torch._foreach_mul(mine, nu), strict=True):
+            made[name] = torch.where(skipped, 0.0, update).to(step[name].dtype)
+    return {name: made[name] for name in step}
 
 
 class Fit(NamedTuple):

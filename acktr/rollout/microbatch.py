@@ -72,7 +72,7 @@ def parts_of(
 def add_means(totals: dict[str, Tensor], means: Mapping[str, Tensor], share: float) -> None:
     """Add a micro-batch's means to those of the batch, without their graph."""
     for name, mean in means.items():
-        part = mean.detach() * share
+        part = mean.detach() if share == 1 else mean.detach() * share
         totals[name] = totals[name] + part if name in totals else part
 
 

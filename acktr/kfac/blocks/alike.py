@@ -155,8 +155,10 @@ def precondition_all(
         missing = [name for name in block.names if name not in gradients]
         if len(missing) == len(block.names):
             continue
-        zeros = {name: torch.zeros_like(parameters[name]) for name in missing}
-        step.update(block.precondition(gradients | zeros, damping(block)))
+        given = gradients
+        if missing:
+            given = gradients | {name: torch.zeros_like(parameters[name]) for name in missing}
+        step.update(block.precondition(given, damping(block)))
     return step
 
 
