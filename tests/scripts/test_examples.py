@@ -74,3 +74,29 @@ def test_the_own_network_takes_frames():
     assert outputs["policy"].shape == (2, 6) and outputs["value"].shape == (2,)
     float_outputs = net(torch.rand(2, 4, 84, 84))
     assert float_outputs["policy"].abs().max() < 1
+
+
+def test_optuna_cuts_poor_trials_short():
+    pytest.importorskip("optuna", reason="optuna is not installed")
+    from scripts.examples import optuna_search
+
+    study = optuna_search.search("CartPole-v1", steps=2560, trials=8)
+    states = [trial.state.name for trial in study.trials]
+    assert len(states) == 8 and set(states[:4]) == {"COMPLETE"}  # the first four are never cut
+    assert "PRUNED" in states and study.best_value > 0
+    cut = study.trials[states.index("PRUNED")]
+    assert 2 <= max(cut.intermediate_values) < 10
+
+
+def test_weights_and_biases_gets_tensorboards_events(tmp_path):
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    from scripts.examples import wandb_logs
+
+    for _ in range(2):
+        wandb_logs.train("CartPole-v1", 256, str(tmp_path), "offline")
+    stored = list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
+    assert len(stored) == 2
+    for path in stored:
+        assert b"rollout/ep_rew_mean" in path.read_bytes()  # of the events
+        assert b"kl_clip" in path.read_bytes()  # of the settings
+    assert len(list(tmp_path.glob("tensorboard/acktr_*/events*"))) == 2
