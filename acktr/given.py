@@ -13,6 +13,7 @@ from gymnasium.vector import VectorEnv
 
 from acktr.config import Algo, Config, ConfigError, preset
 from acktr.envs import (
+    TIMEOUT,
     AnyVectorEnv,
     EnvError,
     EnvLike,
@@ -76,7 +77,8 @@ def take_envs(
         wrappers = config.wrappers if wrappers is None else wrappers
     if isinstance(env, VectorEnv):
         return _take_vector(env, config, algo, changes, num_envs, env_kwargs or wrappers)
-    source = EnvSource(env, env_kwargs, wrappers or ())
+    timeout = TIMEOUT if config is None else config.env_timeout
+    source = EnvSource(env, env_kwargs, wrappers or (), timeout)
     name = env if isinstance(env, str) else source.name
     chosen = _configuration(name, config, algo)
     if isinstance(env, str) and chosen.env != env:
@@ -99,6 +101,7 @@ def take_envs(
         chosen.seed,
         atari=chosen.atari,
         env_workers=chosen.env_workers,
+        env_timeout=chosen.env_timeout,
         record=chosen.record,
         masks=chosen.masks,
     )
@@ -182,7 +185,7 @@ def evaluation_place(
     else:
         source = given.source
         if env is not None and (source is None or env != config.env):
-            source = EnvSource(env)
+            source = EnvSource(env, timeout=config.env_timeout)
         if source is None or (env is None and source.count is not None):
             raise EnvError(f"the agent learns in {given.origin}: evaluate(env=...) needs others")
         count = source.count or num_envs
@@ -192,6 +195,7 @@ def evaluation_place(
             seed,
             training=False,
             atari=config.atari,
+            env_timeout=config.env_timeout,
             record=record,
             masks=config.masks,
         )
@@ -271,5 +275,11 @@ def _guarded(envs: AnyVectorEnv, name: str, config: Config) -> AnyVectorEnv:
             return envs
         layer = getattr(layer, "env", None)
     return GuardedVectorEnv(
-        envs, name, config.seed, foreign=True, record=config.record, masks=config.masks
+        envs,
+        name,
+        config.seed,
+        foreign=True,
+        record=config.record,
+        masks=config.masks,
+        timeout=config.env_timeout,
     )

@@ -24,9 +24,11 @@ environments in one process.
 4. `infos["forced"]`, where present, marks environments that executed FIRE instead of the agent's
    action: such a transition must not be learned from as if it were the agent's choice. In
    training a lost life sets `terminated` while the game and the observations go on.
-5. A NaN or infinity in a floating-point observation (in any part of it) or reward, and an integer
-   that the space does not have, raise `EnvFault` with the index of the environment and the step
-   (counted from 1 since construction), and so does an exception in an environment.
+5. A NaN or infinity in a floating-point observation (in any part of it) or reward, what is none or
+   has another shape or type, and an integer that the space does not have, raise `EnvFault` with the
+   index of the environment and the step (counted from 1 since construction), and so does an
+   exception in an environment, `sys.exit()` too. An observation outside of the bounds of its Box is
+   an `EnvWarning`, once, and so is an exception in `close()`.
 6. Actions are checked for shape, type, range and finiteness before they are executed. Box actions
    are not clipped. Spaces are those of the environment: Discrete ones keep their start.
 7. What else single Gymnasium environments put into their infos is dropped, except action masks:
@@ -34,7 +36,9 @@ environments in one process.
    step has those of the observations shown, boolean and checked (num_envs, P), with P the number of
    choices. A mask that is missing, unfit or allows nothing raises `EnvFault`.
 8. `env_workers` processes step the environments, this one included. Nothing else depends on their
-   number. One that dies, or takes a minute for a step, raises `EnvFault`; none outlives this one.
+   number. One that dies raises `EnvFault`, and so does a call of one environment (making, reset,
+   step, close) that takes longer than `env_timeout` seconds, in this process too; the notes of the
+   fault hold where a worker was. No worker outlives this process.
 9. Atari games come as `GroupedEnvs`, whose `groups` of `num_groups` or fewer can be stepped one by
    one with `step_async` and `step_wait`, so that a policy can act for one while another is stepped.
    The games are the same for any number; training is not, as it draws the actions of a group at a
@@ -49,7 +53,7 @@ environments in one process.
    not trusted: what does not fit is a ValueError of one line.
 """
 
-from acktr.envs.errors import EnvError, EnvFault, UnsavedError, one_line
+from acktr.envs.errors import EnvError, EnvFault, EnvWarning, UnsavedError, one_line
 from acktr.envs.factory import (
     describe,
     found_masks,
@@ -78,9 +82,11 @@ from acktr.envs.settings import AtariSettings, Workers
 from acktr.envs.source import EnvLike, EnvSource, Wrapper, env_name, is_json, wrapper_name
 from acktr.envs.spaces import check_spaces
 from acktr.envs.vector import AnyVectorEnv, StepResult, env_seeds
+from acktr.envs.watch import TIMEOUT
 
 __all__ = [
     "MASK",
+    "TIMEOUT",
     "AnyVectorEnv",
     "Arrays",
     "AtariSettings",
@@ -89,6 +95,7 @@ __all__ = [
     "EnvFault",
     "EnvLike",
     "EnvSource",
+    "EnvWarning",
     "FoundMasks",
     "GroupedEnvs",
     "GuardedVectorEnv",

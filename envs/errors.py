@@ -17,6 +17,10 @@ class UnsavedError(EnvError):
     """An environment that has no state to save; the message is one line."""
 
 
+class EnvWarning(UserWarning):
+    """An environment does what it should not, and training goes on; the message is one line."""
+
+
 def one_line(error: BaseException) -> str:
     """The message of an exception on one line, with its type if there is no message."""
     text = " ".join(str(error).split())

@@ -17,11 +17,12 @@ from acktr.envs.groups import GroupedEnvs
 from acktr.envs.guard import GuardedVectorEnv
 from acktr.envs.masks import FoundMasks, MaskSetting
 from acktr.envs.parallel import ParallelEnvs, worker_count
-from acktr.envs.registry import atari_game, is_atari_spec, lookup, uses_mujoco
+from acktr.envs.registry import atari_game, is_atari_spec, is_gymnasiums, lookup, uses_mujoco
 from acktr.envs.settings import AtariSettings, Workers
-from acktr.envs.single import make_one
+from acktr.envs.single import LimitedEnv, make_one
 from acktr.envs.source import EnvLike, EnvSource, Wrapper
 from acktr.envs.vector import AnyEnv, AnyVectorEnv, check_seed
+from acktr.envs.watch import TIMEOUT
 
 MAX_ENVS = 16_384
 
@@ -39,6 +40,7 @@ def make_vec(
     wrappers: Sequence[Wrapper] = (),
     record: tuple[str, ...] = (),
     masks: MaskSetting = "auto",
+    env_timeout: float = TIMEOUT,
 ) -> AnyVectorEnv:
     """Make parallel environments that keep the promises listed in the package's docstring.
 
@@ -59,18 +61,24 @@ def make_vec(
         record: keys of the infos of last steps, whose numbers are kept (promise 2).
         masks: where action masks come from, see `acktr.envs.masks`. What cannot be followed is an
             EnvError at the first reset; Atari games have none.
+        env_timeout: seconds that making, resetting, stepping or closing one environment may take
+            (promise 8).
 
     Raises:
         EnvError: unknown id, bad argument, missing dependency or unsupported space; one line.
     """
     check_seed(seed)
     num_envs = check_integer("num_envs", num_envs, 1, MAX_ENVS)
-    source = env if isinstance(env, EnvSource) else EnvSource(env, env_kwargs, wrappers)
+    source = env
+    if not isinstance(source, EnvSource):
+        source = EnvSource(source, env_kwargs, wrappers, env_timeout)
     workers = worker_count(env_workers, source.spec, num_envs)
     spec = _atari_spec(source)
     if spec is None:
         workers = 1 if render_mode else workers
-        return _make_parallel(source, num_envs, seed, render_mode, workers, record, masks)
+        return _make_parallel(
+            source, num_envs, seed, render_mode, workers, record, masks, env_timeout
+        )
     if masks not in (None, "auto"):
         raise EnvError(f"masks={masks!r}: {spec.id} is an Atari game, which has no action masks")
     if record:
@@ -90,6 +98,7 @@ def make_single(
     render_mode: str | None = "rgb_array",
     env_kwargs: Mapping[str, Any] | None = None,
     wrappers: Sequence[Wrapper] = (),
+    env_timeout: float = TIMEOUT,
 ) -> AnyEnv:
     """Make one environment with the protocol of evaluation, for videos.
 
@@ -99,10 +108,11 @@ def make_single(
     Raises:
         EnvError: unknown id, bad render mode, missing dependency or unsupported space.
     """
-    source = EnvSource(env_id, env_kwargs, wrappers)
+    source = EnvSource(env_id, env_kwargs, wrappers, env_timeout)
     spec = _atari_spec(source)
     if spec is None:
-        return make_one(source, 0, render_mode)
+        env = make_one(source, 0, render_mode, env_timeout)
+        return LimitedEnv(env, f"environment 0 of {source.name}", env_timeout)
     if render_mode not in (None, "rgb_array"):
         raise EnvError(f"render_mode of Atari games must be 'rgb_array', got {render_mode!r}")
     from acktr.envs.atari_single import AtariSingle
@@ -197,6 +207,7 @@ def _make_parallel(
     workers: int,
     record: tuple[str, ...],
     masks: MaskSetting,
+    timeout: float,
 ) -> AnyVectorEnv:
     if source.count not in (None, num_envs):
         raise EnvError(
@@ -207,9 +218,10 @@ def _make_parallel(
     built: list[AnyEnv] = []
     try:
         for index in range(num_envs):
-            built.append(make_one(source, index, render_mode))
-        parallel = ParallelEnvs(built, name, workers, record=record, masks=masks)
-        return GuardedVectorEnv(parallel, name, seed, record=record)
+            built.append(make_one(source, index, render_mode, timeout))
+        parallel = ParallelEnvs(built, name, workers, timeout, record, masks)
+        own = source.registered and not source.wrapped and is_gymnasiums(source.spec)
+        return GuardedVectorEnv(parallel, name, seed, record=record, bounded=not own)
     except Exception as error:
         for env in built:
             with suppress(Exception):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,12 +12,16 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from acktr.envs.episodes import EpisodeStats, last_infos
-from acktr.envs.errors import EnvFault, UnsavedError, named
+from acktr.envs.errors import EnvError, EnvFault, EnvWarning, UnsavedError, named
 from acktr.envs.masks import MASK, FoundMasks, MaskSetting, VectorMasks
 from acktr.envs.nested import final_rows, flat, is_nested, nested, parts
 from acktr.envs.spaces import check_actions
 from acktr.envs.values import Tree, require_like
 from acktr.envs.vector import AnyVectorWrapper, Array, StepResult, check_seed, env_seeds
+from acktr.envs.watch import TIMEOUT, Late, Watch
+
+_LARGEST = float(np.finfo(np.float32).max)
+"""What is larger would be infinite to the network."""
 
 
 class GuardedVectorEnv(AnyVectorWrapper):
@@ -30,6 +36,8 @@ class GuardedVectorEnv(AnyVectorWrapper):
         record: Keys of the infos of last steps whose numbers are in `infos["recorded"]`.
             are, except for the statistics of episodes and action masks.
         masks: Where the action masks of a foreign environment come from.
+        timeout: Seconds that a call of a foreign environment may take.
+        bounded: Whether to warn of observations outside of the bounds of their Boxes.
     """
 
     reports_episodes = True
@@ -44,6 +52,8 @@ class GuardedVectorEnv(AnyVectorWrapper):
         foreign: bool = False,
         record: tuple[str, ...] = (),
         masks: MaskSetting = "auto",
+        timeout: float = TIMEOUT,
+        bounded: bool = True,
     ) -> None:
         super().__init__(env)
         self.record = record
@@ -58,7 +68,16 @@ class GuardedVectorEnv(AnyVectorWrapper):
         self._stats = EpisodeStats(env.num_envs)
         space = env.single_observation_space
         self._nested = is_nested(space)
-        self._limits = {name: _integers(part) for name, part in parts(space).items()}
+        self._parts = parts(space)
+        self._limits = {name: _integers(part) for name, part in self._parts.items()}
+        self._bounds = {name: _bounds(part) for name, part in self._parts.items() if bounded}
+        calls: list[tuple[int, str] | None] = [None]  # the call that is under way, by its number
+        self._calls, self._count = calls, 0
+        if foreign:
+            watch = Watch(
+                lambda: calls[0], lambda call: f"{name} did not return from {call[1]}", timeout
+            )
+            weakref.finalize(self, watch.stop)
 
     @property
     def found_masks(self) -> FoundMasks | None:
@@ -74,7 +93,7 @@ class GuardedVectorEnv(AnyVectorWrapper):
         seeds: Any = seed
         if seed is not None and not self._foreign:
             seeds = env_seeds(seed, self.num_envs)  # sync environments take a list of seeds
-        obs, infos = self.env.reset(seed=seeds, options=options)
+        obs, infos = self._call("reset", lambda: self.env.reset(seed=seeds, options=options))
         self._check_observations(obs, "observation", "reset")
         self._stats.reset(mask)
         which = np.ones(self.num_envs, np.bool_) if mask is None else mask
@@ -89,16 +108,11 @@ class GuardedVectorEnv(AnyVectorWrapper):
             batch = check_actions(actions, self.single_action_space, self.num_envs)
         self._steps += 1
         when = f"step {self._steps}"
-        try:
-            obs, rewards, terminated, truncated, infos = self.env.step(batch)
-        except EnvFault:
-            raise
-        except Exception as error:
-            raise EnvFault(f"{self._name} failed at {when}: {named(error)}") from error
+        obs, rewards, terminated, truncated, infos = self._call(when, lambda: self.env.step(batch))
         if self._foreign:
-            rewards = self._column(rewards, "rewards", when)
-            terminated = self._column(terminated, "terminated", when)
-            truncated = self._column(truncated, "truncated", when)
+            rewards = self._column(rewards, "rewards", "numbers", when)
+            terminated = self._column(terminated, "terminated", "booleans", when)
+            truncated = self._column(truncated, "truncated", "booleans", when)
         alive = ~self._dead
         dones = (terminated | truncated) & alive
         self._dead = dones & self._next_step
@@ -150,7 +164,25 @@ class GuardedVectorEnv(AnyVectorWrapper):
         self._dead[:] = state["dead"]
         self._seed = None
 
-    def _column(self, values: Any, what: str, when: str) -> Array:
+    def _call(self, when: str, call: Callable[[], Any]) -> Any:
+        """The results of a reset or step, which may fail in any way."""
+        self._count += 1
+        self._calls[0] = self._count, when
+        try:
+            results = call()
+            if self._foreign and not isinstance(results[-1], dict):
+                raise TypeError(f"its infos are {results[-1]!r:.60}, not a dict")
+            return results
+        except (EnvError, EnvFault):
+            raise
+        except Late as late:
+            raise EnvFault(str(late)) from late
+        except (Exception, SystemExit) as error:
+            raise EnvFault(f"{self._name} failed at {when}: {named(error)}") from error
+        finally:
+            self._calls[0] = None
+
+    def _column(self, values: Any, what: str, kind: str, when: str) -> Array:
         """One value for each environment, from whatever a foreign environment has them in."""
         column = np.asarray(values)
         if column.size != self.num_envs:
@@ -158,6 +190,12 @@ class GuardedVectorEnv(AnyVectorWrapper):
                 f"{self._name} returned {what} of shape {column.shape} at {when}, not"
                 f" ({self.num_envs},)"
             )
+        fits = column.dtype.kind in "biuf"
+        if kind == "booleans" and fits:
+            fits = bool(((column == 0) | (column == 1)).all())
+        if not fits:
+            shown = " ".join(str(column).split())
+            raise EnvFault(f"{self._name} returned {what} {shown:.60} at {when}, not {kind}")
         return column.reshape(self.num_envs)
 
     def _give_finals(
@@ -212,7 +250,13 @@ class GuardedVectorEnv(AnyVectorWrapper):
         if not self._nested:
             self._check_part("", values, what, when, mask)
             return
-        arrays = flat(self.single_observation_space, values)
+        try:
+            arrays = flat(self.single_observation_space, values)
+        except (KeyError, IndexError, TypeError) as error:
+            raise EnvFault(
+                f"{self._name} returned the {what} without a part of its space at {when}:"
+                f" {named(error)}"
+            ) from error
         assert isinstance(arrays, dict)
         for name in self._limits:
             self._check_part(name, arrays[name], f"{what} {name!r}", when, mask)
@@ -220,9 +264,13 @@ class GuardedVectorEnv(AnyVectorWrapper):
     def _check_part(
         self, name: str, values: Array, what: str, when: str, mask: Array | None
     ) -> None:
+        if self._foreign:
+            self._check_batch(name, values, what, when)
         limits = self._limits[name]
         if limits is None:
             self._check_finite(values, what, when)
+            if self._bounds.get(name) is not None:
+                self._check_bounds(name, values, what, when, mask)
             return
         low, high = limits
         good = ((values >= low) & (values < high)).reshape(len(values), -1).all(1)
@@ -232,21 +280,77 @@ class GuardedVectorEnv(AnyVectorWrapper):
             index = int(np.argmin(good))
             raise EnvFault(
                 f"environment {index} of {self._name} returned the {what} {values[index]} at"
-                f" {when}, which is not in range for {parts(self.single_observation_space)[name]}"
+                f" {when}, which is not in range for {self._parts[name]}"
             )
+
+    def _check_batch(self, name: str, values: Any, what: str, when: str) -> None:
+        """Refuse what is no batch of a part of the observation."""
+        part = self._parts[name]
+        shape, array = (self.num_envs, *(part.shape or ())), np.asarray(values)
+        fits = np.can_cast(array.dtype, part.dtype or array.dtype, "same_kind")
+        if array.shape != shape or not fits:
+            raise EnvFault(
+                f"{self._name} returned the {what} of all environments as {array.dtype}"
+                f" {array.shape} at {when}, not as {part.dtype} {shape}"
+            )
+
+    def _check_bounds(
+        self, name: str, values: Array, what: str, when: str, mask: Array | None
+    ) -> None:
+        """Warn of a part that leaves its bounds, once: some environments do so by a little."""
+        bounds = self._bounds[name]
+        assert bounds is not None
+        low, high = bounds
+        outside = (values < low) | (values > high)
+        if mask is not None:
+            outside[~mask] = False
+        if not outside.any():
+            return
+        self._bounds[name] = None
+        where, place = _first(outside)
+        warnings.warn(
+            f"environment {where[0]} of {self._name} returned the {what} {values[where]}{place} at"
+            f" {when}, outside of the bounds {low[where[1:]]} and {high[where[1:]]} of its space:"
+            " training goes on with it; the space should have the bounds that are kept",
+            EnvWarning,
+            stacklevel=2,
+        )
 
     def _check_finite(self, values: Array, what: str, when: str) -> None:
         if values.dtype.kind != "f":
             return
-        finite = np.isfinite(values)
+        # Where the sum of squares is small no number is too large, and it is the cheapest to take.
+        if np.vdot(values, values) <= _LARGEST:
+            return
+        wide = values.dtype.itemsize > 4
+        finite = np.abs(values) <= _LARGEST if wide else np.isfinite(values)
         if finite.all():
             return
-        where = tuple(int(i) for i in np.argwhere(~finite)[0])
-        place = f" at element {where[1:]}" if len(where) > 1 else ""
+        where, place = _first(~finite)
+        large = np.isfinite(values[where])
         raise EnvFault(
-            f"environment {where[0]} of {self._name} returned a non-finite {what} at {when}: "
-            f"{values[where]}{place}"
+            f"environment {where[0]} of {self._name} returned a"
+            f" {'too large' if large else 'non-finite'} {what} at {when}: {values[where]}{place}"
         )
+
+
+def _first(bad: Array) -> tuple[tuple[int, ...], str]:
+    """The indices of the first bad value of a batch, and the place in its sample in words."""
+    where = tuple(int(i) for i in np.argwhere(bad)[0])
+    return where, f" at element {where[1:]}" if len(where) > 1 else ""
+
+
+def _bounds(space: spaces.Space[Any]) -> tuple[Array, Array] | None:
+    """The bounds of a Box; None for other spaces, and where its type alone keeps to them."""
+    if not isinstance(space, spaces.Box):
+        return None
+    low, high = np.asarray(space.low), np.asarray(space.high)
+    least: Any = -np.inf
+    most: Any = np.inf
+    if space.dtype.kind in "iu":
+        least, most = np.iinfo(space.dtype).min, np.iinfo(space.dtype).max
+    free = space.dtype.kind == "b" or ((low <= least) & (high >= most)).all()
+    return None if free else (low, high)
 
 
 def _integers(space: spaces.Space[Any]) -> tuple[Any, Any] | None:

@@ -21,7 +21,6 @@ steps; a worker has several environments, pickles nothing and does not sleep.
 from __future__ import annotations
 
 import math
-import mmap
 import os
 import sys
 import weakref
@@ -32,64 +31,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from acktr.envs.episodes import number
-from acktr.envs.errors import EnvError, EnvFault, named
+from acktr.envs.errors import EnvError, EnvFault
 from acktr.envs.exchange import LOAD, SAVE, Snapshots
-from acktr.envs.masks import MASK, FoundMasks, MaskReader, Masks, MaskSetting, choices
-from acktr.envs.nested import Arrays, flat, nested, parts
+from acktr.envs.masks import MASK, FoundMasks, MaskSetting
+from acktr.envs.nested import nested
 from acktr.envs.process import CLOSE, ForkedProcess, end_all
 from acktr.envs.settings import Workers
 from acktr.envs.values import Tree
 from acktr.envs.vector import AnyEnv, Array, StepResult, check_mask
-
-DEADLINE = 60.0
-"""Seconds after which a process that does not answer counts as stuck."""
+from acktr.envs.watch import TIMEOUT, Late, Watch
+from acktr.envs.worker import UNSEEDED, Rows, Worker
 
 _STEP, _RESET = b"s", b"r"
-_UNSEEDED = -1
-"""In place of a seed: the environment goes on with its own generator."""
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
-
-
-class _Rows:
-    """One row for each environment; each array begins a page of memory that later forks share."""
-
-    def __init__(
-        self,
-        num_envs: int,
-        seen: spaces.Space[Any],
-        done: spaces.Space[Any],
-        record: tuple[str, ...],
-    ) -> None:
-        def shared(dtype: Any, shape: tuple[int, ...] | None = None) -> Array:
-            full = (num_envs, *(shape or ()))
-            return np.ndarray(
-                full, dtype, mmap.mmap(-1, math.prod(full) * np.dtype(dtype).itemsize)
-            )
-
-        self.actions = shared(done.dtype, done.shape)
-        """Actions that the next step executes."""
-        self.seeds = shared(np.int64)
-        """Seeds of the next reset, or _UNSEEDED."""
-        self.mask = shared(np.bool_)
-        """Mask of the environments that the next reset resets."""
-        inside = parts(seen)
-        self.observations = {name: shared(p.dtype, p.shape) for name, p in inside.items()}
-        """Observations by part after the step, those of new episodes where one ended."""
-        self.final = {name: shared(p.dtype, p.shape) for name, p in inside.items()}
-        """Last observations of episodes that ended, by part; undefined in other rows."""
-        self.rewards = shared(np.float64)
-        self.terminated, self.truncated = shared(np.bool_), shared(np.bool_)
-        self.recorded = [(key, shared(np.float64)) for key in record]
-        """Numbers in the infos of the last steps of episodes; undefined in other rows."""
-        self.action_masks = shared(np.bool_, (sum(choices(done) or (1,)),))
-        """Action masks of the observations, where environments have some."""
-        self.masked = shared(np.bool_)
-        """Whether an environment has action masks."""
 
 
 class ParallelEnvs(SyncVectorEnv):
@@ -102,7 +59,7 @@ class ParallelEnvs(SyncVectorEnv):
         envs: The environments, which this object owns from now on.
         name: Name for messages.
         workers: Number of processes, this one included.
-        deadline: Seconds after which one that does not answer counts as stuck.
+        timeout: Seconds that a call of one environment may take.
         record: Keys of the infos of last steps whose numbers are in `infos["recorded"]`.
         masks: Where action masks come from.
 
@@ -116,33 +73,36 @@ class ParallelEnvs(SyncVectorEnv):
         envs: Sequence[AnyEnv],
         name: str,
         workers: int = 1,
-        deadline: float = DEADLINE,
+        timeout: float = TIMEOUT,
         record: tuple[str, ...] = (),
         masks: MaskSetting = "auto",
     ) -> None:
         makers = [lambda env=env: env for env in envs]
         super().__init__(makers, autoreset_mode=AutoresetMode.SAME_STEP)
         self._name = name
-        self._deadline = deadline
-        self._rows = _Rows(
+        self._timeout = timeout
+        self._rows = Rows(
             self.num_envs, self.single_observation_space, self.single_action_space, record
         )
         bounds = [self.num_envs * part // workers for part in range(workers + 1)]
-        self._own, *others = (
-            _Worker(envs[first:last], first, self._rows, name, masks)
+        self._own, *self._others = (
+            Worker(envs[first:last], first, self._rows, name, masks)
             for first, last in pairwise(bounds)
         )
         self._snapshots = Snapshots(self.envs, name, bounds)
         self._processes: list[ForkedProcess] = []
         weakref.finalize(self, end_all, self._processes)  # also when the interpreter ends
         try:
-            for worker, part in zip(others, self._snapshots.parts[1:], strict=True):
+            for worker, part in zip(self._others, self._snapshots.parts[1:], strict=True):
                 commands = {_STEP: worker.step, _RESET: worker.reset, CLOSE: worker.close}
                 commands |= {SAVE: part.save, LOAD: part.load}
-                self._processes.append(ForkedProcess(worker.label, commands))
+                process = ForkedProcess(worker.label, commands, worker.doing, worker.said)
+                self._processes.append(process)
         except EnvError:
             end_all(self._processes)
             raise
+        self._watch = Watch(self._own.doing_here, self._own.said, timeout)
+        weakref.finalize(self, self._watch.stop)
 
     @property
     def workers(self) -> int:
@@ -160,7 +120,7 @@ class ParallelEnvs(SyncVectorEnv):
         """Reset all environments, or those of `options["reset_mask"]`; seeds are a list or None."""
         rest = dict(options or {})
         self._rows.mask[:] = check_mask(rest.pop("reset_mask", None), self.num_envs)
-        self._rows.seeds[:] = _UNSEEDED if seed is None else seed
+        self._rows.seeds[:] = UNSEEDED if seed is None else seed
         if rest and self._processes:
             raise EnvError(f"reset options {sorted(rest)} cannot be given: set env_workers to 1")
         self._run(_RESET, lambda: self._own.reset(rest or None))
@@ -216,9 +176,17 @@ class ParallelEnvs(SyncVectorEnv):
         super().set_attr(name, values)
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Close the environments and end the processes."""
+        """Close the environments, each in its process, and end the processes.
+
+        A process that was lost did not do so: its environments are closed here, as they may have
+        processes of their own.
+        """
         end_all(self._processes)
-        super().close_extras(**kwargs)
+        self._own.close()
+        for process, worker in zip(self._processes, self._others, strict=False):
+            if process.lost:
+                worker.close()
+        self._watch.stop()
 
     def _copied(self, rows: dict[str, Array]) -> Any:
         """Observations of all environments as their space has them."""
@@ -234,133 +202,21 @@ class ParallelEnvs(SyncVectorEnv):
         """Let all workers do the same; the first fault in the order of environments counts."""
         for process in self._processes:
             process.send(command)
-        answers = [lambda p=process: p.receive(self._deadline) for process in self._processes]
+        answers = [lambda p=process: p.receive(self._timeout) for process in self._processes]
         faults: list[EnvFault] = []
         for answer in (own, *answers):
             try:
                 answer()
             except EnvFault as error:
                 faults.append(error)
+            except Late as late:
+                faults.append(EnvFault(str(late)).with_traceback(late.__traceback__))
         if faults:
             raise faults[0]
 
     def _require_all_here(self) -> None:
         if self._processes:
             raise EnvError("the environments live in other processes: set env_workers to 1")
-
-
-class _Worker:
-    """Steps neighbouring environments of a vector in turn, under same-step autoreset.
-
-    `first` is the index of their first one in the vector, and `rows` are those of the whole vector.
-    """
-
-    def __init__(
-        self, envs: Sequence[AnyEnv], first: int, rows: _Rows, name: str, masks: MaskSetting
-    ) -> None:
-        last = first + len(envs) - 1
-        which = f"environment {first}" if first == last else f"environments {first} to {last}"
-        self.label = f"{which} of {name}"
-        self._part = slice(first, last + 1)
-        self._rows = rows
-        self._name = name
-        self._space = envs[0].observation_space
-        self._steps = 0
-        self._places = [
-            (
-                row,
-                env,
-                _views(rows.observations, row),
-                _views(rows.final, row),
-                MaskReader(env, masks, f"environment {row} of {name}"),
-            )
-            for row, env in enumerate(envs, first)
-        ]
-
-    @property
-    def found_masks(self) -> FoundMasks | None:
-        """The action masks that the first environment was found to have."""
-        return self._places[0][-1].found
-
-    def reset(self, options: dict[str, Any] | None = None) -> None:
-        """Reset the environments of the mask; an EnvFault tells which one failed."""
-        rows, space = self._rows, self._space
-        for row, env, observation, _, reader in self._places:
-            if rows.mask[row]:
-                seed = int(rows.seeds[row])
-                obs, info = env.reset(seed=None if seed == _UNSEEDED else seed, options=options)
-                try:
-                    _put(space, observation, obs)
-                except Exception as error:
-                    raise self._fault(row, "reset", error) from error
-                self._keep_mask(row, reader.read(obs, info, "reset"))
-
-    def step(self) -> None:
-        """Execute the actions; an EnvFault tells which environment failed."""
-        rows, space = self._rows, self._space
-        rewards, terminated, truncated = rows.rewards, rows.terminated, rows.truncated
-        actions = rows.actions[self._part].copy()  # an environment may keep its last action
-        self._steps += 1
-        for place, action in zip(self._places, actions, strict=True):
-            row, env, observation, final, reader = place
-            obs, reward, terminal, cut, info = env.step(action)
-            try:
-                if reward.__class__ is np.ndarray and reward.size == 1:
-                    reward = reward.item()
-                rewards[row], terminated[row], truncated[row] = reward, terminal, cut
-                if terminated[row] or truncated[row]:
-                    for key, values in rows.recorded:
-                        values[row] = number(info.get(key))
-                    _put(space, final, obs)
-                    obs, info = env.reset()
-                _put(space, observation, obs)
-                if reader.source is not None or MASK in info:
-                    self._keep_mask(row, reader.read(obs, info, f"step {self._steps}"))
-            except EnvFault:
-                raise
-            except Exception as error:
-                shape = getattr(reward, "shape", ())
-                why = ValueError(f"a reward of shape {shape}, not one number") if shape else error
-                raise self._fault(row, "a step", why) from error
-
-    def _keep_mask(self, row: int, mask: Masks | None) -> None:
-        self._rows.masked[row] = mask is not None
-        if mask is not None:
-            self._rows.action_masks[row] = mask
-
-    def close(self) -> None:
-        """Close the environments."""
-        for _, env, *_ in self._places:
-            env.close()
-
-    def _fault(self, row: int, when: str, error: Exception) -> EnvFault:
-        place = f"environment {row} of {self._name}"
-        return EnvFault(f"{place} gave something unfit at {when}: {named(error)}")
-
-
-def _views(rows: dict[str, Array], row: int) -> Arrays:
-    """The places of one environment; one array where observations have no parts."""
-    places = {name: array[row, ...] for name, array in rows.items()}
-    return places.get("", places)
-
-
-def _put(space: spaces.Space[Any], places: Arrays, obs: Any) -> None:
-    """Write an observation to its place, or its parts to theirs."""
-    if isinstance(places, dict):
-        values = flat(space, obs)
-        assert isinstance(values, dict)
-        for name, place in places.items():
-            _write(place, values[name], f" part {name!r}")
-    else:
-        _write(places, np.asarray(obs), "")
-
-
-def _write(place: Array, value: Array, which: str) -> None:
-    if value.shape != place.shape:
-        raise ValueError(
-            f"an observation{which} of shape {value.shape}, its space has {place.shape}"
-        )
-    np.copyto(place, value, casting="same_kind")
 
 
 def worker_count(asked: Workers, spec: EnvSpec | None, num_envs: int) -> int:

@@ -7,6 +7,7 @@ memory. The process ignores Ctrl-C and SIGTERM, which are for its parent, and en
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import gc
 import mmap
 import os
@@ -15,16 +16,18 @@ import signal
 import sys
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from acktr.envs.errors import EnvError, EnvFault, named, one_line
+from acktr.envs.errors import EnvError, EnvFault, EnvWarning, named, one_line
+from acktr.envs.watch import too_late
 
 CLOSE = b"c"
 """Command after which the process ends."""
-_DONE, _FAILED = b"d", b"f"
+_DONE, _FAILED, _TOLD = b"d", b"f", b"t"
 _SIZE = 2
 """Bytes of a message: what, and the number of the command, so that late answers are told apart."""
 
@@ -34,8 +37,12 @@ _SLICE = 1.0
 """Seconds of each wait. Only waits that end count, so that a suspended process is not late."""
 _GRACE = 5.0
 """Seconds that a process has to end by itself."""
-_TEXT = 4096
-"""Bytes of an error message."""
+_TEXT = 16_384
+"""Bytes of an error message, a line, and the traceback that belongs to it."""
+_STACK = getattr(signal, "SIGURG", 0)
+"""Signal upon which the process writes where it is."""
+_STACK_PATIENCE = 0.5
+"""Seconds for which its parent waits for that."""
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 _IGNORED = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 """Signals that are the main process's to handle, also where a whole process group gets them."""
@@ -51,17 +58,28 @@ class ForkedProcess:
     Args:
         label: Name for messages of what the commands work on.
         commands: The commands, `CLOSE` among them; their objects belong to the process from now on.
+        doing: What the process does just now, another value for each call of foreign code; None
+            between commands.
+        said: Such a value in words, as "environment 0 of X did not return from step 3".
 
     Raises:
         EnvError: The process cannot be started.
     """
 
-    def __init__(self, label: str, commands: Commands) -> None:
+    def __init__(
+        self,
+        label: str,
+        commands: Commands,
+        doing: Callable[[], Any],
+        said: Callable[[Any], str],
+    ) -> None:
         self._label = label
+        self._doing, self._said = doing, said
         self.owner = os.getpid()
         self._number = 0
         self._text = mmap.mmap(-1, _TEXT)
         self._gone: str | None = None
+        self._lost = False
         self._closed = False
         ends: list[int] = []
         try:
@@ -70,7 +88,9 @@ class ForkedProcess:
             requests, self._commands, self._answers, answers = ends
             for end in ends:
                 os.set_blocking(end, False)
-            self.pid = _fork(lambda: _obey(label, commands, requests, answers, self._text))
+            self._stack = os.memfd_create("stack")
+            ends.append(self._stack)
+            self.pid = _fork(lambda: self._obey(commands, requests, answers))
         except OSError as error:
             for end in ends:
                 os.close(end)
@@ -89,31 +109,37 @@ class ForkedProcess:
             with suppress(BrokenPipeError, BlockingIOError):  # the answer will not come
                 os.write(self._commands, command + bytes([self._number]))
 
-    def receive(self, deadline: float) -> None:
+    def receive(self, timeout: float) -> None:
         """Wait until the command is done.
 
         Args:
-            deadline: Seconds after which the process is killed.
+            timeout: Seconds for each call of foreign code, after which the process is killed.
 
         Raises:
             EnvFault: The command failed, or the process died or did not answer.
         """
         if self._gone is not None:
             raise EnvFault(self._gone)
-        waited = 0.0
+        waited, seen = 0.0, None
         while True:
             answer = _read(self._answers)
             if answer is None:
-                if waited >= deadline:
-                    raise self._lost(f"did not answer for {deadline:g} s")
-                wait = min(_SLICE, deadline - waited)
+                doing = self._doing()
+                waited, seen = (waited if doing == seen else 0.0), doing
+                if waited >= timeout:
+                    raise self._late(timeout)
+                wait = min(_SLICE, timeout - waited)
                 waited += 0.0 if self._poller.poll(wait * 1000) else wait
             elif not answer:
-                raise self._lost("")
+                raise self._dead()
             elif answer[1] == self._number:
                 break
-        if answer[:1] == _FAILED:
-            raise EnvFault(self._text[:].rstrip(b"\0").decode("utf-8", "replace"))
+        if answer[:1] != _DONE:
+            line, trace = self._told()
+            if answer[:1] == _TOLD:
+                warnings.warn(line, EnvWarning, stacklevel=2)
+            else:
+                raise _noted(EnvFault(line), trace)
 
     def end(self) -> None:
         """End the process, by force if it does not by itself, and wait for that."""
@@ -121,27 +147,107 @@ class ForkedProcess:
             return
         self._closed = True
         if self._gone is None:
-            self._kill(_GRACE)
+            code, forced = self._kill(_GRACE)
             self._gone = f"the process that steps {self._label} is closed"
-        os.close(self._commands)
-        os.close(self._answers)
+            if forced:
+                said = f"{self._label} did not close within {_GRACE:g} s: the process was killed"
+            else:
+                said = self._last_words(code)
+            if said:
+                warnings.warn(said, EnvWarning, stacklevel=2)
+        for end in (self._commands, self._answers, self._stack):
+            os.close(end)
 
-    def _lost(self, why: str) -> EnvFault:
-        code = self._kill(0.0 if why else _GRACE)
-        if not why:
-            why = "is gone" if code is None else _ended(code)
-        self._gone = f"the process that steps {self._label} {why}"
-        return EnvFault(self._gone)
+    @property
+    def lost(self) -> bool:
+        """Whether the process ended before it closed what it had."""
+        return self._lost
 
-    def _kill(self, grace: float) -> int | None:
-        """Kill the process if it does not end by itself; its exit status, None if unknown."""
+    def _last_words(self, code: int | None) -> str:
+        """What went wrong when the process was closed; nothing if nothing did."""
+        while answer := _read(self._answers):
+            if answer[1] == self._number:
+                return "" if answer[:1] == _DONE else self._told()[0]
+        gone = f"the process that steps {self._label} {_ended(code)} before it had closed"
+        return gone if code else ""
+
+    def _late(self, timeout: float) -> EnvFault:
+        """End the process, and tell what it was doing for so long, and where."""
+        doing, trace = self._doing(), ""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, _STACK)
+            until = time.monotonic() + _STACK_PATIENCE
+            while time.monotonic() < until and not trace.endswith("\n"):
+                time.sleep(0.05)
+                trace = self._trace()
+        said = f"the process that steps {self._label} did not answer"
+        self._gone = too_late(said if doing is None else self._said(doing), timeout)
+        self._kill(0.0)
+        self._lost = True
+        return _noted(EnvFault(self._gone), trace)
+
+    def _dead(self) -> EnvFault:
+        code, _ = self._kill(_GRACE)
+        self._lost = True
+        doing = self._doing()
+        self._gone = f"the process that steps {self._label} {_ended(code)}"
+        if doing is not None:
+            self._gone += f": {self._said(doing)}"
+        return _noted(EnvFault(self._gone), self._trace())
+
+    def _trace(self) -> str:
+        """Where the process was when it was asked, or when it crashed; nothing if neither."""
+        return os.pread(self._stack, _TEXT, 0).decode("utf-8", "replace")
+
+    def _told(self) -> tuple[str, str]:
+        """What the process has said: one line, and a traceback."""
+        line, _, trace = self._text[:].rstrip(b"\0").decode("utf-8", "replace").partition("\n")
+        return line, trace
+
+    def _kill(self, grace: float) -> tuple[int | None, bool]:
+        """Kill the process if it does not end by itself.
+
+        Returns:
+            Its exit status, None if unknown, and whether it had to be killed.
+        """
         with suppress(ChildProcessError, ProcessLookupError):
             code = _wait(self.pid, grace)
             if code is not None:
-                return code
+                return code, False
             os.kill(self.pid, signal.SIGKILL)
-            return _wait(self.pid, _GRACE)
-        return None
+            return _wait(self.pid, _GRACE), True
+        return None, False
+
+    def _obey(self, commands: Commands, requests: int, answers: int) -> None:
+        """Run commands in the process, until `CLOSE` or the parent's end."""
+        parent, told = os.getppid(), _kept_warnings()
+        faulthandler.register(_STACK, file=self._stack)
+        faulthandler.enable(file=self._stack)
+        poller = select.poll()
+        poller.register(requests, select.POLLIN)
+        while True:
+            command = _read(requests)
+            if command is None:
+                if os.getppid() != parent:
+                    return
+                poller.poll(_SLICE * 1000)
+                continue
+            answer, text = _DONE, ""
+            try:
+                commands[command[:1]]()
+            except BaseException as error:
+                said = (
+                    str(error) if isinstance(error, EnvFault) else f"{self._label}: {named(error)}"
+                )
+                answer, text = _FAILED, f"{said}\n{''.join(traceback.format_exception(error))}"
+            if told and answer == _DONE:
+                answer, text = _TOLD, "; ".join(told)
+                told.clear()
+            if text:
+                self._text[:] = text.encode("utf-8", "replace")[:_TEXT].ljust(_TEXT, b"\0")
+            os.write(answers, answer + command[1:])
+            if command[:1] == CLOSE:
+                return
 
 
 def end_all(processes: Sequence[ForkedProcess]) -> None:
@@ -153,28 +259,26 @@ def end_all(processes: Sequence[ForkedProcess]) -> None:
         process.end()
 
 
-def _obey(label: str, commands: Commands, requests: int, answers: int, text: mmap.mmap) -> None:
-    """Run commands until `CLOSE` or the parent's end; text is for the message of a failure."""
-    parent = os.getppid()
-    poller = select.poll()
-    poller.register(requests, select.POLLIN)
-    while True:
-        command = _read(requests)
-        if command is None:
-            if os.getppid() != parent:
-                return
-            poller.poll(_SLICE * 1000)
-            continue
-        answer = _DONE
-        try:
-            commands[command[:1]]()
-        except BaseException as error:
-            said = str(error) if isinstance(error, EnvFault) else f"{label}: {named(error)}"
-            text[:] = said.encode()[:_TEXT].ljust(_TEXT, b"\0")
-            answer = _FAILED
-        if command[:1] == CLOSE:
-            return
-        os.write(answers, answer + command[1:])
+def _kept_warnings() -> list[str]:
+    """Keep the texts of warnings about environments, which are for the parent to tell."""
+    told: list[str] = []
+    before = warnings.showwarning
+
+    def show(message: Any, category: type[Warning], *place: Any) -> None:
+        if issubclass(category, EnvWarning):
+            told.append(one_line(message))
+        else:
+            before(message, category, *place)
+
+    warnings.showwarning = show  # type: ignore[assignment]
+    return told
+
+
+def _noted(fault: EnvFault, trace: str) -> EnvFault:
+    """A fault with the traceback of the process in which it happened."""
+    if trace:
+        fault.add_note(f"In the process of the environment:\n{trace}")
+    return fault
 
 
 def _fork(run: Callable[[], None]) -> int:
@@ -261,8 +365,10 @@ def _wait(pid: int, seconds: float) -> int | None:
         time.sleep(0.001)
 
 
-def _ended(code: int) -> str:
+def _ended(code: int | None) -> str:
     """An exit status in words."""
+    if code is None:
+        return "is gone"
     if code >= 0:
         return f"ended with exit code {code}"
     names: dict[int, str] = {number: number.name for number in signal.Signals}

@@ -69,6 +69,12 @@ def is_atari_spec(spec: EnvSpec) -> bool:
     return isinstance(spec.entry_point, str) and spec.entry_point.startswith("ale_py")
 
 
+def is_gymnasiums(spec: EnvSpec | None) -> bool:
+    """Whether the environment is one of Gymnasium's own."""
+    entry = None if spec is None else spec.entry_point
+    return isinstance(entry, str) and entry.startswith("gymnasium.envs.")
+
+
 def uses_mujoco(spec: EnvSpec) -> bool:
     """Whether MuJoCo simulates the environment, as far as the name of its module says."""
     return isinstance(spec.entry_point, str) and "mujoco" in spec.entry_point

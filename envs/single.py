@@ -12,18 +12,21 @@ from typing import Any
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
 
-from acktr.envs.errors import EnvError, EnvFault, one_line
+from acktr.envs.errors import EnvError, EnvFault, EnvWarning, named, one_line
 from acktr.envs.registry import uses_mujoco
 from acktr.envs.rendering import prepare_rendering
 from acktr.envs.source import EnvSource
 from acktr.envs.spaces import check_spaces
 from acktr.envs.vector import AnyEnv
+from acktr.envs.watch import TIMEOUT, Late, limited
 
 _RESET = "reset must return (observation, info)"
 _STEP = "step must return (observation, reward, terminated, truncated, info)"
 
 
-def make_one(source: EnvSource, index: int, render_mode: str | None) -> SafeEnv:
+def make_one(
+    source: EnvSource, index: int, render_mode: str | None, timeout: float = TIMEOUT
+) -> SafeEnv:
     """Environment number `index` of a vector, or the only one.
 
     Raises:
@@ -32,7 +35,7 @@ def make_one(source: EnvSource, index: int, render_mode: str | None) -> SafeEnv:
     with quiet_mujoco(source.spec), warnings.catch_warnings():
         # A render mode that the environment does not have is an error below.
         warnings.filterwarnings("ignore", message=".*is being initialised with render_mode")
-        env = source.make(index, render_mode)
+        env = source.make(index, render_mode, timeout)
     modes = env.metadata.get("render_modes") or []
     try:
         if render_mode is not None and render_mode not in modes:
@@ -42,7 +45,7 @@ def make_one(source: EnvSource, index: int, render_mode: str | None) -> SafeEnv:
         safe = SafeEnv(env, source.name, index)
         check_spaces(safe.observation_space, safe.action_space)
     except EnvError:
-        env.close()
+        SafeEnv(env, source.name, index).close()
         raise
     return safe
 
@@ -61,7 +64,7 @@ class SafeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         """Reset; see `gymnasium.Env.reset`."""
         try:
             obs, info = self.env.reset(seed=seed, options=options)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._fault(error, "reset", _RESET) from error
         return obs, info
 
@@ -70,7 +73,7 @@ class SafeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._steps += 1
         try:
             obs, reward, terminated, truncated, info = self.env.step(action)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._fault(error, f"step {self._steps}", _STEP) from error
         return obs, reward, terminated, truncated, info
 
@@ -78,17 +81,63 @@ class SafeEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         """Render; a missing dependency or display becomes an EnvError."""
         try:
             return self.env.render()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise EnvError(f"{self._label} cannot be rendered: {one_line(error)}") from error
 
-    def _fault(self, error: Exception, when: str, wanted: str) -> EnvFault:
+    def close(self) -> None:
+        """Close; what goes wrong is a warning, as nothing is asked of the environment any more."""
+        try:
+            self.env.close()
+        except (Exception, SystemExit, Late) as error:
+            said = str(error) if isinstance(error, Late) else f"{self._label} raised {named(error)}"
+            warnings.warn(f"{said}, when it was closed", EnvWarning, stacklevel=2)
+
+    def _fault(self, error: BaseException, when: str, wanted: str) -> EnvFault:
         said = f"{type(error).__name__} at {when}: {one_line(error)}"
         if "unpack" in said and _raised_in(error).startswith((__name__, "gymnasium.")):
             said += f"; {wanted}, which environments of gym before 0.26 do not"
         return EnvFault(f"{self._label} raised {said}")
 
 
-def _raised_in(error: Exception) -> str:
+class LimitedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """One environment alone, none of whose calls may take longer than some seconds."""
+
+    def __init__(self, env: AnyEnv, name: str, seconds: float) -> None:
+        super().__init__(env)
+        self._name, self._seconds = name, seconds
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Reset; see `gymnasium.Env.reset`."""
+        with self._limit("reset"):
+            return self.env.reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step; see `gymnasium.Env.step`."""
+        with self._limit("a step"):
+            return self.env.step(action)
+
+    def render(self) -> Any:
+        """Render; see `gymnasium.Env.render`."""
+        with self._limit("rendering"):
+            return self.env.render()
+
+    def close(self) -> None:
+        """Close; see `gymnasium.Env.close`."""
+        with self._limit("close"):
+            self.env.close()
+
+    @contextmanager
+    def _limit(self, call: str) -> Iterator[None]:
+        try:
+            with limited(f"{self._name} did not return from {call}", self._seconds):
+                yield
+        except Late as late:
+            raise EnvFault(str(late)) from late
+
+
+def _raised_in(error: BaseException) -> str:
     """The name of the module whose code raised an exception."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:

@@ -15,6 +15,7 @@ from gymnasium.vector import VectorEnv
 from acktr.envs.errors import EnvError, named
 from acktr.envs.registry import lookup, mujoco_py_replacements
 from acktr.envs.vector import AnyEnv
+from acktr.envs.watch import TIMEOUT, Late, limited
 
 EnvMaker = Callable[..., AnyEnv]
 EnvLike = str | EnvSpec | AnyEnv | EnvMaker | Sequence[EnvMaker]
@@ -39,6 +40,7 @@ class EnvSource:
         env: What they are made from.
         kwargs: Arguments: of ``gymnasium.make`` for an id, of the class or function otherwise.
         wrappers: Wrappers around each environment, the innermost first.
+        timeout: Seconds that making the first one may take.
 
     Attributes:
         name: Gymnasium's id of the environment, or the name of its class.
@@ -59,6 +61,7 @@ class EnvSource:
         env: EnvLike,
         kwargs: Mapping[str, Any] | None = None,
         wrappers: Sequence[Wrapper] = (),
+        timeout: float = TIMEOUT,
     ) -> None:
         self.kwargs = dict(kwargs or {})
         self._wrappers = [_resolved(wrapper) for wrapper in wrappers]
@@ -85,7 +88,7 @@ class EnvSource:
                     " id, or a class or function that makes it"
                 )
             self.name = _called(self._makers[0])  # until the first one says it better
-            self._first = self.make(0, None)
+            self._first = self.make(0, None, timeout)
             self.spec = self._first.spec
             self.name = env_name(self._first)
         self.json_kwargs = {key: value for key, value in self.kwargs.items() if is_json(value)}
@@ -96,30 +99,36 @@ class EnvSource:
             nameless = _called(wrappers[names.index(None)])
             self.origin = f"wrapped by {nameless}, which is not found in a module by its name"
 
-    def make(self, index: int, render_mode: str | None) -> AnyEnv:
+    def make(self, index: int, render_mode: str | None, timeout: float = TIMEOUT) -> AnyEnv:
         """Environment number `index` with its wrappers.
 
         Raises:
-            EnvError: It cannot be made.
+            EnvError: It cannot be made, or not within so many seconds.
         """
         if self._first is not None and index == 0 and render_mode is None:
             first, self._first = self._first, None
             return first
         mode = {} if render_mode is None else {"render_mode": render_mode}
         try:
-            env = self._made(index, {**self.kwargs, **mode})
+            with limited(f"environment {index} of {self.name} was not made", timeout):
+                return self._wrapped(self._made(index, {**self.kwargs, **mode}))
         except EnvError:
             raise
         except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
             text = " ".join(str(error).split())
             raise EnvError(f"{self.name} needs a package that is missing: {text}") from error
-        except Exception as error:
+        except Late as late:
+            raise EnvError(str(late)) from late
+        except (Exception, SystemExit) as error:
             raise EnvError(f"{self.name} could not be made: {named(error)}") from error
+
+    def _wrapped(self, env: AnyEnv) -> AnyEnv:
+        """An environment with its wrappers."""
         _require_env(env, self.name)
         for wrapper in self._wrappers:
             try:
                 env = wrapper(env)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise EnvError(f"{self.name}: {_called(wrapper)} failed: {named(error)}") from error
             _require_env(env, _called(wrapper))
         return env

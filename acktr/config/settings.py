@@ -27,7 +27,7 @@ from acktr.config.schema import (
     check,
     overlay,
 )
-from acktr.envs import AtariSettings, Channels, MaskSetting
+from acktr.envs import TIMEOUT, AtariSettings, Channels, MaskSetting
 from acktr.files import read_object
 from acktr.kfac import KFACConfig, SmallParameters, Structure
 
@@ -222,6 +222,8 @@ class Config(Checked):
     """Parallel environments."""
     env_workers: Count | Literal["auto"] = "auto"
     """Processes that step them, without influence on results; auto: for MuJoCo one per core."""
+    env_timeout: Positive = TIMEOUT
+    """Seconds that making, resetting, stepping or closing one environment may take."""
     masks: MaskSetting = "auto"
     """Action masks: from the method action_masks, from info or observation; auto: what is there."""
     num_steps: Count = 32

@@ -40,7 +40,7 @@ from acktr.runs.saved import SavedAgent, read_agent
 from acktr.runs.session import Draw, Session
 from acktr.train import Trainer, training_envs
 
-_WITHOUT_EFFECT = ("env_workers", "record")
+_WITHOUT_EFFECT = ("env_timeout", "env_workers", "record")
 """Settings that results do not depend on."""
 
 

@@ -66,7 +66,11 @@ def record(
     agent.require_env()
     config = agent.config
     env = make_single(
-        config.env, atari=config.atari, env_kwargs=config.env_kwargs, wrappers=config.wrappers
+        config.env,
+        atari=config.atari,
+        env_kwargs=config.env_kwargs,
+        wrappers=config.wrappers,
+        env_timeout=config.env_timeout,
     )
     reader = MaskReader(env, config.masks, config.env)
     display = Display("acktr record", 5.0)

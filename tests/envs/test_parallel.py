@@ -19,7 +19,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from acktr.envs import EnvError, EnvFault, make_vec
+from acktr.envs import EnvError, EnvFault, EnvWarning, make_vec
 from acktr.envs import workers as number
 from acktr.envs.parallel import ParallelEnvs, usable_cores, worker_count
 from acktr.envs.registry import lookup
@@ -184,10 +184,10 @@ def test_an_environment_may_keep_its_last_action() -> None:
 @pytest.mark.parametrize(
     ("deed", "message"),
     [
-        ("shape", r"environment 2 of Toy gave something unfit at a step: ValueError: .*\(2,\)"),
+        ("shape", r"environment 2 of Toy gave something unfit at step 3: ValueError: .*\(2,\)"),
         ("exit", r"environment.* 2 of Toy: SystemExit: 5"),
         ("die", r"the process that steps environment.* 2 of Toy ended with exit code 5"),
-        ("sleep", r"the process that steps environment.* 2 of Toy did not answer for 0.3 s"),
+        ("sleep", r"environment 2 of Toy did not return from step 3 within 0.3 s; env_timeout"),
     ],
 )
 def test_what_a_process_can_do_wrong_is_one_line(deed: str, message: str) -> None:
@@ -206,7 +206,7 @@ def test_what_a_process_can_do_wrong_is_one_line(deed: str, message: str) -> Non
 @pytest.mark.parametrize("deed", ["shape", "reward"])
 def test_wrong_shape_in_the_main_process(deed: str) -> None:
     vec = vector(deed, "", workers=1)
-    match = r"environment 0 of Toy gave something unfit at a step: .*of shape \(2,\)(,|$)"
+    match = r"environment 0 of Toy gave something unfit at step 3: .*of shape \(2,\)(,|$)"
     with pytest.raises(EnvFault, match=match):
         vec.step(np.zeros((2, 1), np.float32))
     vec.close()
@@ -225,7 +225,8 @@ def test_killed_process() -> None:
 def test_killed_before_closing() -> None:
     vec = vector("", "", workers=2)
     os.kill(pids(vec)[0], signal.SIGKILL)
-    assert_closes(vec)
+    with pytest.warns(EnvWarning, match="environment 1 of Toy was killed by SIGKILL before it had"):
+        assert_closes(vec)
 
 
 def test_process_reaped_by_somebody_else() -> None:
@@ -420,7 +421,7 @@ def test_environments_may_compute_with_torch() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        vec = ParallelEnvs([Learned(), Learned()], "Learned", 2, deadline=5.0)
+        vec = ParallelEnvs([Learned(), Learned()], "Learned", 2, timeout=5.0)
         vec.reset(seed=[0, 0])
         np.testing.assert_allclose(vec.step(np.zeros((2, 1), np.float32))[1], 1.0)
         vec.close()
