@@ -89,11 +89,12 @@ def test_optuna_cuts_poor_trials_short():
 
 
 def test_weights_and_biases_gets_tensorboards_events(tmp_path):
-    pytest.importorskip("wandb", reason="wandb is not installed")
+    wandb = pytest.importorskip("wandb", reason="wandb is not installed")
     from scripts.examples import wandb_logs
 
     for _ in range(2):
-        wandb_logs.train("CartPole-v1", 256, str(tmp_path), "offline")
+        wandb_logs.train("CartPole-v1", 512, str(tmp_path), "offline")
+    wandb.teardown()  # waits for its process, which writes the files
     stored = list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
     assert len(stored) == 2
     for path in stored:
