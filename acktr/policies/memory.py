@@ -23,8 +23,9 @@ State = tuple[Tensor, ...]
 class Recurrent(nn.Module):
     """An LSTM or a GRU whose state is zero at the first step of an episode.
 
-    Hidden-to-hidden weights are orthogonal, biases zero, but for the LSTM's forget gates, which
-    begin at 1 (Jozefowicz et al. 2015).
+    Hidden-to-hidden weights are orthogonal, biases zero, but for the gates that say how much is
+    kept, the LSTM's forget gates (Jozefowicz et al. 2015) and the GRU's update gates: they begin at
+    1, so that after k steps 0.73^k of a state is left, and not 0.5^k.
 
     Args:
         kind: lstm or gru.
@@ -42,8 +43,7 @@ class Recurrent(nn.Module):
                 nn.init.orthogonal_(gate)
             nn.init.zeros_(named["bias_ih_l0"])
             nn.init.zeros_(named["bias_hh_l0"])
-            if kind == "lstm":
-                named["bias_ih_l0"][width : 2 * width] = 1.0
+            named["bias_ih_l0"][width : 2 * width] = 1.0  # the second gate of both kinds
 
     def initial_state(self, n: int) -> State:
         """Zeros: the hidden state (n, width), and the cell state of an LSTM."""

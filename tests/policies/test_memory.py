@@ -104,3 +104,15 @@ def test_the_layer_is_that_of_torch(kind):
         memory(inputs, memory.initial_state(N), first)[0], memory.core(inputs)[0], atol=1e-12
     )
     assert isinstance(memory.core, nn.LSTM if kind == "lstm" else nn.GRU)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_the_gates_of_keeping_begin_open(kind):
+    memory = Recurrent(kind, 3, 4).double()
+    with torch.no_grad():
+        memory.core.weight_hh_l0.zero_()  # so that nothing else goes from step to step
+    first = tuple(torch.rand_like(part) for part in memory.initial_state(2))
+    starts = torch.zeros(8, 2, dtype=torch.bool)
+    _, last = memory(torch.zeros(8, 2, 3, dtype=torch.float64), first, starts)
+    kept = torch.sigmoid(torch.tensor(1.0, dtype=torch.float64)) ** 8
+    torch.testing.assert_close(last[-1], kept * first[-1])
