@@ -51,6 +51,10 @@ environments in one process.
    steps are the same bit for bit. Where one has no state to save, `state_dict` raises
    `UnsavedError` with its index and the reason: see `acktr.envs.snapshot`. A state from a file is
    not trusted: what does not fit is a ValueError of one line.
+12. Around the calls of environments that are not Gymnasium's the process stays as it was: the
+   working directory, torch's default dtype and the handlers of SIGINT, SIGTERM, SIGHUP and SIGUSR1
+   are set back, `os._exit` raises SystemExit, and draws from the global generators are told, each
+   in one `EnvWarning` with the index and the step.
 """
 
 from acktr.envs.errors import EnvError, EnvFault, EnvWarning, UnsavedError, one_line

@@ -17,7 +17,7 @@ from acktr.envs.groups import GroupedEnvs
 from acktr.envs.guard import GuardedVectorEnv
 from acktr.envs.masks import FoundMasks, MaskSetting
 from acktr.envs.parallel import ParallelEnvs, worker_count
-from acktr.envs.registry import atari_game, is_atari_spec, is_gymnasiums, lookup, uses_mujoco
+from acktr.envs.registry import atari_game, is_atari_spec, lookup, uses_mujoco
 from acktr.envs.settings import AtariSettings, Workers
 from acktr.envs.single import LimitedEnv, make_one
 from acktr.envs.source import EnvLike, EnvSource, Wrapper
@@ -220,8 +220,7 @@ def _make_parallel(
         for index in range(num_envs):
             built.append(make_one(source, index, render_mode, timeout))
         parallel = ParallelEnvs(built, name, workers, timeout, record, masks)
-        own = source.registered and not source.wrapped and is_gymnasiums(source.spec)
-        return GuardedVectorEnv(parallel, name, seed, record=record, bounded=not own)
+        return GuardedVectorEnv(parallel, name, seed, record=record, bounded=source.foreign)
     except Exception as error:
         for env in built:
             with suppress(Exception):

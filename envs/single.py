@@ -13,6 +13,7 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec
 
 from acktr.envs.errors import EnvError, EnvFault, EnvWarning, named, one_line
+from acktr.envs.manners import ManneredEnv
 from acktr.envs.registry import uses_mujoco
 from acktr.envs.rendering import prepare_rendering
 from acktr.envs.source import EnvSource
@@ -42,6 +43,8 @@ def make_one(
             raise EnvError(f"{source.name} cannot render {render_mode!r}; it offers {list(modes)}")
         if render_mode not in (None, "human"):
             prepare_rendering(env)
+        if source.foreign:
+            env = ManneredEnv(env, f"environment {index} of {source.name}")
         safe = SafeEnv(env, source.name, index)
         check_spaces(safe.observation_space, safe.action_space)
     except EnvError:

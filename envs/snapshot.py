@@ -44,6 +44,7 @@ _BASES = {
 
 _MOMENTS = ("mean", "var", "count")
 _WRAPPERS: dict[str, tuple[str, ...]] = {
+    "acktr.envs.manners.ManneredEnv": ("_steps",),
     "acktr.envs.single.SafeEnv": ("_steps",),
     "gymnasium.wrappers.common.OrderEnforcing": ("_has_reset",),
     "gymnasium.wrappers.common.PassiveEnvChecker": (),

@@ -6,6 +6,7 @@ import importlib
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import gymnasium
@@ -13,7 +14,8 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
 from acktr.envs.errors import EnvError, named
-from acktr.envs.registry import lookup, mujoco_py_replacements
+from acktr.envs.manners import Manners
+from acktr.envs.registry import is_gymnasiums, lookup, mujoco_py_replacements
 from acktr.envs.vector import AnyEnv
 from acktr.envs.watch import TIMEOUT, Late, limited
 
@@ -110,7 +112,8 @@ class EnvSource:
             return first
         mode = {} if render_mode is None else {"render_mode": render_mode}
         try:
-            with limited(f"environment {index} of {self.name} was not made", timeout):
+            which = f"environment {index} of {self.name}"
+            with limited(f"{which} was not made", timeout), self._minded(which):
                 return self._wrapped(self._made(index, {**self.kwargs, **mode}))
         except EnvError:
             raise
@@ -121,6 +124,14 @@ class EnvSource:
             raise EnvError(str(late)) from late
         except (Exception, SystemExit) as error:
             raise EnvError(f"{self.name} could not be made: {named(error)}") from error
+
+    @property
+    def foreign(self) -> bool:
+        """Whether somebody else than Gymnasium wrote the environment or what is around it."""
+        return self.wrapped or not self.registered or not is_gymnasiums(self.spec)
+
+    def _minded(self, which: str) -> AbstractContextManager[None]:
+        return Manners(which).around("its making") if self.foreign else nullcontext()
 
     def _wrapped(self, env: AnyEnv) -> AnyEnv:
         """An environment with its wrappers."""

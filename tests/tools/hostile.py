@@ -74,6 +74,11 @@ def _worse(said: str, **gives: Any) -> Fault:
     return Fault(rf"{_HERE} returned a {said}", gives=gives)
 
 
+def _rude(said: str, deed: Callable[[], Any]) -> Fault:
+    """A step that changes what belongs to the whole process."""
+    return Fault(rf"{_HERE} {said}.* at step {AT}", deed=deed, goes_on=True)
+
+
 _HERE = rf"environment {INDEX} of Hostile-v0"
 
 FAULTS: dict[str, Fault] = {
@@ -125,6 +130,19 @@ FAULTS: dict[str, Fault] = {
         lambda: sys.exit(0),
         goes_on=True,
     ),
+    "os._exit in init": Fault(
+        r"Hostile-v0 could not be made: SystemExit: os._exit\(0\)", "init", lambda: os._exit(0)
+    ),
+    "working directory": _rude("changed the working directory to /", lambda: os.chdir("/")),
+    "default dtype": _rude(
+        "changed torch's default dtype", lambda: torch.set_default_dtype(torch.float64)
+    ),
+    "handler": _rude(
+        "changed the handler of SIGTERM", lambda: signal.signal(signal.SIGTERM, lambda *_: None)
+    ),
+    "numpy's generator": _rude("used the global generator of numpy", lambda: np.random.random()),  # noqa: NPY002
+    "Python's generator": _rude("used the global generator of random", random.random),
+    "torch's generator": _rude("used the global generator of torch", lambda: torch.rand(1)),
     "hang in close": Fault(
         rf"({_HERE} did not return from close|did not close) within",
         "close",
@@ -182,4 +200,3 @@ class HostileEnv(gymnasium.Env[Any, Any]):
 
 if ENV_ID.rpartition(":")[2] not in gymnasium.registry:
     gymnasium.register("Hostile-v0", entry_point=f"{__name__}:HostileEnv")
-_ = (random, torch)
