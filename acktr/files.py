@@ -9,10 +9,11 @@ import re
 import secrets
 import stat
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 
@@ -62,10 +63,10 @@ def read_object(path: Path, limit: int = 1 << 20) -> dict[str, Any]:
     return content
 
 
-def write_synced(path: Path, data: bytes) -> None:
-    """Write a new file and wait until it is on the disk."""
+def write_synced(path: Path, data: bytes | Iterable[bytes]) -> None:
+    """Write a new file, all at once or part by part, and wait until it is on the disk."""
     with path.open("xb") as file:
-        file.write(data)
+        file.writelines([data] if isinstance(data, bytes) else data)
         file.flush()
         os.fsync(file.fileno())
 
@@ -81,7 +82,26 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def append_whole(path: Path, data: bytes) -> None:
+    """Append all of the data to a file that exists, or nothing.
+
+    Raises:
+        OSError: if it cannot be written; the file is as it was then.
+    """
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND)
+    try:
+        size = os.fstat(handle).st_size
+        try:
+            while data:
+                data = data[os.write(handle, data) :]
+        except OSError:
+            os.ftruncate(handle, size)
+            raise
+    finally:
+        os.close(handle)
+
+
+def write_atomic(path: Path, data: bytes | Iterable[bytes]) -> None:
     """Write or replace a file; whoever reads it sees the old or the new one, never a part.
 
     Raises:
@@ -111,6 +131,16 @@ def is_label(text: str) -> bool:
 def one_line(text: str) -> str:
     """Text with blanks for what cannot be printed."""
     return "".join(c if c.isprintable() else " " for c in text)
+
+
+def spreadsheet_text(text: str) -> str:
+    """Text that no spreadsheet takes for a formula: with an apostrophe before what begins one."""
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def plain_text(text: str) -> str:
+    """Inverse of :func:`spreadsheet_text`."""
+    return text[1:] if text.startswith("'") and text[1:].startswith(_FORMULA) else text
 
 
 def reason(error: OSError) -> str:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
-from acktr.files import one_line
+from acktr.files import one_line, spreadsheet_text
 from acktr.report.results import Result
 from acktr.report.statistics import Interval
 from acktr.report.study import AGGREGATES, AggregateRow, EnvironmentRow, StepsRow, Study
@@ -25,12 +25,26 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) 
 
 
 def as_csv(head: Sequence[str], rows: Iterable[Sequence[object]], comment: str = "") -> bytes:
-    """A CSV file; ``comment`` is a line of its own before the header."""
+    """A CSV file; ``comment`` is a line of its own before the header.
+
+    Names, which come from the files of others, are no formulas in it.
+    """
     text = io.StringIO()
     text.write(comment and f"#{comment}\n")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([head, *rows])
+    writer.writerows([[_safe(value) for value in row] for row in (head, *rows)])
     return text.getvalue().encode()
+
+
+def _safe(value: object) -> object:
+    """The value; text that is no number so that no spreadsheet takes it for a formula."""
+    if not isinstance(value, str):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return spreadsheet_text(value)
+    return value
 
 
 def cell(text: str) -> str:

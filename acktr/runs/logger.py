@@ -3,38 +3,46 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
+import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from acktr.files import reason
+from acktr.runs.events import EventFile
 from acktr.runs.folder import RunError, RunFolder
 from acktr.runs.tables import WINDOW, Table
 
 if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
     from acktr.train import TrainStats
 
-_FLUSH_SECONDS = 30
+DENSE = 100_000
+"""Updates up to which progress.csv has every one."""
+
 _MONITOR = ("r", "l", "t", "step")
 _EVAL = ("timesteps", "mean_reward", "std_reward", "mean_length", "episodes", "returns")
 
-_logger = logging.getLogger(__name__)
+
+def rows_apart(updates: int) -> int:
+    """Updates from one row of progress.csv to the next, which bounds the file.
+
+    Each of the first :data:`DENSE`, every second up to twice as many, every fourth up to four
+    times as many, and so on; those that the distance divides.
+    """
+    return 1 << (max(updates - 1, 0) // DENSE).bit_length()
 
 
 class RunLogger:
     """Writes what training reports: monitor.csv, progress.csv, eval.csv and TensorBoard.
 
-    A write that fails (a full disk) is reported once as a warning and never raised. Whole rows are
-    lost then and no partial ones stay; TensorBoard's events end with the first failure. They get at
-    most one point per ``interval`` seconds.
+    A write that fails (a full disk) is reported as a warning and never raised: rows and events are
+    kept in memory, up to a number, and written later. TensorBoard gets at most one point per
+    ``interval`` seconds; progress.csv has a row for an update as :func:`rows_apart` says, and for
+    one with a metric that the update before it had not.
     """
 
     def __init__(
@@ -58,6 +66,8 @@ class RunLogger:
         self._monitor = Table(folder.monitor, "step", _MONITOR, comment=f"#{header}")
         self._progress = Table(folder.progress, "timesteps", ("timesteps", "updates"))
         self._evaluations = Table(folder.evaluations, "timesteps", _EVAL)
+        self._tables = (self._monitor, self._progress, self._evaluations)
+        self._recorded = 0
         self._episodes: deque[tuple[float, int, Mapping[str, float]]] = deque(maxlen=WINDOW)
         try:
             self._start(resume_timesteps)
@@ -65,15 +75,11 @@ class RunLogger:
             raise RunError(str(error)) from error
         except OSError as error:
             raise RunError(f"{folder.path}: cannot continue the logs: {reason(error)}") from error
-        self._board: SummaryWriter | None = None
-        with self._board_kept():
-            from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-            # The events of earlier files count up to here only.
-            purge = None if resume_timesteps is None else resume_timesteps + 1
-            self._board = SummaryWriter(
-                str(folder.path), purge_step=purge, flush_secs=_FLUSH_SECONDS
-            )
+        self._identity = self._found()
+        # The events of earlier files count up to here only.
+        purge = None if resume_timesteps is None else resume_timesteps + 1
+        self._events = EventFile(folder.path, purge)
+        self._tags: set[str] | None = None
         self._interval, self._clock = interval, clock
         self._next_point = -math.inf
         self._pending: tuple[int, dict[str, float]] | None = None
@@ -114,7 +120,10 @@ class RunLogger:
         row = {"timesteps": str(stats.timesteps), "updates": str(stats.updates)}
         row |= {tag: "" if mean is None else f"{mean:.9g}" for tag, mean in means.items()}
         row |= {tag: f"{float(value):.9g}" for tag, value in stats.metrics.items()}
-        self._progress.add([row])
+        rare = set(row) - (set(row) if self._tags is None else self._tags)
+        self._tags = set(row)
+        if rare or stats.updates % rows_apart(stats.updates) == 0:
+            self._progress.add([row])
         scalars = {tag: mean for tag, mean in means.items() if mean is not None} | stats.metrics
         self._keep_rare(scalars)
         self._pending = (stats.timesteps, scalars)
@@ -139,22 +148,36 @@ class RunLogger:
         row = dict(zip(_EVAL, values, strict=True)) | {k: f"{v:.9g}" for k, v in others.items()}
         self._evaluations.add([row])
         point = {"eval/mean_reward": mean, "eval/mean_ep_length": length}
-        self._add_point(timesteps, point | {f"eval/{k}": v for k, v in others.items()})
+        self._events.add(timesteps, point | {f"eval/{k}": v for k, v in others.items()})
 
     def flush(self) -> None:
-        """Write the latest point to TensorBoard and wait until all events are in the file."""
+        """Write the latest point, and all that waits to be written."""
         self._write_point()
-        with self._board_kept():
-            if self._board is not None:
-                self._board.flush()
+        self._events.flush()
+        for table in self._tables:
+            table.flush()
 
     def close(self) -> None:
-        """Write the latest point and close the files; further calls do nothing."""
-        self._write_point()
-        with self._board_kept():
-            if self._board is not None:
-                self._board.close()
-        self._board = None
+        """Write what waits, unless the folder is another one by now; nothing is open."""
+        if self._found() == self._identity:
+            self.flush()
+
+    def require_folder(self) -> None:
+        """Refuse to go on where the folder is another one than at the start.
+
+        Raises:
+            RunError: It was moved or deleted.
+        """
+        if self._found() != self._identity:
+            raise RunError(
+                f"{self._folder.path}: the run folder was moved or deleted during training, which"
+                " ends here; where it was moved to, acktr train --resume goes on from its last"
+                " checkpoint"
+            )
+
+    def missing_updates(self, updates: int) -> int:
+        """Updates at the end of the first so many that should have a row here and have none."""
+        return max(0, updates - updates % rows_apart(updates) - self._recorded)
 
     def __enter__(self) -> RunLogger:
         return self
@@ -164,14 +187,18 @@ class RunLogger:
 
     def _start(self, resume_timesteps: int | None) -> None:
         """Cut the files, and take the episode window from the rows that are left."""
-        tables = (self._monitor, self._progress, self._evaluations)
         if resume_timesteps is None:
-            for table in tables:
+            for table in self._tables:
                 table.require_new()
             return
-        kept = [table.cut(resume_timesteps) for table in tables]
+        episodes, progress, _ = (table.cut(resume_timesteps, WINDOW) for table in self._tables)
         try:
-            for row in kept[0][-WINDOW:]:
+            if progress:
+                self._recorded = int(progress[-1]["updates"])
+        except ValueError as error:
+            raise ValueError(f"{self._folder.progress}: {error}") from error
+        try:
+            for row in episodes:
                 infos = {k: float(row[k] or "nan") for k in row if k not in _MONITOR}
                 self._episodes.append((float(row["r"]), int(row["l"]), infos))
         except ValueError as error:
@@ -181,27 +208,20 @@ class RunLogger:
         """Write what the waiting point has and these do not, as an evaluation, which are rare."""
         if self._pending is not None:
             timesteps, waiting = self._pending
-            self._add_point(timesteps, {t: v for t, v in waiting.items() if t not in scalars})
+            self._events.add(timesteps, {t: v for t, v in waiting.items() if t not in scalars})
 
     def _write_point(self) -> None:
         if self._pending is not None:
-            self._add_point(*self._pending)
+            self._events.add(*self._pending)
             self._pending = None
 
-    def _add_point(self, timesteps: int, scalars: Mapping[str, float]) -> None:
-        with self._board_kept():
-            if self._board is not None:
-                for tag, value in scalars.items():
-                    self._board.add_scalar(tag, value, timesteps)
-
-    @contextmanager
-    def _board_kept(self) -> Iterator[None]:
-        """Give TensorBoard up if it fails; it is not even closed, as its thread may be dead."""
+    def _found(self) -> tuple[int, int] | None:
+        """Which folder has the run's name; None if there is none."""
         try:
-            yield
-        except Exception as error:
-            self._board = None
-            _logger.warning("%s: no more TensorBoard events: %s", self._folder.path, error)
+            found = os.stat(self._folder.path)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
 
 
 def _known(value: float | None) -> bool:

@@ -143,7 +143,10 @@ class Session:
         Raises:
             CheckpointError: It cannot be written; the older one is intact then.
             NonFiniteError: The network is broken; the older one is intact too.
+            RunError: The folder is gone.
         """
+        self.logger.require_folder()
+        self.logger.flush()  # a run that goes on from here has all logs up to here
         try:
             if self._saved != self.trainer.timesteps:
                 self._save(self.folder.last, None)
@@ -161,6 +164,7 @@ class Session:
         if self._evaluations.due(self.trainer.timesteps):  # one that was interrupted
             self._evaluate_between()
         for stats in self.trainer.run(self.config.total_timesteps):
+            self.logger.require_folder()
             self.logger.write(stats)
             self.progress.update(stats, self.logger.ep_rew_mean)
             if self._evaluations.due(stats.timesteps):

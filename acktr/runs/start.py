@@ -136,6 +136,11 @@ def resume(
         for path, error in damaged.items():
             progress.note(f"warning: {error}; going on from {agent.path.name}, step {done:,}")
             set_aside(path)
+        if missing := logger.missing_updates(trainer.updates):
+            progress.note(
+                f"warning: {folder.progress.name} lacks the last {missing:,} updates before step"
+                f" {done:,}: it was not written to the end, and the logs have a gap there"
+            )
         session.checkpoint(required=True)  # what cannot be written is found out now
         folder.write_config(to_dict(config))
         folder.write_command(argv)

@@ -6,11 +6,20 @@ import csv
 import io
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import BinaryIO
 
-from acktr.files import read_limited, reason, write_atomic
+from acktr.files import (
+    append_whole,
+    plain_text,
+    read_limited,
+    reason,
+    spreadsheet_text,
+    write_atomic,
+)
 
 WINDOW = 100
 """Episodes over which returns are averaged."""
@@ -18,6 +27,10 @@ WINDOW = 100
 SIZE_CAP = 1 << 30
 """Bytes of the largest CSV file that is read."""
 
+MOST_WAITING = 20_000
+"""Rows of one file that wait for a disk that is full."""
+
+_BLOCK = 1 << 20
 _END = 1 << 16
 """Bytes of a file's beginning and end that :func:`last_row` reads."""
 
@@ -52,9 +65,7 @@ def read_table(path: Path) -> Content:
         table = list(csv.reader(io.StringIO(text, newline=""), strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: not a CSV file: {error}") from error
-    if not table or len(set(table[0])) != len(table[0]):
-        raise ValueError(f"{path}: no header line with distinct column names")
-    columns = tuple(table[0])
+    columns = _columns(path, table[0] if table else [])
     for number, row in enumerate(table[1:], 2 if comment is None else 3):
         if len(row) != len(columns):
             raise ValueError(f"{path}: line {number} has {len(row)} fields, not {len(columns)}")
@@ -78,7 +89,8 @@ def last_row(path: Path) -> dict[str, str] | None:
         lines = tail[: tail.rfind(b"\n") + 1].decode("utf-8").split("\n")
         if len(lines) < 3:  # what is before the first newline may be the end of a longer line
             return None
-        columns, row = csv.reader([first.decode("utf-8"), lines[-2]], strict=True)
+        header, row = csv.reader([first.decode("utf-8"), lines[-2]], strict=True)
+        columns = _columns(path, header)
     except (OSError, ValueError, csv.Error):
         return None
     return dict(zip(columns, row, strict=True)) if len(columns) == len(row) else None
@@ -89,8 +101,8 @@ class Table:
 
     It is made when the first row is added. Its first line is the ``comment``, starting with #; the
     first ``columns`` are given, and those that rows add follow, sorted. ``key`` is the column with
-    the integer that :meth:`cut` compares. A write that fails is reported once as a warning; its
-    rows are lost as a whole.
+    the integer that :meth:`cut` compares; it never falls. Rows that cannot be written (a full disk)
+    are kept, up to a number, and written with later ones; a warning says so.
     """
 
     def __init__(
@@ -99,44 +111,84 @@ class Table:
         self._path, self._key, self._comment = path, key, comment
         self._first = tuple(columns)
         self._columns: tuple[str, ...] | None = None
-        self._warned = False
+        self._waiting: list[Mapping[str, str]] = []
+        self._failing = False
 
     def require_new(self) -> None:
         """Raise ValueError if the file exists already."""
         if os.path.lexists(self._path):
             raise ValueError(f"{self._path}: exists already, and the run is not being resumed")
 
-    def cut(self, limit: int) -> list[dict[str, str]]:
-        """Drop rows whose key exceeds ``limit``, keep the file's comment and return what is left.
+    def cut(self, limit: int, last: int) -> list[dict[str, str]]:
+        """Drop rows whose key exceeds ``limit``, and return the ``last`` rows that are left.
+
+        Only the end of the file is read, whatever its size.
 
         Raises:
-            OSError: if it cannot be read or rewritten.
+            OSError: if it cannot be read or cut.
             ValueError: if it is not a file of this table; one line.
         """
         if not self._path.exists() or self._path.stat().st_size == 0:
             return []
-        content = read_table(self._path)
-        if content.columns[: len(self._first)] != self._first:
-            raise ValueError(f"{self._path}: columns must start with {','.join(self._first)}")
-        try:
-            kept = [row for row in content.rows if int(row[self._key]) <= limit]
-        except ValueError as error:
-            raise ValueError(f"{self._path}: column {self._key}: {error}") from error
-        self._comment = content.comment
-        self._rewrite(content.columns, kept)
+        with self._path.open("r+b") as file:
+            content, begin = _head(self._path, file)
+            if content.columns[: len(self._first)] != self._first:
+                raise ValueError(f"{self._path}: columns must start with {','.join(self._first)}")
+            kept, end = self._kept(file, content, begin, limit, last)
+            file.truncate(end)
+        self._comment, self._columns = content.comment, content.columns
         return kept
 
     def add(self, rows: Sequence[Mapping[str, str]]) -> None:
         """Append rows; columns they lack stay empty."""
+        self._waiting += rows
+        self.flush()
+
+    def flush(self) -> None:
+        """Write the rows that wait; a failure is a warning, and they are kept."""
+        if not self._waiting:
+            return
         try:
-            self._widen(rows)
+            self._widen(self._waiting)
             assert self._columns is not None
-            _append(self._path, _lines(self._columns, rows))
+            append_whole(self._path, _lines(self._columns, self._waiting))
         except (OSError, ValueError) as error:
-            if not self._warned:
+            if isinstance(error, FileNotFoundError):
+                self._columns = None  # it was deleted, and begins again
+            if not self._failing:
                 why = reason(error) if isinstance(error, OSError) else error
-                _logger.warning("%s: cannot write, rows are lost: %s", self._path, why)
-            self._warned = True
+                _logger.warning("%s: cannot write, rows are written later: %s", self._path, why)
+            self._failing = True
+            if len(self._waiting) > MOST_WAITING:
+                lost = len(self._waiting) - MOST_WAITING // 2
+                del self._waiting[:lost]
+                _logger.warning("%s: still cannot write, %d rows are lost", self._path, lost)
+            return
+        self._failing = False
+        self._waiting = []
+
+    def _kept(
+        self, file: BinaryIO, content: Content, begin: int, limit: int, last: int
+    ) -> tuple[list[dict[str, str]], int]:
+        """The last rows within the limit, and where in the file they end."""
+        size, block = file.seek(0, os.SEEK_END), _BLOCK
+        while True:
+            start = max(begin, size - block)
+            file.seek(start)
+            lines = file.read(size - start).splitlines(keepends=True)
+            if start > begin:
+                start += len(lines.pop(0))  # the end of a row
+            if lines and not lines[-1].endswith(b"\n"):
+                lines.pop()  # a killed writer's
+            rows = _rows(self._path, content.columns, lines)
+            try:
+                count = sum(1 for row in rows if int(row[self._key]) <= limit)
+            except ValueError as error:
+                raise ValueError(f"{self._path}: column {self._key}: {error}") from error
+            if count >= max(last, 1) or start == begin:
+                end = start + sum(map(len, lines[:count]))
+                return rows[max(count - last, 0) : count], end
+            block *= 4
 
     def _widen(self, rows: Sequence[Mapping[str, str]]) -> None:
         """Make the file, or give it the columns it lacks."""
@@ -144,14 +196,53 @@ class Table:
         if self._columns is not None and not new:
             return
         others = new.union(self._columns or ()).difference(self._first)
-        old = [] if self._columns is None else read_table(self._path).rows
-        self._rewrite((*self._first, *sorted(others)), old)
-
-    def _rewrite(self, columns: tuple[str, ...], rows: Sequence[Mapping[str, str]]) -> None:
-        comment = b"" if self._comment is None else self._comment.encode() + b"\n"
-        header = _lines(columns, [dict(zip(columns, columns, strict=True))])
-        write_atomic(self._path, comment + header + _lines(columns, rows))
+        columns = (*self._first, *sorted(others))
+        comment = [] if self._comment is None else [self._comment.encode() + b"\n"]
+        names = {name: spreadsheet_text(name) for name in columns}
+        header = _lines(columns, [names])
+        write_atomic(self._path, chain(comment, [header], self._widened(columns)))
         self._columns = columns
+
+    def _widened(self, columns: tuple[str, ...]) -> Iterator[bytes]:
+        """The rows of the file, some at a time, with more columns."""
+        if self._columns is None:
+            return
+        with self._path.open("rb") as file:
+            content, _ = _head(self._path, file)
+            while lines := file.readlines(_BLOCK):
+                yield _lines(columns, _rows(self._path, content.columns, lines))
+
+
+def _head(path: Path, file: BinaryIO) -> tuple[Content, int]:
+    """Comment and columns of a CSV file, without rows, and where the rows begin."""
+    try:
+        line, comment = file.readline(_END).decode("utf-8"), None
+        if line.startswith("#"):
+            comment, line = line.rstrip("\n"), file.readline(_END).decode("utf-8")
+        header = next(csv.reader([line], strict=True), []) if line.endswith("\n") else []
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: not a CSV file: {error}") from error
+    return Content(comment, _columns(path, header), []), file.tell()
+
+
+def _columns(path: Path, header: Sequence[str]) -> tuple[str, ...]:
+    names = tuple(map(plain_text, header))
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"{path}: no header line with distinct column names")
+    return names
+
+
+def _rows(path: Path, columns: Sequence[str], lines: Sequence[bytes]) -> list[dict[str, str]]:
+    """The rows of complete lines; ValueError if one is something else."""
+    try:
+        table = list(csv.reader([line.decode("utf-8") for line in lines], strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: not a CSV file: {error}") from error
+    for row in table:
+        if len(row) != len(columns):
+            line = ",".join(row)
+            raise ValueError(f"{path}: row {line!r:.80} has {len(row)} fields, not {len(columns)}")
+    return [dict(zip(columns, row, strict=True)) for row in table]
 
 
 def _lines(columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> bytes:
@@ -159,18 +250,3 @@ def _lines(columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> bytes:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([row.get(name, "") for name in columns] for row in rows)
     return text.getvalue().encode()
-
-
-def _append(path: Path, data: bytes) -> None:
-    """Append all of the data or nothing."""
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND)
-    try:
-        size = os.fstat(handle).st_size
-        try:
-            while data:
-                data = data[os.write(handle, data) :]
-        except OSError:
-            os.ftruncate(handle, size)
-            raise
-    finally:
-        os.close(handle)

@@ -13,6 +13,7 @@ import pytest
 
 from acktr.report.page import ReportSettings, write_report
 from acktr.report.references import Reference, load_references
+from acktr.report.tables import as_csv
 from tests.tools.run_folders import write_run
 
 TOYS = {
@@ -293,3 +294,8 @@ def test_published_curves_and_shipped_references(tmp_path: Path) -> None:
         assert "TRPO" not in svg
         assert ("published" in (tmp_path / "out" / "report.md").read_text()) is published
     assert "| Hopper-v5 | 2,000 |" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_names_from_files_are_no_formulas_and_numbers_stay_numbers() -> None:
+    data = as_csv(["env", "=x"], [["=cmd|' /C calc'!A0", "-3.5"], ["@A", -2.0], ["a", "-inf"]])
+    assert data == b"env,'=x\n'=cmd|' /C calc'!A0,-3.5\n'@A,-2.0\na,-inf\n"

@@ -15,7 +15,7 @@ from acktr.compare.status import State, status
 from acktr.config import Config, merge, preset
 from acktr.interrupts import Interrupts
 from acktr.runs.checkpoint import CheckpointError, load_checkpoint
-from acktr.runs.folder import RunFolder, run_path
+from acktr.runs.folder import RunError, RunFolder, run_path
 from acktr.runs.saved import find_agent, find_checkpoint
 from acktr.runs.session import TrainingFault
 from acktr.runs.start import resume, start
@@ -149,3 +149,43 @@ def test_a_learner_that_is_nan_is_not_saved(
     with pytest.raises(TrainingFault, match=r"learner/rmsprop/\S+ is NaN or Inf at step 96.*64$"):
         start(chosen, tmp_path / "runs", "test", Interrupts(), ["acktr"], draw)
     assert steps(run_path(tmp_path / "runs", chosen))["last"] == 64
+
+
+@pytest.mark.parametrize("what", ["moved", "deleted", "replaced"])
+def test_a_folder_that_goes_away_during_training_ends_it_with_a_line(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is written to where it was, and where it went it can be resumed."""
+    path = run_path(tmp_path / "runs", config())
+    moved = tmp_path / "moved"
+    original = Trainer.run
+
+    def run(self: Trainer, total_timesteps: int) -> Iterator[Any]:
+        for stats in original(self, total_timesteps):
+            if stats.timesteps == 96:
+                path.rename(moved)
+                if what == "replaced":
+                    path.mkdir()
+            yield stats
+
+    monkeypatch.setattr(Trainer, "run", run)
+    with pytest.raises(RunError, match=rf"^{path}: the run folder was moved or deleted"):
+        start(config(), tmp_path / "runs", "test", Interrupts(), ["acktr"], draw)
+    assert path.exists() == (what == "replaced") and not list(path.glob("*"))
+    monkeypatch.undo()
+    if what == "moved":
+        resume(moved, None, Interrupts(), ["acktr"], draw)
+        assert steps(moved) == {"last": 128, "last-1": 96, "last-2": 64}
+
+
+def test_logs_that_end_before_the_checkpoint_are_noticed(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = (run / "progress.csv").read_text().splitlines(keepends=True)
+    (run / "progress.csv").write_text("".join(lines[:-2]) + lines[-1][:-5])
+    capsys.readouterr()
+    resume(run, 160, Interrupts(), ["acktr"], draw)
+    said = capsys.readouterr().err
+    assert "warning: progress.csv lacks the last 2 updates before step 128" in said
+    rows = [int(row["timesteps"]) for row in read_table(run / "progress.csv").rows]
+    assert rows == [32, 64, 160]

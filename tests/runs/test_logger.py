@@ -1,23 +1,26 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import errno
 import json
 import logging
 import math
 import os
 from collections import defaultdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+from tensorboard.backend.event_processing.event_accumulator import (
     EventAccumulator,
 )
 
 from acktr.runs.folder import RunError, RunFolder
 from acktr.runs.logger import RunLogger
+from acktr.runs.tables import read_table
 from acktr.train import Episode, TrainStats
 
 
@@ -176,7 +179,7 @@ class TestRunLogger:
             (b"#{}\na,b\n1,2\n", "columns must start with r,l,t,step"),
             (b"#{}\nr,l,t,step\n1,2,3,x\n", "column step"),
             (b"#{}\nr,l,t,step\nx,2,1,3\n", "could not convert"),
-            (b"#{}\nr,l,t,step\n1,2,3\n", "line 3 has 3 fields, not 4"),
+            (b"#{}\nr,l,t,step\n1,2,3\n", "row '1,2,3' has 3 fields, not 4"),
         ],
     )
     def test_foreign_monitor(self, folder: RunFolder, content: bytes, why: str) -> None:
@@ -185,7 +188,7 @@ class TestRunLogger:
             RunLogger(folder, "X", resume_timesteps=100)
         assert "\n" not in str(caught.value) and "monitor.csv" in str(caught.value)
 
-    def test_a_full_disk_loses_whole_rows_and_warns_once(
+    def test_a_full_disk_delays_rows_and_events(
         self, folder: RunFolder, caplog: pytest.LogCaptureFixture
     ) -> None:
         real = os.write
@@ -196,36 +199,59 @@ class TestRunLogger:
                 return real(handle, data[:3])
             return full()
 
-        with RunLogger(folder, "X") as logger, pytest.MonkeyPatch.context() as patch:
+        with RunLogger(folder, "X", interval=0) as logger, pytest.MonkeyPatch.context() as patch:
             logger.write(update(1))
+            logger.flush()
             patch.setattr(os, "write", some)
             with caplog.at_level(logging.WARNING):
-                logger.write(update(2))
-                logger.write(update(3))
+                for k in (2, 3):
+                    logger.write(update(k))
+                    logger.flush()
+            partial = [row["step"] for row in rows(folder.monitor)]
+            assert partial == ["10"] and folder.monitor.read_bytes().endswith(b"\n")
+            assert [step for step, _ in scalars(folder.path)["train/approx_kl"]] == [10]
             patch.undo()
-            logger.write(update(4))
+            logger.write(update(4, metrics={"late": 1.0}))
             assert logger.ep_rew_mean == 2.5
-        lost = [r.getMessage() for r in caplog.records if "rows are lost" in r.getMessage()]
-        assert len(lost) == 2 and all("No space left on device" in line for line in lost)
-        assert [row["step"] for row in rows(folder.monitor)] == ["10", "40"]
-        assert [row["timesteps"] for row in rows(folder.progress)] == ["10", "40"]
+        told = [r.getMessage() for r in caplog.records]
+        assert len(told) == 3 and all("later: No space left on device" in line for line in told)
+        assert [row["step"] for row in rows(folder.monitor)] == ["10", "20", "30", "40"]
+        assert [row["timesteps"] for row in rows(folder.progress)] == ["10", "20", "30", "40"]
+        assert [row["late"] for row in rows(folder.progress)] == ["", "", "", "1"]
+        assert [step for step, _ in scalars(folder.path)["train/approx_kl"]] == [10, 20, 30, 40]
+        assert len(list(folder.path.glob("events.*"))) == 1
 
-    def test_failing_tensorboard(
-        self,
-        folder: RunFolder,
-        caplog: pytest.LogCaptureFixture,
-        monkeypatch: pytest.MonkeyPatch,
+    def test_a_disk_that_stays_full_loses_the_oldest_rows_and_says_so(
+        self, folder: RunFolder, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        monkeypatch.setattr(SummaryWriter, "add_scalar", full)
-        with caplog.at_level(logging.WARNING), RunLogger(folder, "X", interval=0) as logger:
-            for k in range(1, 4):
+        tables = import_module("acktr.runs.tables")
+        monkeypatch.setattr(tables, "MOST_WAITING", 10)
+        monkeypatch.setattr(import_module("acktr.runs.events"), "_MOST_BYTES", 1000)
+        with RunLogger(folder, "X", interval=0) as logger, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "write", full)
+            for k in range(1, 40):
                 logger.write(update(k))
+            assert len(logger._progress._waiting) <= 10
+            assert sum(map(len, logger._events._waiting)) <= 1000
+            patch.undo()
+        steps = [int(row["timesteps"]) for row in rows(folder.progress)]
+        assert steps == list(range(steps[0], 400, 10)) and 1 < len(steps) <= 10
+        lost = [r.getMessage() for r in caplog.records if "rows are lost" in r.getMessage()]
+        counted = [int(line.split(", ")[1].split()[0]) for line in lost if "progress" in line]
+        assert sum(counted) == 39 - len(steps)
+        shown = [step for step, _ in scalars(folder.path)["train/approx_kl"]]
+        assert shown == list(range(shown[0], 400, 10)) and 1 < len(shown) < 39
+
+    def test_a_file_that_is_deleted_begins_again(self, folder: RunFolder) -> None:
+        with RunLogger(folder, "X", interval=0) as logger:
+            logger.write(update(1))
             logger.flush()
-        messages = [r.getMessage() for r in caplog.records]
-        assert len([m for m in messages if "no more TensorBoard events" in m]) == 1
-        assert len(rows(folder.progress)) == 3
+            for path in (folder.progress, *folder.path.glob("events.*")):
+                path.unlink()
+            logger.write(update(2))
+            logger.write(update(3))
+        assert [row["timesteps"] for row in rows(folder.progress)] == ["20", "30"]
+        assert [step for step, _ in scalars(folder.path)["train/approx_kl"]] == [20, 30]
 
     def test_close_twice(self, folder: RunFolder) -> None:
         logger = RunLogger(folder, "X")
@@ -251,3 +277,55 @@ def test_recorded_infos_are_columns_and_means(folder: RunFolder) -> None:
     assert rows(folder.evaluations)[0]["mean_ratio"] == "0.25"
     assert scalars(folder.path)["rollout/ratio_mean"][-1] == (30, pytest.approx(0.6))
     assert scalars(folder.path)["eval/mean_ratio"] == [(20, 0.25)]
+
+
+def test_a_folder_that_is_moved_is_noticed(folder: RunFolder) -> None:
+    with RunLogger(folder, "X-v0") as logger:
+        logger.require_folder()
+        moved = folder.path.rename(folder.path.with_name("moved"))
+        with pytest.raises(RunError, match=r"the run folder was moved or deleted during training"):
+            logger.require_folder()
+        folder.path.mkdir()  # another one of the same name
+        with pytest.raises(RunError, match="moved or deleted"):
+            logger.require_folder()
+        folder.path.rmdir()
+        moved.rename(folder.path)
+        logger.require_folder()
+
+
+def test_progress_thins_out_after_many_updates(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every row of the first 8 updates, every 2nd up to 16, every 4th up to 32, and rare ones."""
+    monkeypatch.setattr(import_module("acktr.runs.logger"), "DENSE", 8)
+    with RunLogger(folder, "X") as logger:
+        for k in range(1, 41):
+            logger.write(update(k, episodes=0, metrics={"rare": 1.0} if k == 27 else {}))
+        assert [logger.missing_updates(n) for n in (0, 1, 9, 31, 40)] == [0, 1, 8, 28, 40]
+    kept = [int(row["updates"]) for row in rows(folder.progress)]
+    assert kept == [*range(1, 9), 10, 12, 14, 16, 20, 24, 27, 28, 32, 40]
+    with RunLogger(folder, "X", resume_timesteps=310) as logger:
+        assert logger.missing_updates(31) == 0
+        logger.write(update(32, episodes=0))
+    assert [int(row["updates"]) for row in rows(folder.progress)][-2:] == [28, 32]
+    with RunLogger(folder, "X", resume_timesteps=390) as logger:
+        assert logger.missing_updates(39) == 0 and logger.missing_updates(40) == 8
+
+
+def test_names_are_no_formulas(folder: RunFolder) -> None:
+    names = ["=cmd|' /C calc'!A0", "+x", "-x", "@x", "'=x"]
+    infos = dict.fromkeys(names, 0.5)
+    stats = TrainStats(10, 1, {"=metric": 1.0}, (Episode(-1.0, 2, 0.5, infos),))
+    with RunLogger(folder, "X-v0") as logger:
+        logger.write(stats)
+    for path in (folder.monitor, folder.progress):
+        header = path.read_text().splitlines()[path == folder.monitor]
+        assert not any(
+            cell.strip('"').startswith(("=", "+", "-", "@")) for cell in header.split(",")
+        )
+    assert set(names) < set(read_table(folder.monitor).columns)
+    with RunLogger(folder, "X-v0", 10) as logger:
+        assert logger.recorded_means == infos
+        logger.write(dataclasses.replace(stats, timesteps=20, updates=2))
+    assert [row["=cmd|' /C calc'!A0"] for row in read_table(folder.monitor).rows] == ["0.5", "0.5"]
+    assert [row["r"] for row in read_table(folder.monitor).rows] == ["-1.0", "-1.0"]

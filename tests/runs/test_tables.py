@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import csv
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from acktr.runs.tables import last_row, read_table
+from acktr.files import plain_text, spreadsheet_text
+from acktr.runs.tables import Table, last_row, read_table
 
 
 @pytest.mark.parametrize(
@@ -57,3 +59,49 @@ def test_last_row_longer_than_what_is_read(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("a,b\n1," + "x" * (1 << 17) + "\n")
     assert last_row(path) is None
+
+
+def rising(path: Path, count: int) -> Table:
+    """Rows with n = 0, 1, ... and a text of about 60 characters."""
+    table = Table(path, "n", ("n", "text"), comment="#{}")
+    table.add([{"n": str(n), "text": "x" * (50 + n % 20)} for n in range(count)])
+    return table
+
+
+@pytest.mark.parametrize("limit", [-1, 0, 7, 1_500, 1_998, 1_999, 3_000])
+def test_cut_reads_the_end_and_keeps_what_the_whole_table_says(
+    tmp_path: Path, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(import_module("acktr.runs.tables"), "_BLOCK", 1 << 10)
+    path = tmp_path / "t.csv"
+    rising(path, 2_000)
+    whole = [row for row in read_table(path).rows if int(row["n"]) <= limit]
+    head = path.read_bytes().splitlines(keepends=True)[:2]
+    with path.open("a") as file:
+        file.write("2000,half")
+    table = Table(path, "n", ("n", "text"))
+    assert table.cut(limit, 100) == whole[-100:]
+    assert read_table(path).rows == whole
+    assert path.read_bytes().splitlines(keepends=True)[:2] == head
+    table.add([{"n": "3001", "other": "1"}])
+    assert [row["other"] for row in read_table(path).rows] == [""] * len(whole) + ["1"]
+    assert read_table(path).comment == "#{}"
+
+
+def test_a_table_larger_than_what_is_read_at_once_can_be_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "t.csv"
+    rising(path, 1000)
+    monkeypatch.setattr(import_module("acktr.runs.tables"), "SIZE_CAP", 10_000)
+    table = Table(path, "n", ("n", "text"))
+    assert table.cut(998, 1)[0]["n"] == "998"
+    table.add([{"n": "999", "wider": "1"}])
+    monkeypatch.undo()
+    assert [int(row["n"]) for row in read_table(path).rows] == list(range(1000))
+
+
+def test_numbers_of_a_spreadsheet_stay_numbers() -> None:
+    assert [spreadsheet_text(text) for text in ("=1", "a=1", "", "'a")] == ["'=1", "a=1", "", "''a"]
+    for text in ("=1", "+1", "-1", "@1", "\t1", "a", "", "'a", "'"):
+        assert plain_text(spreadsheet_text(text)) == text
