@@ -167,7 +167,10 @@ class Agent(Predictor):
                 "the agent was trained with a learning_rate function, which no file can hold: give"
                 " it to load(path, learning_rate=...)"
             )
+        begun = self.trainer.collector.begun
         found = self.trainer.begin()
+        if self.trainer.restarted is not None and not begun:
+            warnings.warn(self.trainer.restarted, UserWarning, stacklevel=2)
         if found.unused is not None:
             warnings.warn(found.unused, UserWarning, stacklevel=2)
         told = listeners(callback, self._logs)
@@ -247,7 +250,8 @@ class Agent(Predictor):
             require_same_spaces(self.envs, given.envs)
             trainer = self._new_trainer(given)
             state = self.trainer.state_dict()
-            state["collector"]["envs"] = None  # those of the former environments
+            # Episodes of the former environments do not go on, as was asked for.
+            state["collector"] |= {"envs": None, "unsaved": None}
             trainer.load_state_dict(state)
         self.close()
         self._take(given, trainer)
@@ -345,7 +349,7 @@ class Agent(Predictor):
         agent._lacks_learning_rate = saved.lacks_learning_rate and learning_rate is None
         try:
             with restoring(saved.path):
-                agent.trainer.load_state_dict(saved.state)
+                agent.trainer.load_state_dict(_fitting(agent.trainer, saved.state))
         except CheckpointError:
             agent.close()
             raise
@@ -361,6 +365,18 @@ class Agent(Predictor):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _fitting(trainer: Trainer, state: dict[str, Any]) -> dict[str, Any]:
+    """A state without its episodes if they cannot go on in these environments."""
+    episodes = state["collector"]
+    if episodes["envs"] is None:
+        return state
+    try:
+        trainer.collector.check_episodes(episodes)
+    except ValueError as error:
+        return {**state, "collector": {**episodes, "envs": None, "unsaved": str(error)}}
+    return state
 
 
 class ACKTR(Agent):

@@ -172,7 +172,8 @@ class Trainer:
         self.timesteps = 0
         self.updates = 0
         self.seconds = 0.0
-        self._needs_reset = True
+        self.restarts = 0
+        self.restarted: str | None = None
 
     @property
     def described(self) -> str:
@@ -184,7 +185,10 @@ class Trainer:
         )
 
     def begin(self) -> FoundMasks:
-        """Begin episodes, unless they have begun; :meth:`run` does so too.
+        """Begin episodes, or go on with loaded ones, unless that is done; :meth:`run` does so too.
+
+        Where episodes of a checkpoint cannot go on, ``restarted`` says why from then on, and the
+        metric ``rollout/restarts`` counts.
 
         Returns:
             The action masks that the environments were found to have.
@@ -193,9 +197,12 @@ class Trainer:
             EnvError: They do not have those that are asked for.
             EnvFault: An environment failed.
         """
-        if self._needs_reset:
-            self.collector.reset(self.config.seed + self.timesteps)
-            self._needs_reset = False
+        if not self.collector.begun:
+            self.collector.begin(self.config.seed + self.timesteps)
+            why = self.collector.unsaved
+            if why is not None and self.timesteps > 0:
+                self.restarts += 1
+                self.restarted = f"environments start new episodes: {why}"
         return found_masks(self.envs)
 
     def run(self, total_timesteps: int, start: int = 0) -> Iterator[TrainStats]:
@@ -225,6 +232,8 @@ class Trainer:
             self.timesteps += rollout.env_steps
             self.updates += 1
             self.seconds = time.perf_counter() - origin
+            if self.restarts:
+                metrics["rollout/restarts"] = float(self.restarts)
             metrics["time/env"] = rollout.env_seconds
             metrics["time/forward"] = rollout.forward_seconds
             metrics["time/fps"] = rollout.env_steps / (time.perf_counter() - started)
@@ -262,14 +271,15 @@ class Trainer:
             "timesteps": self.timesteps,
             "updates": self.updates,
             "seconds": self.seconds,
+            "restarts": self.restarts,
             **auxiliary,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`.
 
-        Environments that cannot restore their own state start new episodes, seeded by the seed
-        and the number of steps done.
+        Environments go on with their episodes when :meth:`begin` is called. Those that have no
+        state start new ones, seeded by the seed and the number of steps done.
 
         Raises:
             ValueError: The state belongs to another network, algorithm or environment.
@@ -295,4 +305,5 @@ class Trainer:
         self.timesteps = int(state["timesteps"])
         self.updates = int(state["updates"])
         self.seconds = float(state["seconds"])
-        self._needs_reset = state["collector"]["envs"] is None
+        self.restarts = int(state.get("restarts", 0))  # which earlier versions did not write
+        self.restarted = None

@@ -85,6 +85,7 @@ from acktr.envs.registry import is_atari, lookup
 from acktr.envs.settings import AtariSettings, Workers
 from acktr.envs.source import EnvLike, EnvSource, Wrapper, env_name, is_json, wrapper_name
 from acktr.envs.spaces import check_spaces
+from acktr.envs.values import require_like
 from acktr.envs.vector import AnyVectorEnv, StepResult, env_seeds
 from acktr.envs.watch import TIMEOUT
 
@@ -134,6 +135,7 @@ __all__ = [
     "parts",
     "picture",
     "pictures",
+    "require_like",
     "worker_count",
     "workers",
     "wrapper_name",

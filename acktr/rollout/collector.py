@@ -15,7 +15,16 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from acktr.compute import one_thread, restore_generator, to_tensor
-from acktr.envs import MASK, GroupedEnvs, Masks, Stepper, StepResult
+from acktr.envs import (
+    MASK,
+    GroupedEnvs,
+    Masks,
+    Stepper,
+    StepResult,
+    UnsavedError,
+    choices,
+    require_like,
+)
 from acktr.policies import Normalizer, RewardScaler, to_environment
 from acktr.rollout.acting import Acting
 from acktr.rollout.buffer import Array, EpisodeEnd, Rollout
@@ -116,11 +125,33 @@ class Collector:
         self._next_step = mode == AutoresetMode.NEXT_STEP
         self._groups = groups_of(envs)
         self._begun = False
+        # Why the episodes of the state that was loaded cannot go on; None if they do.
+        self.unsaved: str | None = None
+        # Those of a loaded state, until they go on.
+        self._loaded: dict[str, Any] | None = None
         # Environments whose next step only resets (next-step autoreset).
         self._dead = np.zeros(envs.num_envs, np.bool_)
         self._masked = masked
         # Action masks (N, P) of what is shown.
         self._masks: Masks | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether episodes have begun, or go on, in the environments."""
+        return self._begun
+
+    def begin(self, seed: int | None) -> None:
+        """Go on with the episodes of a loaded state if there are some, else start new ones.
+
+        Raises:
+            ValueError, EnvFault: The environments do not take the state; it can be tried again.
+        """
+        if self._begun:
+            return
+        if self._loaded is None:
+            self.reset(seed)
+        else:
+            self._restore(self._loaded)
 
     def reset(self, seed: int | None) -> None:
         """Start new episodes everywhere."""
@@ -133,7 +164,7 @@ class Collector:
             self.recurrence.starts[:] = True
         if self.reward_scaler is not None:
             self.reward_scaler.reset()
-        self._begun = True
+        self._begun, self._loaded = True, None
 
     @torch.no_grad()
     def collect(self, num_steps: int) -> Rollout:
@@ -142,8 +173,7 @@ class Collector:
         The values that acting does not give (all of them with a separate critic, else those of the
         last and of the final observations) come from one forward pass at the end.
         """
-        if not self._begun:
-            self.reset(None)
+        self.begin(None)
         started = time.perf_counter()
         memory = self.observations.room(num_steps)
         rollout = Rollout(memory, self.observations.reused, self.device)
@@ -254,41 +284,79 @@ class Collector:
         return outputs_of(self.acting.values, observations, self.micro_batch).float()
 
     def state_dict(self) -> dict[str, Any]:
-        """Normalisers, the generator, and the environments where they can be saved.
+        """Normalisers, the generator, and the episodes where the environments can be saved.
 
-        Environments that offer ``state_dict`` continue exactly; others start new episodes.
+        Environments that offer ``state_dict`` continue exactly; others start new episodes, and
+        ``unsaved`` says in words why.
         """
-        saver = _member(self.envs, "state_dict") if self._begun else None
         return {
             "observation_normalizer": _state(self.observation_normalizer),
             "reward_scaler": _state(self.reward_scaler),
             "generator": self.acting.generator.get_state(),
-            "envs": None if saver is None else saver(),
-            "observation": None if saver is None else copy.deepcopy(self.observations.now),
+            **(self._episodes() if self._loaded is None else self._loaded),
+        }
+
+    def _episodes(self) -> dict[str, Any]:
+        """What lives until the end of an episode."""
+        envs, unsaved = None, None
+        if self._begun:
+            try:
+                envs = _member(self.envs, "state_dict")()
+            except UnsavedError as error:
+                unsaved = str(error)
+        return {
+            "envs": envs,
+            "unsaved": unsaved,
+            "observation": None if envs is None else copy.deepcopy(self.observations.now),
             "dead": self._dead.copy(),
-            "masks": None if saver is None or self._masks is None else self._masks.copy(),
+            "masks": None if envs is None or self._masks is None else self._masks.copy(),
             "memory": None if self.recurrence is None else self.recurrence.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`; environments without saved state must be reset after it."""
+        """Restore :meth:`state_dict`; its episodes go on when the next ones would begin.
+
+        Raises:
+            ValueError: It does not fit; nothing is changed.
+        """
         for name in ("observation_normalizer", "reward_scaler"):
-            target = getattr(self, name)
-            if (target is None) != (state[name] is None):
+            if (getattr(self, name) is None) != (state[name] is None):
                 raise ValueError(f"checkpoint and configuration disagree about the {name}")
-            if target is not None:
-                target.load_state_dict(state[name])
+        loaded = None
+        if state["envs"] is not None:
+            self.check_episodes(state)
+            loaded = {name: state.get(name) for name in self._episodes()}
+        for name in ("observation_normalizer", "reward_scaler"):
+            if state[name] is not None:
+                getattr(self, name).load_state_dict(state[name])
         restore_generator(self.acting.generator, state["generator"])
-        loader = _member(self.envs, "load_state_dict")
-        if loader is not None and state["envs"] is not None:
-            loader(state["envs"])
-            fill(self.observations.now, ..., state["observation"])
-            self._dead[...] = state["dead"]
-            masks = state.get("masks")  # which earlier versions did not write
-            self._masks = None if masks is None else np.array(masks)
-            if self.recurrence is not None:
-                self.recurrence.load_state_dict(state["memory"])
-            self._begun = True
+        self._begun, self._loaded = False, loaded
+        unsaved = state.get("unsaved", "the checkpoint is of an earlier version, which had none")
+        self.unsaved = unsaved if loaded is None else None
+
+    def check_episodes(self, state: dict[str, Any]) -> None:
+        """Raise ValueError, with one line, unless the episodes of a state can go on here."""
+        require_like(state["observation"], self.observations.now, "the observation")
+        require_like(state["dead"], self._dead, "dead")
+        if state.get("masks") is not None:
+            sizes = choices(self.envs.single_action_space) or ()
+            require_like(state["masks"], np.ones((len(self._dead), sum(sizes)), np.bool_), "masks")
+        if self.recurrence is not None:
+            self.recurrence.check_state_dict(state["memory"])
+        _member(self.envs, "load_state_dict")
+        with suppress(UnsavedError):  # which nobody has to have
+            _member(self.envs, "check_state_dict")(state["envs"])
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Go on with episodes."""
+        _member(self.envs, "load_state_dict")(state["envs"])
+        fill(self.observations.now, ..., state["observation"])
+        self._dead[...] = state["dead"]
+        masks = state["masks"]  # which earlier versions did not write
+        self._masks = None if masks is None else np.array(masks)
+        if self.recurrence is not None:
+            self.recurrence.load_state_dict(state["memory"])
+        self._begun, self._loaded = True, None
 
 
 def _finished(infos: dict[str, Any], moment: float) -> list[EpisodeEnd]:
@@ -312,7 +380,15 @@ def _state(stateful: Normalizer | RewardScaler | None) -> dict[str, Any] | None:
     return None if stateful is None else stateful.state_dict()
 
 
-def _member(envs: VectorEnv[Any, Any, Any], name: str) -> Callable[..., Any] | None:
-    """A method of the innermost environment, or None."""
-    method = getattr(envs.unwrapped, name, None)
-    return method if callable(method) else None
+def _member(envs: VectorEnv[Any, Any, Any], name: str) -> Callable[..., Any]:
+    """A method of a vector environment, or else of the innermost one.
+
+    Raises:
+        UnsavedError: Neither has it.
+    """
+    for owner in (envs, envs.unwrapped):
+        method = getattr(owner, name, None)
+        if callable(method):
+            found: Callable[..., Any] = method
+            return found
+    raise UnsavedError(f"{type(envs.unwrapped).__name__} has no {name}")

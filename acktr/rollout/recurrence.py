@@ -11,6 +11,7 @@ from torch import Tensor
 
 from acktr import tree
 from acktr.compute import to_tensor
+from acktr.envs import require_like
 from acktr.policies import ActorCritic
 from acktr.tree import Sequences, Tree
 
@@ -83,6 +84,17 @@ class Recurrence:
         """State and starts."""
         state = {str(place): part.clone() for place, part in enumerate(self.state)}
         return {"state": state, "starts": self.starts.copy()}
+
+    def check_state_dict(self, state: dict[str, Any]) -> None:
+        """Raise ValueError unless a state fits."""
+        parts = [state["state"].get(str(place)) for place in range(len(self.state))]
+        fits = len(state["state"]) == len(parts) and all(
+            isinstance(new, Tensor) and new.shape == mine.shape
+            for new, mine in zip(parts, self.state, strict=True)
+        )
+        if not fits:
+            raise ValueError("the memory has another shape than the network's")
+        require_like(state["starts"], self.starts, "starts")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`."""

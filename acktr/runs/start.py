@@ -189,6 +189,8 @@ def _run(session: Session, first: str, facts: Mapping[str, object], draw: Draw) 
         session.progress.note(line)
     if masks.unused is not None:
         session.progress.note(f"warning: {masks.unused}")
+    if session.trainer.restarted is not None:
+        session.progress.note(f"warning: {session.trainer.restarted}")
     return session.run(draw)
 
 
