@@ -1,13 +1,35 @@
-"""One torch thread: two would wait for each other on a busy machine, a hundred times as long."""
+"""How the tests share the processor: the whole suite in a process per core, each on one thread."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
 import torch
 
+_MOST_PROCESSES = 8
+
+# Two threads would wait for each other on a busy machine, a hundred times as long. The variable is
+# for the processes that tests start.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Run the whole suite in several processes where pytest-xdist is; ``-n 0`` keeps it in one.
+
+    Some files alone, which are named, stay in one process: they are done before others would start.
+    """
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    if not whole or hasattr(config, "workerinput") or not config.pluginmanager.hasplugin("xdist"):
+        return
+    if config.option.numprocesses is None and not config.option.usepdb:
+        known = hasattr(os, "sched_getaffinity")  # not on every system
+        cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+        config.option.numprocesses = min(cores, _MOST_PROCESSES)
+        config.option.dist = "worksteal"
 
 
 @pytest.fixture
