@@ -53,11 +53,15 @@ def own_network(
             f" action_space) that gives one, or (actor, critic), got {source!r:.100}"
         )
     made = [_made(one, space, action_space) for one in each]
-    both = ("policy", "value", *auxiliary)
     remembering = {hasattr(each, "initial_state") for each in made}
+    kind = RecurrentAdapter if remembering == {True} else Adapter
+
+    def adapted(module: nn.Module, *outputs: str) -> Any:
+        return kind(module, outputs, head, action_space, space, channels)
+
     if len(made) == 1:
-        kind = RecurrentAdapter if remembering == {True} else Adapter
-        return kind(made[0], both, head, action_space, space, channels)
+        network: ActorCritic = adapted(made[0], "policy", "value", *auxiliary)
+        return network
     actor, critic = made
     if {id(p) for p in actor.parameters()} & {id(p) for p in critic.parameters()}:
         raise ConfigError(
@@ -65,17 +69,8 @@ def own_network(
         )
     if len(remembering) > 1:
         raise ConfigError("give both the actor and the critic a memory (initial_state), or neither")
-    network: SeparateActorCritic
-    if remembering == {True}:
-        first = RecurrentAdapter(actor, ("policy", *auxiliary), head, action_space, space, channels)
-        place = first.place.stop
-        second = RecurrentAdapter(critic, ("value",), head, action_space, space, channels, place)
-        network = RecurrentSeparate(first, second)
-    else:
-        network = SeparateActorCritic(
-            Adapter(actor, ("policy", *auxiliary), head, action_space, space, channels),
-            Adapter(critic, ("value",), head, action_space, space, channels),
-        )
+    separate = RecurrentSeparate if remembering == {True} else SeparateActorCritic
+    network = separate(adapted(actor, "policy", *auxiliary), adapted(critic, "value"))
     network.own, network.auxiliary = True, tuple(auxiliary)
     return network
 

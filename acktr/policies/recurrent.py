@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map as pytree_map
 
 from acktr.config import ConfigError, NetworkConfig
-from acktr.envs import Channels, one_line
+from acktr.envs import one_line
 from acktr.policies.contract import (
     ActorCritic,
     Adapter,
@@ -90,34 +90,11 @@ class MemoryNetwork(nn.Module):
 
 
 class RecurrentAdapter(Adapter):
-    """A recurrent network, whose samples are the steps of whole sequences.
-
-    Args:
-        network: The module.
-        outputs: As for :class:`Adapter`.
-        head: Action distribution.
-        action_space: Of one environment; messages name it.
-        space: Observation space of one environment.
-        channels: Where pictures have their channels.
-        before: Number of tensors before its own in the states that it is given.
-    """
+    """A recurrent network, whose samples are the steps of whole sequences."""
 
     recurrent = True
-
-    def __init__(
-        self,
-        network: nn.Module,
-        outputs: Sequence[str],
-        head: ActionHead,
-        action_space: gymnasium.Space[Any] | None,
-        space: gymnasium.Space[Any] | None,
-        channels: Channels = "auto",
-        before: int = 0,
-    ) -> None:
-        super().__init__(network, outputs, head, action_space, space, channels)
-        initial: Any = network.initial_state
-        self._one = isinstance(initial(1), Tensor)
-        self.place = slice(before, before + len(self.initial_state(1)))
+    place = slice(None)
+    """Where its own tensors are in the states that it is given."""
 
     def initial_state(self, n: int) -> State:
         """The module's, as a tuple.
@@ -141,8 +118,11 @@ class RecurrentAdapter(Adapter):
         flat = tree_map(lambda part: part.flatten(0, 1), sequences.observations)
         shown: Any = flat if self._given is None else self._given(flat, self._dtype)
         shown = pytree_map(lambda part: part.unflatten(0, (steps, num)), shown)
+        initial: Any = self.network.initial_state
         state: Any = sequences.state[self.place]
-        returned: Any = self.network(shown, state[0] if self._one else state, sequences.starts)
+        if isinstance(initial(1), Tensor):
+            (state,) = state
+        returned: Any = self.network(shown, state, sequences.starts)
         if not isinstance(returned, tuple) or len(returned) != 2:
             raise ConfigError(
                 "a recurrent network must return (outputs, state), got " + described(returned)
@@ -177,6 +157,11 @@ class RecurrentSeparate(SeparateActorCritic):
     actor: RecurrentAdapter
     critic: RecurrentAdapter
 
+    def __init__(self, actor: RecurrentAdapter, critic: RecurrentAdapter) -> None:
+        super().__init__(actor, critic)
+        tensors = len(actor.initial_state(1))
+        actor.place, critic.place = slice(0, tensors), slice(tensors, None)
+
     def initial_state(self, n: int) -> State:
         """The actor's, and behind it the critic's."""
         return self.actor.initial_state(n) + self.critic.initial_state(n)
@@ -193,16 +178,15 @@ def memory_network(
 ) -> ActorCritic:
     """The built-in networks with the memory that the configuration asks for."""
 
-    def part(outputs: tuple[str, ...], before: int = 0) -> RecurrentAdapter:
+    def part(*outputs: str) -> RecurrentAdapter:
         network = MemoryNetwork(space, head, config, outputs)
-        adapter = RecurrentAdapter(network, outputs, head, None, None, before=before)
+        adapter = RecurrentAdapter(network, outputs, head, None, None)
         adapter.own = False
         return adapter
 
     if config.shared:
-        return part(("policy", "value"))
-    actor = part(("policy",))
-    return RecurrentSeparate(actor, part(("value",), actor.place.stop))
+        return part("policy", "value")
+    return RecurrentSeparate(part("policy"), part("value"))
 
 
 def _stacked(one: Tree, two: Tree) -> Tree:
