@@ -30,7 +30,7 @@ from acktr.given import (
 from acktr.policies import NetworkSource, with_network
 from acktr.predictor import Predictor
 from acktr.runs.checkpoint import CheckpointError, restoring, save_checkpoint
-from acktr.runs.saved import broken_number, find_checkpoint, read_agent
+from acktr.runs.saved import SavedAgent, broken_number, find_checkpoint, read_agent
 from acktr.runs.session import EVALUATION_ENVS, EVALUATION_SEED
 from acktr.train import Trainer
 
@@ -317,16 +317,8 @@ class Agent(Predictor):
             ConfigError: There is no such device, or other arguments than the saved ones are given
                 without an environment.
         """
-        saved = read_agent(find_checkpoint(Path(path)))
+        saved = cls._saved(Path(path), network)
         config = saved.config
-        if config.algo != cls.algo:
-            raise CheckpointError(
-                f"{path}: an agent trained by {config.algo}; use {config.algo.upper()}.load"
-            )
-        if config.network.custom is not None and network is None:
-            raise CheckpointError(
-                f"{path}: trained with the network {config.network.custom}: pass it as network="
-            )
         if env is None:
             saved.require_env()
             require_same(config, env_kwargs, wrappers)
@@ -347,13 +339,20 @@ class Agent(Predictor):
             tensorboard_log=tensorboard_log,
         )
         agent._lacks_learning_rate = saved.lacks_learning_rate and learning_rate is None
-        try:
-            with restoring(saved.path):
-                agent.trainer.load_state_dict(_fitting(agent.trainer, saved.state))
-        except CheckpointError:
-            agent.close()
-            raise
+        with closed_on_failure(agent._given), restoring(saved.path):
+            agent.trainer.load_state_dict(_fitting(agent.trainer, saved.state))
         return agent
+
+    @classmethod
+    def _saved(cls, path: Path, network: NetworkSource | None) -> SavedAgent:
+        """What :meth:`load` reads, if it is an agent of this class and its network is given."""
+        saved = read_agent(find_checkpoint(path))
+        algo, custom = saved.config.algo, saved.config.network.custom
+        if algo != cls.algo:
+            raise CheckpointError(f"{path}: an agent trained by {algo}; use {algo.upper()}.load")
+        if custom is not None and network is None:
+            raise CheckpointError(f"{path}: trained with the network {custom}: pass it as network=")
+        return saved
 
     def close(self) -> None:
         """Close the environments, if the agent made them."""

@@ -71,33 +71,20 @@ def take_envs(
     """
     if config is not None and not isinstance(config, Config):
         raise ConfigError(_misplaced(env, config))
-    made_already = isinstance(env, Env | VectorEnv)
-    if config is not None and not made_already:
-        env_kwargs = config.env_kwargs if env_kwargs is None else env_kwargs
-        wrappers = config.wrappers if wrappers is None else wrappers
     if isinstance(env, VectorEnv):
         return _take_vector(env, config, algo, changes, num_envs, env_kwargs or wrappers)
+    if config is not None and not isinstance(env, Env):
+        env_kwargs = config.env_kwargs if env_kwargs is None else env_kwargs
+        wrappers = config.wrappers if wrappers is None else wrappers
     timeout = TIMEOUT if config is None else config.env_timeout
     source = EnvSource(env, env_kwargs, wrappers or (), timeout)
-    name = env if isinstance(env, str) else source.name
-    chosen = _configuration(name, config, algo)
-    if isinstance(env, str) and chosen.env != env:
-        raise ConfigError(f"env is {env!r} but the configuration is for {chosen.env!r}")
-    usual = chosen.num_envs if source.count is None else source.count
-    count = usual if num_envs is None else num_envs
-    if isinstance(env, Env) and config is None:
-        chosen = dataclasses.replace(chosen, num_steps=chosen.num_envs * chosen.num_steps)
-    chosen = dataclasses.replace(
-        chosen,
-        env=name,
-        num_envs=count,
-        env_kwargs=source.json_kwargs,
-        wrappers=source.wrapper_names,
-        **changes,
-    )
+    chosen = _configured(env, source, config, algo)
+    if num_envs is not None:
+        changes = {**changes, "num_envs": num_envs}
+    chosen = dataclasses.replace(chosen, **changes)
     envs = make_vec(
         source,
-        count,
+        chosen.num_envs,
         chosen.seed,
         atari=chosen.atari,
         env_workers=chosen.env_workers,
@@ -105,7 +92,7 @@ def take_envs(
         record=chosen.record,
         masks=chosen.masks,
     )
-    return Given(envs, chosen, source.origin, not made_already, source)
+    return Given(envs, chosen, source.origin, not isinstance(env, Env), source)
 
 
 def require_same(
@@ -245,6 +232,23 @@ def _take_vector(
     )
     guarded = _guarded(envs, name, chosen)
     return Given(guarded, chosen, "a vector environment that was made already", owned=False)
+
+
+def _configured(env: EnvLike, source: EnvSource, config: Config | None, algo: Algo) -> Config:
+    """The configuration, or the environment's preset, with what the source says of itself."""
+    name = env if isinstance(env, str) else source.name
+    chosen = _configuration(name, config, algo)
+    if isinstance(env, str) and chosen.env != env:
+        raise ConfigError(f"env is {env!r} but the configuration is for {chosen.env!r}")
+    if isinstance(env, Env) and config is None:
+        chosen = dataclasses.replace(chosen, num_steps=chosen.num_envs * chosen.num_steps)
+    return dataclasses.replace(
+        chosen,
+        env=name,
+        num_envs=chosen.num_envs if source.count is None else source.count,
+        env_kwargs=source.json_kwargs,
+        wrappers=source.wrapper_names,
+    )
 
 
 def _configuration(name: str, config: Config | None, algo: Algo) -> Config:
