@@ -11,11 +11,13 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from acktr.envs.episodes import EpisodeStats
-from acktr.envs.errors import EnvFault
+from acktr.envs.errors import EnvFault, UnsavedError
 from acktr.envs.groups import GroupedEnvs
 from acktr.envs.registry import AtariGame
+from acktr.envs.replay import GameLog, checksum, replay
 from acktr.envs.settings import AtariSettings
 from acktr.envs.spaces import check_actions
+from acktr.envs.values import Tree, require_like
 from acktr.envs.vector import AnyVectorWrapper, Array, StepResult, check_seed, env_seeds
 
 FIRE = 1
@@ -38,6 +40,7 @@ class AtariEnvs(AnyVectorWrapper):
         press_fire: whether the game needs FIRE after a lost life.
         seed: of the first reset.
         first: number of the first of these games among all that share a seed.
+        log: keeps what is done, so that the games can be saved.
 
     Attributes:
         executed: the actions of the last step as executed, shape (num_envs,).
@@ -55,6 +58,7 @@ class AtariEnvs(AnyVectorWrapper):
         press_fire: bool,
         seed: int,
         first: int = 0,
+        log: GameLog | None = None,
     ) -> None:
         super().__init__(env)
         self._native = env
@@ -68,6 +72,8 @@ class AtariEnvs(AnyVectorWrapper):
         self._press = np.zeros(env.num_envs, np.bool_)
         self._forced: NDArray[np.bool_] | None = None  # of the step that is under way
         self.executed = np.zeros(env.num_envs, np.int64)
+        self._log = log
+        self._shown: Array = np.zeros(0, np.uint8)  # the present observations
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -87,7 +93,11 @@ class AtariEnvs(AnyVectorWrapper):
         obs, infos = self.env.reset(seed=seeds, options=options)  # type: ignore[arg-type]
         self._stats.reset(mask)
         self._lives = infos["lives"].copy()
-        self._press[slice(None) if mask is None else mask] = False
+        which = np.ones(self.num_envs, np.bool_) if mask is None else mask
+        self._press[which] = False
+        if self._log is not None:
+            self._log.begin(which, seeds)
+        self._shown = obs
         return obs, infos
 
     def step(self, actions: Any) -> StepResult:
@@ -131,9 +141,72 @@ class AtariEnvs(AnyVectorWrapper):
             final = infos["final_obs"].copy()
             final[~dones] = 0  # rows of unfinished games are undefined
             infos["final_obs"], infos["_final_obs"] = final, dones.copy()
+        if self._log is not None:
+            self._log.add(self.executed)
+            due = self._log.due(dones)
+            if due.any():
+                obs = self._seed_anew(due, obs)
         if self._life_ends:
             terminated = terminated | lost
+        self._shown = obs
         return obs, np.sign(raw) if self._clip else raw, terminated, truncated, infos
+
+    def _seed_anew(self, which: NDArray[np.bool_], obs: Array) -> Array:
+        """Begin games with new seeds in place of those that began just now; their observations."""
+        assert self._log is not None
+        seeds = self._log.next_seeds(which)
+        fresh, infos = self._native.reset(seed=seeds, options={"reset_mask": which})
+        self._log.begin(which, seeds)
+        self._lives[which] = infos["lives"][which]
+        obs = obs.copy()
+        obs[which] = fresh[which]
+        return obs
+
+    def state_dict(self) -> Tree:
+        """What the games are in the middle of: their logs, see `acktr.envs.replay`.
+
+        Raises:
+            UnsavedError: They are not logged, or were reset without a seed.
+            EnvFault: a step is under way.
+        """
+        if self._log is None:
+            raise UnsavedError("Atari games are saved in training only, with atari.reseed_steps")
+        if self._forced is not None:
+            raise EnvFault("a step is under way: call step_wait() before state_dict()")
+        return {
+            "log": self._log.state_dict(),
+            "press": self._press.copy(),
+            "lives": self._lives.copy(),
+            "episodes": self._stats.state_dict(),
+            "shown": checksum(self._shown),
+        }
+
+    def check_state_dict(self, state: Any) -> None:
+        """Raise ValueError, with one line, unless a state fits; it is not trusted."""
+        if self._log is None:
+            raise ValueError("the games are not logged")
+        template = {"press": self._press, "lives": self._lives, "shown": 0, "log": None}
+        require_like(state, {**template, "episodes": self._stats.state_dict()}, "the games' state")
+        space: Any = self.single_action_space
+        self._log.check_state_dict(state["log"], int(space.n))
+
+    def load_state_dict(self, state: Tree) -> None:
+        """Play the games again up to a state.
+
+        Raises:
+            ValueError: It does not fit.
+            UnsavedError: Played again, they show something else.
+        """
+        self.check_state_dict(state)
+        assert self._log is not None
+        obs, infos = replay(state["log"], self._native)
+        same = (infos["lives"] == state["lives"]).all() and checksum(obs) == state["shown"]
+        if not same:
+            raise UnsavedError("played again, the games look different: is ale-py another one?")
+        self._log.load_state_dict(state["log"])
+        self._stats.load_state_dict(state["episodes"])
+        self._press, self._lives = state["press"].copy(), state["lives"].copy()
+        self._shown, self._seed = obs, None
 
 
 def native_envs(
@@ -194,9 +267,23 @@ def make_group(
     *,
     training: bool,
     first: int = 0,
+    logged: bool | None = None,
 ) -> AtariEnvs:
-    """Parallel games that are stepped together; first is the number of the first of them."""
+    """Parallel games that are stepped together; first is the number of the first of them.
+
+    They are ``logged`` in training, unless told otherwise.
+    """
     native = native_envs(game, num_envs, settings)
     names = [str(action.name) for action in native.ale.get_action_set()]
     fire = settings.fire_after_life_loss and len(names) >= 3 and names[FIRE] == "FIRE"
-    return AtariEnvs(native, settings, training=training, press_fire=fire, seed=seed, first=first)
+    longest = settings.reseed_steps if training else None
+    log = GameLog(num_envs, longest, settings.max_frames)
+    return AtariEnvs(
+        native,
+        settings,
+        training=training,
+        press_fire=fire,
+        seed=seed,
+        first=first,
+        log=log if (bool(longest) if logged is None else logged) else None,
+    )

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from acktr.envs.atari import make_group, native_envs
 from acktr.envs.errors import EnvFault
 from acktr.envs.registry import AtariGame
+from acktr.envs.replay import replay
 from acktr.envs.settings import AtariSettings
+from acktr.envs.values import Tree
 from acktr.envs.vector import env_seeds
 
 FRAMES_PER_SECOND = 60
@@ -33,7 +35,7 @@ class AtariSingle(gymnasium.Env[NDArray[np.uint8], Any]):
         fps = FRAMES_PER_SECOND / settings.frame_skip
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": fps}
         self.render_mode = render_mode
-        self._envs = make_group(game, 1, 0, settings, training=False)
+        self._envs = make_group(game, 1, 0, settings, training=False, logged=True)
         self._screen = None
         if render_mode is not None:
             self._screen = native_envs(game, 1, settings, _screen_size(game))
@@ -73,6 +75,22 @@ class AtariSingle(gymnasium.Env[NDArray[np.uint8], Any]):
             self._show(frame_infos["final_obs"] if self._over else frames, infos, frame_infos)
         last = infos["final_obs"] if self._over else obs
         return last[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), _first(infos)
+
+    def state_dict(self) -> Tree:
+        """What was done in this game, see `acktr.envs.replay`."""
+        return {"games": self._envs.state_dict(), "over": self._over}
+
+    def load_state_dict(self, state: Tree) -> None:
+        """Play the game again up to a state.
+
+        Raises:
+            ValueError: It does not fit.
+        """
+        self._envs.load_state_dict(state["games"])
+        self._over = bool(state["over"])
+        if self._screen is not None:
+            frames, _ = replay(state["games"]["log"], self._screen)
+            self._frame = frames[0, 0].copy()
 
     def render(self) -> NDArray[np.uint8] | None:
         """The current screen, shape (height, width, 3), or None without a render mode."""

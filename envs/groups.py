@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -10,7 +10,9 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from acktr.envs.errors import UnsavedError
 from acktr.envs.spaces import check_actions
+from acktr.envs.values import Tree
 from acktr.envs.vector import Array, StepResult, check_mask
 
 
@@ -104,6 +106,32 @@ class GroupedEnvs(VectorEnv[Any, Any, Any]):
         observations, rewards, terminated, truncated = (np.concatenate(part) for part in arrays)
         return observations, rewards, terminated, truncated, self._joined(infos)
 
+    def state_dict(self) -> Tree:
+        """What the groups are in the middle of.
+
+        Raises:
+            UnsavedError: One of them cannot be saved.
+        """
+        return {"groups": [_asked(group, "state_dict")() for group in self.groups]}
+
+    def check_state_dict(self, state: Any) -> None:
+        """Raise ValueError, with one line, unless a state fits; it is not trusted."""
+        parts = state.get("groups") if isinstance(state, dict) else None
+        if not isinstance(parts, list) or len(parts) != len(self.groups):
+            raise ValueError(f"it has no states of {len(self.groups)} groups")
+        for group, part in zip(self.groups, parts, strict=True):
+            _asked(group, "check_state_dict")(part)
+
+    def load_state_dict(self, state: Tree) -> None:
+        """Restore a state.
+
+        Raises:
+            ValueError: It does not fit.
+        """
+        self.check_state_dict(state)
+        for group, part in zip(self.groups, state["groups"], strict=True):
+            _asked(group, "load_state_dict")(part)
+
     def close_extras(self, **kwargs: Any) -> None:
         """Close the groups."""
         for group in self.groups:
@@ -126,3 +154,11 @@ class GroupedEnvs(VectorEnv[Any, Any, Any]):
         if "env_id" in joined:
             joined["env_id"] = np.arange(self.num_envs, dtype=joined["env_id"].dtype)
         return joined
+
+
+def _asked(group: Group, name: str) -> Callable[..., Any]:
+    """A method that not every group has."""
+    method: Callable[..., Any] | None = getattr(group, name, None)
+    if method is None:
+        raise UnsavedError(f"{type(group).__name__} has no {name}")
+    return method

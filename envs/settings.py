@@ -45,6 +45,9 @@ class AtariSettings:
     """Threads stepping the emulators of a group; 0: as many as there are cores."""
     num_groups: int = 2
     """Most groups of equal size: while one is stepped, the actions of another can be chosen."""
+    reseed_steps: int = 10_000
+    """In training a game that ends so many agent steps after it was seeded goes on with a new seed:
+    a resumed run plays the games again from there. 0: never, and games start anew at a resume."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -68,5 +71,6 @@ _RANGES = {
     "max_frames": (1, 100_000_000),
     "num_threads": (0, 1024),
     "num_groups": (1, 1024),
+    "reseed_steps": (0, 100_000_000),
 }
 """Least and largest values of the integer settings."""

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from acktr.config import Config, preset
+from acktr.envs import AtariSettings
 from acktr.runs.checkpoint import load_checkpoint, save_checkpoint
 from acktr.train import Trainer, training_envs
 
@@ -82,6 +83,23 @@ def test_resumed_run_equals_the_uninterrupted_one(
 ) -> None:
     first, second = (config(env, algo, env_workers=number) for number in workers)
     require_same_halves(tmp_path, first, second, updates)
+
+
+def test_atari_resumes(tmp_path: Path) -> None:
+    atari = AtariSettings(reseed_steps=60, max_frames=400, screen_size=36)
+    chosen = config("BreakoutNoFrameskip-v4", "a2c", num_envs=2, num_steps=30, atari=atari)
+    require_same_halves(tmp_path, chosen, chosen, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sticky", [0.0, 0.25])
+@pytest.mark.parametrize(
+    "game", ["Breakout", "Pong", "Qbert", "SpaceInvaders", "Seaquest", "BeamRider"]
+)
+def test_six_atari_games_resume(game: str, sticky: float, tmp_path: Path) -> None:
+    atari = AtariSettings(reseed_steps=300, max_frames=4000, sticky=sticky)
+    chosen = config(f"{game}NoFrameskip-v4", num_steps=20, atari=atari)
+    require_same_halves(tmp_path, chosen, chosen, 30)
 
 
 @pytest.mark.slow

@@ -150,8 +150,12 @@ class Collector:
             return
         if self._loaded is None:
             self.reset(seed)
-        else:
+            return
+        try:
             self._restore(self._loaded)
+        except UnsavedError as error:  # found out only by trying
+            self.unsaved = str(error)
+            self.reset(seed)
 
     def reset(self, seed: int | None) -> None:
         """Start new episodes everywhere."""

@@ -1,0 +1,146 @@
+"""Atari games that are saved as what was done in them, and played again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from acktr.envs import AtariSettings, UnsavedError, make_single, make_vec
+from acktr.envs.values import from_bytes, to_bytes
+
+SHORT = AtariSettings(reseed_steps=40, max_frames=600)
+
+
+def go_on(envs: Any, steps: int, seed: int) -> str:
+    """A hash of all that games return for random actions."""
+    rng, sha = np.random.default_rng(seed), hashlib.sha256()
+    for _ in range(steps):
+        *arrays, infos = envs.step(rng.integers(0, envs.single_action_space.n, envs.num_envs))
+        for array in (*arrays, infos.get("final_obs"), infos.get("forced")):
+            sha.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
+        if "episode" in infos:
+            sha.update(infos["episode"]["r"].tobytes() + infos["episode"]["l"].tobytes())
+    return sha.hexdigest()
+
+
+def games(env_id: str, seed: int, atari: AtariSettings = SHORT, num_envs: int = 2) -> Any:
+    return make_vec(env_id, num_envs, seed, atari=atari)
+
+
+def test_games_go_on_as_they_would_have() -> None:
+    """With sticky actions; tests/test_resume.py has games without."""
+    env_id = "ALE/Breakout-v5"
+    envs = games(env_id, 3)
+    envs.reset()
+    started = [group.state_dict()["log"]["seeds"] for group in envs.groups]
+    go_on(envs, 230, 1)
+    state = to_bytes(envs.state_dict())
+    following = go_on(envs, 60, 2)
+    other = games(env_id, 77)
+    other.load_state_dict(from_bytes(state))
+    logs = [part["log"] for part in from_bytes(state)["groups"]]
+    assert all((log["seeds"] != seeds).all() for log, seeds in zip(logs, started, strict=True))
+    assert to_bytes(other.state_dict()["groups"][0]["log"]) == to_bytes(logs[0])
+    assert go_on(other, 60, 2) == following
+    for each in (envs, other):
+        each.close()
+
+
+def test_a_game_that_was_seeded_in_the_last_step_is_saved_too() -> None:
+    envs = games("ALE/Breakout-v5", 3, AtariSettings(reseed_steps=30, num_groups=1))
+    envs.reset()
+    rng = np.random.default_rng(0)
+    log = envs.state_dict()["groups"][0]["log"]
+    while not (log["begins"] == len(log["actions"])).any() or not len(log["actions"]):
+        envs.step(rng.integers(0, 4, 2))
+        log = envs.state_dict()["groups"][0]["log"]
+    other = games("ALE/Breakout-v5", 5, AtariSettings(reseed_steps=30, num_groups=1))
+    other.load_state_dict(envs.state_dict())
+    assert go_on(other, 50, 2) == go_on(envs, 50, 2)
+    for each in (envs, other):
+        each.close()
+
+
+def test_short_logs_change_no_game() -> None:
+    """The seeds of the published protocol hold until a log has grown long."""
+    hashes = []
+    for reseed_steps in (0, 10_000):
+        envs = games("BreakoutNoFrameskip-v4", 3, AtariSettings(reseed_steps=reseed_steps))
+        envs.reset()
+        hashes.append(go_on(envs, 150, 1))
+        envs.close()
+    assert hashes[0] == hashes[1]
+
+
+def test_a_single_game_is_saved_with_its_picture() -> None:
+    envs = [make_single("ALE/Breakout-v5") for _ in range(2)]
+    for number, env in enumerate(envs):
+        env.reset(seed=number)
+    for _ in range(30):
+        envs[0].step(1)
+    envs[1].unwrapped.load_state_dict(envs[0].unwrapped.state_dict())  # type: ignore[attr-defined]
+    for action in (2, 3, 2, 1):
+        (one, *_), (other, *_) = (env.step(action) for env in envs)
+        assert np.array_equal(one, other)
+        assert np.array_equal(envs[0].render(), envs[1].render())  # type: ignore[arg-type]
+    for env in envs:
+        env.close()
+
+
+def test_what_cannot_be_saved_says_so() -> None:
+    envs = games("BreakoutNoFrameskip-v4", 3, AtariSettings(reseed_steps=0))
+    with pytest.raises(UnsavedError, match="reseed_steps"):
+        envs.state_dict()
+    envs.close()
+    envs = games("BreakoutNoFrameskip-v4", 3)
+    envs.reset()
+    envs.reset()
+    with pytest.raises(UnsavedError, match="without a seed"):
+        envs.state_dict()
+    envs.close()
+
+
+@pytest.fixture(scope="module")
+def begun() -> Iterator[Any]:
+    envs = games("BreakoutNoFrameskip-v4", 3)
+    envs.reset()
+    go_on(envs, 5, 1)
+    yield envs
+    envs.close()
+
+
+def _log(state: Any) -> dict[str, Any]:
+    log: dict[str, Any] = state["groups"][1]["log"]
+    return log
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "said"),
+    [
+        (lambda s: s["groups"].pop(), ValueError, "no states of 2 groups"),
+        (lambda s: _log(s)["actions"].fill(9), ValueError, "actions above 3"),
+        (lambda s: _log(s).update(actions=np.zeros((5, 2), np.uint8)), ValueError, "the shape"),
+        (
+            lambda s: _log(s).update(actions=np.zeros((10**6, 1), np.uint8)),
+            ValueError,
+            "at most 641 steps",
+        ),
+        (lambda s: _log(s).update(actions="all"), ValueError, "the shape"),
+        (lambda s: _log(s)["begins"].fill(6), ValueError, "out of range"),
+        (lambda s: _log(s)["seeds"].fill(-1), ValueError, "out of range"),
+        (lambda s: s["groups"][0].pop("press"), ValueError, "other entries"),
+        (lambda s: _log(s)["seeds"].fill(8), UnsavedError, "look different"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused(
+    damage: Any, error: type[Exception], said: str, begun: Any
+) -> None:
+    state = begun.state_dict()
+    damage(state)
+    with pytest.raises(error, match=said) as told:
+        begun.load_state_dict(state)
+    assert "\n" not in str(told.value)
