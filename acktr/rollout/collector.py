@@ -335,7 +335,7 @@ class Collector:
                 getattr(self, name).load_state_dict(state[name])
         restore_generator(self.acting.generator, state["generator"])
         self._begun, self._loaded = False, loaded
-        unsaved = state.get("unsaved", "the checkpoint is of an earlier version, which had none")
+        unsaved = state.get("unsaved", "the checkpoint of an earlier version does not hold them")
         self.unsaved = unsaved if loaded is None else None
 
     def check_episodes(self, state: dict[str, Any]) -> None:
