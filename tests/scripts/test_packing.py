@@ -229,7 +229,7 @@ def test_players_differ_as_they_should(capsys):
     assert np.mean(play(env, deepest_bottom_left, 20, 0)[0]) > lucky + 0.02
     assert np.mean(play(env, least_waste, 20, 0)[0]) > lucky + 0.02
     assert main(["--episodes", "2"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 7
+    assert len(capsys.readouterr().out.splitlines()) == 9
     assert main(["--episodes", "none"]) == 2
 
 

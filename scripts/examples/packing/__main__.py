@@ -14,6 +14,7 @@ from scripts.examples.packing.environments import HeightmapPacking, LeafPacking
 from scripts.examples.packing.players import (
     Player,
     deepest_bottom_left,
+    first_allowed,
     least_waste,
     play,
     random_allowed,
@@ -34,6 +35,7 @@ def main(argv: Sequence[str]) -> int:
         return 2
     players: dict[str, Player] = {
         "random allowed": random_allowed(given.seed),
+        "first allowed": first_allowed,
         "deepest bottom left": deepest_bottom_left,
         "least waste": least_waste,
     }

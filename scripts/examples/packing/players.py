@@ -20,6 +20,15 @@ def random_allowed(seed: int) -> Player:
     return lambda env: int(generator.choice(np.flatnonzero(env.allowed)))
 
 
+def first_allowed(env: Packing[Any]) -> int:
+    """Chooses the first allowed action, as does the argmax of a policy that knows nothing.
+
+    On a heightmap that is the cell nearest to the origin along x, then along y; candidates come in
+    the order of :func:`deepest_bottom_left`.
+    """
+    return int(env.allowed.argmax())
+
+
 def deepest_bottom_left(env: Packing[Any]) -> int:
     """Chooses the lowest landing, then the one nearest to the origin along x, then along y."""
     return _least(env, lambda box: (box[2], box[0], box[1]))
