@@ -13,6 +13,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+MOST_VALUES = 1 << 20
+"""Values of one JSON text: numbers, texts, lists and objects."""
+
+DEEPEST = 64
+"""Objects and lists within each other in a JSON text."""
+
+_MOST_DIGITS = 78
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
@@ -35,8 +42,41 @@ def read_limited(path: Path, limit: int) -> bytes:
     return data
 
 
-def distinct_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, for ``object_pairs_hook``; ValueError if it has a key twice."""
+def parse_json(data: bytes) -> Any:
+    """The value of a JSON text that nobody vouches for.
+
+    Raises:
+        ValueError: if it is none, has a key twice, more than :data:`MOST_VALUES` values, more than
+            :data:`DEEPEST` objects and lists within each other, or an integer of over 256 bits.
+    """
+    # No fewer than its values: each but the first follows such a sign.
+    if 1 + data.count(b",") + data.count(b"[") + data.count(b"{") > MOST_VALUES:
+        raise ValueError("too many values")
+    try:
+        text = data.decode("utf-8")
+        value = json.loads(text, object_pairs_hook=_distinct_keys, parse_int=_integer)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        level = [
+            item
+            for node in level
+            if isinstance(node, dict | list)
+            for item in (node.values() if isinstance(node, dict) else node)
+        ]
+    if any(isinstance(node, dict | list) for node in level):
+        raise ValueError("nested too deep")
+    return value
+
+
+def _integer(text: str) -> int:
+    if len(text.lstrip("-")) > _MOST_DIGITS:
+        raise ValueError("an integer of too many digits")
+    return int(text)
+
+
+def _distinct_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
@@ -52,11 +92,10 @@ def read_object(path: Path, limit: int = 1 << 20) -> dict[str, Any]:
             names it.
     """
     try:
-        text = read_limited(path, limit).decode("utf-8")
-        content = json.loads(text, object_pairs_hook=distinct_keys)
+        content = parse_json(read_limited(path, limit))
     except OSError as error:
         raise ValueError(f"{path}: cannot read: {reason(error)}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: must hold a JSON object")
@@ -131,6 +170,17 @@ def is_label(text: str) -> bool:
 def one_line(text: str) -> str:
     """Text with blanks for what cannot be printed."""
     return "".join(c if c.isprintable() else " " for c in text)
+
+
+def message(text: str, most: int = 2000) -> str:
+    """Text as one line that drives no terminal: control characters escaped, the middle left out."""
+    line = "".join(c if c.isprintable() else _escaped(c) for c in text)
+    half = most // 2
+    return line if len(line) <= most else f"{line[:half]} [...] {line[-half:]}"
+
+
+def _escaped(character: str) -> str:
+    return " " if character.isspace() else character.encode("unicode_escape").decode("ascii")
 
 
 def spreadsheet_text(text: str) -> str:

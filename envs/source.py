@@ -167,7 +167,9 @@ def is_json(value: object) -> bool:
         return all(is_json(item) for item in value)
     if type(value) is float:
         return math.isfinite(value)
-    return value is None or type(value) in (bool, int, str)
+    if type(value) is int:
+        return abs(value) < 1 << 63
+    return value is None or type(value) in (bool, str)
 
 
 def wrapper_name(wrapper: Wrapper) -> str | None:

@@ -144,9 +144,16 @@ def load_optimizer_state(
     trained = {place for place, parameter in enumerate(parameters) if parameter.requires_grad}
     if places not in (set(), set(range(len(shapes))), trained):
         raise ValueError("optimizer state belongs to another network")
+    adam = isinstance(optimizer, torch.optim.Adam)
+    names = {"step", "exp_avg", "exp_avg_sq"} if adam else {"momentum_buffer"}
     for place, values in state.items():
+        if set(values) not in (names, set()):
+            raise ValueError(f"optimizer state of parameter {place} must have {sorted(names)}")
+        parameter = parameters[int(place)]
         for name, value in values.items():
-            if not isinstance(value, Tensor) or value.shape not in (shapes[int(place)], ()):
+            shape = () if name == "step" else parameter.shape
+            kind = torch.float32 if name == "step" else parameter.dtype
+            if not isinstance(value, Tensor) or value.shape != shape or value.dtype != kind:
                 raise ValueError(f"optimizer state {name} does not fit parameter {place}")
     wanted = {
         int(place): {name: _laid_out(value, parameters[int(place)]) for name, value in own.items()}

@@ -10,17 +10,24 @@ about a word that it does not understand takes several lines.
 from __future__ import annotations
 
 import difflib
+import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
 
 from acktr import __version__
-from acktr.files import one_line, reason
+from acktr.files import message, reason
 from acktr.interrupts import STOPPED, Interrupts, Stopped
 
 BAD_INPUT, BROKEN_PIPE = 2, 141
+
+MOST_CHARACTERS = 8192
+"""Of one word of a command line."""
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 COMMANDS = ("train", "compare", "eval", "record", "export", "plot", "report")
 
@@ -69,6 +76,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _discard_output()
         return BROKEN_PIPE
+    except (MemoryError, UnicodeError) as error:
+        # The latter comes of names that the file system's encoding does not have.
+        why = "not enough memory" if isinstance(error, MemoryError) else f"a name: {error}"
+        return _failed(BAD_INPUT, f"error: {why}")
     except OSError as error:
         where = "standard output" if error.filename is None else error.filename
         code = _failed(BAD_INPUT, f"error: {where!s:.200}: {reason(error)}")
@@ -80,6 +91,13 @@ def _run(args: list[str]) -> int:
     if not args:
         names = ", ".join(COMMANDS)
         return _failed(BAD_INPUT, f"error: no command given: {names}; see acktr --help")
+    for word in args:
+        if len(word) > MOST_CHARACTERS or _CONTROL.search(word):
+            return _failed(
+                BAD_INPUT,
+                f"error: {word!a:.60}: a word must have at most {MOST_CHARACTERS:,} characters"
+                " and none that control a terminal; longer settings go to a --config file",
+            )
     name, rest = args[0], args[1:]
     if name in ("-h", "--help"):
         _say(_HELP.rstrip("\n"))
@@ -115,10 +133,16 @@ def _leave(signum: int, frame: FrameType | None) -> None:
 
 
 def _replace_closed_streams() -> None:
-    """Standard streams that the caller has closed swallow what is written to them."""
+    """Standard streams that the caller has closed swallow what is written to them.
+
+    Others write characters that their encoding lacks as escapes: the run is worth more.
+    """
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
+        stream = getattr(sys, name)
+        if stream is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as it runs
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _discard_output() -> None:
@@ -136,6 +160,6 @@ def _say(text: str) -> None:
 
 def _failed(code: int, text: str) -> int:
     """Write one line to standard error, whatever the text; returns the code."""
-    sys.stderr.write(f"acktr: {one_line(text)}\n")
+    sys.stderr.write(f"acktr: {message(text)}\n")
     sys.stderr.flush()
     return code

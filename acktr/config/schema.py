@@ -16,6 +16,8 @@ import numpy as np
 
 from acktr.envs import is_json
 
+_MOST_INTEGER = 2**63 - 1
+
 
 class ConfigError(ValueError):
     """A hyper-parameter that cannot be used; the message is one line."""
@@ -33,12 +35,15 @@ class Limits:
     def check(self, name: str, value: Any, kind: type) -> None:
         """Raise ConfigError unless the value is such a number of this kind, int or float."""
         number = isinstance(value, (int, kind)) and not isinstance(value, bool)
-        inside = number and self.low <= value <= self.high and value < math.inf
+        most = min(self.high, _MOST_INTEGER) if isinstance(value, int) else self.high
+        inside = number and self.low <= value <= most and value < math.inf
         if not inside or (self.above and value == self.low):
             noun = "an integer" if kind is int else "a finite number"
-            most = f" and <= {self.high:.10g}" if self.high < math.inf else ""
+            limit = f" and <= {self.high:.10g}" if self.high < math.inf else ""
             sign = ">" if self.above else ">="
-            raise ConfigError(f"{name} must be {noun} {sign} {self.low:g}{most}, got {value}")
+            raise ConfigError(
+                f"{name} must be {noun} {sign} {self.low:g}{limit}, got {value!s:.60}"
+            )
 
 
 Positive = Annotated[float, Limits(0, above=True)]
@@ -81,7 +86,7 @@ def _check(name: str, hint: Any, value: Any) -> None:
             if isinstance(limits, Limits):
                 limits.check(name, value, args[0])
     elif origin is Literal and value not in args:
-        raise ConfigError(f"{name} must be one of {', '.join(args)}, got {value!r}")
+        raise ConfigError(f"{name} must be one of {', '.join(args)}, got {value!r:.60}")
     elif origin is tuple:
         for item in value:
             _check(f"each of {name}", args[0], item)
@@ -123,7 +128,7 @@ def build(kind: Any, values: Any, path: str = "") -> Any:
         if key not in hints:
             close = difflib.get_close_matches(str(key), hints, 1)
             hint = f" (did you mean {close[0]}?)" if close else ""
-            raise ConfigError(f"configuration: unknown setting {where}{hint}")
+            raise ConfigError(f"configuration: unknown setting {where:.120}{hint}")
         given[key] = _convert(hints[key], value, where)
     for item in dataclasses.fields(kind):
         needed = item.default is item.default_factory is dataclasses.MISSING
@@ -173,7 +178,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     wanted = "an object" if hint == JsonObject else getattr(hint, "__name__", str(hint))
     if origin is tuple:
         wanted = "a list of names" if args[0] is str else "a list of integers"
-    raise ConfigError(f"configuration: {where} must be {wanted}, got {value!r}")
+    raise ConfigError(f"configuration: {where} must be {wanted}, got {value!r:.60}")
 
 
 def _is_object(hint: Any, value: Any) -> bool:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 
 
 def check_integer(name: str, value: object, least: int) -> None:
-    """Raise ValueError unless value is an integer >= least."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+    """Raise ValueError unless value is an integer >= least, of at most 64 bits."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 1 << 63:
+        raise ValueError(f"{name} must be an integer >= {least}, got {value!r:.60}")
 
 
 def check_number(
@@ -31,11 +32,13 @@ def check_number(
         open_low: The value must be above low.
         open_high: The value must be below high.
     """
-    real = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    number = float(value) if real else math.nan  # type: ignore[arg-type]
+    number = math.nan
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        with suppress(OverflowError):  # an integer beyond all floating-point numbers
+            number = float(value)
     above = number > low if open_low else number >= low
     below = number < high if open_high else number <= high
-    if above and below:
+    if math.isfinite(number) and above and below:
         return
     if math.isinf(high):
         limits = f"a finite number {'>' if open_low else '>='} {low:g}"
@@ -43,7 +46,7 @@ def check_number(
         limits = (
             f"a number in {'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
         )
-    raise ValueError(f"{name} must be {limits}, got {value!r}")
+    raise ValueError(f"{name} must be {limits}, got {value!r:.60}")
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:

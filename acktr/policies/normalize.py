@@ -49,11 +49,16 @@ class RunningMoments:
         return {"mean": self.mean.copy(), "m2": self.m2.copy(), "count": self.count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore; raises ValueError when the shape differs."""
-        if state["mean"].shape != self.mean.shape or state["m2"].shape != self.m2.shape:
+        """Restore; raises ValueError when the shape differs or no numbers have such moments."""
+        mean, m2, count = state["mean"], state["m2"], state["count"]
+        if mean.shape != self.mean.shape or m2.shape != self.m2.shape:
             raise ValueError("normaliser state has another shape than the observations")
-        self.mean, self.m2 = state["mean"].copy(), state["m2"].copy()
-        self.count = int(state["count"])
+        if not (np.isfinite(mean).all() and (m2 >= 0).all() and np.isfinite(m2).all()):
+            raise ValueError("normaliser state must have finite means and variances >= 0")
+        if type(count) is not int or count < 0:
+            raise ValueError(f"normaliser state must have a count >= 0, got {count!r:.40}")
+        self.mean, self.m2 = mean.astype(np.float64), m2.astype(np.float64)
+        self.count = count
 
 
 def _clipped(values: Float, limit: float) -> NDArray[np.float32]:

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from acktr.envs import one_line
-from acktr.files import read_limited, reason, sync_folder, write_atomic, write_synced
+from acktr.files import parse_json, read_limited, reason, sync_folder, write_atomic, write_synced
 from acktr.runs.single_file import SUFFIX, is_packed, packed, unpacked
 from acktr.runs.trees import decode, decode_tensors, encode, encode_tensors
 
@@ -343,7 +343,7 @@ def _read_manifest(target: Path) -> tuple[bytes, int]:
 def _check_manifest(path: Path, data: bytes) -> int:
     """The version; refuses manifests of other formats or of unknown versions."""
     with _sound(path):
-        content = json.loads(data)
+        content = parse_json(data)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise _bad(path, "not a checkpoint manifest")
     version = content.get("version")

@@ -17,16 +17,10 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from acktr.files import distinct_keys
-
-MOST_VALUES = 1 << 20
-"""Values of one tree: numbers, texts, lists and dicts."""
-
-DEEPEST = 64
-"""Dicts and lists within each other."""
+from acktr.files import DEEPEST, MOST_VALUES, parse_json
 
 _HEADER_CAP = 16 << 20
-_MOST_BITS, _MOST_DIGITS = 256, 78
+_MOST_BITS = 256
 _DTYPES = frozenset(
     {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool}
     | {torch.int64, torch.int32, torch.int16, torch.int8}
@@ -44,7 +38,7 @@ def encode(
     """
     tensors: dict[str, torch.Tensor] = {}
     data = json.dumps(_encode(tree, name, tensors, DEEPEST), indent=indent).encode()
-    if _count(data) > MOST_VALUES:
+    if data.count(b",") + data.count(b"[") + data.count(b"{") >= MOST_VALUES:
         raise TypeError(f"{name}: more than {MOST_VALUES} values; use arrays for many numbers")
     return data, tensors
 
@@ -55,10 +49,7 @@ def decode(data: bytes, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
     Raises:
         Exception: Of any kind, for bytes that ``encode`` did not write.
     """
-    if _count(data) > MOST_VALUES:
-        raise ValueError("too many values")
-    parsed = json.loads(data, object_pairs_hook=distinct_keys, parse_int=_integer)
-    tree = _decode(parsed, tensors, DEEPEST)
+    tree = _decode(parse_json(data), tensors)
     if not isinstance(tree, dict):
         raise ValueError("not an object")
     return tree
@@ -109,17 +100,6 @@ def _finite(value: object) -> bool:
     return not isinstance(value, float | np.floating) or math.isfinite(value)
 
 
-def _count(data: bytes) -> int:
-    """No fewer than the values in a JSON text: each but the first of its kind follows a sign."""
-    return 1 + data.count(b",") + data.count(b"[") + data.count(b"{")
-
-
-def _integer(text: str) -> int:
-    if len(text.lstrip("-")) > _MOST_DIGITS:
-        raise ValueError("an integer of too many digits")
-    return int(text)
-
-
 def _encode(node: object, path: str, tensors: dict[str, torch.Tensor], deepest: int) -> object:
     """The tree as JSON values; where a tensor or array was stands the path that names it."""
     if isinstance(node, Mapping | list | tuple) and deepest == 0:
@@ -165,12 +145,10 @@ def _plain(tensor: torch.Tensor, path: str) -> torch.Tensor:
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
-def _decode(node: Any, tensors: dict[str, torch.Tensor], deepest: int) -> Any:
+def _decode(node: Any, tensors: dict[str, torch.Tensor]) -> Any:
     """Inverse of ``_encode``; takes what it uses out of ``tensors``, so nothing is used twice."""
-    if isinstance(node, dict | list) and deepest < 0:
-        raise ValueError("nested too deep")
     if isinstance(node, list):
-        return [_decode(item, tensors, deepest - 1) for item in node]
+        return [_decode(item, tensors) for item in node]
     if not isinstance(node, dict):
         return node
     if node.keys() == {"$tensor"}:
@@ -178,7 +156,7 @@ def _decode(node: Any, tensors: dict[str, torch.Tensor], deepest: int) -> Any:
     if node.keys() == {"$array"}:
         return tensors.pop(node["$array"]).numpy()
     if node.keys() == {"$tuple"}:  # as earlier versions wrote
-        return _decode(node["$tuple"], tensors, deepest)
+        return _decode(node["$tuple"], tensors)
     if any(key.startswith("$") for key in node):
         raise ValueError("an unknown tag")
-    return {key: _decode(value, tensors, deepest - 1) for key, value in node.items()}
+    return {key: _decode(value, tensors) for key, value in node.items()}

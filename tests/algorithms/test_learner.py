@@ -85,6 +85,14 @@ def test_foreign_optimizer_state_is_refused() -> None:
     wide = nn.Linear(4, 2)
     with pytest.raises(ValueError, match="does not fit parameter 0"):
         load_optimizer_state(torch.optim.Adam(wide.parameters()), state, wide)
+    for forged, why in (
+        ({"step": state["0"]["step"]}, "must have"),
+        ({**state["0"], "step": torch.zeros(2, 3)}, "step does not fit"),
+        ({**state["0"], "exp_avg": torch.zeros(())}, "exp_avg does not fit"),
+        ({**state["0"], "exp_avg": torch.zeros(2, 3).double()}, "exp_avg does not fit"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            load_optimizer_state(optimizer, {**state, "0": forged}, module)
 
 
 @pytest.mark.parametrize("kind", ["adam", "sgd"])

@@ -63,7 +63,8 @@ def test_grid(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert tree(empty) == before
 
     (LABEL / "seed0/eval.csv").unlink()
-    (LABEL / "seed0/checkpoints/last/state.json").write_text("{}")
+    for path in (LABEL / "seed0/checkpoints").glob("last*"):
+        (path / "state.json").write_text("{}")
     shutil.rmtree(LABEL / "seed1/checkpoints")
     (LABEL / "seed1/eval.csv").unlink()
     code, out, err = call(capsys, *argv)

@@ -1,0 +1,1 @@
+"""Faults on purpose: what the tests and the nightly tier of reliability make go wrong."""
