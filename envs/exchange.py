@@ -79,14 +79,15 @@ class Snapshots:
     Args:
         envs: The environments. Those that live elsewhere are compared as they were when made.
         name: Name for messages.
-        bounds: Indices where the parts begin, and the number of environments; the first part is in
-            this process.
+        bounds: Indices where the parts begin, and the number of environments; the first part, which
+            may be empty, is in this process.
     """
 
     def __init__(self, envs: Sequence[AnyEnv], name: str, bounds: Sequence[int]) -> None:
         self._envs, self._name, self._bounds = envs, name, bounds
         self.parts = [
-            Part(envs[first:last], first, name, first > 0) for first, last in pairwise(bounds)
+            Part(envs[first:last], first, name, elsewhere=number > 0)
+            for number, (first, last) in enumerate(pairwise(bounds))
         ]
 
     def taken(self) -> Tree:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -17,6 +18,7 @@ from acktr.envs.groups import GroupedEnvs
 from acktr.envs.guard import GuardedVectorEnv
 from acktr.envs.masks import FoundMasks, MaskSetting
 from acktr.envs.parallel import ParallelEnvs, worker_count
+from acktr.envs.process import thread_count
 from acktr.envs.registry import atari_game, is_atari_spec, lookup, uses_mujoco
 from acktr.envs.settings import AtariSettings, Workers
 from acktr.envs.single import LimitedEnv, make_one
@@ -41,6 +43,7 @@ def make_vec(
     record: tuple[str, ...] = (),
     masks: MaskSetting = "auto",
     env_timeout: float = TIMEOUT,
+    apart: bool = False,
 ) -> AnyVectorEnv:
     """Make parallel environments that keep the promises listed in the package's docstring.
 
@@ -63,6 +66,9 @@ def make_vec(
             EnvError at the first reset; Atari games have none.
         env_timeout: seconds that making, resetting, stepping or closing one environment may take
             (promise 8).
+        apart: whether environments that are not Gymnasium's own are stepped in other processes
+            only, on Linux, so that this one survives what they do. Those that render, have threads
+            or use CUDA when they are made, which no fork has, stay here all the same.
 
     Raises:
         EnvError: unknown id, bad argument, missing dependency or unsupported space; one line.
@@ -77,7 +83,7 @@ def make_vec(
     if spec is None:
         workers = 1 if render_mode else workers
         return _make_parallel(
-            source, num_envs, seed, render_mode, workers, record, masks, env_timeout
+            source, num_envs, seed, render_mode, workers, record, masks, env_timeout, apart
         )
     if masks not in (None, "auto"):
         raise EnvError(f"masks={masks!r}: {spec.id} is an Atari game, which has no action masks")
@@ -208,6 +214,7 @@ def _make_parallel(
     record: tuple[str, ...],
     masks: MaskSetting,
     timeout: float,
+    apart: bool,
 ) -> AnyVectorEnv:
     if source.count not in (None, num_envs):
         raise EnvError(
@@ -216,10 +223,13 @@ def _make_parallel(
         )
     name = source.name
     built: list[AnyEnv] = []
+    threads = thread_count()
     try:
         for index in range(num_envs):
             built.append(make_one(source, index, render_mode, timeout))
-        parallel = ParallelEnvs(built, name, workers, timeout, record, masks)
+        apart = apart and source.foreign and not render_mode
+        apart = apart and threads is not None and (thread_count() or math.inf) <= threads
+        parallel = ParallelEnvs(built, name, workers, timeout, record, masks, apart)
         return GuardedVectorEnv(parallel, name, seed, record=record, bounded=source.foreign)
     except Exception as error:
         for env in built:

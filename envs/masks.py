@@ -190,6 +190,12 @@ class MaskReader:
         self.found: FoundMasks | None = None
         self.source: MaskSource | None = None
 
+    def offered(self, info: Mapping[str, Any]) -> list[MaskSource]:
+        """The conventions that the environment has, given the info of its first reset."""
+        env = self._env
+        method = env.has_wrapper_attr(_METHOD) and callable(env.get_wrapper_attr(_METHOD))
+        return _offered(method, MASK in info, env.observation_space)
+
     def read(self, obs: Any, info: Mapping[str, Any], when: str) -> Masks | None:
         """The mask (P,) that belongs to an observation, first to that of a reset; None: no mask.
 
@@ -199,8 +205,7 @@ class MaskReader:
         """
         env = self._env
         if self.found is None:
-            method = env.has_wrapper_attr(_METHOD) and callable(env.get_wrapper_attr(_METHOD))
-            offered = _offered(method, MASK in info, env.observation_space)
+            offered = self.offered(info)
             self.found = decide(self._setting, offered, env.action_space, self._name)
             self.source = self.found.source
         if self.source is None:

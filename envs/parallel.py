@@ -36,7 +36,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from acktr.envs.errors import EnvError, EnvFault
 from acktr.envs.exchange import LOAD, SAVE, Snapshots
-from acktr.envs.masks import MASK, FoundMasks, MaskSetting
+from acktr.envs.masks import MASK, FoundMasks, MaskSetting, decide
 from acktr.envs.nested import nested
 from acktr.envs.process import CLOSE, ForkedProcess, end_all
 from acktr.envs.settings import Workers
@@ -52,16 +52,17 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 class ParallelEnvs(SyncVectorEnv):
     """Environments under same-step autoreset, without infos but for masks and what `record` names.
 
-    The first part is stepped by this process and each other part by one of its own; steps are the
-    same for any number of them.
+    The first part is stepped by this process, unless it steps none, and each other part by one of
+    its own; steps are the same for any number of them.
 
     Args:
         envs: The environments, which this object owns from now on.
         name: Name for messages.
-        workers: Number of processes, this one included.
+        workers: Number of processes that step.
         timeout: Seconds that a call of one environment may take.
         record: Keys of the infos of last steps whose numbers are in `infos["recorded"]`.
         masks: Where action masks come from.
+        apart: Whether this process is none of those, so that it survives what environments do.
 
     Raises:
         EnvError: A process cannot be started.
@@ -76,6 +77,7 @@ class ParallelEnvs(SyncVectorEnv):
         timeout: float = TIMEOUT,
         record: tuple[str, ...] = (),
         masks: MaskSetting = "auto",
+        apart: bool = False,
     ) -> None:
         makers = [lambda env=env: env for env in envs]
         super().__init__(makers, autoreset_mode=AutoresetMode.SAME_STEP)
@@ -84,7 +86,9 @@ class ParallelEnvs(SyncVectorEnv):
         self._rows = Rows(
             self.num_envs, self.single_observation_space, self.single_action_space, record
         )
+        self._masking = masks
         bounds = [self.num_envs * part // workers for part in range(workers + 1)]
+        bounds = [0, *bounds] if apart else bounds
         self._own, *self._others = (
             Worker(envs[first:last], first, self._rows, name, masks)
             for first, last in pairwise(bounds)
@@ -106,13 +110,21 @@ class ParallelEnvs(SyncVectorEnv):
 
     @property
     def workers(self) -> int:
-        """Number of processes that step, this one included."""
-        return 1 + len(self._processes)
+        """Number of processes that step."""
+        return len(self._processes) + (self._own.size > 0)
 
     @property
     def found_masks(self) -> FoundMasks | None:
-        """The action masks that were found at the first reset; None before it."""
-        return self._own.found_masks
+        """The action masks that were found at the first reset; None before it.
+
+        Raises:
+            EnvError: There are none, and they are asked for.
+        """
+        offered = self._rows.offered_by(0)
+        if offered is None:
+            return None
+        place = f"environment 0 of {self._name}"
+        return decide(self._masking, offered, self.single_action_space, place)
 
     def reset(
         self, *, seed: Any = None, options: dict[str, Any] | None = None
@@ -203,11 +215,11 @@ class ParallelEnvs(SyncVectorEnv):
         for process in self._processes:
             process.send(command)
         answers = [lambda p=process: p.receive(self._timeout) for process in self._processes]
-        faults: list[EnvFault] = []
+        faults: list[EnvFault | EnvError] = []
         for answer in (own, *answers):
             try:
                 answer()
-            except EnvFault as error:
+            except (EnvFault, EnvError) as error:
                 faults.append(error)
             except Late as late:
                 faults.append(EnvFault(str(late)).with_traceback(late.__traceback__))

@@ -27,7 +27,7 @@ from acktr.envs.watch import too_late
 
 CLOSE = b"c"
 """Command after which the process ends."""
-_DONE, _FAILED, _TOLD = b"d", b"f", b"t"
+_DONE, _FAILED, _REFUSED, _TOLD = b"d", b"f", b"r", b"t"
 _SIZE = 2
 """Bytes of a message: what, and the number of the command, so that late answers are told apart."""
 
@@ -117,6 +117,7 @@ class ForkedProcess:
 
         Raises:
             EnvFault: The command failed, or the process died or did not answer.
+            EnvError: Something that was asked for is not there.
         """
         if self._gone is not None:
             raise EnvFault(self._gone)
@@ -136,6 +137,8 @@ class ForkedProcess:
                 break
         if answer[:1] != _DONE:
             line, trace = self._told()
+            if answer[:1] == _REFUSED:
+                raise EnvError(line)
             if answer[:1] == _TOLD:
                 warnings.warn(line, EnvWarning, stacklevel=2)
             else:
@@ -235,6 +238,8 @@ class ForkedProcess:
             answer, text = _DONE, ""
             try:
                 commands[command[:1]]()
+            except EnvError as error:
+                answer, text = _REFUSED, str(error)
             except BaseException as error:
                 said = (
                     str(error) if isinstance(error, EnvFault) else f"{self._label}: {named(error)}"
@@ -318,6 +323,17 @@ def _serve(run: Callable[[], None], parent: int) -> NoReturn:
     finally:
         _flush()
         os._exit(code)
+
+
+def thread_count() -> int | None:
+    """The number of threads of this process; None if processes cannot be forked from it.
+
+    What has begun with threads, or with CUDA, does not go on in a fork.
+    """
+    torch: Any = sys.modules.get("torch")
+    if sys.platform != "linux" or (torch is not None and torch.cuda.is_initialized()):
+        return None
+    return len(os.listdir("/proc/self/task"))
 
 
 def _use_one_thread() -> None:

@@ -50,13 +50,16 @@ class Watch:
         self._ended = threading.Event()
         if _prepare():
             _watches.append(self)
-            threading.Thread(target=self._look, name="environments", daemon=True).start()
+            self._thread = threading.Thread(target=self._look, name="environments", daemon=True)
+            self._thread.start()
 
     def stop(self) -> None:
         """Watch no longer."""
         self._ended.set()
         if self in _watches:
             _watches.remove(self)
+            if self._thread is not threading.current_thread():
+                self._thread.join()
             if not _watches and _in_main() and signal.getsignal(_signal()) is _handle:
                 signal.signal(_signal(), signal.SIG_DFL)
 

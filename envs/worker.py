@@ -14,7 +14,15 @@ from gymnasium import spaces
 
 from acktr.envs.episodes import number
 from acktr.envs.errors import EnvFault, named
-from acktr.envs.masks import MASK, FoundMasks, MaskReader, Masks, MaskSetting, choices
+from acktr.envs.masks import (
+    MASK,
+    SOURCES,
+    MaskReader,
+    Masks,
+    MaskSetting,
+    MaskSource,
+    choices,
+)
 from acktr.envs.nested import Arrays, flat, parts
 from acktr.envs.vector import AnyEnv, Array
 
@@ -50,6 +58,7 @@ class Rows:
         """Seeds of the next reset, or UNSEEDED."""
         self.mask = shared(np.bool_)
         """Mask of the environments that the next reset resets."""
+        self.space = seen
         inside = parts(seen)
         self.observations = {name: shared(p.dtype, p.shape) for name, p in inside.items()}
         """Observations by part after the step, those of new episodes where one ended."""
@@ -63,6 +72,17 @@ class Rows:
         """Action masks of the observations, where environments have some."""
         self.masked = shared(np.bool_)
         """Whether an environment has action masks."""
+        self.offered = shared(np.uint8)
+        """The kinds of action masks that an environment offers, see `offers`."""
+
+    def offers(self, row: int, sources: Sequence[MaskSource]) -> None:
+        """Take note of the kinds of action masks that an environment offers."""
+        self.offered[row] = 1 + sum(2 << SOURCES.index(source) for source in sources)
+
+    def offered_by(self, row: int) -> list[MaskSource] | None:
+        """The kinds of action masks that an environment offers; None if that is not known yet."""
+        bits = int(self.offered[row])
+        return [source for i, source in enumerate(SOURCES) if bits & 2 << i] if bits else None
 
 
 class Worker:
@@ -80,7 +100,8 @@ class Worker:
         self._part = slice(first, last + 1)
         self._rows = rows
         self._name = name
-        self._space = envs[0].observation_space
+        self.size = len(envs)
+        self._space = rows.space
         self._steps = 0
         # What is called just now, for whoever watches it, in another process too: 2 * row + 1, or
         # + 2 for the reset behind a step, 0 between calls; the step; the count of resets; a thread.
@@ -95,11 +116,6 @@ class Worker:
             )
             for row, env in enumerate(envs, first)
         ]
-
-    @property
-    def found_masks(self) -> FoundMasks | None:
-        """The action masks that the first environment was found to have."""
-        return self._places[0][-1].found
 
     def doing(self) -> tuple[int, ...] | None:
         """What is called just now, another value for each call; None between commands."""
@@ -139,6 +155,7 @@ class Worker:
             _put(self._space, observation, obs)
         except Exception as error:
             raise self._fault(row, "reset", error) from error
+        self._rows.offers(row, reader.offered(info))
         self._keep_mask(row, reader.read(obs, info, "reset"))
 
     def step(self) -> None:

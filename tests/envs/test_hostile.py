@@ -20,7 +20,7 @@ TIMEOUT = 0.4
 DEADLY = ("crash", "kill")
 
 
-def outcome(deed: str, workers: int) -> tuple[list[str], list[str]]:
+def outcome(deed: str, workers: int, apart: bool) -> tuple[list[str], list[str]]:
     """The errors and the warnings of playing ten steps in three environments."""
     HostileEnv.made = 0
     errors: list[str] = []
@@ -29,7 +29,12 @@ def outcome(deed: str, workers: int) -> tuple[list[str], list[str]]:
         vec: Any = None
         try:
             vec = make_vec(
-                ENV_ID, 3, env_kwargs={"deed": deed}, env_workers=workers, env_timeout=TIMEOUT
+                ENV_ID,
+                3,
+                env_kwargs={"deed": deed},
+                env_workers=workers,
+                env_timeout=TIMEOUT,
+                apart=apart,
             )
             vec.reset(seed=0)
             for _ in range(10):
@@ -42,17 +47,19 @@ def outcome(deed: str, workers: int) -> tuple[list[str], list[str]]:
     return errors, [str(each.message) for each in caught]
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize(
+    ("workers", "apart"), [(1, False), (3, False), (1, True)], ids=["here", "workers", "apart"]
+)
 @pytest.mark.parametrize("deed", FAULTS)
-def test_each_fault_is_named(deed: str, workers: int) -> None:
+def test_each_fault_is_named(deed: str, workers: int, apart: bool) -> None:
     fault = FAULTS[deed]
-    if deed in DEADLY and workers == 1:
+    if deed in DEADLY and workers == 1 and not apart:
         pytest.skip("nothing in a process survives its end")
-    if deed == "hang in close" and workers > 1:
+    if deed == "hang in close" and (workers > 1 or apart):
         pytest.skip("takes the five seconds that a process has to end")
     before = os.getcwd(), torch.get_default_dtype(), signal.getsignal(signal.SIGTERM), os._exit
     started = time.monotonic()
-    errors, told = outcome(deed, workers)
+    errors, told = outcome(deed, workers, apart)
     after = os.getcwd(), torch.get_default_dtype(), signal.getsignal(signal.SIGTERM), os._exit
     assert after == before
     assert time.monotonic() - started < 3.0
