@@ -7,8 +7,9 @@ import json
 import math
 import shlex
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from acktr.compare.comparison import RunsFailed, compare
 from acktr.compare.entries import Overlay, parse_algo, parse_seeds
 from acktr.compare.grid import NamedNetwork, make_plans
 from acktr.config import Config, ConfigError, read_settings
-from acktr.envs import EnvError, EnvFault, one_line
+from acktr.envs import EnvError, EnvFault, EnvWarning, one_line
 from acktr.evaluate import usually_deterministic
 from acktr.export import OUTPUTS, ExportError, export_saved
 from acktr.interrupts import Interrupts
@@ -72,7 +73,25 @@ def run(name: str, args: Sequence[str], interrupts: Interrupts) -> str:
         except Exception as error:  # whatever the module raises
             kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
             raise UsageError(f"--import {module}: {kind}{one_line(error)}") from error
-    return COMMANDS[name](args, interrupts)
+    with _plain_warnings():
+        return COMMANDS[name](args, interrupts)
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Show warnings about environments as one line, without the code that gave them."""
+    before = warnings.formatwarning
+
+    def plain(message: Any, category: type[Warning], *place: Any, **more: Any) -> str:
+        if issubclass(category, EnvWarning):
+            return f"warning: {message}\n"
+        return before(message, category, *place, **more)
+
+    warnings.formatwarning = plain
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def explanation(error: Exception) -> tuple[int, str]:

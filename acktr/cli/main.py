@@ -10,6 +10,7 @@ about a word that it does not understand takes several lines.
 from __future__ import annotations
 
 import difflib
+import faulthandler
 import io
 import os
 import re
@@ -66,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, _leave)
     _replace_closed_streams()
+    if argv is None:
+        faulthandler.enable()  # a crash in C, of an environment for example, tells where it was
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
     except Stopped as stop:

@@ -221,7 +221,8 @@ class Config(Checked):
     num_envs: Count = 8
     """Parallel environments."""
     env_workers: Count | Literal["auto"] = "auto"
-    """Processes that step them, without influence on results; auto: for MuJoCo one per core."""
+    """Processes that step them, without influence on results; auto: for MuJoCo one per core; 1: the
+    one that trains, where others than Gymnasium's have one of their own otherwise."""
     env_timeout: Positive = TIMEOUT
     """Seconds that making, resetting, stepping or closing one environment may take."""
     masks: MaskSetting = "auto"

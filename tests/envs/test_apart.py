@@ -1,0 +1,74 @@
+"""Environments stepped by other processes only: the same as in this one, and this one survives."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+
+from acktr.envs import EnvError, found_masks, make_vec, workers
+from acktr.envs.parallel import ParallelEnvs
+from tests.tools.hostile import ENV_ID
+from tests.tools.masked import MaskedEnv
+from tests.tools.toys import CountingEnv, variant
+
+
+def pids(vec: gymnasium.vector.VectorEnv[Any, Any, Any]) -> list[int]:
+    inner = vec.unwrapped
+    assert isinstance(inner, ParallelEnvs)
+    return [process.pid for process in inner._processes]
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_steps_and_snapshots_are_those_of_this_process(number: int) -> None:
+    here = make_vec(ENV_ID, 3, seed=4)
+    there = make_vec(ENV_ID, 3, seed=4, env_workers=number, apart=True)
+    assert (workers(here), len(pids(here))) == (1, 0)
+    assert (workers(there), len(pids(there))) == (number, number)
+    assert here.reset()[0].tobytes() == there.reset()[0].tobytes()
+    for _ in range(45):
+        one, other = (vec.step(np.zeros(3, np.int64)) for vec in (here, there))
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(one[:4], other[:4], strict=True))
+        assert one[4].keys() == other[4].keys()
+    here.close()
+    there.close()
+
+
+def test_masks_are_found_and_missed_as_in_this_process() -> None:
+    env_id = variant(MaskedEnv, {})
+    for apart in (False, True):
+        vec = make_vec(env_id, 2, apart=apart)
+        assert found_masks(vec).source is None
+        _, infos = vec.reset(seed=0)
+        assert len(pids(vec)) == apart
+        assert found_masks(vec).source is not None
+        assert infos["action_mask"].shape[0] == 2
+        vec.close()
+        vec = make_vec(variant(CountingEnv, {}), 2, masks="info", apart=apart)
+        with pytest.raises(EnvError, match=r"masks='info': environment 0 of .* has no info"):
+            vec.reset(seed=0)
+        vec.close()
+
+
+def test_gymnasiums_own_environments_stay_here() -> None:
+    vec = make_vec("CartPole-v1", 2, apart=True)
+    assert pids(vec) == []
+    vec.close()
+
+
+def test_environments_with_threads_stay_here() -> None:
+    class Threaded(CountingEnv):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ended = threading.Event()
+            threading.Thread(target=self.ended.wait, daemon=True).start()
+
+        def close(self) -> None:
+            self.ended.set()
+
+    vec = make_vec(Threaded, 2, apart=True)
+    assert pids(vec) == []
+    vec.close()
