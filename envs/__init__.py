@@ -36,9 +36,9 @@ environments in one process.
    step has those of the observations shown, boolean and checked (num_envs, P), with P the number of
    choices. A mask that is missing, unfit or allows nothing raises `EnvFault`.
 8. `env_workers` processes step the environments, this one included unless they are `apart`. Nothing
-   else depends on their number. One that dies raises `EnvFault`, and so does a call of one environment (making, reset,
-   step, close) that takes longer than `env_timeout` seconds, in this process too; the notes of the
-   fault hold where a worker was. No worker outlives this process.
+   else depends on their number. One that dies raises `EnvFault`, and so does a call of one
+   environment (making, reset, step, close) that takes longer than `env_timeout` seconds, in this
+   process too; the notes of the fault hold where a worker was. No worker outlives this process.
 9. Atari games come as `GroupedEnvs`, whose `groups` of `num_groups` or fewer can be stepped one by
    one with `step_async` and `step_wait`, so that a policy can act for one while another is stepped.
    The games are the same for any number; training is not, as it draws the actions of a group at a
