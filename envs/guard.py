@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 import weakref
 from collections.abc import Callable
@@ -21,7 +22,9 @@ from acktr.envs.vector import AnyVectorWrapper, Array, StepResult, check_seed, e
 from acktr.envs.watch import TIMEOUT, Late, Watch
 
 _LARGEST = float(np.finfo(np.float32).max)
-"""What is larger would be infinite to the network."""
+"""An observation that is larger would be infinite to the network."""
+_LARGEST_REWARD = math.sqrt(_LARGEST)
+"""The squared error of a larger reward would be."""
 
 
 class GuardedVectorEnv(AnyVectorWrapper):
@@ -116,7 +119,7 @@ class GuardedVectorEnv(AnyVectorWrapper):
         alive = ~self._dead
         dones = (terminated | truncated) & alive
         self._dead = dones & self._next_step
-        self._check_finite(rewards, "reward", when)
+        self._check_finite(rewards, "reward", when, _LARGEST_REWARD)
         if self.record and dones.any():
             self._record(infos, dones)
         if dones.any() and not self._next_step:
@@ -316,14 +319,13 @@ class GuardedVectorEnv(AnyVectorWrapper):
             stacklevel=2,
         )
 
-    def _check_finite(self, values: Array, what: str, when: str) -> None:
+    def _check_finite(self, values: Array, what: str, when: str, largest: float = _LARGEST) -> None:
         if values.dtype.kind != "f":
             return
         # Where the sum of squares is small no number is too large, and it is the cheapest to take.
-        if np.vdot(values, values) <= _LARGEST:
+        if np.vdot(values, values) <= largest:
             return
-        wide = values.dtype.itemsize > 4
-        finite = np.abs(values) <= _LARGEST if wide else np.isfinite(values)
+        finite = np.abs(values) <= largest
         if finite.all():
             return
         where, place = _first(~finite)

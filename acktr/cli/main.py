@@ -63,12 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Help and version come at once: what takes seconds to import is imported for commands only.
     """
     if argv is None:
+        faulthandler.enable(2)  # a crash in C, of an environment for example, tells where it was
         for number in STOPPED:
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, _leave)
     _replace_closed_streams()
-    if argv is None:
-        faulthandler.enable()  # a crash in C, of an environment for example, tells where it was
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
     except Stopped as stop:
