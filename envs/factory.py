@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -17,8 +16,7 @@ from acktr.envs.errors import EnvError, check_integer, one_line
 from acktr.envs.groups import GroupedEnvs
 from acktr.envs.guard import GuardedVectorEnv
 from acktr.envs.masks import FoundMasks, MaskSetting
-from acktr.envs.parallel import ParallelEnvs, worker_count
-from acktr.envs.process import thread_count
+from acktr.envs.parallel import ParallelEnvs, can_fork, thread_count, worker_count
 from acktr.envs.registry import atari_game, is_atari_spec, lookup, uses_mujoco
 from acktr.envs.settings import AtariSettings, Workers
 from acktr.envs.single import LimitedEnv, make_one
@@ -228,7 +226,7 @@ def _make_parallel(
         for index in range(num_envs):
             built.append(make_one(source, index, render_mode, timeout))
         apart = apart and source.foreign and not render_mode
-        apart = apart and threads is not None and (thread_count() or math.inf) <= threads
+        apart = apart and can_fork(threads)
         parallel = ParallelEnvs(built, name, workers, timeout, record, masks, apart)
         return GuardedVectorEnv(parallel, name, seed, record=record, bounded=source.foreign)
     except Exception as error:

@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -266,3 +267,27 @@ def usable_cores() -> int:
     with suppress(ValueError):
         cores = min(cores, int(os.environ.get("OMP_NUM_THREADS", "").split(",")[0]))
     return max(1, cores)
+
+
+def thread_count() -> int | None:
+    """The number of threads of this process; None if processes cannot be forked from it.
+
+    What has begun with threads, or with CUDA, does not go on in a fork.
+    """
+    torch: Any = sys.modules.get("torch")
+    if sys.platform != "linux" or (torch is not None and torch.cuda.is_initialized()):
+        return None
+    return len(os.listdir("/proc/self/task"))
+
+
+def can_fork(threads: int | None) -> bool:
+    """Whether the process has no more threads than before, and the system may be asked to fork it.
+
+    A thread that has ended a moment ago is still counted for a while.
+    """
+    for _ in range(20):
+        now = thread_count()
+        if threads is None or now is None or now <= threads:
+            return threads is not None and now is not None
+        time.sleep(0.005)
+    return False

@@ -325,17 +325,6 @@ def _serve(run: Callable[[], None], parent: int) -> NoReturn:
         os._exit(code)
 
 
-def thread_count() -> int | None:
-    """The number of threads of this process; None if processes cannot be forked from it.
-
-    What has begun with threads, or with CUDA, does not go on in a fork.
-    """
-    torch: Any = sys.modules.get("torch")
-    if sys.platform != "linux" or (torch is not None and torch.cuda.is_initialized()):
-        return None
-    return len(os.listdir("/proc/self/task"))
-
-
 def _use_one_thread() -> None:
     """Let numerical libraries compute without the threads of the parent, which this process lacks.
 
