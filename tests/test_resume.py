@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
+import subprocess
 import sys
-from contextlib import closing
+import time
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,15 @@ import torch
 
 from acktr.config import Config, preset
 from acktr.envs import AtariSettings
-from acktr.runs.checkpoint import load_checkpoint, save_checkpoint
+from acktr.interrupts import Interrupts, Stopped
+from acktr.runs.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from acktr.runs.folder import run_path
+from acktr.runs.logger import RunLogger
+from acktr.runs.start import resume, start
+from acktr.runs.tables import read_table
 from acktr.train import Trainer, training_envs
+from tests.runs.test_logger import scalars
+from tests.tools.command_line import environment
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="processes are for Linux")
 
@@ -108,3 +118,96 @@ def test_six_atari_games_resume(game: str, sticky: float, tmp_path: Path) -> Non
 def test_mujoco_resumes_with_each_algorithm(env: str, algo: str, tmp_path: Path) -> None:
     chosen = config(env, algo, env_workers=2)
     require_same_halves(tmp_path, chosen, chosen, 70)
+
+
+class Killed(BaseException):
+    """In place of SIGKILL: nothing is saved on the way out."""
+
+
+def logs(run: Path) -> dict[str, Any]:
+    """All that a run wrote, without what the clock says."""
+
+    def table(name: str) -> list[Any]:
+        clocks = ("t", "time/")
+        return [
+            {k: v for k, v in row.items() if not (k == clocks[0] or k.startswith(clocks[1]))}
+            for row in read_table(run / name).rows
+        ]
+
+    points = scalars(run)
+    state, meta = load_checkpoint(run / "checkpoints/last")
+    return {
+        "state": numbers(state),
+        "timesteps": meta["timesteps"],
+        "board": {
+            tag: [step if tag.startswith("time/") else (step, value) for step, value in found]
+            for tag, found in points.items()
+        },
+        **{name: table(name) for name in ("monitor.csv", "progress.csv", "eval.csv")},
+    }
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_killed_run_leaves_the_same_files(
+    kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped by a signal, which leaves a checkpoint, or killed after one."""
+    small = {"num_envs": 2, "num_steps": 32, "total_timesteps": 1024, "eval_episodes": 1}
+    chosen = config("CartPole-v1", **small, checkpoint_freq=256, eval_freq=512)
+    runs = []
+    for name in ("straight", "split"):
+        runs.append(run_path(tmp_path / name, chosen))
+        with monkeypatch.context() as patch:
+            if name == "split":
+                write = RunLogger.write
+
+                def interrupted(self: RunLogger, stats: Any, write: Any = write) -> None:
+                    write(self, stats)
+                    if stats.timesteps == 704 and kept:
+                        signal.raise_signal(signal.SIGTERM)
+                    elif stats.timesteps == 704:
+                        raise Killed
+
+                patch.setattr(RunLogger, "write", interrupted)
+            with suppress(Killed, Stopped), Interrupts() as interrupts:
+                start(chosen, tmp_path / name, "test", interrupts, [], lambda *_: None)
+    assert load_checkpoint(runs[1] / "checkpoints/last")[1]["timesteps"] == (704 if kept else 512)
+    with Interrupts() as interrupts:
+        resume(runs[1], None, interrupts, [], lambda *_: None)
+    straight, split = (logs(run) for run in runs)
+    assert straight.keys() == split.keys()
+    for name in straight:
+        assert split[name] == straight[name], name
+    assert len(straight["board"]["train/approx_kl"]) == 16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env", ["Hopper-v5", "Ant-v5"])
+def test_killed_processes_leave_the_same_files(env: str, tmp_path: Path) -> None:
+    settings = "--num-envs 4 --num-steps 64 --total-timesteps 8192 --checkpoint-freq 512"
+    found = []
+    for name in ("straight", "split"):
+        words = f"train --env {env} {settings} --eval-episodes 1 --run-dir {tmp_path / name}"
+        run = tmp_path / name / env / "acktr" / "seed0"
+        command = [sys.executable, "-m", "acktr", *words.split()]
+        kills = 3 if name == "split" else 0
+        while kills:
+            with subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL) as child:
+                before = _saved(run)
+                while child.poll() is None and _saved(run) <= before + 512:
+                    time.sleep(0.02)
+                child.kill()
+            command = [sys.executable, "-m", "acktr", "train", "--resume", str(run)]
+            kills -= 1
+        subprocess.run(command, env=environment(), check=True, capture_output=True)
+        found.append(logs(run))
+    straight, split = found
+    for name in straight:
+        assert split[name] == straight[name], name
+
+
+def _saved(run: Path) -> int:
+    try:
+        return int(load_checkpoint(run / "checkpoints/last")[1]["timesteps"])
+    except CheckpointError:
+        return 0

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,26 +23,30 @@ if TYPE_CHECKING:
 DENSE = 100_000
 """Updates up to which progress.csv has every one."""
 
+POINTS = 256
+"""Updates up to which TensorBoard gets every one; then each doubling has half as many points."""
+
 _MONITOR = ("r", "l", "t", "step")
 _EVAL = ("timesteps", "mean_reward", "std_reward", "mean_length", "episodes", "returns")
 
 
-def rows_apart(updates: int) -> int:
+def rows_apart(updates: int, dense: int) -> int:
     """Updates from one row of progress.csv to the next, which bounds the file.
 
-    Each of the first :data:`DENSE`, every second up to twice as many, every fourth up to four
+    Each of the first ``dense``, every second up to twice as many, every fourth up to four
     times as many, and so on; those that the distance divides.
     """
-    return 1 << (max(updates - 1, 0) // DENSE).bit_length()
+    return 1 << (max(updates - 1, 0) // dense).bit_length()
 
 
 class RunLogger:
     """Writes what training reports: monitor.csv, progress.csv, eval.csv and TensorBoard.
 
     A write that fails (a full disk) is reported as a warning and never raised: rows and events are
-    kept in memory, up to a number, and written later. TensorBoard gets at most one point per
-    ``interval`` seconds; progress.csv has a row for an update as :func:`rows_apart` says, and for
-    one with a metric that the update before it had not.
+    kept in memory, up to a number, and written later. progress.csv has a row, and TensorBoard a
+    point, for an update as :func:`rows_apart` says of :data:`DENSE` and :data:`POINTS`, and for
+    metrics that the update before it had not. What is written depends on no clock, so that a
+    resumed run writes the same.
     """
 
     def __init__(
@@ -50,13 +54,8 @@ class RunLogger:
         folder: RunFolder,
         env_id: str,
         resume_timesteps: int | None = None,
-        *,
-        interval: float = 1.0,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Open the files; when resuming, drop rows of later timesteps.
-
-        ``interval`` is the least seconds, by ``clock``, between two TensorBoard points.
 
         Raises:
             RunError: if an existing file cannot be read or is not what this class writes.
@@ -80,9 +79,6 @@ class RunLogger:
         purge = None if resume_timesteps is None else resume_timesteps + 1
         self._events = EventFile(folder.path, purge)
         self._tags: set[str] | None = None
-        self._interval, self._clock = interval, clock
-        self._next_point = -math.inf
-        self._pending: tuple[int, dict[str, float]] | None = None
 
     @property
     def ep_rew_mean(self) -> float | None:
@@ -109,9 +105,11 @@ class RunLogger:
         for episode in stats.episodes:
             reward = round(float(episode.reward), 6)
             seconds = round(float(episode.seconds), 6)
-            self._episodes.append((reward, int(episode.length), episode.info))
-            values = (repr(reward), str(int(episode.length)), repr(seconds), str(stats.timesteps))
             infos = {k: f"{v:.9g}" if _known(v) else "" for k, v in episode.info.items()}
+            # The numbers of the file, which a resumed run goes on with.
+            read = {k: float(text or "nan") for k, text in infos.items()}
+            self._episodes.append((reward, int(episode.length), read))
+            values = (repr(reward), str(int(episode.length)), repr(seconds), str(stats.timesteps))
             rows.append(dict(zip(_MONITOR, values, strict=True)) | infos)
         if rows:
             self._monitor.add(rows)
@@ -122,15 +120,12 @@ class RunLogger:
         row |= {tag: f"{float(value):.9g}" for tag, value in stats.metrics.items()}
         rare = set(row) - (set(row) if self._tags is None else self._tags)
         self._tags = set(row)
-        if rare or stats.updates % rows_apart(stats.updates) == 0:
+        if rare or stats.updates % rows_apart(stats.updates, DENSE) == 0:
             self._progress.add([row])
         scalars = {tag: mean for tag, mean in means.items() if mean is not None} | stats.metrics
-        self._keep_rare(scalars)
-        self._pending = (stats.timesteps, scalars)
-        now = self._clock()
-        if now >= self._next_point:
-            self._next_point = now + self._interval
-            self._write_point()
+        if stats.updates % rows_apart(stats.updates, POINTS):
+            scalars = {tag: value for tag, value in scalars.items() if tag in rare}
+        self._events.add(stats.timesteps, scalars)
 
     def write_evaluation(
         self,
@@ -151,8 +146,7 @@ class RunLogger:
         self._events.add(timesteps, point | {f"eval/{k}": v for k, v in others.items()})
 
     def flush(self) -> None:
-        """Write the latest point, and all that waits to be written."""
-        self._write_point()
+        """Write all that waits to be written."""
         self._events.flush()
         for table in self._tables:
             table.flush()
@@ -177,7 +171,7 @@ class RunLogger:
 
     def missing_updates(self, updates: int) -> int:
         """Updates at the end of the first so many that should have a row here and have none."""
-        return max(0, updates - updates % rows_apart(updates) - self._recorded)
+        return max(0, updates - updates % rows_apart(updates, DENSE) - self._recorded)
 
     def __enter__(self) -> RunLogger:
         return self
@@ -203,17 +197,6 @@ class RunLogger:
                 self._episodes.append((float(row["r"]), int(row["l"]), infos))
         except ValueError as error:
             raise ValueError(f"{self._folder.monitor}: {error}") from error
-
-    def _keep_rare(self, scalars: Mapping[str, float]) -> None:
-        """Write what the waiting point has and these do not, as an evaluation, which are rare."""
-        if self._pending is not None:
-            timesteps, waiting = self._pending
-            self._events.add(timesteps, {t: v for t, v in waiting.items() if t not in scalars})
-
-    def _write_point(self) -> None:
-        if self._pending is not None:
-            self._events.add(*self._pending)
-            self._pending = None
 
     def _found(self) -> tuple[int, int] | None:
         """Which folder has the run's name; None if there is none."""

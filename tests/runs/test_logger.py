@@ -103,18 +103,26 @@ class TestRunLogger:
         )
 
     def test_tensorboard(self, folder: RunFolder) -> None:
-        now = [0.0]
-        with RunLogger(folder, "X", interval=1.0, clock=lambda: now[0]) as logger:
-            for k in range(1, 7):
+        with RunLogger(folder, "X") as logger:
+            for k in range(1, 4):
                 logger.write(update(k))
-                now[0] += 0.4  # times 0, .4, .8, 1.2, 1.6, 2.0: points at 1, 4 and, closing, 6
-            logger.write_evaluation(60, [1.0, 3.0], [10, 30])
+            logger.write_evaluation(30, [1.0, 3.0], [10, 30])
         found = scalars(folder.path)
-        assert [step for step, _ in found["train/approx_kl"]] == [10, 40, 60]
-        assert found["rollout/ep_rew_mean"] == [(10, 1.0), (40, 2.5), (60, 3.5)]
-        assert found["rollout/ep_len_mean"] == [(10, 1.0), (40, 2.5), (60, 3.5)]
-        assert found["eval/mean_reward"] == [(60, 2.0)]
-        assert found["eval/mean_ep_length"] == [(60, 20.0)]
+        assert [step for step, _ in found["train/approx_kl"]] == [10, 20, 30]
+        assert found["rollout/ep_rew_mean"] == [(10, 1.0), (20, 1.5), (30, 2.0)]
+        assert found["rollout/ep_len_mean"] == [(10, 1.0), (20, 1.5), (30, 2.0)]
+        assert found["eval/mean_reward"] == [(30, 2.0)]
+        assert found["eval/mean_ep_length"] == [(30, 20.0)]
+
+    def test_tensorboard_gets_fewer_points_as_a_run_grows(self, folder: RunFolder) -> None:
+        rare = {300: {"late": 1.0}, 301: {"late": 1.0}, 613: {"late": 2.0}}
+        with RunLogger(folder, "X") as logger:
+            for k in range(1, 700):
+                logger.write(update(k, episodes=0, metrics=rare.get(k, {})))
+        found = scalars(folder.path)
+        every = [*range(1, 257), *range(258, 513, 2), *range(516, 700, 4)]
+        assert [step for step, _ in found["train/approx_kl"]] == [10 * k for k in every]
+        assert found["late"] == [(3000, 1.0), (6130, 2.0)]
 
     def test_evaluation(self, folder: RunFolder) -> None:
         with RunLogger(folder, "X") as logger:
@@ -127,12 +135,12 @@ class TestRunLogger:
 
     def test_resume_equals_an_uninterrupted_run(self, tmp_path: Path) -> None:
         straight, split = (RunFolder.create(tmp_path / name) for name in ("straight", "split"))
-        with RunLogger(straight, "X", interval=0.0) as logger:
+        with RunLogger(straight, "X") as logger:
             for k in range(1, 161):
                 logger.write(update(k))
                 if k % 40 == 0:
                     logger.write_evaluation(10 * k, [k], [k])
-        with RunLogger(split, "X", interval=0.0) as logger:
+        with RunLogger(split, "X") as logger:
             for k in range(1, 131):
                 logger.write(update(k, metrics={"late": 1.0} if k > 105 else {}))
                 if k % 40 == 0:
@@ -141,7 +149,7 @@ class TestRunLogger:
             with path.open("a") as file:
                 file.write("13")
         first = split.monitor.read_text().splitlines()[0]
-        with RunLogger(split, "X", resume_timesteps=1100, interval=0.0) as logger:
+        with RunLogger(split, "X", resume_timesteps=1100) as logger:
             assert logger.ep_rew_mean == pytest.approx(np.mean(range(11, 111)))
             for k in range(111, 161):
                 logger.write(update(k))
@@ -199,7 +207,7 @@ class TestRunLogger:
                 return real(handle, data[:3])
             return full()
 
-        with RunLogger(folder, "X", interval=0) as logger, pytest.MonkeyPatch.context() as patch:
+        with RunLogger(folder, "X") as logger, pytest.MonkeyPatch.context() as patch:
             logger.write(update(1))
             logger.flush()
             patch.setattr(os, "write", some)
@@ -227,7 +235,7 @@ class TestRunLogger:
         tables = import_module("acktr.runs.tables")
         monkeypatch.setattr(tables, "MOST_WAITING", 10)
         monkeypatch.setattr(import_module("acktr.runs.events"), "_MOST_BYTES", 1000)
-        with RunLogger(folder, "X", interval=0) as logger, pytest.MonkeyPatch.context() as patch:
+        with RunLogger(folder, "X") as logger, pytest.MonkeyPatch.context() as patch:
             patch.setattr(os, "write", full)
             for k in range(1, 40):
                 logger.write(update(k))
@@ -243,7 +251,7 @@ class TestRunLogger:
         assert shown == list(range(shown[0], 400, 10)) and 1 < len(shown) < 39
 
     def test_a_file_that_is_deleted_begins_again(self, folder: RunFolder) -> None:
-        with RunLogger(folder, "X", interval=0) as logger:
+        with RunLogger(folder, "X") as logger:
             logger.write(update(1))
             logger.flush()
             for path in (folder.progress, *folder.path.glob("events.*")):
