@@ -138,6 +138,12 @@ def test_steps_after_a_restore_are_the_same(env: Any, before: int, after: int) -
     assert continued(env, state, after) == following
 
 
+@linux
+def test_this_process_may_have_no_environment() -> None:
+    state, following = saved(Walk, apart=True)
+    assert continued(Walk, state) == continued(Walk, state, apart=True) == following
+
+
 @pytest.mark.slow
 def test_all_of_mujoco_goes_on_in_another_process(tmp_path: Path) -> None:
     states = {name: saved(name) for name in MUJOCO}
