@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from gymnasium.vector import VectorEnv
@@ -37,6 +37,8 @@ _LEARNERS: dict[Algo, type[ACKTRLearner | A2CLearner | TRPOLearner]] = {
     "a2c": A2CLearner,
     "trpo": TRPOLearner,
 }
+
+Doing = Literal["nothing", "collecting", "learning"]
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,8 @@ class Trainer:
         self.seconds = 0.0
         self.restarts = 0
         self.restarted: str | None = None
+        self.doing: Doing = "nothing"
+        """What :meth:`run` does; after an error, what it did then."""
 
     @property
     def described(self) -> str:
@@ -210,8 +214,9 @@ class Trainer:
     def run(self, total_timesteps: int, start: int = 0) -> Iterator[TrainStats]:
         """Train until ``timesteps`` reaches the total, yielding after every update.
 
-        The state may be saved whenever the generator is suspended. Schedules run from start to
-        the total; a resumed run keeps start at 0, so that they go on where they were.
+        The state may be saved whenever the generator is suspended, and also while it collects, or
+        after an error in that: it is that of the last update then. Schedules run from start to the
+        total; a resumed run keeps start at 0, so that they go on where they were.
 
         Raises:
             EnvFault: An environment returned NaN or Inf.
@@ -226,7 +231,9 @@ class Trainer:
             started = time.perf_counter()
             progress = (self.timesteps - start) / (total_timesteps - start)
             with threads_for(space, channels):  # for this update: in between torch is the caller's
+                self.doing = "collecting"
                 rollout = self.collector.collect(config.num_steps)
+                self.doing = "learning"
                 batch = make_batch(rollout, config.gamma, config.gae_lambda, self.device)
                 self._require_finite(batch)
                 # One sample has no variance to learn from: resets may have taken all other steps.
@@ -234,6 +241,7 @@ class Trainer:
             self.timesteps += rollout.env_steps
             self.updates += 1
             self.seconds = time.perf_counter() - origin
+            self.doing = "nothing"
             if self.restarts:
                 metrics["rollout/restarts"] = float(self.restarts)
             metrics["time/env"] = rollout.env_seconds

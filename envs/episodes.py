@@ -23,6 +23,8 @@ class EpisodeStats:
     def __init__(self, num_envs: int) -> None:
         self.returns = np.zeros(num_envs, np.float64)
         self.lengths = np.zeros(num_envs, np.int64)
+        self.begun = np.zeros(num_envs, np.int64)
+        """Episodes that have begun."""
         self._start = np.full(num_envs, time.perf_counter())
 
     def reset(self, mask: NDArray[np.bool_] | None = None) -> None:
@@ -30,6 +32,7 @@ class EpisodeStats:
         which = slice(None) if mask is None else mask
         self.returns[which] = 0.0
         self.lengths[which] = 0
+        self.begun[which] += 1
         self._start[which] = time.perf_counter()
 
     def step(

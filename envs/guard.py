@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 import weakref
 from collections.abc import Callable
@@ -35,9 +36,8 @@ class GuardedVectorEnv(AnyVectorWrapper):
         name: For messages.
         seed: Of the first reset.
         foreign: Made by somebody else: its seeds, actions and infos are passed through as they
-            are, except for the statistics of episodes.
-        record: Keys of the infos of last steps whose numbers are in `infos["recorded"]`.
             are, except for the statistics of episodes and action masks.
+        record: Keys of the infos of last steps whose numbers are in `infos["recorded"]`.
         masks: Where the action masks of a foreign environment come from.
         timeout: Seconds that a call of a foreign environment may take.
         bounded: Whether to warn of observations outside of the bounds of their Boxes.
@@ -67,6 +67,7 @@ class GuardedVectorEnv(AnyVectorWrapper):
         self._dead = np.zeros(env.num_envs, np.bool_)
         self._name = name
         self._seed: int | None = check_seed(seed)
+        self._seeds: list[int] = []  # those of the last seeded reset
         self._steps = 0
         self._stats = EpisodeStats(env.num_envs)
         space = env.single_observation_space
@@ -96,6 +97,8 @@ class GuardedVectorEnv(AnyVectorWrapper):
         seeds: Any = seed
         if seed is not None and not self._foreign:
             seeds = env_seeds(seed, self.num_envs)  # sync environments take a list of seeds
+        if seed is not None:
+            self._seeds = seeds if isinstance(seeds, list) else [seed] * self.num_envs
         obs, infos = self._call("reset", lambda: self.env.reset(seed=seeds, options=options))
         self._check_observations(obs, "observation", "reset")
         self._stats.reset(mask)
@@ -105,7 +108,14 @@ class GuardedVectorEnv(AnyVectorWrapper):
         return obs, infos
 
     def step(self, actions: Any) -> StepResult:
-        """Step all environments."""
+        """Step all environments; a fault names the environment, its episode and its seed."""
+        try:
+            return self._step(actions)
+        except EnvFault as fault:
+            fault.args = (self._placed(str(fault)),)
+            raise
+
+    def _step(self, actions: Any) -> StepResult:
         batch = actions
         if not self._foreign:
             batch = check_actions(actions, self.single_action_space, self.num_envs)
@@ -165,7 +175,7 @@ class GuardedVectorEnv(AnyVectorWrapper):
         loader(state["envs"])
         self._stats.load_state_dict(state["episodes"])
         self._dead[:] = state["dead"]
-        self._seed = None
+        self._seed, self._seeds = None, []
 
     def _call(self, when: str, call: Callable[[], Any]) -> Any:
         """The results of a reset or step, which may fail in any way."""
@@ -184,6 +194,15 @@ class GuardedVectorEnv(AnyVectorWrapper):
             raise EnvFault(f"{self._name} failed at {when}: {named(error)}") from error
         finally:
             self._calls[0] = None
+
+    def _placed(self, said: str) -> str:
+        """A message with the episode and the seed of the environment that it is about."""
+        found = re.search(r"environment (\d+) of", said)
+        if found is None:
+            return said
+        index = int(found[1])
+        seed = f", seed {self._seeds[index]}" if self._seeds else ""
+        return f"{said} (episode {self._stats.begun[index]}{seed})"
 
     def _column(self, values: Any, what: str, kind: str, when: str) -> Array:
         """One value for each environment, from whatever a foreign environment has them in."""

@@ -18,7 +18,7 @@ from typing import Any
 from acktr.config import ConfigError
 from acktr.envs import EnvError
 from acktr.files import one_line, reason, write_atomic
-from acktr.interrupts import STOPPED, Interrupts, Stopped, hangup_terminates
+from acktr.interrupts import STOPPED, Interrupts, Stopped, end_with_parent
 from acktr.runs.folder import RunError, versions
 
 FAILED, BAD_INPUT = 1, 2
@@ -32,15 +32,17 @@ class ScriptError(ValueError):
 def run(name: str, work: Callable[[Interrupts], int], stopped: str) -> int:
     """Do a script's work and return its exit code: its own, 2 bad input, 130 Ctrl-C, 75 SIGTERM.
 
-    A closed terminal counts as SIGTERM, so that processes that were started are stopped then too.
+    A closed terminal and the end of the process that started this one count as SIGTERM, so that
+    processes that were started are stopped then too.
 
     Args:
         name: The script, for messages.
         work: What to do; its result is the exit code.
         stopped: What the user is told after a signal.
     """
+    end_with_parent()
     try:
-        with Interrupts() as interrupts, hangup_terminates():
+        with Interrupts() as interrupts:
             return work(interrupts)
     except (ScriptError, ConfigError, EnvError, RunError) as error:
         complain(name, f"error: {error}")

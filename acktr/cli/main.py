@@ -1,10 +1,8 @@
 """The command line: ``acktr`` and one of the commands in ``COMMANDS``.
 
-Exit codes: 0 done; 1 some runs of a comparison failed; 2 bad command, configuration, environment,
-run or checkpoint; 70 training broke down numerically; 75 stopped by SIGTERM; 76 the environment
-misbehaved; 130 stopped by Ctrl-C; 141 the reader of standard output went away. Except for 0 and 141
-the last line on standard error says why; with 2 nothing else is there, but the parser's message
-about a word that it does not understand takes several lines.
+The README of this package has the table of exit codes. Except for 0 and 141 the last line on
+standard error says why; with 2 nothing else is there, but the parser's message about a word that it
+does not understand takes several lines.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from types import FrameType
 
 from acktr import __version__
 from acktr.files import message, reason
-from acktr.interrupts import STOPPED, Interrupts, Stopped
+from acktr.interrupts import STOPPED, Interrupts, Stopped, end_with_parent
 
 BAD_INPUT, BROKEN_PIPE = 2, 141
 
@@ -67,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for number in STOPPED:
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, _leave)
+        end_with_parent()
     _replace_closed_streams()
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))

@@ -11,9 +11,8 @@ from contextlib import closing
 from acktr.compare.grid import RunPlan, train_args
 from acktr.compare.pool import ChildProcess, Ended, Pool
 from acktr.compare.progress import Run, result, show
-from acktr.compare.status import State, Status, status, survey
-from acktr.files import reason
-from acktr.interrupts import STOPPED, Interrupts, Stopped, hangup_terminates
+from acktr.compare.status import State, Status, claimed, status, survey
+from acktr.interrupts import STOPPED, Interrupts, Stopped
 from acktr.runs.folder import RunError
 from acktr.runs.progress import Display, Meter
 
@@ -164,24 +163,37 @@ def compare(
         A line that sums the comparison up.
 
     Raises:
-        ConfigError, EnvError, RunError: A run cannot be made or its folder holds another one;
-            nothing was started or written.
+        ConfigError, EnvError, RunError: A run cannot be made, its folder holds another one, or
+            another comparison trains it; nothing was started or written.
         RunsFailed: Some runs failed; the others are finished.
         Stopped: A signal came; no process is left running.
     """
-    statuses, run_dir = survey(plans), plans[0].run_dir
+    statuses = survey(plans)
+    left = [each.state in (State.NEW, State.UNFINISHED) for each in statuses]
+    with claimed([plan for plan, is_left in zip(plans, left, strict=True) if is_left]):
+        for place, plan in enumerate(plans):
+            if left[place]:  # another comparison may have trained it since
+                statuses[place] = status(plan)
+        return _train(plans, statuses, workers, interrupts, command, module)
+
+
+def _train(
+    plans: Sequence[RunPlan],
+    statuses: Sequence[Status],
+    workers: int,
+    interrupts: Interrupts,
+    command: str,
+    module: str | None,
+) -> str:
+    """Train what is left, which this process alone does."""
+    run_dir = plans[0].run_dir
     counts = Counter(found.state for found in statuses)
-    if counts[State.NEW] or counts[State.UNFINISHED]:
-        try:
-            (run_dir / "logs").mkdir(parents=True, exist_ok=True)  # or nothing can be written
-        except OSError as error:
-            raise RunError(f"{run_dir}: cannot create the folder: {reason(error)}") from error
 
     def launch(plan: RunPlan, resume: bool) -> ChildProcess:
         return ChildProcess(train_args(plan, resume, module), plan.log)
 
     display = Display("acktr compare", LINES)
-    with closing(display), hangup_terminates():
+    with closing(display):
         states = ", ".join(f"{counts[state]} {state.value}" for state in State if counts[state])
         display.note(f"runs: {states}; {workers} at a time")
         comparison = Comparison(plans, statuses, workers, launch, display)

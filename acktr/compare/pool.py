@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from acktr.files import reason
+from acktr.interrupts import PARENT
 
 _LIBRARIES = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM")
 _TAIL = 8192
@@ -35,6 +36,9 @@ class Ended(Generic[Job]):
 class ChildProcess:
     """A child in a session of its own, so that Ctrl-C reaches only the parent.
 
+    The parent holds one end of a pipe; where it is closed, even by ``kill -9``, a child of this
+    package stops as after SIGTERM (:func:`acktr.interrupts.end_with_parent`).
+
     Args:
         args: Arguments of ``python -m MODULE``.
         log: File that its output is added to.
@@ -50,20 +54,36 @@ class ChildProcess:
     ) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log = log
-        with log.open("ab") as output:
-            self._begin = output.tell()
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", module, *args],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=child_environment(os.environ, sys.path, threads),
-                start_new_session=True,
-            )
+        watched, life = os.pipe()
+        self._life: int | None = life
+        passed = () if sys.platform == "win32" else (watched,)
+        environment = child_environment(os.environ, sys.path, threads)
+        if passed:
+            environment[PARENT] = str(watched)
+        try:
+            with log.open("ab") as output:
+                self._begin = output.tell()
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", module, *args],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                    pass_fds=passed,
+                    start_new_session=True,
+                )
+        except BaseException:
+            os.close(life)
+            raise
+        finally:
+            os.close(watched)
 
     def poll(self) -> int | None:
         """Its exit code, negative for a signal; None while it runs."""
-        return self._process.poll()
+        code = self._process.poll()
+        if code is not None:
+            self._let_go()
+        return code
 
     def terminate(self) -> None:
         """Send SIGTERM, upon which it writes a checkpoint."""
@@ -78,6 +98,13 @@ class ChildProcess:
                 with suppress(ProcessLookupError):
                     os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Close the end of the pipe that its life hangs on."""
+        if self._life is not None:
+            os.close(self._life)
+            self._life = None
 
     def last_line(self) -> str:
         """The last line of its output, or nothing."""

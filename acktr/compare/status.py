@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import hashlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -15,6 +19,9 @@ from acktr.runs.checkpoint import CheckpointError, checkpoint_exists, older_chec
 from acktr.runs.folder import KEPT, RunError, RunFolder, locked, stored_config
 from acktr.runs.saved import read_agent
 from acktr.runs.start import check, difference
+
+if sys.platform != "win32":
+    import fcntl
 
 
 class State(Enum):
@@ -57,6 +64,44 @@ def survey(plans: Sequence[RunPlan]) -> list[Status]:
     return statuses
 
 
+@contextmanager
+def claimed(plans: Sequence[RunPlan]) -> Iterator[None]:
+    """Keep other comparisons from training the same runs, where the system can.
+
+    The file ``logs/lock`` is locked at one byte for each run, which its folder's name gives: for
+    any number of runs one file is open, and other runs of the same folder may be trained meanwhile.
+
+    Raises:
+        RunError: Another comparison trains one of them, or there cannot be such a file.
+    """
+    if sys.platform == "win32" or not plans:
+        yield
+        return
+    run_dir = plans[0].run_dir
+    try:
+        (run_dir / "logs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{run_dir}: cannot create the folder: {reason(error)}") from error
+    path = run_dir / "logs" / "lock"
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise RunError(f"{path}: cannot open: {reason(error)}") from error
+    try:
+        for plan in plans:
+            name = str(plan.path.relative_to(run_dir)).encode("utf-8", "surrogateescape")
+            place = int.from_bytes(hashlib.sha256(name).digest()[:7])
+            try:
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+            except (BlockingIOError, PermissionError):
+                raise RunError(f"{plan.path}: another acktr compare trains this run") from None
+            except OSError:
+                break  # a file system without locks
+        yield
+    finally:
+        os.close(handle)
+
+
 def status(plan: RunPlan) -> Status:
     """What there is of a run.
 
@@ -74,15 +119,18 @@ def status(plan: RunPlan) -> Status:
         raise RunError(f"{path}: cannot read: {reason(error)}") from error
     folder = RunFolder(path)
     with locked(folder):
+        if folder.config.is_file():
+            differs = difference(stored_config(path), plan.config)
+            if differs is not None:
+                name, theirs, ours = differs
+                raise RunError(
+                    f"{path}: its {name} is {theirs!r} but the grid's is {ours!r}; "
+                    "choose another --run-dir, or LABEL=FILE.json for a variant"
+                )
+        if folder.unborn:
+            return Status(State.NEW)
         if not folder.config.is_file():
             return _stuck(path, "holds no run")
-        differs = difference(stored_config(path), plan.config)
-        if differs is not None:
-            name, theirs, ours = differs
-            raise RunError(
-                f"{path}: its {name} is {theirs!r} but the grid's is {ours!r}; "
-                "choose another --run-dir, or LABEL=FILE.json for a variant"
-            )
         done = folder.last_evaluation() >= total
         if not (checkpoint_exists(folder.last) or older_checkpoints(folder.last, KEPT - 1)):
             return Status(State.FINISHED, total) if done else _stuck(path, "has no checkpoint")

@@ -33,6 +33,23 @@ class EpisodeEnd:
     """Numbers in the info of its last step that are recorded; NaN where there was none."""
 
 
+def ended_episodes(infos: dict[str, Any], moment: float) -> list[EpisodeEnd]:
+    """The episodes that ended with a step."""
+    if "episode" not in infos:
+        return []
+    rewards, lengths = infos["episode"]["r"], infos["episode"]["l"]
+    recorded = infos.get("recorded", {})
+    return [
+        EpisodeEnd(
+            float(rewards[i]),
+            int(lengths[i]),
+            moment,
+            {key: float(values[i]) for key, values in recorded.items()},
+        )
+        for i in np.flatnonzero(infos["_episode"])
+    ]
+
+
 class Rollout:
     """T steps of N environments in arrays (T, N, ...), which a collector fills at ``[step, rows]``.
 

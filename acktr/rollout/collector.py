@@ -27,7 +27,7 @@ from acktr.envs import (
 )
 from acktr.policies import Normalizer, RewardScaler, to_environment
 from acktr.rollout.acting import Acting
-from acktr.rollout.buffer import Array, EpisodeEnd, Rollout
+from acktr.rollout.buffer import Array, Rollout, ended_episodes
 from acktr.rollout.microbatch import outputs_of
 from acktr.rollout.observations import Observations, fill
 from acktr.rollout.recurrence import Recurrence, Remembered
@@ -134,6 +134,8 @@ class Collector:
         self._masked = masked
         # Action masks (N, P) of what is shown.
         self._masks: Masks | None = None
+        # What the rollout under way, or one that failed, began with.
+        self._before: dict[str, Any] | None = None
 
     @property
     def begun(self) -> bool:
@@ -159,6 +161,7 @@ class Collector:
 
     def reset(self, seed: int | None) -> None:
         """Start new episodes everywhere."""
+        self._before = None
         shown, infos = self.envs.reset(seed=seed)
         self.observations.keep(slice(None), shown)
         self._dead[:] = False
@@ -178,6 +181,7 @@ class Collector:
         last and of the final observations) come from one forward pass at the end.
         """
         self.begin(None)
+        self._before = self._statistics()
         started = time.perf_counter()
         memory = self.observations.room(num_steps)
         rollout = Rollout(memory, self.observations.reused, self.device)
@@ -201,6 +205,7 @@ class Collector:
             raise
         self._value(rollout)
         rollout.forward_seconds = time.perf_counter() - started - rollout.env_seconds
+        self._before = None
         return rollout
 
     def _act(self, rollout: Rollout, step: int, group: Group) -> None:
@@ -248,7 +253,7 @@ class Collector:
         # Neither a reset nor a forced action (FIRE) is one that the policy chose.
         rollout.valid[step, rows] = alive & ~np.asarray(infos.get("forced", False), np.bool_)
         rollout.env_steps += int(alive.sum())
-        rollout.episodes += _finished(infos, moment)
+        rollout.episodes += ended_episodes(infos, moment)
         truncated = ended & ~terminated
         if truncated.any() and not self._next_step:
             places = np.flatnonzero(truncated)
@@ -291,19 +296,20 @@ class Collector:
         """Normalisers, the generator, and the episodes where the environments can be saved.
 
         Environments that offer ``state_dict`` continue exactly; others start new episodes, and
-        ``unsaved`` says in words why.
+        ``unsaved`` says in words why. So do all in a rollout, or after one that failed; the rest
+        is as it was before that.
         """
         return {
-            "observation_normalizer": _state(self.observation_normalizer),
-            "reward_scaler": _state(self.reward_scaler),
-            "generator": self.acting.generator.get_state(),
+            **(self._before or self._statistics()),
             **(self._episodes() if self._loaded is None else self._loaded),
         }
 
     def _episodes(self) -> dict[str, Any]:
         """What lives until the end of an episode."""
         envs, unsaved = None, None
-        if self._begun:
+        if self._before is not None:
+            unsaved = "the checkpoint was made in the middle of a rollout that was broken off"
+        elif self._begun:
             try:
                 envs = _member(self.envs, "state_dict")()
             except UnsavedError as error:
@@ -315,6 +321,13 @@ class Collector:
             "dead": self._dead.copy(),
             "masks": None if envs is None or self._masks is None else self._masks.copy(),
             "memory": None if self.recurrence is None else self.recurrence.state_dict(),
+        }
+
+    def _statistics(self) -> dict[str, Any]:
+        return {
+            "observation_normalizer": _state(self.observation_normalizer),
+            "reward_scaler": _state(self.reward_scaler),
+            "generator": self.acting.generator.get_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -334,7 +347,7 @@ class Collector:
             if state[name] is not None:
                 getattr(self, name).load_state_dict(state[name])
         restore_generator(self.acting.generator, state["generator"])
-        self._begun, self._loaded = False, loaded
+        self._begun, self._loaded, self._before = False, loaded, None
         unsaved = state.get("unsaved", "the checkpoint of an earlier version does not hold them")
         self.unsaved = unsaved if loaded is None else None
 
@@ -361,23 +374,6 @@ class Collector:
         if self.recurrence is not None:
             self.recurrence.load_state_dict(state["memory"])
         self._begun, self._loaded = True, None
-
-
-def _finished(infos: dict[str, Any], moment: float) -> list[EpisodeEnd]:
-    """The episodes that ended with a step."""
-    if "episode" not in infos:
-        return []
-    rewards, lengths = infos["episode"]["r"], infos["episode"]["l"]
-    recorded = infos.get("recorded", {})
-    return [
-        EpisodeEnd(
-            float(rewards[i]),
-            int(lengths[i]),
-            moment,
-            {key: float(values[i]) for key, values in recorded.items()},
-        )
-        for i in np.flatnonzero(infos["_episode"])
-    ]
 
 
 def _state(stateful: Normalizer | RewardScaler | None) -> dict[str, Any] | None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ KEPT = 3
 """Checkpoints of the latest steps that a run keeps: last, last-1 and last-2."""
 
 _COMMAND_CAP = 1 << 20
+_FAULT_CAP = 1 << 16
 _PACKAGES = ("acktr", "torch", "gymnasium", "ale-py", "mujoco", "numpy")
 
 
@@ -53,6 +55,8 @@ class RunFolder:
         """One row per update."""
         self.evaluations = path / "eval.csv"
         """One row per evaluation."""
+        self.fault = path / "fault.log"
+        """Tracebacks of what ended training, the latest last."""
         self.curve = path / "curve.png"
         self.last = path / "checkpoints" / "last"
         """The latest checkpoint; the ones before it are beside it, last-1 and last-2."""
@@ -61,23 +65,57 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path) -> RunFolder:
-        """Make the folder of a new run; an empty one may exist.
+        """Make the folder of a new run; an empty one may exist, or one of an :attr:`unborn` run.
 
         Raises:
-            RunError: if it holds something already or cannot be made.
+            RunError: if it holds something else already or cannot be made.
         """
+        folder = cls(path)
+        folder.require_new()
         try:
-            if path.is_dir() and any(path.iterdir()):
-                held = "already holds a run" if (path / "config.json").exists() else "is not empty"
-                raise RunError(
-                    f"{path} {held}; continue a run with --resume PATH "
-                    "or choose another --run-dir or --seed"
-                )
             path.mkdir(parents=True, exist_ok=True)
+            for entry in path.iterdir():
+                if entry.is_dir():
+                    shutil.rmtree(entry)
+                else:
+                    entry.unlink()
             (path / "checkpoints").mkdir()
         except OSError as error:
-            raise RunError(f"{path}: cannot create the run folder: {reason(error)}") from error
-        return cls(path)
+            raise _uncreatable(path, error) from error
+        return folder
+
+    def require_new(self) -> None:
+        """Raise RunError if :meth:`create` would not make the folder, as it holds something."""
+        try:
+            if self.path.is_dir() and any(self.path.iterdir()) and not self.unborn:
+                held = "already holds a run" if self.config.exists() else "is not empty"
+                raise RunError(
+                    f"{self.path} {held}; continue a run with --resume PATH "
+                    "or choose another --run-dir or --seed"
+                )
+        except OSError as error:
+            raise _uncreatable(self.path, error) from error
+
+    @property
+    def unborn(self) -> bool:
+        """Whether there is no more than what a run leaves that is killed before it is saved.
+
+        That is some of the files that a start writes, and no row in any of them.
+        """
+        tables = (self.monitor, self.progress, self.evaluations)
+        named = {self.config, self.versions, self.protocol, self.command, *tables}
+        checkpoints = self.path / "checkpoints"
+        for path in self.path.iterdir():
+            if path.is_symlink() or path.is_dir() != (path == checkpoints):
+                return False
+            parts = path.iterdir() if path == checkpoints else ()
+            if not all(_is_temporary(part, self.last.name) for part in parts):
+                return False
+            temporary = any(_is_temporary(path, f".{each.name}") for each in named)
+            events = path.name.startswith("events.out.tfevents.")
+            if not (path in named or path == checkpoints or temporary or events):
+                return False
+        return not any(map(_has_rows, tables))
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -106,6 +144,16 @@ class RunFolder:
         except OSError as error:
             raise RunError(f"{self.command}: cannot read: {reason(error)}") from error
         _write(self.command, old + shlex.join(argv).encode("utf-8", "surrogateescape") + b"\n")
+
+    def write_fault(self, text: str) -> bool:
+        """Add an error to fault.log, of which the end is kept; whether that succeeded."""
+        entry = text.encode("utf-8", "replace")[-_FAULT_CAP // 4 :] + b"\n"
+        try:
+            old = self.fault.read_bytes() if self.fault.exists() else b""
+            write_atomic(self.fault, (old + entry)[-_FAULT_CAP:])
+        except OSError:
+            return False
+        return True
 
     def read_config(self) -> dict[str, Any]:
         """Read config.json: a JSON object whose contents are not checked.
@@ -171,15 +219,24 @@ def stored_config(path: Path) -> Config:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[RunFolder]:
+def new_folder(path: Path, held: ExitStack) -> Iterator[RunFolder]:
     """A new run's folder that is removed again, with parents made for it, if anything fails.
 
+    Args:
+        path: The folder.
+        held: Where its lock is entered (:func:`locked`), which outlasts this.
+
     Raises:
-        RunError: As :meth:`RunFolder.create`.
+        RunError: As :meth:`RunFolder.create`, or another process starts the same run.
     """
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     created = False
     try:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _uncreatable(path, error) from error
+        held.enter_context(locked(RunFolder(path)))  # before anything in it is changed
         folder = RunFolder.create(path)
         created = True
         yield folder
@@ -190,6 +247,26 @@ def new_folder(path: Path) -> Iterator[RunFolder]:
             with suppress(OSError):
                 parent.rmdir()  # empty ones only
         raise
+
+
+def _uncreatable(path: Path, error: OSError) -> RunError:
+    return RunError(f"{path}: cannot create the run folder: {reason(error)}")
+
+
+def _is_temporary(path: Path, name: str) -> bool:
+    """Whether a path is that of a file or checkpoint with a name, half-written."""
+    return re.fullmatch(re.escape(name) + r"\.tmp-[0-9a-f]{8}", path.name) is not None
+
+
+def _has_rows(path: Path) -> bool:
+    """Whether there is more in a CSV file than comments and a header line, or cannot be known."""
+    try:
+        lines = read_limited(path, _COMMAND_CAP).splitlines()
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return sum(not line.startswith(b"#") for line in lines) > 1
 
 
 @contextmanager

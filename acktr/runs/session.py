@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import shlex
 import signal
+import time
+import traceback
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -16,7 +18,7 @@ from acktr.interrupts import Interrupts, Stopped
 from acktr.kfac import FactorError
 from acktr.rollout import NonFiniteError
 from acktr.runs.checkpoint import CheckpointError, save_checkpoint
-from acktr.runs.folder import KEPT, RunFolder
+from acktr.runs.folder import KEPT, RunError, RunFolder
 from acktr.runs.logger import RunLogger
 from acktr.runs.progress import Progress, duration
 from acktr.runs.saved import broken_number
@@ -89,6 +91,7 @@ class Session:
         self._checkpoints = Every(self.config.checkpoint_freq, trainer.timesteps)
         self._evaluations = Every(self.config.eval_freq, folder.last_evaluation())
         self._saved = -1
+        self._saving = False
         self._evaluated: dict[int, Evaluation] = {}
 
     def run(self, draw: Draw) -> str:
@@ -99,11 +102,14 @@ class Session:
 
         Raises:
             Stopped: A signal came; its note says where the run can be resumed.
-            TrainingFault: Training failed; the last good checkpoint is kept.
+            TrainingFault: Training failed; the message names the last good checkpoint, which is
+                that of the last update if an environment is at fault.
             CheckpointError: The last checkpoint cannot be written.
         """
         try:
-            with self.interrupts.deferred():
+            # One update may take hours or, with an environment that hangs, for ever: steps may be
+            # broken off, since the state of before the rollout can be saved.
+            with self.interrupts.deferred(lambda: self.trainer.doing == "collecting"):
                 self._train()
                 evaluation = self._evaluated.get(self.trainer.timesteps) or self._evaluate()
                 # The evaluation is logged, so that a signal waits: a resumed run would find
@@ -116,6 +122,7 @@ class Session:
                 if why:
                     self.progress.note(f"no learning curve: {why}")
         except Stopped as stop:
+            self._rescue()
             own = self.config.network.custom
             stop.note = (
                 f"stopped by {signal.Signals(stop.signum).name}, checkpoint at step "
@@ -126,9 +133,18 @@ class Session:
                 )
             )
             raise
-        except (EnvFault, NonFiniteError, FactorError) as error:
-            good = f"last good checkpoint: {self.folder.last}, step {self._saved:,}"
-            raise TrainingFault(f"{error}; {good}", isinstance(error, EnvFault)) from error
+        except (NonFiniteError, FactorError) as error:
+            raise TrainingFault(f"{error}; {self._good()}", environment=False) from error
+        except EnvFault as error:
+            self._rescue()
+            raise TrainingFault(
+                f"{error}; {self._good()}{self._log_fault(error)}", environment=True
+            ) from error
+        except (CheckpointError, RunError):
+            raise
+        except Exception:
+            self._rescue()
+            raise
         return self._summary(evaluation)
 
     def checkpoint(self, score: float | None = None, *, required: bool = False) -> None:
@@ -159,6 +175,32 @@ class Session:
                 raise
             self.progress.note(f"warning: {error}; training goes on")
 
+    def _rescue(self) -> None:
+        """Before an end, keep what was learned, unless it comes in the middle of an update.
+
+        What collecting has changed is left out: see :meth:`acktr.train.Trainer.run`.
+        """
+        if self.trainer.doing == "learning" or self._saving:
+            return
+        try:
+            self.logger.require_folder()
+            self.logger.flush()
+            if self._saved != self.trainer.timesteps:
+                self._save(self.folder.last, None)
+                self._saved = self.trainer.timesteps
+        except (CheckpointError, NonFiniteError, RunError) as error:
+            self.progress.note(f"warning: {error}")
+
+    def _good(self) -> str:
+        return f"last good checkpoint: {self.folder.last}, step {self._saved:,}"
+
+    def _log_fault(self, error: EnvFault) -> str:
+        """Write the environment's traceback to a file; the end of a message that names it."""
+        trace = "".join(traceback.format_exception(error))
+        head = f"{time.strftime('%F %T')}, after step {self.trainer.timesteps:,}: {error}"
+        told = self.folder.write_fault(f"{head}\n{trace}")
+        return f"; traceback in {self.folder.fault}" if told else ""
+
     def _train(self) -> None:
         self.interrupts.check()
         if self._evaluations.due(self.trainer.timesteps):  # one that was interrupted
@@ -172,7 +214,7 @@ class Session:
             if self._checkpoints.due(stats.timesteps):
                 self.checkpoint(self._training_score())
             if self.interrupts.requested is not None:
-                self.checkpoint(required=True)
+                self._rescue()
                 self.interrupts.check()
         self.checkpoint(self._training_score(), required=True)
 
@@ -227,7 +269,13 @@ class Session:
         }
         # What a session begins with is on the disk already: it takes that one's place.
         older = KEPT - 1 if path == self.folder.last and self._saved >= 0 else 0
-        save_checkpoint(path, state, meta, older)
+        self._saving = True
+        try:
+            save_checkpoint(path, state, meta, older)
+        except Exception:
+            self._saving = False
+            raise
+        self._saving = False  # but not after a signal, so that what hung is not tried again
 
     def _summary(self, evaluation: Evaluation) -> str:
         recent = self.logger.ep_rew_mean

@@ -69,15 +69,13 @@ def start(
     """
     config = with_network(config, network)
     path = run_path(run_dir, config, label)
-    if path.is_dir() and any(path.iterdir()):
-        RunFolder.create(path)  # says what is wrong
+    RunFolder(path).require_new()
     facts = _facts(config)
     with ExitStack() as stack:
         trainer = stack.enter_context(_trainer(config, network))
         facts["action_masks"] = trainer.begin().source
         stack.enter_context(interrupts.deferred())  # now the run can be left in an orderly way
-        with new_folder(path) as folder:
-            stack.enter_context(locked(folder))
+        with new_folder(path, stack) as folder:
             folder.write_config(to_dict(config))
             folder.write_json(folder.versions, versions())
             folder.write_command(argv)
@@ -133,9 +131,9 @@ def resume(
         logger = stack.enter_context(RunLogger(folder, config.env, done))
         progress = stack.enter_context(Progress(config.total_timesteps, start_timesteps=done))
         session = Session(folder, trainer, logger, progress, interrupts, best)
-        for path, error in damaged.items():
+        for unsound, error in damaged.items():
             progress.note(f"warning: {error}; going on from {agent.path.name}, step {done:,}")
-            set_aside(path)
+            set_aside(unsound)
         if missing := logger.missing_updates(trainer.updates):
             progress.note(
                 f"warning: {folder.progress.name} lacks the last {missing:,} updates before step"
@@ -205,7 +203,8 @@ def _last_agent(
     """
     paths = [folder.last, *older_checkpoints(folder.last, KEPT - 1)]
     if not any(map(checkpoint_exists, paths)):
-        raise RunError(f"{folder.path}: no checkpoint to resume from; delete it and start again")
+        what = "run the command again that started it" if folder.unborn else "delete it"
+        raise RunError(f"{folder.path}: no checkpoint to resume from; {what} and start again")
     agent, damaged = _first_sound(paths)
     same = dataclasses.replace(agent.config, total_timesteps=stored.total_timesteps)
     if differing := difference(stored, same):

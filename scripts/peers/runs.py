@@ -141,7 +141,7 @@ def make(job: Job, run_dir: Path, argv: Sequence[str], build: Build = build) -> 
         envs = make_vec(job.env, job.settings.num_envs, job.seed)
         stack.callback(envs.close)
         model, player = build(job, envs)
-        folder = stack.enter_context(new_folder(hidden))
+        folder = stack.enter_context(new_folder(hidden, stack))
         with RunLogger(folder, job.env) as logger:
             folder.write_config(job.config())
             packages = {name: metadata.version(name) for name in _PACKAGES}

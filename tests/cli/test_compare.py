@@ -5,6 +5,7 @@ import shlex
 import shutil
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from acktr.cli.main import main
 from acktr.config import from_dict, merge, preset
 from acktr.runs.checkpoint import load_checkpoint
-from acktr.runs.folder import RunFolder, locked
+from acktr.runs.folder import RunError, RunFolder, locked
 from tests.tools.command_line import call, start, table, tree
 
 FILE = {"num_envs": 4, "num_steps": 32, "device": "cpu"}
@@ -116,9 +117,29 @@ class TestSignals:
     def test_closed_terminal(self, empty: Path) -> None:
         before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored
         try:
-            assert self.stop(empty, signal.SIGHUP, "SIGTERM") == 75
+            assert self.stop(empty, signal.SIGHUP, "SIGHUP") == 75
         finally:
             signal.signal(signal.SIGHUP, before)
+
+    def test_runs_end_with_a_comparison_that_is_killed(self, empty: Path) -> None:
+        process = start(empty, *self.ARGV)
+        try:
+            deadline = time.monotonic() + 60
+            while not (self.RUN / "progress.csv").exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
+        finally:
+            process.kill()
+            process.communicate()
+        for _ in range(300):
+            with suppress(RunError), locked(RunFolder(self.RUN)):
+                done = load_checkpoint(self.RUN / "checkpoints/last")[0]["timesteps"]
+                break
+            time.sleep(0.1)
+        else:
+            raise AssertionError("the run goes on")
+        assert 0 < done < 8192
+        log = Path("runs/logs/CartPole-v1/acktr-seed3.log").read_text()
+        assert log.splitlines()[-1].startswith("acktr: stopped by SIGTERM, checkpoint at step")
 
 
 def test_processes_of_environments_are_checked_before_anything_is_written(

@@ -285,8 +285,13 @@ class TestFaults:
         last = next(
             (here / "runs").glob("tests.tools.toys_toys_Variant*/acktr/seed0/checkpoints/last")
         )
-        assert line.endswith(f"last good checkpoint: {last.relative_to(here)}, step 512")
-        assert load_checkpoint(last)[0]["timesteps"] == 512
+        log = last.parents[1] / "fault.log"
+        assert line.endswith(
+            f"last good checkpoint: {last.relative_to(here)}, step 768; traceback in"
+            f" {log.relative_to(here)}"
+        )
+        assert load_checkpoint(last)[0]["timesteps"] == 768  # not 512, the last regular one
+        assert "returned a non-finite reward" in log.read_text()
         assert table(last.parents[1] / "progress.csv")[-1]["timesteps"] == "768"
         assert "Traceback" not in err
 
@@ -306,8 +311,8 @@ class TestFaults:
         env = toys.variant(toys.FaultyEnv, {"what": "exception"})
         code, _, err = call(capsys, "train", "--env", env, *SMALL)
         assert code == 76
-        assert "raised ZeroDivisionError at step 3: the toy broke" in err
-        assert err.rstrip().endswith("step 0")
+        assert "raised ZeroDivisionError at step 3: the toy broke (episode 1, seed " in err
+        assert "); last good checkpoint: " in err and "step 0; traceback in" in err
 
     def test_numeric(
         self, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -207,7 +207,7 @@ class TestComparison:
                 signal.raise_signal(signal.SIGINT)
 
         script.on_sleep = on_sleep
-        with Interrupts() as interrupts, pytest.raises(Stopped):
+        with Interrupts(script.clock) as interrupts, pytest.raises(Stopped):
             script.comparison(plans, [NEW] * 4).run(interrupts)
         assert script.clock.now == 102.0
         calls = ["terminate", "kill"]
@@ -244,7 +244,8 @@ class TestCompare:
     def test_half_made_folders_do_not_block_the_others(
         self, script: Script, plans: list[RunPlan]
     ) -> None:
-        RunFolder.create(plans[1].path)
+        RunFolder.create(plans[1].path).curve.touch()
+        RunFolder.create(plans[2].path)  # whose start was killed
         with pytest.raises(RunsFailed) as failed:
             compare(plans, 2, Interrupts(), "")
         assert str(failed.value) == (
@@ -275,9 +276,9 @@ class TestCompare:
                 compare(plans, 1, interrupts, "acktr compare --envs X")
         finally:
             signal.signal(signal.SIGHUP, before)
-        assert stop.value.signum == signal.SIGTERM
+        assert stop.value.signum == signal.SIGHUP
         assert stop.value.note == (
-            "stopped by SIGTERM, 1 of 4 runs finished; continue with: acktr compare --envs X"
+            "stopped by SIGHUP, 1 of 4 runs finished; continue with: acktr compare --envs X"
         )
 
     def test_folder_that_cannot_be_made(

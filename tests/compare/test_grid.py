@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from acktr.compare import entries
 from acktr.compare import status as status_module
 from acktr.compare.entries import Entry, Overlay, parse_algo, parse_seeds
 from acktr.compare.grid import RunPlan, make_plans, train_args
-from acktr.compare.status import State, Status, status, survey
+from acktr.compare.status import State, Status, claimed, status, survey
 from acktr.config import Config, ConfigError, from_dict, merge, preset, to_dict
 from acktr.envs import EnvError
 from acktr.interrupts import Interrupts
@@ -248,6 +248,8 @@ class TestStatus:
         plan.path.mkdir(parents=True)
         assert status(plan).state is State.NEW
         (plan.path / "checkpoints").mkdir()
+        assert status(plan).state is State.NEW
+        (plan.path / "curve.png").touch()
         found = status(plan)
         assert found.state is State.STUCK
         assert found.reason == f"{plan.path} holds no run; delete it and start again"
@@ -255,6 +257,8 @@ class TestStatus:
         found = status(plan)
         assert found.state is State.STUCK
         assert found.reason == f"{plan.path} has no checkpoint; delete it and start again"
+        (plan.path / "curve.png").unlink()
+        assert status(plan).state is State.NEW
         shutil.rmtree(plan.path)
         trained(tmp_path, plan.config)
         assert status(plan) == Status(State.FINISHED, 128)
@@ -341,3 +345,36 @@ class TestSurvey:
         values = {**to_dict(plan.config), "env": "CartPol-v1"}
         with pytest.raises(EnvError, match="did you mean 'CartPole-v1'"):
             survey([dataclasses.replace(plan, config=from_dict(values))])
+
+
+class TestClaim:
+    @staticmethod
+    def elsewhere(found: Sequence[RunPlan]) -> str:
+        """What another process is told that claims the same; nothing if it may have them."""
+        ours, theirs = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                with claimed(found):
+                    os._exit(0)
+            except RunError as error:
+                os.write(theirs, str(error).encode())
+            finally:
+                os._exit(1)
+        os.close(theirs)
+        with os.fdopen(ours) as file:
+            said = file.read()
+        os.waitpid(child, 0)
+        return said
+
+    def test_run_is_for_one_comparison(self, tmp_path: Path) -> None:
+        found = plans(tmp_path, 0, 1, 2)
+        with claimed(found[:2]):
+            refused = f"{found[1].path}: another acktr compare trains this run"
+            assert self.elsewhere(found[1:]) == refused
+            assert self.elsewhere(found[2:]) == ""
+        assert self.elsewhere(found) == ""
+
+    def test_nothing_is_written_without_runs(self, tmp_path: Path) -> None:
+        with claimed([]):
+            assert list(tmp_path.iterdir()) == []

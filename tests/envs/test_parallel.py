@@ -23,6 +23,7 @@ from acktr.envs import EnvError, EnvFault, EnvWarning, make_vec
 from acktr.envs import workers as number
 from acktr.envs.parallel import ParallelEnvs, usable_cores, worker_count
 from acktr.envs.registry import lookup
+from acktr.envs.vector import env_seeds
 from tests.tools import toys
 from tests.tools.command_line import environment
 
@@ -254,6 +255,7 @@ def test_faults_of_environments_keep_their_message(what: str, workers: int) -> N
     value = "ZeroDivisionError at step 3: the toy broke"
     said = f"raised {value}" if what == "exception" else f"returned a non-finite {what} at step 3"
     assert str(caught.value).startswith(f"environment 2 of {env_id} {said}")
+    assert str(caught.value).endswith(f" (episode 1, seed {env_seeds(0, 3)[2]})")
     vec.step(np.zeros(3, np.int64))
     vec.close()
 

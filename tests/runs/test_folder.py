@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import platform
+from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from acktr.config import Config, ConfigError, merge, preset
-from acktr.runs.folder import RunError, RunFolder, run_path, versions
+from acktr.runs.folder import RunError, RunFolder, new_folder, run_path, versions
 
 
 @pytest.fixture
@@ -41,7 +42,9 @@ class TestRunFolder:
         ]
 
     def test_refuses_an_existing_run(self, tmp_path: Path) -> None:
-        RunFolder.create(tmp_path / "a" / "b").write_config({"env": "X"})
+        folder = RunFolder.create(tmp_path / "a" / "b")
+        folder.write_config({"env": "X"})
+        folder.progress.write_text("timesteps,updates\n64,1\n")
         with pytest.raises(RunError) as caught:
             RunFolder.create(tmp_path / "a" / "b")
         assert str(caught.value) == (
@@ -61,9 +64,58 @@ class TestRunFolder:
 
     def test_accepts_an_empty_folder_once(self, tmp_path: Path) -> None:
         (tmp_path / "run").mkdir()
-        RunFolder.create(tmp_path / "run")
+        RunFolder.create(tmp_path / "run").curve.touch()
         with pytest.raises(RunError):
             RunFolder.create(tmp_path / "run")
+
+    def test_replaces_what_a_killed_start_left(self, tmp_path: Path) -> None:
+        """Whatever it had come to, and nothing that is not from a start."""
+        folder = RunFolder.create(tmp_path / "run")
+        assert folder.unborn
+        folder.write_config({"env": "X"})
+        for name in (".protocol.json.tmp-0123abcd", "events.out.tfevents.1.host.1.0"):
+            (folder.path / name).touch()
+        folder.monitor.write_text('#{"t_start": 0}\nr,l,t,step\n')
+        half = folder.last.with_name("last.tmp-0123abcd")
+        half.mkdir()
+        (half / "state.json").touch()
+        assert folder.unborn
+        RunFolder.create(folder.path)
+        assert [path.name for path in folder.path.rglob("*")] == ["checkpoints"]
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *("curve.png", "thesis.txt", ".thesis.txt.tmp-0123abcd", "config.json.tmp-0123abcd"),
+            *("folder/x", "checkpoints/last/x", "checkpoints/best/x", "checkpoints/last.old/x"),
+        ],
+    )
+    def test_keeps_everything_else(self, tmp_path: Path, name: str) -> None:
+        folder = RunFolder.create(tmp_path / "run")
+        (folder.path / name).parent.mkdir(exist_ok=True)
+        (folder.path / name).touch()
+        assert not folder.unborn
+        with pytest.raises(RunError, match="is not empty"):
+            RunFolder.create(folder.path)
+        assert (folder.path / name).exists()
+
+    def test_keeps_links(self, tmp_path: Path) -> None:
+        folder = RunFolder.create(tmp_path / "run")
+        (tmp_path / "mine.json").touch()
+        folder.config.symlink_to(tmp_path / "mine.json")
+        assert not folder.unborn
+
+    def test_removes_nothing_of_who_has_the_lock(self, tmp_path: Path) -> None:
+        """Two that start the same run at once: the second is refused, the first one stays."""
+        with ExitStack() as held, new_folder(tmp_path / "a" / "run", held) as folder:
+            folder.write_config({"env": "X"})
+            with (
+                ExitStack() as other,
+                pytest.raises(RunError, match="another process is training this run"),
+                new_folder(folder.path, other),
+            ):
+                pass
+            assert folder.config.exists()
 
     def test_open_needs_a_config(self, tmp_path: Path) -> None:
         folder = RunFolder.create(tmp_path / "run")

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ import torch
 
 from acktr.compute import restore_generator
 from acktr.config import Config, merge, preset
-from acktr.interrupts import Interrupts, Stopped, hangup_terminates
-from acktr.runs import session
+from acktr.interrupts import Interrupts, Stopped
+from acktr.runs import checkpoint, session
 from acktr.runs.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from acktr.runs.folder import RunError, RunFolder, locked, run_path, stored_config
 from acktr.runs.logger import RunLogger
@@ -41,51 +41,6 @@ def draw(folder: RunFolder, config: Config) -> str | None:
 
 def train(tmp_path: Path, chosen: Config, interrupts: Interrupts | None = None) -> str:
     return start(chosen, tmp_path / "runs", "test", interrupts or Interrupts(), ["acktr"], draw)
-
-
-class TestInterrupts:
-    def test_first_signal_waits_and_second_raises(self) -> None:
-        with Interrupts() as interrupts, interrupts.deferred():
-            signal.raise_signal(signal.SIGTERM)
-            assert interrupts.requested == signal.SIGTERM
-            with pytest.raises(Stopped) as stop:
-                signal.raise_signal(signal.SIGINT)
-        assert stop.value.signum == signal.SIGINT
-
-    def test_raises_outside_deferred_and_where_it_must_not_wait(self) -> None:
-        with Interrupts(), pytest.raises(Stopped):
-            signal.raise_signal(signal.SIGTERM)
-        with Interrupts() as interrupts, interrupts.deferred():
-            with pytest.raises(Stopped), interrupts.at_once():
-                signal.raise_signal(signal.SIGINT)
-            with pytest.raises(Stopped), interrupts.at_once():
-                raise AssertionError("the recorded signal was forgotten")
-
-    def test_handlers_are_put_back(self) -> None:
-        before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-        with Interrupts():
-            assert signal.getsignal(signal.SIGINT) != before[0]
-        assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
-
-
-class TestHangup:
-    @pytest.fixture(autouse=True)
-    def put_back(self) -> Iterator[None]:
-        before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        yield
-        signal.signal(signal.SIGHUP, before)
-
-    def test_it_counts_as_termination(self) -> None:
-        with Interrupts(), hangup_terminates(), pytest.raises(Stopped) as stop:
-            signal.raise_signal(signal.SIGHUP)
-        assert stop.value.signum == signal.SIGTERM
-        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
-
-    def test_ignored_it_stays_ignored(self) -> None:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        with Interrupts() as interrupts, hangup_terminates():
-            signal.raise_signal(signal.SIGHUP)
-        assert interrupts.requested is None
 
 
 class TestCheckpoints:
@@ -261,6 +216,39 @@ class TestFolder:
         with pytest.raises(CheckpointError, match="no space left"):
             train(tmp_path, config())
         assert list(tmp_path.iterdir()) == []
+
+    def test_run_killed_at_its_start_is_started_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Wherever that was: the folder is copied before each thing that a start writes."""
+        chosen = config(total_timesteps=64)
+        path, killed = run_path(tmp_path / "runs", chosen), tmp_path / "killed"
+
+        def watched(write: Callable[..., Any]) -> Callable[..., Any]:
+            def wrapped(*args: Any) -> Any:
+                if not (path / "checkpoints/last").exists():
+                    number = len(list(killed.iterdir())) if killed.exists() else 0
+                    shutil.copytree(path, killed / str(number))
+                return write(*args)
+
+            return wrapped
+
+        with monkeypatch.context() as patched:
+            for owner, name in ((RunFolder, "write_json"), (RunFolder, "write_command")):
+                patched.setattr(owner, name, watched(getattr(owner, name)))
+            patched.setattr(checkpoint, "write_synced", watched(checkpoint.write_synced))
+            train(tmp_path, chosen)
+        states = sorted(killed.iterdir(), key=lambda path: int(path.name))
+        assert len(states) == 8  # configuration, versions, command, protocol, four of a checkpoint
+        assert all(RunFolder(state).unborn for state in states)
+        with pytest.raises(RunError, match=r"no checkpoint .* run the command again"):
+            resume(states[-1], None, Interrupts(), ["acktr"], draw)
+        shutil.rmtree(path)
+        states[-1].rename(path)
+        train(tmp_path, chosen)
+        assert load_checkpoint(path / "checkpoints/last")[0]["timesteps"] == 64
+        with pytest.raises(RunError, match="already holds a run; continue a run with --resume"):
+            train(tmp_path, chosen)
 
     def test_run_without_checkpoint_says_what_to_do(self, tmp_path: Path) -> None:
         chosen = config()

@@ -1,0 +1,65 @@
+"""The table of exit codes in the README; what brings them about is tested where it happens."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from acktr.cli import commands
+from acktr.compare.comparison import RunsFailed
+from acktr.config import ConfigError
+from acktr.envs import EnvError, EnvFault
+from acktr.interrupts import STOPPED, Stopped
+from acktr.runs.checkpoint import CheckpointError
+from acktr.runs.folder import RunError
+from acktr.runs.session import TrainingFault
+from tests.tools.command_line import ROOT, call
+
+CAUSES: list[tuple[int, BaseException | None]] = [
+    (0, None),
+    (1, RunsFailed("one of two")),
+    *((2, kind("no")) for kind in (ConfigError, EnvError, RunError, CheckpointError)),
+    (2, PermissionError(13, "Permission denied", "a file")),
+    (70, TrainingFault("broke down", environment=False)),
+    *((STOPPED[number], Stopped(number)) for number in STOPPED),
+    (76, TrainingFault("failed", environment=True)),
+    (76, EnvFault("failed")),
+    (141, BrokenPipeError()),
+]
+
+
+def doing(cause: BaseException | None) -> Callable[..., str]:
+    def run(*_: object) -> str:
+        if cause is not None:
+            raise cause
+        return "done"
+
+    return run
+
+
+@pytest.mark.parametrize(("code", "cause"), CAUSES, ids=lambda value: repr(value)[:40])
+def test_cause_has_its_code(
+    code: int,
+    cause: BaseException | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("acktr.cli.main._discard_output", lambda: None)  # pytest's own
+    monkeypatch.setitem(commands.COMMANDS, "eval", doing(cause))
+    found, out, err = call(capsys, "eval")
+    assert found == code
+    assert out == ("done\n" if code == 0 else "")
+    assert err.count("\n") == (0 if code in (0, 141) else 1)
+
+
+def test_table_is_complete() -> None:
+    text = (ROOT / "acktr/cli/README.md").read_text()
+    section = text[text.index("## Exit codes") : text.index("## A run folder")]
+    listed = [int(code) for code in re.findall(r"^\| (\d+) \|", section, re.MULTILINE)]
+    assert listed == sorted({code for code, _ in CAUSES})
+    for number, code in STOPPED.items():
+        (row,) = [row for row in section.splitlines() if row.startswith(f"| {code} |")]
+        assert signal.Signals(number).name in row
