@@ -24,7 +24,7 @@ from acktr.files import reason
 from acktr.runs.checkpoint import CheckpointError
 from acktr.runs.folder import RunError, RunFolder
 from acktr.runs.logger import RunLogger
-from acktr.runs.progress import Progress
+from acktr.runs.progress import Progress, score
 from acktr.runs.session import Every
 from acktr.runs.tables import WINDOW
 from acktr.train import TrainStats
@@ -178,7 +178,7 @@ class ProgressBar:
         """Show the update, when it is time to, and evaluations."""
         assert self._progress is not None
         if "eval/mean_reward" in stats.metrics:
-            result = f"{stats.metrics['eval/mean_reward']:,.1f}"
+            result = score(stats.metrics["eval/mean_reward"])
             self._progress.note(f"evaluation at step {stats.timesteps:,}: {result}")
         self._progress.update(stats, stats.metrics.get("rollout/ep_rew_mean"))
 

@@ -266,6 +266,8 @@ def _misplaced(env: object, config: object) -> str:
             f"({env!r}, env) is the order of Stable-Baselines3: write ACKTR(env) here; the network"
             " follows the spaces, and network= takes one of your own"
         )
+    if isinstance(config, str | Env | VectorEnv):
+        return "the environment comes first: ACKTR(env), with a network of one's own as network="
     return f"config must be an acktr.Config, got a {type(config).__name__}"
 
 

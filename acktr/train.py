@@ -308,7 +308,14 @@ class Trainer:
             if name not in own or name not in saved or own[name].shape != saved[name].shape
         ]
         if wrong:
-            raise ValueError(f"checkpoint does not fit the network: {', '.join(wrong[:4])}")
+            shapes = [
+                str(tuple(each[wrong[0]].shape)) if wrong[0] in each else "missing"
+                for each in (saved, own)
+            ]
+            raise ValueError(
+                f"checkpoint does not fit the network: {', '.join(wrong[:4])}"
+                f" ({wrong[0]} is {shapes[0]} in it and {shapes[1]} here)"
+            )
         self.learner.load_state_dict(state["learner"])
         self.collector.load_state_dict(state["collector"])
         self.network.load_state_dict(saved)

@@ -32,7 +32,7 @@ from acktr.envs.vector import AnyEnv, AnyVectorEnv
 
 MaskSource = Literal["action_masks", "info", "observation"]
 """Name of a convention."""
-MaskSetting = Literal["auto", "action_masks", "info", "observation"] | None
+MaskSetting = Literal["auto", "action_masks", "info", "observation", None]
 """The convention to follow; auto: the first that the environment has; None: no masks."""
 Masks = NDArray[np.bool_]
 

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import importlib
 import re
+import sys
 import warnings
 from dataclasses import dataclass
 
@@ -59,6 +60,11 @@ def lookup(env_id: str) -> EnvSpec:
         with contextlib.suppress(ImportError):
             importlib.import_module("ale_py")  # registers its ids with Gymnasium
         spec = _registered(name)
+    if spec is None and colon and callable(getattr(sys.modules.get(module), name, None)):
+        raise EnvError(
+            f"{env_id} is no id: call gymnasium.register('{name}-v0', {name}) in {module} and write"
+            f" {module}:{name}-v0"
+        )
     if spec is None:
         raise EnvError(_unknown(name))
     return spec

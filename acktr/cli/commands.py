@@ -39,7 +39,7 @@ from acktr.report.plot import plot_runs
 from acktr.report.references import load_references
 from acktr.runs.checkpoint import CheckpointError
 from acktr.runs.folder import RunError, RunFolder
-from acktr.runs.progress import Display, pace, share
+from acktr.runs.progress import Display, pace, score, share
 from acktr.runs.saved import find_agent, play
 from acktr.runs.session import TrainingFault
 from acktr.runs.start import resume, start
@@ -107,8 +107,9 @@ def explanation(error: Exception) -> tuple[int, str]:
 
 
 def _train(args: Sequence[str], interrupts: Interrupts) -> str:
+    network = _network(peek(args, "network"))  # first, as a run's file may name its module too
     options, source = parse_train(args)
-    argv, network = ["acktr", "train", *args], _network(options.network)
+    argv = ["acktr", "train", *args]
     if options.resume is not None:
         total = options.settings.total_timesteps
         return resume(options.resume, total, interrupts, argv, _draw_curve, network)
@@ -246,7 +247,7 @@ def _record(args: Sequence[str], interrupts: Interrupts) -> str:
         seed=options.seed,
         device=options.device,
     )
-    return f"{out}: returns {', '.join(f'{value:,.1f}' for value in returns)}"
+    return f"{out}: returns {', '.join(map(score, returns))}"
 
 
 def _export(args: Sequence[str], interrupts: Interrupts) -> str:

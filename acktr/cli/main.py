@@ -30,6 +30,9 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 COMMANDS = ("train", "compare", "eval", "record", "export", "plot", "report")
 
+_MODULE = re.compile(r"(^|[=,])[^\W\d][\w.]*:[^\W\d]")
+"""module:Name, as environments, wrappers and networks are named."""
+
 _HELP = """\
 usage: acktr COMMAND [OPTIONS]
 
@@ -68,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         end_with_parent()
     _replace_closed_streams()
     try:
+        if argv is None:
+            _find_modules(sys.argv[1:])
         return _run(list(sys.argv[1:] if argv is None else argv))
     except Stopped as stop:
         if argv is None:  # nothing is left to do but to leave with the right exit code
@@ -125,6 +130,15 @@ def _run_command(name: str, args: list[str]) -> int:
         code, text = commands.explanation(error)
         return _failed(code, f"error: {text}")
     return 0
+
+
+def _find_modules(args: Sequence[str]) -> None:
+    """Let modules that the user names, and only then, be found in the working directory too.
+
+    It comes last, so that no file there takes the place of an installed module.
+    """
+    if any(arg.startswith("--import") or _MODULE.search(arg) for arg in args):
+        sys.path.append(os.getcwd())
 
 
 def _leave(signum: int, frame: FrameType | None) -> None:

@@ -12,7 +12,7 @@ from rich.text import Text
 from acktr.compare.grid import RunPlan
 from acktr.compare.status import State
 from acktr.runs.folder import RunFolder
-from acktr.runs.progress import Display, Meter, pace, printable, share
+from acktr.runs.progress import Display, Meter, pace, printable, score, share
 from acktr.runs.tables import last_row
 
 _COLUMNS = ("env", "label", "seed", "steps", "return", "steps/s", "ETA")
@@ -58,7 +58,7 @@ def result(plan: RunPlan) -> str:
     folder = RunFolder(plan.path)
     training = _number((last_row(folder.progress) or {}).get("rollout/ep_rew_mean"))
     evaluation = _number((last_row(folder.evaluations) or {}).get("mean_reward"))
-    return f"{plan.name}, return {_decimal(training)}, evaluation {_decimal(evaluation)}"
+    return f"{plan.name}, return {score(training)}, evaluation {score(evaluation)}"
 
 
 def show(
@@ -78,7 +78,7 @@ def show(
     parts += [f"steps {share(done, total)}", f"steps/s {steps_per_second}", f"ETA {eta}"]
     footer = "  ".join(parts)
     each = (
-        f"{run.plan.name} {run.timesteps / run.total:.0%} return {_decimal(run.mean_return)}"
+        f"{run.plan.name} {run.timesteps / run.total:.0%} return {score(run.mean_return)}"
         for run in training
     )
     line = f"{footer}  running {', '.join(each) or '-'}"
@@ -93,13 +93,9 @@ def table(training: Sequence[Run]) -> Table:
     for run in training:
         config = run.plan.config
         cells = [config.env, run.plan.label, str(config.seed), share(run.timesteps, run.total)]
-        cells += [_decimal(run.mean_return), *run.pace]
+        cells += [score(run.mean_return), *run.pace]
         grid.add_row(*(Text(printable(cell)) for cell in cells))
     return grid
-
-
-def _decimal(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.1f}"
 
 
 def _number(text: str | None) -> float | None:

@@ -86,7 +86,8 @@ def _check(name: str, hint: Any, value: Any) -> None:
             if isinstance(limits, Limits):
                 limits.check(name, value, args[0])
     elif origin is Literal and value not in args:
-        raise ConfigError(f"{name} must be one of {', '.join(args)}, got {value!r:.60}")
+        choices = ", ".join(map(str, args))
+        raise ConfigError(f"{name} must be one of {choices}, got {value!r:.60}")
     elif origin is tuple:
         for item in value:
             _check(f"each of {name}", args[0], item)

@@ -125,6 +125,7 @@ class Adapter(ActorCritic):
 
     shared = True
     own = True
+    _form = '{"policy": ..., "value": ...} or (policy, value)'
 
     def __init__(
         self,
@@ -187,10 +188,7 @@ class Adapter(ActorCritic):
         if both and isinstance(returned, tuple | list) and len(returned) == 2:
             return dict(zip(("policy", "value"), returned, strict=True))
         if both:
-            raise ConfigError(
-                'the network must return {"policy": ..., "value": ...} or (policy, value), got'
-                f" {described(returned)}"
-            )
+            raise ConfigError(f"the network must return {self._form}, got {described(returned)}")
         return {self._outputs[0]: returned}
 
     def _policy(self, output: Any, rows: int) -> Tensor:
@@ -265,6 +263,21 @@ def described(value: Any) -> str:
     return type(value).__name__
 
 
+def each_source(source: NetworkSource) -> tuple[Source, ...]:
+    """The network, or the actor and the critic.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    each = source if isinstance(source, tuple) else (source,)
+    if len(each) > 2 or not each or any(not callable(one) for one in each):
+        raise ConfigError(
+            "network must be a torch.nn.Module, a class or function (observation_space,"
+            f" action_space) that gives one, or (actor, critic), got {source!r:.100}"
+        )
+    return each
+
+
 def network_name(source: NetworkSource) -> str:
     """The name of a network of one's own for files: module:Class, of two with a comma."""
     if isinstance(source, tuple):
@@ -277,11 +290,11 @@ def with_network(config: Config, source: NetworkSource | None) -> Config:
     """The configuration of a run with a network of one's own, whose name it holds.
 
     Raises:
-        ConfigError: The algorithm needs an actor and a critic.
+        ConfigError: It is no network, or the algorithm needs an actor and a critic.
     """
     if source is None:
         return config
-    shared = not isinstance(source, tuple)
+    shared = len(each_source(source)) == 1
     if shared and config.algo == "trpo":
         raise ConfigError("trpo needs a critic of its own: network=(Actor, Critic)")
     own = replace(config.network, custom=network_name(source), shared=shared)

@@ -16,6 +16,7 @@ from acktr.policies.contract import (
     NetworkSource,
     SeparateActorCritic,
     Source,
+    each_source,
     network_name,
 )
 from acktr.policies.distributions import ActionHead
@@ -46,13 +47,7 @@ def own_network(
     """
     if isinstance(source, ActorCritic):
         return source
-    each = source if isinstance(source, tuple) else (source,)
-    if len(each) > 2 or not each or any(not callable(one) for one in each):
-        raise ConfigError(
-            "network must be a torch.nn.Module, a class or function (observation_space,"
-            f" action_space) that gives one, or (actor, critic), got {source!r:.100}"
-        )
-    made = [_made(one, space, action_space) for one in each]
+    made = [_made(one, space, action_space) for one in each_source(source)]
     remembering = {hasattr(each, "initial_state") for each in made}
     kind = RecurrentAdapter if remembering == {True} else Adapter
 
@@ -75,6 +70,10 @@ def own_network(
     return network
 
 
+def _shown(space: gymnasium.Space[Any]) -> str:
+    return f"{' '.join(str(space).split()):.100}"
+
+
 def _made(
     source: Source, space: gymnasium.Space[Any] | None, action_space: gymnasium.Space[Any]
 ) -> nn.Module:
@@ -88,8 +87,8 @@ def _made(
             module = source(space, action_space)
         except Exception as error:
             raise ConfigError(
-                f"network {name}(observation_space, action_space): {type(error).__name__}:"
-                f" {one_line(error)}"
+                f"network {name}({_shown(space)}, {_shown(action_space)}):"
+                f" {type(error).__name__}: {one_line(error)}"
             ) from error
     if not isinstance(module, nn.Module):
         raise ConfigError(

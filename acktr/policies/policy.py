@@ -79,7 +79,10 @@ class Policy:
         try:
             network.load_state_dict(state["network"])
         except (RuntimeError, KeyError, TypeError):
-            raise ValueError("checkpoint does not fit the environment's spaces") from None
+            what = (
+                "network, or to the environment's spaces" if network.own else "environment's spaces"
+            )
+            raise ValueError(f"checkpoint does not fit the {what}") from None
         saved = state["collector"]["observation_normalizer"]
         normalizer = None if saved is None else observation_normalizer(observation_space, config)
         if normalizer is not None:

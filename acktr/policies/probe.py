@@ -82,6 +82,7 @@ def check_network(network: ActorCritic, observations: Any) -> ActorCritic:
                         " observations of the batch: forward() must take each row by itself"
                     )
             _check_dependence(network, leaves, layout, whole)
+        _check_gradients(network, observations)
         network.modal = not all(map(_near, outputs, _trained(network, observations)))
     return network
 
@@ -107,6 +108,18 @@ def _trained(network: ActorCritic, observations: Any) -> Outputs:
         return _run(network, observations, buffers)
     finally:
         network.eval()
+
+
+def _check_gradients(network: ActorCritic, observations: Any) -> None:
+    """Raise ConfigError if the policy or the value cannot learn."""
+    with torch.enable_grad():
+        outputs = _run(network, observations, {})
+    for name, output in zip(("policy", "value"), outputs, strict=False):
+        if not output.requires_grad:
+            raise ConfigError(
+                f"the network's {name} has no gradient: forward() must neither detach it nor run"
+                " under torch.no_grad(), and some of its parameters must not be frozen"
+            )
 
 
 def _check_dependence(

@@ -93,6 +93,7 @@ class RecurrentAdapter(Adapter):
     """A recurrent network, whose samples are the steps of whole sequences."""
 
     recurrent = True
+    _form = f"(outputs, state), with outputs {Adapter._form}"
     place = slice(None)
     """Where its own tensors are in the states that it is given."""
 

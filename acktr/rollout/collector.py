@@ -101,8 +101,8 @@ class Collector:
         mode = envs.metadata.get("autoreset_mode")
         if mode not in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP):
             raise ValueError(
-                f"the vector environment declares autoreset mode {mode}; NEXT_STEP or SAME_STEP"
-                ' is needed in metadata["autoreset_mode"]'
+                f"the vector environment declares autoreset mode {mode!r}; NEXT_STEP or SAME_STEP"
+                ' is needed in metadata["autoreset_mode"], of gymnasium.vector.AutoresetMode'
             )
         self.envs = envs
         self.acting = acting

@@ -199,7 +199,7 @@ class Progress:
             "steps": share(stats.timesteps, self._total),
             "steps/s": speed,
             "ETA": eta,
-            "return": "-" if mean_return is None else f"{mean_return:,.1f}",
+            "return": score(mean_return),
             "KL": "-" if kl is None else f"{kl:.2g}",
         }
         shares = self._meter.shares()
@@ -222,6 +222,13 @@ def pace(done: int, total: int, speed: float) -> tuple[str, str]:
     if not speed > 0:
         return "-", "-"
     return f"{speed:,.0f}", duration(max(total - done, 0) / speed)
+
+
+def score(value: float | None) -> str:
+    """A return for people: one decimal, or three digits of a small one such as 0.56."""
+    if value is None:
+        return "-"
+    return f"{value:,.1f}" if not abs(value) < 10 else f"{value:.3g}"
 
 
 def duration(seconds: float) -> str:

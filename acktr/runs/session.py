@@ -20,7 +20,7 @@ from acktr.rollout import NonFiniteError
 from acktr.runs.checkpoint import CheckpointError, save_checkpoint
 from acktr.runs.folder import KEPT, RunError, RunFolder
 from acktr.runs.logger import RunLogger
-from acktr.runs.progress import Progress, duration
+from acktr.runs.progress import Progress, duration, score
 from acktr.runs.saved import broken_number
 from acktr.train import Trainer, evaluation_envs
 
@@ -225,7 +225,7 @@ class Session:
     def _evaluate_between(self) -> None:
         self.checkpoint()  # an interrupted evaluation loses no training
         evaluation = self._evaluate()
-        result = f"{evaluation.mean:,.1f} +- {evaluation.std:,.1f}"
+        result = f"{score(evaluation.mean)} +- {score(evaluation.std)}"
         self.progress.note(f"evaluation at step {self.trainer.timesteps:,}: {result}")
         self.checkpoint(evaluation.mean)
 
@@ -281,10 +281,10 @@ class Session:
         recent = self.logger.ep_rew_mean
         training = "no training episode ended"
         if recent is not None:
-            training = f"training return {recent:,.1f} (last 100 episodes)"
+            training = f"training return {score(recent)} (last 100 episodes)"
         return (
             f"done: {self.config.env}, {self.trainer.timesteps:,} steps in "
-            f"{duration(self.trainer.seconds)}; evaluation return {evaluation.mean:,.1f} +- "
-            f"{evaluation.std:,.1f} ({len(evaluation.returns)} episodes); {training}; "
+            f"{duration(self.trainer.seconds)}; evaluation return {score(evaluation.mean)} +- "
+            f"{score(evaluation.std)} ({len(evaluation.returns)} episodes); {training}; "
             f"{self.folder.path}"
         )

@@ -16,7 +16,7 @@ import torch
 
 from acktr import ACKTR
 from acktr.cli import commands
-from acktr.cli.main import COMMANDS
+from acktr.cli.main import COMMANDS, _find_modules
 from acktr.cli.options import parse_train, peek
 from acktr.config import Config, from_dict, merge, preset, to_dict
 from acktr.runs.checkpoint import load_checkpoint
@@ -300,3 +300,25 @@ class TestExport:
             agent.save("agent.zip")
         assert call(capsys, "export", "agent.zip", "--out", "again.pt2")[0] == 0
         assert call(capsys, "eval", "agent.zip", "--episodes", "1")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("train --env mine:X-v0", True),
+        ("train --env=mine:X-v0", True),
+        ("compare --envs A-v0 my.own:X-v0", True),
+        ("eval runs/X --import mine", True),
+        ("train --network m:Actor,m:Critic", True),
+        ("train --env CartPole-v1 --device cuda:0", False),
+        ("train --resume runs/X --config a.json", False),
+    ],
+)
+def test_modules_that_are_named_are_found_in_the_working_directory(
+    line: str, found: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After all others, and nowhere else."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", ["before"])
+    _find_modules(line.split())
+    assert sys.path == ["before", *[str(tmp_path)] * found]

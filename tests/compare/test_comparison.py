@@ -115,7 +115,7 @@ class TestComparison:
         assert script.started == [(1, True), (2, False), (3, False)]
         assert (comparison.finished, comparison.failures) == (4, [])
         assert script.notes == [
-            f"{n}/4 done: CartPole-v1 acktr seed {n - 1}, return 7.2, evaluation 8.5"
+            f"{n}/4 done: CartPole-v1 acktr seed {n - 1}, return 7.25, evaluation 8.5"
             for n in (2, 3, 4)
         ]
 

@@ -32,6 +32,7 @@ def message(env_id: str) -> str:
         ("Pusher-v2", ["Pusher-v5 or Pusher-v4"]),
         ("nosuchmodule:Foo-v0", ["cannot import module 'nosuchmodule'"]),
         ("json:Foo-v0", ["unknown environment 'Foo-v0'"]),
+        ("json:JSONEncoder", ["gymnasium.register('JSONEncoder-v0', JSONEncoder) in json and w"]),
         ("a:b:Foo-v0", ["module:Id-v0"]),
         (":Foo-v0", ["module:Id-v0"]),
         ("NoNamespace/Foo-v0", ["Namespace NoNamespace not found"]),

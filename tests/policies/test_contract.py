@@ -201,7 +201,12 @@ BAD: dict[str, tuple[Any, str]] = {
     "words": ("MlpPolicy", r"must be a torch\.nn\.Module, a class or function .*'MlpPolicy'"),
     "three of them": ((Net, Net, Net), r"or \(actor, critic\), got"),
     "function": (lambda s, a: 3, r"must give a torch\.nn\.Module, got int"),
-    "constructor": (Uses, r"Uses\(observation_space, action_space\): TypeError: "),
+    "constructor": (Uses, r"Uses\(Box\(-inf, inf, \(5,\), float64\), Discrete\(4\)\): TypeError: "),
+    "detached": (
+        Net(lambda p, v, s: (p.detach(), v)),
+        "policy has no gradient: forward.. must nei",
+    ),
+    "frozen": (Net(FORMS["tuple"]).requires_grad_(False), "policy has no gradient"),
     "nothing": (nn.Flatten(), "has no parameters to learn"),
     "critic": ((Net(lambda p, v, s: p), Net(lambda p, v, s: p)), r"\(3, 1\), got \(3, 4\)"),
 }

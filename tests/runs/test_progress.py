@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import io
+import math
 
 import pytest
 
-from acktr.runs.progress import Meter, Progress
+from acktr.runs.progress import Meter, Progress, score
 from acktr.train import TrainStats
 
 
@@ -168,3 +169,9 @@ def test_a_broken_stream_stops_nothing() -> None:
     with Progress(100, interval=0.0, stream=stream, clock=clock) as progress:
         run(progress, clock, updates=3, seconds=1.0, steps=10)
     assert stream.calls == 1
+
+
+def test_returns_have_digits_where_they_are_small() -> None:
+    shown = {None: "-", 0.0: "0", 0.5642: "0.564", -7.25: "-7.25", 12.34: "12.3", 1e4: "10,000.0"}
+    assert {value: score(value) for value in shown} == shown
+    assert score(math.nan) == "nan"
