@@ -12,7 +12,7 @@ import pytest
 from acktr.cli.main import main
 from acktr.report.archives import read_archive
 from scripts import collect as collecting
-from scripts import random_returns
+from scripts import mask_cost, random_returns
 
 
 def collect(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -71,3 +71,11 @@ def test_collect_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFi
     assert error.startswith("collect: error: ") and error.count("\n") == 1
     assert "no such folder" in error
     assert not (tmp_path / "out").exists()
+
+
+def test_mask_cost(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mask_cost, "PARTS", {"vectors": mask_cost.PARTS["vectors"]})
+    mask_cost.work(["--rounds", "1", "--steps", "16"])
+    *_, row = capsys.readouterr().out.splitlines()
+    assert row.startswith("| vectors | ")
+    assert all(float(cell) > 0 for cell in row.split("|")[2:6])
