@@ -310,6 +310,9 @@ class GuardedVectorEnv(AnyVectorWrapper):
         part = self._parts[name]
         shape, array = (self.num_envs, *(part.shape or ())), np.asarray(values)
         fits = np.can_cast(array.dtype, part.dtype or array.dtype, "same_kind")
+        if not isinstance(values, np.ndarray):
+            kind = type(values).__name__
+            raise EnvFault(f"{self._name} returned the {what} as a {kind} at {when}, not an array")
         if array.shape != shape or not fits:
             raise EnvFault(
                 f"{self._name} returned the {what} of all environments as {array.dtype}"

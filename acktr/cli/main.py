@@ -71,9 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         end_with_parent()
     _replace_closed_streams()
     try:
-        if argv is None:
-            _find_modules(sys.argv[1:])
-        return _run(list(sys.argv[1:] if argv is None else argv))
+        return _run(_words(argv))
     except Stopped as stop:
         if argv is None:  # nothing is left to do but to leave with the right exit code
             for number in STOPPED:
@@ -132,13 +130,16 @@ def _run_command(name: str, args: list[str]) -> int:
     return 0
 
 
-def _find_modules(args: Sequence[str]) -> None:
-    """Let modules that the user names, and only then, be found in the working directory too.
+def _words(argv: Sequence[str] | None) -> list[str]:
+    """The words of a command line; modules that this process's name are looked for here too.
 
-    It comes last, so that no file there takes the place of an installed module.
+    The working directory comes last, so that no file in it takes the place of an installed module.
     """
-    if any(arg.startswith("--import") or _MODULE.search(arg) for arg in args):
+    if argv is not None:
+        return list(argv)
+    if any(arg.startswith("--import") or _MODULE.search(arg) for arg in sys.argv[1:]):
         sys.path.append(os.getcwd())
+    return sys.argv[1:]
 
 
 def _leave(signum: int, frame: FrameType | None) -> None:

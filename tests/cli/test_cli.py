@@ -16,7 +16,7 @@ import torch
 
 from acktr import ACKTR
 from acktr.cli import commands
-from acktr.cli.main import COMMANDS, _find_modules
+from acktr.cli.main import COMMANDS, _words
 from acktr.cli.options import parse_train, peek
 from acktr.config import Config, from_dict, merge, preset, to_dict
 from acktr.runs.checkpoint import load_checkpoint
@@ -320,5 +320,6 @@ def test_modules_that_are_named_are_found_in_the_working_directory(
     """After all others, and nowhere else."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", ["before"])
-    _find_modules(line.split())
+    monkeypatch.setattr("sys.argv", ["acktr", *line.split()])
+    assert _words(None) == line.split()
     assert sys.path == ["before", *[str(tmp_path)] * found]

@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from acktr.envs import EnvFault, make_vec
+from acktr.envs import EnvFault, GuardedVectorEnv, make_vec
 from tests.tools import toys
 
 
@@ -144,3 +144,13 @@ def test_identity_environments_reward_the_right_action(kind: str) -> None:
     assert truncated.all()
     assert (infos["episode"]["l"] == 20).all()
     vec.close()
+
+
+def test_lists_are_no_observations() -> None:
+    class Listing(SyncVectorEnv):
+        def reset(self, **given: Any) -> tuple[Any, dict[str, Any]]:
+            return super().reset(**given)[0].tolist(), {}
+
+    envs = GuardedVectorEnv(Listing([toys.CountingEnv] * 2), "Listing", 0, foreign=True)
+    with pytest.raises(EnvFault, match="Listing returned the observation as a list at reset, not"):
+        envs.reset()
