@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from acktr.envs import EnvError, EnvFault, make_vec
+from acktr.envs import EnvError, EnvFault, make_single, make_vec
 from tests.tools.hostile import ENV_ID, FAULTS, HostileEnv
 
 TIMEOUT = 0.4
@@ -67,3 +67,56 @@ def test_each_fault_is_named(deed: str, workers: int, apart: bool) -> None:
     assert errors == [] or not fault.goes_on
     assert any(re.search(fault.said, line) for line in lines), (errors, told)
     assert not any("\n" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("deed", "said"),
+    [
+        ("hang", "environment 0 of Hostile-v0 did not return from a step within 0.4 s"),
+        ("hang in reset", "environment 0 of Hostile-v0 did not return from reset within 0.4 s"),
+        ("os._exit", r"environment 0 of Hostile-v0 raised SystemExit at step 5: os._exit\(0\)"),
+        ("sys.exit", "environment 0 of Hostile-v0 raised SystemExit at step 5: 0"),
+    ],
+)
+def test_faults_of_one_environment_alone(deed: str, said: str) -> None:
+    HostileEnv.made = 0
+    env = make_single(
+        ENV_ID,
+        render_mode=None,
+        env_kwargs={"deed": deed, "index": 0},
+        env_timeout=TIMEOUT,
+    )
+    with pytest.raises(EnvFault, match=said):
+        env.reset(seed=0)
+        for _ in range(10):
+            env.step(0)
+    env.close()
+
+
+def test_the_limit_is_for_each_call() -> None:
+    """Many slow calls in one process are not late, whatever their number."""
+    HostileEnv.made = 0
+    vec = make_vec(Slow, 6, env_workers=2, env_timeout=TIMEOUT)
+    vec.reset(seed=0)
+    vec.step(np.zeros(6, np.int64))
+    vec.close()
+
+
+class Slow(HostileEnv):
+    """Takes half of the time that it has."""
+
+    def step(self, action: Any) -> Any:
+        time.sleep(TIMEOUT / 2)
+        return super().step(action)
+
+
+def test_a_fault_in_a_worker_tells_where_it_was() -> None:
+    for deed, place in (("raise", "_raise"), ("hang", "_hang"), ("crash", "_crash")):
+        HostileEnv.made = 0
+        vec = make_vec(ENV_ID, 2, env_kwargs={"deed": deed}, env_workers=2, env_timeout=TIMEOUT)
+        vec.reset(seed=0)
+        with pytest.raises(EnvFault) as caught:
+            for _ in range(10):
+                vec.step(np.zeros(2, np.int64))
+        vec.close()
+        assert place in caught.value.__notes__[0]
