@@ -27,6 +27,8 @@ _SEEN = 8
 _SET_BACK = "it is set back; an environment should leave it as it was"
 _DRAWN = "runs cannot be repeated exactly; an environment should draw from self.np_random"
 _leave = os._exit
+_Before = tuple[tuple[Any, ...], dict[str, Any] | None]
+"""The state of the process before a call, and where they are looked at the generators'."""
 
 
 class Manners:
@@ -49,19 +51,28 @@ class Manners:
 
     @contextmanager
     def around(self, when: str) -> Iterator[None]:
-        """Around a call, "step 3"."""
-        self._count += 1
-        looks = self._count <= _SEEN or not self._count & (self._count - 1)
-        before, drawn = _state(), _generators() if looks else {}
-        os._exit = self._refuse  # type: ignore[assignment]
+        """Around a call."""
+        before = self.begin()
         try:
             yield
         finally:
-            os._exit = _leave
-            if _state() != before:
-                self._set_back(before, when)
-            if looks:
-                self._compare(drawn, when)
+            self.end(before, when)
+
+    def begin(self) -> _Before:
+        """Before a call: how the process is."""
+        self._count += 1
+        looks = self._count <= _SEEN or not self._count & (self._count - 1)
+        os._exit = self._refuse  # type: ignore[assignment]
+        return _state(), _generators() if looks else None
+
+    def end(self, before: _Before, when: str, number: int = 0) -> None:
+        """After a call, such as step number 3: set back and tell what is other than before."""
+        os._exit = _leave
+        state, drawn = before
+        if drawn is not None or _state() != state:
+            when = f"{when} {number}" if number else when
+            self._set_back(state, when)
+            self._compare(drawn or {}, when)
 
     def _refuse(self, code: int) -> NoReturn:
         """Raise SystemExit in place of `os._exit`, where the environment calls it in its thread."""
@@ -90,8 +101,9 @@ class Manners:
 
     def _compare(self, drawn: dict[str, Any], when: str) -> None:
         """Tell of generators that a call used."""
-        for name, state in _generators().items():
-            if name in drawn and drawn[name] != state:
+        now = _generators() if drawn else {}
+        for name, state in drawn.items():
+            if now[name] != state:
                 self._tell(f"used the global generator of {name}", when, _DRAWN)
 
     def _tell(self, what: str, when: str, so: str) -> None:
@@ -119,8 +131,11 @@ class ManneredEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Step; see `gymnasium.Env.step`."""
         self._steps += 1
-        with self._manners.around(f"step {self._steps}"):
+        before = self._manners.begin()
+        try:
             return self.env.step(action)
+        finally:
+            self._manners.end(before, "step", self._steps)
 
     def close(self) -> None:
         """Close; see `gymnasium.Env.close`."""
