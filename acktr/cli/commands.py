@@ -154,6 +154,8 @@ def _draw_curve(folder: RunFolder, config: Config) -> str | None:
         plot_runs([folder.path], folder.curve, published=(config.algo,))
     except (ValueError, OSError) as error:
         return str(error)
+    except Exception as error:  # the run is worth more than its picture
+        return f"{type(error).__name__}: {one_line(error):.200}"
     return None
 
 

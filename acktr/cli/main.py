@@ -117,8 +117,12 @@ def _run(args: list[str]) -> int:
 
 
 def _run_command(name: str, args: list[str]) -> int:
-    from acktr.cli import commands  # takes seconds
-
+    try:
+        from acktr.cli import commands  # takes seconds
+    except (ImportError, MemoryError, OSError, SystemError) as error:
+        # A library that is missing, or a limit to memory, which loaders tell in many ways.
+        why = str(error) or type(error).__name__
+        return _failed(BAD_INPUT, f"error: a library cannot be loaded: {why}")
     try:
         with Interrupts() as interrupts:
             _say(commands.run(name, args, interrupts))

@@ -16,7 +16,8 @@ import numpy as np
 
 from acktr.envs import is_json
 
-_MOST_INTEGER = 2**63 - 1
+_MOST_INTEGER, _MOST_FLOAT = 2**63 - 1, 1e30
+"""What torch's numbers hold, with room to multiply."""
 
 
 class ConfigError(ValueError):
@@ -35,11 +36,12 @@ class Limits:
     def check(self, name: str, value: Any, kind: type) -> None:
         """Raise ConfigError unless the value is such a number of this kind, int or float."""
         number = isinstance(value, (int, kind)) and not isinstance(value, bool)
-        most = min(self.high, _MOST_INTEGER) if isinstance(value, int) else self.high
-        inside = number and self.low <= value <= most and value < math.inf
+        most = min(self.high, _MOST_INTEGER if kind is int else _MOST_FLOAT)
+        inside = number and self.low <= value <= most
         if not inside or (self.above and value == self.low):
             noun = "an integer" if kind is int else "a finite number"
-            limit = f" and <= {self.high:.10g}" if self.high < math.inf else ""
+            below = self.high < math.inf or (number and value > most)
+            limit = f" and <= {most:.10g}" if below else ""
             sign = ">" if self.above else ">="
             raise ConfigError(
                 f"{name} must be {noun} {sign} {self.low:g}{limit}, got {value!s:.60}"

@@ -6,6 +6,9 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 
+_MOST = 1e30
+"""Numbers beyond it are no setting, and float32 has no room to multiply them."""
+
 
 def check_integer(name: str, value: object, least: int) -> None:
     """Raise ValueError unless value is an integer >= least, of at most 64 bits."""
@@ -38,9 +41,11 @@ def check_number(
             number = float(value)
     above = number > low if open_low else number >= low
     below = number < high if open_high else number <= high
-    if math.isfinite(number) and above and below:
+    if abs(number) <= _MOST and above and below:
         return
-    if math.isinf(high):
+    if math.isinf(high) and _MOST < abs(number) < math.inf:
+        limits = f"at most {_MOST:g}"
+    elif math.isinf(high):
         limits = f"a finite number {'>' if open_low else '>='} {low:g}"
     else:
         limits = (

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
-from matplotlib import rc_context, ticker
+from matplotlib import rc_context, rcdefaults, ticker
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -35,6 +36,15 @@ _POINTS = 100
 _TAUS = 101
 
 
+@contextmanager
+def own_style() -> Iterator[None]:
+    """Matplotlib's defaults, whatever a matplotlibrc says (LaTeX, fonts); also as a decorator."""
+    with rc_context():
+        rcdefaults()
+        yield
+
+
+@own_style()
 def curves_figure(study: Study, published: bool) -> dict[str, bytes]:
     """Learning curves by environment: mean over runs with its interval, published ones in grey.
 
@@ -65,6 +75,7 @@ def curves_figure(study: Study, published: bool) -> dict[str, bytes]:
     return {kind: picture(figure, kind) for kind in _KINDS}
 
 
+@own_style()
 def profiles_figure(study: Study, metric: str) -> dict[str, bytes]:
     """Performance profiles over scores of at least 0, and interquartile means with intervals.
 

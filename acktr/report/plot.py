@@ -13,7 +13,16 @@ from matplotlib.axes import Axes
 from acktr.files import reason, write_atomic
 from acktr.report.archives import unpacked
 from acktr.report.curves import Floats, curve, evenly, until
-from acktr.report.figures import COLOURS, DASHES, GREY, panels, picture, plain, step_axis
+from acktr.report.figures import (
+    COLOURS,
+    DASHES,
+    GREY,
+    own_style,
+    panels,
+    picture,
+    plain,
+    step_axis,
+)
 from acktr.report.references import published_curves
 from acktr.report.tables import as_csv
 from acktr.runs.folder import RunFolder
@@ -131,6 +140,7 @@ def _mean_curve(curves: Sequence[tuple[Floats, Floats]]) -> tuple[Floats, Floats
     return grid, np.mean([np.interp(grid, steps, returns) for steps, returns in curves], axis=0)
 
 
+@own_style()
 def _draw(lines: Sequence[_Line], envs: Sequence[str], kind: str, title: str | None) -> bytes:
     figure, axes, first_column = panels(len(envs), columns=3)
     algos = sorted({line.algo for line in lines if line.kind != "published"})

@@ -52,7 +52,18 @@ BAD = {
     "long word": (f"train --env {'a' * 9_000}", "at most 8,192 characters"),
     "control characters": ("train --env \x1b[31mCartPole-v1", r"'\x1b[31mCartPole-v1'"),
     "many digits": (f"train --env CartPole-v1 --seed {'9' * 5_000}", "--seed INT"),
-    "beyond floats": (f"train --env CartPole-v1 --acktr.actor.lr 1{'0' * 400}", "lr must be a fin"),
+    "beyond floats": (
+        f"train --env CartPole-v1 --acktr.actor.lr 1{'0' * 400}",
+        "lr must be a finite number > 0, got inf",
+    ),
+    "beyond float32": (
+        "train --env CartPole-v1 --acktr.actor.lr 1e308",
+        "lr must be at most 1e+30, got 1e+308",
+    ),
+    "limit beyond float32": (
+        "train --env CartPole-v1 --algo a2c --a2c.max-grad-norm 1e308",
+        "max_grad_norm must be a finite number > 0 and <= 1e+30, got 1e+308",
+    ),
     "beyond 64 bits": (f"train --env CartPole-v1 --eval-freq 1{'0' * 400}", "eval_freq must be"),
     "interval beyond 64 bits": (
         f"train --env CartPole-v1 --acktr.actor.stat-interval 1{'0' * 400}",
