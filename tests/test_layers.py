@@ -36,7 +36,8 @@ ALLOWED: dict[str, set[str]] = {
     "public": {"agent", "export", *LEARNING, *BELOW_TRAIN, *RUNS},
     "compare": {*RUNS, *BELOW_TRAIN, "policies"},
     "report": {"runs", "files"},
-    "cli": {*LEARNING, *BELOW_TRAIN, *RUNS, "agent", "export", "compare", "report"},
+    "doctor": {"files"},
+    "cli": {"doctor", *LEARNING, *BELOW_TRAIN, *RUNS, "agent", "export", "compare", "report"},
 }
 """What each part of ``acktr`` may import besides itself; ``acktr`` alone is its version."""
 

@@ -28,7 +28,7 @@ MOST_CHARACTERS = 8192
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
-COMMANDS = ("train", "compare", "eval", "record", "export", "plot", "report")
+COMMANDS = ("train", "compare", "eval", "record", "export", "plot", "report", "doctor")
 
 _MODULE = re.compile(r"(^|[=,])[^\W\d][\w.]*:[^\W\d]")
 """module:Name, as environments, wrappers and networks are named."""
@@ -48,6 +48,7 @@ commands:
   export  write the policy for others:      acktr export RUN --out policy.onnx
   plot    draw learning curves:             acktr plot RUN... --out curves.png
   report  compare finished runs:            acktr report RUNS... --out DIR
+  doctor  look whether training works here: acktr doctor
 
 options:
   -h, --help   this text; after a command, its options
@@ -107,6 +108,8 @@ def _run(args: list[str]) -> int:
         _say(_HELP.rstrip("\n"))
     elif name == "--version":
         _say(f"acktr {__version__}")
+    elif name == "doctor":
+        return _run_doctor(rest)
     elif name in COMMANDS:
         return _run_command(name, rest)
     else:
@@ -144,6 +147,18 @@ def _words(argv: Sequence[str] | None) -> list[str]:
     if any(arg.startswith("--import") or _MODULE.search(arg) for arg in sys.argv[1:]):
         sys.path.append(os.getcwd())
     return sys.argv[1:]
+
+
+def _run_doctor(args: list[str]) -> int:
+    """Run the command that works where others cannot even be imported."""
+    from acktr.cli import doctor
+
+    try:
+        with Interrupts():
+            problems = doctor.run(args, _say)
+    except SystemExit as stop:  # the parser has said it
+        return int(stop.code or 0)
+    return _failed(1, f"problems here: {', '.join(problems)}") if problems else 0
 
 
 def _leave(signum: int, frame: FrameType | None) -> None:

@@ -268,7 +268,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(capsys, "--version")[1] == "acktr 0.1.0\n"
     code, out, _ = call(capsys, "--help")
     assert code == 0
-    assert tuple(re.findall(r"^  (\w+) ", out, re.M)) == COMMANDS == tuple(commands.COMMANDS)
+    assert tuple(re.findall(r"^  (\w+) ", out, re.M)) == COMMANDS == (*commands.COMMANDS, "doctor")
 
 
 @pytest.mark.parametrize("word", ["--help", "--version", "trian"])
