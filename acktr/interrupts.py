@@ -24,6 +24,10 @@ BURST = 1.0
 """Seconds in which further signals count as the same request: schedulers and terminals send two."""
 PATIENCE = 8.0
 """Seconds for which a first signal waits for what may be broken off."""
+_LOOK = 0.5
+"""Seconds between two attempts at that."""
+_ATTEMPTS = 8
+"""How many of them are made before the process is ended from another thread."""
 PARENT = "ACKTR_PARENT"
 """Variable with the descriptor of a pipe whose other end the parent has as long as it lives."""
 _ORPHAN = 20.0
@@ -48,6 +52,10 @@ def _never() -> bool:
     return False
 
 
+def _silent(signum: int) -> str:
+    return "stopped"
+
+
 class Interrupts:
     """While entered, the signals of ``STOPPED`` raise :class:`Stopped` in the main thread.
 
@@ -66,6 +74,7 @@ class Interrupts:
         self._counted, self._last = 0, -math.inf
         self._waits = False
         self._breakable: Callable[[], bool] = _never
+        self._leaving: Callable[[int], str] = _silent
         self._nudged = False
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -81,18 +90,24 @@ class Interrupts:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._previous.clear()
 
-    def deferred(self, breakable: Callable[[], bool] = _never) -> AbstractContextManager[None]:
+    def deferred(
+        self,
+        breakable: Callable[[], bool] = _never,
+        leaving: Callable[[int], str] = _silent,
+    ) -> AbstractContextManager[None]:
         """Record the first signal in ``requested`` instead of raising.
 
         ``breakable`` says whether what is done just now may be broken off. If it may ``PATIENCE``
         seconds after the first signal, or whenever later, :class:`Stopped` is raised after all.
+        Where that does not help for some seconds, because C code does not return, ``leaving`` is
+        called in another thread with the signal, and the process ends with the line it returns.
         """
-        return self._waiting(True, breakable)
+        return self._waiting(True, breakable, leaving)
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
         """Inside :meth:`deferred`: raise after all, also for a signal recorded before."""
-        with self._waiting(False, _never):
+        with self._waiting(False, _never, _silent):
             self.check()
             yield
 
@@ -102,13 +117,15 @@ class Interrupts:
             raise Stopped(self.requested)
 
     @contextmanager
-    def _waiting(self, waits: bool, breakable: Callable[[], bool]) -> Iterator[None]:
-        before = self._waits, self._breakable
-        self._waits, self._breakable = waits, breakable
+    def _waiting(
+        self, waits: bool, breakable: Callable[[], bool], leaving: Callable[[int], str]
+    ) -> Iterator[None]:
+        before = self._waits, self._breakable, self._leaving
+        self._waits, self._breakable, self._leaving = waits, breakable, leaving
         try:
             yield
         finally:
-            self._waits, self._breakable = before
+            self._waits, self._breakable, self._leaving = before
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self._nudged:
@@ -132,12 +149,16 @@ class Interrupts:
     def _nudge(self, signum: int) -> None:
         """Let the handler look again from time to time, also out of a system call that waits."""
         time.sleep(PATIENCE)
-        main = threading.main_thread().ident
+        main, attempts = threading.main_thread().ident, 0
         while main is not None and self._previous and self._counted == 1:
             if self._breakable():
+                attempts += 1
+                if attempts > _ATTEMPTS:
+                    os.write(2, f"\nacktr: {self._leaving(signum)}\n".encode())
+                    os._exit(STOPPED[signal.Signals(signum)])
                 self._nudged = True
                 signal.pthread_kill(main, signum)
-            time.sleep(0.5)
+            time.sleep(_LOOK)
 
 
 def end_with_parent() -> None:

@@ -109,7 +109,7 @@ class Session:
         try:
             # One update may take hours or, with an environment that hangs, for ever: steps may be
             # broken off, since the state of before the rollout can be saved.
-            with self.interrupts.deferred(lambda: self.trainer.doing == "collecting"):
+            with self.interrupts.deferred(self._may_be_broken_off, self._leave):
                 self._train()
                 evaluation = self._evaluated.get(self.trainer.timesteps) or self._evaluate()
                 # The evaluation is logged, so that a signal waits: a resumed run would find
@@ -122,16 +122,7 @@ class Session:
                 if why:
                     self.progress.note(f"no learning curve: {why}")
         except Stopped as stop:
-            self._rescue()
-            own = self.config.network.custom
-            stop.note = (
-                f"stopped by {signal.Signals(stop.signum).name}, checkpoint at step "
-                f"{self._saved:,}; continue with: "
-                + shlex.join(
-                    ["acktr", "train", "--resume", str(self.folder.path)]
-                    + ([] if own is None else ["--network", own])
-                )
-            )
+            stop.note = self._leave(stop.signum)
             raise
         except (NonFiniteError, FactorError) as error:
             raise TrainingFault(f"{error}; {self._good()}", environment=False) from error
@@ -174,6 +165,20 @@ class Session:
             if required:
                 raise
             self.progress.note(f"warning: {error}; training goes on")
+
+    def _may_be_broken_off(self) -> bool:
+        return self.trainer.doing == "collecting"
+
+    def _leave(self, signum: int) -> str:
+        """Keep what was learned before the program ends; a line for the user."""
+        self._rescue()
+        own = self.config.network.custom
+        command = ["acktr", "train", "--resume", str(self.folder.path)]
+        command += [] if own is None else ["--network", own]
+        return (
+            f"stopped by {signal.Signals(signum).name}, checkpoint at step {self._saved:,};"
+            f" continue with: {shlex.join(command)}"
+        )
 
     def _rescue(self) -> None:
         """Before an end, keep what was learned, unless it comes in the middle of an update.

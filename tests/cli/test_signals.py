@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from acktr.runs.checkpoint import load_checkpoint
-from tests.tools.command_line import TRAIN, call, start, table, wait_for
+from tests.tools.command_line import SMALL, TRAIN, call, environment, start, table, wait_for
 
 
 class TestSignals:
@@ -51,6 +52,29 @@ class TestSignals:
         assert process.returncode == 130
         assert "checkpoint at step 0" in err
         assert "Traceback" not in err
+
+    @pytest.mark.slow
+    def test_environment_that_never_returns_from_c(self, here: Path) -> None:
+        """No exception can be raised in the main thread; another one saves what was learned."""
+        code = (
+            "import sys; from acktr import interrupts; from acktr.cli.main import main;"
+            "interrupts.PATIENCE = interrupts._LOOK = 0.1; sys.exit(main())"
+        )
+        env = "tests.tools.toys:toys/Stuck-v0"
+        argv = ["train", "--env", env, "--env-workers", "1", "--seed", "9", *SMALL]
+        done = subprocess.run(
+            [sys.executable, "-c", code, *argv],
+            cwd=here,
+            env=environment(OMP_NUM_THREADS="1"),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 75
+        run = Path("runs/tests.tools.toys_toys_Stuck-v0/acktr/seed9")
+        last = "acktr: stopped by SIGTERM, checkpoint at step 128; continue with: acktr train"
+        assert done.stderr.splitlines()[-1] == f"{last} --resume {run}"
+        assert load_checkpoint(run / "checkpoints/last")[0]["timesteps"] == 128
 
     def test_run_in_training_is_locked(
         self, here: Path, capsys: pytest.CaptureFixture[str]

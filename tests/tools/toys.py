@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import signal
 from typing import Any
 
 import gymnasium
@@ -104,6 +107,21 @@ class CountingEnv(gymnasium.Env[Observation, Any]):
 
     def _observe(self) -> Observation:
         return np.array([self._count], np.float32)
+
+
+class StuckEnv(CountingEnv):
+    """Asks for an orderly stop in its 40th step, and never returns from C then."""
+
+    total = 0
+
+    def step(self, action: int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        self.total += 1
+        if self.total == 40:
+            os.kill(os.getpid(), signal.SIGTERM)
+            lock, libc = ctypes.create_string_buffer(64), ctypes.CDLL(None)
+            libc.pthread_mutex_lock(lock)
+            libc.pthread_mutex_lock(lock)
+        return super().step(action)
 
 
 class FaultyEnv(gymnasium.Env[Observation, Any]):
@@ -219,6 +237,7 @@ def register() -> None:
     gymnasium.register(
         "toys/Counting-v0", entry_point="tests.tools.toys:CountingEnv", kwargs={"terminate_at": 5}
     )
+    gymnasium.register("toys/Stuck-v0", entry_point="tests.tools.toys:StuckEnv")
     gymnasium.register("toys/Faulty-v0", entry_point="tests.tools.toys:FaultyEnv")
 
 
