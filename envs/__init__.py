@@ -86,7 +86,7 @@ from acktr.envs.settings import AtariSettings, Workers
 from acktr.envs.source import EnvLike, EnvSource, Wrapper, env_name, is_json, wrapper_name
 from acktr.envs.spaces import check_spaces
 from acktr.envs.values import require_like
-from acktr.envs.vector import AnyVectorEnv, StepResult, env_seeds
+from acktr.envs.vector import AnyVectorEnv, StepResult, check_state, env_seeds, state_method
 from acktr.envs.watch import TIMEOUT
 
 __all__ = [
@@ -117,6 +117,7 @@ __all__ = [
     "as_masks",
     "batched",
     "check_spaces",
+    "check_state",
     "choices",
     "describe",
     "env_name",
@@ -136,6 +137,7 @@ __all__ = [
     "picture",
     "pictures",
     "require_like",
+    "state_method",
     "worker_count",
     "workers",
     "wrapper_name",

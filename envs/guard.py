@@ -14,12 +14,20 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from acktr.envs.episodes import EpisodeStats, last_infos
-from acktr.envs.errors import EnvError, EnvFault, EnvWarning, UnsavedError, named
+from acktr.envs.errors import EnvError, EnvFault, EnvWarning, named
 from acktr.envs.masks import MASK, FoundMasks, MaskSetting, VectorMasks
 from acktr.envs.nested import final_rows, flat, is_nested, nested, parts
 from acktr.envs.spaces import check_actions
 from acktr.envs.values import Tree, require_like
-from acktr.envs.vector import AnyVectorWrapper, Array, StepResult, check_seed, env_seeds
+from acktr.envs.vector import (
+    AnyVectorWrapper,
+    Array,
+    StepResult,
+    check_seed,
+    check_state,
+    env_seeds,
+    state_method,
+)
 from acktr.envs.watch import TIMEOUT, Late, Watch
 
 _LARGEST = float(np.finfo(np.float32).max)
@@ -149,18 +157,14 @@ class GuardedVectorEnv(AnyVectorWrapper):
         Raises:
             UnsavedError: They cannot be saved; one line.
         """
-        saver = getattr(self.env.unwrapped, "state_dict", None)
-        if not callable(saver):
-            raise UnsavedError(f"{self._name} has no state_dict and load_state_dict")
-        return {"envs": saver(), "episodes": self._stats.state_dict(), "dead": self._dead.copy()}
+        envs = state_method(self.env, "state_dict")()
+        return {"envs": envs, "episodes": self._stats.state_dict(), "dead": self._dead.copy()}
 
     def check_state_dict(self, state: Any) -> None:
         """Raise ValueError, with one line, unless a state fits; it is not trusted."""
         template = {"episodes": self._stats.state_dict(), "dead": self._dead, "envs": None}
         require_like(state, template, f"the state of {self._name}")
-        checker = getattr(self.env.unwrapped, "check_state_dict", None)
-        if callable(checker):
-            checker(state["envs"])
+        check_state(self.env, state["envs"])
 
     def load_state_dict(self, state: Tree) -> None:
         """Restore a state; those that somebody else made are not reset before.
@@ -169,10 +173,7 @@ class GuardedVectorEnv(AnyVectorWrapper):
             ValueError: It does not fit; one line.
         """
         self.check_state_dict(state)
-        loader: Any = getattr(self.env.unwrapped, "load_state_dict", None)
-        if not callable(loader):
-            raise ValueError(f"{self._name} has no load_state_dict")
-        loader(state["envs"])
+        state_method(self.env, "load_state_dict")(state["envs"])
         self._stats.load_state_dict(state["episodes"])
         self._dead[:] = state["dead"]
         self._seed, self._seeds = None, []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -9,7 +10,7 @@ import numpy as np
 from gymnasium.vector import VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 
-from acktr.envs.errors import EnvError, check_integer
+from acktr.envs.errors import EnvError, UnsavedError, check_integer
 
 Array = NDArray[Any]
 StepResult = tuple[Any, Array, Array, Array, dict[str, Any]]
@@ -58,3 +59,35 @@ def check_mask(mask: Any, num_envs: int) -> NDArray[np.bool_]:
             f"reset_mask must be {num_envs} booleans, not all of them false; got {mask!r}"
         )
     return array
+
+
+def state_method(envs: AnyVectorEnv, name: str) -> Callable[..., Any]:
+    """``state_dict`` or a method like it, of a vector environment or of what it wraps.
+
+    Raises:
+        UnsavedError: There is none, or a wrapper around it has variables and no such method.
+    """
+    layer: Any = envs
+    while True:
+        method = getattr(layer, name, None)
+        if callable(method):
+            found: Callable[..., Any] = method
+            return found
+        wraps = isinstance(layer, VectorWrapper)
+        if not wraps or vars(layer).keys() - vars(VectorWrapper(layer.env)).keys():
+            raise UnsavedError(f"{type(layer).__name__} has no {name}")
+        layer = layer.env
+
+
+def check_state(envs: AnyVectorEnv, state: Any) -> None:
+    """Let a vector environment check a state, where it has ``check_state_dict``.
+
+    Raises:
+        ValueError: The state does not fit; one line.
+    """
+    state_method(envs, "load_state_dict")
+    try:
+        check = state_method(envs, "check_state_dict")
+    except UnsavedError:
+        return
+    check(state)

@@ -154,6 +154,40 @@ def test_environments_without_state_start_anew_on_resume() -> None:
     assert [row["timesteps"] for row in rows] == list(range(first.timesteps + 32, 641, 32))
 
 
+def test_a_restart_is_told_once_and_counted() -> None:
+    def make() -> Any:
+        return SyncVectorEnv(
+            [lambda: IdentityEnv(spaces.Discrete(3))] * 4, autoreset_mode=AutoresetMode.SAME_STEP
+        )
+
+    trainer, told = Trainer(small(), make()), []
+    assert all("rollout/restarts" not in row for row in curve(trainer, 64))
+    for count in (1, 2):
+        state = trainer.state_dict()
+        trainer = Trainer(small(), make())
+        trainer.load_state_dict(state)
+        assert trainer.restarted is None
+        trainer.begin()
+        told.append(trainer.restarted)
+        rows = curve(trainer, trainer.timesteps + 64)
+        assert [row["rollout/restarts"] for row in rows] == [count] * 2
+    assert told == ["environments start new episodes: SyncVectorEnv has no state_dict"] * 2
+
+
+def test_a_wrapper_with_variables_must_save_itself() -> None:
+    class Counted(gymnasium.vector.VectorWrapper):
+        def __init__(self, envs: Any) -> None:
+            super().__init__(envs)
+            self.count = 0
+
+    inner = SavableIdentity(4, AutoresetMode.SAME_STEP)
+    for envs, saved in ((gymnasium.vector.VectorWrapper(inner), True), (Counted(inner), False)):
+        trainer = Trainer(small(), envs)
+        trainer.begin()
+        state = trainer.state_dict()["collector"]
+        assert (state["envs"] is not None) == saved == (state["unsaved"] is None)
+
+
 def test_state_of_another_network_is_refused_untouched() -> None:
     first = Trainer(small(), SavableIdentity(4, AutoresetMode.SAME_STEP))
     curve(first, 64)

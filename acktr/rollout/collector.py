@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +22,10 @@ from acktr.envs import (
     Stepper,
     StepResult,
     UnsavedError,
+    check_state,
     choices,
     require_like,
+    state_method,
 )
 from acktr.policies import Normalizer, RewardScaler, to_environment
 from acktr.rollout.acting import Acting
@@ -311,7 +313,7 @@ class Collector:
             unsaved = "the checkpoint was made in the middle of a rollout that was broken off"
         elif self._begun:
             try:
-                envs = _member(self.envs, "state_dict")()
+                envs = state_method(self.envs, "state_dict")()
             except UnsavedError as error:
                 unsaved = str(error)
         return {
@@ -360,13 +362,11 @@ class Collector:
             require_like(state["masks"], np.ones((len(self._dead), sum(sizes)), np.bool_), "masks")
         if self.recurrence is not None:
             self.recurrence.check_state_dict(state["memory"])
-        _member(self.envs, "load_state_dict")
-        with suppress(UnsavedError):  # which nobody has to have
-            _member(self.envs, "check_state_dict")(state["envs"])
+        check_state(self.envs, state["envs"])
 
     def _restore(self, state: dict[str, Any]) -> None:
         """Go on with episodes."""
-        _member(self.envs, "load_state_dict")(state["envs"])
+        state_method(self.envs, "load_state_dict")(state["envs"])
         fill(self.observations.now, ..., state["observation"])
         self._dead[...] = state["dead"]
         masks = state["masks"]  # which earlier versions did not write
@@ -378,17 +378,3 @@ class Collector:
 
 def _state(stateful: Normalizer | RewardScaler | None) -> dict[str, Any] | None:
     return None if stateful is None else stateful.state_dict()
-
-
-def _member(envs: VectorEnv[Any, Any, Any], name: str) -> Callable[..., Any]:
-    """A method of a vector environment, or else of the innermost one.
-
-    Raises:
-        UnsavedError: Neither has it.
-    """
-    for owner in (envs, envs.unwrapped):
-        method = getattr(owner, name, None)
-        if callable(method):
-            found: Callable[..., Any] = method
-            return found
-    raise UnsavedError(f"{type(envs.unwrapped).__name__} has no {name}")
