@@ -16,7 +16,7 @@ from gymnasium import spaces
 from acktr.agent import ACKTR
 from acktr.compute import Compiled, joined, one_thread, threads_for
 from acktr.config import ConfigError
-from acktr.kfac.clock import Stopwatch
+from acktr.kfac import Stopwatch
 
 VECTORS = spaces.Box(-1.0, 1.0, (5,), np.float32)
 IMAGES = spaces.Box(0, 255, (4, 84, 84), np.uint8)

@@ -23,7 +23,7 @@ from acktr.algorithms.learner import (
 )
 from acktr.compute import compiled_for_updates
 from acktr.config import Config, LearningRate, rate_at
-from acktr.kfac.clock import Stopwatch
+from acktr.kfac import Stopwatch
 from acktr.policies import ActionHead, ActorCritic, Outputs, mode
 from acktr.rollout import Batch, MicroBatch, add_means, parts_of
 from acktr.tree import Observed

@@ -37,8 +37,7 @@ from acktr.algorithms.objectives import (
 )
 from acktr.compute import joined, restore_generator
 from acktr.config import Config, LearningRate, SampledKFACConfig, rate_at
-from acktr.kfac import KFAC, DiagonalGaussian, KFACConfig
-from acktr.kfac.clock import Stopwatch
+from acktr.kfac import KFAC, DiagonalGaussian, KFACConfig, Stopwatch
 from acktr.policies import ActionHead, ActorCritic, Outputs, as_outputs, mode
 from acktr.rollout import Batch, outputs_of
 from acktr.tree import Observed

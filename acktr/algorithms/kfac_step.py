@@ -14,8 +14,15 @@ from acktr import tree
 from acktr.algorithms.objectives import Objective
 from acktr.compute import compiled_for_updates
 from acktr.config import Config
-from acktr.kfac import KFAC, Capture, FisherQuadratic, Linearized, output_tangents, sample_rows
-from acktr.kfac.clock import Stopwatch
+from acktr.kfac import (
+    KFAC,
+    Capture,
+    FisherQuadratic,
+    Linearized,
+    Stopwatch,
+    output_tangents,
+    sample_rows,
+)
 from acktr.policies import Outputs, as_outputs
 from acktr.rollout import MicroBatch, add_means, parts_of
 from acktr.tree import Observed, Sequences

@@ -24,8 +24,7 @@ from acktr.algorithms.learner import (
 )
 from acktr.compute import restore_generator
 from acktr.config import Config, ConfigError, LearningRate
-from acktr.kfac import Distribution, Linearized, flattened, sample_rows, unflattened
-from acktr.kfac.clock import Stopwatch
+from acktr.kfac import Distribution, Linearized, Stopwatch, flattened, sample_rows, unflattened
 from acktr.policies import ActionHead, ActorCritic, mode
 from acktr.rollout import Batch
 from acktr.tree import Observed

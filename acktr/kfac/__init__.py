@@ -3,6 +3,7 @@
 from acktr.kfac.blocks.kronecker import KroneckerBlock
 from acktr.kfac.blocks.registry import LargeFactorWarning, UnsupportedParameterWarning
 from acktr.kfac.blocks.rules import LayerRule
+from acktr.kfac.clock import Stopwatch
 from acktr.kfac.config import KFACConfig, SmallParameters, Structure
 from acktr.kfac.dense import (
     KFACError,
@@ -79,6 +80,7 @@ __all__ = [
     "Sampled",
     "SmallParameters",
     "StepInfo",
+    "Stopwatch",
     "Structure",
     "SumLoss",
     "UnsupportedParameterWarning",
