@@ -33,7 +33,7 @@ def outcome(deed: str, workers: int, apart: bool) -> tuple[list[str], list[str]]
                 3,
                 env_kwargs={"deed": deed},
                 env_workers=workers,
-                env_timeout=TIMEOUT,
+                env_timeout=TIMEOUT if FAULTS[deed].hangs else 30.0,
                 apart=apart,
             )
             vec.reset(seed=0)
@@ -62,7 +62,7 @@ def test_each_fault_is_named(deed: str, workers: int, apart: bool) -> None:
     errors, told = outcome(deed, workers, apart)
     after = os.getcwd(), torch.get_default_dtype(), signal.getsignal(signal.SIGTERM), os._exit
     assert after == before
-    assert time.monotonic() - started < 3.0
+    assert time.monotonic() - started < 5.0
     lines = told if fault.goes_on else errors
     assert errors == [] or not fault.goes_on
     assert any(re.search(fault.said, line) for line in lines), (errors, told)
