@@ -11,7 +11,8 @@ from scripts.reliability.processes import Command, alive, descendants, gone
 from scripts.reliability.trials import Trial
 from tests.tools.hostile import ENV_ID, FAULTS
 
-WORKERS = (1, 3, 2)
+WORKERS = ("auto", 3, 2)
+"""One process would be this one, of which nothing survives a crash."""
 COUNT = len(WORKERS) * len(FAULTS)
 FAILED, REFUSED = 76, 2
 _TIMEOUT = 1.0
@@ -20,7 +21,7 @@ _SLACK = 12.0
 
 
 def plan(count: int, scratch: Path) -> list[Trial]:
-    """Every deed with 1, 3 and 2 processes."""
+    """Every deed with each number of processes."""
     grid = [(deed, workers) for workers in WORKERS for deed in FAULTS]
     return [
         Trial(f"{deed}, {workers} workers", 0)

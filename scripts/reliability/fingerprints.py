@@ -29,12 +29,16 @@ def numbers(tree: Any) -> list[Any]:
     if isinstance(tree, torch.Tensor | np.ndarray):
         array = np.asarray(tree)
         return [array.dtype.str, array.shape, array.tobytes()]
-    return [repr(tree)]
+    return [tree]
 
 
 def digest(*things: Any) -> str:
     """A hash of trees."""
-    return hashlib.sha256(repr([numbers(thing) for thing in things]).encode()).hexdigest()[:16]
+    found = hashlib.sha256()
+    for leaf in numbers(things):
+        data = leaf if isinstance(leaf, bytes) else repr(leaf).encode()
+        found.update(len(data).to_bytes(8, "little") + data)
+    return found.hexdigest()[:16]
 
 
 def fingerprint(path: Path) -> dict[str, str]:

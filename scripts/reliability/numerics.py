@@ -16,7 +16,9 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac import KFAC, FactorError, KFACConfig, linalg
+from acktr.kfac import KFAC, FactorError, KFACConfig, KroneckerBlock, linalg
+from acktr.kfac.blocks.layouts import LayerFactors
+from acktr.kfac.blocks.tridiagonal import TridiagonalBlock
 from acktr.runs.checkpoint import load_checkpoint
 from acktr.runs.saved import broken_number
 from scripts.reliability import runs
@@ -70,11 +72,16 @@ def factor_case(number: int, rungs: Counter[str]) -> None:
     _observe(optimizer, model, generator)
     optimizer.step()
     _observe(optimizer, model, generator)
-    for block in rng.sample(list(optimizer.curvature.stats.values()), rng.choice([1, 1, 2])):
+    layers: list[LayerFactors] = []
+    for block in optimizer.blocks:
+        if isinstance(block, TridiagonalBlock):
+            layers += block.layers
+        elif isinstance(block, KroneckerBlock):
+            layers.append(block.layer)
+    for layer in rng.sample(layers, rng.choice([1, 1, 2])):
         for side in rng.choice([("a",), ("g",), ("a", "g")]):
-            average = getattr(getattr(block, "layer", block), side, None)
-            if average is not None and average.value.dim() == 2:
-                average.value = _hostile(average.value, rng, generator)
+            average = getattr(layer, side)
+            average.value = _hostile(average.value, rng, generator)
     fails = rng.choice([0, 0, 0, 0, 1, 2, 3])
     try:
         with mock.patch.object(linalg, "_attempt", _failing(linalg._attempt, fails, rungs)):
