@@ -227,7 +227,14 @@ def _views(rows: dict[str, Array], row: int) -> Arrays:
 
 def _put(space: spaces.Space[Any], places: Arrays, obs: Any) -> None:
     """Write an observation to its place, or its parts to theirs."""
-    if isinstance(places, dict):
+    if (
+        obs.__class__ is np.ndarray
+        and places.__class__ is np.ndarray
+        and obs.dtype == places.dtype
+        and obs.shape == places.shape
+    ):
+        places[...] = obs
+    elif isinstance(places, dict):
         values = flat(space, obs)
         assert isinstance(values, dict)
         for name, place in places.items():

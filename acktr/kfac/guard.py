@@ -6,6 +6,7 @@ import math
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
+from typing import Any
 from weakref import ref
 
 import torch
@@ -92,6 +93,18 @@ def check_capture(captured: object) -> None:
         )
 
 
+def _identities(module: nn.Module) -> list[Any]:
+    """What tells whether the parameters of a module are the same as before, in little time."""
+    found: list[Any] = []
+    for parameter in module._parameters.values():
+        if parameter is not None:
+            found += (id(parameter), parameter.dtype, parameter.device, parameter.requires_grad)
+    for child in module._modules.values():
+        if child is not None:
+            found += _identities(child)
+    return found
+
+
 class Guard:
     """Compares a module with what it was at construction, and names layers without statistics.
 
@@ -113,6 +126,7 @@ class Guard:
         self._named = named
         self._kinds = {name: (p.dtype, p.device) for name, p in named.items()}
         self._everything = everything
+        self._present = _identities(module)
         self._told: set[str] = set()
         self._kept: tuple[Tensor, Tensor] | None = None
         self._looks = 3
@@ -145,6 +159,8 @@ class Guard:
 
     def check_parameters(self) -> None:
         """Raise ValueError when the parameters are not those of the construction any more."""
+        if _identities(self._module) == self._present:
+            return
         present = dict(self._module.named_parameters())
         for name, parameter in self._named.items():
             if present.get(name) is not parameter:

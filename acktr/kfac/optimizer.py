@@ -260,7 +260,8 @@ class KFAC(NamedOptimizer):
                 predicted = model.predicted(torch.ones_like(model.slopes))
         else:
             moves, self.last_step, predicted = self._quadratic_model(gradients, step, inputs)
-        self._move(moves, self._each("lr"), self.last_step.scale)
+        rates = self._each("lr") if self.decoupled_weight_decay else {}
+        self._move(moves, rates, self.last_step.scale)
         if rule is not None and evaluate is not None and predicted is not None:
             rho = reduction_ratio(before, evaluate(), float(predicted))
             self.curvature.damping = rule.adapted(self.curvature.damping, rho)

@@ -119,7 +119,8 @@ def rescale(
         fisher_quadratic: Gives q; None for q = g . U, which is U^T (F + lambda) U for the damped
             Kronecker factors.
     """
-    quadratic = torch.stack([(gradients[name] * step[name]).sum() for name in step]).sum()
+    products = torch._foreach_mul([gradients[name] for name in step], list(step.values()))
+    quadratic = torch.stack([product.sum() for product in products]).sum()
     if fisher_quadratic is not None:
         finite = torch.isfinite(quadratic)  # the Fisher may not see a parameter that is not
         quadratic = torch.where(finite, fisher_quadratic(step).detach(), torch.nan)

@@ -212,7 +212,7 @@ class Collector:
 
     def _act(self, rollout: Rollout, step: int, group: Group) -> None:
         """Choose a group's actions and begin its step."""
-        alive = ~self._dead[group.rows]
+        alive = ~self._dead[group.rows] if self._next_step else None
         shown = self.observations.show(rollout.observations, step, group.rows, alive)
         masks = None if self._masks is None else self._masks[group.rows]
         allowed = None if masks is None else to_tensor(masks, self.device)

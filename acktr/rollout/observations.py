@@ -84,18 +84,19 @@ class Observations:
                 return self._frames[name].room(*shape, compute_type(self._device))
         return torch.empty((*shape, *one.shape[1:]), dtype=torch.from_numpy(one).dtype)
 
-    def show(self, memory: Any, step: int, rows: slice, alive: Array) -> Tree:
+    def show(self, memory: Any, step: int, rows: slice, alive: Array | None) -> Tree:
         """Record the present observations of some environments, and give them to the network.
 
         Args:
             memory: Of the rollout, from :meth:`room`.
             step: Number of the step.
             rows: The environments.
-            alive: Which of them are in an episode; the normaliser's statistics are of these.
+            alive: Which of them are in an episode, None for all; the normaliser's statistics are of
+                these.
         """
         shown = _rows(self.now, rows)
         if self.normalizer is not None:
-            self.normalizer.update(_rows(shown, alive))
+            self.normalizer.update(shown if alive is None else _rows(shown, alive))
             shown = self._normalized(shown)
         if isinstance(shown, dict):
             return {
