@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import re
@@ -16,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from acktr.config import Config, ConfigError, from_dict, refuse_imports
@@ -28,6 +30,7 @@ if sys.platform != "win32":
 KEPT = 3
 """Checkpoints of the latest steps that a run keeps: last, last-1 and last-2."""
 
+_STALE = re.compile(r"\..+\.tmp-[0-9a-f]{8}")
 _COMMAND_CAP = 1 << 20
 _FAULT_CAP = 1 << 16
 _PACKAGES = ("acktr", "torch", "gymnasium", "ale-py", "mujoco", "numpy")
@@ -184,6 +187,23 @@ class RunFolder:
         except (OSError, ValueError, KeyError):
             return 0
         return max(steps, default=0)
+
+    def evaluated(self, timesteps: int) -> float | None:
+        """Mean return of the evaluation in eval.csv at so many steps; None if there is none."""
+        try:
+            rows = read_table(self.evaluations).rows
+            returns = [row["returns"] for row in rows if int(row["timesteps"]) == timesteps][-1]
+            mean = float(np.mean([float(value) for value in returns.split(";")]))
+        except (OSError, ValueError, KeyError, IndexError):
+            return None
+        return mean if math.isfinite(mean) else None
+
+    def sweep(self) -> None:
+        """Remove what a killed writer of one of the files left."""
+        with suppress(OSError):
+            for path in self.path.iterdir():
+                if _STALE.fullmatch(path.name):
+                    path.unlink()
 
 
 def run_path(run_dir: Path, config: Config, label: str | None = None) -> Path:

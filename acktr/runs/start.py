@@ -22,6 +22,7 @@ from acktr.runs.checkpoint import (
     older_checkpoints,
     require_replaceable,
     restoring,
+    save_checkpoint,
     set_aside,
 )
 from acktr.runs.folder import (
@@ -112,10 +113,14 @@ def resume(
     folder = RunFolder(path)
     with ExitStack() as stack:
         stack.enter_context(locked(folder))  # before anything is read that training changes
+        folder.sweep()
         agent, damaged = _last_agent(folder, stored)
+        _finish_best(folder, agent)
         config = dataclasses.replace(stored, total_timesteps=total or stored.total_timesteps)
         done = agent.timesteps
         if done >= config.total_timesteps and folder.last_evaluation() >= done:
+            if not folder.curve.exists():  # it was killed before, or there was nothing to draw
+                draw(folder, config)
             return (
                 f"{path} is complete: {done:,} of {config.total_timesteps:,} steps;"
                 " a larger --total-timesteps continues it"
@@ -248,6 +253,23 @@ def _best_score(folder: RunFolder) -> float | None:
         return read_agent(folder.best).score if checkpoint_exists(folder.best) else None
     except CheckpointError:
         return None
+
+
+def _finish_best(folder: RunFolder, agent: SavedAgent) -> None:
+    """Save the best checkpoint if the run was killed after its evaluation was logged."""
+    score = folder.evaluated(agent.timesteps) if agent.config.eval_freq > 0 else None
+    best = _best_score(folder)
+    if score is None or (best is not None and score <= best):
+        return
+    meta = {
+        "format": "acktr-run",
+        "config": to_dict(agent.config),
+        "timesteps": agent.timesteps,
+        "seconds": agent.state["seconds"],
+        "score": score,
+    }
+    require_replaceable(folder.best)
+    save_checkpoint(folder.best, agent.state, meta)
 
 
 def _compute(trainer: Trainer) -> dict[str, object]:

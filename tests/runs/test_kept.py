@@ -189,3 +189,26 @@ def test_logs_that_end_before_the_checkpoint_are_noticed(
     assert "warning: progress.csv lacks the last 2 updates before step 128" in said
     rows = [int(row["timesteps"]) for row in read_table(run / "progress.csv").rows]
     assert rows == [32, 64, 160]
+
+
+@pytest.mark.parametrize("total", [None, 192], ids=["complete", "unfinished"])
+def test_a_run_killed_after_an_evaluation_was_logged_has_its_best_checkpoint(
+    tmp_path: Path, total: int | None
+) -> None:
+    """It was killed before the checkpoint was there, and in the middle of a CSV file."""
+    settings = config(eval_freq=128)
+    start(settings, tmp_path, "test", Interrupts(), ["acktr"], draw)
+    folder = RunFolder(run_path(tmp_path, settings))
+    before, meta = load_checkpoint(folder.best)
+    assert meta["timesteps"] == 128
+    shutil.rmtree(folder.best)
+    left = folder.path / ".progress.csv.tmp-0123abcd"
+    left.touch()
+    drawn: list[RunFolder] = []
+    resume(folder.path, total, Interrupts(), ["acktr"], lambda run, _: str(drawn.append(run)))
+    assert len(drawn) == 1 and not left.exists()
+    state, found = load_checkpoint(folder.best)
+    if found["timesteps"] == 128:
+        assert found == meta and state["network"].keys() == before["network"].keys()
+        assert all(torch.equal(v, before["network"][k]) for k, v in state["network"].items())
+    assert found["score"] >= meta["score"] and (total is not None) >= (found["timesteps"] > 128)
