@@ -31,7 +31,9 @@ class TestTrain:
         expected |= {"progress.csv", "eval.csv", "checkpoints", "curve.png", "curve.csv"}
         assert expected <= names
         assert {name.split(".")[0] for name in names - expected} == {"events"}
-        assert {entry.name for entry in (trained / "checkpoints").iterdir()} == {"last", "best"}
+        assert {entry.name for entry in (trained / "checkpoints").iterdir()} == {
+            *("last", "last-1", "last-2", "best"),
+        }
         command = (trained / "command.txt").read_text()
         assert command.startswith("acktr train --env CartPole-v1 ")
         assert json.loads((trained / "versions.json").read_text())["torch_threads"] == 1
