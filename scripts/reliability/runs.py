@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import shlex
 import signal
 import time
 from collections.abc import Callable
@@ -203,15 +202,15 @@ def plan_parents(count: int, scratch: Path) -> list[Trial]:
 def parent_killed(trial: Trial, here: Path) -> str:
     """Kill -9 a parent: nobody survives it."""
     rng = random.Random(f"parent {trial.seed}")
-    small = shlex.split("--device cpu --num-steps 32 --total-timesteps 100000000 --run-dir runs")
     if trial.what == "compare":
-        words = shlex.split("compare --envs CartPole-v1 --algos acktr a2c --seeds 0 --workers 2")
+        words = "compare --envs CartPole-v1 --algos acktr a2c --seeds 0 --workers 2"
         wanted, patience, most = 2, 25.0, 12.0
     else:
         workers = trial.what.split()[0]
-        words = f"train --env Hopper-v5 --num-envs 4 --env-workers {workers}".split()
+        words = f"train --env Hopper-v5 --num-envs 4 --env-workers {workers} --device cpu"
         wanted, patience, most = int(workers) - 1, _GONE, 3.0
-    command = Command([*words, *small], here)
+    words += " --total-timesteps 100000000 --run-dir runs"
+    command = Command(words.split(), here)
     until = time.monotonic() + 60
     while len(alive(descendants(command.pid))) < wanted:
         assert command.poll() is None and time.monotonic() < until, command.said[-400:]

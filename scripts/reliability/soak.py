@@ -52,14 +52,13 @@ def soaked(trial: Trial, here: Path) -> str:
         for command in commands.values():
             kill({command.pid, *descendants(command.pid)} if command.poll() is None else ())
     kept = here.parent.parent.parent
-    said = []
     for env, rows in samples.items():
         with (kept / f"soak-{env}.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
             writer.writeheader()
             writer.writerows({k: f"{v:.6g}" for k, v in row.items()} for row in rows)
-        said.append(f"{env}: {judged(rows, min(600.0, seconds / 3))}")
-    return "; ".join(said)
+    warm = min(600.0, seconds / 3)
+    return "; ".join(f"{env}: {judged(rows, warm)}" for env, rows in samples.items())
 
 
 def judged(rows: list[dict[str, float]], warm: float) -> str:
