@@ -40,27 +40,33 @@ class GameLog:
         self.seeds = np.full(num_envs, _UNKNOWN, np.int64)
         self._longest = longest
         self._most = most_steps + (longest or 0) + 1
-        self._actions: list[NDArray[np.uint8]] = []
+        # In one piece: an array for every step, kept, would tear the heap to pieces between the
+        # large tensors that come and go, and memory would grow by kilobytes for each step.
+        self._actions = bytearray()
         # Places in it where the games began.
         self._begins = np.zeros(num_envs, np.int64)
 
     def begin(self, which: NDArray[np.bool_], seeds: Array | None) -> None:
         """Forget what was done in games that are reset, with seeds or without."""
         self.seeds[which] = _UNKNOWN if seeds is None else seeds
-        self._begins[which] = len(self._actions)
+        self._begins[which] = self._steps
         first = int(self._begins.min())
-        del self._actions[:first]
+        del self._actions[: first * len(self.seeds)]
         self._begins -= first
+
+    @property
+    def _steps(self) -> int:
+        return len(self._actions) // len(self.seeds)
 
     def add(self, actions: Array) -> None:
         """Add the actions of a step as executed."""
-        self._actions.append(actions.astype(np.uint8))
+        self._actions += actions.astype(np.uint8).tobytes()
 
     def due(self, ended: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """The games, of those that ended, which are to be seeded anew."""
         if self._longest is None:
             return np.zeros_like(ended)
-        return ended & (len(self._actions) - self._begins >= self._longest)
+        return ended & (self._steps - self._begins >= self._longest)
 
     def next_seeds(self, which: NDArray[np.bool_]) -> NDArray[np.int64]:
         """New seeds of games, each drawn from its old one."""
@@ -75,9 +81,7 @@ class GameLog:
         """
         if (self.seeds == _UNKNOWN).any():
             raise UnsavedError("Atari games that were reset without a seed cannot be saved")
-        actions = np.zeros((len(self._actions), len(self.seeds)), np.uint8)
-        if self._actions:
-            np.stack(self._actions, out=actions)
+        actions = np.array(self._actions, np.uint8).reshape(self._steps, len(self.seeds))
         return {"seeds": self.seeds.copy(), "begins": self._begins.copy(), "actions": actions}
 
     def check_state_dict(self, state: Any, choices: int) -> None:
@@ -99,7 +103,7 @@ class GameLog:
     def load_state_dict(self, state: Tree) -> None:
         """Go on with a log that was checked."""
         self.seeds[:], self._begins[:] = state["seeds"], state["begins"]
-        self._actions = list(state["actions"])
+        self._actions = bytearray(state["actions"].tobytes())
 
 
 def replay(log: Tree, games: AtariVectorEnv) -> tuple[Array, dict[str, Any]]:

@@ -1,5 +1,7 @@
 """Atari against games played independently on a single emulator."""
 
+import tracemalloc
+
 import ale_py
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from gymnasium.vector import AutoresetMode
 
 from acktr.envs import AtariSettings, EnvError, EnvFault, describe, env_seeds, make_single, make_vec
 from acktr.envs.registry import lookup
+from acktr.envs.replay import GameLog
 
 BREAKOUT = "BreakoutNoFrameskip-v4"
 NO_NOOPS = AtariSettings(noop_max=0, num_threads=1)
@@ -342,3 +345,19 @@ def test_atari_cannot_be_rendered_in_parallel() -> None:
         make_vec(BREAKOUT, 1, render_mode="rgb_array")
     with pytest.raises(EnvError, match="'rgb_array', got 'human'"):
         make_single(BREAKOUT, render_mode="human")
+
+
+def test_the_log_of_actions_is_in_one_piece() -> None:
+    """Small objects that stay among large ones that go keep memory from being used again."""
+    log = GameLog(4, None, 10_000)
+    log.begin(np.ones(4, bool), np.arange(4))
+    tracemalloc.start()
+    try:
+        before = tracemalloc.take_snapshot()
+        for number in range(1000):
+            log.add(np.full(4, number % 5))
+        grown = tracemalloc.take_snapshot().compare_to(before, "filename")
+    finally:
+        tracemalloc.stop()
+    assert sum(each.count_diff for each in grown) < 50
+    assert log.state_dict()["actions"][:6].tolist() == [[k % 5] * 4 for k in range(6)]
