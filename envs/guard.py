@@ -16,7 +16,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from acktr.envs.episodes import EpisodeStats, last_infos
 from acktr.envs.errors import EnvError, EnvFault, EnvWarning, named
 from acktr.envs.masks import MASK, FoundMasks, MaskSetting, VectorMasks
-from acktr.envs.nested import final_rows, flat, is_nested, nested, parts
+from acktr.envs.nested import dense_finals, flat, is_nested, parts
 from acktr.envs.spaces import check_actions
 from acktr.envs.values import Tree, require_like
 from acktr.envs.vector import (
@@ -238,7 +238,7 @@ class GuardedVectorEnv(AnyVectorWrapper):
             )
         infos["_final_obs"] = there
         if there.any():
-            infos["final_obs"] = _dense(self.single_observation_space, shown, there, obs)
+            infos["final_obs"] = dense_finals(self.single_observation_space, shown, there, obs)
             self._check_observations(infos["final_obs"], "final observation", when, there)
 
     def _record(self, infos: dict[str, Any], ended: Array) -> None:
@@ -385,20 +385,3 @@ def _integers(space: spaces.Space[Any]) -> tuple[Any, Any] | None:
     if isinstance(space, spaces.MultiDiscrete):
         return space.start, space.start + space.nvec
     return (0, 2) if isinstance(space, spaces.MultiBinary) else None
-
-
-def _dense(space: spaces.Space[Any], shown: Any, mask: Array, like: Any) -> Any:
-    """Final observations shaped as a batch of observations, zero where no episode ended."""
-    ended = np.flatnonzero(mask)
-    rows, batch = final_rows(space, shown, ended), flat(space, like)
-    if isinstance(rows, dict) and isinstance(batch, dict):
-        dense = {name: _placed(rows[name], ended, array) for name, array in batch.items()}
-        return nested(space, dense)
-    assert isinstance(rows, np.ndarray) and isinstance(batch, np.ndarray)
-    return _placed(rows, ended, batch)
-
-
-def _placed(rows: Array, places: Array, like: Array) -> Array:
-    dense = np.zeros_like(like)
-    dense[places] = rows
-    return dense

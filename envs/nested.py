@@ -22,8 +22,6 @@ Part = TypeVar("Part")
 
 _NESTED = (spaces.Dict, spaces.Tuple)
 
-_NESTED = (spaces.Dict, spaces.Tuple)
-
 
 def is_nested(space: spaces.Space[Any]) -> bool:
     """Whether observations have parts: of Dict and Tuple spaces."""
@@ -123,3 +121,20 @@ def batched(space: spaces.Space[Any], observation: Any) -> tuple[Any, bool]:
     if alone:
         arrays = {name: array[None] for name, array in arrays.items()}
     return nested(space, arrays), alone
+
+
+def dense_finals(space: spaces.Space[Any], shown: Any, mask: Array, like: Any) -> Any:
+    """Final observations shaped as a batch of observations, zero where no episode ended."""
+    ended = np.flatnonzero(mask)
+    rows, batch = final_rows(space, shown, ended), flat(space, like)
+    if isinstance(rows, dict) and isinstance(batch, dict):
+        dense = {name: _placed(rows[name], ended, array) for name, array in batch.items()}
+        return nested(space, dense)
+    assert isinstance(rows, np.ndarray) and isinstance(batch, np.ndarray)
+    return _placed(rows, ended, batch)
+
+
+def _placed(rows: Array, places: Array, like: Array) -> Array:
+    dense = np.zeros_like(like)
+    dense[places] = rows
+    return dense
