@@ -11,9 +11,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
 from acktr.config import Config, preset
 from acktr.envs import AtariSettings
@@ -24,6 +22,7 @@ from acktr.runs.logger import RunLogger
 from acktr.runs.start import resume, start
 from acktr.runs.tables import read_table
 from acktr.train import Trainer, training_envs
+from scripts.reliability.fingerprints import numbers
 from tests.runs.test_logger import scalars
 from tests.tools.command_line import environment
 
@@ -33,19 +32,6 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="processes are for Li
 def config(env: str, algo: str = "acktr", **changes: Any) -> Config:
     chosen, _ = preset(env, algo)
     return dataclasses.replace(chosen, **{"num_steps": 16, "num_envs": 4, "seed": 5, **changes})
-
-
-def numbers(tree: Any) -> list[Any]:
-    """The leaves of a state, without what the clock says."""
-    if isinstance(tree, dict):
-        items = sorted((key, each) for key, each in tree.items() if key != "seconds")
-        return [leaf for key, each in items for leaf in (key, *numbers(each))]
-    if isinstance(tree, list | tuple):
-        return [leaf for each in tree for leaf in numbers(each)]
-    if isinstance(tree, torch.Tensor | np.ndarray):
-        array = np.asarray(tree)
-        return [array.dtype.str, array.shape, array.tobytes()]
-    return [tree]
 
 
 def rows(trainer: Trainer, updates: int) -> list[Any]:
