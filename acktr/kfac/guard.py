@@ -95,14 +95,12 @@ def check_capture(captured: object) -> None:
 
 def _identities(module: nn.Module) -> list[Any]:
     """What tells whether the parameters of a module are the same as before, in little time."""
-    found: list[Any] = []
-    for parameter in module._parameters.values():
-        if parameter is not None:
-            found += (id(parameter), parameter.dtype, parameter.device, parameter.requires_grad)
-    for child in module._modules.values():
-        if child is not None:
-            found += _identities(child)
-    return found
+    return [
+        (id(parameter), parameter.dtype, parameter.device, parameter.requires_grad)
+        for part in module.modules()
+        for parameter in part._parameters.values()
+        if parameter is not None
+    ]
 
 
 class Guard:

@@ -416,3 +416,13 @@ def test_a_chain_registered_in_another_order_than_it_runs_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"in the order of the forward pass: body, head"):
         observed(Crossed().double(), randn(6, 4), structure="tridiagonal")
     observed(mlp(), randn(6, 4), structure="tridiagonal")
+
+
+def test_a_layer_may_know_the_module_that_it_is_in() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    model[0].add_module("parent", model)
+    optimizer = KFAC(model)
+    with optimizer.capture():
+        model[0].bias = nn.Parameter(torch.zeros(4))
+    with pytest.raises(ValueError, match="was replaced or removed"), optimizer.capture():
+        pass
