@@ -13,7 +13,7 @@ import gymnasium
 import torch
 
 from acktr.compute import resolve_device
-from acktr.config import Config, from_dict, refuse_imports
+from acktr.config import Config, from_dict, refuse_imports, to_dict
 from acktr.envs import one_line
 from acktr.evaluate import Evaluation, evaluate
 from acktr.policies import NetworkSource, Policy
@@ -29,6 +29,23 @@ _UNJUDGED = frozenset(
     {"collector/envs", "collector/observation"}
     | {f"learner/{network}/curvature/pending" for network in ("actor", "critic")}
 )
+
+
+def run_meta(config: Config, state: Mapping[str, Any], score: float | None) -> dict[str, Any]:
+    """What a run's checkpoint says beside its state.
+
+    Args:
+        config: The run.
+        state: ``Trainer.state_dict()``.
+        score: Score by which the best checkpoint is chosen, if it is known.
+    """
+    return {
+        "format": "acktr-run",
+        "config": to_dict(config),
+        "timesteps": state["timesteps"],
+        "seconds": state["seconds"],
+        "score": score,
+    }
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from acktr.config import Config, to_dict
+from acktr.config import Config
 from acktr.envs import EnvFault
 from acktr.evaluate import Evaluation, evaluate, usually_deterministic
 from acktr.interrupts import Interrupts, Stopped
@@ -21,7 +21,7 @@ from acktr.runs.checkpoint import CheckpointError, save_checkpoint
 from acktr.runs.folder import KEPT, RunError, RunFolder
 from acktr.runs.logger import RunLogger
 from acktr.runs.progress import Progress, duration, score
-from acktr.runs.saved import broken_number
+from acktr.runs.saved import broken_number, run_meta
 from acktr.train import Trainer, evaluation_envs
 
 EVALUATION_SEED = 10_000
@@ -265,13 +265,7 @@ class Session:
         if broken is not None:
             what = "the network's weights are" if broken.startswith("network/") else f"{broken} is"
             raise NonFiniteError(f"{what} NaN or Inf at step {trainer.timesteps}")
-        meta = {
-            "format": "acktr-run",
-            "config": to_dict(self.config),
-            "timesteps": trainer.timesteps,
-            "seconds": trainer.seconds,
-            "score": score,
-        }
+        meta = run_meta(self.config, state, score)
         # What a session begins with is on the disk already: it takes that one's place.
         older = KEPT - 1 if path == self.folder.last and self._saved >= 0 else 0
         self._saving = True

@@ -37,7 +37,7 @@ from acktr.runs.folder import (
 )
 from acktr.runs.logger import RunLogger
 from acktr.runs.progress import Progress
-from acktr.runs.saved import SavedAgent, read_agent
+from acktr.runs.saved import SavedAgent, read_agent, run_meta
 from acktr.runs.session import Draw, Session
 from acktr.train import Trainer, training_envs
 
@@ -261,15 +261,8 @@ def _finish_best(folder: RunFolder, agent: SavedAgent) -> None:
     best = _best_score(folder)
     if score is None or (best is not None and score <= best):
         return
-    meta = {
-        "format": "acktr-run",
-        "config": to_dict(agent.config),
-        "timesteps": agent.timesteps,
-        "seconds": agent.state["seconds"],
-        "score": score,
-    }
     require_replaceable(folder.best)
-    save_checkpoint(folder.best, agent.state, meta)
+    save_checkpoint(folder.best, agent.state, run_meta(agent.config, agent.state, score))
 
 
 def _compute(trainer: Trainer) -> dict[str, object]:
