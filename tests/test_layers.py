@@ -53,7 +53,7 @@ KFAC = (
     {"preconditioner"},
     {"quadratic"},
     {"optimizer"},
-    {"dense"},
+    {"dense", "noisy"},
 )
 """The layers of ``acktr.kfac`` from the ground up; each imports from those below it alone."""
 

@@ -41,6 +41,7 @@ from acktr.kfac.losses.likelihoods import (
     SumLoss,
 )
 from acktr.kfac.losses.sources import Empirical, Exact, Sampled
+from acktr.kfac.noisy import NoisyConfig, NoisyKFAC
 from acktr.kfac.optimizer import KFAC
 from acktr.kfac.preconditioner import Preconditioner
 from acktr.kfac.quadratic import LMConfig
@@ -75,6 +76,8 @@ __all__ = [
     "Metric",
     "MultiCategorical",
     "NoStatisticsWarning",
+    "NoisyConfig",
+    "NoisyKFAC",
     "OutputLoss",
     "Preconditioner",
     "Sampled",

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from acktr.kfac.checks import check_choice, check_integer, check_number
 
 Sharing = Literal["expand", "reduce"]
-Structure = Literal["kfac", "kfac_factored", "cholesky", "ekfac", "tridiagonal"]
+Structure = Literal["kfac", "kfac_factored", "cholesky", "ekfac", "tridiagonal", "diagonal"]
 SmallParameters = Literal["diagonal", "dense", "gradient"]
 Quadratic = Literal["corrected", "kronecker", "exact"]
 
@@ -38,7 +38,8 @@ class KFACConfig:
     kfac: A (x) G + lambda, by eigenvalues. kfac_factored: the damping is split between A and G by
     the trace ratio pi. cholesky: the same with Cholesky inverses, which keep the damping of their
     refresh. ekfac: corrected eigenvalues plus lambda. tridiagonal: one inverse for a whole chain of
-    linear layers, with split damping.
+    linear layers, with split damping. diagonal: the diagonal of the Fisher, sample by sample, plus
+    lambda.
     """
     stat_decay: float = 0.8
     """Decay of the running averages of the factors (bias-corrected)."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from acktr.kfac.blocks.constant import KnownBlock, PlainBlock
 from acktr.kfac.blocks.diagonal import DiagonalBlock
+from acktr.kfac.blocks.entries import EntriesBlock
 from acktr.kfac.blocks.kronecker import Corrected, KroneckerBlock
 from acktr.kfac.blocks.layouts import LayerFactors
 from acktr.kfac.blocks.registry import Block
@@ -191,7 +192,7 @@ class _View:
 
     def rows(self, block: Block) -> Tensor:
         """Row numbers of a block's parameters, in the order of the block's own matrix."""
-        if isinstance(block, KroneckerBlock):
+        if isinstance(block, KroneckerBlock | EntriesBlock):
             return block.layer.matrix(self.index).flatten()
         if isinstance(block, TridiagonalBlock):
             return torch.cat([layer.matrix(self.index).flatten() for layer in block.layers])
@@ -218,6 +219,8 @@ class _View:
                 return _product(*_split_damping(block.layer, damping))
             corrected = isinstance(block.inverse, Corrected)
             matrix = _corrected(block) if corrected else _product(*_split_damping(block.layer, 0.0))
+        elif isinstance(block, EntriesBlock):
+            matrix = block.moment.mean().diag()
         elif isinstance(block, DiagonalBlock):
             matrix = block.fisher().flatten().diag()
         elif isinstance(block, VectorBlock):

@@ -16,6 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils._pytree import tree_flatten
 from torch.utils.hooks import RemovableHandle
 
+from acktr.kfac.blocks.entries import EntriesBlock
 from acktr.kfac.blocks.kronecker import KroneckerBlock
 from acktr.kfac.blocks.projections import ProjectionLayout
 from acktr.kfac.blocks.registry import StatBlock, UnsupportedParameterWarning, caller_level
@@ -258,7 +259,7 @@ class Guard:
         outside = [
             block.layer.weight_name
             for block in blocks
-            if isinstance(block, KroneckerBlock)
+            if isinstance(block, KroneckerBlock | EntriesBlock)
             and not isinstance(block.layer.layout, _OWN_FORWARD)
             for calls in [sum(len(captured.layers[path].calls) for path in block.paths)]
             if 0 < calls < uses.get(id(self._named[block.layer.weight_name]), 0)

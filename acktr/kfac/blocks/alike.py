@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from acktr.kfac.blocks.entries import EntriesBlock
 from acktr.kfac.blocks.kronecker import Corrected, Eigen, KroneckerBlock
 from acktr.kfac.blocks.linear import LinearLayout
 from acktr.kfac.blocks.registry import Block
@@ -19,7 +20,7 @@ from acktr.kfac.blocks.vectors import VectorBlock
 from acktr.kfac.statistics.factors import append_one, second_moment, squared_gradients
 from acktr.kfac.statistics.uses import Observation
 
-LayerBlock = KroneckerBlock | VectorBlock | TridiagonalBlock
+LayerBlock = KroneckerBlock | VectorBlock | TridiagonalBlock | EntriesBlock
 """A block that learns from what its layers saw."""
 LEAST = 8
 """Number of layers from which they are taken together."""

@@ -110,6 +110,14 @@ class DiagonalBlock:
         batches = (1 + self.decay) / (1 - self.decay) * weight / (2 - weight)
         return (batches * moment + PRIOR * moment.mean()) / (batches + PRIOR)
 
+    def damped(self, damping: float) -> Tensor:
+        """The entries of F + lambda, in the parameter's shape."""
+        return self.fisher() + damping
+
+    def turned(self, inner: Tensor, *, squared: bool = False) -> dict[str, Tensor]:
+        """Entries as the parameter."""
+        return {self.name: inner}
+
     def precondition(self, gradients: Mapping[str, Tensor], damping: float) -> dict[str, Tensor]:
         """Return g / (d + lambda), or the gradient before any statistics."""
         gradient = gradients[self.name]

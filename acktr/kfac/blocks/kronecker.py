@@ -52,20 +52,30 @@ class Eigen:
         """Take new decompositions of A and G."""
         self.a, self.g = Spectrum(*a), Spectrum(*g)
 
+    def damped(self, damping: float) -> Tensor:
+        """The curvature in the eigenbasis ([k,] out, in [+ 1]), with its damping."""
+        if not self.factored:
+            return _outer(self.g.values, self.a.values) + damping
+        pi, root = trace_ratio(self.a.values, self.g.values), damping**0.5
+        return _outer(self.g.values + root / pi, self.a.values + root * pi)
+
     def solve(self, gradient: Tensor, damping: float) -> Tensor:
         """U of a gradient ([k,] out, in [+ 1])."""
-        if not self.factored:
-            return self.divided(gradient, _outer(self.g.values, self.a.values) + damping)
-        pi, root = trace_ratio(self.a.values, self.g.values), damping**0.5
-        return self.divided(gradient, _outer(self.g.values + root / pi, self.a.values + root * pi))
+        return self.divided(gradient, self.damped(damping))
 
     def divided(self, gradient: Tensor, curvature: Tensor) -> Tensor:
         """The gradient divided by a curvature in the eigenbasis."""
         a, g = self.a.vectors, self.g.vectors
         rotated = gradient if g is None else g.mT @ gradient
         rotated = (rotated if a is None else rotated @ a) / curvature
-        rotated = rotated if g is None else g @ rotated
-        return rotated if a is None else rotated @ a.mT
+        return self.turned(rotated)
+
+    def turned(self, inner: Tensor, *, squared: bool = False) -> Tensor:
+        """Q_G X Q_A^T of X in the eigenbasis; with the entries of Q squared for variances."""
+        a, g = self.a.vectors, self.g.vectors
+        if g is not None:
+            inner = (g.square() if squared else g) @ inner
+        return inner if a is None else inner @ (a.square() if squared else a).mT
 
     def state_dict(self) -> dict[str, Any]:
         """The possibly stale eigenvalues and eigenvectors."""
@@ -124,9 +134,17 @@ class Corrected:
         self._started = True
         self.scales.update(self._products(), self.decay)
 
+    def damped(self, damping: float) -> Tensor:
+        """The second moments ([k,] out, in [+ 1]) plus the damping."""
+        return self.scales.mean() + damping
+
+    def turned(self, inner: Tensor, *, squared: bool = False) -> Tensor:
+        """As that of the basis."""
+        return self.basis.turned(inner, squared=squared)
+
     def solve(self, gradient: Tensor, damping: float) -> Tensor:
         """U of a gradient ([k,] out, in [+ 1])."""
-        return self.basis.divided(gradient, self.scales.mean() + damping)
+        return self.basis.divided(gradient, self.damped(damping))
 
     def state_dict(self) -> dict[str, Any]:
         """The possibly stale basis, and the second moments in it."""
@@ -286,6 +304,16 @@ class KroneckerBlock:
         gradient = self.layer.matrix(gradients)
         step = self.inverse.solve(gradient.to(self.layer.dtype), damping)
         return self.layer.split(step.to(gradient.dtype))
+
+    def damped(self, damping: float) -> Tensor:
+        """Eigenvalues of F + lambda in the basis of :meth:`turned`, after the first refresh."""
+        assert not isinstance(self.inverse, Cholesky)
+        return self.inverse.damped(damping)
+
+    def turned(self, inner: Tensor, *, squared: bool = False) -> dict[str, Tensor]:
+        """Coefficients in the eigenbasis as parameters; variances with ``squared``."""
+        assert not isinstance(self.inverse, Cholesky)
+        return self.layer.split(self.inverse.turned(inner, squared=squared))
 
     def extremes(self) -> Tensor | None:
         """Smallest and largest eigenvalue of A (x) G (2,); None without eigenvalues."""

@@ -6,7 +6,7 @@ import math
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 from torch import nn
@@ -14,6 +14,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from acktr.kfac.blocks.constant import KnownBlock, PlainBlock
 from acktr.kfac.blocks.diagonal import DiagonalBlock
+from acktr.kfac.blocks.entries import EntriesBlock
 from acktr.kfac.blocks.kronecker import KroneckerBlock
 from acktr.kfac.blocks.layouts import LayerFactors
 from acktr.kfac.blocks.linear import LinearLayout
@@ -54,7 +55,7 @@ _PASS = (
 """Methods that make up the forward pass of torch's layers."""
 
 
-StatBlock = KroneckerBlock | VectorBlock | TridiagonalBlock | DiagonalBlock
+StatBlock = KroneckerBlock | VectorBlock | TridiagonalBlock | DiagonalBlock | EntriesBlock
 """A block that learns its curvature from batches."""
 Block = StatBlock | KnownBlock | PlainBlock
 """A group of parameters with its own curvature."""
@@ -127,7 +128,9 @@ class Registry:
         self.module = module
         self.named = named
         self.known = known
-        self.config = config
+        # Factors that nothing looks at are kept small.
+        self.diagonal = config.structure == "diagonal"
+        self.config = replace(config, max_factor_size=1) if self.diagonal else config
         self.names = {id(parameter): name for name, parameter in named.items()}
         self.owners: dict[int, list[_Owner]] = {}
         for path, layer in module.named_modules():
@@ -156,7 +159,7 @@ class Registry:
             if layer is not None and self.config.structure == "tridiagonal":
                 chain.append(layer)
             elif layer is not None:
-                blocks.append(KroneckerBlock(layer, self.config))
+                blocks.append(self._layer_block(layer))
             if norm is not None:
                 blocks.append(norm)
             for taken in (layer, norm):
@@ -172,6 +175,10 @@ class Registry:
                 self.taken.update(vector.names)
         blocks.extend(KnownBlock(name, fisher) for name, fisher in self.known.items())
         return [*self._wanted(blocks), *self._rest()]
+
+    def _layer_block(self, layer: LayerFactors) -> KroneckerBlock | EntriesBlock:
+        kind = EntriesBlock if self.diagonal else KroneckerBlock
+        return kind(layer, self.config)
 
     def _wanted(self, blocks: Iterable[Block]) -> list[Block]:
         """The blocks of wanted parameters; ValueError for one that is half wanted."""
@@ -233,7 +240,7 @@ class Registry:
 
     def _cut(self, factors: LayerFactors) -> LayerFactors | None:
         """The factors, noted if some are diagonals for their size; None if they cannot be."""
-        if not factors.capped or self.wanted.isdisjoint(factors.names):
+        if not factors.capped or self.diagonal or self.wanted.isdisjoint(factors.names):
             return factors
         apart = "" if factors.cuttable else ", no block"
         name = factors.name or type(factors.module).__name__
@@ -287,7 +294,7 @@ class Registry:
                 layer = LayerFactors(name, module, weight, bias, self.config, layout=layout)
                 if self._cut(layer) is not None:
                     self.taken.update(layer.names)
-                    yield KroneckerBlock(layer, self.config)
+                    yield self._layer_block(layer)
         for key, parts in biases(module).items():
             bias = self._unshared(module, key)
             if bias is not None:

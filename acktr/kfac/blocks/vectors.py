@@ -270,9 +270,22 @@ class VectorBlock:
         if not self.history.ready:
             return dict(zip(self.names, mine, strict=True))
         flat = torch.cat([gradient.flatten() for gradient in mine])
-        step = self._solve(flat.to(self.dtype), damping).to(flat.dtype)
-        parts = zip(self.names, torch.split(step, self._sizes), self._shapes, strict=True)
+        return self._split(self._solve(flat.to(self.dtype), damping).to(flat.dtype))
+
+    def _split(self, flat: Tensor) -> dict[str, Tensor]:
+        parts = zip(self.names, torch.split(flat, self._sizes), self._shapes, strict=True)
         return {name: part.reshape(shape) for name, part, shape in parts}
+
+    def damped(self, damping: float) -> Tensor:
+        """Eigenvalues of F + lambda in the basis of :meth:`turned`, after the first refresh."""
+        return self.spectrum.values + damping
+
+    def turned(self, inner: Tensor, *, squared: bool = False) -> dict[str, Tensor]:
+        """Coefficients in the eigenbasis as parameters; variances with ``squared``."""
+        vectors = self.spectrum.vectors
+        if vectors is None:
+            return self._split(inner)
+        return self._split((vectors.square() if squared else vectors) @ inner)
 
     def _solve(self, flat: Tensor, damping: float) -> Tensor:
         values, vectors = self.spectrum

@@ -1,0 +1,97 @@
+"""The curvature of noisy K-FAC: two dampings, and batches that come in any number of parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from acktr.kfac.blocks.registry import Block
+from acktr.kfac.blocks.rules import Rules
+from acktr.kfac.blocks.skip import Skip
+from acktr.kfac.noisy.config import NoisyConfig
+from acktr.kfac.noisy.posterior import Posterior
+from acktr.kfac.noisy.prior import Prior
+from acktr.kfac.noisy.start import keep_scales, start
+from acktr.kfac.preconditioner import Preconditioner
+
+_STREAMS = (0x5EED0001, 0x5EED0002)
+"""What makes the seeds of the noise of training and of evaluations those of other numbers."""
+
+
+class NoisyCurvature(Preconditioner):
+    """Curvature whose damping is gamma_in + gamma_ex, with the posterior that belongs to gamma_in.
+
+    Args:
+        module: The network.
+        config: Settings.
+        data_size: N.
+        layers: How layers of one's own become rows, by their type.
+        skip: Layers without a block of their own.
+        seed: Seed of the generators of targets and of noise.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        config: NoisyConfig,
+        data_size: int,
+        layers: Rules | None,
+        skip: Skip,
+        seed: int,
+    ) -> None:
+        super().__init__(module, config.curvature(), layers=layers, skip=skip, seed=seed)
+        self._settings = config
+        prior = Prior(module, self.named, self.blocks, config)
+        weight = config.weight(0)
+        self.posterior = Posterior(module, self.named, prior, data_size, weight)
+        device = self.generator.device
+        self.noise, self.evaluation = (
+            torch.Generator(device).manual_seed(seed ^ stream) for stream in _STREAMS
+        )
+        if config.initial_curvature > 0:
+            for block in self.stats.values():
+                start(block, config.initial_curvature)
+            self.refresh()
+            keep_scales(self.stats.values())
+
+    def block_damping(self, block: Block, decay: Mapping[str, float] | None = None) -> float:
+        """gamma_in + gamma_ex, also of parameters without noise."""
+        return self._settings.external_damping + self.posterior.damping(block.name)
+
+    def fold(self) -> None:
+        """Take what was observed since the last call into the running averages, as one batch."""
+        self._estimator.fold(self.config.stat_decay)
+        self.region.drop()
+        self.batches += 1
+
+    def forget(self) -> None:
+        """Forget what was observed since the last :meth:`fold`."""
+        for average in (a for block in self.stats.values() for a in block.averages):
+            average.drop()
+        self.region.drop()
+
+    def standard_normal(self, generator: torch.Generator, like: Tensor) -> Tensor:
+        """Numbers of N(0, 1) like a tensor."""
+        return torch.randn(
+            like.shape, generator=generator, dtype=like.dtype, device=generator.device
+        )
+
+    # --- state ------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """As that of a curvature, with the generators of noise under the name of the posterior."""
+        kind = f"{self._settings.structure} with {self._settings.damping_form} damping"
+        generators = [self.noise.get_state(), self.evaluation.get_state()]
+        return {"noisy": {kind: generators}, **super().state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`; ValueError and no change if it does not fit."""
+        fitting = self.checked(state)
+        self.forget()
+        super().load_state_dict(fitting)
+        ((noise, evaluation),) = fitting["noisy"].values()
+        self.noise.set_state(noise.cpu())
+        self.evaluation.set_state(evaluation.cpu())

@@ -1,0 +1,383 @@
+"""Noisy K-FAC: a variational posterior of the weights by natural gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from acktr.kfac.blocks.rules import Rules
+from acktr.kfac.blocks.skip import Skip
+from acktr.kfac.checks import check_integer
+from acktr.kfac.guard import check_module
+from acktr.kfac.losses.base import OutputLoss
+from acktr.kfac.losses.sources import Source
+from acktr.kfac.named_optimizer import NamedOptimizer
+from acktr.kfac.noisy import predictive
+from acktr.kfac.noisy.config import NoisyConfig
+from acktr.kfac.noisy.curvature import NoisyCurvature
+from acktr.kfac.noisy.predictive import LogLikelihood
+from acktr.kfac.parameter_groups import group_state, make_groups
+from acktr.kfac.state import require_like
+from acktr.kfac.statistics.capture import Capture
+from acktr.kfac.trust import trust_scale
+
+Named = dict[str, Tensor]
+
+
+class NoisyKFAC(NamedOptimizer):
+    """Variational inference by natural gradients with Kronecker-factored curvature.
+
+    The posterior of the weights is q = N(mu, (lambda / N) (F + gamma_in I)^-1), gamma_in =
+    lambda / (N eta), with F the running Fisher of one loss term at weights drawn from q (Zhang,
+    Sun, Duvenaud & Grosse 2018; Bae, Zhang & Grosse 2018). The module holds mu; inside of
+    :meth:`sampled_params` it holds a sample. One update::
+
+        with optimizer.sampled_params(train=True) as captured:
+            output = model(inputs)
+            optimizer.observe(captured, output, loss)
+            loss(output, targets).backward()
+        optimizer.step()
+
+    Several such contexts before a step are several weight samples, or micro-batches, of it: their
+    gradients and statistics are averaged. Each begins with empty gradients. The step is
+
+        V = grad h(w) + gamma_in w,   m <- rho m + (1 - rho) V,
+        mu <- mu - lr (F + (gamma_in + gamma_ex) I)^-1 m / (1 - rho^t).
+
+    Args:
+        module: The network.
+        config: Settings.
+        data_size: N, the number of loss terms in the training set (not in a batch): what the mean
+            of the objective would be over if the batch were all data.
+        layers: How layers of one's own become rows, by their type.
+        skip: Layers without a block of their own, see :class:`acktr.kfac.Preconditioner`.
+        seed: Seed of the generators of noise and of targets.
+
+    Raises:
+        ValueError: A setting does not fit the module.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        config: NoisyConfig | None = None,
+        *,
+        data_size: int,
+        layers: Rules | None = None,
+        skip: Skip = (),
+        seed: int = 0,
+    ) -> None:
+        check_integer("data_size (the loss terms of the whole training set)", data_size, 1)
+        check_module(module)
+        self.module, self.data_size = module, data_size
+        self.config = config or NoisyConfig()
+        self.curvature = NoisyCurvature(module, self.config, data_size, layers, skip, seed)
+        self.posterior = self.curvature.posterior
+        settings, named = self.curvature.config, self.curvature.named
+        options = {"lr": settings.lr, "momentum": settings.momentum, "weight_decay": 0.0}
+        super().__init__(named, make_groups(named, settings, None), options)
+        self.blocks, self.close = self.curvature.blocks, self.curvature.close
+        self._sampled = set(self.posterior.prior.names)
+        self._capture: Capture | None = None
+        self._open = False
+        self._steps = 0
+        self._forget()
+
+    # --- samples ----------------------------------------------------------------------------------
+
+    @contextmanager
+    def sampled_params(
+        self, *, train: bool = False, generator: torch.Generator | None = None
+    ) -> Iterator[Capture | None]:
+        """Context in which the module holds a sample of the weights.
+
+        The mean is put back afterwards, bit for bit, also after an exception, which forgets the
+        contexts since the last step. Whatever is changed in the weights inside is lost.
+
+        Args:
+            train: Whether what happens inside is for the next step. Then it yields the record of
+                forward passes that :meth:`observe` takes, and backward() must be called inside.
+            generator: Source of the noise; by default an own one, of training or of evaluations.
+
+        Raises:
+            ValueError: It was opened inside of another one, or the module was changed.
+        """
+        self._check_closed("sampled_params()")
+        source = generator or (self.curvature.noise if train else self.curvature.evaluation)
+        with ExitStack() as stack:
+            if train:
+                self.zero_grad()
+                self._capture = stack.enter_context(self.curvature.capture())
+            noise = self._noise(source)
+            names, self._open = list(noise), True
+            parameters: list[Tensor] = [self._named[name] for name in names]
+            means = [parameter.detach().clone() for parameter in parameters]
+            try:
+                with torch.no_grad():
+                    for parameter, mean, drawn in zip(
+                        parameters, means, noise.values(), strict=True
+                    ):
+                        torch.add(mean, drawn, out=parameter)
+                yield self._capture
+            except BaseException:
+                self._forget()
+                raise
+            finally:
+                self._open, self._capture = False, None
+                with torch.no_grad():
+                    for parameter, mean in zip(parameters, means, strict=True):
+                        parameter.copy_(mean)
+        if train:
+            self._collect(noise)
+
+    def observe(
+        self,
+        captured: Capture | None,
+        output: Any,
+        loss: OutputLoss[Any],
+        *,
+        source: Source | None = None,
+        weights: Any = None,
+        target: Any = None,
+        present: Any = None,
+    ) -> None:
+        """Fold one batch into the curvature at the sampled weights.
+
+        Arguments and errors are those of :meth:`acktr.kfac.Preconditioner.observe`; the parts of a
+        batch are joined by :meth:`step`.
+
+        Raises:
+            ValueError: It is called outside of the context, or the loss is a sum over the batch.
+        """
+        self._check_record(captured)
+        assert captured is not None
+        if loss.reduction == "sum":
+            raise ValueError(
+                'NoisyKFAC needs a loss with reduction="mean": a sum has no Fisher of one term, and'
+                " the noise would be wrong by the size of the batch"
+            )
+        if self._steps == 0:
+            terms = loss.normalizer(output)
+            if terms is not None and terms > self.data_size:
+                raise ValueError(
+                    f"data_size={self.data_size} is less than the {terms:g} loss terms of this"
+                    " batch: it is the number of those in the whole training set"
+                )
+        self.curvature.observe(
+            captured,
+            output,
+            loss,
+            source=source,
+            weights=weights,
+            target=target,
+            present=present,
+            last=False,
+        )
+
+    def update_curvature(
+        self, captured: Capture | None, log_likelihood: Tensor, *, samples: int | None = None
+    ) -> None:
+        """As :meth:`observe`, for a loss of one's own: see :class:`acktr.kfac.Preconditioner`."""
+        self._check_record(captured)
+        assert captured is not None
+        self.curvature.update_curvature(captured, log_likelihood, samples=samples, last=False)
+
+    def _noise(self, generator: torch.Generator) -> Named:
+        with torch.no_grad():
+            return self.posterior.draw(partial(self.curvature.standard_normal, generator))
+
+    def _collect(self, noise: Named) -> None:
+        """Add the gradients and the noise of a context; ``grad`` is the mean over contexts."""
+        self._contexts += 1
+        for name, parameter in self._named.items():
+            if parameter.grad is not None:
+                former = self._gradients.get(name)
+                new = parameter.grad
+                self._gradients[name] = new if former is None else former + new
+        for name, drawn in noise.items():
+            before = self._drawn.get(name)
+            self._drawn[name] = drawn if before is None else before + drawn
+        if self._contexts > 1:
+            for name, total in self._gradients.items():
+                self._named[name].grad = total / self._contexts
+
+    def _forget(self) -> None:
+        """Begin a step anew."""
+        self._contexts = 0
+        self._gradients: Named = {}
+        self._drawn: Named = {}
+        self.curvature.forget()
+
+    def _check_closed(self, what: str) -> None:
+        if self._open:
+            raise ValueError(f"{what} inside of sampled_params(): leave that context first")
+
+    def _check_record(self, captured: Capture | None) -> None:
+        if self._capture is None or captured is not self._capture:
+            raise ValueError(
+                "the record is that of a context that is closed, or of none: observe() belongs"
+                " inside of `with optimizer.sampled_params(train=True) as captured`"
+            )
+
+    # --- step -------------------------------------------------------------------------------------
+
+    @property
+    def steps(self) -> int:
+        """Steps taken so far."""
+        return self._steps
+
+    @property
+    def kl_weight(self) -> float:
+        """The present weight lambda of the KL divergence."""
+        return self.posterior.weight
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """Move the mean, by the contexts since the last step.
+
+        Raises:
+            FactorError: A factor could not be decomposed ``max_failures`` times in a row.
+            ValueError: There was no context, or none with a backward pass.
+        """
+        if closure is not None:
+            raise ValueError("NoisyKFAC takes no closure: use sampled_params(train=True)")
+        self._check_closed("step()")
+        gradients = self.curvature.gradients()
+        if not self._contexts or not gradients:
+            raise ValueError(
+                "step() needs sampled_params(train=True) with a backward pass before it"
+            )
+        if any(self._each("weight_decay").values()):
+            raise ValueError("the weight decay of NoisyKFAC is its prior: set prior_variance")
+        if self.curvature.observing:
+            self.curvature.fold()
+        self.curvature.prepare()
+        self._move(gradients)
+        self._forget()
+        self._steps += 1
+        self.posterior.weight = self.config.weight(self._steps)
+
+    def _move(self, gradients: Named) -> None:
+        self._add_prior(gradients)
+        total = torch.stack([gradient.sum() for gradient in gradients.values()]).sum()
+        finite = torch.isfinite(total)
+        momenta = self._each("momentum")
+        for name, gradient in gradients.items():
+            momentum = momenta[name]
+            if momentum > 0:
+                average = self._momentum(name)
+                average.lerp_(gradient.where(finite, average), 1 - momentum)
+                gradients[name] = average / (1 - momentum ** (self._steps + 1))
+        steps = self.curvature.direction(gradients)
+        scale = finite.to(total.dtype)
+        if self.config.kl_clip is not None:
+            products = [(gradients[name] * step).sum() for name, step in steps.items()]
+            total = torch.stack(products).sum()
+            scale = scale * trust_scale(total, self.lr, self.config.kl_clip)
+        rates = self._each("lr")
+        for name, step in steps.items():
+            move = torch.where(scale == 0, 0.0, step * scale).to(step.dtype)
+            self._named[name].sub_(move, alpha=rates[name])
+        self.curvature.advance(total)
+
+    def _add_prior(self, gradients: Named) -> None:
+        """Add gamma_in w, at the mean over the contexts of the sampled weights w."""
+        for block in self.posterior.prior.sampled:
+            damping = self.posterior.damping(block.name)
+            for name in block.names:
+                if name in gradients:
+                    weight: Tensor = self._named[name]
+                    if name in self._drawn:
+                        weight = weight + self._drawn[name] / self._contexts
+                    gradients[name] = gradients[name].add(weight, alpha=damping)
+
+    # --- what the posterior knows -----------------------------------------------------------------
+
+    @torch.no_grad()
+    def draw(self, generator: torch.Generator | None = None) -> Named:
+        """One sample of the weights by name; those without noise are the module's."""
+        self._check_closed("draw()")
+        noise = self._noise(generator or self.curvature.evaluation)
+        named = self.module.named_parameters()
+        return {n: p + noise[n] if n in noise else p.detach() for n, p in named}
+
+    def sample(self, count: int = 1, generator: torch.Generator | None = None) -> Named:
+        """Samples of the weights by name (count, ...), as functional_call and vmap take them."""
+        return predictive.samples(self, count, generator)
+
+    def predict(
+        self, inputs: Any, samples: int = 10, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Outputs (samples, N, ...) of the module, each sample of the weights for all inputs.
+
+        The module is not touched, and runs in the mode in which it is: eval() comes first where it
+        has dropout or batch normalisation. Probabilities are to be averaged, not logits.
+
+        Args:
+            inputs: Its input, or a tuple of positional ones.
+            samples: Number of weight samples.
+            generator: Source of the noise; by default an own one that training does not use.
+        """
+        return predictive.predict(self, inputs, samples, generator)
+
+    def elbo(
+        self,
+        inputs: Any,
+        targets: Any,
+        log_likelihood: LogLikelihood,
+        *,
+        samples: int = 10,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Estimate of E_q log p(data | w) - KL(q || prior), in nats, whatever lambda is.
+
+        Args:
+            inputs: All training data, or a random part of them.
+            targets: Their targets.
+            log_likelihood: log p of every loss term for an output and targets, constants included.
+            samples: Number of weight samples.
+            generator: Source of the noise.
+        """
+        return predictive.elbo(self, inputs, targets, log_likelihood, samples, generator)
+
+    def posterior_std(self) -> Named:
+        """Standard deviation of every weight with noise, by name."""
+        with torch.no_grad():
+            return self.posterior.deviations()
+
+    def kl(self) -> Tensor:
+        """KL(q || prior) in nats."""
+        self._check_closed("kl()")
+        with torch.no_grad():
+            return self.posterior.kl()
+
+    # --- state ------------------------------------------------------------------------------------
+
+    def state_by_name(self) -> dict[str, Any]:
+        """What :meth:`state_dict` holds by the names of parameters, for files with text keys."""
+        return {
+            "groups": group_state(self.param_groups),
+            "steps": self._steps,
+            "momentum": self._moving(),
+            "curvature": self.curvature.state_dict(),
+        }
+
+    def load_by_name(self, state: Any) -> None:
+        """Restore :meth:`state_by_name`; ValueError and no change if it does not fit."""
+        self._check_closed("load_state_dict()")
+        own = self.state_by_name()
+        if not isinstance(state, dict) or set(state) != set(own):
+            raise ValueError(f"NoisyKFAC state must have the entries {', '.join(own)}")
+        curvature = self.curvature.checked(state["curvature"])
+        require_like(state["steps"], self._steps, "NoisyKFAC steps")
+        self._check_own(state)
+        self.curvature.load_state_dict(curvature)
+        self._load_own(state)
+        self._steps = state["steps"]
+        self._forget()
+        self.posterior.weight = self.config.weight(self._steps)

@@ -1,0 +1,168 @@
+"""The Gaussian q = N(mu, Sigma) of the weights that a curvature stands for, with its noise.
+
+With N loss terms in the training set, the weight lambda of the KL divergence and the prior
+N(0, eta I), the natural gradient of the variational objective
+
+    E_q sum_n log p(y_n | x_n, w) - lambda KL(q || prior)
+
+has the fixed point Sigma = (lambda / N) (F + gamma I)^-1, gamma = lambda / (N eta), where F is the
+Fisher matrix of one term at w ~ q (Zhang et al. 2018). In the eigenbasis Q of a block with the
+eigenvalues s, noise is Q (sqrt(v) * eps) with v = (lambda / N) / (s + gamma).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from acktr.kfac.blocks.diagonal import DiagonalBlock
+from acktr.kfac.blocks.registry import StatBlock
+from acktr.kfac.blocks.tridiagonal import TridiagonalBlock
+from acktr.kfac.noisy.chain import chain_noise, chain_spread
+from acktr.kfac.noisy.prior import Prior
+
+Normal = Callable[[Tensor], Tensor]
+"""Draws standard normal numbers like a tensor."""
+
+
+class Turned(Protocol):
+    """A block with an eigenbasis."""
+
+    def damped(self, damping: float) -> Tensor:
+        """Eigenvalues of F + damping."""
+
+    def turned(self, inner: Tensor, *, squared: bool = False) -> dict[str, Tensor]:
+        """Coefficients in the basis as parameters; variances with ``squared``."""
+
+
+class Spread(NamedTuple):
+    """What is known of a block's covariance."""
+
+    variances: dict[str, Tensor]
+    """The diagonal of Sigma, by parameter name."""
+    log_det: Tensor
+    """log det Sigma."""
+
+
+def noise(block: StatBlock, damping: float, scale: float, normal: Normal) -> dict[str, Tensor]:
+    """Noise of a block's parameters with the covariance ``scale`` (F + damping)^-1."""
+    if isinstance(block, TridiagonalBlock):
+        matrices = chain_noise(block.inverse, normal)
+        pairs = zip(block.layers, matrices, strict=True)
+        return {n: e for layer, m in pairs for n, e in layer.split(m * scale**0.5).items()}
+    found = cast(Turned, block)
+    damped = found.damped(damping)
+    return found.turned(normal(damped) * (scale / damped).sqrt())
+
+
+def spread(block: StatBlock, damping: float, scale: float) -> Spread:
+    """Variances and determinant of the covariance ``scale`` (F + damping)^-1."""
+    if isinstance(block, TridiagonalBlock):
+        matrices, log_det = chain_spread(block.inverse)
+        pairs = zip(block.layers, matrices, strict=True)
+        variances = {n: v for layer, m in pairs for n, v in layer.split(m * scale).items()}
+        size = sum(matrix.numel() for matrix in matrices)
+        return Spread(variances, log_det + size * math.log(scale))
+    found = cast(Turned, block)
+    inner = scale / found.damped(damping)
+    return Spread(found.turned(inner, squared=True), inner.log().sum())
+
+
+def is_known(block: StatBlock) -> bool:
+    """Whether a block has a curvature already."""
+    history = block.history
+    return history.started if isinstance(block, DiagonalBlock) else history.ready
+
+
+class Posterior:
+    """q over the parameters of a module, around what the module holds.
+
+    Args:
+        module: The network.
+        named: Its parameters by name.
+        prior: Which of them have noise, and their prior.
+        data_size: N.
+        weight: lambda.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        named: Mapping[str, nn.Parameter],
+        prior: Prior,
+        data_size: int,
+        weight: float,
+    ) -> None:
+        self.named, self.prior, self.data_size = named, prior, data_size
+        self.weight = weight
+        """The present lambda."""
+        embeddings = [(p, m) for p, m in module.named_modules() if isinstance(m, nn.Embedding)]
+        self._padding = {
+            f"{path}.weight" if path else "weight": layer.padding_idx
+            for path, layer in embeddings
+            if layer.padding_idx is not None
+        }
+        """Rows of tables that stand for no token, which have no noise."""
+
+    @property
+    def scale(self) -> float:
+        """The factor lambda / N of the covariance."""
+        return self.weight / self.data_size
+
+    def damping(self, name: str) -> float:
+        """gamma_in = lambda / (N eta) of a block by its name."""
+        return self.scale / self.prior.variance[name]
+
+    def draw(self, normal: Normal) -> dict[str, Tensor]:
+        """Noise w - mu by name, of the parameters whose curvature is known; nothing is waited for.
+
+        Args:
+            normal: Draws standard normal numbers like a tensor.
+        """
+        drawn: dict[str, Tensor] = {}
+        if self.weight == 0:
+            return drawn
+        for block in self.prior.sampled:
+            if is_known(block):
+                drawn.update(noise(block, self.damping(block.name), self.scale, normal))
+        for name, row in self._padding.items():
+            if name in drawn:
+                drawn[name][row] = 0
+        return {name: e.to(self.named[name].dtype) for name, e in drawn.items()}
+
+    def deviations(self) -> dict[str, Tensor]:
+        """Standard deviations by name; those of the prior where no curvature is known yet."""
+        found: dict[str, Tensor] = {}
+        for block in self.prior.sampled:
+            variance = self.prior.variance[block.name]
+            unknown = {n: torch.full_like(self.named[n], variance) for n in block.names}
+            if self.weight == 0:
+                unknown = {n: torch.zeros_like(self.named[n]) for n in block.names}
+            elif is_known(block):
+                unknown = spread(block, self.damping(block.name), self.scale).variances
+            found.update({n: v.sqrt().to(self.named[n].dtype) for n, v in unknown.items()})
+        return found
+
+    def kl(self) -> Tensor:
+        """KL(q || prior) in nats; infinite without noise, and with the prior's covariance at first.
+
+        1/2 [tr Sigma / eta + ||mu||^2 / eta - P + P log eta - log det Sigma]
+        """
+        parts = []
+        for block in self.prior.sampled:
+            variance = self.prior.variance[block.name]
+            means = [self.named[name].detach().double() for name in block.names]
+            parts.append(torch.stack([mean.square().sum() for mean in means]).sum() / variance)
+            if self.weight == 0:
+                parts.append(torch.full_like(parts[-1], math.inf))
+            elif is_known(block):
+                found = spread(block, self.damping(block.name), self.scale)
+                size = sum(mean.numel() for mean in means)
+                trace = torch.stack([v.double().sum() for v in found.variances.values()]).sum()
+                constant = size * (math.log(variance) - 1)
+                parts.append(trace / variance + constant - found.log_det.double())
+        return 0.5 * torch.stack(parts).sum() if parts else torch.zeros(())
