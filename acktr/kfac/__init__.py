@@ -38,9 +38,9 @@ from acktr.kfac.losses.likelihoods import (
     GaussianLoss,
     LearntGaussianLoss,
     OutputLoss,
-    SumLoss,
 )
 from acktr.kfac.losses.sources import Empirical, Exact, Sampled
+from acktr.kfac.losses.sums import SumLoss
 from acktr.kfac.noisy import NoisyConfig, NoisyKFAC
 from acktr.kfac.optimizer import KFAC
 from acktr.kfac.preconditioner import Preconditioner

@@ -18,8 +18,8 @@ from acktr.kfac.blocks.linear import LinearLayout
 from acktr.kfac.blocks.registry import ROOT, Block, StatBlock
 from acktr.kfac.guard import Guard
 from acktr.kfac.losses.base import OutputLoss
-from acktr.kfac.losses.likelihoods import SumLoss
 from acktr.kfac.losses.sources import Empirical, Exact, Source
+from acktr.kfac.losses.sums import SumLoss
 from acktr.kfac.statistics.capture import (
     Capture,
     Divisor,

@@ -14,8 +14,8 @@ from acktr.kfac.losses.likelihoods import (
     CategoricalLoss,
     GaussianLoss,
     LearntGaussianLoss,
-    SumLoss,
 )
+from acktr.kfac.losses.sums import SumLoss
 from tests.tools.kfac import seeded
 
 Z = torch.zeros(3, 2)

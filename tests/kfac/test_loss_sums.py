@@ -8,12 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from acktr.kfac.losses.likelihoods import (
-    CategoricalLoss,
-    GaussianLoss,
-    Reduction,
-    SumLoss,
-)
+from acktr.kfac.losses.likelihoods import CategoricalLoss, GaussianLoss, Reduction
+from acktr.kfac.losses.sums import SumLoss
 from tests.tools.kfac import randn, seeded
 from tests.tools.losses import (
     MAKERS,

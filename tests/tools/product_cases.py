@@ -18,8 +18,8 @@ from acktr.kfac.losses.likelihoods import (
     LearntGaussianLoss,
     OutputLoss,
     Reduction,
-    SumLoss,
 )
+from acktr.kfac.losses.sums import SumLoss
 from tests.tools.kfac import build, mlp, randn, seeded
 
 

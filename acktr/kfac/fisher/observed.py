@@ -22,7 +22,10 @@ from acktr.kfac.fisher.products import (
     repeatable,
 )
 from acktr.kfac.losses.base import with_weights
-from acktr.kfac.losses.likelihoods import OutputLoss, SumLoss
+from acktr.kfac.losses.likelihoods import (
+    OutputLoss,
+)
+from acktr.kfac.losses.sums import SumLoss
 from acktr.kfac.statistics.capture import Capture, RandomState, sample_rows
 from acktr.kfac.statistics.inputs import Autocast, Inputs, detached
 from acktr.kfac.statistics.outputs import Selection, parts_of, selection
