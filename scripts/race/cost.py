@@ -25,6 +25,7 @@ from torch.nn import functional
 from acktr.kfac import KFAC, BernoulliLoss, CategoricalLoss, KFACConfig
 from acktr.report.tables import markdown as table
 from scripts.common import check_folder, command_line, complain, integer, machine, parsed, run, save
+from scripts.race.peers import heavyball, muon
 
 _SYMBOLS, _LENGTH, _WIDTH, _LAYERS, _HEADS = 256, 64, 128, 4, 4
 _CYCLE = 20
@@ -152,21 +153,8 @@ def _plain(make: Callable[[nn.Module], list[torch.optim.Optimizer]]) -> Callable
     return made
 
 
-def _muon(network: nn.Module) -> list[torch.optim.Optimizer]:
-    matrices = [p for p in network.parameters() if p.dim() == 2]
-    rest = [p for p in network.parameters() if p.dim() != 2]
-    return [torch.optim.Muon(matrices, lr=1e-4), torch.optim.Adam(rest, lr=1e-4)]
-
-
-def _heavyball(name: str) -> Callable[[nn.Module], list[torch.optim.Optimizer]]:
-    def make(network: nn.Module) -> list[torch.optim.Optimizer]:
-        import heavyball
-        from heavyball import utils
-
-        utils.compile_mode = None
-        return [getattr(heavyball, name)(network.parameters(), lr=1e-4, precondition_frequency=10)]
-
-    return make
+def _heavyball(name: str) -> Callable[[Net], Step]:
+    return _plain(lambda network: heavyball(name, network, 1e-4))
 
 
 def _singd(net: Net) -> Step:
@@ -189,9 +177,9 @@ OPTIMIZERS: dict[str, tuple[str | None, Callable[[Net], Step]]] = {
     "K-FAC, eigenvectors, every batch, period 10": (None, _kfac(_EIGEN)),
     "EKFAC, every batch, period 10": (None, _kfac(replace(_EIGEN, structure="ekfac"))),
     "Adam": (None, _plain(lambda network: [torch.optim.Adam(network.parameters(), lr=1e-4)])),
-    "Muon (torch) and Adam": (None, _plain(_muon)),
-    "SOAP (heavyball), period 10": ("heavyball", _plain(_heavyball("SOAP"))),
-    "KL-Shampoo (heavyball), period 10": ("heavyball", _plain(_heavyball("KLShampoo"))),
+    "Muon (torch) and Adam": (None, _plain(lambda network: muon(network, 1e-4))),
+    "SOAP (heavyball), period 10": ("heavyball", _heavyball("SOAP")),
+    "KL-Shampoo (heavyball), period 10": ("heavyball", _heavyball("KLShampoo")),
     "SINGD (singd), dense, period 10": ("singd", _singd),
 }
 """The package that an optimizer needs, and how its update is made."""

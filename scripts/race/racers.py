@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from acktr.kfac import KFAC, KFACConfig, LMConfig
 from scripts.contest import Setting, grid
+from scripts.race.peers import heavyball, muon
 from scripts.race.problems import Problem, objective
 
 Step = Callable[[Tensor, Tensor], Tensor]
@@ -135,41 +136,9 @@ def _plain(
     return step
 
 
-def _muon(network: nn.Module, setting: Setting) -> list[torch.optim.Optimizer]:
-    """Muon for matrices, Adam for embeddings, the head behind them, convolutions and vectors."""
-    tables = [m for m in network.modules() if isinstance(m, nn.Embedding)]
-    apart = {id(m.weight) for m in tables}
-    if tables:
-        apart |= {id(p) for p in list(network.children())[-1].parameters()}
-    matrices = [p for p in network.parameters() if p.dim() == 2 and id(p) not in apart]
-    taken = {id(p) for p in matrices}
-    rest = [p for p in network.parameters() if id(p) not in taken]
-    return [
-        torch.optim.Muon(matrices, lr=setting["lr"], weight_decay=0.0),
-        torch.optim.Adam(rest, lr=1e-3),
-    ]
-
-
-def _soap(network: nn.Module, setting: Setting) -> list[torch.optim.Optimizer]:
-    """Heavyball's SOAP, its bases renewed every ten updates, without a compiler."""
-    import heavyball
-    from heavyball import utils
-
-    utils.compile_mode = None
-    return [
-        heavyball.SOAP(
-            network.parameters(),
-            lr=setting["lr"],
-            precondition_frequency=10,
-            betas=(0.9, 0.95),
-            weight_decay=0.0,
-        )
-    ]
-
-
 _OTHERS: dict[str, Callable[[nn.Module, Setting], list[torch.optim.Optimizer]]] = {
-    "muon": _muon,
-    "soap": _soap,
+    "muon": lambda net, setting: muon(net, setting["lr"]),
+    "soap": lambda net, setting: heavyball("SOAP", net, setting["lr"]),
     "adam": lambda net, setting: [torch.optim.Adam(net.parameters(), lr=setting["lr"])],
     "adam-default": lambda net, _: [torch.optim.Adam(net.parameters())],
     "sgd": lambda net, setting: [torch.optim.SGD(net.parameters(), lr=setting["lr"], momentum=0.9)],
