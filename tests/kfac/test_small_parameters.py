@@ -21,7 +21,7 @@ from acktr.kfac import (
 )
 from acktr.kfac.blocks.vectors import VectorBlock
 from tests.tools.exact import close
-from tests.tools.kfac import plain_config, randn, seeded
+from tests.tools.kfac import build, plain_config, randn, seeded
 from tests.tools.product_cases import filled
 
 
@@ -209,3 +209,30 @@ def test_parameters_of_several_types_keep_them(rule: Any, setting: Any) -> None:
     for name, parameter in model.named_parameters():
         assert optimizer.state[parameter]["momentum"].dtype == parameter.dtype, name
     optimizer.load_state_dict(optimizer.state_dict())
+
+
+class Fixed(nn.Module):
+    """Takes batches of one size alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(randn(4, 3, seed=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(6, 2, 2).flatten(1) @ self.matrix
+
+
+def exported() -> nn.Module:
+    """A module of torch.export, which checks the shape that it was made for."""
+    return torch.export.export(build(nn.Linear(4, 3), nn.Tanh()), (randn(6, 4),)).module()
+
+
+@pytest.mark.parametrize("make", [Fixed, exported])
+def test_modules_that_take_no_single_sample_are_refused_in_one_line(make: Any) -> None:
+    model = make()
+    curvature = dense(model)
+    with curvature.capture() as captured:
+        output = model(randn(6, 4))
+    with pytest.raises(ValueError, match="called for one sample alone it raises") as found:
+        curvature.observe(captured, output, GaussianLoss())
+    assert "\n" not in str(found.value) and 'small_parameters="diagonal"' in str(found.value)

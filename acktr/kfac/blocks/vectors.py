@@ -159,18 +159,30 @@ class ExampleRows:
         with elementary_operations():
             try:
                 return vmap(one)(*rows)
-            except RuntimeError as error:
+            except (_ApartError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:
                 if "randomness" in str(error):
                     raise _apart("dropout must be in eval mode") from error
-            return torch.stack([one(*row) for row in zip(*rows, strict=True)])  # as nn.LSTM needs
+            try:  # as nn.LSTM needs
+                return torch.stack([one(*row) for row in zip(*rows, strict=True)])
+            except (_ApartError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                raise _apart(f"called for one sample alone it raises {reason:.200}") from error
+
+
+class _ApartError(ValueError):
+    """A module does not take every sample by itself."""
 
 
 def _of_batch(module: _BatchNorm) -> bool:
     return module.training or module.running_mean is None
 
 
-def _apart(what: str) -> ValueError:
-    return ValueError(
+def _apart(what: str) -> _ApartError:
+    return _ApartError(
         f"small_parameters needs a module that takes every sample by itself: {what}"
         ' (or small_parameters="diagonal")'
     )
