@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,6 +39,36 @@ Named = Mapping[str, Tensor]
 Measure = Callable[[Sequence[Named]], Tensor | None]
 """Exact forms (parts, m, m) of m vectors, those of a part without its weight where it has a radius
 of its own; None where a part of the samples does not do."""
+
+
+class Proposal(NamedTuple):
+    """A step d = -lr (1 - mu) (mu v + nu U) that is to be fitted into the region."""
+
+    gradients: Named
+    """g by name."""
+    step: Named
+    """U by name."""
+    velocities: Named
+    """v by name; one that is missing is zero."""
+    momenta: Mapping[str, float]
+    """mu by name."""
+    lr: float
+    """Step size."""
+    full: float
+    """The step size of a step of the whole radius, at least lr: a schedule takes a part of it."""
+
+
+class _Forms(NamedTuple):
+    """What is known of a step without a measurement, by parameter (P,)."""
+
+    quadratic: Tensor
+    """g . U."""
+    slope: Tensor
+    """g . v."""
+    momentum: Tensor
+    """mu."""
+    length: Tensor
+    """full (1 - mu)."""
 
 
 class CorrectedRegion:
@@ -98,29 +128,22 @@ class CorrectedRegion:
 
     def fit(
         self,
-        gradients: Named,
-        step: Named,
-        velocities: Named,
-        momenta: Mapping[str, float],
-        lr: float,
+        proposal: Proposal,
         measure: Measure,
         spend: Callable[[Named], Tensor | None],
         turn: int,
         renewed: Callable[[int], bool],
     ) -> Fit:
-        """Fit the step d = -lr (1 - mu) (mu v + nu U) into the region.
+        """Fit a step into the region.
 
-        nu alone keeps lr nu U inside, as without momentum (Wu et al. 2017, section 3.2); what is
+        nu alone keeps full nu U inside, as without momentum (Wu et al. 2017, section 3.2); what is
         left of former steps may then still take the sum out of it, and both are shortened. Before
         that v is shortened where the step would ascend, g . d > 0: a velocity that is a whole
-        radius at every step turns too slowly otherwise, and momentum of 0.9 diverges.
+        radius at every step turns too slowly otherwise, and momentum of 0.9 diverges. All that is
+        of a step with the full step size; the one taken is lr / full times as long.
 
         Args:
-            gradients: g by name.
-            step: U by name.
-            velocities: v by name; one that is missing is zero.
-            momenta: mu by name.
-            lr: Step size.
+            proposal: The step.
             measure: Gives exact forms; it is not called before the next measurement is due.
             spend: Gives the KL of each part that a change really costs, None where that is not
                 known; called when a measurement was made.
@@ -130,40 +153,52 @@ class CorrectedRegion:
         Raises:
             ValueError: There is a radius for each part, and nothing to measure them with.
         """
-        quadratic, slope = self._dots(gradients, step), self._dots(gradients, velocities)
-        lengths = {name: lr * (1 - momenta[name]) for name in step}
-        momentum, length = self._spread(momenta), self._spread(lengths)
-        finite = torch.isfinite(quadratic).all()
-        quadratic = torch.where(finite, quadratic, torch.zeros_like(quadratic))
-        slope = torch.where(finite, slope, torch.zeros_like(slope))
-
-        nu = self._scales(lr * lr * quadratic)
-        kept = momentum * _descending(length * momentum * slope, length * nu * quadratic)
+        step, velocities, full = proposal.step, proposal.velocities, proposal.full
+        finite, known = self._known(proposal)
+        nu, kept = self._lengths(known, full)
         measured = False
         if self.due(turn):
             change = self._sum(self._scaled(step, torch.where(finite, nu, 0.0)), velocities, kept)
+            lengths = {name: full * (1 - proposal.momenta[name]) for name in step}
             exact = self._measured({n: d * lengths[n] for n, d in change.items()}, measure)
             if exact is not None:
-                forms = self._velocity_forms(kept, slope, quadratic, nu)
-                self._learn(exact, length.square() * forms, turn, renewed)
-                nu = self._scales(lr * lr * quadratic)
-                kept = momentum * _descending(length * momentum * slope, length * nu * quadratic)
+                forms = self._velocity_forms(known, nu, kept)
+                self._learn(exact, known.length.square() * forms, turn, renewed)
+                nu, kept = self._lengths(known, full)
                 measured = True
         nu = torch.where(finite, nu, 0.0)
-        forms = self._velocity_forms(kept, slope, quadratic, nu)
-        keep = self._scales(length.square() * forms)
+        forms = self._velocity_forms(known, nu, kept)
+        keep = self._scales(known.length.square() * forms)
+        part = proposal.lr / full if full > 0 else 1.0
         if measured:
             change = self._sum(self._scaled(step, nu * keep), velocities, keep * kept)
-            promised = 0.5 * self._wholes(length.square() * keep.square() * forms)
             keep = keep * self._tried(
-                {n: d * -lengths[n] for n, d in change.items()}, promised, spend
+                {n: d * (-lengths[n] * part) for n, d in change.items()},
+                0.5 * part**2 * self._wholes(known.length.square() * keep.square() * forms),
+                spend,
             )
         forms = keep.square() * forms
-        kl = 0.5 * self._wholes(length.square() * forms)
-        self.forms = torch.where(length > 0, forms, self.forms)
-        whole = torch.where(finite, self._wholes(quadratic).sum(), torch.nan)
+        kl = 0.5 * part**2 * self._wholes(known.length.square() * forms)
+        self.forms = torch.where(known.length > 0, forms, self.forms)
+        whole = torch.where(finite, self._wholes(known.quadratic).sum(), torch.nan)
         info = StepInfo(whole, (nu * keep).min(), kl.sum(), part_kl=kl if self.separate else None)
         return Fit(dict(step), self._by_name(nu * keep), self._by_name(keep * kept), info)
+
+    def _known(self, proposal: Proposal) -> tuple[Tensor, _Forms]:
+        """Whether the update is finite, and the forms of the step, 0 where it is not."""
+        gradients, step, momenta = proposal.gradients, proposal.step, proposal.momenta
+        quadratic = self._dots(gradients, step)
+        slope = self._dots(gradients, proposal.velocities)
+        finite = torch.isfinite(quadratic).all()
+        quadratic, slope = (torch.where(finite, x, torch.zeros_like(x)) for x in (quadratic, slope))
+        lengths = {name: proposal.full * (1 - momenta[name]) for name in step}
+        return finite, _Forms(quadratic, slope, self._spread(momenta), self._spread(lengths))
+
+    def _lengths(self, known: _Forms, full: float) -> tuple[Tensor, Tensor]:
+        """The scale nu of the update alone, and the factor of the velocity."""
+        nu, length = self._scales(full * full * known.quadratic), known.length
+        old = length * known.momentum * known.slope
+        return nu, known.momentum * _descending(old, length * nu * known.quadratic)
 
     def _sum(self, updates: Named, velocities: Named, factors: Tensor) -> dict[str, Tensor]:
         """The updates plus factors of the velocities."""
@@ -173,12 +208,10 @@ class CorrectedRegion:
             for name, update in updates.items()
         }
 
-    def _velocity_forms(
-        self, momentum: Tensor, slope: Tensor, quadratic: Tensor, nu: Tensor
-    ) -> Tensor:
-        """Kronecker forms of mu v + nu U by parameter."""
-        old, new = momentum.square() * self.forms, nu.square() * quadratic
-        cross = 2 * momentum * nu * slope
+    def _velocity_forms(self, known: _Forms, nu: Tensor, kept: Tensor) -> Tensor:
+        """Kronecker forms of the velocity times its factor, plus nu U, by parameter."""
+        old, new = kept.square() * self.forms, nu.square() * known.quadratic
+        cross = 2 * kept * nu * known.slope
         limit = 2 * (old.sum() * new.sum()).clamp(min=0.0).sqrt()
         share = (limit / cross.sum().abs()).clamp(max=1.0)  # by Cauchy-Schwarz, unless w is old
         return old + cross * share.nan_to_num(nan=1.0) + new

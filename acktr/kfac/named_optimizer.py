@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac.parameter_groups import check_groups
+from acktr.kfac.blocks.registry import caller_level
+from acktr.kfac.parameter_groups import FULL, INITIAL, check_groups
 from acktr.kfac.state import packed, plain_name, require_like, unpacked
 
 
@@ -29,6 +31,9 @@ class NamedOptimizer(torch.optim.Optimizer):
     ) -> None:
         self._named = named
         super().__init__(groups, defaults)
+        self._built = [float(group["lr"]) for group in self.param_groups]
+        """Step sizes of the groups as they were given."""
+        self._warned = False
         self._grouped = {
             name: index
             for index, group in enumerate(self.param_groups)
@@ -54,12 +59,30 @@ class NamedOptimizer(torch.optim.Optimizer):
 
     @property
     def lr(self) -> float:
-        """Step size of the next step, of the first group (a scheduler may change it there)."""
+        """Step size of the next step, of the first group (a scheduler may change it there).
+
+        To set it here sets the full one, of a step of the whole radius; a scheduler, and
+        ``param_groups[0]["lr"]``, takes a part of that.
+        """
         return float(self.param_groups[0]["lr"])
 
     @lr.setter
     def lr(self, value: float) -> None:
-        self.param_groups[0]["lr"] = value
+        self.param_groups[0].update({"lr": value, FULL: value})
+
+    def _full_lr(self) -> float:
+        """The largest full step size of the groups: those of the construction, or set since."""
+        groups = zip(self.param_groups, self._built, strict=True)
+        return max(float(group.get(FULL, built)) for group, built in groups)
+
+    def _warn_schedule(self, why: str, scale: Tensor | None = None) -> None:
+        """Say once that a scheduler's lr has no effect, unless nu = 1 shows that it has one."""
+        scheduled = any(INITIAL in group for group in self.param_groups)
+        if self._warned or not scheduled or self.lr == self._full_lr():
+            return
+        if scale is None or float(scale) < 1:
+            self._warned = True
+            warnings.warn(f"the schedule of lr has no effect: {why}", stacklevel=caller_level())
 
     def _each(self, option: str) -> dict[str, float]:
         """An option of the groups, by parameter name."""
@@ -147,6 +170,7 @@ class NamedOptimizer(torch.optim.Optimizer):
             if value is not None:
                 self.state[p]["momentum"] = value.to(p, copy=True)
         for group, stored in zip(self.param_groups, state["groups"], strict=True):
+            group.pop(FULL, None)
             group.update(stored)
 
 

@@ -13,6 +13,7 @@ from acktr.kfac.blocks.rules import Rules
 from acktr.kfac.blocks.skip import Skip
 from acktr.kfac.checks import check_choice
 from acktr.kfac.config import KFACConfig
+from acktr.kfac.corrected import Proposal
 from acktr.kfac.guard import check_module
 from acktr.kfac.named_optimizer import NamedOptimizer
 from acktr.kfac.parameter_groups import check_whole, group_state, listed, make_groups
@@ -31,6 +32,10 @@ StepRule = Literal["trust_region", "quadratic_model"]
 Named = dict[str, Tensor]
 Moves = dict[str, tuple[Tensor, float]]
 """Changes of the parameters by name: a tensor, and its factor."""
+_BOUND = (
+    'kl_clip binds and alone sets the length of a step (with quadratic="corrected" a schedule'
+    " takes a part of that length)"
+)
 
 
 class KFAC(NamedOptimizer):
@@ -277,9 +282,12 @@ class KFAC(NamedOptimizer):
             step = {name: update * (rates[name] / lr) for name, update in step.items()}
             gradients = {name: gradients[name] * (rates[name] / lr) for name in step}
         velocities = self._velocities(step)
-        fit = self.curvature.region.fit(
-            gradients, step, lr, velocities, momenta, self.curvature.turn, fisher_quadratic
-        )
+        full = max(lr, self._full_lr())
+        proposal = Proposal(gradients, step, velocities, momenta, lr, full)
+        region = self.curvature.region
+        fit = region.fit(proposal, self.curvature.turn, fisher_quadratic)
+        if region.corrected is None and self.config.kl_clip is not None:
+            self._warn_schedule(_BOUND, fit.info.scale)
         moving = {n: velocities[n] if n in velocities else self._momentum(n) for n in step}
         fit.accelerate(moving, momenta)
         return {name: (v, -lr * (1 - momenta[name])) for name, v in moving.items()}, fit.info
@@ -291,6 +299,7 @@ class KFAC(NamedOptimizer):
         ahead = {name: -update for name, update in step.items()}
         last = self._velocities(step)
         vectors = [ahead, last] if last else [ahead]
+        self._warn_schedule('step_rule="quadratic_model" finds the length of a step itself')
         model = QuadraticModel.of(self.curvature, gradients, vectors, self._decay(), inputs)
         assert not isinstance(self.config.kl_clip, tuple)
         change, info, predicted = model_step(model, vectors, self.config.kl_clip)

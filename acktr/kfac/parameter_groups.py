@@ -14,7 +14,10 @@ from acktr.kfac.config import KFACConfig
 
 _OPTIONS = ("lr", "momentum", "weight_decay")
 """Settings of a group."""
-_INITIAL = "initial_lr"
+INITIAL = "initial_lr"
+"""What torch's schedulers leave in a group."""
+FULL = "full_lr"
+"""The full step size of a group, where it is not that of the construction."""
 
 
 def _check(value: object, name: str, where: str) -> None:
@@ -99,8 +102,8 @@ def _parameters(given: dict[str, Any], index: int) -> list[Any]:
 
 
 def group_state(groups: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
-    """The settings of each group, and the initial lr where a scheduler has left one."""
-    names = (*_OPTIONS, _INITIAL)
+    """The settings of each group, and the initial and the full lr where it has them."""
+    names = (*_OPTIONS, INITIAL, FULL)
     return [{name: float(group[name]) for name in names if name in group} for group in groups]
 
 
@@ -109,7 +112,7 @@ def check_groups(state: object, groups: Sequence[dict[str, Any]]) -> None:
     if not isinstance(state, list) or len(state) != len(groups):
         raise ValueError(f"K-FAC state must have the settings of {len(groups)} parameter groups")
     for index, stored in enumerate(state):
-        if not isinstance(stored, dict) or set(stored) - {_INITIAL} != set(_OPTIONS):
+        if not isinstance(stored, dict) or set(stored) - {INITIAL, FULL} != set(_OPTIONS):
             raise ValueError(f"K-FAC group {index} must have the entries {sorted(_OPTIONS)}")
         for name in stored:
             _check(stored[name], name, f"K-FAC group {index}:")

@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from acktr.kfac.corrected import Proposal
 from acktr.kfac.curvature import Curvature
 from acktr.kfac.trust import StepInfo
 
@@ -35,7 +36,9 @@ class Preconditioner(Curvature):
         """Replace every gradient by nu U, which the torch optimizer then steps along.
 
         Args:
-            lr: The optimizer's step size, which the trust region must know.
+            lr: The optimizer's step size, which the trust region must know. While the radius binds,
+                a schedule cannot shorten steps that know of it: where there is one give its largest
+                step size, so that it takes its part of them.
             momentum: The optimizer's momentum, which makes its steps up to 1 / (1 - momentum) as
                 long.
             grad_scaler: The scaler of gradients that its ``unscale_`` has not divided by the loss
@@ -58,7 +61,10 @@ class Preconditioner(Curvature):
         info = None
         if step:
             none = dict.fromkeys(step, 0.0)  # a step of the other optimizer's is of U alone
-            fit = self.region.fit(gradients, step, lr / (1 - momentum), {}, none, self.turn)
+            longest = lr / (1 - momentum)
+            fit = self.region.fit(
+                Proposal(gradients, step, {}, none, longest, full=longest), self.turn
+            )
             info = fit.info
             for name, update in fit.updates().items():
                 if grad_scaler is not None:  # NaN is what makes it skip a step and scale less

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from acktr.kfac.cadence import Cadence
 from acktr.kfac.clock import Clock
 from acktr.kfac.config import KFACConfig
-from acktr.kfac.corrected import CorrectedRegion
+from acktr.kfac.corrected import CorrectedRegion, Proposal
 from acktr.kfac.fisher.graph import own_parameters
 from acktr.kfac.fisher.observed import Observed
 from acktr.kfac.losses.base import OutputLoss
@@ -103,24 +103,13 @@ class Region:
         self._earlier = ()
 
     def fit(
-        self,
-        gradients: dict[str, Tensor],
-        step: dict[str, Tensor],
-        lr: float,
-        velocities: Mapping[str, Tensor],
-        momenta: Mapping[str, float],
-        turn: int,
-        fisher_quadratic: FisherQuadratic | None = None,
+        self, proposal: Proposal, turn: int, fisher_quadratic: FisherQuadratic | None = None
     ) -> Fit:
         """Fit the step -lr (1 - mu) (mu v + nu U) into the region.
 
         Args:
-            gradients: g by name.
-            step: U by name.
-            lr: Step size.
-            velocities: v by name; one that is missing is zero.
-            momenta: mu by name.
-            turn: Number of the step.
+            proposal: The step.
+            turn: Its number.
             fisher_quadratic: Gives exact forms instead of the observed pass.
 
         Raises:
@@ -131,7 +120,8 @@ class Region:
             assert not isinstance(self._config.kl_clip, tuple)
             exact = self._config.quadratic == "exact"
             form = (fisher_quadratic or self.quadratic) if exact else None
-            return rescale(gradients, step, self._config.kl_clip, lr, form)
+            gradients, step = dict(proposal.gradients), dict(proposal.step)
+            return rescale(gradients, step, self._config.kl_clip, proposal.lr, form)
 
         def measure(vectors: Sequence[Mapping[str, Tensor]]) -> Tensor | None:
             if fisher_quadratic is not None and not region.separate:
@@ -155,8 +145,7 @@ class Region:
                 return kl
             return (kl * kl.new_tensor(observed.weights)).sum().reshape(1)
 
-        renewed = self._cadence.renewed
-        return region.fit(gradients, step, velocities, momenta, lr, measure, spend, turn, renewed)
+        return region.fit(proposal, measure, spend, turn, self._cadence.renewed)
 
     def quadratic(self, step: dict[str, Tensor]) -> Tensor:
         """U^T F U with the exact Fisher of the last observed batch; raises as :meth:`grams`."""
