@@ -2,6 +2,7 @@
 
 from acktr.kfac.blocks.kronecker import KroneckerBlock
 from acktr.kfac.blocks.registry import LargeFactorWarning, UnsupportedParameterWarning
+from acktr.kfac.blocks.replicas import Replicas
 from acktr.kfac.blocks.rules import LayerRule
 from acktr.kfac.clock import Stopwatch
 from acktr.kfac.config import KFACConfig, SmallParameters, Structure
@@ -41,7 +42,7 @@ from acktr.kfac.losses.likelihoods import (
 )
 from acktr.kfac.losses.sources import Empirical, Exact, Sampled
 from acktr.kfac.losses.sums import SumLoss
-from acktr.kfac.noisy import NoisyConfig, NoisyKFAC
+from acktr.kfac.noisy import NoisePrecision, NoisyConfig, NoisyKFAC, gaussian_log_prob
 from acktr.kfac.optimizer import KFAC
 from acktr.kfac.preconditioner import Preconditioner
 from acktr.kfac.quadratic import LMConfig
@@ -76,10 +77,12 @@ __all__ = [
     "Metric",
     "MultiCategorical",
     "NoStatisticsWarning",
+    "NoisePrecision",
     "NoisyConfig",
     "NoisyKFAC",
     "OutputLoss",
     "Preconditioner",
+    "Replicas",
     "Sampled",
     "SmallParameters",
     "StepInfo",
@@ -95,6 +98,7 @@ __all__ = [
     "fisher_gram",
     "fisher_vector_product",
     "flattened",
+    "gaussian_log_prob",
     "kfac_error",
     "output_tangents",
     "relative_error",

@@ -319,7 +319,7 @@ def test_the_divergence_from_the_prior_is_that_of_dense_gaussians(
 
 
 def test_gradients_of_the_elbo_vanish_at_the_exact_posterior() -> None:
-    """By mu E grad log p - lambda mu / eta; by Sigma (E hess - lambda / eta + lambda / Sigma) / 2."""
+    """By mu E grad log p - lambda mu / eta, by Sigma (E H - lambda / eta + lambda / Sigma) / 2."""
     _, targets, rows = linear_data()
     optimizer = after_a_batch()
     sigma = by_rows(covariance(optimizer), 2, 6)[:7, :7]

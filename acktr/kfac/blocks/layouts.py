@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from acktr.kfac.blocks import rows
 from acktr.kfac.blocks.linear import LinearLayout, Shapes, as_matrix, as_parts
 from acktr.kfac.blocks.projections import ProjectionLayout
+from acktr.kfac.blocks.replicas import ReplicaLayout, Replicas
 from acktr.kfac.blocks.rules import RuleLayout
 from acktr.kfac.blocks.tied import TiedLayout
 from acktr.kfac.config import KFACConfig, Sharing
@@ -190,6 +191,7 @@ Layout = (
     | ConvTransposeLayout
     | EmbeddingLayout
     | ProjectionLayout
+    | ReplicaLayout
     | RuleLayout
     | TiedLayout
 )
@@ -232,6 +234,9 @@ class LayerFactors:
             self.layout = LinearLayout(shape, bias is not None, config.linear_sharing)
         elif isinstance(module, nn.Embedding):
             self.layout = EmbeddingLayout(module)
+        elif isinstance(module, Replicas):
+            count, out, width = module.weight.shape
+            self.layout = ReplicaLayout((count, out, width), bias is not None)
         elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
             self.layout = ConvLayout(module, bias is not None, config.conv_sharing)
         elif isinstance(module, get_args(transposed.ConvTranspose)):

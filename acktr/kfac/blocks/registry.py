@@ -19,6 +19,7 @@ from acktr.kfac.blocks.kronecker import KroneckerBlock
 from acktr.kfac.blocks.layouts import LayerFactors
 from acktr.kfac.blocks.linear import LinearLayout
 from acktr.kfac.blocks.projections import ProjectionBiasRows, ProjectionLayout
+from acktr.kfac.blocks.replicas import Replicas
 from acktr.kfac.blocks.rules import LayerRule, RuleLayout, Rules, check_rules
 from acktr.kfac.blocks.skip import Skip, skipped
 from acktr.kfac.blocks.tied import TiedLayout
@@ -41,7 +42,7 @@ ROOT = "<module>"
 """Name of the record of the whole module."""
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_LAYERS = (nn.Linear, nn.Embedding, *_CONVS, *_TRANSPOSED)
+_LAYERS = (nn.Linear, nn.Embedding, Replicas, *_CONVS, *_TRANSPOSED)
 _VECTORS = (*get_args(Norm), nn.PReLU)
 _PASS = (
     "forward",
