@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+import torch._dynamo  # every optimizer imports it, which takes seconds: so only once
 
 from acktr.cli import commands as _commands  # noqa: F401 - what trials import is imported once
 from scripts.common import (

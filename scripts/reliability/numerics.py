@@ -16,7 +16,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac import KFAC, FactorError, KFACConfig, KroneckerBlock, linalg
+from acktr.kfac import KFAC, FactorError, KFACConfig, KroneckerBlock, Linearized, linalg
 from acktr.kfac.blocks.layouts import LayerFactors
 from acktr.kfac.blocks.tridiagonal import TridiagonalBlock
 from acktr.runs.checkpoint import load_checkpoint
@@ -36,6 +36,8 @@ _NAN_ARGV = shlex.split(
 )
 _ENDS = (0, 70, 76)
 """Exit codes: it went on, or ended with a line about numbers or about the environment."""
+_REFUSED = 2
+"""Exit code of a run that never began, as the network's first look already gave NaN."""
 
 
 def plan_factors(count: int, scratch: Path) -> list[Trial]:
@@ -160,11 +162,14 @@ KINDS = {
     "loss": 20,
     "gradient": 20,
     "factor": 40,
+    "curvature": 80,
     "layer": 400,
     "observation": 1000,
     "reward": 1000,
 }
 """What is struck, and one of how many calls or steps; a run may have fewer."""
+_CURVED = {"factor": "acktr", "curvature": "trpo"}
+"""What one algorithm alone has: eigenvectors of factors, and products with the Fisher matrix."""
 
 
 def plan_nan(count: int, scratch: Path) -> list[Trial]:
@@ -174,7 +179,7 @@ def plan_nan(count: int, scratch: Path) -> list[Trial]:
         for algo in runs.ALGOS
         for env in ("CartPole-v1", "Pendulum-v1")
         for kind in KINDS
-        if (kind, algo) != ("factor", "a2c")
+        if kind not in _CURVED or _CURVED[kind] == algo
     ]
     return [Trial(grid[number % len(grid)], number) for number in range(count)]
 
@@ -195,8 +200,12 @@ def injected(trial: Trial, here: Path) -> str:
         at = max(1, at // 3)
     assert mark.exists(), f"a {kind} was never struck"
     assert "Traceback" not in command.said, command.said[-600:]
-    assert code in _ENDS, f"exit code {code}: {command.said[-300:]}"
     folder = runs.run_folder(here, argv)
+    if code == _REFUSED:
+        assert "not finite" in command.said, command.said[-300:]
+        assert not folder.exists(), "a run that never began left something"
+        return f"call {at}: exit code {code}"
+    assert code in _ENDS, f"exit code {code}: {command.said[-300:]}"
     for checkpoint in sorted((folder / "checkpoints").iterdir()):
         broken = broken_number(load_checkpoint(checkpoint)[0])
         assert broken is None, f"{checkpoint.name} holds {broken}, which is not finite"
@@ -230,6 +239,8 @@ def _poison(kind: str, number: int, mark: Path) -> None:
         strike(nn.functional, "linear", lambda do, *args, **more: _struck(do(*args, **more)))
     elif kind == "factor":
         strike(torch.linalg, "eigh", lambda do, matrix: (do(matrix)[0], _struck(do(matrix)[1])))
+    elif kind == "curvature":
+        strike(Linearized, "product", lambda do, *args: _one_struck(do(*args)))
     else:
         spoiled = _bad_loss if kind == "loss" else _bad_gradient
         strike(torch.autograd, "backward", spoiled)
@@ -258,6 +269,12 @@ def _bad_gradient(do: Callable[..., Any], loss: Any, *args: Any, **more: Any) ->
             break
         waiting += [following for following, _ in node.next_functions]
     return found
+
+
+def _one_struck(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A copy with NaN in one of them."""
+    name = next(iter(tensors))
+    return tensors | {name: _struck(tensors[name])}
 
 
 def _struck(tensor: Tensor) -> Tensor:

@@ -144,3 +144,13 @@ def test_hostile_factors_go_through_all_rungs(tmp_path: Path) -> None:
     assert outcome.wrong == 0, outcome.said
     for rung in ("as it is", "in float64", "with jitter", "kept its former"):
         assert rung in outcome.said
+
+
+def test_nan_is_put_where_an_algorithm_has_it(tmp_path: Path) -> None:
+    trials = numerics.plan_nan(200, tmp_path)
+    kinds = {(kind, algo) for kind, _, algo in (trial.what.split() for trial in trials)}
+    assert len(trials) == 200 and len({trial.name for trial in trials}) == 200
+    assert {algo for kind, algo in kinds if kind == "factor"} == {"acktr"}
+    assert {algo for kind, algo in kinds if kind == "curvature"} == {"trpo"}
+    struck = next(trial for trial in trials if trial.what == "curvature CartPole-v1 trpo")
+    assert numerics.injected(struck, tmp_path).endswith("exit code 0")
