@@ -107,6 +107,23 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return state, meta
 
 
+def finish_swap(folder: Path) -> None:
+    """Remove what a killed writer left of the checkpoint that it had just replaced.
+
+    Nothing is kept of a checkpoint whose older ones are not.
+
+    Raises:
+        CheckpointError: It cannot be removed.
+    """
+    target = _target(folder)
+    try:
+        if target.parent.is_dir():
+            _finish_shift(target, 0)
+            _sweep(target)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
 def older_checkpoints(folder: Path, older: int) -> list[Path]:
     """The older ones of a name that are there, the newest first; they may be damaged."""
     target = _target(folder)

@@ -139,7 +139,7 @@ class Session:
         return self._summary(evaluation)
 
     def checkpoint(self, score: float | None = None, *, required: bool = False) -> None:
-        """Write checkpoints/last unless it is of this step already, and best if the score is.
+        """Write checkpoints/best if the score is, and last unless it is of this step already.
 
         Args:
             score: What the best checkpoint is chosen by, if it is known.
@@ -154,17 +154,30 @@ class Session:
         """
         self.logger.require_folder()
         self.logger.flush()  # a run that goes on from here has all logs up to here
-        try:
-            if self._saved != self.trainer.timesteps:
-                self._save(self.folder.last, None)
-                self._saved = self.trainer.timesteps
-            if score is not None and score > self.best:
-                self._save(self.folder.best, score)
-                self.best = score
-        except CheckpointError as error:
-            if required:
-                raise
+        errors: list[CheckpointError] = []
+        # The best one comes first: a run that is killed between the two goes on from before both,
+        # and finds the same one again. One that fails must not keep the other from being written.
+        if (
+            score is not None
+            and score > self.best
+            and self._written(self.folder.best, score, errors)
+        ):
+            self.best = score
+        if self._saved != self.trainer.timesteps and self._written(self.folder.last, None, errors):
+            self._saved = self.trainer.timesteps
+        if errors and required:
+            raise errors[0]
+        for error in errors:
             self.progress.note(f"warning: {error}; training goes on")
+
+    def _written(self, path: Path, score: float | None, errors: list[CheckpointError]) -> bool:
+        """Save a checkpoint; whether that succeeded, else the error is added to the others."""
+        try:
+            self._save(path, score)
+        except CheckpointError as error:
+            errors.append(error)
+            return False
+        return True
 
     def _may_be_broken_off(self) -> bool:
         return self.trainer.doing == "collecting"

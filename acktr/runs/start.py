@@ -19,6 +19,7 @@ from acktr.policies import NetworkSource, with_network
 from acktr.runs.checkpoint import (
     CheckpointError,
     checkpoint_exists,
+    finish_swap,
     older_checkpoints,
     require_replaceable,
     restoring,
@@ -115,6 +116,7 @@ def resume(
         stack.enter_context(locked(folder))  # before anything is read that training changes
         folder.sweep()
         agent, damaged = _last_agent(folder, stored)
+        finish_swap(folder.best)
         _finish_best(folder, agent)
         config = dataclasses.replace(stored, total_timesteps=total or stored.total_timesteps)
         done = agent.timesteps

@@ -28,11 +28,17 @@ TIMES = 5
 """Trials of each fail point."""
 
 _CALLS = ("rename", "replace", "fsync", "write", "ftruncate", "mkdir", "rmdir", "unlink")
-_ARGV = shlex.split(
+_WORDS = (
     "train --env CartPole-v1 --algo a2c --seed 7 --device cpu --num-envs 4 --num-steps 16 "
-    "--total-timesteps 640 --checkpoint-freq 64 --eval-freq 256 --eval-episodes 2 "
-    "--run-dir runs"
+    "--total-timesteps 640 --checkpoint-freq 64 --eval-episodes 2 --run-dir runs --eval-freq "
 )
+_ARGV = {
+    "start": shlex.split(f"{_WORDS} 256"),
+    "resume": shlex.split(f"{_WORDS} 256"),
+    "unjudged": shlex.split(f"{_WORDS} 0"),
+}
+"""Commands of runs that start, of such that were killed and are resumed, and of those that start
+without evaluations, whose best checkpoint is that of the best training return."""
 _BREAK = ("after rename checkpoints/last.tmp > checkpoints/last", 4)
 """Where a run is killed that is resumed then: its logs go further than its checkpoint soon."""
 _LIMIT = 120.0
@@ -133,17 +139,18 @@ def plan(count: int, scratch: Path) -> list[Trial]:
 
 def struck(trial: Trial, here: Path) -> str:
     """Die at a fail point, then go on: the end is that of the undisturbed run."""
-    straight, _ = runs.reference(here.parent, _ARGV)
     stage, point = trial.what.split(" ", 1)
+    argv = _ARGV[stage]
+    straight, _ = runs.reference(here.parent / f"whole-{stage}", argv)
     number = random.Random(trial.what).randrange(points(here.parent)[trial.what])
     number = (number + trial.seed) % points(here.parent)[trial.what] + 1
     if stage == "resume":
         _broken(here)
-    code, _ = _watched(here, Watch(runs.run_folder(here, _ARGV), point, number))
+    code, _ = _watched(here, argv, Watch(runs.run_folder(here, argv), point, number))
     assert code in (0, -signal.SIGKILL), f"exit code {code}: {(here / 'said.txt').read_text()}"
-    steps = runs.steps_done(here, _ARGV)
-    runs.finish(here, _ARGV)
-    runs.require_same(here, _ARGV, straight)
+    steps = runs.steps_done(here, argv)
+    runs.finish(here, argv)
+    runs.require_same(here, argv, straight)
     passed = "" if code else " (not passed)"
     return f"pass {number}{passed}, {steps} steps saved"
 
@@ -151,13 +158,15 @@ def struck(trial: Trial, here: Path) -> str:
 def _found(scratch: Path) -> str:
     here = scratch / "watched"
     found: dict[str, int] = {}
-    for stage in ("start", "resume"):
+    for stage, argv in _ARGV.items():
         remove(here)
         here.mkdir()
         if stage == "resume":
             _broken(here)
-        _, seen = _watched(here, Watch(runs.run_folder(here, _ARGV)))
+        _, seen = _watched(here, argv, Watch(runs.run_folder(here, argv)))
         for call, times in seen.items():
+            if stage == "unjudged" and not re.match("rename .*checkpoints/best", call):
+                continue  # the others are those of a start
             halves = ("half",) if call.startswith("write") else ()
             found |= {f"{stage} {each} {call}": times for each in ("before", *halves, "after")}
     remove(here)
@@ -167,11 +176,12 @@ def _found(scratch: Path) -> str:
 
 def _broken(here: Path) -> None:
     """A run whose trainer was killed."""
-    code, _ = _watched(here, Watch(runs.run_folder(here, _ARGV), *_BREAK))
+    argv = _ARGV["resume"]
+    code, _ = _watched(here, argv, Watch(runs.run_folder(here, argv), *_BREAK))
     assert code == -signal.SIGKILL, f"exit code {code}: {(here / 'said.txt').read_text()}"
 
 
-def _watched(here: Path, watch: Watch) -> tuple[int, dict[str, int]]:
+def _watched(here: Path, argv: list[str], watch: Watch) -> tuple[int, dict[str, int]]:
     """Run the command under a watch; its exit code, and what was seen if it ended by itself."""
     seen = here / "seen.json"
     seen.unlink(missing_ok=True)
@@ -186,5 +196,5 @@ def _watched(here: Path, watch: Watch) -> tuple[int, dict[str, int]]:
 
         os._exit = told  # type: ignore[assignment]
 
-    code = Command(runs.continued(here, _ARGV), here, before).wait(_LIMIT)
+    code = Command(runs.continued(here, argv), here, before).wait(_LIMIT)
     return code, json.loads(seen.read_text()) if seen.exists() else {}

@@ -50,7 +50,8 @@ class TestCheckpoints:
         calls = []
 
         def flaky(folder: Path, state: Any, meta: dict[str, Any], older: int = 0) -> None:
-            calls.append(meta["timesteps"])
+            if folder.name == "last":
+                calls.append(meta["timesteps"])
             if meta["timesteps"] == 128:
                 raise CheckpointError("no space left")
             save_checkpoint(folder, state, meta)
@@ -163,6 +164,51 @@ class TestCheckpoints:
         assert load_checkpoint(path / "checkpoints/last")[0]["timesteps"] == 256
         resume(path, None, Interrupts(), ["acktr"], draw)
         assert load_checkpoint(path / "checkpoints/best")[0]["timesteps"] == 256
+
+    @pytest.mark.parametrize("unwritten", ["last", "best"])
+    def test_death_between_last_and_best_leaves_the_best(
+        self, unwritten: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Without evaluations, where no row of a file says what the best was."""
+
+        class Killed(BaseException):
+            """In place of SIGKILL."""
+
+        def deadly(folder: Path, state: Any, meta: dict[str, Any], older: int = 0) -> None:
+            if folder.name == unwritten and meta["timesteps"] == 128:
+                raise Killed
+            save_checkpoint(folder, state, meta, older)
+
+        def score(self: session.Session) -> float:
+            return -abs(self.trainer.timesteps - 128.0)
+
+        monkeypatch.setattr(session.Session, "_training_score", score)
+        chosen = config(eval_freq=0, checkpoint_freq=64)
+        with monkeypatch.context() as patch:
+            patch.setattr(session, "save_checkpoint", deadly)
+            with pytest.raises(Killed):
+                train(tmp_path, chosen)
+        path = run_path(tmp_path / "runs", chosen)
+        assert load_checkpoint(path / "checkpoints/last")[0]["timesteps"] == 64
+        resume(path, None, Interrupts(), ["acktr"], draw)
+        assert load_checkpoint(path / "checkpoints/best")[0]["timesteps"] == 128
+
+    def test_a_best_checkpoint_that_cannot_be_written_does_not_cost_the_last(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def full(folder: Path, state: Any, meta: dict[str, Any], older: int = 0) -> None:
+            if folder.name == "best" and meta["timesteps"] < 256:
+                raise CheckpointError("no space left")
+            if meta["timesteps"] < 256:
+                saved.append(meta["timesteps"])
+            save_checkpoint(folder, state, meta, older)
+
+        saved: list[int] = []
+        monkeypatch.setattr(session, "save_checkpoint", full)
+        monkeypatch.setattr(session.Session, "_training_score", lambda self: self.trainer.updates)
+        train(tmp_path, config(eval_freq=0, checkpoint_freq=64))
+        assert saved == [0, 64, 128, 192]
+        assert capsys.readouterr().err.count("warning: no space left; training goes on") == 3
 
     @pytest.mark.parametrize("broken", ["last", "best"])
     def test_resume_finds_out_at_once_what_cannot_be_written(
