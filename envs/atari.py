@@ -14,7 +14,7 @@ from acktr.envs.episodes import EpisodeStats
 from acktr.envs.errors import EnvFault, UnsavedError
 from acktr.envs.groups import GroupedEnvs
 from acktr.envs.registry import AtariGame
-from acktr.envs.replay import GameLog, checksum, replay
+from acktr.envs.replay import GameLog, Played, checksum, replay
 from acktr.envs.settings import AtariSettings
 from acktr.envs.spaces import check_actions
 from acktr.envs.values import Tree, require_like
@@ -74,6 +74,8 @@ class AtariEnvs(AnyVectorWrapper):
         self.executed = np.zeros(env.num_envs, np.int64)
         self._log = log
         self._shown: Array = np.zeros(0, np.uint8)  # the present observations
+        self._frames = np.zeros(env.num_envs, np.int32)  # of all episodes since the seed
+        self._skipped = np.zeros(env.num_envs, np.int32)  # of these, those of a skipped episode
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -97,6 +99,8 @@ class AtariEnvs(AnyVectorWrapper):
         self._press[which] = False
         if self._log is not None:
             self._log.begin(which, seeds)
+            self._skipped[which] *= seeds is None
+            self._count(infos)
         self._shown = obs
         return obs, infos
 
@@ -142,7 +146,8 @@ class AtariEnvs(AnyVectorWrapper):
             final[~dones] = 0  # rows of unfinished games are undefined
             infos["final_obs"], infos["_final_obs"] = final, dones.copy()
         if self._log is not None:
-            self._log.add(self.executed)
+            self._count(infos)
+            self._log.add(self.executed, dones)
             due = self._log.due(dones)
             if due.any():
                 obs = self._seed_anew(due, obs)
@@ -151,11 +156,17 @@ class AtariEnvs(AnyVectorWrapper):
         self._shown = obs
         return obs, np.sign(raw) if self._clip else raw, terminated, truncated, infos
 
+    def _count(self, infos: dict[str, Any]) -> None:
+        """Correct the count of frames since the seed by those that a resume has skipped."""
+        infos["frame_number"] = self._frames = infos["frame_number"] + self._skipped
+
     def _seed_anew(self, which: NDArray[np.bool_], obs: Array) -> Array:
         """Begin games with new seeds in place of those that began just now; their observations."""
         assert self._log is not None
         seeds = self._log.next_seeds(which)
         fresh, infos = self._native.reset(seed=seeds, options={"reset_mask": which})
+        self._skipped[which] = 0
+        self._count(infos)
         self._log.begin(which, seeds)
         self._lives[which] = infos["lives"][which]
         obs = obs.copy()
@@ -179,6 +190,7 @@ class AtariEnvs(AnyVectorWrapper):
             "lives": self._lives.copy(),
             "episodes": self._stats.state_dict(),
             "shown": checksum(self._shown),
+            "frames": self._frames.copy(),
         }
 
     def check_state_dict(self, state: Any) -> None:
@@ -186,6 +198,8 @@ class AtariEnvs(AnyVectorWrapper):
         if self._log is None:
             raise ValueError("the games are not logged")
         template = {"press": self._press, "lives": self._lives, "shown": 0, "log": None}
+        if isinstance(state, dict) and "frames" in state:  # which earlier versions did not write
+            template["frames"] = self._frames
         require_like(state, {**template, "episodes": self._stats.state_dict()}, "the games' state")
         space: Any = self.single_action_space
         self._log.check_state_dict(state["log"], int(space.n))
@@ -199,14 +213,24 @@ class AtariEnvs(AnyVectorWrapper):
         """
         self.check_state_dict(state)
         assert self._log is not None
-        obs, infos = replay(state["log"], self._native)
-        same = (infos["lives"] == state["lives"]).all() and checksum(obs) == state["shown"]
-        if not same:
-            raise UnsavedError("played again, the games look different: is ale-py another one?")
-        self._log.load_state_dict(state["log"])
+        played = self._played(state)
+        self._log.load_state_dict(played.log)
         self._stats.load_state_dict(state["episodes"])
         self._press, self._lives = state["press"].copy(), state["lives"].copy()
-        self._shown, self._seed = obs, None
+        self._shown, self._seed = played.observations, None
+
+    def _played(self, state: Tree) -> Played:
+        """The games played again: their present episodes alone if that suffices."""
+        assert self._log is not None
+        log, returns = state["log"], state["episodes"]["returns"]
+        short = not self._log.sticky and "starts" in log and "frames" in state
+        for whole in (False, True) if short else (True,):
+            played = replay(log, self._native, whole=whole)
+            if played.shows(state["lives"], returns, state["shown"]):
+                self._skipped[:] = 0 if whole else state["frames"] - played.infos["frame_number"]
+                self._frames = played.infos["frame_number"] + self._skipped
+                return played
+        raise UnsavedError("played again, the games look different: is ale-py another one?")
 
 
 def native_envs(
@@ -277,7 +301,8 @@ def make_group(
     names = [str(action.name) for action in native.ale.get_action_set()]
     fire = settings.fire_after_life_loss and len(names) >= 3 and names[FIRE] == "FIRE"
     longest = settings.reseed_steps if training else None
-    log = GameLog(num_envs, longest, settings.max_frames)
+    sticky = (game.sticky if settings.sticky is None else settings.sticky) > 0
+    log = GameLog(num_envs, longest, settings.max_frames, sticky=sticky)
     return AtariEnvs(
         native,
         settings,

@@ -89,8 +89,7 @@ class AtariSingle(gymnasium.Env[NDArray[np.uint8], Any]):
         self._envs.load_state_dict(state["games"])
         self._over = bool(state["over"])
         if self._screen is not None:
-            frames, _ = replay(state["games"]["log"], self._screen)
-            self._frame = frames[0, 0].copy()
+            self._frame = replay(state["games"]["log"], self._screen).observations[0, 0].copy()
 
     def render(self) -> NDArray[np.uint8] | None:
         """The current screen, shape (height, width, 3), or None without a render mode."""

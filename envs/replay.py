@@ -6,11 +6,16 @@ keeps its seed and the actions since, also over several episodes; restored, the 
 again up to the same picture. Seeding costs as much as some 240 steps, so that it is done at the end
 of an episode only when the log has grown long. The published protocol is what it was until then,
 and after it the games are as random: the new seed is drawn from the old one.
+
+A reset leaves nothing of the episode before but the numbers that its generators have drawn. Without
+sticky actions steps draw none, so that as many resets as there were, and the steps of the present
+episode alone, come to the same; that is tried first where it holds.
 """
 
 from __future__ import annotations
 
 import zlib
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +27,8 @@ from acktr.envs.values import Tree, require_like
 from acktr.envs.vector import Array, env_seeds
 
 _UNKNOWN = -1
+_LATER = ("starts", "resets")
+"""What the logs of earlier versions lack."""
 
 
 class GameLog:
@@ -31,36 +38,48 @@ class GameLog:
         num_envs: Number of games.
         longest: Agent steps after which a game that ends is seeded anew; None: never.
         most_steps: Most agent steps of one game.
+        sticky: Whether steps draw numbers, by which a game depends on its former episodes.
 
     Attributes:
         seeds: Seeds (num_envs,), `_UNKNOWN` where a reset had none.
     """
 
-    def __init__(self, num_envs: int, longest: int | None, most_steps: int) -> None:
+    def __init__(
+        self, num_envs: int, longest: int | None, most_steps: int, *, sticky: bool = True
+    ) -> None:
         self.seeds = np.full(num_envs, _UNKNOWN, np.int64)
+        self.sticky = sticky
         self._longest = longest
         self._most = most_steps + (longest or 0) + 1
         # In one piece: an array for every step, kept, would tear the heap to pieces between the
         # large tensors that come and go, and memory would grow by kilobytes for each step.
         self._actions = bytearray()
-        # Places in it where the games began.
+        # Places in it where the games began, where their present episodes did, and how many
+        # episodes ended in between.
         self._begins = np.zeros(num_envs, np.int64)
+        self._starts = np.zeros(num_envs, np.int64)
+        self._resets = np.zeros(num_envs, np.int64)
 
     def begin(self, which: NDArray[np.bool_], seeds: Array | None) -> None:
         """Forget what was done in games that are reset, with seeds or without."""
         self.seeds[which] = _UNKNOWN if seeds is None else seeds
-        self._begins[which] = self._steps
+        self._begins[which] = self._starts[which] = self._steps
+        self._resets[which] = 0
         first = int(self._begins.min())
         del self._actions[: first * len(self.seeds)]
         self._begins -= first
+        self._starts -= first
 
     @property
     def _steps(self) -> int:
         return len(self._actions) // len(self.seeds)
 
-    def add(self, actions: Array) -> None:
-        """Add the actions of a step as executed."""
+    def add(self, actions: Array, ended: NDArray[np.bool_]) -> None:
+        """Add the actions of a step as executed, and which games were over and reset in it."""
         self._actions += actions.astype(np.uint8).tobytes()
+        if ended.any():
+            self._starts[ended] = self._steps
+            self._resets[ended] += 1
 
     def due(self, ended: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """The games, of those that ended, which are to be seeded anew."""
@@ -76,18 +95,27 @@ class GameLog:
     def state_dict(self) -> Tree:
         """Seeds, actions (T, num_envs), and the steps in them at which the games began.
 
+        Also those at which their present episodes did, and how many ended in between.
+
         Raises:
             UnsavedError: A game was reset without a seed.
         """
         if (self.seeds == _UNKNOWN).any():
             raise UnsavedError("Atari games that were reset without a seed cannot be saved")
         actions = np.array(self._actions, np.uint8).reshape(self._steps, len(self.seeds))
-        return {"seeds": self.seeds.copy(), "begins": self._begins.copy(), "actions": actions}
+        own = self._own()
+        return {**{name: array.copy() for name, array in own.items()}, "actions": actions}
+
+    def _own(self) -> dict[str, NDArray[np.int64]]:
+        names = ("seeds", "begins", "starts", "resets")
+        return dict(zip(names, (self.seeds, self._begins, self._starts, self._resets), strict=True))
 
     def check_state_dict(self, state: Any, choices: int) -> None:
         """Raise ValueError unless a state, which is not trusted, fits games with such actions."""
-        template = {"seeds": self.seeds, "begins": self._begins, "actions": None}
-        require_like(state, template, "the log")
+        own = self._own()
+        if isinstance(state, dict) and not state.keys() & set(_LATER):
+            own = {name: own[name] for name in own if name not in _LATER}
+        require_like(state, {**own, "actions": None}, "the log")
         actions, begins, seeds = (state[name] for name in ("actions", "begins", "seeds"))
         shape: tuple[int, ...] = getattr(actions, "shape", ())
         if shape[1:] != self.seeds.shape or actions.dtype != np.uint8 or shape[0] > self._most:
@@ -99,14 +127,38 @@ class GameLog:
             raise ValueError(f"the log has actions above {choices - 1}")
         if ((begins < 0) | (begins > len(actions)) | (seeds < 0) | (seeds >= 2**31)).any():
             raise ValueError("the log has begins or seeds out of range")
+        if "starts" in state:
+            starts, resets = state["starts"], state["resets"]
+            if ((starts < begins) | (starts > len(actions))).any():
+                raise ValueError("the log has starts out of range")
+            if ((resets < 0) | (resets > starts - begins)).any():
+                raise ValueError("the log has more resets than steps")
 
     def load_state_dict(self, state: Tree) -> None:
-        """Go on with a log that was checked."""
-        self.seeds[:], self._begins[:] = state["seeds"], state["begins"]
+        """Go on with a log that was checked, of which all is known."""
+        for name, array in self._own().items():
+            array[:] = state[name]
         self._actions = bytearray(state["actions"].tobytes())
 
 
-def replay(log: Tree, games: AtariVectorEnv) -> tuple[Array, dict[str, Any]]:
+@dataclass
+class Played:
+    """Games at the end of a log."""
+
+    observations: Array
+    infos: dict[str, Any]
+    returns: NDArray[np.float64]
+    """Sums of rewards of the present episodes."""
+    log: Tree
+    """The log, with the starts and resets that were found by playing."""
+
+    def shows(self, lives: Array, returns: Array, shown: int) -> bool:
+        """Whether they are as they were: lives, sums of rewards, and a `checksum` of pictures."""
+        same = (self.infos["lives"] == lives).all() and (self.returns == returns).all()
+        return bool(same) and checksum(self.observations) == shown
+
+
+def replay(log: Tree, games: AtariVectorEnv, *, whole: bool = True) -> Played:
     """Play games again.
 
     They are stepped together: a game that began later plays anything until then.
@@ -114,20 +166,31 @@ def replay(log: Tree, games: AtariVectorEnv) -> tuple[Array, dict[str, Any]]:
     Args:
         log: The state of a `GameLog`, checked.
         games: New games of the same making.
-
-    Returns:
-        Observations and infos at the end.
+        whole: Whether the episodes before the present ones are played too, rather than skipped by
+            resets.
     """
-    actions, begins, seeds = log["actions"], log["begins"], log["seeds"]
-    first = begins == 0
-    obs, infos = games.reset(seed=np.where(first, seeds, _UNKNOWN))
-    for step in range(len(actions) + 1):
-        now = (begins == step) & ~first
+    actions, seeds = log["actions"], log["seeds"]
+    begins = log["begins"] if whole else log["starts"]
+    resets = np.zeros_like(begins) if whole else log["resets"].copy()
+    starts, returns = begins.copy(), np.zeros(len(begins))
+    begun = int(begins.min())
+    obs, infos = games.reset(seed=np.where(begins == begun, seeds, _UNKNOWN))
+    for step in range(begun, len(actions) + 1):
+        now = begins == step
         if now.any():
-            obs, infos = games.reset(seed=seeds[now], options={"reset_mask": now})
+            if step > begun:
+                obs, infos = games.reset(seed=seeds[now], options={"reset_mask": now})
+            for number in range(int(resets[now].max())):
+                again = now & (resets > number)
+                obs, infos = games.reset(options={"reset_mask": again})
+            returns[now] = 0.0
         if step < len(actions):
-            obs, *_, infos = games.step(actions[step].astype(np.int64))
-    return obs, infos
+            obs, rewards, terminated, truncated, infos = games.step(actions[step].astype(np.int64))
+            ended = (terminated | truncated) & (begins <= step)
+            returns = np.where(ended, 0.0, returns + rewards)
+            starts[ended] = step + 1
+            resets[ended] += 1
+    return Played(obs, infos, returns, {**log, "starts": starts, "resets": resets})
 
 
 def checksum(observations: Array) -> int:

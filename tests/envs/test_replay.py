@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from acktr.envs import AtariSettings, UnsavedError, make_single, make_vec
+from acktr.envs import AtariSettings, UnsavedError, atari, make_single, make_vec, replay
 from acktr.envs.values import from_bytes, to_bytes
 
 SHORT = AtariSettings(reseed_steps=40, max_frames=600)
@@ -47,6 +47,75 @@ def test_games_go_on_as_they_would_have() -> None:
     assert to_bytes(other.state_dict()["groups"][0]["log"]) == to_bytes(logs[0])
     assert go_on(other, 60, 2) == following
     for each in (envs, other):
+        each.close()
+
+
+BRIEF = AtariSettings(reseed_steps=100, max_frames=16)
+"""Episodes of a few steps, of which some come before a new seed."""
+
+
+def played(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, int]]:
+    """For each replay to come: whether it is of whole logs, and its steps."""
+    calls: list[tuple[bool, int]] = []
+
+    def counted(log: Any, native: Any, *, whole: bool) -> replay.Played:
+        first = log["begins" if whole else "starts"].min()
+        calls.append((whole, len(log["actions"]) - int(first)))
+        return replay.replay(log, native, whole=whole)
+
+    monkeypatch.setattr(atari, "replay", counted)
+    return calls
+
+
+@pytest.mark.parametrize("env_id", ["BreakoutNoFrameskip-v4", "QbertNoFrameskip-v4"])
+def test_without_sticky_actions_the_present_episodes_suffice(
+    env_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice, as what was skipped once must be skipped again."""
+    calls = played(monkeypatch)
+    envs = games(env_id, 3, BRIEF)
+    envs.reset()
+    for number, steps in enumerate((150, 110), 1):
+        go_on(envs, steps, number)
+        state = from_bytes(to_bytes(envs.state_dict()))
+        assert all((part["log"]["resets"] > 0).all() for part in state["groups"])
+        resumed = games(env_id, 77, BRIEF)
+        resumed.load_state_dict(state)
+        assert to_bytes(resumed.state_dict()) == to_bytes(state)
+        for seed in (5, 6):
+            *_, mine = resumed.step(np.ones(2, np.int64))
+            *_, theirs = envs.step(np.ones(2, np.int64))
+            assert (mine["frame_number"] == theirs["frame_number"]).all()
+            assert go_on(resumed, 60, seed) == go_on(envs, 60, seed)
+        envs.close()
+        envs = resumed
+    envs.close()
+    assert len(calls) == 4 and not any(whole for whole, _ in calls)
+    assert all(steps <= 16 for _, steps in calls)
+
+
+@pytest.mark.parametrize("lacking", [False, True])
+def test_what_the_present_episodes_do_not_tell_the_whole_log_does(
+    lacking: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Resets that were miscounted, and a state of before they were counted."""
+    envs = games("BreakoutNoFrameskip-v4", 3, BRIEF)
+    envs.reset()
+    go_on(envs, 90, 1)
+    right = to_bytes(envs.state_dict())
+    state = from_bytes(right)
+    for part in state["groups"]:
+        if lacking:
+            del part["frames"], part["log"]["starts"], part["log"]["resets"]
+        else:
+            part["log"]["resets"] -= 1
+    calls = played(monkeypatch)
+    resumed = games("BreakoutNoFrameskip-v4", 77, BRIEF)
+    resumed.load_state_dict(state)
+    assert [whole for whole, _ in calls] == [True, True] if lacking else [False, True] * 2
+    assert to_bytes(resumed.state_dict()) == right
+    assert go_on(resumed, 50, 2) == go_on(envs, 50, 2)
+    for each in (envs, resumed):
         each.close()
 
 
@@ -132,6 +201,9 @@ def _log(state: Any) -> dict[str, Any]:
         (lambda s: _log(s).update(actions="all"), ValueError, "the shape"),
         (lambda s: _log(s)["begins"].fill(6), ValueError, "out of range"),
         (lambda s: _log(s)["seeds"].fill(-1), ValueError, "out of range"),
+        (lambda s: _log(s)["starts"].fill(6), ValueError, "starts out of range"),
+        (lambda s: _log(s)["resets"].fill(1), ValueError, "more resets than steps"),
+        (lambda s: _log(s).pop("resets"), ValueError, "other entries"),
         (lambda s: s["groups"][0].pop("press"), ValueError, "other entries"),
         (lambda s: _log(s)["seeds"].fill(8), UnsavedError, "look different"),
     ],
