@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac.blocks.alike import LayerBlock, alike, observe_all
+from acktr.kfac.blocks.alike import LayerBlock, alike, fold_all, observe_all
 from acktr.kfac.blocks.diagonal import DiagonalBlock
 from acktr.kfac.blocks.kronecker import KroneckerBlock
 from acktr.kfac.blocks.layouts import ConvLayout
@@ -207,8 +207,7 @@ class Estimator:
     @torch.no_grad()
     def fold(self, decay: float) -> None:
         """Fold the parts of a batch into the running averages."""
-        for block in self.blocks.values():
-            block.fold(decay)
+        fold_all(self.blocks.values(), self.alike, decay)
 
 
 def _thinned(block: LayerBlock, seen: Observation, enough: int, turn: int) -> Observation:

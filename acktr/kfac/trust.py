@@ -39,15 +39,23 @@ class StepInfo:
 
 def updates(step: Mapping[str, Tensor], scales: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The update nu U by name, and exactly 0 where nu = 0 skips it (U may then hold NaN)."""
-    groups: dict[int, list[str]] = {}  # most often one nu is for all
-    for name in step:
-        groups.setdefault(id(scales[name]), []).append(name)
+    if not step:
+        return {}
+    on_cpu = scales[next(iter(step))].device.type == "cpu"  # where no number has to be waited for
+    if on_cpu:
+        keys = torch.stack([scales[name] for name in step]).tolist()
+    else:
+        keys = [id(scales[name]) for name in step]
+    groups: dict[float, list[str]] = {}  # most often one nu is for all
+    for name, key in zip(step, keys, strict=True):
+        groups.setdefault(key, []).append(name)
     made = {}
-    for names in groups.values():
+    for key, names in groups.items():
         nu, mine = scales[names[0]], [step[name] for name in names]
         skipped = nu == 0
         for name, update in zip(names, torch._foreach_mul(mine, nu), strict=True):
-            made[name] = torch.where(skipped, 0.0, update).to(step[name].dtype)
+            kept = update if on_cpu and key != 0 else torch.where(skipped, 0.0, update)
+            made[name] = kept.to(step[name].dtype)
     return {name: made[name] for name in step}
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from acktr.kfac import KFAC, CategoricalLoss, Exact, Preconditioner
 from acktr.kfac.blocks import alike
+from acktr.kfac.statistics.averages import History, RunningAverage, fold_together
 from tests.tools.exact import close
 from tests.tools.kfac import build, plain_config, randn, same, snapshot
 
@@ -141,3 +142,37 @@ def test_dampings_that_differ_are_kept() -> None:
     first = optimizer.curvature.stats["layers.0"]
     gradients = optimizer.curvature.gradients({f"layers.0.{n}": 0.5 for n in ("weight", "bias")})
     assert same(first.precondition(gradients, 0.6)["layers.0.weight"], step["layers.0.weight"])  # type: ignore[union-attr]
+
+
+def test_batches_are_folded_together_as_one_by_one_bit_for_bit() -> None:
+    """Batches in parts, of NaN, and such that a block did not see."""
+    kinds = {"together": fold_together, "apart": None}
+    found = {}
+    for kind, together in kinds.items():
+        histories = [History(f"layer {i}", 3, torch.device("cpu")) for i in range(4)]
+        averages = [
+            [RunningAverage(torch.zeros(n, n)) for n in (3, 2)] for _ in range(len(histories))
+        ]
+        for batch in range(5):
+            for place, mine in enumerate(averages):
+                for average in mine:
+                    size = average.value.shape
+                    for part in range(2):
+                        sums = randn(*size, seed=100 * batch + 10 * place + part).float()
+                        if (batch, place) == (2, 1):
+                            sums[0, 1] = torch.nan
+                        if (batch, place) == (3, 2):
+                            average.pass_over(3.0)
+                        else:
+                            average.add(sums, 3.0 if batch % 2 else 0.0)
+            if together is not None:
+                together(histories, averages, 0.7)
+            else:
+                for history, mine in zip(histories, averages, strict=True):
+                    history.fold(mine, 0.7)
+        found[kind] = [
+            ([(a.value, a.weight) for a in mine], history.state_dict())
+            for history, mine in zip(histories, averages, strict=True)
+        ]
+        assert any(history.rejected == 0 for history in histories)
+    assert same(found["together"], found["apart"])

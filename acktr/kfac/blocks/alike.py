@@ -14,9 +14,10 @@ from torch import Tensor
 from acktr.kfac.blocks.entries import EntriesBlock
 from acktr.kfac.blocks.kronecker import Corrected, Eigen, KroneckerBlock
 from acktr.kfac.blocks.linear import LinearLayout
-from acktr.kfac.blocks.registry import Block
+from acktr.kfac.blocks.registry import Block, StatBlock
 from acktr.kfac.blocks.tridiagonal import TridiagonalBlock
 from acktr.kfac.blocks.vectors import VectorBlock
+from acktr.kfac.statistics.averages import fold_together
 from acktr.kfac.statistics.factors import append_one, second_moment, squared_gradients
 from acktr.kfac.statistics.uses import Observation
 
@@ -81,6 +82,14 @@ class Alike:
                 average.add(part, count)
         return True
 
+    def fold(self, decay: float) -> bool:
+        """Take the joined batch into the running averages of all blocks, or of none."""
+        if isinstance(self.blocks[0].inverse, Corrected):
+            return False
+        averages = [block.factors for block in self.blocks]
+        fold_together([block.history for block in self.blocks], averages, decay)
+        return True
+
     def precondition(
         self, gradients: Mapping[str, Tensor], damping: Callable[[KroneckerBlock], float]
     ) -> dict[str, Tensor]:
@@ -137,6 +146,14 @@ def observe_all(
             block.observe(part)
         elif block.name not in done:
             block.pass_over(part.count)
+
+
+def fold_all(blocks: Iterable[StatBlock], groups: Iterable[Alike], decay: float) -> None:
+    """Take the joined batch into the running averages of all blocks, those of a group together."""
+    done = {id(block) for group in groups if group.fold(decay) for block in group.blocks}
+    for block in blocks:
+        if id(block) not in done:
+            block.fold(decay)
 
 
 def precondition_all(
