@@ -41,7 +41,7 @@ _ARGV = {
 without evaluations, whose best checkpoint is that of the best training return."""
 _BREAK = ("after rename checkpoints/last.tmp > checkpoints/last", 4)
 """Where a run is killed that is resumed then: its logs go further than its checkpoint soon."""
-_LIMIT = 120.0
+_LIMIT = 600.0
 
 
 class Watch:

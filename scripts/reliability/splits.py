@@ -117,7 +117,7 @@ def elsewhere(
         file.write_text(json.dumps(chain(config, until, origin=origin, save=save)))
         return "done"
 
-    outcome = forked(work, file.with_suffix(".txt"), 300.0)
+    outcome = forked(work, file.with_suffix(".txt"), 900.0)
     assert not outcome.wrong, outcome.said
     found: list[str] = json.loads(file.read_text())
     return found

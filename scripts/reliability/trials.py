@@ -70,7 +70,7 @@ class Part:
     plan: Callable[[int, Path], list[Trial]]
     """Trials of so many cases; the folder is for what all trials need."""
     work: Work
-    limit: float = 600.0
+    limit: float = 3600.0
     """Seconds that a trial may take."""
 
 
