@@ -15,8 +15,8 @@ from acktr import ACKTR
 from acktr.config import preset
 from scripts.examples.packing import HeightmapPacking, LeafPacking
 from scripts.examples.packing.__main__ import main
-from scripts.examples.packing.geometry import maximal_spaces, rectangle_tops, turned
-from scripts.examples.packing.networks import HeightmapNetwork, LeafNetwork
+from scripts.examples.packing.geometry import landings, maximal_spaces, rectangle_tops, turned
+from scripts.examples.packing.networks import HeightmapActor, HeightmapCritic, LeafNetwork
 from scripts.examples.packing.players import (
     deepest_bottom_left,
     least_waste,
@@ -109,6 +109,38 @@ def test_candidates_are_allowed_and_none_is_missed(stable, orientations):
         assert [row[2] for row in found] == sorted(row[2] for row in found)
         if not stable:  # a candidate exists whenever the item fits anywhere
             assert bool(found) == bool(expected)
+
+
+def plain_landings(heights, length, width):
+    """The definition on views of the heights, for landings."""
+    rows, columns = heights.shape[0] - length + 1, heights.shape[1] - width + 1
+    under = np.lib.stride_tricks.as_strided(
+        heights, (rows, columns, length, width), heights.strides * 2
+    )
+    tops = under.max((2, 3))
+    carried = under == tops[:, :, None, None]
+    share = carried.mean((2, 3))
+    corners = [carried[:, :, x, y] for x in (0, -1) for y in (0, -1)]
+    held = np.sum(corners, axis=0)
+    stable = (share > 0.95) | ((share > 0.8) & (held >= 3)) | ((share > 0.6) & (held == 4))
+    return tops, stable
+
+
+def test_landings_are_those_of_the_plain_definition():
+    generator = np.random.default_rng(5)
+    seen = set()
+    for shape, rounds in (((10, 10), 150), ((7, 5), 50)):
+        for _ in range(rounds):
+            heights = generator.integers(0, generator.integers(2, 11), shape).astype(np.int16)
+            x, y = generator.integers(0, shape)
+            # Large items are stable on a plateau.
+            heights[x : x + 6, y : y + 6] = generator.integers(0, 11)
+            for length, width in itertools.product(range(1, 6), repeat=2):
+                tops, stable = landings(heights, length, width)
+                expected, held = plain_landings(heights, length, width)
+                assert np.array_equal(tops, expected) and np.array_equal(stable, held)
+                seen |= {(length, width, each) for each in np.unique(stable).tolist()}
+    assert len(seen) > 40  # stable and not stable, of nearly all bases
 
 
 def test_an_episode_ends_when_the_item_fits_nowhere():
@@ -261,21 +293,33 @@ def test_the_leaf_network_does_not_see_what_does_not_exist():
         LeafNetwork(gymnasium.spaces.Dict(item=env.observation_space["item"]), env.action_space)
 
 
-def test_the_heightmap_network_has_a_logit_for_each_action():
+def test_the_heightmap_actor_has_a_logit_for_each_action():
     env = HeightmapPacking(orientations=2)
-    net = HeightmapNetwork(env.observation_space, env.action_space)
+    net = HeightmapActor(env.observation_space, env.action_space)
     observation, _ = env.reset(seed=0)
-    outputs = net(torch.tensor(observation)[None].expand(3, -1, -1, -1))
-    assert outputs["policy"].shape == (3, 200) and outputs["value"].shape == (3,)
+    shown = torch.tensor(observation)[None].expand(3, -1, -1, -1)
+    assert net(shown).shape == (3, 200)
+    assert HeightmapCritic(env.observation_space, env.action_space)(shown).shape == (3, 1)
+
+
+def test_the_heightmap_actor_sees_what_an_item_would_lie_on():
+    """And one row of cells around it, at each cell's logit."""
+    env = HeightmapPacking()
+    torch.manual_seed(0)
+    net = HeightmapActor(env.observation_space, env.action_space).double()
+    shown = torch.rand(1, 4, 10, 10, dtype=torch.float64, requires_grad=True)
+    net(shown)[0, 3 * 10 + 2].backward()
+    assert shown.grad is not None
+    rows, columns = (shown.grad[0, 0] != 0).nonzero().T
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (2, 8, 1, 7)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_heightmap_network_learns_in_every_precision(precision):
+def test_the_heightmap_networks_learn_in_every_precision(precision):
     config = dataclasses.replace(preset("PackingHeightmap-v0")[0], precision=precision)
     arguments = {"size": (4, 4, 4), "sides": (1, 2)}
     moves = []
-    with ACKTR(
-        HeightmapPacking, config, network=HeightmapNetwork, env_kwargs=arguments, seed=0
-    ) as agent:
+    networks = (HeightmapActor, HeightmapCritic)
+    with ACKTR(HeightmapPacking, config, network=networks, env_kwargs=arguments, seed=0) as agent:
         agent.learn(1024, callback=lambda stats: moves.append(stats.metrics["train/approx_kl"]))
     assert len(moves) == 4 and all(0 < kl < 0.02 for kl in moves)

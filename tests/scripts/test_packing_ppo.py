@@ -1,4 +1,4 @@
-"""MaskablePPO on bin packing plays with our network and keeps to the masks."""
+"""MaskablePPO on bin packing plays with our networks and keeps to the masks."""
 
 from __future__ import annotations
 
@@ -25,23 +25,22 @@ JOB = Job(
 )
 
 
-def test_the_policy_is_our_network_under_the_mask():
+def test_the_policy_is_our_networks_under_the_mask():
     envs = make_vec(ENV, 2, seed=0)
     model, player = build(JOB, envs)
     observations, infos = envs.reset(seed=0)
     masks = infos[MASK]
-    network = model.policy.features_extractor.network
+    ours = model.policy.features_extractor
     assert sum(p.numel() for p in model.policy.parameters()) == sum(
-        p.numel() for p in network.parameters()
+        p.numel() for p in [*ours.actor.parameters(), *ours.critic.parameters()]
     )
     inputs = torch.as_tensor(observations)
     with torch.no_grad():
-        outputs = network(inputs)
-        logits = outputs["policy"].masked_fill(~torch.as_tensor(masks), -torch.inf)
+        logits = ours.actor(inputs).masked_fill(~torch.as_tensor(masks), -torch.inf)
         actions, values, log_prob = model.policy(inputs, action_masks=masks)
     wanted = logits.log_softmax(-1).gather(1, actions[:, None])[:, 0]
     torch.testing.assert_close(log_prob, wanted)
-    torch.testing.assert_close(values[:, 0], outputs["value"])
+    torch.testing.assert_close(values, ours.critic(inputs))
     assert np.array_equal(player.act(observations, True, masks), logits.argmax(-1).numpy())
     envs.close()
 

@@ -142,9 +142,10 @@ class HeightmapPacking(Packing[NDArray[np.float32]]):
 
     def placement(self, action: int) -> tuple[int, ...]:
         """The box (x, y, z, length, width, height) that an action stands for."""
-        way, x, y = (int(n) for n in np.unravel_index(action, self._landings.shape))
+        _, length, width = self._landings.shape
+        way, cell = divmod(action, length * width)
         sides = turned(self.item, self.orientations)[way]
-        return (x, y, int(self._landings[way, x, y]), *sides)
+        return (*divmod(cell, width), int(self._landings.flat[action]), *sides)
 
     def _look(self) -> None:
         allowed = np.zeros(self._landings.shape, np.bool_)
@@ -153,7 +154,9 @@ class HeightmapPacking(Packing[NDArray[np.float32]]):
             rows, columns = tops.shape
             self._landings[way, :rows, :columns] = tops
             fits = tops <= self.size[2] - height
-            allowed[way, :rows, :columns] = fits & stable if self.stable else fits
+            if self.stable:
+                fits &= stable
+            allowed[way, :rows, :columns] = fits
         self.allowed = allowed.reshape(-1)
 
     def _observe(self) -> NDArray[np.float32]:

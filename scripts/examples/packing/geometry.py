@@ -6,11 +6,11 @@ beneath it: its landing. What lies under an overhang is out of reach.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 Heights = NDArray[np.int16]
@@ -19,7 +19,8 @@ Sides = tuple[int, int, int]
 """Length, width and height of an item, along x, y and z."""
 
 
-def turned(item: Sides, orientations: int) -> list[Sides]:
+@cache
+def turned(item: Sides, orientations: int) -> tuple[Sides, ...]:
     """The different sides that an item can show.
 
     Args:
@@ -27,7 +28,36 @@ def turned(item: Sides, orientations: int) -> list[Sides]:
         orientations: 1 as it arrives, 2 with a quarter turn about the vertical, 6 any.
     """
     order = [(0, 1, 2), (1, 0, 2), (0, 2, 1), (1, 2, 0), (2, 0, 1), (2, 1, 0)][:orientations]
-    return list(dict.fromkeys((item[x], item[y], item[z]) for x, y, z in order))
+    return tuple(dict.fromkeys((item[x], item[y], item[z]) for x, y, z in order))
+
+
+class _Base(NamedTuple):
+    """What landings need to know of an item's base in a bin; F cells of the base, P places."""
+
+    beneath: NDArray[np.intp]
+    """Numbers of the cells beneath each place (F, P)."""
+    weights: NDArray[np.float32]
+    """1, and for corner cells 1024 for each corner that they are, (F,)."""
+    stable: Bools
+    """Whether an item is stable whose carried cells have this sum of weights."""
+
+
+@cache
+def _base(rows: int, columns: int, length: int, width: int) -> _Base:
+    cells = np.arange(rows * columns).reshape(rows, columns)
+    places = cells[: rows - length + 1, : columns - width + 1]
+    beneath = np.add.outer(cells[:length, :width].ravel(), places.ravel())
+    weights = np.ones((length, width), np.float32)
+    for x in (0, -1):
+        for y in (0, -1):
+            weights[x, y] += 1024  # a cell may be several corners
+    base = length * width
+    corners, carried = np.divmod(np.arange(4 * 1024 + base + 1), 1024)
+    percent = 100 * carried
+    stable = percent > 95 * base
+    stable |= (percent > 80 * base) & (corners >= 3)
+    stable |= (percent > 60 * base) & (corners == 4)
+    return _Base(beneath, weights.ravel(), stable)
 
 
 def landings(heights: Heights, length: int, width: int) -> tuple[Heights, Bools]:
@@ -35,7 +65,8 @@ def landings(heights: Heights, length: int, width: int) -> tuple[Heights, Bools]
 
     The rule of stability (Zhao et al., AAAI 2021): the cells that carry the item are those beneath
     it whose height is its landing. It is stable on more than 95 % of its base, on more than 80 % if
-    three of its corner cells are carried, and on more than 60 % if all four are.
+    three of its corner cells are carried, and on more than 60 % if all four are. An item of one
+    cell's width has corners that share a cell: each of them counts.
 
     Args:
         heights: Heights (L, W).
@@ -45,23 +76,13 @@ def landings(heights: Heights, length: int, width: int) -> tuple[Heights, Bools]
     Returns:
         Landings and stability (L - length + 1, W - width + 1).
     """
-    rows, columns = heights.shape[0] - length + 1, heights.shape[1] - width + 1
-    under = as_strided(
-        heights, (rows, columns, length, width), heights.strides * 2, writeable=False
-    )
-    tops = under.max((2, 3))
-    carried = under == tops[:, :, None, None]
-    area = np.add.reduce(carried.reshape(rows, columns, -1), 2, np.int16)
-    corners = carried[:, :, :: max(length - 1, 1), :: max(width - 1, 1)]
-    # An item of one cell's width has corners that share a cell: each of them counts.
-    shared = (1 if length > 1 else 2) * (1 if width > 1 else 2)
-    held = np.add.reduce(corners.reshape(rows, columns, -1), 2, np.int16) * shared
-    percent = 100 * area
-    base = length * width
-    stable = percent > 95 * base
-    stable |= (percent > 80 * base) & (held >= 3)
-    stable |= (percent > 60 * base) & (held == 4)
-    return tops, stable
+    rows, columns = heights.shape
+    base = _base(rows, columns, length, width)
+    under = heights.take(base.beneath)
+    tops = np.maximum.reduce(under)
+    carried = base.weights @ (under == tops).astype(np.float32)
+    shape = (rows - length + 1, columns - width + 1)
+    return tops.reshape(shape), base.stable[carried.astype(np.intp)].reshape(shape)
 
 
 @cache
@@ -100,7 +121,7 @@ def maximal_spaces(tops: Heights, ceiling: int) -> NDArray[np.int64]:
 
 
 def corner_placements(
-    heights: Heights, ceiling: int, ways: list[Sides], stable: bool
+    heights: Heights, ceiling: int, ways: Sequence[Sides], stable: bool
 ) -> NDArray[np.int64]:
     """Placements of an item in the corners of the maximal spaces, the lowest first.
 

@@ -1,4 +1,4 @@
-"""sb3-contrib's MaskablePPO on bin packing, with our network, as our own runs are made.
+"""sb3-contrib's MaskablePPO on bin packing, with our networks, as our own runs are made.
 
 RUN_DIR/ENV/maskable-ppo/seedN is written, with the defaults of sb3-contrib but for eight
 environments, which make the 2,048 samples of a batch together. Finished runs are skipped.
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from acktr.envs import AnyVectorEnv
 from acktr.interrupts import Interrupts
 from scripts.common import integer, parsed, run
-from scripts.examples.packing.networks import HeightmapNetwork
+from scripts.examples.packing.networks import HeightmapActor, HeightmapCritic
 from scripts.peers.models import PeerEnvs
 from scripts.peers.runs import Job, is_finished, make
 
@@ -48,20 +48,23 @@ class Settings:
     ent_coef: float = 0.0
     vf_coef: float = 0.5
     max_grad_norm: float = 0.5
-    network: str = "scripts.examples.packing.networks:HeightmapNetwork"
+    network: str = (
+        "scripts.examples.packing.networks:HeightmapActor,"
+        "scripts.examples.packing.networks:HeightmapCritic"
+    )
 
 
 class Outputs(BaseFeaturesExtractor):
-    """Our network; its logits and, behind them, its value are the features."""
+    """Our actor and critic; logits and, behind them, values are the features."""
 
     def __init__(self, observation_space: Any, action_space: Any) -> None:
         super().__init__(observation_space, int(action_space.n) + 1)
-        self.network = HeightmapNetwork(observation_space, action_space)
+        self.actor = HeightmapActor(observation_space, action_space)
+        self.critic = HeightmapCritic(observation_space, action_space)
 
     def forward(self, observations: Tensor) -> Tensor:
         """Logits and value (B, actions + 1)."""
-        outputs = self.network(observations)
-        return torch.cat([outputs["policy"], outputs["value"][:, None]], dim=1)
+        return torch.cat([self.actor(observations), self.critic(observations)], dim=1)
 
 
 class Columns(nn.Module):
@@ -77,7 +80,7 @@ class Columns(nn.Module):
 
 
 class Policy(MaskableActorCriticPolicy):
-    """A policy whose only parameters are our network's."""
+    """A policy whose only parameters are our networks'."""
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
@@ -120,7 +123,7 @@ def build(job: Job, envs: AnyVectorEnv) -> tuple[MaskablePPO, Player]:
             "features_extractor_class": Outputs,
             "features_extractor_kwargs": {"action_space": envs.single_action_space},
             "net_arch": [],
-            "ortho_init": False,  # the network has its own start
+            "ortho_init": False,  # the networks have their own start
         },
         seed=job.seed,
         device="cpu",

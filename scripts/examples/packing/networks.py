@@ -11,42 +11,74 @@ from torch import Tensor, nn
 from acktr.envs import EnvError
 
 
-class HeightmapNetwork(nn.Module):
-    """Convolutions over the heightmap, and a logit for each cell and orientation.
+class HeightmapActor(nn.Module):
+    """Two convolutions over the heightmap, and a logit for each cell and orientation.
+
+    The first sees the cells that an item with its corner at a cell would cover, and the second one
+    row around them; outside of the bin everything is as high as the ceiling.
 
     Args:
         observation_space: Pictures (4, L, W) of :class:`HeightmapPacking`.
         action_space: Its actions, o L W + x W + y.
         filters: Channels of the convolutions.
+        longest: Longest side of an item.
     """
 
     def __init__(
         self,
         observation_space: gymnasium.spaces.Box,
         action_space: gymnasium.spaces.Discrete,
-        filters: int = 32,
+        filters: int = 16,
+        longest: int = 5,
     ) -> None:
         super().__init__()
         channels, length, width = observation_space.shape
-        cells = length * width
         self.trunk = nn.Sequential(
-            nn.Conv2d(channels, filters, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(filters, filters, 3, padding=1),
+            nn.ConstantPad2d((0, longest - 1, 0, longest - 1), 1.0),
+            nn.Conv2d(channels, filters, longest),
             nn.ReLU(),
             nn.Conv2d(filters, filters, 3, padding=1),
             nn.ReLU(),
         )
-        self.policy = nn.Conv2d(filters, int(action_space.n) // cells, 1)
-        self.narrow = nn.Conv2d(filters, 4, 1)
-        self.value = nn.Sequential(nn.Linear(4 * cells, 128), nn.ReLU(), nn.Linear(128, 1))
+        self.policy = nn.Conv2d(filters, int(action_space.n) // (length * width), 1)
         nn.init.orthogonal_(self.policy.weight, 0.01)
 
-    def forward(self, observations: Tensor) -> dict[str, Tensor]:
-        """Logits (B, actions) and values (B,) of pictures (B, 4, L, W)."""
-        hidden = self.trunk(observations)
-        value = self.value(self.narrow(hidden).relu().flatten(1))
-        return {"policy": self.policy(hidden).flatten(1), "value": value[:, 0]}
+    def forward(self, observations: Tensor) -> Tensor:
+        """Logits (B, actions) of pictures (B, 4, L, W)."""
+        logits: Tensor = self.policy(self.trunk(observations)).flatten(1)
+        return logits
+
+
+class HeightmapCritic(nn.Module):
+    """Dense layers over the heights and the item's sides.
+
+    Args:
+        observation_space: Pictures (4, L, W) of :class:`HeightmapPacking`.
+        action_space: Its actions.
+        width: Numbers of a hidden layer.
+    """
+
+    def __init__(
+        self,
+        observation_space: gymnasium.spaces.Box,
+        action_space: gymnasium.spaces.Discrete,
+        width: int = 64,
+    ) -> None:
+        super().__init__()
+        channels, length, across = observation_space.shape
+        self.layers = nn.Sequential(
+            nn.Linear(length * across + channels - 1, width),
+            nn.Tanh(),
+            nn.Linear(width, width),
+            nn.Tanh(),
+            nn.Linear(width, 1),
+        )
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Values (B, 1) of pictures (B, 4, L, W), whose last three are even."""
+        seen = torch.cat([observations[:, 0].flatten(1), observations[:, 1:, 0, 0]], 1)
+        values: Tensor = self.layers(seen)
+        return values
 
 
 class Attention(nn.Module):
