@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 from gymnasium.vector import VectorEnv
 
 from acktr.algorithms import Auxiliary
-from acktr.callbacks import Callback, Logs, Window, listeners, tell, with_panel
+from acktr.callbacks import Logs, require_order, with_panel
 from acktr.compute import resolve_device
 from acktr.config import Algo, Config, LearningRate, to_dict, with_learning_rate
 from acktr.envs import EnvLike, MaskSetting, Wrapper
@@ -27,6 +27,7 @@ from acktr.given import (
     require_same_spaces,
     take_envs,
 )
+from acktr.listeners import Callback, Window, listeners, tell
 from acktr.policies import NetworkSource, with_network
 from acktr.predictor import Predictor
 from acktr.runs.checkpoint import CheckpointError, restoring, save_checkpoint
@@ -174,6 +175,7 @@ class Agent(Predictor):
         if found.unused is not None:
             warnings.warn(found.unused, UserWarning, stacklevel=2)
         told = listeners(callback, self._logs)
+        require_order(told)
         if self.verbose or progress_bar:
             told = with_panel(told, f"{self.trainer.described}, {found.said or 'no action masks'}")
         start = self.trainer.timesteps

@@ -1,26 +1,18 @@
-"""Callbacks of training in Python: what they may be, and ready ones.
-
-A callback is a function of :class:`acktr.TrainStats`, called after every update. What it returns
-decides: False (Python's, NumPy's or torch's) stops the training after this update; a dict of
-numbers by name is recorded with the metrics; all else is ignored. A callback that wants to know
-the agent, and when training begins and ends, is a :class:`Listener`.
-"""
+"""Ready callbacks; what a callback may be is said in :mod:`acktr.listeners`."""
 
 from __future__ import annotations
 
-import dataclasses
+import difflib
 import math
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
-import torch
 
-from acktr.config import Config
-from acktr.evaluate import Evaluation
 from acktr.files import reason
+from acktr.listeners import Learning, Listener
 from acktr.runs.checkpoint import CheckpointError
 from acktr.runs.folder import RunError, RunFolder
 from acktr.runs.logger import RunLogger
@@ -30,77 +22,6 @@ from acktr.runs.tables import WINDOW
 from acktr.train import TrainStats
 
 
-class Learning(Protocol):
-    """What callbacks may use of an agent; :class:`acktr.agent.Agent` is one."""
-
-    config: Config
-
-    @property
-    def num_timesteps(self) -> int:
-        """Environment steps learned from so far."""
-
-    def evaluate(
-        self,
-        env: Any = None,
-        episodes: int = 100,
-        *,
-        deterministic: bool | None = None,
-        best_by: str | None = None,
-    ) -> Evaluation:
-        """Play whole episodes."""
-
-    def save(self, path: str | Path) -> None:
-        """Write everything to a folder or a file."""
-
-
-@runtime_checkable
-class Listener(Protocol):
-    """A callback that is told the agent before the first update, and when training ends."""
-
-    def begin(self, agent: Learning, total_timesteps: int) -> None:
-        """Take in the agent, and the number of steps at which training will end."""
-
-    def __call__(self, stats: TrainStats) -> object:
-        """Take in an update; False stops, a dict of numbers is recorded."""
-
-    def end(self) -> None:
-        """Leave, also where training ended by an exception."""
-
-
-Callback = Listener | Callable[[TrainStats], object]
-"""A function of an update's statistics, or a ready one."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Function:
-    """A function as a listener."""
-
-    function: Callable[[TrainStats], object]
-
-    def begin(self, agent: Learning, total_timesteps: int) -> None:
-        """Nothing to do."""
-
-    def __call__(self, stats: TrainStats) -> object:
-        """What the function returns."""
-        return self.function(stats)
-
-    def end(self) -> None:
-        """Nothing to do."""
-
-
-def listeners(
-    callback: Callback | Sequence[Callback] | None, logs: Logs | None = None
-) -> list[Listener]:
-    """All that listen to a training: what the user gives, and the logs after it.
-
-    Raises:
-        TypeError: A callback is none; one line that says what to write.
-    """
-    given: Sequence[Any] = callback if isinstance(callback, list | tuple) else [callback]
-    those = [] if callback is None else [_listener(each) for each in given]
-    return those if logs is None else [*those, logs]
-
-
 def with_panel(those: list[Listener], first: str) -> list[Listener]:
     """The listeners with a panel at the end, after a line, unless the user gave one."""
     if any(isinstance(each, ProgressBar) for each in those):
@@ -108,53 +29,13 @@ def with_panel(those: list[Listener], first: str) -> list[Listener]:
     return [*those, ProgressBar(first)]
 
 
-def _listener(given: Any) -> Listener:
-    if isinstance(given, type):
-        raise TypeError(f"callback {given.__name__} is a class: give {given.__name__}(...)")
-    if isinstance(given, Listener):
-        return given
-    if callable(given):
-        return _Function(given)
-    theirs = " of Stable-Baselines3" if hasattr(given, "on_step") else ""
-    raise TypeError(
-        f"callback must be a function of acktr.TrainStats, one of acktr.callbacks, or a list of"
-        f" them, got {type(given).__name__}{theirs}"
-    )
-
-
-def tell(those: Sequence[Listener], stats: TrainStats) -> bool:
-    """Tell an update to all listeners; each also sees the metrics that earlier ones returned.
-
-    Returns:
-        Whether training goes on: none of them said False.
-
-    Raises:
-        TypeError: A dict that a callback returned holds something else than numbers by name.
-    """
-    going_on = True
-    for each in those:
-        answer = each(stats)
-        if isinstance(answer, Mapping):
-            stats = dataclasses.replace(stats, metrics={**stats.metrics, **_numbers(answer)})
-        elif _is_false(answer):
-            going_on = False
-    return going_on
-
-
-def _numbers(answer: Mapping[Any, Any]) -> dict[str, float]:
-    try:
-        if all(isinstance(key, str) and key.isprintable() for key in answer):
-            return {key: float(value) for key, value in answer.items()}
-    except (TypeError, ValueError, RuntimeError):
-        pass
-    raise TypeError(f"a callback returned {answer!r:.100}: own metrics are numbers by name")
-
-
-def _is_false(answer: object) -> bool:
-    """Whether it is False, of Python, NumPy or torch; None, 0 and all else are not."""
-    if isinstance(answer, np.generic | np.ndarray | torch.Tensor) and math.prod(answer.shape) == 1:
-        answer = answer.item()
-    return answer is False
+def require_order(those: Sequence[Listener]) -> None:
+    """Raise ValueError if something waits for evaluations that are made after it."""
+    kinds = [type(each) for each in those]
+    for place, each in enumerate(those):
+        of_evaluations = isinstance(each, StopAt) and each.metric.startswith("eval/")
+        if of_evaluations and Evaluations in kinds[place:] and Evaluations not in kinds[:place]:
+            raise ValueError("StopAt must stand after the Evaluations that it waits for")
 
 
 class ProgressBar:
@@ -357,7 +238,9 @@ class StopAt:
     Args:
         threshold: The least value that stops.
         metric: Which; the mean return of training, or ``eval/mean_reward`` of
-            :class:`Evaluations` before it in the list.
+            :class:`Evaluations` before it in the list. Metrics ``rollout/...`` are there when an
+            episode has ended, metrics ``eval/...`` when there was an evaluation, and all others
+            must be there after every update.
         episodes: Training episodes that must have ended before a mean over them, a metric
             ``rollout/...``, counts: a mean over few of them is luck.
     """
@@ -365,31 +248,54 @@ class StopAt:
     def __init__(
         self, threshold: float, metric: str = "rollout/ep_rew_mean", episodes: int = WINDOW
     ) -> None:
-        self._threshold, self._metric = float(threshold), metric
-        self._needed = episodes if metric.startswith("rollout/") else 0
-        self._ended = 0
+        self.metric = metric
+        self._threshold = float(threshold)
+        self._group = metric.partition("/")[0]
+        self._needed = episodes if self._group == "rollout" else 0
+        self._ended, self._seen, self._last = 0, False, math.inf
+
+    def begin(self, agent: Learning, total_timesteps: int) -> None:
+        """Take in when training will end."""
+        self._last = total_timesteps
 
     def __call__(self, stats: TrainStats) -> bool:
-        """Whether to go on."""
+        """Whether to go on.
+
+        Raises:
+            ValueError: The statistics have no such metric, and later ones would have none.
+        """
         self._ended += len(stats.episodes)
-        reached = stats.metrics.get(self._metric, -math.inf) >= self._threshold
-        return not (reached and self._ended >= self._needed)
+        value = stats.metrics.get(self.metric)
+        if value is not None:
+            self._seen = True
+            return not (value >= self._threshold and self._ended >= self._needed)
+        if not self._seen and not self._may_come(stats):
+            raise ValueError(self._lacking(stats))
+        if not self._seen and self._group == "eval" and stats.timesteps >= self._last:
+            warnings.warn(
+                f"StopAt waited for {self.metric!r}, but there was no evaluation: give Evaluations"
+                " before it in the list, which evaluate before training ends",
+                UserWarning,
+                stacklevel=2,
+            )
+        return True
 
+    def end(self) -> None:
+        """Nothing to do."""
 
-class Window:
-    """Means over the last 100 episodes that ended in training."""
+    def _may_come(self, stats: TrainStats) -> bool:
+        """Whether a metric that these statistics lack may be in later ones."""
+        if self._group == "eval":
+            return not any(name.startswith("eval/") for name in stats.metrics)
+        return self._group == "rollout" and not self._ended
 
-    def __init__(self) -> None:
-        self._episodes: deque[tuple[float, int]] = deque(maxlen=WINDOW)
-
-    def __call__(self, stats: TrainStats) -> TrainStats:
-        """The statistics with ``rollout/ep_rew_mean`` and ``rollout/ep_len_mean``."""
-        self._episodes.extend((episode.reward, episode.length) for episode in stats.episodes)
-        if not self._episodes:
-            return stats
-        rewards, lengths = np.mean(self._episodes, axis=0)
-        means = {"rollout/ep_rew_mean": float(rewards), "rollout/ep_len_mean": float(lengths)}
-        return dataclasses.replace(stats, metrics={**stats.metrics, **means})
+    def _lacking(self, stats: TrainStats) -> str:
+        near = difflib.get_close_matches(self.metric, stats.metrics, cutoff=0.5)
+        alike = [name for name in stats.metrics if name.startswith(f"{self._group}/")]
+        return (
+            f"StopAt waits for the metric {self.metric!r}, which update {stats.updates} has not; it"
+            f" has {', '.join(near or alike or sorted(stats.metrics)):.300}"
+        )
 
 
 def _positive(name: str, value: int) -> int:

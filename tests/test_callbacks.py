@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from acktr import ACKTR, CheckpointError, Config, TrainStats, preset
-from acktr.callbacks import Checkpoints, Evaluations, ProgressBar, StopAt, Window, listeners, tell
+from acktr.callbacks import Checkpoints, Evaluations, ProgressBar, StopAt
+from acktr.listeners import Window, listeners, tell
 from acktr.runs.folder import RunError
 from acktr.runs.tables import read_table
 from acktr.train import Episode
@@ -126,6 +127,11 @@ class SB3Callback:
         (StopAt, "StopAt is a class: give StopAt"),
         ([None], "or a list of them, got NoneType"),
         (7, "got int"),
+        (
+            lambda locals, globals: True,
+            r"\(locals, globals\) cannot be called .* write .*\(stats\)",
+        ),
+        (lambda: True, r"with the one argument that it gets, a acktr.TrainStats"),
     ],
 )
 def test_what_is_no_callback(callback: Any, line: str) -> None:
@@ -267,6 +273,33 @@ def test_stop_at_a_reward() -> None:
         assert learner.num_timesteps < 2_000
 
 
+@pytest.mark.parametrize(
+    ("metric", "found"),
+    [
+        ("train/aprox_kl", "it has train/approx_kl"),
+        ("rollout/ep_rew_meen", "it has rollout/ep_rew_mean"),
+        ("own/thing", "it has "),
+        ("eval/mean_rewrd", "it has eval/mean_reward"),
+    ],
+)
+def test_stop_at_a_metric_that_never_comes(metric: str, found: str) -> None:
+    """The first statistics that should have it say so, and what they have."""
+    said = rf"waits for the metric '{metric}', which update \d+ has not; {found}"
+    with agent() as learner:
+        with pytest.raises(ValueError, match=said) as caught:
+            learner.learn(10_000, [Evaluations(every=48, episodes=1), StopAt(1.0, metric)])
+        assert "\n" not in str(caught.value) and learner.num_timesteps < 1_000
+
+
+def test_stop_at_an_evaluation_that_is_never_made() -> None:
+    waiting = StopAt(1.0, "eval/mean_reward")
+    with agent() as learner:
+        with pytest.raises(ValueError, match="StopAt must stand after the Evaluations"):
+            learner.learn(64, [waiting, Evaluations(every=16, episodes=1)])
+        with pytest.warns(UserWarning, match="there was no evaluation: give Evaluations before"):
+            learner.learn(64, waiting)
+
+
 def test_means_are_over_the_last_hundred_episodes() -> None:
     window = Window()
     assert window(TrainStats(16, 1, {"a": 1.0}, ())).metrics == {"a": 1.0}
@@ -277,6 +310,10 @@ def test_means_are_over_the_last_hundred_episodes() -> None:
     assert shown.episodes == ended
     means = {"rollout/ep_rew_mean": rewards[30:].mean(), "rollout/ep_len_mean": 7.0}
     assert shown.metrics == pytest.approx({"a": 1.0, **means})
+    infos = ({"ratio": 0.5}, {}, {"ratio": 0.25}, {"ratio": float("nan")}, {"none": float("nan")})
+    ended = tuple(Episode(0.0, 7, 0.0, info) for info in infos)
+    shown = window(TrainStats(16, 1, {}, ended))
+    assert shown.metrics["rollout/ratio_mean"] == 0.375 and "rollout/none_mean" not in shown.metrics
 
 
 @pytest.mark.parametrize(
