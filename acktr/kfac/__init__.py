@@ -42,7 +42,13 @@ from acktr.kfac.losses.likelihoods import (
 )
 from acktr.kfac.losses.sources import Empirical, Exact, Sampled
 from acktr.kfac.losses.sums import SumLoss
-from acktr.kfac.noisy import NoisePrecision, NoisyConfig, NoisyKFAC, gaussian_log_prob
+from acktr.kfac.noisy import (
+    BayesByBackprop,
+    NoisePrecision,
+    NoisyConfig,
+    NoisyKFAC,
+    gaussian_log_prob,
+)
 from acktr.kfac.optimizer import KFAC
 from acktr.kfac.preconditioner import Preconditioner
 from acktr.kfac.quadratic import LMConfig
@@ -51,6 +57,7 @@ from acktr.kfac.trust import FisherQuadratic, StepInfo, trust_scale
 
 __all__ = [
     "KFAC",
+    "BayesByBackprop",
     "Bernoulli",
     "BernoulliLoss",
     "Capture",

@@ -371,12 +371,20 @@ def hermite(count: int) -> tuple[Tensor, Tensor]:
 # --- limits ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("structure, plain", [("mvg", "kfac"), ("emvg", "ekfac")])
-def test_without_the_divergence_the_trajectory_is_that_of_kfac(structure: str, plain: str) -> None:
+@pytest.mark.parametrize(
+    "structure, form, plain",
+    [
+        ("mvg", "exact", "kfac"),
+        ("mvg", "factored", "kfac_factored"),
+        ("ffg", "exact", "diagonal"),
+    ],
+)
+def test_without_the_divergence_the_trajectory_is_that_of_kfac(
+    structure: str, form: str, plain: str
+) -> None:
     first, second = mlp(), mlp()
-    optimizer = noisy(
-        first, 99, structure=structure, kl_weight=0.0, external_damping=0.1, lr=0.1, seed=3
-    )
+    settings = {"structure": structure, "damping_form": form, "kl_weight": 0.0}
+    optimizer = noisy(first, 99, external_damping=0.1, lr=0.1, seed=3, **settings)
     config = KFACConfig(
         lr=0.1,
         kl_clip=None,

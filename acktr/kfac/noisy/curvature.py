@@ -14,7 +14,7 @@ from acktr.kfac.blocks.skip import Skip
 from acktr.kfac.noisy.config import NoisyConfig
 from acktr.kfac.noisy.posterior import Posterior
 from acktr.kfac.noisy.prior import Prior
-from acktr.kfac.noisy.start import keep_scales, start
+from acktr.kfac.noisy.start import restart_scales, start
 from acktr.kfac.preconditioner import Preconditioner
 
 _STREAMS = (0x5EED0001, 0x5EED0002)
@@ -55,11 +55,18 @@ class NoisyCurvature(Preconditioner):
             for block in self.stats.values():
                 start(block, config.initial_curvature)
             self.refresh()
-            keep_scales(self.stats.values())
+            restart_scales(self.stats.values(), self.config.stat_decay)
 
     def block_damping(self, block: Block, decay: Mapping[str, float] | None = None) -> float:
         """gamma_in + gamma_ex, also of parameters without noise."""
         return self._settings.external_damping + self.posterior.damping(block.name)
+
+    def prepare(self, decay: Mapping[str, float] | None = None) -> None:
+        """As that of a curvature; corrected eigenvalues begin anew in every new basis."""
+        renewed = self.needs_refresh
+        super().prepare(decay)
+        if renewed:
+            restart_scales(self.stats.values(), self.config.stat_decay)
 
     def fold(self) -> None:
         """Take what was observed since the last call into the running averages, as one batch."""

@@ -1,4 +1,4 @@
-"""Curvature before the first batch: F = c I, as if it were an average that began long ago."""
+"""Where averages begin: at F = c I before the first batch, and in a new eigenbasis."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from acktr.kfac.blocks.kronecker import Corrected, KroneckerBlock
 from acktr.kfac.blocks.registry import StatBlock
 from acktr.kfac.blocks.tridiagonal import TridiagonalBlock
 from acktr.kfac.statistics.averages import RunningAverage
+
+PRODUCTS = 100
+"""Batches that the products of eigenvalues count as in a new basis."""
 
 
 def start(block: StatBlock, curvature: float) -> None:
@@ -39,12 +42,22 @@ def start(block: StatBlock, curvature: float) -> None:
     block.history.started = True
 
 
-def keep_scales(blocks: Iterable[StatBlock]) -> None:
-    """Give corrected eigenvalues, which a first refresh has set, the full weight as well."""
+def restart_scales(blocks: Iterable[StatBlock], decay: float) -> None:
+    """Let corrected eigenvalues begin anew at the products of those of the factors.
+
+    They count as ``PRODUCTS`` batches in the average over those that follow (Bae et al. 2018 do so
+    every 50 steps). Averages of a long memory that are carried from basis to basis are blurred: a
+    network that trained well with the products alone did no better than with a diagonal.
+
+    Args:
+        blocks: Blocks, of which others are left alone.
+        decay: Of the averages.
+    """
     for block in blocks:
         if isinstance(block, KroneckerBlock) and isinstance(block.inverse, Corrected):
-            scales = block.inverse.scales
-            scales.load(scales.mean(), torch.ones_like(scales.weight))
+            scales, products = block.inverse.scales, block.inverse.basis.damped(0.0)
+            weight = torch.full_like(scales.weight, min(1.0, PRODUCTS * (1 - decay)))
+            scales.load(products * weight, weight)
 
 
 def _begin(average: RunningAverage, size: float, *, matrix: bool) -> None:

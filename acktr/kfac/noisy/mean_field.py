@@ -1,0 +1,182 @@
+"""Bayes by Backprop: a fully factorised posterior, trained by any torch optimizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from acktr.kfac.blocks.replicas import Replicas
+from acktr.kfac.checks import check_integer, check_number
+from acktr.kfac.noisy import predictive
+from acktr.kfac.noisy.predictive import LogLikelihood
+
+_LOCAL = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, Replicas)
+"""Layers whose outputs can be drawn in place of their weights."""
+
+
+class BayesByBackprop(nn.Module):
+    """The posterior q = prod N(mu, sigma^2), sigma = softplus(rho), of the weights of a module.
+
+    Blundell et al. 2015, with the KL divergence from the prior N(0, eta) in closed form:
+
+        h = mean loss at w = mu + sigma eps + (lambda / N) KL,
+        KL = 1/2 sum [sigma^2 / eta + mu^2 / eta - 1 - log(sigma^2 / eta)].
+
+    The mean is what the module holds. One step::
+
+        posterior = BayesByBackprop(model, data_size=len(data))
+        optimizer = torch.optim.Adam(posterior.parameters(), lr=1e-3)
+        (loss(posterior(inputs), targets) + posterior.penalty()).backward()
+        optimizer.step()
+
+    Args:
+        module: The network; all its trainable parameters get noise.
+        data_size: N, the number of loss terms in the training set.
+        prior_variance: eta.
+        kl_weight: lambda.
+        initial_rho: rho at first.
+        local: Draw the outputs of linear layers and convolutions in place of their weights
+            (Kingma et al. 2015), each sample of a batch by itself; gradients are less noisy.
+            Parameters of other layers are drawn as they are.
+        seed: Seed of the generators of noise.
+
+    Raises:
+        ValueError: A setting is out of range.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        data_size: int,
+        prior_variance: float = 1.0,
+        kl_weight: float = 1.0,
+        initial_rho: float = -3.0,
+        local: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check_integer("data_size (the loss terms of the whole training set)", data_size, 1)
+        check_number("prior_variance", prior_variance, open_low=True)
+        check_number("kl_weight", kl_weight)
+        check_number("initial_rho", initial_rho, -math.inf)
+        self.module, self.data_size = module, data_size
+        self.prior_variance, self.kl_weight, self.local = prior_variance, kl_weight, local
+        self._names = [n for n, p in module.named_parameters() if p.requires_grad]
+        means = [module.get_parameter(name) for name in self._names]
+        self._inside = False
+        self.rho = nn.ParameterList([torch.full_like(mean, initial_rho) for mean in means])
+        place = means[0].device
+        self.noise = torch.Generator(place).manual_seed(seed)
+        self.evaluation = torch.Generator(place).manual_seed(seed + 1)
+
+    def deviations(self) -> dict[str, Tensor]:
+        """The standard deviation sigma = softplus(rho) by name, with its graph."""
+        return {n: functional.softplus(rho) for n, rho in zip(self._names, self.rho, strict=True)}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the module's output at one sample of the weights, with a graph to mu and rho."""
+        deviations = self.deviations()
+        with ExitStack() as stack:
+            apart: set[str] = set()
+            if self.local:
+                apart = stack.enter_context(self._drawn_outputs(deviations))
+            whole = {name: s for name, s in deviations.items() if name not in apart}
+            weights = self._sample(whole, self.noise)
+            return functional_call(self.module, weights, args, kwargs)
+
+    def _sample(
+        self, deviations: dict[str, Tensor], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        return {
+            name: self.module.get_parameter(name) + deviation * _normal(deviation, generator)
+            for name, deviation in deviations.items()
+        }
+
+    @contextmanager
+    def _drawn_outputs(self, deviations: dict[str, Tensor]) -> Iterator[set[str]]:
+        """Context in which layers add N(0, sigma^2 a^2) to their outputs at the mean.
+
+        It yields the names of the parameters of these layers.
+        """
+        names: set[str] = set()
+        with ExitStack() as stack:
+            for path, layer in self.module.named_modules():
+                keys = [key for key, p in layer._parameters.items() if p is not None]
+                own = {key: f"{path}.{key}" if path else key for key in keys}
+                if isinstance(layer, _LOCAL) and all(name in deviations for name in own.values()):
+                    variances = {key: deviations[name].square() for key, name in own.items()}
+                    hook = partial(self._add_noise, variances)
+                    stack.callback(layer.register_forward_hook(hook).remove)
+                    names.update(own.values())
+            yield names
+
+    def _add_noise(
+        self, variances: dict[str, Tensor], layer: nn.Module, args: tuple[Tensor], output: Tensor
+    ) -> Tensor:
+        if self._inside:  # the call below
+            return output
+        self._inside = True
+        try:  # a sum of w a has the variance that the same sum of sigma^2 and a^2 gives
+            variance: Tensor = functional_call(layer, variances, (args[0].square(),))
+        finally:
+            self._inside = False
+        return output + variance.clamp(min=1e-30).sqrt() * _normal(output, self.noise)
+
+    # --- what the posterior knows -----------------------------------------------------------------
+
+    def kl(self) -> Tensor:
+        """KL(q || prior) in nats, with its graph."""
+        parts = []
+        for name, deviation in self.deviations().items():
+            mean, ratio = self.module.get_parameter(name), deviation.square() / self.prior_variance
+            parts.append((ratio + mean.square() / self.prior_variance - 1 - ratio.log()).sum())
+        return 0.5 * torch.stack(parts).sum()
+
+    def penalty(self) -> Tensor:
+        """(lambda / N) KL(q || prior), to be added to a mean loss."""
+        return self.kl_weight / self.data_size * self.kl()
+
+    @torch.no_grad()
+    def draw(self, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """One sample of the weights by name."""
+        return self._sample(self.deviations(), generator or self.evaluation)
+
+    def sample(self, count: int = 1, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Samples of the weights by name (count, ...)."""
+        return predictive.samples(self, count, generator)
+
+    def predict(
+        self, inputs: Any, samples: int = 10, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Outputs (samples, N, ...), as :meth:`acktr.kfac.NoisyKFAC.predict`."""
+        return predictive.predict(self, inputs, samples, generator)
+
+    def elbo(
+        self,
+        inputs: Any,
+        targets: Any,
+        log_likelihood: LogLikelihood,
+        *,
+        samples: int = 10,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Estimate of a bound of the log evidence, as :meth:`acktr.kfac.NoisyKFAC.elbo`."""
+        return predictive.elbo(self, inputs, targets, log_likelihood, samples, generator)
+
+    @torch.no_grad()
+    def posterior_std(self) -> dict[str, Tensor]:
+        """Standard deviation of every weight by name."""
+        return self.deviations()
+
+
+def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
