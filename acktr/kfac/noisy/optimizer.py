@@ -315,8 +315,9 @@ class NoisyKFAC(NamedOptimizer):
     ) -> Tensor:
         """Outputs (samples, N, ...) of the module, each sample of the weights for all inputs.
 
-        The module is not touched, and runs in the mode in which it is: eval() comes first where it
-        has dropout or batch normalisation. Probabilities are to be averaged, not logits.
+        The module is not touched, and runs in the mode in which it is: with dropout or batch
+        normalisation it is put into evaluation mode first. Probabilities are to be averaged, not
+        logits.
 
         Args:
             inputs: Its input, or a tuple of positional ones.
