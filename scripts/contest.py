@@ -264,24 +264,40 @@ def read_rows(path: Path, spec: Spec) -> list[Row] | None:
     Raises:
         ScriptError: The file is damaged or belongs to another run.
     """
+    found = read_own(path, spec.identity())
+    if found is None:
+        return None
+    try:
+        return [Row(int(row["update"]), *(float(row[name]) for name in _LOSSES)) for row in found]
+    except (KeyError, ValueError) as error:
+        raise ScriptError(f"{path}: not a run's file: {error}") from error
+
+
+def read_own(path: Path, identity: str) -> list[dict[str, str]] | None:
+    """The rows of a CSV file whose first line is this identity; None if there is no such file.
+
+    Args:
+        path: The file.
+        identity: One line of JSON.
+
+    Raises:
+        ScriptError: The file is damaged or belongs to another run.
+    """
     if not path.exists():
         return None
     try:
         content = read_table(path)
         stored = flat(json.loads((content.comment or "").removeprefix("#")))
-        rows = [
-            Row(int(row["update"]), *(float(row[name]) for name in _LOSSES)) for row in content.rows
-        ]
-    except (KeyError, ValueError, AttributeError) as error:
+    except (ValueError, AttributeError) as error:
         raise ScriptError(f"{path}: not a run's file: {error}") from error
-    wanted = flat(json.loads(spec.identity()))
+    wanted = flat(json.loads(identity))
     for name in wanted | stored:
         if stored.get(name) != wanted.get(name):
             raise ScriptError(
                 f"{path}: made with {name} {stored.get(name)}, not {wanted.get(name)};"
                 " choose another --out or delete the file"
             )
-    return rows
+    return content.rows
 
 
 def add_options(

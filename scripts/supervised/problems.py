@@ -28,7 +28,7 @@ _MAX_CLASSES = 1000
 _CHANNELS = (32, 64, 64)
 _DENSE = 128
 _CHUNK = 2000
-_DAMAGES = (
+DAMAGES = (
     *(OSError, ValueError, EOFError, RuntimeError, MemoryError),
     *(zipfile.BadZipFile, zlib.error),
 )
@@ -88,7 +88,7 @@ def load(path: Path | None, problem: str) -> Dataset:
             x_train, y_train, x_test, y_test = (file[name] for name in _FIELDS)
     except KeyError as error:
         raise ScriptError(f"{path}: {one_line(error)}") from error
-    except _DAMAGES as error:
+    except DAMAGES as error:
         raise ScriptError(f"{path}: cannot read as .npz: {one_line(error)}") from error
     x_train, x_test = (x[..., None] if x.ndim == 3 else x for x in (x_train, x_test))
     splits = ((x_train, y_train), (x_test, y_test))

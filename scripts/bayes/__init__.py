@@ -1,0 +1,1 @@
+"""Bayesian networks beside each other: regression, bound, classification, active learning."""

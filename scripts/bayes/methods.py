@@ -1,0 +1,162 @@
+"""The methods: networks of all splits at once, each with the same steps, noise and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal, Protocol, get_args
+
+import torch
+from torch import Tensor, nn
+
+from acktr.kfac import BayesByBackprop, GaussianLoss, NoisyConfig, NoisyKFAC, Replicas
+from scripts.bayes.data import Splits
+
+Method = Literal["bbb", "ffg", "mvg-factored", "mvg", "emvg", "dropout"]
+METHODS: tuple[Method, ...] = get_args(Method)
+
+DROPOUT = 0.05
+"""Probability of dropout before both layers; the grid of Gal's code has .005, .01, .05 and .1."""
+ADAM_LR = 1e-3
+_NOISY = NoisyConfig(lr=0.01, momentum=0.9, stat_decay=0.998, stat_interval=2, refresh_interval=20)
+"""Rates of the paper: 0.01 for the mean, and 0.001 a step for the curvature; prior N(0, 1)."""
+_CONFIGS = {
+    "ffg": replace(_NOISY, structure="ffg"),
+    "mvg-factored": replace(_NOISY, damping_form="factored"),
+    "mvg": _NOISY,
+    "emvg": replace(_NOISY, structure="emvg"),
+}
+
+Loss = GaussianLoss()
+"""The mean over a batch of half the squared error, summed over splits."""
+
+
+class Regressor(nn.Module):
+    """S networks with one hidden layer of ReLU: inputs (N, S, D), outputs (N, S).
+
+    Args:
+        count: S.
+        inputs: D.
+        hidden: Width of the hidden layer.
+        dropout: Probability of dropout before both layers; 0 is none.
+        seed: Of the weights, which begin as Xavier's normal ones.
+    """
+
+    def __init__(self, count: int, inputs: int, hidden: int, dropout: float, seed: int) -> None:
+        super().__init__()
+        self.first, self.second = Replicas(count, inputs, hidden), Replicas(count, hidden, 1)
+        self.dropout = nn.Dropout(dropout) if dropout else None
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for layer in (self.first, self.second):
+                _, out, into = layer.weight.shape
+                layer.weight.normal_(0, (2 / (into + out)) ** 0.5, generator=generator)
+                assert layer.bias is not None
+                layer.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The outputs."""
+        hidden = self.first(x if self.dropout is None else self.dropout(x)).relu()
+        hidden = hidden if self.dropout is None else self.dropout(hidden)
+        output: Tensor = self.second(hidden)[..., 0]
+        return output
+
+
+class Trained(Protocol):
+    """Networks of all splits that are trained by one method."""
+
+    def update(self, x: Tensor, y: Tensor, root: Tensor) -> Tensor:
+        """Make a step on a batch, (B, S, D) and (B, S), at noise of the precision root^2 (S,).
+
+        Returns:
+            The outputs (B, S) at the sampled weights.
+        """
+
+    def slow(self, factor: float) -> None:
+        """Multiply the step size."""
+
+    def predict(self, x: Tensor, samples: int) -> Tensor:
+        """Outputs (samples, N, S) at samples of the weights, (N, S, D)."""
+
+
+class Noisy:
+    """Noisy K-FAC."""
+
+    def __init__(self, model: nn.Module, config: NoisyConfig, data_size: int, seed: int) -> None:
+        self.model = model
+        self._optimizer = NoisyKFAC(model, config, data_size=data_size, seed=seed)
+        self.predict = self._optimizer.predict
+
+    def update(self, x: Tensor, y: Tensor, root: Tensor) -> Tensor:
+        """See :class:`Trained`; the precision is inside of the Fisher, by scaled outputs."""
+        optimizer = self._optimizer
+        with optimizer.sampled_params(train=True) as captured:
+            output: Tensor = self.model(x)
+            scaled = output * root
+            optimizer.observe(captured, scaled, Loss)
+            Loss(scaled, y * root).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        return output.detach()
+
+    def slow(self, factor: float) -> None:
+        """See :class:`Trained`."""
+        self._optimizer.lr *= factor
+
+
+class ByAdam:
+    """A network that is random by itself, trained by Adam on its loss and a penalty.
+
+    Args:
+        network: It; a forward pass is one sample of its noise.
+        penalty: What is added to the mean loss.
+    """
+
+    def __init__(self, network: nn.Module, penalty: Callable[[], Tensor]) -> None:
+        self._network, self._penalty = network, penalty
+        self._optimizer = torch.optim.Adam(network.parameters(), ADAM_LR)
+
+    def update(self, x: Tensor, y: Tensor, root: Tensor) -> Tensor:
+        """See :class:`Trained`."""
+        output: Tensor = self._network(x)
+        loss = Loss(output * root, y * root) + self._penalty()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return output.detach()
+
+    def slow(self, factor: float) -> None:
+        """See :class:`Trained`."""
+        for group in self._optimizer.param_groups:
+            group["lr"] *= factor
+
+    @torch.no_grad()
+    def predict(self, x: Tensor, samples: int) -> Tensor:
+        """See :class:`Trained`; a module's own way, or else by passes through it."""
+        if isinstance(self._network, BayesByBackprop):
+            return self._network.predict(x, samples)
+        return torch.stack([self._network(x) for _ in range(samples)])
+
+
+def dropout_penalty(model: nn.Module, data_size: int) -> Tensor:
+    """[(1 - p) ||W||^2 + ||b||^2] / 2N, for MC dropout (Gal & Ghahramani 2016) and a N(0, 1) prior.
+
+    W are the weights behind dropout of the probability p.
+    """
+    kept = {"weight": 1 - DROPOUT, "bias": 1.0}
+    squares = [
+        kept[name.rpartition(".")[2]] * p.square().sum() for name, p in model.named_parameters()
+    ]
+    return torch.stack(squares).sum() / (2 * data_size)
+
+
+def make(method: Method, splits: Splits, hidden: int, seed: int) -> Trained:
+    """Networks for all splits, and how they are trained."""
+    dropout = DROPOUT if method == "dropout" else 0.0
+    model = Regressor(splits.count, splits.inputs, hidden, dropout, seed)
+    if method == "dropout":
+        torch.manual_seed(seed)  # dropout takes no generator
+        return ByAdam(model, lambda: dropout_penalty(model, splits.data_size))
+    if method == "bbb":
+        posterior = BayesByBackprop(model, data_size=splits.data_size, local=True, seed=seed)
+        return ByAdam(posterior, posterior.penalty)
+    return Noisy(model, _CONFIGS[method], splits.data_size, seed)
