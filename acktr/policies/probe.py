@@ -56,12 +56,7 @@ def check_network(network: ActorCritic, observations: Any) -> ActorCritic:
     network.eval()
     cuda = [leaf.device for leaf in leaves[:1] if leaf.is_cuda]
     with torch.random.fork_rng(devices=cuda), torch.no_grad():
-        outputs = _run(network, observations, {})
-        if not all(bool(output.isfinite().all()) for output in outputs):
-            raise ConfigError(
-                "the network's outputs are not finite (masks belong to the environment: a network"
-                " gives logits of all actions)"
-            )
+        outputs = _finite(_run(network, observations, {}))
         draw = torch.Generator().manual_seed(0)
         moved = {
             name: p + 0.1 * torch.randn(p.shape, generator=draw).to(p)
@@ -73,7 +68,7 @@ def check_network(network: ActorCritic, observations: Any) -> ActorCritic:
         if all(map(_near, whole, again)) and all(bool(o.isfinite().all()) for o in whole):
             for row in range(len(leaves[0])):
                 one = tree_unflatten([leaf[row : row + 1] for leaf in leaves], layout)
-                alone = _run(network, one, moved)
+                alone = _finite(_run(network, one, moved))
                 if not all(
                     _near(o[row : row + 1], a, o) for o, a in zip(whole, alone, strict=True)
                 ):
@@ -98,6 +93,16 @@ def _run(network: ActorCritic, observations: Any, weights: dict[str, Tensor]) ->
             f"the network cannot take observations {described(observations)}:"
             f" {type(error).__name__}: {one_line(error)}"
         ) from error
+
+
+def _finite(outputs: Outputs) -> Outputs:
+    """The outputs; raises ConfigError if they hold NaN or Inf."""
+    if not all(bool(output.isfinite().all()) for output in outputs):
+        raise ConfigError(
+            "the network's outputs are not finite (masks belong to the environment: a network"
+            " gives logits of all actions)"
+        )
+    return outputs
 
 
 def _trained(network: ActorCritic, observations: Any) -> Outputs:

@@ -194,6 +194,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "three": (Net(lambda p, v, s: (p, v, s)), r"or \(policy, value\), got tuple of \(3, 4\), "),
     "names": (Net(lambda p, v, s: {"pi": p, "value": v}), "returns 'pi', 'value', without 'polic"),
     "infinite": (Net(lambda p, v, s: (p / 0, v)), "not finite .masks belong to the environment"),
+    "infinite alone": (Net(lambda p, v, s: (p / (len(p) - 1), v)), "outputs are not finite"),
     "mixes": (Uses(lambda h: h - h.mean(0)), "observation 0 depends on the other observations"),
     "first row": (Uses(lambda h: h[:1].expand_as(h)), "observation 1 depends on the other"),
     "ignores": (Uses(lambda h: torch.zeros_like(h)), "same for different observations"),
