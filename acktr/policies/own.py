@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,10 @@ from acktr.policies.contract import (
 )
 from acktr.policies.distributions import ActionHead
 from acktr.policies.recurrent import RecurrentAdapter, RecurrentSeparate
+
+
+class MemoryWarning(UserWarning):
+    """A network has recurrent layers that remember nothing from step to step."""
 
 
 def own_network(
@@ -49,6 +54,8 @@ def own_network(
         return source
     made = [_made(one, space, action_space) for one in each_source(source)]
     remembering = {hasattr(each, "initial_state") for each in made}
+    if True not in remembering:
+        _tell_forgetful(made)
     kind = RecurrentAdapter if remembering == {True} else Adapter
 
     def adapted(module: nn.Module, *outputs: str) -> Any:
@@ -68,6 +75,22 @@ def own_network(
     network = separate(adapted(actor, "policy", *auxiliary), adapted(critic, "value"))
     network.own, network.auxiliary = True, tuple(auxiliary)
     return network
+
+
+def _tell_forgetful(made: Sequence[nn.Module]) -> None:
+    """Warn of recurrent layers in networks that have no state."""
+    for name, layer in (named for each in made for named in each.named_modules()):
+        if isinstance(layer, nn.RNNBase | nn.RNNCellBase):
+            kind = type(layer).__name__
+            warnings.warn(
+                f"the network's {kind} {name or 'itself'} begins anew at every step, which is right"
+                " only if it reads a sequence within one observation: for a memory from step to"
+                " step write initial_state(n) and forward(observations, state, starts), see"
+                " acktr.policies.recurrent",
+                MemoryWarning,
+                stacklevel=3,
+            )
+            return
 
 
 def _shown(space: gymnasium.Space[Any]) -> str:

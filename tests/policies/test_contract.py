@@ -234,6 +234,27 @@ def test_shared_parameters_are_no_actor_and_critic() -> None:
         built((actor, critic))
 
 
+class Forgetful(nn.Module):
+    """A GRU over one step, which SB3's users would write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.core, self.head = nn.GRU(5, 8), nn.Linear(8, 5)
+
+    def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.core(observations[None])[0][0]
+        outputs = self.head(hidden)
+        return outputs[:, :4], outputs[:, 4]
+
+
+def test_recurrent_layers_without_a_state_are_told_once() -> None:
+    with pytest.warns(
+        UserWarning, match=r"GRU core begins anew .* write initial_state\(n\)"
+    ) as told:
+        built(Forgetful())
+    assert len(told) == 1
+
+
 def test_heads_of_zero_and_saturated_layers_are_no_fault() -> None:
     net = Net(FORMS["tuple"])
     for layer in (net.second, net.score):
