@@ -9,7 +9,12 @@ for each part by its name, and gives three outputs:
     value       V (N,), of the rewards that the agent learns from (scaled, if it scales them)
 
 Running normalisation of observations is part of it, frozen. An agent with action masks takes them
-as a last input, action_mask (N, P), bool, unless they are a part of its observations.
+as an input action_mask (N, P), bool, unless they are a part of its observations.
+
+A network with a memory has further inputs: episode_start (N,), bool, true where an observation is
+the first of an episode, and its state (N, ...) in parts state_0, state_1, ..., which the outputs
+next_state_0, ... give for the next step. Where episode_start is true the state does not matter, so
+that zeros will do.
 
 ONNX runs in many programs. The other form is torch.export's: TorchScript, which was torch's own,
 is deprecated since torch 2.9, and newer Pythons have none.
@@ -39,7 +44,8 @@ from acktr.train import evaluation_envs
 from acktr.tree import Tree
 
 OUTPUTS = ("action", "parameters", "value")
-"""Names of what an exported policy gives."""
+"""Names of what an exported policy gives; a network with a memory gives its state behind them."""
+START = "episode_start"
 
 
 class ExportError(RuntimeError):
@@ -73,17 +79,26 @@ class Standalone(nn.Module):
             self.register_buffer("high", torch.from_numpy(self.space.high.copy()))
 
     def forward(
-        self, observation: Tree, action_mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Actions, parameters and values."""
+        self,
+        observation: Tree,
+        action_mask: Tensor | None = None,
+        episode_start: Tensor | None = None,
+        state: tuple[Tensor, ...] = (),
+    ) -> tuple[Tensor, ...]:
+        """Actions, parameters and values, and the state of a network with a memory."""
         if self.masks == "observation" and isinstance(observation, dict):
             action_mask = observation[MASK] == 1
         if isinstance(observation, dict):
             shown: Tree = {name: self._shown(name, part) for name, part in observation.items()}
         else:
             shown = self._shown("", observation)
-        parameters, values, *_ = self.network(shown)
-        return self._action(self.head.make(parameters, action_mask).mode()), parameters, values
+        after: tuple[Tensor, ...] = ()
+        if episode_start is None:
+            parameters, values, *_ = self.network(shown)
+        else:
+            (parameters, values, *_), after = self.network.step(shown, state, episode_start)
+        action = self._action(self.head.make(parameters, action_mask).mode())
+        return action, parameters, values, *after
 
     def _shown(self, name: str, part: Tensor) -> Tensor:
         return self.normalized[_key(name)](part) if _key(name) in self.normalized else part
@@ -146,12 +161,10 @@ def export_policy(policy: Policy, out: Path, masks: MaskSource | None = None) ->
             or the file cannot be written.
     """
     write = _writer(out)
-    if policy.recurrent:
-        raise ExportError(f"{out}: a network with a memory cannot be exported")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch, about its own future
-            data = write(_traced(policy, masks), _inputs(policy, masks))
+            data = write(_traced(policy, masks), *_names(policy, masks))
     except Exception as error:  # whatever a user's network, or torch about it, raises
         first = str(error).strip().partition("\n")[0]
         kind = type(error).__name__
@@ -182,7 +195,7 @@ def export_saved(agent: SavedAgent, out: Path) -> None:
     export_policy(policy, out, masks)
 
 
-def _writer(out: Path) -> Callable[[torch.export.ExportedProgram, list[str]], bytes]:
+def _writer(out: Path) -> Callable[[torch.export.ExportedProgram, list[str], list[str]], bytes]:
     """What writes the kind of file that the name says, after everything was checked."""
     if out.suffix == ".pt2":
         return _pt2
@@ -198,10 +211,17 @@ def _writer(out: Path) -> Callable[[torch.export.ExportedProgram, list[str]], by
     return _onnx
 
 
-def _inputs(policy: Policy, masks: MaskSource | None) -> list[str]:
-    """Names of what the program takes."""
-    names = [name or "observation" for name in parts(policy.observation_space)]
-    return names if masks in (None, "observation") else [*names, MASK]
+def _names(policy: Policy, masks: MaskSource | None) -> tuple[list[str], list[str]]:
+    """Names of what the program takes, and of what it gives."""
+    inputs = [name or "observation" for name in parts(policy.observation_space)]
+    outputs = list(OUTPUTS)
+    if masks not in (None, "observation"):
+        inputs.append(MASK)
+    if policy.recurrent:
+        states = [f"state_{place}" for place in range(len(policy.network.initial_state(1)))]
+        inputs += [START, *states]
+        outputs += [f"next_{name}" for name in states]
+    return inputs, outputs
 
 
 def _traced(policy: Policy, masks: MaskSource | None) -> torch.export.ExportedProgram:
@@ -214,26 +234,31 @@ def _traced(policy: Policy, masks: MaskSource | None) -> torch.export.ExportedPr
     sizes: Any = {name: {0: batch} for name in examples}
     if "" in examples:  # a space without parts
         examples, sizes = examples[""], sizes[""]
-    given: tuple[Any, ...] = (examples,)
-    shapes: tuple[Any, ...] = (sizes,)
+    given, named = [examples], {}
+    shapes: dict[str, Any] = {"observation": sizes}
     if masks not in (None, "observation"):
-        given += (torch.ones(2, policy.head.outputs, dtype=torch.bool),)
-        shapes += ({0: batch},)
+        given.append(torch.ones(2, policy.head.outputs, dtype=torch.bool))
+        shapes[MASK] = {0: batch}
+    if policy.recurrent:
+        state = tuple(part.cpu() for part in policy.network.initial_state(2))
+        named = {START: torch.zeros(2, dtype=torch.bool), "state": state}
+        shapes |= {START: {0: batch}, "state": tuple({0: batch} for _ in state)}
+    program = Standalone(policy, masks)
     with torch.no_grad():
-        return torch.export.export(Standalone(policy, masks), given, dynamic_shapes=shapes)
+        return torch.export.export(program, tuple(given), named, dynamic_shapes=shapes)
 
 
-def _pt2(program: torch.export.ExportedProgram, inputs: list[str]) -> bytes:
+def _pt2(program: torch.export.ExportedProgram, inputs: list[str], outputs: list[str]) -> bytes:
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     return buffer.getvalue()
 
 
-def _onnx(program: torch.export.ExportedProgram, inputs: list[str]) -> bytes:
+def _onnx(program: torch.export.ExportedProgram, inputs: list[str], outputs: list[str]) -> bytes:
     made = torch.onnx.export(
         program,
         input_names=inputs,
-        output_names=list(OUTPUTS),
+        output_names=outputs,
         external_data=False,
         verbose=False,
     )

@@ -158,6 +158,80 @@ def test_masks_are_an_input(source: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(session.run(["action"], fed)[0], wanted)
 
 
+class Counting(torch.nn.Module):
+    """A recurrent network of a user's, with one tensor as state and a pair of outputs."""
+
+    def __init__(self, observation_space: Any, action_space: Any) -> None:
+        super().__init__()
+        self.cell, self.heads = torch.nn.GRUCell(3, 5), torch.nn.Linear(5, 4)
+
+    def initial_state(self, n: int) -> torch.Tensor:
+        return torch.zeros(n, 5)
+
+    def forward(self, obs: torch.Tensor, state: torch.Tensor, starts: torch.Tensor) -> Any:
+        hidden = []
+        for seen, start in zip(obs, starts, strict=True):
+            state = self.cell(seen, state.masked_fill(start[:, None], 0.0))
+            hidden.append(state)
+        outputs = self.heads(torch.stack(hidden))
+        return (outputs[..., :3], outputs[..., 3]), state
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("memory", "shared"),
+    [
+        ("lstm", True),
+        ("gru", True),
+        ("attention", True),
+        ("own", True),
+        ("lstm", False),
+        ("attention", False),
+    ],
+)
+def test_a_memory_goes_in_and_out(memory: str, shared: bool, tmp_path: Path) -> None:
+    """Over a sequence in which episodes begin, in onnxruntime and in torch.export."""
+    env = variant(SpacesEnv, {"observation_space": VECTOR, "action_space": spaces.Discrete(3)})
+    config = merge(preset(env)[0], {"num_envs": 2, "num_steps": 8})
+    network: Any = Counting if memory == "own" else None
+    if network is None:
+        settings = {"memory": memory, "memory_width": 8, "memory_window": 4, "shared": shared}
+        config = merge(config, {"network": {**settings, "policy_gain": 1.0}})
+    agent = ACKTR(env, config, seed=1, network=network).learn(32)
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    for name in ("policy.onnx", "policy.pt2"):
+        agent.export(tmp_path / name)
+    session = runtime.InferenceSession(tmp_path / "policy.onnx")
+    program = torch.export.load(tmp_path / "policy.pt2").module()
+    names = [each.name for each in session.get_inputs()]
+    assert names[:2] == ["observation", "episode_start"] and names[2:] == [
+        f"state_{place}" for place in range(len(names) - 2)
+    ]
+    assert [each.name for each in session.get_outputs()][3:] == [f"next_{n}" for n in names[2:]]
+    generator = np.random.default_rng(0)
+    count, state = 3, None
+    empty = agent.policy.network.initial_state(count)
+    given = [part.numpy() for part in empty]
+    for step in range(9):
+        rows = generator.normal(size=(count, 3)).astype(np.float32)
+        starts = generator.random(count) < (0.3 if step else 1)
+        wanted, state = agent.predict(rows, state, starts, deterministic=True)
+        inputs = dict(zip(names, (rows, starts, *given), strict=True))
+        action, _, _, *given = session.run(None, inputs)
+        np.testing.assert_array_equal(action, wanted)
+        tensors = tuple(torch.from_numpy(inputs[name]) for name in names[2:])
+        with torch.no_grad():
+            again = program(
+                torch.from_numpy(rows), episode_start=torch.from_numpy(starts), state=tensors
+            )
+        np.testing.assert_array_equal(again[0].numpy(), wanted)
+        assert state is not None
+        for ours, theirs, traced in zip(given, state, again[3:], strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(traced.numpy(), theirs, rtol=1e-4, atol=1e-5)
+
+
 def test_the_agent_is_left_as_it_was(tmp_path: Path) -> None:
     config = merge(preset("CartPole-v1")[0], {"num_envs": 2, "num_steps": 8})
     agent, other = (ACKTR("CartPole-v1", config, seed=2).learn(16) for _ in range(2))

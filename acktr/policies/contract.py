@@ -75,6 +75,10 @@ class ActorCritic(nn.Module):
         """Of a recurrent network: outputs (B, ...) of sequences, and their last states."""
         raise NotImplementedError
 
+    def step(self, observations: Any, state: State, starts: Tensor) -> tuple[Outputs, State]:
+        """Of a recurrent network: outputs (N, ...) and states after one step of N episodes."""
+        raise NotImplementedError
+
 
 def as_outputs(returned: Tensor | Outputs) -> Outputs:
     """What a network returned as a tuple."""

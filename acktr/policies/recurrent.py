@@ -115,24 +115,37 @@ class RecurrentAdapter(Adapter):
 
     def unroll(self, sequences: Sequences) -> tuple[Outputs, State]:
         """Outputs (B, ...) of all samples, and the last state of every sequence."""
-        steps, num = sequences.starts.shape
-        flat = tree_map(lambda part: part.flatten(0, 1), sequences.observations)
+        outputs, last = self._run(sequences.observations, sequences.state, sequences.starts)
+        return self.checked(_samples(outputs, sequences), len(sequences)), last
+
+    def step(self, observations: Tree, state: State, starts: Tensor) -> tuple[Outputs, State]:
+        """The same for one step (N, ...) of each sequence, in a form that can be traced."""
+        shown = tree_map(lambda part: part[None], observations)
+        outputs, last = self._run(shown, state, starts[None])
+        shape = (1, starts.shape[0])
+
+        def row(part: Any) -> Any:
+            return part[0] if isinstance(part, Tensor) and part.shape[:2] == shape else part
+
+        return self.checked(pytree_map(row, outputs), starts.shape[0]), last
+
+    def _run(self, observations: Tree, state: State, starts: Tensor) -> tuple[Any, State]:
+        """What the module returns for sequences (T, N, ...), and the last state."""
+        steps, num = starts.shape
+        flat = tree_map(lambda part: part.flatten(0, 1), observations)
         shown: Any = flat if self._given is None else self._given(flat, self._dtype)
         shown = pytree_map(lambda part: part.unflatten(0, (steps, num)), shown)
         initial: Any = self.network.initial_state
-        state: Any = sequences.state[self.place]
+        given: Any = state[self.place]
         if isinstance(initial(1), Tensor):
-            (state,) = state
-        returned: Any = self.network(shown, state, sequences.starts)
+            (given,) = given
+        returned: Any = self.network(shown, given, starts)
         if not isinstance(returned, tuple) or len(returned) != 2:
             raise ConfigError(
                 "a recurrent network must return (outputs, state), got " + described(returned)
             )
         outputs, last = returned
-        rows = _samples(outputs, sequences)
-        return self.checked(rows, len(sequences)), (
-            (last,) if isinstance(last, Tensor) else tuple(last)
-        )
+        return outputs, (last,) if isinstance(last, Tensor) else tuple(last)
 
     def forward(self, observations: Sequences) -> Tensor | Outputs:
         """The outputs (B, ...) in the order of their names; one alone is no tuple."""
@@ -171,6 +184,12 @@ class RecurrentSeparate(SeparateActorCritic):
         """Parameters (B, P), values (B,), auxiliary outputs, and the last states."""
         (policy, *more), first = self.actor.unroll(sequences)
         (value,), second = self.critic.unroll(sequences)
+        return (policy, value, *more), first + second
+
+    def step(self, observations: Tree, state: State, starts: Tensor) -> tuple[Outputs, State]:
+        """The same for one step (N, ...) of each sequence, in a form that can be traced."""
+        (policy, *more), first = self.actor.step(observations, state, starts)
+        (value,), second = self.critic.step(observations, state, starts)
         return (policy, value, *more), first + second
 
 
