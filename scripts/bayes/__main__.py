@@ -6,10 +6,15 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from scripts.bayes import uci
+from scripts.bayes import active, elbo, mnist, uci
 from scripts.common import parsed, run
 
-PARTS: dict[str, Callable[[Sequence[str]], int]] = {"uci": uci.work}
+PARTS: dict[str, Callable[[Sequence[str]], int]] = {
+    "uci": uci.work,
+    "elbo": elbo.work,
+    "mnist": mnist.work,
+    "active": active.work,
+}
 
 
 def main(argv: Sequence[str]) -> int:

@@ -122,12 +122,24 @@ def load(folder: Path, name: str, splits: int | None = None) -> Splits:
     return standardised(name, raw, raw.train[:count], raw.test[:count])
 
 
-def standardised(name: str, raw: Raw, train: Tensor, test: Tensor) -> Splits:
-    """Splits of a set with these rows, (S, n) and (S, m)."""
+def standardised(
+    name: str, raw: Raw, train: Tensor, test: Tensor, *, known: bool = False
+) -> Splits:
+    """Splits of a set with these rows, (S, n) and (S, m).
+
+    Args:
+        name: Of the set.
+        raw: The set.
+        train: Rows of training parts.
+        test: Rows of test parts.
+        known: Whether inputs of all rows are known, as those of a pool: then they are standardised
+            by all rows. A few rows alone may hardly vary in a column.
+    """
     train, test = train.T, test.T
     x, y = raw.x[train], raw.y[train]
-    x_mean, y_mean = x.mean(0), y.mean(0)
-    x_std, y_std = x.std(0, correction=0), y.std(0, correction=0)
+    y_mean, y_std = y.mean(0), y.std(0, correction=0)
+    whole = raw.x if known else x
+    x_mean, x_std = whole.mean(0), whole.std(0, correction=0)
     x_std = torch.where(x_std == 0, 1.0, x_std)
     inputs = ((part - x_mean) / x_std for part in (x, raw.x[test]))
     targets = ((part - y_mean) / y_std for part in (y, raw.y[test]))

@@ -65,6 +65,10 @@ class Regressor(nn.Module):
 class Trained(Protocol):
     """Networks of all splits that are trained by one method."""
 
+    @property
+    def posterior(self) -> NoisyKFAC | BayesByBackprop:
+        """The distribution of the weights; dropout has none."""
+
     def update(self, x: Tensor, y: Tensor, root: Tensor) -> Tensor:
         """Make a step on a batch, (B, S, D) and (B, S), at noise of the precision root^2 (S,).
 
@@ -84,12 +88,12 @@ class Noisy:
 
     def __init__(self, model: nn.Module, config: NoisyConfig, data_size: int, seed: int) -> None:
         self.model = model
-        self._optimizer = NoisyKFAC(model, config, data_size=data_size, seed=seed)
-        self.predict = self._optimizer.predict
+        self.posterior = NoisyKFAC(model, config, data_size=data_size, seed=seed)
+        self.predict = self.posterior.predict
 
     def update(self, x: Tensor, y: Tensor, root: Tensor) -> Tensor:
         """See :class:`Trained`; the precision is inside of the Fisher, by scaled outputs."""
-        optimizer = self._optimizer
+        optimizer = self.posterior
         with optimizer.sampled_params(train=True) as captured:
             output: Tensor = self.model(x)
             scaled = output * root
@@ -100,7 +104,7 @@ class Noisy:
 
     def slow(self, factor: float) -> None:
         """See :class:`Trained`."""
-        self._optimizer.lr *= factor
+        self.posterior.lr *= factor
 
 
 class ByAdam:
@@ -114,6 +118,12 @@ class ByAdam:
     def __init__(self, network: nn.Module, penalty: Callable[[], Tensor]) -> None:
         self._network, self._penalty = network, penalty
         self._optimizer = torch.optim.Adam(network.parameters(), ADAM_LR)
+
+    @property
+    def posterior(self) -> BayesByBackprop:
+        """See :class:`Trained`."""
+        assert isinstance(self._network, BayesByBackprop)
+        return self._network
 
     def update(self, x: Tensor, y: Tensor, root: Tensor) -> Tensor:
         """See :class:`Trained`."""

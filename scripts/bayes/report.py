@@ -123,14 +123,15 @@ def cap(splits: Splits, budget: Budget) -> float:
     return 0.5 * math.log(most / (2 * math.pi)) - float(splits.scale.log().mean())
 
 
-def markdown(sets: Sequence[Splits], found: Found, budgets: Sequence[Budget], command: str) -> str:
+def markdown(
+    sets: Sequence[Splits], found: Found, budgets: Mapping[str, Budget], command: str
+) -> str:
     """What was compared and what was found, as tables."""
-    shape, rate = budgets[0].noise_prior
-    by_set = dict(zip([name for name, _ in found], budgets, strict=True))
+    shape, rate = budgets[sets[0].name].noise_prior
     about = [
         f"{s.name}: {s.count} splits of {s.data_size} and {len(s.y_test)} rows, batch"
-        f" {by_set[s.name].batch}, {by_set[s.name].epochs} epochs,"
-        f" {by_set[s.name].hidden} units."
+        f" {budgets[s.name].batch}, {budgets[s.name].epochs} epochs,"
+        f" {budgets[s.name].hidden} units."
         for s in sets
     ]
     parts = [
@@ -143,7 +144,7 @@ def markdown(sets: Sequence[Splits], found: Found, budgets: Sequence[Budget], co
         " error over splits.\n",
     ]
     for measure in MEASURES:
-        parts += [f"## {_TITLES[measure]}\n", _measure_table(sets, found, by_set, measure)]
+        parts += [f"## {_TITLES[measure]}\n", _measure_table(sets, found, budgets, measure)]
     if rows := pairs(found):
         parts += ["## Paired over splits\n", _paired_table(rows)]
     parts += ["## Beside published numbers\n", _beside(sets, found), _NOTE, described_machine()]

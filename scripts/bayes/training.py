@@ -77,10 +77,16 @@ class Training:
             seed=budget.seed,
         )
         self._shuffle = torch.Generator().manual_seed(budget.seed)
-        self.step = 0
+        self.step = self.epochs = 0
 
     def epoch(self) -> None:
-        """Take all data once, in an order of its own for every split."""
+        """Take all data once, in an order of its own for every split.
+
+        From half time on steps have a tenth of their size.
+        """
+        if self.epochs == (self.budget.epochs + 1) // 2 > 0:
+            self.networks.slow(0.1)
+        self.epochs += 1
         splits, batch = self.splits, self.budget.batch
         order = torch.rand(splits.y_train.shape, generator=self._shuffle).argsort(0)
         x = splits.x_train.gather(0, order[..., None].expand_as(splits.x_train))
@@ -124,9 +130,9 @@ def predictive_log_likelihood(outputs: Tensor, target: Tensor, precisions: Tenso
 
 
 def train(
-    method: Method, splits: Splits, budget: Budget, report: Callable[[int], None]
+    method: Method, splits: Splits, budget: Budget, report: Callable[[float], None]
 ) -> tuple[list[Score], float]:
-    """Train, with a tenth of the step size from half time on.
+    """Train a method.
 
     Args:
         method: Its name.
@@ -139,9 +145,7 @@ def train(
     """
     training, began = Training(method, splits, budget), time.process_time()
     try:
-        for epoch in range(budget.epochs):
-            if epoch == (budget.epochs + 1) // 2:
-                training.networks.slow(0.1)
+        for _ in range(budget.epochs):
             training.epoch()
             report(training.step)
         seconds = (time.process_time() - began) / max(training.step, 1)

@@ -5,107 +5,51 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
-from rich.text import Text
 
-from acktr.report.tables import as_csv
-from acktr.runs.progress import Display, duration
-from scripts.bayes import report
+from scripts.bayes import campaign, report
+from scripts.bayes.campaign import Part, Rows, Tell
 from scripts.bayes.data import LARGE, LAYOUT, SMALL, Splits, load
 from scripts.bayes.methods import METHODS, Method
 from scripts.bayes.training import Budget, Score, train
 from scripts.common import check_folder, command_line, given_once, integer, parsed, positive, save
-from scripts.contest import read_own, shown
+from scripts.contest import shown
 
 _QUICK_STEPS = 7200
 _GROUPS = {"small": SMALL, "large": LARGE}
 _MOST = 10**6
 
 
-@dataclass(frozen=True)
-class Cell:
+def part(method: Method, splits: Splits, budget: Budget, out: Path) -> Part:
     """One method on one set: a file of a row per split."""
+    known = {"set": splits.name, "method": method, "data": splits.digest, "splits": splits.count}
+    steps = budget.steps(splits)
 
-    method: Method
-    splits: Splits
-    budget: Budget
+    def make(tell: Tell) -> tuple[Rows, str]:
+        scores, seconds = train(method, splits, budget, tell)
+        rmse, likelihood = (report.summary(scores, name) for name in report.MEASURES)
+        note = (
+            f"RMSE {rmse}, log-likelihood {likelihood}, {steps:,} steps of {1e3 * seconds:.1f} ms"
+            " of one processor"
+        )
+        return [[float(value) for value in asdict(score).values()] for score in scores], note
 
-    @property
-    def size(self) -> float:
-        """Steps to make."""
-        return self.budget.steps(self.splits)
-
-    def identity(self) -> str:
-        """All that decides the outcome, apart from the machine, as one line of JSON."""
-        found = {"set": self.splits.name, "method": self.method, "data": self.splits.digest}
-        return json.dumps({**found, "splits": self.splits.count, **asdict(self.budget)})
-
-
-class Campaign:
-    """Trains the cells that have no file yet, and shows how far it is.
-
-    Args:
-        out: Folder of the results.
-        cells: What is asked for.
-    """
-
-    def __init__(self, out: Path, cells: Sequence[Cell]) -> None:
-        self._out, self._cells = out, cells
-        self._display = Display("bayes uci", 10.0)
-        self._total = sum(cell.size for cell in cells)
-        self._done = self._made = 0.0
-        self._began = time.monotonic()
-
-    def run(self) -> dict[tuple[str, Method], list[Score]]:
-        """Scores by set and method.
-
-        Raises:
-            ScriptError: A file in the folder belongs to another campaign or cannot be written.
-        """
-        with closing(self._display):
-            return {(cell.splits.name, cell.method): self._scores(cell) for cell in self._cells}
-
-    def _scores(self, cell: Cell) -> list[Score]:
-        folder, name = self._out / cell.splits.name, f"{cell.method}.csv"
-        rows = read_own(folder / name, cell.identity())
-        if rows is None:
-            label = f"{cell.splits.name} {cell.method}"
-
-            def tell(step: int) -> None:
-                if self._display.due():
-                    done, made = self._done + step, max(self._made + step, 1e-9)
-                    left = (time.monotonic() - self._began) / made * max(self._total - done, 0.0)
-                    line = (
-                        f"{label}: {step:,} of {cell.size:,.0f} steps;"
-                        f" {done / self._total:.1%} of all, ETA {duration(left)}"
-                    )
-                    self._display.show(line, int(done), int(self._total), Text(line))
-
-            scores, seconds = train(cell.method, cell.splits, cell.budget, tell)
-            head = [field.name for field in fields(Score)]
-            body = [[f"{v:.9g}" for v in asdict(score).values()] for score in scores]
-            save(folder, {name: as_csv(head, body, cell.identity())})
-            self._made += cell.size
-            rmse, likelihood = (report.summary(scores, name) for name in report.MEASURES)
-            self._display.note(
-                f"{label}: RMSE {rmse}, log-likelihood {likelihood}, {cell.size:,.0f} steps of"
-                f" {1e3 * seconds:.1f} ms of one processor"
-            )
-        else:
-            scores = [_score(row) for row in rows]
-        self._done += cell.size
-        return scores
+    return Part(
+        label=f"{splits.name} {method}",
+        path=out / splits.name / f"{method}.csv",
+        identity=json.dumps({**known, **asdict(budget)}),
+        columns=[field.name for field in fields(Score)],
+        size=max(steps, 1),
+        make=make,
+    )
 
 
-def _score(row: dict[str, str]) -> Score:
-    numbers = [float(row[field.name]) for field in fields(Score)]
-    return Score(int(numbers[0]), *numbers[1:])
+def _score(row: Sequence[float]) -> Score:
+    return Score(int(row[0]), *row[1:])
 
 
 def work(argv: Sequence[str]) -> int:
@@ -114,10 +58,16 @@ def work(argv: Sequence[str]) -> int:
     check_folder(asked.out)
     torch.set_num_threads(1)
     sets = [load(asked.data, name, asked.splits) for name in asked.sets]
-    cells = [Cell(method, s, budget(asked, s)) for s in sets for method in asked.methods]
-    found = Campaign(asked.out, cells).run()
+    budgets = {s.name: budget(asked, s) for s in sets}
+    keys = [(s, method) for s in sets for method in asked.methods]
+    parts = [part(method, s, budgets[s.name], asked.out) for s, method in keys]
+    rows = campaign.run("bayes uci", parts)
+    found = {
+        (s.name, method): [_score(row) for row in of]
+        for (s, method), of in zip(keys, rows, strict=True)
+    }
     command = command_line("bayes", ["uci", *shown(argv)])
-    text = report.markdown(sets, found, [cell.budget for cell in cells], command)
+    text = report.markdown(sets, found, budgets, command)
     paired = report.paired_csv(found)
     picture = report.figure(sets, found)
     save(asked.out, {"summary.md": text.encode(), "paired.csv": paired, "figure.png": picture})

@@ -1,0 +1,138 @@
+"""The bound, classifiers, HMC and active learning beside what is known of them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from scripts.bayes import active, classifiers, elbo, hmc, mnist
+from scripts.bayes.__main__ import main
+from scripts.bayes.data import Raw
+from scripts.bayes.elbo import divergence
+from scripts.bayes.methods import METHODS, Method, make
+
+RAW = Raw(
+    torch.randn(140, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
+    torch.randn(140, generator=torch.Generator().manual_seed(1), dtype=torch.float64),
+    torch.arange(100).expand(2, -1),
+    torch.arange(100, 140).expand(2, -1),
+    "",
+)
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "dropout"])
+def test_divergences_of_networks_add_up_to_that_of_all(method: Method) -> None:
+    splits = elbo.same_split("toy", RAW, 3)
+    networks = make(method, splits, 5, 0)
+    for _ in range(3):
+        networks.update(splits.x_train[:10], splits.y_train[:10], torch.ones(3))
+    found = divergence(networks.posterior)
+    assert found.shape == (3,)
+    assert len(set(found.tolist())) == 3
+    assert float(found.sum().detach()) == pytest.approx(
+        float(networks.posterior.kl().detach()), rel=1e-5
+    )
+
+
+def test_hmc_draws_from_a_gaussian() -> None:
+    generator = torch.Generator().manual_seed(0)
+    root = torch.tensor([[1.0, 0.0], [0.8, 0.5]], dtype=torch.float64)
+    mean = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    precision = torch.linalg.inv(root @ root.T)
+
+    def potential(x: Tensor) -> Tensor:
+        return 0.5 * ((x - mean) @ precision * (x - mean)).sum(1)
+
+    start = torch.zeros(200, 2, dtype=torch.float64)
+    drawn, accepted = hmc.sample(
+        potential, start, warmup=60, samples=60, steps=10, generator=generator
+    )
+    assert 0.6 < float(accepted.mean()) < 0.95
+    flat = drawn.flatten(0, 1)
+    torch.testing.assert_close(flat.mean(0), mean, atol=0.06, rtol=0)
+    torch.testing.assert_close(flat.T.cov(), root @ root.T, atol=0.08, rtol=0)
+
+
+def test_a_trajectory_that_blows_up_is_rejected() -> None:
+    start = torch.ones(3, 1, dtype=torch.float64)
+    drawn, accepted = hmc.sample(
+        lambda x: x.square().square().sum(1) * 1e6,
+        start,
+        warmup=0,
+        samples=3,
+        steps=10,
+        size=100.0,
+        generator=torch.Generator().manual_seed(0),
+    )
+    assert not accepted.any()
+    assert torch.equal(drawn, start.expand(3, 3, 1))
+
+
+def test_calibration_error_of_known_confidences() -> None:
+    p = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.4, 0.6]])
+    y = torch.tensor([0, 1, 0, 1])
+    wanted = (abs(0.5 - 0.9) * 2 + abs(1.0 - 0.6) * 2) / 4
+    assert mnist.calibration_error(p, y) == pytest.approx(wanted, abs=1e-6)
+
+
+def test_images_are_turned_about_their_centre() -> None:
+    images = torch.rand(2, 6, 6, 1)
+    torch.testing.assert_close(mnist.turned(images, 0), images, atol=1e-5, rtol=0)
+    quarter = mnist.turned(images, 90)
+    turns = [torch.rot90(images, k, (1, 2)) for k in (1, 3)]
+    assert any(torch.allclose(quarter, turn, atol=1e-5) for turn in turns)
+
+
+def test_laplace_of_the_last_layer_is_the_posterior_of_its_quadratic_model() -> None:
+    """The spread of samples is H^-1, with H by autograd."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 3))
+    x, y = torch.randn(50, 3), torch.randint(3, (50,))
+    rows = model[:-1](x).detach().double()
+    bias = torch.ones(50, 1, dtype=torch.float64)
+    rows = torch.cat([rows, bias], 1)
+    weight = torch.cat([model[2].weight, model[2].bias[:, None]], 1).detach().double()
+
+    def objective(flat: Tensor) -> Tensor:
+        logits = rows @ flat.view(3, 3).T
+        return nn.functional.cross_entropy(logits, y, reduction="sum") + 0.5 * flat.square().sum()
+
+    exact = torch.autograd.functional.hessian(objective, weight.flatten())
+    found = classifiers.last_layer_precision(rows, (rows @ weight.T).softmax(1))
+    torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-6)
+
+
+def test_chosen_points_leave_the_pool_and_variances_correlate_with_themselves() -> None:
+    begin = active.beginnings(RAW, 2, 0)
+    assert [part.shape[1] for part in begin] == [20, 100, 20]
+    rows = torch.cat(begin, 1).sort(1).values
+    assert torch.equal(rows, torch.arange(140).expand(2, -1))
+    one = torch.rand(30, 2)
+    assert active.correlations(one, 3 * one + 1) == pytest.approx([1.0, 1.0])
+    assert active.correlations(one, -one) == pytest.approx([-1.0, -1.0])
+    for way in (False, True):
+        found = active.acquire("ffg", RAW, begin, active=way, epochs=2)
+        assert found.shape == (2,)
+        assert bool(found.isfinite().all())
+
+
+def test_digits_are_classified_and_finished_runs_are_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("ivon")
+    line = ["mnist", "--out", str(tmp_path), "--epochs", "1", "--seeds", "0"]
+    assert main(line) == 0
+    text = capsys.readouterr().out
+    assert text == (tmp_path / "summary.md").read_text()
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*.csv")}
+    assert len(files) == len(classifiers.CLASSIFIERS)
+    assert main(line) == 0
+    assert files == {path: path.stat().st_mtime_ns for path in files}
+    capsys.readouterr()
+    assert main([*line[:3], "--images", "600"]) == 2
+    assert "needs an integer in [100, 512], got 600" in capsys.readouterr().err
+    assert not math.isnan(float(next(iter(files)).read_text().splitlines()[2].split(",")[1]))
