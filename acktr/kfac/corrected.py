@@ -13,6 +13,11 @@ form at once, so that of those steps the last one with a refresh is measured.
 Half the form is the KL of a short step. At a radius of some tenths of a nat it is off by up to two,
 so that a measured step is also tried out, by a forward pass of the measured samples, and its real
 KL over the promise multiplies the following promises.
+
+A ratio holds for steps like the one that was measured. Once a task is solved the exact form of its
+outputs is next to nothing, and the ratio with it, and a single hard batch has a step that is longer
+by orders of magnitude. A step without a measurement is therefore bounded by the last one with it
+too, and a measured step that costs far more than its radius is shortened until it does not.
 """
 
 from __future__ import annotations
@@ -25,16 +30,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from acktr.kfac.trust import Fit, StepInfo, updates
+from acktr.kfac.trust import Fit, StepInfo, part_scales, root, updates
 
 _LONGEST = 10
 """Most steps from one measurement to the next."""
 _FORETOLD = math.log(1.5)
 _FURTHEST = 4.0
 """Most that the KL of a step is taken to differ from half its quadratic form."""
-_SHARE = 0.5
-"""Part of a radius that shared parameters may use whatever a part's own parameters do."""
-
+_LEAP = 4.0
+"""Most that the Kronecker form of a step may be of that of the last measured step."""
+_TRIALS = 4
+"""Most times that a step whose real KL is far beyond its radius is shortened and tried again."""
 Named = Mapping[str, Tensor]
 Measure = Callable[[Sequence[Named]], Tensor | None]
 """Exact forms (parts, m, m) of m vectors, those of a part without its weight where it has a radius
@@ -103,6 +109,8 @@ class CorrectedRegion:
         """The KL that a step really costs over half its quadratic form, of every part."""
         self.forms = self._like.new_zeros(len(self._names))
         """w: the Kronecker form of the velocity by parameter."""
+        self.reach = self._like.new_full((), math.inf)
+        """Kronecker form of the last measured step, as it was taken."""
         self._groups = torch.zeros(len(self._names), dtype=torch.int64, device=example.device)
         """0 for a parameter that parts share, 1 + k for one of part k alone."""
         self._interval = 1
@@ -177,6 +185,7 @@ class CorrectedRegion:
                 0.5 * part**2 * self._wholes(known.length.square() * keep.square() * forms),
                 spend,
             )
+        keep = keep * self._reached(known.length.square() * keep.square() * forms, measured)
         forms = keep.square() * forms
         kl = 0.5 * part**2 * self._wholes(known.length.square() * forms)
         self.forms = torch.where(known.length > 0, forms, self.forms)
@@ -240,6 +249,7 @@ class CorrectedRegion:
             if self.separate:
                 raise ValueError(f"the radii of the parts cannot be kept: {reason}") from error
             self._blind = True
+            self.reach = torch.full_like(self.reach, math.inf)
             warnings.warn(
                 "the trust region cannot be measured, so that a step may cost a KL far from"
                 f" kl_clip / 2: {reason} (observe() with a loss before every step, or give"
@@ -255,13 +265,30 @@ class CorrectedRegion:
         self, change: Named, promised: Tensor, spend: Callable[[Named], Tensor | None]
     ) -> Tensor:
         """Compare what a step really costs with its promise; the factor that shortens it then."""
-        spent = spend(change)
+        spent, factor = spend(change), torch.ones_like(self._like)
         if spent is None:
-            return torch.ones_like(self._like)
+            return factor
         off = (spent.to(promised.dtype) / promised).nan_to_num(nan=_FURTHEST)
         off = torch.where(promised > 0, off, torch.ones_like(off)).clamp(1 / _FURTHEST, _FURTHEST)
         self.beyond = (self.beyond * off).clamp(1 / _FURTHEST, _FURTHEST)
-        return off.max().clamp(min=1.0).rsqrt()
+        factor = off.max().clamp(min=1.0).rsqrt()
+        for _ in range(_TRIALS):
+            over = 2 * spent.to(promised.dtype) / self._clips
+            if not bool((over.nan_to_num(nan=math.inf) > _FURTHEST).any()):
+                break
+            factor = factor * over.max().nan_to_num(nan=math.inf).rsqrt().clamp(min=0.1)
+            again = spend({name: d * factor for name, d in change.items()})
+            assert again is not None
+            spent = again
+        return factor
+
+    def _reached(self, forms: Tensor, measured: bool) -> Tensor:
+        """The factor that keeps a step near the last measured one; Kronecker forms as taken."""
+        form = forms.sum().clamp(min=0.0)
+        if measured:
+            self.reach = form
+            return torch.ones_like(form)
+        return (_LEAP * self.reach / form).nan_to_num(nan=1.0, posinf=1.0).clamp(max=1.0).sqrt()
 
     def _dots(self, first: Named, second: Named) -> Tensor:
         """Dot products by parameter, 0 where one is missing."""
@@ -303,7 +330,7 @@ class CorrectedRegion:
         """Scales in [0, 1] by parameter that take steps of these forms into the region."""
         expected = self.beyond[:, None, None] * self._expected(forms)
         if not self.separate:
-            return _root(self._clips / expected[:, 0, 0]).clamp(max=1.0).expand(len(forms))
+            return root(self._clips / expected[:, 0, 0]).clamp(max=1.0).expand(len(forms))
         return part_scales(expected, self._clips)[self._groups]
 
     def _learn(
@@ -327,6 +354,7 @@ class CorrectedRegion:
             "ratio": self.ratio.clone(),
             "beyond": self.beyond.clone(),
             "forms": self.forms.clone(),
+            "reach": self.reach.clone(),
             "groups": self._groups.clone(),
             "interval": self._interval,
             "due": self._due,
@@ -338,34 +366,10 @@ class CorrectedRegion:
         self.ratio = state["ratio"].to(self.ratio, copy=True)
         self.beyond = state["beyond"].to(self.beyond, copy=True)
         self.forms = state["forms"].to(self.forms, copy=True)
+        self.reach = state["reach"].to(self.reach, copy=True)
         self._groups = state["groups"].to(self._groups, copy=True)
         self._interval, self._due = state["interval"], state["due"]
         self.whole = state["whole"]
-
-
-def part_scales(forms: Tensor, clips: Tensor) -> Tensor:
-    """Scales of the shared parameters, and of each part's own, for one radius per part.
-
-    Scaled by s and x_k the step has the form a_k s^2 + 2 b_k s x_k + d_k x_k^2 in part k. All of it
-    scaled alike would take s = x_k = sqrt(c_k / (a_k + 2 b_k + d_k)); a wild head would then stop
-    the whole network. So s is bounded by the smallest over k of the larger of that and
-    sqrt(c_k / a_k) / 2, and every x_k is the largest that the rest of its radius allows.
-
-    Args:
-        forms: (K, 2, 2), shared parameters first.
-        clips: c (K,).
-
-    Returns:
-        (1 + K,), in [0, 1].
-    """
-    a, b, d = forms[:, 0, 0], forms[:, 0, 1], forms[:, 1, 1].clamp(min=0.0)
-    alike = _root(clips / (a + 2 * b + d).clamp(min=0.0))
-    shared = torch.maximum(alike, _SHARE * _root(clips / a)).min().clamp(max=1.0)
-    across = b * shared
-    room = across.square() + d * (clips - a * shared.square())
-    own = (room.clamp(min=0.0).sqrt() - across) / d
-    own = torch.where(d > 0, own, torch.ones_like(own)).clamp(0.0, 1.0)
-    return torch.cat([shared[None], own])
 
 
 def _descending(old: Tensor, new: Tensor) -> Tensor:
@@ -386,8 +390,3 @@ def _dot(first: Tensor, second: Tensor) -> Tensor:
     """Dot product of two tensors of one shape, at least in float32."""
     kind = torch.promote_types(first.dtype, torch.float32)
     return torch.dot(first.to(kind).flatten(), second.to(kind).flatten())
-
-
-def _root(room: Tensor) -> Tensor:
-    """Square root; infinite for no step in no bound, which is 0 / 0 or inf / inf."""
-    return room.nan_to_num(nan=math.inf).sqrt()

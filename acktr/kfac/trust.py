@@ -12,6 +12,8 @@ from torch import Tensor
 
 FisherQuadratic = Callable[[dict[str, Tensor]], Tensor]
 """U -> U^T F U with the exact Fisher."""
+_SHARE = 0.5
+"""Part of a radius that shared parameters may use whatever a part's own parameters do."""
 
 
 @dataclass(frozen=True)
@@ -149,3 +151,33 @@ def clipped(gradients: dict[str, Tensor], largest: float) -> tuple[dict[str, Ten
         for name, grad in gradients.items()
     }
     return updates, norm
+
+
+def part_scales(forms: Tensor, clips: Tensor) -> Tensor:
+    """Scales of the shared parameters, and of each part's own, for one radius per part.
+
+    Scaled by s and x_k the step has the form a_k s^2 + 2 b_k s x_k + d_k x_k^2 in part k. All of it
+    scaled alike would take s = x_k = sqrt(c_k / (a_k + 2 b_k + d_k)); a wild head would then stop
+    the whole network. So s is bounded by the smallest over k of the larger of that and
+    sqrt(c_k / a_k) / 2, and every x_k is the largest that the rest of its radius allows.
+
+    Args:
+        forms: (K, 2, 2), shared parameters first.
+        clips: c (K,).
+
+    Returns:
+        (1 + K,), in [0, 1].
+    """
+    a, b, d = forms[:, 0, 0], forms[:, 0, 1], forms[:, 1, 1].clamp(min=0.0)
+    alike = root(clips / (a + 2 * b + d).clamp(min=0.0))
+    shared = torch.maximum(alike, _SHARE * root(clips / a)).min().clamp(max=1.0)
+    across = b * shared
+    room = across.square() + d * (clips - a * shared.square())
+    own = (room.clamp(min=0.0).sqrt() - across) / d
+    own = torch.where(d > 0, own, torch.ones_like(own)).clamp(0.0, 1.0)
+    return torch.cat([shared[None], own])
+
+
+def root(room: Tensor) -> Tensor:
+    """Square root; infinite for no step in no bound, which is 0 / 0 or inf / inf."""
+    return room.nan_to_num(nan=math.inf).sqrt()

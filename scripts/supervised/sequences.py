@@ -241,7 +241,7 @@ ROWS: dict[str, tuple[str, str]] = {
     "module, Adam": ("module", "adam"),
 }
 """What a cell is made of, and the curvature of parameters outside of layers, or Adam."""
-KFAC_CONFIG = KFACConfig(kl_clip=0.1)
+KFAC_CONFIG = KFACConfig()
 ADAM_LR = 0.003
 
 

@@ -23,8 +23,9 @@ from acktr.kfac import (
     dense_fisher,
     trust_scale,
 )
-from acktr.kfac.corrected import CorrectedRegion, part_scales
+from acktr.kfac.corrected import CorrectedRegion
 from acktr.kfac.fisher.graph import own_parameters
+from acktr.kfac.trust import part_scales
 from tests.tools.kfac import build, parameters, plain_config, randn, same, set_gradients
 from tests.tools.product_cases import close
 
