@@ -41,6 +41,7 @@ _LEAP = 4.0
 """Most that the Kronecker form of a step may be of that of the last measured step."""
 _TRIALS = 4
 """Most times that a step whose real KL is far beyond its radius is shortened and tried again."""
+
 Named = Mapping[str, Tensor]
 Measure = Callable[[Sequence[Named]], Tensor | None]
 """Exact forms (parts, m, m) of m vectors, those of a part without its weight where it has a radius
@@ -109,8 +110,8 @@ class CorrectedRegion:
         """The KL that a step really costs over half its quadratic form, of every part."""
         self.forms = self._like.new_zeros(len(self._names))
         """w: the Kronecker form of the velocity by parameter."""
-        self.reach = self._like.new_full((), math.inf)
-        """Kronecker form of the last measured step, as it was taken."""
+        self.reach = self._like.new_full((), torch.finfo(kind).max)
+        """Kronecker form of the last measured step, as it was taken; no bound before one."""
         self._groups = torch.zeros(len(self._names), dtype=torch.int64, device=example.device)
         """0 for a parameter that parts share, 1 + k for one of part k alone."""
         self._interval = 1
@@ -249,7 +250,7 @@ class CorrectedRegion:
             if self.separate:
                 raise ValueError(f"the radii of the parts cannot be kept: {reason}") from error
             self._blind = True
-            self.reach = torch.full_like(self.reach, math.inf)
+            self.reach = torch.full_like(self.reach, torch.finfo(self.reach.dtype).max)
             warnings.warn(
                 "the trust region cannot be measured, so that a step may cost a KL far from"
                 f" kl_clip / 2: {reason} (observe() with a loss before every step, or give"

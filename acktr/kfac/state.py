@@ -125,7 +125,9 @@ def _modern_trust(state: Any, own: dict[str, Any] | None) -> Any:
     """The state of a region as this version has it; its own if it was made with another q."""
     if state is None or own is None:
         return own
-    added = {"whole": True, "beyond": own["beyond"]}
+    reach = own["reach"]
+    anywhere = torch.full_like(reach, torch.finfo(reach.dtype).max)
+    added = {"whole": True, "beyond": own["beyond"], "reach": anywhere}
     return {**added, **state} if isinstance(state, dict) else state
 
 

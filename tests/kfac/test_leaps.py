@@ -1,0 +1,114 @@
+"""Bounds of steps whose measured forms say next to nothing, as once a task is solved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from acktr.kfac.corrected import CorrectedRegion, Proposal
+from acktr.kfac.trust import Fit
+
+CLIP, LR, MOMENTUM = 0.1, 1.0, 0.5
+Spend = Callable[[Mapping[str, Tensor]], Tensor | None]
+
+
+class Steps:
+    """Steps in two parameters whose Kronecker form is |g|^2, and whose exact form is as asked."""
+
+    def __init__(self, exact: float) -> None:
+        self.exact, self.velocities = exact, {}
+        self.region = CorrectedRegion(["a", "b"], CLIP, torch.zeros((), dtype=torch.float64))
+
+    def fit(self, turn: int, size: float, spend: Spend = lambda _: None) -> Fit:
+        """A step along a gradient of such a length."""
+        gradients = {name: torch.full((2,), size / 2, dtype=torch.float64) for name in "ab"}
+        proposal = Proposal(
+            gradients, gradients, self.velocities, dict.fromkeys("ab", MOMENTUM), LR, LR
+        )
+
+        def measure(vectors: Sequence[Mapping[str, Tensor]]) -> Tensor:
+            return self.exact * length(vectors[0]).square().reshape(1, 1, 1)
+
+        fit = self.region.fit(proposal, measure, spend, turn, lambda _: False)
+        self.velocities = {n: v.clone() for n, v in self.velocities.items()}
+        moving = {n: self.velocities.get(n, torch.zeros_like(g)) for n, g in gradients.items()}
+        fit.accelerate(moving, dict.fromkeys("ab", MOMENTUM))
+        self.velocities = moving
+        return fit
+
+    def taken(self) -> float:
+        """The length of the last step."""
+        return float(length(self.velocities)) * LR * (1 - MOMENTUM)
+
+
+def length(vectors: Mapping[str, Tensor]) -> Tensor:
+    return torch.cat([v.flatten() for v in vectors.values()]).norm()
+
+
+def settled(exact: float, size: float) -> tuple[Steps, int]:
+    """Steps until one is not measured, and its turn."""
+    steps, turn = Steps(exact), 0
+    while steps.region.due(turn):
+        steps.fit(turn, size)
+        turn += 1
+    return steps, turn
+
+
+def test_a_step_without_a_measurement_is_bounded_by_the_last_measured_one() -> None:
+    """The exact form was a millionth of the Kronecker one, so that nothing else bounds it."""
+    steps, turn = settled(exact=1e-6, size=1e-3)
+    measured = steps.taken()
+    steps.fit(turn, 1e2)
+    assert steps.taken() == pytest.approx(2 * measured, rel=1e-9)
+
+
+def test_a_step_of_the_usual_length_is_left_alone() -> None:
+    steps, turn = settled(exact=1e-6, size=1e-3)
+    fit = steps.fit(turn, 1.5e-3)
+    assert float(fit.info.scale) == 1
+
+
+def test_a_measured_step_may_be_of_any_length() -> None:
+    steps, turn = settled(exact=1e-6, size=1e-3)
+    while not steps.region.due(turn):
+        steps.fit(turn, 1e-3)
+        turn += 1
+    fit = steps.fit(turn, 1e2)
+    assert float(fit.info.scale) == 1
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_a_measured_step_that_costs_too_much_is_shortened_until_it_does_not(power: int) -> None:
+    """The real KL is 1000 radii at the promised length and grows as a power of it."""
+    steps, radius = Steps(exact=1.0), CLIP / 2
+    steps.fit(0, 1.0)
+    seen: list[float] = []
+
+    def spend(change: Mapping[str, Tensor]) -> Tensor:
+        seen.append(float(length(change)))
+        return torch.tensor([1000 * radius * (seen[-1] / seen[0]) ** power], dtype=torch.float64)
+
+    turn = next(t for t in range(1, 20) if steps.region.due(t))
+    steps.fit(turn, 1.0, spend)
+    cost = 1000 * radius * (steps.taken() / seen[0]) ** power
+    assert cost <= 4 * radius
+    assert 2 <= len(seen) <= 5
+
+
+def test_a_real_cost_that_is_not_finite_shortens_the_step() -> None:
+    steps = Steps(exact=1.0)
+    steps.fit(0, 1.0)
+    before, seen = steps.taken(), 0
+
+    def spend(change: Mapping[str, Tensor]) -> Tensor:
+        nonlocal seen
+        seen += 1
+        return torch.tensor([torch.nan if seen < 3 else 1e-3], dtype=torch.float64)
+
+    steps.velocities = {}
+    steps.fit(next(t for t in range(1, 20) if steps.region.due(t)), 1.0, spend)
+    assert seen == 3
+    assert steps.taken() < 0.02 * before
