@@ -35,7 +35,9 @@ def on_ranks(cases: Mapping[str, Case], size: int, folder: Path) -> Results:
     with pytest.MonkeyPatch.context() as patch:
         if "lo" in [name for _, name in socket.if_nameindex()]:
             patch.setenv("GLOO_SOCKET_IFNAME", "lo")
-        multiprocessing.spawn(_rank, (dict(cases), size, str(folder)), nprocs=size)
+        multiprocessing.start_processes(
+            _rank, (dict(cases), size, str(folder)), nprocs=size, start_method="fork"
+        )
     saved = [torch.load(folder / f"{rank}.pt") for rank in range(size)]
     missing = "Traceback: an earlier case left the ranks apart"
     return {name: [mine.get(name, missing) for mine in saved] for name in cases}
