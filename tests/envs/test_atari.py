@@ -355,7 +355,7 @@ def test_the_log_of_actions_is_in_one_piece() -> None:
     try:
         before = tracemalloc.take_snapshot()
         for number in range(1000):
-            log.add(np.full(4, number % 5))
+            log.add(np.full(4, number % 5), np.zeros(4, bool))
         grown = tracemalloc.take_snapshot().compare_to(before, "filename")
     finally:
         tracemalloc.stop()

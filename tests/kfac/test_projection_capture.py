@@ -172,18 +172,21 @@ def test_parametrised_weights_have_no_block_and_their_neighbours_have() -> None:
     assert uses(captured)["cells.ih_l0"] == 1
 
 
-def test_results_under_autocast_have_torchs_types() -> None:
-    for kind in (nn.LSTM, nn.GRU, nn.RNN):
-        model = Tagger(kind)
-        curvature, inputs = Preconditioner(model), torch.randn(2, 5, 3)
-        with torch.autocast("cpu", torch.bfloat16):
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_results_under_autocast_have_torchs_types(kind: Any) -> None:
+    model = Tagger(kind)
+    curvature, inputs = Preconditioner(model), torch.randn(2, 5, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        try:
             expected = model.cells(inputs)[0]
-            with curvature.capture() as captured:
-                output = model(inputs)
-                found = model.cells(inputs)[0]
-        assert found.dtype == expected.dtype
-        torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
-        curvature.observe(captured, output, CategoricalLoss())
+        except RuntimeError as error:  # processors without AVX-512
+            pytest.skip(f"torch has no {kind.__name__} in bfloat16 here: {error}")
+        with curvature.capture() as captured:
+            output = model(inputs)
+            found = model.cells(inputs)[0]
+    assert found.dtype == expected.dtype
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
+    curvature.observe(captured, output, CategoricalLoss())
 
 
 @pytest.mark.parametrize("structure", ["kfac", "kfac_factored", "cholesky", "ekfac"])
