@@ -180,10 +180,8 @@ def work(argv: Sequence[str]) -> int:
     torch.set_num_threads(1)
     sets = {name: read(asked.data, name) for name in asked.sets}
     for name, raw in sets.items():
-        if len(raw.y) <= FIRST + TEST + ADDED:
-            raise ScriptError(
-                f"{name} has {len(raw.y)} rows; {FIRST + TEST + ADDED + 1} are needed"
-            )
+        if len(raw.y) < _LEAST:
+            raise ScriptError(f"{name} has {len(raw.y)} rows; {_LEAST} are needed")
     tell = Display("bayes active", 10.0)
     found = [row for name, raw in sets.items() for row in study(asked, name, raw, tell)]
     rows = [[f"{v:.7g}" if isinstance(v, float) else v for v in row] for row in found]

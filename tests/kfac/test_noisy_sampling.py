@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from acktr.kfac import GaussianLoss, NoisyKFAC, Replicas, dense_kfac, flattened
+from acktr.kfac.noisy.posterior import standard_normal
 from tests.tools.exact import Apply
 from tests.tools.kfac import NoHostSync, build, mlp, parameters, randn
 from tests.tools.noisy import (
@@ -92,7 +93,7 @@ def test_the_root_of_the_noise_gives_the_covariance(kind: str, structure: str, f
 @pytest.mark.parametrize("structure, form", STRUCTURES)
 def test_drawn_noise_has_the_covariance(structure: str, form: str) -> None:
     optimizer = observed("mlp", structure=structure, damping_form=form)
-    normal = partial(optimizer.curvature.standard_normal, optimizer.curvature.noise)
+    normal = partial(standard_normal, optimizer.curvature.noise)
     names = names_of(optimizer)
     draws = torch.stack([flattened(optimizer.posterior.draw(normal), names) for _ in range(2000)])
     exact = covariance(optimizer)
@@ -150,7 +151,7 @@ def test_the_log_of_a_mean_over_few_samples_is_low() -> None:
 
 def test_sampling_waits_for_nothing() -> None:
     optimizer = observed("mlp", structure="emvg")
-    normal = partial(optimizer.curvature.standard_normal, optimizer.curvature.noise)
+    normal = partial(standard_normal, optimizer.curvature.noise)
     with NoHostSync(), torch.no_grad():
         optimizer.posterior.draw(normal)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from acktr.kfac.blocks.registry import Block
 from acktr.kfac.blocks.rules import Rules
@@ -79,12 +79,6 @@ class NoisyCurvature(Preconditioner):
         for average in (a for block in self.stats.values() for a in block.averages):
             average.drop()
         self.region.drop()
-
-    def standard_normal(self, generator: torch.Generator, like: Tensor) -> Tensor:
-        """Numbers of N(0, 1) like a tensor."""
-        return torch.randn(
-            like.shape, generator=generator, dtype=like.dtype, device=generator.device
-        )
 
     # --- state ------------------------------------------------------------------------------------
 

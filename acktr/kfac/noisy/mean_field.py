@@ -16,6 +16,7 @@ from torch.nn import functional
 from acktr.kfac.blocks.replicas import Replicas
 from acktr.kfac.checks import check_integer, check_number
 from acktr.kfac.noisy import predictive
+from acktr.kfac.noisy.posterior import standard_normal
 from acktr.kfac.noisy.predictive import LogLikelihood
 
 _LOCAL = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, Replicas)
@@ -97,7 +98,8 @@ class BayesByBackprop(nn.Module):
         self, deviations: dict[str, Tensor], generator: torch.Generator
     ) -> dict[str, Tensor]:
         return {
-            name: self.module.get_parameter(name) + deviation * _normal(deviation, generator)
+            name: self.module.get_parameter(name)
+            + deviation * standard_normal(generator, deviation)
             for name, deviation in deviations.items()
         }
 
@@ -129,7 +131,7 @@ class BayesByBackprop(nn.Module):
             variance: Tensor = functional_call(layer, variances, (args[0].square(),))
         finally:
             self._inside = False
-        return output + variance.clamp(min=1e-30).sqrt() * _normal(output, self.noise)
+        return output + variance.clamp(min=1e-30).sqrt() * standard_normal(self.noise, output)
 
     # --- what the posterior knows -----------------------------------------------------------------
 
@@ -176,7 +178,3 @@ class BayesByBackprop(nn.Module):
     def posterior_std(self) -> dict[str, Tensor]:
         """Standard deviation of every weight by name."""
         return self.deviations()
-
-
-def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)

@@ -20,6 +20,7 @@ from acktr.kfac.named_optimizer import NamedOptimizer
 from acktr.kfac.noisy import predictive
 from acktr.kfac.noisy.config import NoisyConfig
 from acktr.kfac.noisy.curvature import NoisyCurvature
+from acktr.kfac.noisy.posterior import standard_normal
 from acktr.kfac.noisy.predictive import LogLikelihood
 from acktr.kfac.parameter_groups import group_state, make_groups
 from acktr.kfac.state import require_like
@@ -189,7 +190,7 @@ class NoisyKFAC(NamedOptimizer):
 
     def _noise(self, generator: torch.Generator) -> Named:
         with torch.no_grad():
-            return self.posterior.draw(partial(self.curvature.standard_normal, generator))
+            return self.posterior.draw(partial(standard_normal, generator))
 
     def _collect(self, noise: Named) -> None:
         """Add the gradients and the noise of a context; ``grad`` is the mean over contexts."""

@@ -29,6 +29,11 @@ Normal = Callable[[Tensor], Tensor]
 """Draws standard normal numbers like a tensor."""
 
 
+def standard_normal(generator: torch.Generator, like: Tensor) -> Tensor:
+    """Numbers of N(0, 1) like a tensor."""
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=generator.device)
+
+
 class Turned(Protocol):
     """A block with an eigenbasis."""
 
