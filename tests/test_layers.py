@@ -54,7 +54,7 @@ ALLOWED: dict[str, set[str]] = {
 KFAC = (
     {"checks"},
     {"config", "losses", "state"},
-    {"cadence", "linalg", "trust"},
+    {"cadence", "linalg", "placement", "ranks", "trust"},
     {"clock", "corrected", "statistics"},
     {"blocks", "fisher"},
     {"guard", "parameter_groups", "region"},

@@ -52,6 +52,7 @@ from acktr.kfac.noisy import (
 from acktr.kfac.optimizer import KFAC
 from acktr.kfac.preconditioner import Preconditioner
 from acktr.kfac.quadratic import LMConfig
+from acktr.kfac.ranks import Ranks
 from acktr.kfac.statistics.capture import Capture, capture, sample_rows
 from acktr.kfac.trust import FisherQuadratic, StepInfo, trust_scale
 
@@ -89,6 +90,7 @@ __all__ = [
     "NoisyKFAC",
     "OutputLoss",
     "Preconditioner",
+    "Ranks",
     "Replicas",
     "Sampled",
     "SmallParameters",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from acktr.kfac.blocks.alike import precondition_all
-from acktr.kfac.blocks.kronecker import KroneckerBlock
+from acktr.kfac.blocks.kronecker import extreme_eigenvalues
 from acktr.kfac.blocks.refresh import Refresher
 from acktr.kfac.blocks.registry import Block, Registry
 from acktr.kfac.blocks.rules import Rules
@@ -23,10 +22,11 @@ from acktr.kfac.clock import Clock
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.estimator import Estimator, Scalars
 from acktr.kfac.fisher.observed import Observed
-from acktr.kfac.guard import Guard, check_capture, check_loss, check_ranks
+from acktr.kfac.guard import Guard, check_capture, check_loss
 from acktr.kfac.linalg import LARGE_FACTOR, float32_products
 from acktr.kfac.losses.base import OutputLoss, with_weights
 from acktr.kfac.losses.sources import Sampled, Source, curvature_scalars
+from acktr.kfac.ranks import Ranks
 from acktr.kfac.region import Region
 from acktr.kfac.state import curvature_state, plain_name
 from acktr.kfac.statistics.capture import Capture, Divisor
@@ -52,6 +52,7 @@ class Curvature:
         parameters: Those to precondition; by default all that are trainable. Others may belong to
             another optimizer.
         seed: Seed of the generator that sampled targets are drawn with.
+        ranks: The processes that have the other shares of every batch; None for one process.
 
     Raises:
         ValueError: ``known_fisher`` names a parameter that does not exist, or the structure or a
@@ -68,31 +69,33 @@ class Curvature:
         skip: Skip = (),
         parameters: Iterable[nn.Parameter] | None = None,
         seed: int = 0,
+        ranks: Ranks | None = None,
     ) -> None:
         self.module = module
         self.config = config or KFACConfig()
         every = {name: p for name, p in module.named_parameters() if p.requires_grad}
         mine = None if parameters is None else set(map(id, parameters))
         self.named = {n: p for n, p in every.items() if mine is None or id(p) in mine}
-        self._guard = Guard(module, self.named, everything=parameters is None)
+        self._guard = Guard(module, self.named, everything=parameters is None, ranks=ranks)
         known = known_fisher or {}
         registry = Registry(module, every, known, self.config, layers, skip, self.named)
         self.blocks = registry.build()
-        self._estimator = Estimator(module, self.named, self.blocks, self._guard)
+        self._estimator = Estimator(module, self.named, self.blocks, self._guard, ranks)
         self.stats = self._estimator.blocks
         self.damping = self.config.damping
         place = next(module.parameters(), None)
         if place is None:
             raise ValueError("K-FAC needs a module with parameters")
         self.generator = torch.Generator(place.device).manual_seed(seed)
-        factors = [factor.value for block in self.stats.values() for factor in block.factors]
+        factors = (factor.value for block in self.stats.values() for factor in block.factors)
         self._large = any(max(value.shape) >= LARGE_FACTOR for value in factors)
         fast = self._large and self.config.fast_products
         parts = ("fisher", "factors", "refresh", "apply", "exact")
         self._clock = Clock(parts, place.device, fast=fast)
         self.seconds = self._clock.seconds
         self._cadence = Cadence(self.config)
-        self.region = Region(module, self.named, self.config, self._cadence, place, self._clock)
+        kinds = self.config, self._cadence, place, self._clock, ranks
+        self.region = Region(module, self.named, *kinds)
         self.cold = False
         """Whether the next step does not use the curvature."""
         self.weights = {name for name, parameter in self.named.items() if parameter.dim() > 1}
@@ -100,7 +103,8 @@ class Curvature:
         """Batches folded so far."""
         self.turn = 0
         """Number of the next step."""
-        self._refresher = Refresher(self.stats)
+        self._refresher = Refresher(self.stats, ranks)
+        self._guard.check_settings(self.blocks, self.config, seed)
 
     # --- statistics -------------------------------------------------------------------------------
 
@@ -168,7 +172,8 @@ class Curvature:
             self._estimator.check_scales(loss, output, last)
             batch = self._estimator.samples(captured, output, loss, source, present, part=part)
             apart = bool(self._estimator.rest)
-            scalars = curvature_scalars(source, loss, output, self.generator, apart=apart)
+            generator = self._estimator.targets(self.generator)
+            scalars = curvature_scalars(source, loss, output, generator, apart=apart)
             normalizer = loss.normalizer(output)
             self._fold(captured, scalars, "sum" if normalizer is None else normalizer, batch, last)
         if last:
@@ -266,10 +271,11 @@ class Curvature:
         :meth:`advance` after the step moves on to the next one. Raises FactorError as
         :meth:`refresh`, or when the background refresh failed; ValueError for several ranks.
         """
-        check_ranks()
+        self._guard.check_ranks()
         with self._clock.part("refresh"):
             self._refresher.finish(self.turn)
             if self.needs_refresh:
+                self._guard.check_gradients()
                 self._guard.check_skipped(self.config.max_failures)
             late = any(block.history.late for block in self._estimator.layers)
             if self.needs_refresh or late:
@@ -346,12 +352,7 @@ class Curvature:
 
     def extreme_eigenvalues(self) -> tuple[float, float]:
         """Smallest and largest eigenvalue over all Kronecker blocks; NaN before a refresh."""
-        kronecker = (block for block in self.blocks if isinstance(block, KroneckerBlock))
-        pairs = [pair for block in kronecker if (pair := block.extremes()) is not None]
-        if not pairs:
-            return math.nan, math.nan
-        low, high = torch.stack(pairs).unbind(1)
-        return float(low.min()), float(high.max())
+        return extreme_eigenvalues(self.blocks)
 
     @property
     def failures(self) -> int:

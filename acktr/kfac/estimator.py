@@ -20,6 +20,8 @@ from acktr.kfac.guard import Guard
 from acktr.kfac.losses.base import OutputLoss
 from acktr.kfac.losses.sources import Empirical, Exact, Source
 from acktr.kfac.losses.sums import SumLoss
+from acktr.kfac.ranks import Ranks
+from acktr.kfac.statistics.averages import RunningAverage, join_ranks
 from acktr.kfac.statistics.capture import (
     Capture,
     Divisor,
@@ -50,6 +52,7 @@ class Estimator:
         named: The parameters that K-FAC steps, by name.
         blocks: Those of the module.
         guard: Warns of what the statistics do not see.
+        ranks: Who has the other shares of every batch; None for one process.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Estimator:
         named: Mapping[str, nn.Parameter],
         blocks: Sequence[Block],
         guard: Guard,
+        ranks: Ranks | None = None,
     ) -> None:
         learning = [block for block in blocks if isinstance(block, StatBlock)]
         self.blocks: dict[str, StatBlock] = {block.name: block for block in learning}
@@ -65,7 +69,9 @@ class Estimator:
         self.alike = alike(self.layers)
         self.rest = {block.name: block for block in learning if isinstance(block, DiagonalBlock)}
         """Blocks of the parameters outside of layers, which see the gradients of whole batches."""
-        self._module, self._named, self._guard = module, named, guard
+        self._module, self._named, self._guard, self._ranks = module, named, guard, ranks
+        self._targets: torch.Generator | None = None
+        """Source of this rank's targets in the batch that is being observed."""
         paths = [path for block in learning for path in block.paths]
         self._scales: list[float] = []
         """Those of the parts of a SumLoss in the micro-batches so far."""
@@ -93,14 +99,34 @@ class Estimator:
         """Raise ValueError when the parts of a loss weigh differently in the micro-batches."""
         scales = loss.scales(output) if isinstance(loss, SumLoss) else []
         before, self._scales = self._scales or scales, [] if last else self._scales or scales
-        pairs = zip(before, scales, strict=False)
-        if not all(math.isclose(first, second, rel_tol=1e-5) for first, second in pairs):
+        alike = _close(before, scales)
+        if last and self._ranks is not None and isinstance(loss, SumLoss):
+            # A rank without terms agrees with every other one.
+            terms = float(loss.normalizer(output) != 0)
+            device = next(iter(self._named.values())).device
+            rows = self._ranks.gather([float(alike), terms, *scales], device)
+            before = next((row[2:] for row in rows if row[1]), scales)
+            alike = all(row[0] and (not row[1] or _close(row[2:], before)) for row in rows)
+        if not alike:
             raise ValueError(
                 f"SumLoss: its parts have the scales {scales} in this micro-batch and {before} in"
-                " those before, which do not add up to one batch: take parts with"
+                " another one, which do not add up to one batch: take parts with"
                 ' reduction="sum", and give weights that are divided by each part\'s Z of the whole'
                 " batch"
             )
+
+    def targets(self, common: torch.Generator) -> torch.Generator:
+        """Source of sampled targets: the common one, or for a rank's share of a batch its own.
+
+        One number of the common one, whatever the shares are, begins those of all ranks, so that
+        the common one is the same on all.
+        """
+        if self._ranks is None or self._ranks.size == 1:
+            return common
+        if self._targets is None:
+            seed = int(torch.randint(2**62, (), generator=common, device=common.device))
+            self._targets = torch.Generator(common.device).manual_seed(seed + self._ranks.rank)
+        return self._targets
 
     def samples(
         self,
@@ -199,15 +225,30 @@ class Estimator:
             for name, square in squares.items():
                 self.rest[name].observe(square, part_size(pairs, divisor))
         except BaseException:  # a part that is missing would spoil the whole batch
-            self._scales = []
-            for average in (a for block in self.blocks.values() for a in block.averages):
-                average.drop()
+            self.drop()
             raise
+
+    def drop(self) -> None:
+        """Forget the parts of an unfinished batch."""
+        self._scales, self._targets = [], None
+        for average in self._averages():
+            average.drop()
+
+    def _averages(self) -> list[RunningAverage]:
+        return [average for block in self.blocks.values() for average in block.averages]
 
     @torch.no_grad()
     def fold(self, decay: float) -> None:
-        """Fold the parts of a batch into the running averages."""
+        """Fold the parts of a batch, those of all ranks, into the running averages."""
+        self._targets = None
+        if self._ranks is not None:
+            join_ranks(self._averages(), self._ranks)
         fold_all(self.blocks.values(), self.alike, decay)
+
+
+def _close(first: Sequence[float], second: Sequence[float]) -> bool:
+    pairs = zip(first, second, strict=False)
+    return all(math.isclose(one, other, rel_tol=1e-5) for one, other in pairs)
 
 
 def _thinned(block: LayerBlock, seen: Observation, enough: int, turn: int) -> Observation:

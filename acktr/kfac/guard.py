@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from weakref import ref
 
@@ -19,11 +19,18 @@ from torch.utils.hooks import RemovableHandle
 from acktr.kfac.blocks.entries import EntriesBlock
 from acktr.kfac.blocks.kronecker import KroneckerBlock
 from acktr.kfac.blocks.projections import ProjectionLayout
-from acktr.kfac.blocks.registry import StatBlock, UnsupportedParameterWarning, caller_level
+from acktr.kfac.blocks.registry import (
+    Block,
+    StatBlock,
+    UnsupportedParameterWarning,
+    caller_level,
+)
 from acktr.kfac.blocks.rules import RuleLayout
+from acktr.kfac.config import KFACConfig
 from acktr.kfac.fisher.graph import uses_of_leaves
 from acktr.kfac.linalg import FactorError
 from acktr.kfac.losses.likelihoods import OutputLoss
+from acktr.kfac.ranks import Ranks, disagreeing
 from acktr.kfac.statistics.capture import Capture
 from acktr.kfac.statistics.outputs import tensors
 
@@ -31,6 +38,8 @@ _MOST_FORMS = 256
 """Forms of steps that are kept before a look, which waits for the device."""
 _LEAST_DAMPING = 0.01
 """Damping from which half precision has done no harm."""
+_ALIKE = 1e-6
+"""Relative difference of sums over parameters or gradients that is rounding."""
 _OWN_FORWARD = (ProjectionLayout, RuleLayout)
 """Layers whose forward pass may take a weight any number of times."""
 
@@ -53,6 +62,11 @@ def check_module(module: nn.Module) -> None:
     for name, parameter in module.named_parameters():
         if is_lazy(parameter):
             raise ValueError(f"parameter {name!r} has no shape yet: run the lazy module once first")
+        if hasattr(parameter, "full_tensor"):
+            raise ValueError(
+                f"parameter {name!r} is a DTensor, of which each process holds a part (FSDP): K-FAC"
+                " needs whole weights, as DistributedDataParallel has them"
+            )
         if parameter.requires_grad and parameter.is_complex():
             raise ValueError(
                 f"parameter {name!r} is complex: K-FAC's Fisher is one of real parameters"
@@ -60,16 +74,19 @@ def check_module(module: nn.Module) -> None:
             )
 
 
-def check_ranks() -> None:
-    """Raise ValueError in one of several processes of torch.distributed."""
+def check_ranks(ranks: Ranks | None) -> None:
+    """Raise ValueError in one of several processes of torch.distributed that share nothing."""
+    if ranks is not None:
+        return
     distributed = sys.modules.get("torch.distributed")
     if distributed is None or not distributed.is_available() or not distributed.is_initialized():
         return
-    ranks = distributed.get_world_size()
-    if ranks > 1:
+    size = distributed.get_world_size()
+    if size > 1:
         raise ValueError(
-            f"K-FAC's factors are of this rank's samples alone, so that the {ranks} ranks would"
-            " become different models: use one process"
+            f"K-FAC's factors are of this rank's samples alone, so that the {size} ranks would"
+            " become different models: use one process, or KFAC(model, ranks=acktr.kfac.Ranks())"
+            " and averaged gradients"
         )
 
 
@@ -94,6 +111,16 @@ def check_capture(captured: object) -> None:
         )
 
 
+def _sums(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The sum of all entries, and that of their magnitudes; of no tensors 0."""
+    if not tensors:
+        zero = torch.zeros((), dtype=torch.float64)
+        return zero, zero
+    totals = [tensor.sum(dtype=torch.float64) for tensor in tensors]
+    sizes = [tensor.abs().sum(dtype=torch.float64) for tensor in tensors]
+    return torch.stack(totals).sum(), torch.stack(sizes).sum()
+
+
 def _identities(module: nn.Module) -> list[Any]:
     """What tells whether the parameters of a module are the same as before, in little time."""
     return [
@@ -111,16 +138,24 @@ class Guard:
         module: The network.
         named: The parameters that K-FAC steps, by name.
         everything: Whether they are all that are trainable.
+        ranks: Who has the other shares of every batch; None for one process.
 
     Raises:
-        ValueError: K-FAC cannot have blocks of the module, or there are several ranks.
+        ValueError: K-FAC cannot have blocks of the module, or there are several ranks without
+            ``ranks``.
     """
 
     def __init__(
-        self, module: nn.Module, named: Mapping[str, nn.Parameter], *, everything: bool
+        self,
+        module: nn.Module,
+        named: Mapping[str, nn.Parameter],
+        *,
+        everything: bool,
+        ranks: Ranks | None = None,
     ) -> None:
         check_module(module)
-        check_ranks()
+        self._ranks = ranks
+        self.check_ranks()
         self._module = module
         self._named = named
         self._kinds = {name: (p.dtype, p.device) for name, p in named.items()}
@@ -133,6 +168,41 @@ class Guard:
         self._outside_checked = False
         self._skipped = 0
         self._forms: list[Tensor] = []
+
+    def check_ranks(self) -> None:
+        """Raise ValueError where several processes would become different models."""
+        check_ranks(self._ranks)
+
+    def check_settings(self, blocks: Sequence[Block], config: KFACConfig, seed: int) -> None:
+        """Raise ValueError, on all ranks, unless they were constructed alike."""
+        if self._ranks is not None:
+            what = [(type(block).__name__, block.names) for block in blocks], config, seed
+            device = next(self._module.parameters()).device
+            self._ranks.check_equal("modules, settings or seeds", what, device)
+
+    @torch.no_grad()
+    def check_gradients(self) -> None:
+        """Raise ValueError, on all ranks, unless they have the same parameters and gradients."""
+        if self._ranks is None or self._ranks.size == 1:
+            return
+        own = list(self._named.values())
+        given = [
+            p.grad.to_dense() if p.grad.is_sparse else p.grad for p in own if p.grad is not None
+        ]
+        sums = torch.stack([*_sums(own), *_sums(given)])
+        rows = self._ranks.gather(sums.tolist(), own[0].device)
+        pairs = (
+            ("parameters", 0, "Ranks.start()"),
+            ("gradients", 2, "Ranks.average(model, n)"),
+        )
+        for what, place, remedy in pairs:
+            other = disagreeing([row[place : place + 2] for row in rows], _ALIKE)
+            if other is not None:
+                raise ValueError(
+                    f"rank {other} has other {what} than rank 0, so that the ranks would become"
+                    f" different models: {remedy} makes them the same, and so does"
+                    " DistributedDataParallel"
+                )
 
     def count_skipped(self, quadratic: Tensor) -> None:
         """Count the steps in a row that were skipped for their q, most often without a look."""

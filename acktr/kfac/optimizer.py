@@ -25,6 +25,7 @@ from acktr.kfac.quadratic import (
     model_step,
     reduction_ratio,
 )
+from acktr.kfac.ranks import Ranks
 from acktr.kfac.state import require_like
 from acktr.kfac.trust import FisherQuadratic, StepInfo, clipped
 
@@ -75,6 +76,8 @@ class KFAC(NamedOptimizer):
         decoupled_weight_decay: Shrink weights by theta <- (1 - lr weight_decay) theta at every step
             (Loshchilov & Hutter 2019), outside of gradient, damping and trust region.
         seed: Seed of the generator that sampled targets are drawn with.
+        ranks: The processes that have the other shares of every batch, whose gradients are averaged
+            before :meth:`step`; None for one process.
 
     Raises:
         ValueError: ``known_fisher`` names a parameter that does not exist, or a group or a rule for
@@ -95,6 +98,7 @@ class KFAC(NamedOptimizer):
         maximize: bool = False,
         decoupled_weight_decay: bool = False,
         seed: int = 0,
+        ranks: Ranks | None = None,
     ) -> None:
         check_choice("step_rule", step_rule, get_args(StepRule))
         check_module(module)
@@ -110,6 +114,7 @@ class KFAC(NamedOptimizer):
             skip=skip,
             parameters=[p for g in groups for p in g["params"]] if param_groups else None,
             seed=seed,
+            ranks=ranks,
         )
         self.capture = self.curvature.capture
         self.observe = self.curvature.observe

@@ -209,7 +209,9 @@ class QuadraticModel:
         if observed is None:
             raise ValueError("the quadratic model needs observe() with a loss before the step")
         if inputs is None:
-            fisher = observed.grams(curvature.module, vectors).sum(0)
+            fisher = curvature.region.grams(vectors).sum(0)
+        elif curvature.region.shared:
+            raise ValueError("model_inputs is for one process: leave it out with ranks")
         else:
             fisher = fisher_gram(curvature.module, Inputs.of(inputs).args, observed.loss, vectors)
         scaled = [
@@ -293,7 +295,8 @@ def adaptive_objective(
     loss = objective
 
     def evaluate() -> float:
-        total = loss().detach().double() * (-1 if maximize else 1)
+        value = curvature.region.objective(float(loss().detach().double()))
+        total = torch.tensor(-value if maximize else value, dtype=torch.float64)
         for name, rate in decay.items():
             if rate and name in curvature.weights:
                 total = total + 0.5 * rate * curvature.named[name].double().square().sum()

@@ -12,8 +12,10 @@ from acktr.kfac.clock import Clock
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.corrected import CorrectedRegion, Proposal
 from acktr.kfac.fisher.graph import own_parameters
+from acktr.kfac.fisher.joined import JoinedFisher
 from acktr.kfac.fisher.observed import Observed
 from acktr.kfac.losses.base import OutputLoss
+from acktr.kfac.ranks import Ranks
 from acktr.kfac.statistics.capture import Capture
 from acktr.kfac.trust import FisherQuadratic, Fit, rescale
 
@@ -28,6 +30,7 @@ class Region:
         cadence: When decompositions are renewed.
         example: A parameter: device and type.
         clock: Counts the time of exact forms.
+        ranks: Who has the other shares of every batch; None for one process.
     """
 
     def __init__(
@@ -38,9 +41,11 @@ class Region:
         cadence: Cadence,
         example: Tensor,
         clock: Clock,
+        ranks: Ranks | None = None,
     ) -> None:
         self._module, self._named, self._config = module, named, config
         self._cadence, self._clock = cadence, clock
+        self._joined = None if ranks is None else JoinedFisher(ranks, example.device)
         self.observed: Observed | None = None
         """The last observed pass."""
         self._earlier: tuple[Observed, ...] = ()
@@ -51,6 +56,11 @@ class Region:
             self.corrected = CorrectedRegion(list(named), config.kl_clip, example)
         self.follow_all = config.quadratic == "exact"
         """Whether every observed pass keeps its graph for products with the exact Fisher."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether other ranks have shares of every batch."""
+        return self._joined is not None
 
     def measures(self, turn: int) -> bool:
         """Whether the step of a turn is measured for the corrected trust region."""
@@ -85,14 +95,21 @@ class Region:
         region = self.corrected
         with self._clock.part("exact"):
             observed = Observed.of(captured, output, loss, moving if follow else None, terms)
+            observed.earlier = self._earlier if follow or measure else ()
             if region is not None and measure:
                 if region.separate:
                     region.own(own_parameters(output, moving))
                 if follow:
-                    region.whole |= observed.stride == 1 or observed.followed is None
-        observed.earlier = self._earlier if follow or measure else ()
+                    region.whole |= self._needs_all(observed)
         self.observed = observed
         return observed
+
+    def _needs_all(self, observed: Observed) -> bool:
+        """Whether a part of the samples cannot stand for the observed pass."""
+        if self._joined is None:
+            return observed.stride == 1 or observed.followed is None
+        share = self._joined.share(observed)
+        return share.every == 1 or not share.followed
 
     def join(self, observed: Observed) -> None:
         """Keep a pass for the exact forms of the batch that it is a micro-batch of."""
@@ -140,7 +157,10 @@ class Region:
             if observed is None:
                 return None
             with self._clock.part("exact"):
-                kl = observed.estimated_kl(self._module, change, turn)
+                if self._joined is not None:
+                    kl = self._joined.estimated_kl(observed, self._module, change, turn)
+                else:
+                    kl = observed.estimated_kl(self._module, change, turn)
             if kl is None or region.separate:
                 return kl
             return (kl * kl.new_tensor(observed.weights)).sum().reshape(1)
@@ -163,6 +183,8 @@ class Region:
                 " or observe() with a loss"
             )
         with self._clock.part("exact"):
+            if self._joined is not None:
+                return self._joined.grams(self.observed, self._module, vectors)
             return self.observed.grams(self._module, vectors)
 
     def estimated(self, vectors: Sequence[Mapping[str, Tensor]], turn: int) -> Tensor | None:
@@ -170,6 +192,8 @@ class Region:
         if self.observed is None:
             return None
         with self._clock.part("exact"):
+            if self._joined is not None:
+                return self._joined.estimated_grams(self.observed, self._module, vectors, turn)
             return self.observed.estimated_grams(self._module, vectors, turn)
 
     def spending(self, outputs: Callable[[], Any]) -> Callable[[], Tensor]:
@@ -183,7 +207,15 @@ class Region:
         """
         if self.observed is None:
             raise ValueError("the KL of a step needs observe() with a loss before it")
+        if self._joined is not None:
+            return self._joined.spending(self.observed, self._module, outputs)
         return self.observed.spending(self._module, outputs)
+
+    def objective(self, value: float) -> float:
+        """The objective of the whole batch, from that of this process's share."""
+        if self._joined is None or self.observed is None:
+            return value
+        return self._joined.mean(self.observed, value)
 
     def advance(self) -> None:
         """Let go of the graph of parameters that have moved, and of former micro-batches."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -338,6 +339,16 @@ class KroneckerBlock:
         self.layer.load(state)
         self.inverse.load(state, self.layer.device)
         self.history.load(state)
+
+
+def extreme_eigenvalues(blocks: Iterable[object]) -> tuple[float, float]:
+    """Smallest and largest eigenvalue over all Kronecker blocks; NaN before a refresh."""
+    kronecker = (block for block in blocks if isinstance(block, KroneckerBlock))
+    pairs = [pair for block in kronecker if (pair := block.extremes()) is not None]
+    if not pairs:
+        return math.nan, math.nan
+    low, high = torch.stack(pairs).unbind(1)
+    return float(low.min()), float(high.max())
 
 
 def _gains(layer: LayerFactors) -> bool:

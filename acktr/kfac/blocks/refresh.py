@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from acktr.kfac.blocks.registry import StatBlock
+from acktr.kfac.blocks.shared import Exchange
 from acktr.kfac.linalg import FactorError, Parts, decompose
+from acktr.kfac.ranks import Ranks
 from acktr.kfac.state import plain_name, require_like
 
 Snapshot = dict[str, list[Tensor]]
@@ -47,10 +49,12 @@ class Refresher:
 
     Args:
         blocks: The blocks with statistics, by name.
+        ranks: Among which the matrices are shared out; None for one process.
     """
 
-    def __init__(self, blocks: Mapping[str, StatBlock]) -> None:
-        self._blocks = blocks
+    def __init__(self, blocks: Mapping[str, StatBlock], ranks: Ranks | None = None) -> None:
+        self._blocks, self._ranks = blocks, ranks
+        self._exchange: Exchange | None = None
         self._job: BackgroundJob[Decompositions] | None = None
         self._snapshot: Snapshot = {}
         self._due = 0
@@ -70,7 +74,8 @@ class Refresher:
         self.finish()
         snapshot = {name: block.requests(damping(block)) for name, block in self._blocks.items()}
         if due is None:
-            self._install(decomposed(self._blocks, snapshot))
+            mine = self._mine(snapshot)
+            self._install(self._all(decomposed(self._blocks, mine)))
         else:
             self._begin(snapshot, due)
 
@@ -81,7 +86,13 @@ class Refresher:
         """
         if self._job is not None and (turn is None or turn >= self._due):
             job, self._job = self._job, None
-            self._install(job.collect())
+            try:
+                found: Decompositions | FactorError = job.collect()
+            except FactorError as error:
+                if self._exchange is None:
+                    raise
+                found = error  # the other ranks are told, who wait for it
+            self._install(self._all(found))
 
     def close(self) -> None:
         """Wait for a running refresh and forget it; no thread is left."""
@@ -92,7 +103,22 @@ class Refresher:
     def _begin(self, snapshot: Snapshot, due: int) -> None:
         blocks = self._blocks
         self._snapshot, self._due = snapshot, due
-        self._job = BackgroundJob(lambda: decomposed(blocks, snapshot))
+        mine = self._mine(snapshot)
+        self._job = BackgroundJob(lambda: decomposed(blocks, mine))
+
+    def _mine(self, snapshot: Snapshot) -> Snapshot:
+        """What this rank decomposes of a snapshot; without ranks all of it."""
+        if self._ranks is None:
+            return snapshot
+        self._exchange = Exchange(self._blocks, snapshot, self._ranks)
+        return self._exchange.mine()
+
+    def _all(self, found: Decompositions | FactorError) -> Decompositions:
+        """The decompositions of all ranks; messages are sent by the thread of the steps alone."""
+        if self._exchange is None:
+            assert not isinstance(found, FactorError)
+            return found
+        return self._exchange.share(found)
 
     def _install(self, results: Decompositions) -> None:
         for name, found in results.items():

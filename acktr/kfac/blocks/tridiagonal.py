@@ -351,6 +351,10 @@ class TridiagonalBlock:
             return [error]
         return [tuple(inverse.tensors())]
 
+    def shapes(self) -> list[torch.Size]:
+        """Shapes of the tensors that :meth:`decompose` gives."""
+        return [tensor.shape for tensor in self.inverse.tensors()]
+
     def install(self, results: Sequence[Parts]) -> None:
         """Take a new inverse."""
         self.inverse = ChainInverse.from_tensors(results[0], len(self.layers))

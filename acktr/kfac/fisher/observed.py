@@ -7,12 +7,14 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from acktr.kfac.fisher.extent import sizes as sizes_of
+from acktr.kfac.fisher.extent import stride
 from acktr.kfac.fisher.followed import Followed, lower_rounding
 from acktr.kfac.fisher.products import (
     Vector,
@@ -30,8 +32,17 @@ from acktr.kfac.statistics.capture import Capture, RandomState, sample_rows
 from acktr.kfac.statistics.inputs import Autocast, Inputs, detached
 from acktr.kfac.statistics.outputs import Selection, parts_of, selection
 
-_LEAST_TERMS, _LEAST_SAMPLES, _SPARSEST = 32, 8, 8
-"""What a part of a batch must have to stand for all of it, and one over the least part."""
+
+class Forms(NamedTuple):
+    """The exact forms of a part of a batch's samples."""
+
+    grams: Tensor
+    """(parts, k, k), each divided by its Z."""
+    size: float | None
+    """Z of the loss."""
+    sizes: tuple[float | None, ...]
+    """Z of every part of the loss."""
+    samples: int
 
 
 @dataclass
@@ -131,15 +142,31 @@ class Observed:
             return (1.0,)
         return self.loss.weights or (1.0,) * len(self.loss.parts)
 
+    @property
+    def count(self) -> int:
+        """Length of the loss's output."""
+        return len(parts_of(self.output)[0])
+
+    @property
+    def empty(self) -> bool:
+        """Whether the batch has no terms, as the share of a rank may be."""
+        return all(size == 0 for size in self.totals()) or not (self.count or self.earlier)
+
     def former(self) -> Observed:
         """This pass as a former micro-batch, without its output."""
-        return replace(self, sizes=self._sizes(), output=None)
+        return replace(self, sizes=self.sizes_now(), output=None)
 
-    def _sizes(self) -> tuple[float | None, ...]:
-        if isinstance(self.loss, SumLoss):
-            pairs = zip(self.loss.parts, self.output, strict=True)
-            return tuple(part.normalizer(output) for part, output in pairs)
-        return (self.loss.normalizer(self.output),)
+    def sizes_now(self) -> tuple[float | None, ...]:
+        """Z of every part of the loss, of the last micro-batch; None for a sum."""
+        return sizes_of(self.loss, self.output)
+
+    def totals(self) -> tuple[float | None, ...]:
+        """Z of every part of the loss, of the whole batch; None for a sum."""
+        every = [*(part.sizes for part in self.earlier), self.sizes_now()]
+        return tuple(
+            None if now is None else sum(size or 0.0 for size in sizes)
+            for now, sizes in zip(every[-1], zip(*every, strict=True), strict=True)
+        )
 
     def grams(self, module: nn.Module, vectors: Sequence[Vector]) -> Tensor:
         """v_i^T F_k v_j (parts, k, k) of the parts F_k of the Fisher, whose sum is the Fisher.
@@ -161,7 +188,7 @@ class Observed:
                 f"the exact Fisher is that of the last micro-batch alone: {error}", stacklevel=2
             )
             return grams
-        sizes = [*(part.sizes for part in self.earlier), self._sizes()]
+        sizes = [*(part.sizes for part in self.earlier), self.sizes_now()]
         shares = each.new_tensor([[size or 1.0 for size in part] for part in sizes])
         if None not in sizes[-1]:
             shares = shares / shares.sum(0)
@@ -198,15 +225,20 @@ class Observed:
 
     @property
     def stride(self) -> int:
-        """Every how many-th sample is enough to estimate a quadratic form; 1 where all are needed.
+        """Every how many-th sample is enough for an estimate; 1 where all are needed."""
+        return 1 if self.extent is None else stride(*self.extent)
+
+    @property
+    def extent(self) -> tuple[int, int] | None:
+        """Samples and terms of the batch; None where a part of the samples cannot be taken.
 
         A module must have been called once, on tensors with a row for each sample.
         """
         first = self.output[0] if isinstance(self.output, tuple) and self.output else self.output
         if not isinstance(first, Tensor) or first.dim() < 2:
-            return 1
+            return None
         if self.call is None or self.calls > 1 or self.select is None:
-            return 1
+            return None
         count, terms = len(first), math.prod(first.shape[:-1])
         parts = parts_of(self.output)
         if (
@@ -214,8 +246,8 @@ class Observed:
             or any(len(part) != count for part in parts)
             or not self.call.by_sample(count)[0]
         ):
-            return 1
-        return max(1, min(_SPARSEST, terms // _LEAST_TERMS, count // _LEAST_SAMPLES))
+            return None
+        return count, terms
 
     def estimated_grams(
         self, module: nn.Module, vectors: Sequence[Vector], turn: int
@@ -236,18 +268,31 @@ class Observed:
             rows = sample_rows(len(parts[0]), 1 / self.stride, turn)
             if rows is None or self.earlier:
                 return self.grams(module, vectors)
+            found = self.forms(module, vectors, rows)
+            if found is None:
+                return None
+            share = (found.size or 1.0) / (self.loss.normalizer(self.output) or 1.0)
+            return found.grams * (share * len(parts[0]) / found.samples)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:
+            return None
+
+    def forms(self, module: nn.Module, vectors: Sequence[Vector], rows: slice) -> Forms | None:
+        """The exact forms of some samples; None as :meth:`estimated_grams`."""
+        try:
             call = self._call(rows)
             with self._again():
                 output, tangents = output_tangents(
                     module, call.args, vectors, kwargs=call.kwargs, select=self.select
                 )
             some, lower = parts_of(output), lower_rounding(self.autocast)
-            pairs = zip(parts, some, strict=True)
+            pairs = zip(parts_of(self.output), some, strict=True)
             if not all(_near(part[rows], one, lower) for part, one in pairs):
                 return None
             loss = self._loss(output, rows)
-            share = (loss.normalizer(output) or 1.0) / (self.loss.normalizer(self.output) or 1.0)
-            return part_grams(loss, output, tangents) * (share * len(parts[0]) / len(some[0]))
+            grams = part_grams(loss, output, tangents)
+            return Forms(grams, loss.normalizer(output), sizes_of(loss, output), len(some[0]))
         except torch.OutOfMemoryError:
             raise
         except Exception:  # the module may dislike another number of samples for any reason
@@ -268,17 +313,25 @@ class Observed:
         rows = sample_rows(len(parts[0]), 1 / self.stride, turn)
         if rows is None or self.earlier or not hasattr(self.loss, "kl"):
             return None
+        found = self.divergence(module, change, rows)
+        return None if found is None else found[0]
+
+    def divergence(
+        self, module: nn.Module, change: Vector, rows: slice
+    ) -> tuple[Tensor, tuple[float | None, ...]] | None:
+        """The KL of each part (K,) that a change costs some samples, with their sizes; or None."""
         try:
             call = self._call(rows)
             with self._again():
                 after = moved_output(module, call, change, self.select)
             before = tree_map(lambda leaf: _part(leaf, rows), self.output)
-            kl: Tensor = self._loss(before, rows).kl(before, after)  # type: ignore[attr-defined]
+            loss = self._loss(before, rows)
+            kl: Tensor = loss.kl(before, after)  # type: ignore[attr-defined]
+            return kl, sizes_of(loss, before)
         except torch.OutOfMemoryError:
             raise
         except Exception:  # a part of the loss may have no KL
             return None
-        return kl
 
     def _again(self) -> AbstractContextManager[Any]:
         """The precision of the pass."""

@@ -76,8 +76,7 @@ class NoisyCurvature(Preconditioner):
 
     def forget(self) -> None:
         """Forget what was observed since the last :meth:`fold`."""
-        for average in (a for block in self.stats.values() for a in block.averages):
-            average.drop()
+        self._estimator.drop()
         self.region.drop()
 
     # --- state ------------------------------------------------------------------------------------

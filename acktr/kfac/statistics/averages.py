@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from acktr.kfac.linalg import FactorError, Parts, all_finite
+from acktr.kfac.ranks import Ranks
 
 _logger = logging.getLogger(__name__)
 
@@ -62,6 +63,16 @@ class RunningAverage:
         self.value = self.value.lerp(new, rate)
         self.weight = self.weight + rate * (1 - self.weight)
 
+    def part(self) -> tuple[Tensor, float, float]:
+        """The joined sum, or zeros; what the divisor counts; and 1 if there is a sum, else 0."""
+        if self._total is None:
+            return torch.zeros_like(self.value), self._count, 0.0
+        return self._total.to(self.value.dtype), self._count, 1.0
+
+    def replace_part(self, total: Tensor, count: float, given: float) -> None:
+        """Take what :meth:`part` gave of several processes together for the joined parts."""
+        self._total, self._count = (total if given else None), count
+
     def move(self, linear: Callable[[Tensor], Tensor]) -> None:
         """Take the average, and the parts of an unfinished batch, through a linear map."""
         self.value = linear(self.value).contiguous()
@@ -75,6 +86,22 @@ class RunningAverage:
         """Restore value and weight; parts of an unfinished batch are dropped."""
         self.value, self.weight = value, weight
         self.drop()
+
+
+def join_ranks(averages: Sequence[RunningAverage], ranks: Ranks) -> None:
+    """Add up the parts of a batch over the ranks: sums and divisors, which all of them then fold.
+
+    Args:
+        averages: In the same order on all ranks, with or without a sum on this one.
+        ranks: Who has the other parts.
+    """
+    if not averages or ranks.size == 1:
+        return
+    totals, *facts = zip(*(average.part() for average in averages), strict=True)
+    numbers = torch.tensor(facts, dtype=torch.float64, device=totals[0].device)
+    (numbers, *sums) = ranks.summed([numbers, *totals])
+    for average, total, count, given in zip(averages, sums, *numbers.tolist(), strict=True):
+        average.replace_part(total, count, given)
 
 
 class History:

@@ -1,0 +1,200 @@
+"""Products with the exact Fisher of a batch whose samples are shared out among ranks.
+
+Every rank measures its own samples; the forms of a mean over Z terms are sum_r Z_r / Z form_r. What
+one rank cannot measure none does, so that all of them go on alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from acktr.kfac.fisher.extent import stride
+from acktr.kfac.fisher.observed import Forms, Observed
+from acktr.kfac.fisher.products import Vector
+from acktr.kfac.ranks import Ranks
+
+Sizes = Sequence[float | None]
+"""Z of every part of a loss; None for a sum, which is not divided."""
+Measured = tuple[Tensor, Sizes]
+"""Forms or divergences (parts, ...) of this rank, and its sizes."""
+
+_DONE, _UNKNOWN, _FAILED = 0.0, 1.0, 2.0
+
+
+class Share(NamedTuple):
+    """Which samples of a batch stand for all of them in an estimate."""
+
+    every: int
+    """Each k-th sample of the ranks' batches, one after another; 1 where all are needed."""
+    before: int
+    """Samples of the ranks before this one."""
+    samples: int
+    """Samples of all ranks."""
+    followed: bool
+    """Whether all ranks have the graph of their pass."""
+
+    @classmethod
+    def of(cls, ranks: Ranks, observed: Observed, place: torch.device) -> Share:
+        """What all ranks together have."""
+        extent = (0, 0) if observed.empty else observed.extent
+        good = extent is not None and not observed.earlier
+        followed = observed.followed is not None
+        rows = ranks.gather([float(good), *(extent or (0, 0)), float(followed)], place)
+        count, terms = (int(sum(row[place] for row in rows)) for place in (1, 2))
+        every = stride(count, terms) if count and all(row[0] for row in rows) else 1
+        before = int(sum(row[1] for row in rows[: ranks.rank]))
+        return cls(every, before, count, all(row[3] for row in rows))
+
+    def rows(self, turn: int, mine: int) -> range:
+        """Those of this rank's rows, so many in all, that the estimate of a step takes."""
+        first = turn % min(self.every, self.samples)
+        return range((first - self.before) % self.every, mine, self.every)
+
+
+class JoinedFisher:
+    """The exact Fisher of the last observed batch of all ranks.
+
+    Args:
+        ranks: Who has the other shares.
+        place: Device of the messages.
+    """
+
+    def __init__(self, ranks: Ranks, place: torch.device) -> None:
+        self._ranks, self._place = ranks, place
+
+    def share(self, observed: Observed) -> Share:
+        """See :class:`Share`; all ranks must call it."""
+        return Share.of(self._ranks, observed, self._place)
+
+    def grams(self, observed: Observed, module: nn.Module, vectors: Sequence[Vector]) -> Tensor:
+        """As :meth:`Observed.grams`, of all samples of all ranks."""
+        shape = (len(observed.weights), len(vectors), len(vectors))
+        sizes = observed.totals()
+
+        def measure() -> Measured:
+            return observed.grams(module, vectors), sizes
+
+        found = self._mean(None if observed.empty else measure, shape, sizes, vectors)
+        assert found is not None
+        return found
+
+    def estimated_grams(
+        self, observed: Observed, module: nn.Module, vectors: Sequence[Vector], turn: int
+    ) -> Tensor | None:
+        """As :meth:`Observed.estimated_grams`: every k-th sample of all ranks' together."""
+        share = self.share(observed)
+        if share.every == 1:
+            return self.grams(observed, module, vectors)
+        rows = share.rows(turn, 0 if observed.empty else observed.count)
+        none = [None if size is None else 0.0 for size in observed.sizes_now()]
+        taken: list[Forms] = []
+
+        def measure() -> Measured | None:
+            found = observed.forms(module, vectors, _slice(rows))
+            taken.extend([] if found is None else [found])
+            return None if found is None else (found.grams, found.sizes)
+
+        shape = (len(observed.weights), len(vectors), len(vectors))
+        grams = self._mean(measure if len(rows) else None, shape, none, vectors)
+        if grams is None:
+            return None
+        size = (taken[0].size if taken else 0.0) or 0.0
+        here = [float(len(rows)), size, observed.totals()[0] or 0.0]
+        columns = zip(*self._ranks.gather(here, self._place), strict=True)
+        some, part, whole = (sum(column) for column in columns)
+        scale: float = (part or 1.0) / (whole or 1.0) * share.samples / some
+        return grams * scale
+
+    def estimated_kl(
+        self, observed: Observed, module: nn.Module, change: Vector, turn: int
+    ) -> Tensor | None:
+        """As :meth:`Observed.estimated_kl`, of the samples of :meth:`estimated_grams`."""
+        share = self.share(observed)
+        if share.every == 1 or not hasattr(observed.loss, "kl"):
+            return None
+        rows = share.rows(turn, 0 if observed.empty else observed.count)
+        none = [None if size is None else 0.0 for size in observed.sizes_now()]
+
+        def measure() -> Measured | None:
+            return observed.divergence(module, change, _slice(rows))
+
+        return self._mean(measure if len(rows) else None, (len(observed.weights),), none, [change])
+
+    def spending(
+        self, observed: Observed, module: nn.Module, outputs: Callable[[], Any]
+    ) -> Callable[[], Tensor]:
+        """As :meth:`Observed.spending`, of all ranks."""
+        spent, sizes = observed.spending(module, outputs), observed.sizes_now()
+        empty = observed.empty
+
+        def measure() -> Measured:
+            return spent(), sizes
+
+        def joined() -> Tensor:
+            like = {"": next(iter(module.parameters()))}
+            found = self._mean(None if empty else measure, (len(sizes),), sizes, [like])
+            assert found is not None
+            return found
+
+        return joined
+
+    def mean(self, observed: Observed, value: float) -> float:
+        """The objective of the whole batch, from its value on this rank's samples."""
+        size = observed.totals()[0]
+        rows = self._ranks.gather([value, 1.0 if size is None else size], self._place)
+        total = 1.0 if size is None else sum(weight for _, weight in rows)
+        return sum(weight * mine for mine, weight in rows if weight) / (total or 1.0)
+
+    def _mean(
+        self,
+        measure: Callable[[], Measured | None] | None,
+        shape: tuple[int, ...],
+        none: Sizes,
+        vectors: Sequence[Vector],
+    ) -> Tensor | None:
+        """Sum over the ranks of Z_r / Z times what they measure, part by part.
+
+        Args:
+            measure: None on a rank without samples.
+            shape: Of what is measured, (parts, ...).
+            none: The sizes of nothing, None where the part is a sum.
+            vectors: Of a step: their type is that of the result.
+
+        Raises:
+            ValueError: A rank has an error; on all of them.
+        """
+        found, failure, status = None, None, _DONE
+        try:
+            found = None if measure is None else measure()
+            status = _DONE if measure is None or found is not None else _UNKNOWN
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError) as error:
+            failure, status = error, _FAILED
+        sizes = none if found is None else found[1]
+        counts = [(1.0 if size is None else size) if found is not None else 0.0 for size in sizes]
+        rows = self._ranks.gather([status, *counts], self._place)
+        if failure is not None:
+            raise failure
+        bad = next((rank for rank, row in enumerate(rows) if row[0] == _FAILED), None)
+        if bad is not None:
+            raise ValueError(f"rank {bad} cannot measure the exact Fisher of its samples")
+        if any(row[0] == _UNKNOWN for row in rows):
+            return None
+        totals = [sum(row[1 + part] for row in rows) or 1.0 for part in range(len(counts))]
+        each = zip(counts, totals, none, strict=True)
+        weights = [count if size is None else count / total for count, total, size in each]
+        mine = torch.zeros(shape, dtype=torch.float64, device=self._place)
+        if found is not None:
+            scale = mine.new_tensor(weights).reshape(-1, *[1] * (len(shape) - 1))
+            mine = torch.where(scale == 0, mine, found[0].detach().double() * scale)
+        kind = torch.promote_types(next(iter(vectors[0].values())).dtype, torch.float32)
+        return self._ranks.summed([mine])[0].to(kind)
+
+
+def _slice(rows: range) -> slice:
+    return slice(rows.start, None, rows.step)

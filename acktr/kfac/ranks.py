@@ -1,0 +1,175 @@
+"""Processes of torch.distributed that train one model, each on a share of every batch.
+
+Ranks are micro-batches that happen at the same time: sums and what they are divided by are added up
+over the ranks before anything is made of them, so that all ranks know the same and no block of the
+curvature knows of ranks. Every decision that leads to another message is made from such sums.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+_DIGITS = 12
+"""Hexadecimal digits of a digest that float64 holds exactly."""
+
+
+class Ranks:
+    """The ranks of one group of torch.distributed, with gloo or nccl.
+
+    All ranks must call the same methods in the same order. Sums have the same bits on all of them,
+    and the same in another run with as many ranks.
+
+    Args:
+        group: The group; by default all processes.
+
+    Raises:
+        ValueError: ``init_process_group`` was not called, or this process is not in the group.
+    """
+
+    def __init__(self, group: ProcessGroup | None = None) -> None:
+        from torch import distributed
+
+        if not distributed.is_available() or not distributed.is_initialized():
+            raise ValueError("Ranks() needs torch.distributed.init_process_group() before it")
+        self._distributed: Any = distributed
+        self.group = group
+        self.rank = distributed.get_rank(group)
+        """Number of this one."""
+        self.size = distributed.get_world_size(group)
+        """Number of all."""
+        if self.rank < 0:
+            raise ValueError("this process is not in the group that Ranks() was given")
+
+    def summed(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Sums over the ranks of tensors of the same shapes; one message for each type.
+
+        Args:
+            tensors: On the device of the group's backend.
+        """
+        if self.size == 1:
+            return list(tensors)
+        return self._joined(tensors, self._add)
+
+    def broadcast(self, tensors: Sequence[Tensor], source: int) -> list[Tensor]:
+        """The tensors of one rank, bit for bit and in memory of their own; the source's too.
+
+        Args:
+            tensors: What the source has, and what is like it on the others.
+            source: Number of the rank.
+        """
+        given = tensors if self.rank == source else [torch.zeros_like(t) for t in tensors]
+        found = self._joined(given, lambda flat: self._send(flat, source))
+        return [tensor.clone() for tensor in found]
+
+    def gather(self, values: Sequence[float], device: torch.device) -> list[list[float]]:
+        """What every rank says, in float64 and by rank; it waits for the device.
+
+        Args:
+            values: As many on all ranks.
+            device: That of the group's backend.
+        """
+        table = torch.zeros(self.size, len(values), dtype=torch.float64, device=device)
+        table[self.rank] = table.new_tensor(values)
+        rows: list[list[float]] = self.summed([table])[0].tolist()
+        return rows
+
+    def share(self, rows: float, device: torch.device) -> float:
+        """The part n_r / N of this rank in all rows; 0 where there are none."""
+        total = sum(row for (row,) in self.gather([rows], device))
+        return rows / total if total else 0.0
+
+    def check_equal(self, what: str, value: object, device: torch.device) -> None:
+        """Raise ValueError, on all ranks, where the value has another repr than on rank 0."""
+        digest = hashlib.sha256(repr(value).encode()).hexdigest()[:_DIGITS]
+        rows = self.gather([float(int(digest, 16))], device)
+        other = [rank for rank, row in enumerate(rows) if row != rows[0]]
+        if other:
+            raise ValueError(f"rank {other[0]} has other {what} than rank 0: give all the same")
+
+    @torch.no_grad()
+    def start(self, module: nn.Module) -> None:
+        """Give all ranks the parameters and buffers of rank 0."""
+        places = [*module.parameters(), *module.buffers()]
+        for place, new in zip(places, self.broadcast([p.detach() for p in places], 0), strict=True):
+            place.copy_(new)
+
+    @torch.no_grad()
+    def average(self, module: nn.Module, rows: float | None) -> None:
+        """Make gradients those of the batch of all ranks together, sum_r n_r / N grad_r.
+
+        It is a mean over all rows, not the mean of the ranks' means; DistributedDataParallel, whose
+        gradients are that, needs as many rows on every rank.
+
+        Args:
+            module: Its gradients are replaced. One that no rank has stays None.
+            rows: What this rank's objective is a mean over, its samples or the sum of their
+                weights; 0 for a rank without any, whose gradients do not count. None where the
+                objective is a sum, which is added up.
+        """
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        if not parameters:
+            return
+        device = parameters[0].device
+        share = 1.0 if rows is None else self.share(rows, device)
+        given = [float(p.grad is not None) for p in parameters]
+        flags = torch.tensor(given, dtype=torch.float64, device=device)
+        total, *grads = self.summed([flags, *(_scaled(p, share) for p in parameters)])
+        for parameter, grad, some in zip(parameters, grads, total.tolist(), strict=True):
+            if some:
+                parameter.grad = grad.clone()
+
+    def _joined(self, tensors: Sequence[Tensor], send: Any) -> list[Tensor]:
+        """Tensors through messages that take those of one type and device as one."""
+        kinds = dict.fromkeys((tensor.dtype, tensor.device) for tensor in tensors)
+        found: dict[int, Tensor] = {}
+        for kind in kinds:
+            places = [i for i, t in enumerate(tensors) if (t.dtype, t.device) == kind]
+            flat = torch.cat([tensors[place].detach().flatten() for place in places])
+            if flat.numel():
+                send(flat)
+            parts = torch.split(flat, [tensors[place].numel() for place in places])
+            for place, part in zip(places, parts, strict=True):
+                found[place] = part.view(tensors[place].shape)
+        return [found[place] for place in range(len(tensors))]
+
+    def _add(self, flat: Tensor) -> None:
+        self._distributed.all_reduce(flat, group=self.group)
+
+    def _send(self, flat: Tensor, source: int) -> None:
+        if self.size > 1:
+            place = source
+            if self.group is not None:
+                place = self._distributed.get_global_rank(self.group, source)
+            self._distributed.broadcast(flat, place, group=self.group)
+
+
+def _scaled(parameter: Tensor, share: float) -> Tensor:
+    """A gradient times a share; zeros without either."""
+    grad = parameter.grad
+    if grad is None or share == 0:
+        return torch.zeros_like(parameter)
+    return (grad.to_dense() if grad.is_sparse else grad) * share
+
+
+def disagreeing(rows: Iterable[Sequence[float]], tolerance: float) -> int | None:
+    """The first rank whose sums (x, ...) are not those of rank 0; None where all agree.
+
+    Args:
+        rows: By rank: a sum, and the sum of magnitudes that it may be rounded by.
+        tolerance: Relative rounding.
+    """
+    first: Sequence[float] | None = None
+    for rank, (value, size) in enumerate(rows):
+        first = (value, size) if first is None else first
+        near = abs(value - first[0]) <= tolerance * first[1]
+        if not (near or (value != value and first[0] != first[0])):
+            return rank
+    return None
