@@ -22,7 +22,7 @@ from acktr.runs.logger import RunLogger
 from acktr.runs.start import resume, start
 from acktr.runs.tables import read_table
 from acktr.train import Trainer, training_envs
-from scripts.reliability.fingerprints import numbers
+from scripts.reliability.fingerprints import differing, fingerprint, numbers
 from tests.runs.test_logger import scalars
 from tests.tools.command_line import environment
 
@@ -77,7 +77,8 @@ def require_same_halves(tmp_path: Path, first: Config, second: Config, updates: 
 def test_resumed_run_equals_the_uninterrupted_one(
     env: str, algo: str, workers: tuple[int, int], updates: int, tmp_path: Path
 ) -> None:
-    first, second = (config(env, algo, env_workers=number) for number in workers)
+    short = {"max_episode_steps": 60}  # so that some end, whatever the processor rounds to
+    first, second = (config(env, algo, env_workers=number, env_kwargs=short) for number in workers)
     require_same_halves(tmp_path, first, second, updates)
 
 
@@ -131,6 +132,34 @@ def logs(run: Path) -> dict[str, Any]:
         },
         **{name: table(name) for name in ("monitor.csv", "progress.csv", "eval.csv")},
     }
+
+
+@pytest.mark.parametrize("eval_freq", [0, 512])
+def test_a_run_that_stops_early_goes_on_as_if_it_had_not(eval_freq: int, tmp_path: Path) -> None:
+    """On the schedule of the whole run, with the same best checkpoint: nothing is tried at 640."""
+    small = {"num_envs": 2, "num_steps": 32, "total_timesteps": 1024, "eval_episodes": 1}
+    chosen = config("CartPole-v1", **small, checkpoint_freq=256, eval_freq=eval_freq)
+    straight, split = (run_path(tmp_path / name, chosen) for name in ("straight", "split"))
+
+    def train(name: str, stop_at: int | None) -> str:
+        draw, network, label = (lambda *_: None), None, None
+        path = tmp_path / name
+        return start(chosen, path, "test", Interrupts(), [], draw, label, network, stop_at)
+
+    train("straight", None)
+    said = train("split", 600)
+    command = f"acktr train --resume {split}"
+    assert said == f"stopped as asked at step 640; continue with: {command}"
+    rates = [float(row["train/learning_rate"]) for row in read_table(split / "progress.csv").rows]
+    falling = [chosen.acktr.actor.lr * (1 - 64 * i / 1024 / 1.1) for i in range(10)]
+    assert rates == pytest.approx(falling, rel=1e-6)
+    again = resume(split, None, Interrupts(), [], lambda *_: None, None, 640)
+    assert again == f"{split} is at step 640: a --stop-at above it, or none, continues it"
+    for stop_at in (641, None):
+        resume(split, None, Interrupts(), [], lambda *_: None, None, stop_at)
+    assert logs(split) == logs(straight)
+    found, wanted = fingerprint(split), fingerprint(straight)
+    assert differing(found, wanted) == ""
 
 
 @pytest.mark.parametrize("kept", [True, False])

@@ -112,9 +112,20 @@ def _train(args: Sequence[str], interrupts: Interrupts) -> str:
     argv = ["acktr", "train", *args]
     if options.resume is not None:
         total = options.settings.total_timesteps
-        return resume(options.resume, total, interrupts, argv, _draw_curve, network)
-    settings, run_dir, label = options.settings, options.run_dir, options.label
-    return start(settings, run_dir, source, interrupts, argv, _draw_curve, label, network)
+        return resume(
+            options.resume, total, interrupts, argv, _draw_curve, network, options.stop_at
+        )
+    return start(
+        options.settings,
+        options.run_dir,
+        source,
+        interrupts,
+        argv,
+        _draw_curve,
+        options.label,
+        network,
+        options.stop_at,
+    )
 
 
 def _network(names: str | None) -> NetworkSource | None:
@@ -178,6 +189,7 @@ def _compare(args: Sequence[str], interrupts: Interrupts) -> str:
         common,
         {name: value for name, value in changes.items() if value is not None},
         None if network is None else NamedNetwork(options.network or "", network),
+        options.stop_at,
     )
     command = shlex.join(["acktr", "compare", *args])
     return compare(plans, options.workers, interrupts, command, options.import_module)

@@ -63,7 +63,7 @@ _REPEATED = {
 }
 """Options that may be given several times, and what the parser calls them."""
 
-_WITH_RESUME = ("--resume", "--total-timesteps", "--import", "--network")
+_WITH_RESUME = ("--resume", "--total-timesteps", "--stop-at", "--import", "--network")
 """The options that may be given besides --resume, itself included."""
 
 
@@ -86,7 +86,9 @@ class TrainOptions:
     label: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Name of the run's folder in place of the algorithm's, to keep variants apart."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
-    """Run folder to go on with; only --total-timesteps may be given besides."""
+    """Run folder to go on with; of the settings only --total-timesteps may be given besides."""
+    stop_at: Annotated[int | None, tyro.conf.arg(metavar="STEPS")] = None
+    """Steps at which to stop early, on the schedule of the whole run; --resume goes on."""
     network: Network = None
     import_module: Module = None
 
@@ -196,6 +198,8 @@ class CompareOptions:
     """Folder of all runs; each goes to RUN_DIR/ENV/LABEL/seedN, its output to RUN_DIR/logs."""
     total_timesteps: int | None = None
     """Environment steps of every run, in place of the preset's."""
+    stop_at: Annotated[int | None, tyro.conf.arg(metavar="STEPS")] = None
+    """Stop every run at so many steps, on the schedule of all; without it the rest is trained."""
     eval_episodes: int | None = None
     """Episodes of each evaluation; 20 if no file says otherwise."""
     env_kwargs: JsonObject = field(default_factory=dict)
@@ -261,7 +265,9 @@ def parse_train(args: Sequence[str]) -> tuple[TrainOptions, str]:
         return options, source
     for name in (arg.partition("=")[0] for arg in args if arg.startswith("--")):
         if name.replace("_", "-") not in _WITH_RESUME:
-            raise UsageError(f"{name} cannot be given with --resume, only --total-timesteps can")
+            raise UsageError(
+                f"{name} cannot be given with --resume, only --total-timesteps and --stop-at can"
+            )
     return options, source
 
 

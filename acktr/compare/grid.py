@@ -44,6 +44,13 @@ class RunPlan:
     """Folder of all runs."""
     network: NamedNetwork | None = None
     """The network of one's own that it trains."""
+    stop_at: int | None = None
+    """Steps at which it stops early, on the schedule of all of them."""
+
+    @property
+    def goal(self) -> int:
+        """Environment steps that it is to make."""
+        return self.stop_at or self.config.total_timesteps
 
     @cached_property
     def path(self) -> Path:
@@ -70,11 +77,13 @@ def make_plans(
     common: Overlay | None = None,
     changes: Mapping[str, Any] | None = None,
     network: NamedNetwork | None = None,
+    stop_at: int | None = None,
 ) -> list[RunPlan]:
     """All runs of a grid, those of the first seed first, so that a part of it is balanced.
 
     ``common`` is laid over every preset before the entry's own overlay, ``changes`` over
-    everything; all runs train ``network`` if one of one's own is given.
+    everything; all runs train ``network`` if one of one's own is given, and stop at ``stop_at``
+    steps.
 
     Raises:
         ConfigError: No runs, a setting that cannot be used, or two runs with the same folder.
@@ -95,6 +104,7 @@ def make_plans(
             entry.label,
             run_dir,
             network,
+            stop_at,
         )
         for seed in seeds
         for entry, base, config in cells
@@ -119,12 +129,14 @@ def train_args(plan: RunPlan, resume: bool, module: str | None = None) -> list[s
     imports = _flag("import", module) if module else []
     if plan.network is not None:
         imports += _flag("network", plan.network.name)
+    stop = [] if plan.stop_at is None else _flag("stop-at", str(plan.stop_at))
     if resume:
-        return ["train", *_flag("resume", str(plan.path)), *imports]
+        return ["train", *_flag("resume", str(plan.path)), *stop, *imports]
     config = plan.config
     args = ["train", *_flag("env", config.env), *_flag("algo", config.algo)]
     args += [*_flag("preset", config.preset), *_flag("label", plan.label)]
-    args += [*_flag("seed", str(config.seed)), *_flag("run-dir", str(plan.run_dir)), *imports]
+    args += [*_flag("seed", str(config.seed)), *_flag("run-dir", str(plan.run_dir))]
+    args += [*stop, *imports]
     settings = to_dict(config)
     del settings["network"]["custom"]  # --network says it
     if kwargs := settings.pop("env_kwargs"):

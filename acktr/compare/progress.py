@@ -34,7 +34,7 @@ class Run:
     @property
     def total(self) -> int:
         """Environment steps that it is to make."""
-        return self.plan.config.total_timesteps
+        return self.plan.goal
 
     @property
     def pace(self) -> tuple[str, str]:

@@ -58,7 +58,7 @@ def survey(plans: Sequence[RunPlan]) -> list[Status]:
             cells.setdefault(dataclasses.replace(plan.config, seed=0), plan)
     for plan in cells.values():
         try:
-            check(plan.config, plan.network.source if plan.network else None)
+            check(plan.config, plan.network.source if plan.network else None, plan.stop_at)
         except ConfigError as error:
             raise ConfigError(f"{plan.config.env} {plan.label}: {error}") from error
     return statuses
@@ -106,7 +106,7 @@ def status(plan: RunPlan) -> Status:
     """What there is of a run.
 
     It is finished when eval.csv has an evaluation at its last step or later and its checkpoint,
-    if there is one, is there too.
+    if there is one, is there too; one that is to stop early when its checkpoint is there.
 
     Raises:
         RunError: The folder cannot be read, holds another run, or is in training.
@@ -138,7 +138,8 @@ def status(plan: RunPlan) -> Status:
             steps = read_agent(folder.last).timesteps
         except CheckpointError:
             return Status(State.UNFINISHED)  # its process will say what is wrong
-        return Status(State.FINISHED if done and steps >= total else State.UNFINISHED, steps)
+        finished = steps >= plan.goal and (done or plan.goal < total)
+        return Status(State.FINISHED if finished else State.UNFINISHED, steps)
 
 
 def _stuck(path: Path, why: str) -> Status:

@@ -67,9 +67,11 @@ class Every:
 class Session:
     """Trains until the configuration's total, from wherever the trainer is.
 
-    ``interrupts`` is entered by the caller. A signal that comes while an update is computed or a
-    file written waits until that is done; one that comes during an evaluation does not.
-    ``best`` is the score of the best checkpoint so far.
+    ``stop_at`` ends the session at the first update with so many steps or more, with a checkpoint;
+    schedules are those of the configuration's total all the same, so that a resumed run goes on as
+    if it had not stopped. ``interrupts`` is entered by the caller. A signal that comes while an
+    update is computed or a file written waits until that is done; one that comes during an
+    evaluation does not. ``best`` is the score of the best checkpoint so far.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Session:
         progress: Progress,
         interrupts: Interrupts,
         best: float | None = None,
+        stop_at: int | None = None,
     ) -> None:
         self.folder = folder
         self.trainer = trainer
@@ -88,6 +91,7 @@ class Session:
         self.progress = progress
         self.interrupts = interrupts
         self.best = -math.inf if best is None else best
+        self._stop_at = math.inf if stop_at is None else stop_at
         self._checkpoints = Every(self.config.checkpoint_freq, trainer.timesteps)
         self._evaluations = Every(self.config.eval_freq, folder.last_evaluation())
         self._saved = -1
@@ -95,7 +99,7 @@ class Session:
         self._evaluated: dict[int, Evaluation] = {}
 
     def run(self, draw: Draw) -> str:
-        """Train, evaluate and draw the learning curve.
+        """Train, evaluate and draw the learning curve; only train if that is to stop early.
 
         Returns:
             A line that sums the run up.
@@ -111,6 +115,8 @@ class Session:
             # broken off, since the state of before the rollout can be saved.
             with self.interrupts.deferred(self._may_be_broken_off, self._leave):
                 self._train()
+                if not self._complete:
+                    return self._continuation(f"stopped as asked at step {self._saved:,}")
                 evaluation = self._evaluated.get(self.trainer.timesteps) or self._evaluate()
                 # The evaluation is logged, so that a signal waits: a resumed run would find
                 # nothing left to do, and the best checkpoint and the curve would never be made.
@@ -185,13 +191,15 @@ class Session:
     def _leave(self, signum: int) -> str:
         """Keep what was learned before the program ends; a line for the user."""
         self._rescue()
+        name = signal.Signals(signum).name
+        return self._continuation(f"stopped by {name}, checkpoint at step {self._saved:,}")
+
+    def _continuation(self, what: str) -> str:
+        """What happened, and the command that goes on."""
         own = self.config.network.custom
         command = ["acktr", "train", "--resume", str(self.folder.path)]
         command += [] if own is None else ["--network", own]
-        return (
-            f"stopped by {signal.Signals(signum).name}, checkpoint at step {self._saved:,};"
-            f" continue with: {shlex.join(command)}"
-        )
+        return f"{what}; continue with: {shlex.join(command)}"
 
     def _rescue(self) -> None:
         """Before an end, keep what was learned, unless it comes in the middle of an update.
@@ -234,7 +242,14 @@ class Session:
             if self.interrupts.requested is not None:
                 self._rescue()
                 self.interrupts.check()
-        self.checkpoint(self._training_score(), required=True)
+            if stats.timesteps >= self._stop_at:
+                break
+        # The run that does not stop here has no reason to look for its best one here either.
+        self.checkpoint(self._training_score() if self._complete else None, required=True)
+
+    @property
+    def _complete(self) -> bool:
+        return self.trainer.timesteps >= self.config.total_timesteps
 
     def _training_score(self) -> float | None:
         """The mean return of training, which stands in for evaluations in a run without them."""

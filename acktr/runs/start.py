@@ -55,13 +55,15 @@ def start(
     draw: Draw,
     label: str | None = None,
     network: NetworkSource | None = None,
+    stop_at: int | None = None,
 ) -> str:
     """Train a new run.
 
     ``source`` says where the configuration comes from, ``argv`` is the command line for
     command.txt, ``draw`` draws the learning curve at the end, ``label`` is the name of the folder
-    in place of the algorithm's, and ``network`` one of one's own. ``interrupts`` is entered by the
-    caller. The result is a line that sums the run up.
+    in place of the algorithm's, ``network`` one of one's own, and ``stop_at`` a number of steps
+    after which training stops early, on the schedule of the whole run. ``interrupts`` is entered by
+    the caller. The result is a line that sums the run up.
 
     Raises:
         ConfigError, EnvError: The run cannot be made; nothing is left on the disk.
@@ -70,6 +72,7 @@ def start(
         Stopped: A signal came.
     """
     config = with_network(config, network)
+    _require_within(stop_at, config)
     path = run_path(run_dir, config, label)
     RunFolder(path).require_new()
     facts = _facts(config)
@@ -84,8 +87,8 @@ def start(
             protocol = {"preset": source, **_compute(trainer), "environment": facts}
             folder.write_json(folder.protocol, protocol)
             logger = stack.enter_context(RunLogger(folder, config.env))
-            progress = stack.enter_context(Progress(config.total_timesteps))
-            session = Session(folder, trainer, logger, progress, interrupts)
+            progress = stack.enter_context(Progress(stop_at or config.total_timesteps))
+            session = Session(folder, trainer, logger, progress, interrupts, stop_at=stop_at)
             session.checkpoint(required=True)
         return _run(session, source, facts, draw)
 
@@ -97,6 +100,7 @@ def resume(
     argv: Sequence[str],
     draw: Draw,
     network: NetworkSource | None = None,
+    stop_at: int | None = None,
 ) -> str:
     """Go on with the run in a folder; what :func:`start` has too is as there.
 
@@ -119,6 +123,7 @@ def resume(
         finish_swap(folder.best)
         _finish_best(folder, agent)
         config = dataclasses.replace(stored, total_timesteps=total or stored.total_timesteps)
+        _require_within(stop_at, config)
         done = agent.timesteps
         if done >= config.total_timesteps and folder.last_evaluation() >= done:
             if not folder.curve.exists():  # it was killed before, or there was nothing to draw
@@ -127,6 +132,8 @@ def resume(
                 f"{path} is complete: {done:,} of {config.total_timesteps:,} steps;"
                 " a larger --total-timesteps continues it"
             )
+        if stop_at is not None and done >= stop_at:
+            return f"{path} is at step {done:,}: a --stop-at above it, or none, continues it"
         facts = _facts(config)
         require_replaceable(folder.best)
         trainer = stack.enter_context(_trainer(config, network))
@@ -136,8 +143,9 @@ def resume(
         best = _best_score(folder)
         stack.enter_context(interrupts.deferred())
         logger = stack.enter_context(RunLogger(folder, config.env, done))
-        progress = stack.enter_context(Progress(config.total_timesteps, start_timesteps=done))
-        session = Session(folder, trainer, logger, progress, interrupts, best)
+        goal = stop_at or config.total_timesteps
+        progress = stack.enter_context(Progress(goal, start_timesteps=done))
+        session = Session(folder, trainer, logger, progress, interrupts, best, stop_at)
         for unsound, error in damaged.items():
             progress.note(f"warning: {error}; going on from {agent.path.name}, step {done:,}")
             set_aside(unsound)
@@ -152,16 +160,25 @@ def resume(
         return _run(session, f"resuming {path} at step {done:,}", facts, draw)
 
 
-def check(config: Config, network: NetworkSource | None = None) -> None:
+def check(config: Config, network: NetworkSource | None = None, stop_at: int | None = None) -> None:
     """Build what the run needs, on the CPU, and drop it again; nothing is written.
 
     Raises:
         ConfigError, EnvError: The run cannot be made.
     """
+    _require_within(stop_at, config)
     resolve_device(config.device)
     worker_count(config.env_workers, lookup(config.env), config.num_envs)
     with _trainer(dataclasses.replace(config, device="cpu", env_workers=1), network):
         pass
+
+
+def _require_within(stop_at: int | None, config: Config) -> None:
+    if stop_at is not None and not 1 <= stop_at <= config.total_timesteps:
+        raise ConfigError(
+            f"stop_at must be in [1, total_timesteps], here {config.total_timesteps:,}, got"
+            f" {stop_at:,}"
+        )
 
 
 @contextmanager

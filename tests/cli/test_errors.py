@@ -85,7 +85,19 @@ BAD = {
     "file as folder": ("train --env CartPole-v1 --run-dir bad/text.json", "cannot create"),
     "resume nothing": ("train --resume nowhere", "no such folder"),
     "resume no run": ("train --resume bad", "not a run folder"),
-    "resume and change": ("train --resume RUN --gamma 0.5", "only --total-timesteps can"),
+    "resume and change": ("train --resume RUN --gamma 0.5", "only --total-timesteps and"),
+    "stop beyond the end": (
+        "train --env CartPole-v1 --seed 9 --total-timesteps 512 --stop-at 513",
+        "stop_at must be in [1, total_timesteps], here 512, got 513",
+    ),
+    "resume and stop beyond the end": (
+        "train --resume RUN --stop-at 9999",
+        "here 1,024, got 9,999",
+    ),
+    "compare stop beyond the end": (
+        "compare --envs CartPole-v1 --seeds 8 --total-timesteps 512 --stop-at 513",
+        "CartPole-v1 acktr: stop_at must be in [1, total_timesteps], here 512",
+    ),
     "resume damaged": ("train --resume bad/run --total-timesteps 5000", "damaged"),
     "resume bad total": ("train --resume RUN --total-timesteps 0", "total_timesteps must be"),
     "label": ("train --env CartPole-v1 --label ../x", "label must be at most 80 letters"),

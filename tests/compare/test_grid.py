@@ -21,7 +21,7 @@ from acktr.config import Config, ConfigError, from_dict, merge, preset, to_dict
 from acktr.envs import EnvError
 from acktr.interrupts import Interrupts
 from acktr.runs.folder import RunError, RunFolder, locked, run_path
-from acktr.runs.start import start
+from acktr.runs.start import resume, start
 
 SMALL = {"num_envs": 2, "num_steps": 32, "total_timesteps": 128, "device": "cpu"}
 
@@ -235,6 +235,12 @@ class TestTrainArgs:
         )
         assert train_args(own, True)[-2:] == ["--import", "tests.tools.toys"]
 
+    def test_early_stop(self, tmp_path: Path) -> None:
+        plan = dataclasses.replace(plans(tmp_path)[0], stop_at=64)
+        assert train_args(plan, True) == ["train", "--resume", str(plan.path), "--stop-at", "64"]
+        options, _ = parse_train(train_args(plan, False)[1:])
+        assert (options.stop_at, options.settings) == (64, plan.config)
+
 
 def trained(run_dir: Path, config: Config) -> Path:
     start(config, run_dir, "test", Interrupts(), ["acktr"], lambda folder, config: None)
@@ -272,6 +278,17 @@ class TestStatus:
         assert status(plan) == Status(State.UNFINISHED, 128)
         (plan.path / "checkpoints/last/meta.json").write_text("{}")
         assert status(plan) == Status(State.UNFINISHED, 0)
+
+    def test_early_stop(self, tmp_path: Path) -> None:
+        (whole,) = plans(tmp_path)
+        early = dataclasses.replace(whole, stop_at=64)
+        args = (whole.config, tmp_path, "test", Interrupts(), ["acktr"], lambda *_: None)
+        start(*args, None, None, 64)
+        assert status(early) == Status(State.FINISHED, 64)
+        assert status(dataclasses.replace(whole, stop_at=65)) == Status(State.UNFINISHED, 64)
+        assert status(whole) == Status(State.UNFINISHED, 64)
+        resume(whole.path, None, Interrupts(), ["acktr"], lambda *_: None)
+        assert status(early) == status(whole) == Status(State.FINISHED, 128)
 
     def test_evaluation_without_its_checkpoint_is_not_the_end(self, tmp_path: Path) -> None:
         """As when the disk was full for the last checkpoint only."""
@@ -327,7 +344,7 @@ class TestSurvey:
         found = plans(tmp_path, 0, 1, 2)
         trained(tmp_path, found[0].config)
         checked: list[int] = []
-        monkeypatch.setattr(status_module, "check", lambda config, _: checked.append(config.seed))
+        monkeypatch.setattr(status_module, "check", lambda config, *_: checked.append(config.seed))
         states = [State.FINISHED, State.NEW, State.NEW]
         assert [item.state for item in survey(found)] == states
         assert checked == [1]
