@@ -22,9 +22,9 @@ from acktr.cli.options import (
     ReportOptions,
     UsageError,
     parse,
-    parse_train,
     peek,
 )
+from acktr.cli.training import HelpAsked, parse_train
 from acktr.compare.comparison import RunsFailed, compare
 from acktr.compare.entries import Overlay, parse_algo, parse_seeds
 from acktr.compare.grid import NamedNetwork, make_plans
@@ -37,10 +37,11 @@ from acktr.policies import NetworkSource
 from acktr.report.page import ReportSettings, write_report
 from acktr.report.plot import plot_runs
 from acktr.report.references import load_references
-from acktr.runs.checkpoint import CheckpointError
+from acktr.report.results import find_runs
+from acktr.runs.checkpoint import CheckpointError, checkpoint_exists
 from acktr.runs.folder import RunError, RunFolder
 from acktr.runs.progress import Display, pace, score, share
-from acktr.runs.saved import find_agent, play
+from acktr.runs.saved import SavedAgent, find_agent, play
 from acktr.runs.session import TrainingFault
 from acktr.runs.start import resume, start
 from acktr.runs.video import RecordError, record
@@ -108,7 +109,10 @@ def explanation(error: Exception) -> tuple[int, str]:
 
 def _train(args: Sequence[str], interrupts: Interrupts) -> str:
     network = _network(peek(args, "network"))  # first, as a run's file may name its module too
-    options, source = parse_train(args)
+    try:
+        options, source = parse_train(args)
+    except HelpAsked as page:
+        return str(page)
     argv = ["acktr", "train", *args]
     if options.resume is not None:
         total = options.settings.total_timesteps
@@ -197,7 +201,40 @@ def _compare(args: Sequence[str], interrupts: Interrupts) -> str:
 
 def _eval(args: Sequence[str], interrupts: Interrupts) -> str:
     options = parse(EvalOptions, args, "eval")
-    agent = find_agent(options.run, options.checkpoint, _network(options.network))
+    paths = _runs(options.run)
+    network = _network(options.network)
+    told = []
+    with closing(Display("acktr eval", interval=5.0)) as display:
+        show = _counting(display, "evaluating runs")
+        for count, path in enumerate(paths):
+            show(count, len(paths))
+            agent = find_agent(path, options.checkpoint, network)
+            told.append(("" if len(paths) == 1 else f"{path}: ", *_evaluated(agent, options)))
+    if options.json:
+        return "\n".join(json.dumps(report) for _, report, _ in told)
+    return "\n".join(f"{name}{line}" for name, _, line in told)
+
+
+def _runs(path: Path) -> list[Path]:
+    """The run or checkpoint at a path, or the runs below it."""
+    own = (path / "config.json").is_file() or checkpoint_exists(path) or not path.is_dir()
+    return [path] if own else find_runs([path])
+
+
+def _only_agent(options: RecordOptions | ExportOptions) -> SavedAgent:
+    """The agent of a command that takes one.
+
+    Raises:
+        UsageError: The folder holds several runs.
+    """
+    first, *others = _runs(options.run)
+    if others:
+        raise UsageError(f"{options.run}: {len(others) + 1} runs; name one, such as {first}")
+    return find_agent(first, options.checkpoint, _network(options.network))
+
+
+def _evaluated(agent: SavedAgent, options: EvalOptions) -> tuple[dict[str, Any], str]:
+    """What evaluating an agent came to: for programs, and as a line."""
     usual = not options.stochastic and usually_deterministic(agent.config.env)
     deterministic = options.deterministic or usual
     played = play(
@@ -232,15 +269,14 @@ def _eval(args: Sequence[str], interrupts: Interrupts) -> str:
             }
             for key in record
         }
-    if options.json:
-        return json.dumps(report)
     others = "".join(f", {key} {played.mean_of(key):,.4g}" for key in record)
-    return (
+    line = (
         f"{agent.config.env}, {agent.config.algo}, seed {agent.config.seed}, step "
         f"{agent.timesteps:,}: return {played.mean:,.2f} +- {played.std:,.2f} "
         f"({len(played.returns)} episodes, mean length {report['mean_length']:,.1f}{others}, "
         f"{'most likely' if deterministic else 'sampled'} actions)"
     )
+    return report, line
 
 
 def _number(value: float | None) -> float | None:
@@ -250,7 +286,7 @@ def _number(value: float | None) -> float | None:
 
 def _record(args: Sequence[str], interrupts: Interrupts) -> str:
     options = parse(RecordOptions, args, "record")
-    agent = find_agent(options.run, options.checkpoint, _network(options.network))
+    agent = _only_agent(options)
     beside = options.run if (options.run / "config.json").is_file() else Path()
     out = beside / "clip.mp4" if options.out is None else options.out
     returns = record(
@@ -266,7 +302,7 @@ def _record(args: Sequence[str], interrupts: Interrupts) -> str:
 
 def _export(args: Sequence[str], interrupts: Interrupts) -> str:
     options = parse(ExportOptions, args, "export")
-    agent = find_agent(options.run, options.checkpoint, _network(options.network))
+    agent = _only_agent(options)
     export_saved(agent, options.out)
     return f"{options.out}: observation in; {', '.join(OUTPUTS)} out"
 
@@ -297,20 +333,21 @@ def _report(args: Sequence[str], interrupts: Interrupts) -> str:
             published=options.published,
         )
         with closing(Display("acktr report", interval=5.0)) as display:
-            return write_report(options.runs, options.out, settings, argv, _reading(display))
+            show = _counting(display, "reading runs")
+            return write_report(options.runs, options.out, settings, argv, show)
     except (ValueError, OSError) as error:
         raise UsageError(str(error)) from error
 
 
-def _reading(display: Display) -> Callable[[int, int], None]:
-    """A function that shows how many runs have been read and how long the rest will take."""
+def _counting(display: Display, doing: str) -> Callable[[int, int], None]:
+    """A function that shows how many of all runs are done and how long the rest will take."""
     started = time.monotonic()
     display.due()  # nothing is shown before the first interval is over
 
     def show(count: int, total: int) -> None:
         if count and display.due():
             _, eta = pace(count, total, count / (time.monotonic() - started))
-            line = f"reading runs {share(count, total)}  ETA {eta}"
+            line = f"{doing} {share(count, total)}  ETA {eta}"
             display.show(line, count, total, line)
 
     return show

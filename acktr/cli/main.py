@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from acktr import __version__
+from acktr.cli.flags import TRAIN_HELP, unknown_option
 from acktr.files import message, reason
 from acktr.interrupts import STOPPED, Interrupts, Stopped, end_with_parent
 
@@ -39,7 +40,7 @@ usage: acktr COMMAND [OPTIONS]
 ACKTR: actor-critic with Kronecker-factored trust regions.
 
 commands:
-  train   train an agent, or resume a run:  acktr train --env HalfCheetah-v5 --seed 0
+  train   train an agent, or resume a run:  acktr train HalfCheetah-v5 --seed 0
                                             acktr train --resume RUN
   compare train a grid of environments, algorithms and seeds; skip and continue what is there:
                                             acktr compare --envs Hopper-v5 --workers 2
@@ -108,10 +109,8 @@ def _run(args: list[str]) -> int:
         _say(_HELP.rstrip("\n"))
     elif name == "--version":
         _say(f"acktr {__version__}")
-    elif name == "doctor":
-        return _run_doctor(rest)
     elif name in COMMANDS:
-        return _run_command(name, rest)
+        return _run_known(name, rest)
     else:
         near = difflib.get_close_matches(name, COMMANDS, 1)
         hint = f"did you mean {near[0]}?" if near else f"use {', '.join(COMMANDS)}"
@@ -119,7 +118,26 @@ def _run(args: list[str]) -> int:
     return 0
 
 
+def _run_known(name: str, args: list[str]) -> int:
+    """Run one of the commands, after a look at its options that takes no time."""
+    if name == "train" and {"-h", "--help"}.intersection(args):
+        _say(TRAIN_HELP.rstrip("\n"))
+        return 0
+    if (unknown := unknown_option(name, args)) is not None:
+        return _failed(BAD_INPUT, f"error: {unknown}")
+    return _run_doctor(args) if name == "doctor" else _run_command(name, args)
+
+
 def _run_command(name: str, args: list[str]) -> int:
+    try:
+        from acktr.cli import options  # tyro
+
+        if name in options.KINDS:  # mistakes are told before what takes seconds is imported
+            options.parse(options.KINDS[name], args, name)
+    except SystemExit as stop:  # the parser has said it
+        return int(stop.code or 0)
+    except options.UsageError as error:
+        return _failed(BAD_INPUT, f"error: {error}")
     try:
         from acktr.cli import commands  # takes seconds
     except (ImportError, MemoryError, OSError, SystemError) as error:

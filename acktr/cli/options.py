@@ -1,8 +1,13 @@
-"""The options of the commands as frozen dataclasses, which tyro parses."""
+"""The options of the commands as frozen dataclasses, which tyro parses.
+
+Those of ``train``, whose defaults take seconds to find, are in :mod:`acktr.cli.training`; nothing
+here imports torch.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -12,25 +17,14 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from acktr.config import (
-    ALGOS,
-    Config,
-    ConfigError,
-    JsonObject,
-    former_setting,
-    merge,
-    preset,
-    read_settings,
-    refuse_import,
-)
-from acktr.envs import EnvError
-from acktr.runs.folder import stored_config
-
-_HELP_ENV = "HalfCheetah-v5"
 _MOST = 2**63 - 1
+_EXACT = 2**53
+"""Integers up to here are exact as floating-point numbers."""
+_POWER = re.compile(r"[+-]?\d{1,20}(\.\d{1,20})?[eE]\+?\d{1,3}")
 
 Parsed = TypeVar("Parsed")
-
+JsonObject = Mapping[str, Any]
+"""JSON values by name; :data:`acktr.config.JsonObject`."""
 
 Module = Annotated[
     str | None,
@@ -51,7 +45,9 @@ Network = Annotated[
 Run = Annotated[
     Path,
     tyro.conf.Positional,
-    tyro.conf.arg(metavar="RUN", help="Run folder, or a checkpoint (folder or .zip)."),
+    tyro.conf.arg(
+        metavar="RUN", help="Run folder, a folder with it below, or a checkpoint (folder or .zip)."
+    ),
 ]
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -63,34 +59,9 @@ _REPEATED = {
 }
 """Options that may be given several times, and what the parser calls them."""
 
-_WITH_RESUME = ("--resume", "--total-timesteps", "--stop-at", "--import", "--network")
-"""The options that may be given besides --resume, itself included."""
-
 
 class UsageError(ValueError):
     """A command line that cannot be used; the message is one line."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainOptions:
-    """Train an agent. Every setting below may be given; the rest comes from --config or --preset.
-
-    Defaults shown are those of HalfCheetah-v5, or of the --env that is given besides --help.
-    """
-
-    settings: Annotated[Config, tyro.conf.arg(name="")]
-    config: File = None
-    """JSON file with settings (all or part of a config.json), between preset and flags."""
-    run_dir: Path = Path("runs")
-    """Folder of all runs; this one goes to RUN_DIR/ENV/LABEL/seedN."""
-    label: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Name of the run's folder in place of the algorithm's, to keep variants apart."""
-    resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
-    """Run folder to go on with; of the settings only --total-timesteps may be given besides."""
-    stop_at: Annotated[int | None, tyro.conf.arg(metavar="STEPS")] = None
-    """Steps at which to stop early, on the schedule of the whole run; --resume goes on."""
-    network: Network = None
-    import_module: Module = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +82,7 @@ class _AgentOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions(_AgentOptions):
-    """Play whole episodes with a trained agent and report the returns."""
+    """Play whole episodes with a trained agent, or every one below a folder; report the returns."""
 
     episodes: int = 20
     """Episodes to play."""
@@ -122,7 +93,7 @@ class EvalOptions(_AgentOptions):
     stochastic: Flag = False
     """Sample the actions; the default in Atari games."""
     json: Flag = False
-    """Write one JSON object and nothing else to standard output."""
+    """Write one JSON object, one on a line for each run, and nothing else to standard output."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -169,7 +140,7 @@ class PlotOptions:
     """Draw the learning curves of runs, beside published ones of the same environments."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
-    """Run folders, also in archives; runs of one environment and algorithm are averaged."""
+    """Run folders, folders with runs below them, or archives; runs of one label are averaged."""
     out: Path = Path("curves.png")
     """Picture to write, .png or .svg; the numbers go to a .csv of the same name."""
     title: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
@@ -188,7 +159,7 @@ class CompareOptions:
 
     envs: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ID...")]
     """Environments."""
-    algos: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ALGO...")] = ALGOS
+    algos: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ALGO...")] = ("acktr", "a2c", "trpo")
     """ALGO, ALGO-PRESET (as acktr-paper), or LABEL=FILE.json with settings laid over a preset."""
     seeds: Annotated[tuple[str, ...], tyro.conf.arg(metavar="N...")] = ("0-4",)
     """Seeds, or ranges of them such as 0-4."""
@@ -247,57 +218,15 @@ class ReportOptions:
             raise UsageError("--labels: each label once")
 
 
-def parse_train(args: Sequence[str]) -> tuple[TrainOptions, str]:
-    """Options of ``train`` and the line that says where the configuration comes from.
-
-    Settings come from the preset, then the --config file, then the flags.
-
-    Raises:
-        UsageError, ConfigError, EnvError, RunError: One line.
-    """
-    run = peek(args, "resume")
-    if run is not None:
-        default, source = stored_config(Path(run)), ""
-    else:
-        default, source = _defaults(args)
-    options = parse(TrainOptions, args, "train", TrainOptions(settings=default))
-    if options.resume is None:
-        return options, source
-    for name in (arg.partition("=")[0] for arg in args if arg.startswith("--")):
-        if name.replace("_", "-") not in _WITH_RESUME:
-            raise UsageError(
-                f"{name} cannot be given with --resume, only --total-timesteps and --stop-at can"
-            )
-    return options, source
-
-
-def _defaults(args: Sequence[str]) -> tuple[Config, str]:
-    """Preset, overlaid by the --config file."""
-    file = peek(args, "config")
-    values: Mapping[str, Any] = {} if file is None else read_settings(Path(file))
-    env, algo = (peek(args, name) or _name(values, name) for name in ("env", "algo"))
-    if env is None and {"-h", "--help"}.intersection(args):
-        env = _HELP_ENV
-    if env is None:
-        raise UsageError(f"which environment? For example: acktr train --env {_HELP_ENV}")
-    if "env" in values and peek(args, "env") is None:
-        refuse_import(env)
-    name = peek(args, "preset") or _name(values, "preset") or "default"
-    config, source = preset(env, algo or "acktr", name)
-    if file is None:
-        return config, source
-    try:
-        merged = merge(config, {**values, "env": env})
-        for wrapper in merged.wrappers:
-            refuse_import(wrapper, "wrapper")
-        return merged, f"{source}; overlaid by {file}"
-    except (ConfigError, EnvError) as error:
-        raise ConfigError(f"{file}: {error}") from error
-
-
-def _name(values: Mapping[str, Any], key: str) -> str | None:
-    value = values.get(key)
-    return value if isinstance(value, str) else None
+KINDS: Mapping[str, type[Any]] = {
+    "compare": CompareOptions,
+    "eval": EvalOptions,
+    "record": RecordOptions,
+    "export": ExportOptions,
+    "plot": PlotOptions,
+    "report": ReportOptions,
+}
+"""The options of each command but train and doctor."""
 
 
 def peek(args: Sequence[str], name: str) -> str | None:
@@ -323,10 +252,6 @@ def parse(
         SystemExit: After its help (code 0) or tyro's message about bad words (code 2).
         ConfigError, UsageError: As the constructors.
     """
-    for arg in args:
-        name = arg.partition("=")[0]
-        if name.startswith("--") and (hint := former_setting(name[2:].replace("-", "_"))):
-            raise UsageError(f"{name} is no option any more; {hint}")
     words = _gathered(args)
     parsed: Parsed = tyro.cli(
         kind, prog=f"acktr {command}", args=words, default=default, registry=_REGISTRY
@@ -349,6 +274,32 @@ def _key_values(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[JsonObject]
         is_instance=lambda value: isinstance(value, dict),
         str_from_instance=lambda values: [f"{k}={json.dumps(v)}" for k, v in values.items()],
     )
+
+
+@_REGISTRY.primitive_rule
+def _integers(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None:
+    """How integers are written: also as 1e6."""
+    if info.type is not int:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT",
+        instance_from_str=lambda words: _integer(words[0]),
+        is_instance=lambda value: isinstance(value, int) and not isinstance(value, bool),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def _integer(word: str) -> int:
+    """The integer of 100000, 100_000 or 1e5."""
+    if _POWER.fullmatch(word):
+        value = float(word)
+        if value.is_integer() and abs(value) <= _EXACT:
+            return int(value)
+    try:
+        return int(word)
+    except ValueError:
+        raise ValueError(f"{word!r:.60} is no integer, such as 100000 or 1e5") from None
 
 
 def _key_value(word: str) -> tuple[str, Any]:

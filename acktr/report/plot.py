@@ -24,6 +24,7 @@ from acktr.report.figures import (
     step_axis,
 )
 from acktr.report.references import published_curves
+from acktr.report.results import find_runs, label_of
 from acktr.report.tables import as_csv
 from acktr.runs.folder import RunFolder
 from acktr.runs.tables import WINDOW
@@ -39,6 +40,7 @@ class _Line:
 
     env: str
     algo: str
+    """Label of runs, algorithm of published curves."""
     kind: str
     name: str
     steps: Floats
@@ -52,14 +54,13 @@ def plot_runs(
     published: Sequence[str] = (),
     title: str | None = None,
 ) -> Path:
-    """Draw the learning curves of runs: a panel per environment, a colour per algorithm.
+    """Draw the learning curves of runs: a panel per environment, a colour per label.
 
-    Every run is a thin line; the mean over runs of an algorithm, where all of them have data, is
-    bold. Published curves are dashed grey, in the panel of their environment, as far as the runs
-    go.
+    Every run is a thin line; the mean over runs of a label, where all of them have data, is bold.
+    Published curves are dashed grey, in the panel of their environment, as far as the runs go.
 
     Args:
-        runs: Run folders, which may lie in archives.
+        runs: Run folders, folders with runs anywhere below them, or archives of runs.
         out: Picture, .png or .svg. The numbers go into a .csv of the same name, published curves
             as a whole.
         published: Algorithms whose published curves are drawn: of acktr, a2c and trpo.
@@ -71,7 +72,7 @@ def plot_runs(
     Raises:
         ValueError: on an unknown suffix, no runs, a run without episodes, or if a file cannot be
             written or the .csv would replace something else; one line.
-        RunError: if a folder is not a run's.
+        RunError: if there is no run in a folder.
     """
     numbers = out.with_suffix(".csv")
     if out.suffix not in (".png", ".svg"):
@@ -79,7 +80,7 @@ def plot_runs(
     if not runs:
         raise ValueError("no runs to plot")
     with unpacked(runs) as folders:
-        lines = [*_run_lines(folders)]
+        lines = [*_run_lines(find_runs(folders))]
     envs = sorted({line.env for line in lines})
     lines += [
         _Line(env, ref.algo, "published", ref.label, ref.steps, ref.returns)
@@ -112,7 +113,8 @@ def _run_lines(runs: Sequence[Path]) -> Iterator[_Line]:
     for run in runs:
         folder = RunFolder.open(run)
         config = folder.read_config()
-        env, algo = folder.name_in(config, "env"), folder.name_in(config, "algo")
+        env = folder.name_in(config, "env")
+        algo = label_of(run, env, folder.name_in(config, "algo"))
         whole = curve(run)
         points = (whole.steps.astype(np.float64), whole.returns)
         groups.setdefault((env, algo), []).append(points)

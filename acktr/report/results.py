@@ -147,7 +147,7 @@ def read_result(run: Path) -> Result:
     return Result(
         folder=run,
         env=env,
-        label=_label(run, env, algo),
+        label=label_of(run, env, algo),
         algo=algo,
         seed=seed,
         total_steps=total,
@@ -160,7 +160,7 @@ def read_result(run: Path) -> Result:
     )
 
 
-def _label(run: Path, env: str, algo: str) -> str:
+def label_of(run: Path, env: str, algo: str) -> str:
     """Name of the folder that holds seedN, unless it is the environment's; else the algorithm."""
     folder = run.resolve()
     above = folder.parent.name

@@ -17,7 +17,8 @@ import torch
 from acktr import ACKTR
 from acktr.cli import commands
 from acktr.cli.main import COMMANDS, _words
-from acktr.cli.options import parse_train, peek
+from acktr.cli.options import peek
+from acktr.cli.training import parse_train
 from acktr.config import Config, from_dict, merge, preset, to_dict
 from acktr.runs.checkpoint import load_checkpoint
 from acktr.runs.progress import Display
@@ -108,8 +109,11 @@ class TestTrain:
         assert (settings.sticky, settings.clip_reward) == (0.25, False)
 
     def test_every_setting_is_a_flag(self, capsys: pytest.CaptureFixture[str]) -> None:
-        code, text, _ = call(capsys, "train", "--help")
-        assert code == 0
+        text = ""
+        for words in ("--algo acktr", "--algo a2c", "--env ALE/Pong-v5 --algo trpo"):
+            code, page, _ = call(capsys, "train", *words.split(), "--help-all")
+            assert code == 0
+            text += page
 
         def names(values: dict[str, Any], prefix: str = "--") -> Iterator[str]:
             for key, value in values.items():
@@ -258,7 +262,7 @@ class TestReport:
     ) -> None:
         now = [100.0]
         monkeypatch.setattr("acktr.cli.commands.time.monotonic", lambda: now[0])
-        show = commands._reading(Display("x", 5.0, clock=lambda: now[0]))
+        show = commands._counting(Display("x", 5.0, clock=lambda: now[0]), "reading runs")
         for count, now[0] in enumerate((100.0, 104.0, 106.0, 108.0, 112.0)):
             show(count, 10)
         assert capsys.readouterr().err == (

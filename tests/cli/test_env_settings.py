@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from acktr.cli.options import parse_train
+from acktr.cli.training import parse_train
 from acktr.compare.entries import Entry, Overlay, parse_algo
 from acktr.compare.grid import make_plans, train_args
 from acktr.config import ConfigError, from_dict, preset

@@ -49,7 +49,7 @@ def test_cause_has_its_code(
 ) -> None:
     monkeypatch.setattr("acktr.cli.main._discard_output", lambda: None)  # pytest's own
     monkeypatch.setitem(commands.COMMANDS, "eval", doing(cause))
-    found, out, err = call(capsys, "eval")
+    found, out, err = call(capsys, "eval", "run")
     assert found == code
     assert out == ("done\n" if code == 0 else "")
     assert err.count("\n") == (0 if code in (0, 141) else 1)

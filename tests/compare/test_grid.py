@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from acktr.cli.options import parse_train
+from acktr.cli.training import parse_train
 from acktr.compare import entries
 from acktr.compare import status as status_module
 from acktr.compare.entries import Entry, Overlay, parse_algo, parse_seeds

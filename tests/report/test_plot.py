@@ -72,7 +72,7 @@ def test_runs_that_do_not_overlap_have_no_mean(tmp_path: Path) -> None:
 
 def test_refusals_write_nothing(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a", np.arange(3.0))
-    empty = make_run(tmp_path / "b", np.empty(0))
+    empty = make_run(tmp_path / "seed7", np.empty(0))
     odd = make_run(tmp_path / "c", np.arange(3.0), env="a\nb")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     out = tmp_path / "x.png"
@@ -87,6 +87,6 @@ def test_refusals_write_nothing(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=why) as caught:
             plot_runs(runs, target)
         assert "\n" not in str(caught.value)
-    with pytest.raises(RunError, match="not a run folder"):
+    with pytest.raises(RunError, match="no such folder"):
         plot_runs([tmp_path / "nowhere"], out)
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}

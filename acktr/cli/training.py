@@ -1,0 +1,169 @@
+"""The options of ``acktr train``: every setting of a run is one, with the preset's value."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from acktr.cli.flags import HELP_ALL, with_named_env
+from acktr.cli.options import File, Module, Network, UsageError, parse, peek
+from acktr.config import (
+    Config,
+    ConfigError,
+    former_setting,
+    merge,
+    preset,
+    read_settings,
+    refuse_import,
+)
+from acktr.envs import EnvError, is_atari
+from acktr.runs.folder import stored_config
+
+_HELP_ENV = "HalfCheetah-v5"
+_WITH_RESUME = ("--resume", "--total-timesteps", "--stop-at", "--import", "--network")
+"""The options that may be given besides --resume, itself included."""
+_BOX = re.compile(r"^(?:╭─)? (?:(\S+) )?options (?:─|  )")
+"""First line of a group on tyro's page, with and without Unicode."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Train an agent. Every setting below may be given; the rest comes from --config or --preset.
+
+    Defaults shown are those of HalfCheetah-v5, or of the environment given besides --help-all.
+    """
+
+    settings: Annotated[Config, tyro.conf.arg(name="")]
+    config: File = None
+    """JSON file with settings (all or part of a config.json), between preset and flags."""
+    run_dir: Path = Path("runs")
+    """Folder of all runs; this one goes to RUN_DIR/ENV/LABEL/seedN."""
+    label: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Name of the run's folder in place of the algorithm's, to keep variants apart."""
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    """Run folder to go on with; of the settings only --total-timesteps may be given besides."""
+    stop_at: Annotated[int | None, tyro.conf.arg(metavar="STEPS")] = None
+    """Steps at which to stop early, on the schedule of the whole run; --resume goes on."""
+    network: Network = None
+    import_module: Module = None
+
+
+def parse_train(args: Sequence[str]) -> tuple[TrainOptions, str]:
+    """Options of ``train`` and the line that says where the configuration comes from.
+
+    Settings come from the preset, then the --config file, then the flags.
+
+    Raises:
+        UsageError, ConfigError, EnvError, RunError: One line.
+    """
+    args = with_named_env(args)
+    _refuse_former(args)
+    run = peek(args, "resume")
+    if run is not None:
+        default, source = stored_config(Path(run)), ""
+    else:
+        default, source = _defaults(args)
+    if HELP_ALL in args:
+        raise HelpAsked(_help(default, args[args.index(HELP_ALL) + 1 :]))
+    options = parse(TrainOptions, args, "train", TrainOptions(settings=default))
+    if options.resume is None:
+        return options, source
+    for name in (arg.partition("=")[0] for arg in args if arg.startswith("--")):
+        if name.replace("_", "-") not in _WITH_RESUME:
+            raise UsageError(
+                f"{name} cannot be given with --resume, only --total-timesteps and --stop-at can"
+            )
+    return options, source
+
+
+def _defaults(args: Sequence[str]) -> tuple[Config, str]:
+    """Preset, overlaid by the --config file."""
+    file = peek(args, "config")
+    values: Mapping[str, Any] = {} if file is None else read_settings(Path(file))
+    env, algo = (peek(args, name) or _name(values, name) for name in ("env", "algo"))
+    if env is None and HELP_ALL in args:
+        env = _HELP_ENV
+    if env is None:
+        raise UsageError(f"which environment? For example: acktr train --env {_HELP_ENV}")
+    if "env" in values and peek(args, "env") is None:
+        refuse_import(env)
+    name = peek(args, "preset") or _name(values, "preset") or "default"
+    config, source = preset(env, algo or "acktr", name)
+    if file is None:
+        return config, source
+    try:
+        merged = merge(config, {**values, "env": env})
+        for wrapper in merged.wrappers:
+            refuse_import(wrapper, "wrapper")
+        return merged, f"{source}; overlaid by {file}"
+    except (ConfigError, EnvError) as error:
+        raise ConfigError(f"{file}: {error}") from error
+
+
+def _name(values: Mapping[str, Any], key: str) -> str | None:
+    value = values.get(key)
+    return value if isinstance(value, str) else None
+
+
+class HelpAsked(Exception):  # noqa: N818 - no error
+    """The page of all options was asked for; it is the message."""
+
+
+def _help(config: Config, groups: Sequence[str]) -> str:
+    """The page of all options with the defaults of a configuration.
+
+    Args:
+        config: It; the groups of other algorithms, and Atari's elsewhere, are left out.
+        groups: Those to show alone, such as acktr.actor; all if none is named.
+
+    Raises:
+        UsageError: There is no such group.
+    """
+    page = io.TextIOWrapper(io.BytesIO(), getattr(sys.stdout, "encoding", None) or "utf-8")
+    with contextlib.redirect_stdout(page), contextlib.suppress(SystemExit):
+        parse(TrainOptions, ["--help"], "train", TrainOptions(settings=config))
+    head: list[str] = []
+    boxes: dict[str, list[str]] = {}
+    into = head
+    page.seek(0)
+    for line in page.read().rstrip().splitlines():
+        if begins := _BOX.match(line):
+            into = boxes.setdefault(begins[1] or "general", [])
+        into.append(line)
+    wanted = [name for name in groups if not name.startswith("-")]
+    if unknown := [name for name in wanted if name not in boxes]:
+        raise UsageError(f"no group {unknown[0]!r} of options; there are {', '.join(boxes)}")
+    others = {"acktr", "a2c", "trpo", "atari"} - {config.algo}
+    others -= {"atari"} if _plays_atari(config.env) else set()
+    left_out = [] if wanted else [name for name in boxes if name.split(".")[0] in others]
+    shown = [name for name in wanted or boxes if name not in left_out]
+    lines = [*([] if wanted else head), *(line for name in shown for line in boxes[name])]
+    if left_out:
+        lines.append(
+            f"left out: {', '.join(left_out)}; {HELP_ALL} GROUP shows one, and --algo and --env"
+            " choose"
+        )
+    return "\n".join(lines)
+
+
+def _plays_atari(env: str) -> bool:
+    try:
+        return is_atari(env)
+    except EnvError:
+        return False
+
+
+def _refuse_former(args: Sequence[str]) -> None:
+    """Raise UsageError for an option that earlier versions had."""
+    for arg in args:
+        name = arg.partition("=")[0]
+        if name.startswith("--") and (hint := former_setting(name[2:].replace("-", "_"))):
+            raise UsageError(f"{name} is no option any more; {hint}")

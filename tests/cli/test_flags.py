@@ -1,0 +1,144 @@
+"""Options by name alone, the first page of train, and what comes without torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from acktr.cli.flags import FLAGS, TRAIN_HELP, unknown_option
+from acktr.cli.options import KINDS, CompareOptions
+from acktr.cli.training import TrainOptions, parse_train
+from acktr.config import ALGOS
+from tests.tools.command_line import RUN, call, environment
+
+POSITIONAL = {"eval": "run", "record": "run", "export": "run", "plot": "runs", "report": "runs"}
+
+
+def names(kind: type, prefix: str = "") -> Iterator[str]:
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hints[field.name]):
+            group = "" if field.name == "settings" else f"{prefix}{field.name}."
+            yield from names(hints[field.name], group)
+        else:
+            yield (prefix + field.name).replace("_", "-").replace("import-module", "import")
+
+
+@pytest.mark.parametrize("command", [*KINDS, "train"])
+def test_the_table_of_flags_is_that_of_the_options(command: str) -> None:
+    kind = KINDS.get(command, TrainOptions)
+    expected = {name.replace("_", "-") for name in names(kind)} - {POSITIONAL.get(command)}
+    assert {*FLAGS[command]} - {"wrapper", "help-all"} == expected
+    assert len(set(FLAGS[command])) == len(FLAGS[command])
+
+
+def test_the_algorithms_of_compare_are_all() -> None:
+    assert CompareOptions(envs=("X",)).algos == ALGOS
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("--n-envs 3", "unknown option --n-envs; did you mean --num-envs?"),
+        ("--n_timesteps=3", "did you mean --total-timesteps?"),
+        ("--learning-rate 3", "did you mean --acktr.actor.lr (--a2c.lr of A2C"),
+        ("--tensorboard-log x", "always written, to the run's folder"),
+        ("--render", "acktr record RUN writes a video"),
+        ("--gama 1", "did you mean --gamma?"),
+        ("--damping 1", "did you mean --acktr.actor.damping or --acktr.critic.damping?"),
+        ("--tot 1", "did you mean --total-timesteps?"),
+        ("--purple 1", "acktr train --help-all lists all there are"),
+        ("-n 1", "unknown option -n; acktr train --help-all"),
+    ],
+)
+def test_unknown_options_in_words_of_others(words: str, hint: str) -> None:
+    said = unknown_option("train", ["--env", "X", *words.split()])
+    assert said is not None and hint in said
+    assert "did you mean" in said or "did you mean" not in hint
+
+
+def test_far_guesses_are_not_made() -> None:
+    for word in ("--purple", "--optimiser-name", "--x"):
+        said = unknown_option("train", [word])
+        assert said is not None and "did you mean" not in said
+
+
+def test_what_is_known_or_a_value_passes() -> None:
+    for command, flags in FLAGS.items():
+        assert unknown_option(command, [f"--{flag}" for flag in flags]) is None
+    fine = "X --no-compile --acktr.actor.no-eager-start --run_dir=a --ent-coef -0.5 -h --help -.5"
+    assert unknown_option("train", fine.split()) is None
+
+
+def test_first_page_of_train_is_short_and_true(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "train", "--help")
+    assert code == 0 and out == TRAIN_HELP
+    lines = out.splitlines()
+    assert 20 < len(lines) <= 32 and max(map(len, lines)) <= 100
+    shown = {word.strip(";[") for word in out.split() if word.startswith("--")}
+    assert len(shown) > 15 and unknown_option("train", sorted(shown)) is None
+
+
+def test_all_options_are_those_of_the_algorithm(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "train", "CartPole-v1", "--algo", "a2c", "--help-all")
+    assert code == 0 and "--a2c.rms-alpha" in out and "--gamma" in out
+    assert "--acktr.actor.lr" not in out and "--atari.sticky" not in out
+    assert out.splitlines()[-1].startswith("left out: acktr, acktr.actor, acktr.critic,")
+    code, out, _ = call(capsys, "train", "ALE/Pong-v5", "--help-all", "atari")
+    assert code == 0 and "--atari.sticky" in out and "--gamma" not in out
+    code, _, err = call(capsys, "train", "--help-all", "atarri")
+    assert code == 2 and "no group 'atarri' of options; there are general, network" in err
+
+
+def test_environment_by_itself_and_round_numbers() -> None:
+    options, _ = parse_train(["CartPole-v1", "--total-timesteps", "1.5e4", "--seed", "1_0"])
+    assert options.settings.env == "CartPole-v1"
+    assert (options.settings.total_timesteps, options.settings.seed) == (15_000, 10)
+
+
+@pytest.mark.parametrize("number", ["1e6x", "1.5", "1.55e1", "1e99", "0x10", "1e-1", "five"])
+def test_what_is_no_integer(number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = call(capsys, "eval", "x", "--episodes", number)
+    assert code == 2 and "is no integer, such as 100000 or 1e5" in " ".join(err.split())
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--help", "--version", "train --help", "train --hlp", "train X --lr 3", "eval --help", "eval"],
+)
+def test_nothing_slow_is_imported(words: str) -> None:
+    code = (
+        "import sys; from acktr.cli.main import main; main(sys.argv[1:]);"
+        "sys.exit(bool({'torch', 'matplotlib', 'gymnasium'} & {*sys.modules}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words.split()], env=environment(), capture_output=True
+    )
+    assert done.returncode == 0
+
+
+def test_a_folder_of_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One run below stands for itself; several are evaluated and drawn, each."""
+    few = ("--episodes", "1")
+    alone = call(capsys, "eval", str(RUN), *few)[1]
+    assert call(capsys, "eval", "runs", *few)[1] == alone
+    shutil.copytree(RUN, here / "runs/CartPole-v1/other/seed0")
+    code, out, _ = call(capsys, "eval", "runs", *few)
+    assert code == 0 and alone.strip() in out
+    assert [line.split(": ")[0] for line in out.splitlines()] == [
+        "runs/CartPole-v1/acktr/seed0",
+        "runs/CartPole-v1/other/seed0",
+    ]
+    code, out, _ = call(capsys, "eval", "runs", *few, "--json")
+    assert [json.loads(line)["episodes"] for line in out.splitlines()] == [1, 1]
+    assert call(capsys, "plot", "runs", "--no-published")[0] == 0
+    drawn = (here / "curves.csv").read_text()
+    assert "acktr,mean" in drawn and "other,mean" in drawn
