@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -21,7 +22,9 @@ from acktr.algorithms import (
 from acktr.compute import autocast_context, resolve_device, threads_for
 from acktr.config import Algo, Config, LearningRate, check_recurrent
 from acktr.envs import AnyVectorEnv, FoundMasks, found_masks, make_vec, pictures
+from acktr.kfac import RankError
 from acktr.policies import (
+    MergedMoments,
     NetworkSource,
     Policy,
     RewardScaler,
@@ -30,7 +33,8 @@ from acktr.policies import (
     observation_normalizer,
     require_size,
 )
-from acktr.rollout import Acting, Batch, Collector, NonFiniteError, make_batch
+from acktr.rollout import Acting, Batch, Collector, NonFiniteError, Rollout, make_batch
+from acktr.world import UNKEPT, World
 
 _LEARNERS: dict[Algo, type[ACKTRLearner | A2CLearner | TRPOLearner]] = {
     "acktr": ACKTRLearner,
@@ -69,16 +73,19 @@ class TrainStats:
     """Episodes that ended during this update's rollout."""
 
 
-def training_envs(config: Config) -> AnyVectorEnv:
-    """The environments that a configuration trains on; the caller closes them.
+def training_envs(config: Config, world: World | None = None) -> AnyVectorEnv:
+    """The environments that a configuration trains on, or a rank's part; the caller closes them.
 
     Raises:
         EnvError: They cannot be made; one line.
+        ConfigError: They cannot be shared out among the ranks.
     """
+    count, first = (config.num_envs, 0) if world is None else world.part(config.num_envs)
     return make_vec(
         config.env,
-        config.num_envs,
+        count,
         config.seed,
+        first=first,
         atari=config.atari,
         env_workers=config.env_workers,
         env_timeout=config.env_timeout,
@@ -121,9 +128,12 @@ class Trainer:
         auxiliary: Losses of its further outputs, by name.
         learning_rate: Step size of the policy in place of the configuration's; see
             :class:`acktr.agent.Agent`.
+        world: The processes that train together, of which this one has a part of the environments;
+            None for one process.
 
     Raises:
-        ConfigError: The device is absent, or the network does not keep the contract.
+        ConfigError: The device is absent, the network does not keep the contract, or something was
+            not made for several processes.
         ValueError: Unsupported spaces or autoreset mode.
     """
 
@@ -134,11 +144,13 @@ class Trainer:
         network: NetworkSource | None = None,
         auxiliary: Mapping[str, Auxiliary] | None = None,
         learning_rate: LearningRate | None = None,
+        world: World | None = None,
     ) -> None:
-        self.config = config
+        self.config, self.world = config, world
         self.auxiliary = checked_auxiliary(auxiliary)
         self.envs = envs
-        self.device = resolve_device(config.device)
+        device = resolve_device(config.device)
+        self.device = device if world is None else world.device(device)
         space = envs.single_observation_space
         self.head = action_head(envs.single_action_space)
         require_size(space, self.head, config, envs.num_envs)
@@ -154,6 +166,9 @@ class Trainer:
                 auxiliary=tuple(self.auxiliary),
                 device=self.device,
             )
+        if world is not None:
+            world.require(config, self.network, self.auxiliary)
+            world.ranks.start(self.network)
         seen = pictures(space, config.network.channels)
         if self.network.recurrent:
             check_recurrent(config)
@@ -165,13 +180,21 @@ class Trainer:
         )
         observations = observation_normalizer(space, config)
         rewards = RewardScaler(envs.num_envs, config.gamma) if config.normalize_reward else None
-        acting = Acting(self.network, self.head, acting_noise, autocast, config.compile)
+        place = (0, 1) if world is None else (world.ranks.rank, world.ranks.size)
+        acting = Acting(self.network, self.head, acting_noise, autocast, config.compile, place)
+        masked, unkept = config.masks is not None, None if world is None else UNKEPT
         self.collector = Collector(
-            envs, acting, observations, rewards, config.micro_batch, config.masks is not None
+            envs, acting, observations, rewards, config.micro_batch, masked, unkept
         )
+        ranks = None if world is None else world.ranks
         self.learner: Learner = _LEARNERS[config.algo](
-            self.network, self.head, config, learning_noise, autocast, self.auxiliary
+            self.network, self.head, config, learning_noise, autocast, self.auxiliary, ranks
         )
+        self._merged: MergedMoments | None = None
+        if ranks is not None:
+            moments = [] if observations is None else observations.running()
+            moments += [] if rewards is None else [rewards.moments]
+            self._merged = MergedMoments(moments, ranks, self.device)
         self.learner.learning_rate = learning_rate
         self.timesteps = 0
         self.updates = 0
@@ -180,6 +203,10 @@ class Trainer:
         self.restarted: str | None = None
         self.doing: Doing = "nothing"
         """What :meth:`run` does; after an error, what it did then."""
+        self.asked: Callable[[], int | None] = lambda: None
+        """Says which signal this process got; asked once in every update of several processes."""
+        self.stop: int | None = None
+        """The signal that one of several processes got before the last update."""
 
     @property
     def described(self) -> str:
@@ -222,6 +249,7 @@ class Trainer:
             EnvFault: An environment returned NaN or Inf.
             NonFiniteError: The network did.
             FactorError: K-FAC cannot go on.
+            RankError: Another of several processes cannot.
         """
         config, space = self.config, self.envs.single_observation_space
         channels = config.network.channels
@@ -232,13 +260,21 @@ class Trainer:
             progress = (self.timesteps - start) / (total_timesteps - start)
             with threads_for(space, channels):  # for this update: in between torch is the caller's
                 self.doing = "collecting"
-                rollout = self.collector.collect(config.num_steps)
+                rollout = self._collected()
                 self.doing = "learning"
                 batch = make_batch(rollout, config.gamma, config.gae_lambda, self.device)
-                self._require_finite(batch)
+                episodes = [
+                    Episode(end.reward, end.length, end.moment - origin, end.info)
+                    for end in rollout.episodes
+                ]
+                steps = rollout.env_steps
+                if self.world is None:
+                    self._require_finite(bool(torch.isfinite(batch.returns).all()))
+                else:
+                    batch, steps, episodes = self._joined(self.world, rollout, batch, episodes)
                 # One sample has no variance to learn from: resets may have taken all other steps.
-                metrics = self.learner.update(batch, progress) if len(batch) > 1 else {}
-            self.timesteps += rollout.env_steps
+                metrics = self.learner.update(batch, progress) if batch.total > 1 else {}
+            self.timesteps += steps
             self.updates += 1
             self.seconds = time.perf_counter() - origin
             self.doing = "nothing"
@@ -246,16 +282,41 @@ class Trainer:
                 metrics["rollout/restarts"] = float(self.restarts)
             metrics["time/env"] = rollout.env_seconds
             metrics["time/forward"] = rollout.forward_seconds
-            metrics["time/fps"] = rollout.env_steps / (time.perf_counter() - started)
-            episodes = tuple(
-                Episode(end.reward, end.length, end.moment - origin, end.info)
-                for end in rollout.episodes
-            )
-            yield TrainStats(self.timesteps, self.updates, metrics, episodes)
+            metrics["time/fps"] = steps / (time.perf_counter() - started)
+            yield TrainStats(self.timesteps, self.updates, metrics, tuple(episodes))
 
-    def _require_finite(self, batch: Batch) -> None:
+    def _collected(self) -> Rollout:
+        """The next rollout; the other ranks, who wait for it, are told where there is none."""
+        try:
+            return self.collector.collect(self.config.num_steps)
+        except Exception:
+            if self.world is not None:
+                with suppress(RankError):
+                    self.world.fail(self.device)
+            raise
+
+    def _joined(
+        self, world: World, rollout: Rollout, batch: Batch, episodes: list[Episode]
+    ) -> tuple[Batch, int, list[Episode]]:
+        """The batch as a share of that of all ranks, and the steps and episodes of all."""
+        keys = self.config.record
+        numbers = [
+            (e.reward, float(e.length), e.seconds, *(e.info[key] for key in keys)) for e in episodes
+        ]
+        found = world.joined(rollout, batch, self.network, self.asked(), numbers)
+        self._require_finite(found.finite)
+        if self._merged is not None:
+            self._merged.merge()
+        self.stop = found.stop
+        every = [
+            Episode(reward, int(length), seconds, dict(zip(keys, info, strict=True)))
+            for reward, length, seconds, *info in found.episodes
+        ]
+        return found.batch, found.env_steps, sorted(every, key=lambda one: one.seconds)
+
+    def _require_finite(self, finite: bool) -> None:
         """Stop before anything is learned from NaN or Inf."""
-        if not bool(torch.isfinite(batch.returns).all()):
+        if not finite:
             raise NonFiniteError(
                 f"the value function is NaN or Inf at step {self.timesteps}: lower lr or"
                 " kl_clip, raise damping, or normalise rewards"
@@ -316,9 +377,14 @@ class Trainer:
                 f"checkpoint does not fit the network: {', '.join(wrong[:4])}"
                 f" ({wrong[0]} is {shapes[0]} in it and {shapes[1]} here)"
             )
+        collector = state["collector"]
+        if self.world is not None:
+            collector = collector | {"envs": None, "unsaved": UNKEPT}
         self.learner.load_state_dict(state["learner"])
-        self.collector.load_state_dict(state["collector"])
+        self.collector.load_state_dict(collector)
         self.network.load_state_dict(saved)
+        if self._merged is not None:
+            self._merged.begin()
         self.timesteps = int(state["timesteps"])
         self.updates = int(state["updates"])
         self.seconds = float(state["seconds"])

@@ -265,19 +265,26 @@ def native_envs(
 
 
 def make_atari(
-    game: AtariGame, num_envs: int, seed: int, settings: AtariSettings, *, training: bool
+    game: AtariGame,
+    num_envs: int,
+    seed: int,
+    settings: AtariSettings,
+    *,
+    training: bool,
+    first: int = 0,
 ) -> GroupedEnvs:
     """Parallel games with the protocol of `settings`.
 
-    They are in as many groups as it allows and as divide them into equal ones.
+    They are in as many groups as it allows and as divide them into equal ones. ``first`` is the
+    number of the first of them among all that share a seed.
     """
     size = num_envs // max(n for n in range(1, settings.num_groups + 1) if num_envs % n == 0)
     with ExitStack() as made:
         groups = [
             made.enter_context(
-                closing(make_group(game, size, seed, settings, training=training, first=first))
+                closing(make_group(game, size, seed, settings, training=training, first=place))
             )
-            for first in range(0, num_envs, size)
+            for place in range(first, first + num_envs, size)
         ]
         made.pop_all()
     return GroupedEnvs(groups)

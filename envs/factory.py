@@ -42,6 +42,7 @@ def make_vec(
     masks: MaskSetting = "auto",
     env_timeout: float = TIMEOUT,
     apart: bool = False,
+    first: int = 0,
 ) -> AnyVectorEnv:
     """Make parallel environments that keep the promises listed in the package's docstring.
 
@@ -67,6 +68,8 @@ def make_vec(
         apart: whether environments that are not Gymnasium's own are stepped in other processes
             only, on Linux, so that this one survives what they do. Those that render, have threads
             or use CUDA when they are made, which no fork has, stay here all the same.
+        first: number of the first of them among all that share a seed, of which other processes
+            have the others.
 
     Raises:
         EnvError: unknown id, bad argument, missing dependency or unsupported space; one line.
@@ -81,7 +84,7 @@ def make_vec(
     if spec is None:
         workers = 1 if render_mode else workers
         return _make_parallel(
-            source, num_envs, seed, render_mode, workers, record, masks, env_timeout, apart
+            source, num_envs, seed, render_mode, workers, record, masks, env_timeout, apart, first
         )
     if masks not in (None, "auto"):
         raise EnvError(f"masks={masks!r}: {spec.id} is an Atari game, which has no action masks")
@@ -92,7 +95,7 @@ def make_vec(
     from acktr.envs.atari import make_atari  # ale-py is loaded for Atari ids only
 
     settings = atari or AtariSettings()
-    return make_atari(atari_game(spec), num_envs, seed, settings, training=training)
+    return make_atari(atari_game(spec), num_envs, seed, settings, training=training, first=first)
 
 
 def make_single(
@@ -213,6 +216,7 @@ def _make_parallel(
     masks: MaskSetting,
     timeout: float,
     apart: bool,
+    first: int,
 ) -> AnyVectorEnv:
     if source.count not in (None, num_envs):
         raise EnvError(
@@ -228,7 +232,9 @@ def _make_parallel(
         apart = apart and source.foreign and not render_mode
         apart = apart and can_fork(threads)
         parallel = ParallelEnvs(built, name, workers, timeout, record, masks, apart)
-        return GuardedVectorEnv(parallel, name, seed, record=record, bounded=source.foreign)
+        return GuardedVectorEnv(
+            parallel, name, seed, record=record, bounded=source.foreign, first=first
+        )
     except Exception as error:
         for env in built:
             with suppress(Exception):

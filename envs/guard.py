@@ -49,6 +49,7 @@ class GuardedVectorEnv(AnyVectorWrapper):
         masks: Where the action masks of a foreign environment come from.
         timeout: Seconds that a call of a foreign environment may take.
         bounded: Whether to warn of observations outside of the bounds of their Boxes.
+        first: Number of the first of them among all that share a seed.
     """
 
     reports_episodes = True
@@ -65,9 +66,10 @@ class GuardedVectorEnv(AnyVectorWrapper):
         masks: MaskSetting = "auto",
         timeout: float = TIMEOUT,
         bounded: bool = True,
+        first: int = 0,
     ) -> None:
         super().__init__(env)
-        self.record = record
+        self.record, self._first = record, first
         self._missing: set[str] = set()
         self._foreign = foreign
         self._masks = VectorMasks(env, masks, name) if foreign else None
@@ -104,7 +106,9 @@ class GuardedVectorEnv(AnyVectorWrapper):
         mask = (options or {}).get("reset_mask")
         seeds: Any = seed
         if seed is not None and not self._foreign:
-            seeds = env_seeds(seed, self.num_envs)  # sync environments take a list of seeds
+            seeds = env_seeds(seed, self._first + self.num_envs)[
+                self._first :
+            ]  # sync environments take a list of seeds
         if seed is not None:
             self._seeds = seeds if isinstance(seeds, list) else [seed] * self.num_envs
         obs, infos = self._call("reset", lambda: self.env.reset(seed=seeds, options=options))

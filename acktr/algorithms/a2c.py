@@ -14,6 +14,7 @@ from acktr import tree
 from acktr.algorithms.auxiliary import Auxiliary, AuxiliaryObjective
 from acktr.algorithms.learner import (
     mean,
+    over_ranks,
     part_of,
     require_allowed,
     scheduled_lr,
@@ -23,7 +24,7 @@ from acktr.algorithms.learner import (
 )
 from acktr.compute import compiled_for_updates
 from acktr.config import Config, LearningRate, rate_at
-from acktr.kfac import Stopwatch
+from acktr.kfac import Ranks, Stopwatch
 from acktr.policies import ActionHead, ActorCritic, Outputs, mode
 from acktr.rollout import Batch, MicroBatch, add_means, parts_of
 from acktr.tree import Observed
@@ -88,6 +89,7 @@ class A2CLearner:
         generator: Unused; every learner takes one.
         autocast: Context factory for forward passes.
         auxiliary: Losses of the network's further outputs, by name.
+        ranks: Who has the other shares of every batch, which say so themselves; unused.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class A2CLearner:
         generator: torch.Generator,
         autocast: Callable[[], AbstractContextManager[Any]],
         auxiliary: Mapping[str, Auxiliary] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.network = network
         self.auxiliary = dict(auxiliary or {})
@@ -141,6 +144,9 @@ class A2CLearner:
         with mode(self.network, training=True):
             for part in parts_of(batch.observations, self.config.micro_batch):
                 add_means(means, self._add_gradients(batch, part, extra), part.share)
+        if batch.share is not None:
+            batch.share.ranks.average(self.network, len(batch))
+        means = over_ranks(batch, means)
         lr = scheduled_lr(settings.lr, progress, settings.lr_schedule)
         if self.learning_rate is not None:
             lr = rate_at(self.learning_rate, progress)

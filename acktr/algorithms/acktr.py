@@ -23,6 +23,7 @@ from acktr.algorithms.critic import FirstOrderCritic
 from acktr.algorithms.kfac_step import KFACStep
 from acktr.algorithms.learner import (
     average,
+    over_ranks,
     part_of,
     require_allowed,
     scheduled_lr,
@@ -37,7 +38,7 @@ from acktr.algorithms.objectives import (
 )
 from acktr.compute import joined, restore_generator
 from acktr.config import Config, LearningRate, SampledKFACConfig, rate_at
-from acktr.kfac import KFAC, DiagonalGaussian, KFACConfig, Stopwatch
+from acktr.kfac import KFAC, DiagonalGaussian, KFACConfig, Ranks, Stopwatch
 from acktr.policies import ActionHead, ActorCritic, Outputs, as_outputs, mode
 from acktr.rollout import Batch, outputs_of
 from acktr.tree import Observed
@@ -94,6 +95,7 @@ class ACKTRLearner:
         generator: Source of the sampled Fisher's noise, on the network's device.
         autocast: Context factory for forward passes.
         auxiliary: Losses of the network's further outputs, by name.
+        ranks: Who has the other shares of every batch; None for one process.
     """
 
     def __init__(
@@ -104,8 +106,10 @@ class ACKTRLearner:
         generator: torch.Generator,
         autocast: Callable[[], AbstractContextManager[Any]],
         auxiliary: Mapping[str, Auxiliary] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.network = network
+        self._ranks = ranks
         self.auxiliary = dict(auxiliary or {})
         self.head = head
         self.config = config
@@ -149,7 +153,7 @@ class ACKTRLearner:
             and parameter.requires_grad
         }
         config = curvature_settings(self.network, settings, radii)
-        optimizer = KFAC(network, config, known_fisher=known)
+        optimizer = KFAC(network, config, known_fisher=known, ranks=self._ranks)
         fraction = settings.stat_fraction
         return KFACStep(network, optimizer, fraction, self.config, self.autocast, self._clock)
 
@@ -204,7 +208,7 @@ class ACKTRLearner:
         else:
             objective = PolicyObjective(*given)
         acted = self._outputs(batch, slice(None)) if self.network.modal else None
-        means, before = self._policy_step(objective, batch.observations)
+        means, before = self._policy_step(objective, batch.observations, batch.share)
         terms = self._policy_metrics(means, acted or before, batch)
         terms |= {f"train/{name}_loss": means[f"{name}_loss"] for name in extra}
         return terms | value_metrics(means["value_loss"], batch) if shared else terms
@@ -216,7 +220,7 @@ class ACKTRLearner:
         means: dict[str, Tensor] = {}
         for _ in range(self.config.acktr.critic_steps):
             objective = ValueObjective(batch, self.config, self.generator, self._dtype)
-            means, _ = self._value_step(objective, batch.observations)
+            means, _ = self._value_step(objective, batch.observations, batch.share)
         terms = value_metrics(means["value_loss"], batch)
         last = self._value_step.optimizer.last_step
         if last is not None:
@@ -244,17 +248,20 @@ class ACKTRLearner:
         self, means: dict[str, Tensor], before: Outputs, batch: Batch
     ) -> dict[str, Tensor]:
         """Metrics of a step of the policy, with its KL measured on as many samples as F is."""
-        rows = self._policy_step.sample(batch.observations) or slice(None)
+        rows = self._policy_step.sample(batch.observations, batch.share) or slice(None)
         after, weights = self._outputs(batch, rows), part_of(batch.weights, rows)
         old = self.head.make(before[0][rows], part_of(batch.masks, rows))
-        terms = {
-            "train/approx_kl": average(old.kl(after[0]), weights),
-            "train/policy_loss": means["policy_loss"],
-            "train/entropy_loss": -means["entropy"],
-        }
+        measured = {"train/approx_kl": average(old.kl(after[0]), weights)}
         if self.network.shared:
             change = (after[1] - before[1][rows]) / self.config.acktr.value_sigma
-            terms["train/value_kl"] = 0.5 * average(change.square(), weights)
+            measured["train/value_kl"] = 0.5 * average(change.square(), weights)
+        measured = over_ranks(batch, measured, len(after[0]))
+        terms = {
+            "train/approx_kl": measured.pop("train/approx_kl"),
+            "train/policy_loss": means["policy_loss"],
+            "train/entropy_loss": -means["entropy"],
+            **measured,
+        }
         if self.actor.last_step is not None:
             terms["train/kl_quadratic"] = self.actor.last_step.predicted_kl
             terms["train/trust_scale_actor"] = self.actor.last_step.scale

@@ -10,9 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from acktr import tree
-from acktr.algorithms.learner import load_optimizer_state, mean, optimizer_state, part_of
+from acktr.algorithms.learner import (
+    load_optimizer_state,
+    mean,
+    optimizer_state,
+    over_ranks,
+    part_of,
+)
 from acktr.config import CriticConfig
-from acktr.rollout import Batch, add_means, micro_batches
+from acktr.rollout import Batch, Share, add_means, micro_batches
 from acktr.tree import Observed
 
 
@@ -44,30 +50,42 @@ class FirstOrderCritic:
 
     def fit(self, batch: Batch) -> Tensor:
         """Take all steps on a batch; returns the mean squared error over the last epoch."""
-        rows = len(batch.returns)
+        share, own = batch.share, len(batch.returns)
+        rows = own if share is None else share.total
         size = rows if self.config.batch_size is None else min(rows, self.config.batch_size)
         losses: list[Tensor] = []
         for _ in range(self.config.epochs):
             losses = []
             if size == rows:
-                losses.append(self._step(batch.observations, batch.returns, batch.weights))
+                whole = (batch.observations, batch.returns, batch.weights, share)
+                losses.append(self._step(*whole))
                 continue
             order = torch.randperm(rows, generator=self.generator, device=self.generator.device)
             for mine in torch.split(order, size):
-                weights = part_of(batch.weights, mine)
-                loss = self._step(tree.rows(batch.observations, mine), batch.returns[mine], weights)
-                losses.append(loss * (len(mine) / rows))
-        return torch.stack(losses).sum()
+                some = mine if share is None else _own(mine, share)
+                weights, seen = part_of(batch.weights, some), tree.rows(batch.observations, some)
+                loss = self._step(seen, batch.returns[some], weights, share)
+                losses.append(loss * (len(some) / own))
+        return over_ranks(batch, {"loss": torch.stack(losses).sum()})["loss"]
 
-    def _step(self, observations: Observed, returns: Tensor, weights: Tensor | None) -> Tensor:
+    def _step(
+        self,
+        observations: Observed,
+        returns: Tensor,
+        weights: Tensor | None,
+        share: Share | None,
+    ) -> Tensor:
+        """Take a step on some samples; returns their mean loss before it, 0 of none."""
         self._optimizer.zero_grad()
-        means: dict[str, Tensor] = {}
-        for part in micro_batches(len(returns), self.micro_batch):
+        means = {} if len(returns) else {"loss": returns.new_zeros(())}
+        for part in micro_batches(len(returns), self.micro_batch) if len(returns) else ():
             with self.autocast():
                 values = self.critic(tree.rows(observations, part.rows))
             loss = mean((values - returns[part.rows]).square(), part_of(weights, part.rows))
             torch.autograd.backward(part.share * loss)
             add_means(means, {"loss": loss}, part.share)
+        if share is not None:
+            share.ranks.average(self.critic, len(returns))
         self._optimizer.step()
         return means["loss"]
 
@@ -78,6 +96,14 @@ class FirstOrderCritic:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`; raises ValueError when it does not fit."""
         load_optimizer_state(self._optimizer, state["optimizer"], self.critic)
+
+
+def _own(wanted: Tensor, share: Share) -> Tensor:
+    """Those of this rank's rows that are among some rows of all ranks', in the order of these."""
+    places = torch.full((share.total,), -1, device=wanted.device)
+    places[share.index] = torch.arange(share.rows, device=wanted.device)
+    mine = places[wanted]
+    return mine[mine >= 0]
 
 
 def _optimizer(critic: nn.Module, config: CriticConfig) -> torch.optim.Optimizer:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from acktr import tree
 from acktr.algorithms.objectives import Objective
 from acktr.compute import compiled_for_updates
-from acktr.config import Config
+from acktr.config import Config, ConfigError
 from acktr.kfac import (
     KFAC,
     Capture,
@@ -24,7 +24,7 @@ from acktr.kfac import (
     sample_rows,
 )
 from acktr.policies import Outputs, as_outputs
-from acktr.rollout import MicroBatch, add_means, parts_of
+from acktr.rollout import MicroBatch, Share, add_means, parts_of
 from acktr.tree import Observed, Sequences
 
 
@@ -62,24 +62,41 @@ class KFACStep:
         self._corrected = optimizer.config.quadratic == "corrected"
         self.compiled = compiled_for_updates(network) if config.compile else None
 
-    def sample(self, observations: Observed) -> slice | None:
-        """The rows of a batch that its factors are made of; None for all."""
+    def sample(self, observations: Observed, share: Share | None = None) -> slice | None:
+        """The rows of a batch that its factors are made of; None for all.
+
+        Raises:
+            ConfigError: A rank has too few samples.
+        """
         turn = self.curvature.batches
+        if share is not None:
+            every = max(1, round(1 / self._fraction))
+            if share.least < every:
+                raise ConfigError(
+                    f"stat_fraction={self._fraction:g} takes every {every}-th sample, but a rank"
+                    f" has {share.least}: fewer ranks, or more environments or steps, are needed"
+                )
+            return None if every == 1 else share.sample(every, turn)
         if isinstance(observations, Sequences):
             return observations.some(self._fraction, turn)
         return sample_rows(tree.length(observations), self._fraction, turn)
 
     def __call__(
-        self, objective: Objective, observations: Observed
+        self, objective: Objective, observations: Observed, share: Share | None = None
     ) -> tuple[dict[str, Tensor], Outputs]:
         """Take one step.
+
+        Args:
+            objective: What to learn.
+            observations: Those of the batch.
+            share: What they are of the batch of all ranks; None in one process.
 
         Returns:
             The loss terms' means over the batch, and the network's first two outputs before it.
         """
         parts = parts_of(observations, self._limit)
         observing = self.curvature.observing or self.curvature.measuring
-        if observing and (sample := self.sample(observations)) is not None:
+        if observing and (sample := self.sample(observations, share)) is not None:
             # A forward pass of the sample alone costs less than a backward pass of all.
             self._observe(objective, observations, sample)
             observing = False
@@ -93,6 +110,10 @@ class KFACStep:
             before.append(outputs[:2])
         if self._exact and len(parts) > 1:
             quadratic = partial(self._quadratic, objective, observations, parts)
+        if share is not None:
+            share.ranks.average(self.network, share.rows)
+            means = share.means(means, share.rows)
+            quadratic = None if quadratic is None else _joined(quadratic, share)
         with self._clock.part("step"):
             self.optimizer.step(fisher_quadratic=quadratic)
         if len(before) == 1:
@@ -172,3 +193,8 @@ class KFACStep:
             metric = objective.metric(as_outputs(output), part.rows)
             forms.append(part.share * metric(*as_outputs(tangent)).mean())
         return torch.stack(forms).sum()
+
+
+def _joined(quadratic: FisherQuadratic, share: Share) -> FisherQuadratic:
+    """The form of the Fisher matrix of all ranks' samples, from that of one's own."""
+    return lambda step: share.means({"": quadratic(step)}, share.rows)[""]

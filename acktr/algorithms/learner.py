@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -82,10 +83,31 @@ def require_allowed(batch: Batch, head: ActionHead) -> None:
         )
 
 
+def drawn(batch: Batch, draw: Callable[[int], Tensor]) -> Tensor:
+    """Noise of a batch's samples, which is drawn for those of all ranks.
+
+    Thus the numbers of a sample do not depend on the ranks, and all generators stay alike.
+    """
+    share = batch.share
+    return draw(len(batch)) if share is None else draw(share.total)[share.index]
+
+
+def over_ranks(
+    batch: Batch, means: dict[str, Tensor], rows: int | None = None
+) -> dict[str, Tensor]:
+    """Means over the samples of all ranks, from those over a batch, or over so many rows of it."""
+    if batch.share is None:
+        return means
+    return batch.share.means(means, len(batch) if rows is None else rows)
+
+
 def used_advantages(batch: Batch, config: Config) -> Tensor:
     """Advantages (B,); if so configured with mean 0 and population deviation 1 (+ 1e-8)."""
     if not config.normalize_advantage:
         return batch.advantages
+    if batch.share is not None:
+        all_of_them = batch.share.advantages
+        return (batch.advantages - all_of_them.mean) / (all_of_them.deviation + 1e-8)
     centred = batch.advantages - mean(batch.advantages, batch.weights)
     return centred / (mean(centred.square(), batch.weights).sqrt() + 1e-8)
 
@@ -99,6 +121,9 @@ def value_metrics(value_loss: Tensor, batch: Batch) -> dict[str, Tensor]:
     """Mean squared value error, and the share of the returns' variance that V explained."""
     if batch.values is None:
         return {"train/value_loss": value_loss}
+    if batch.share is not None:
+        explained = value_loss.new_tensor(batch.share.explained_variance)
+        return {"train/value_loss": value_loss, "train/explained_variance": explained}
     residual = _variance(batch.returns - batch.values, batch.weights)
     total = _variance(batch.returns, batch.weights)
     return {

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from acktr.algorithms.auxiliary import Auxiliary, AuxiliaryObjective
-from acktr.algorithms.learner import mean, part_of, used_advantages
+from acktr.algorithms.learner import drawn, mean, part_of, used_advantages
 from acktr.algorithms.likelihoods import PolicyLoss, ValueLoss
 from acktr.config import Config
 from acktr.kfac import Distribution, Gaussian, Metric, OutputLoss, SumLoss
@@ -73,7 +73,7 @@ class PolicyObjective:
         self._advantages = used_advantages(batch, config)
         self._ent_coef = config.ent_coef
         self._weights = batch.weights
-        self._noise = head.noise(len(self._advantages), generator, dtype)
+        self._noise = drawn(batch, lambda rows: head.noise(rows, generator, dtype))
         self.plain = batch.weights is None
 
     @property
@@ -127,9 +127,12 @@ class ValueObjective:
         self._weights = batch.weights
         self._sigma = config.acktr.value_sigma
         self.plain = batch.weights is None
-        shape = (len(batch.returns), 1)
         device = generator.device
-        self._noise = torch.randn(shape, generator=generator, device=device, dtype=dtype)
+
+        def noise(rows: int) -> Tensor:
+            return torch.randn((rows, 1), generator=generator, device=device, dtype=dtype)
+
+        self._noise = drawn(batch, noise)
 
     @property
     def likelihood(self) -> OutputLoss[Any]:

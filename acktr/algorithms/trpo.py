@@ -24,7 +24,15 @@ from acktr.algorithms.learner import (
 )
 from acktr.compute import restore_generator
 from acktr.config import Config, ConfigError, LearningRate
-from acktr.kfac import Distribution, Linearized, Stopwatch, flattened, sample_rows, unflattened
+from acktr.kfac import (
+    Distribution,
+    Linearized,
+    Ranks,
+    Stopwatch,
+    flattened,
+    sample_rows,
+    unflattened,
+)
 from acktr.policies import ActionHead, ActorCritic, mode
 from acktr.rollout import Batch
 from acktr.tree import Observed
@@ -147,9 +155,10 @@ class TRPOLearner:
         generator: Order of the critic's samples, on the network's device.
         autocast: Context factory for forward passes.
         auxiliary: None; a step along the policy's own KL has no place for other losses.
+        ranks: None.
 
     Raises:
-        ConfigError: The network is shared, or there are auxiliary losses.
+        ConfigError: The network is shared, or there are auxiliary losses or several ranks.
     """
 
     def __init__(
@@ -160,7 +169,10 @@ class TRPOLearner:
         generator: torch.Generator,
         autocast: Callable[[], AbstractContextManager[Any]],
         auxiliary: Mapping[str, Auxiliary] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
+        if ranks is not None:
+            raise ConfigError("algo trpo trains in one process only; acktr and a2c do in several")
         if network.shared:
             raise ConfigError(
                 "trpo needs a critic of its own: "

@@ -52,7 +52,7 @@ from acktr.kfac.noisy import (
 from acktr.kfac.optimizer import KFAC
 from acktr.kfac.preconditioner import Preconditioner
 from acktr.kfac.quadratic import LMConfig
-from acktr.kfac.ranks import Ranks
+from acktr.kfac.ranks import RankError, Ranks
 from acktr.kfac.statistics.capture import Capture, capture, sample_rows
 from acktr.kfac.trust import FisherQuadratic, StepInfo, trust_scale
 
@@ -90,6 +90,7 @@ __all__ = [
     "NoisyKFAC",
     "OutputLoss",
     "Preconditioner",
+    "RankError",
     "Ranks",
     "Replicas",
     "Sampled",

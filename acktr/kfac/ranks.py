@@ -8,7 +8,8 @@ curvature knows of ranks. Every decision that leads to another message is made f
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 _DIGITS = 12
 """Hexadecimal digits of a digest that float64 holds exactly."""
+
+
+class RankError(Exception):
+    """Another rank did not answer: it failed, hangs or is gone. Nothing can go on without it."""
 
 
 class Ranks:
@@ -141,14 +146,25 @@ class Ranks:
         return [found[place] for place in range(len(tensors))]
 
     def _add(self, flat: Tensor) -> None:
-        self._distributed.all_reduce(flat, group=self.group)
+        with _answered():
+            self._distributed.all_reduce(flat, group=self.group)
 
     def _send(self, flat: Tensor, source: int) -> None:
         if self.size > 1:
             place = source
             if self.group is not None:
                 place = self._distributed.get_global_rank(self.group, source)
-            self._distributed.broadcast(flat, place, group=self.group)
+            with _answered():
+                self._distributed.broadcast(flat, place, group=self.group)
+
+
+@contextmanager
+def _answered() -> Iterator[None]:
+    """Raise RankError for what a message fails of; torch's own errors are RuntimeErrors."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RankError(f"another process did not answer: {error!s:.200}") from error
 
 
 def _scaled(parameter: Tensor, share: float) -> Tensor:

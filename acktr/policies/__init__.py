@@ -19,6 +19,7 @@ from acktr.policies.distributions import ActionHead, action_head, to_environment
 from acktr.policies.images import FrameStore, compute_type, pack
 from acktr.policies.inputs import Given, prepared
 from acktr.policies.memory import Recurrent
+from acktr.policies.merged import MergedMoments
 from acktr.policies.networks import (
     SharedActorCritic,
     stored_pictures,
@@ -43,6 +44,7 @@ __all__ = [
     "ChannelsWarning",
     "FrameStore",
     "Given",
+    "MergedMoments",
     "NetworkSource",
     "Normalizer",
     "ObservationNormalizer",

@@ -29,13 +29,36 @@ class RunningMoments:
         if size == 0:
             return
         batch = np.asarray(batch, np.float64)
-        total = self.count + size
         mean = np.add.reduce(batch) / size
         centred = batch - mean
+        self.join(mean, np.add.reduce(centred * centred), size)
+
+    def join(self, mean: NDArray[np.float64], m2: NDArray[np.float64], count: int) -> None:
+        """Fold in so many samples, by their mean and sum of squared differences from it."""
+        if count == 0:
+            return
+        total = self.count + count
         delta = mean - self.mean
-        self.m2 += np.add.reduce(centred * centred) + delta * delta * (self.count * size / total)
-        self.mean += delta * (size / total)
+        self.m2 += m2 + delta * delta * (self.count * count / total)
+        self.mean += delta * (count / total)
         self.count = total
+
+    def since(self, former: RunningMoments) -> RunningMoments:
+        """Those of the samples that came after the moments were as they were."""
+        new = RunningMoments(self.mean.shape)
+        new.count = self.count - former.count
+        if new.count:
+            new.mean = (self.count * self.mean - former.count * former.mean) / new.count
+            delta = new.mean - former.mean
+            part = former.count * new.count / self.count
+            new.m2 = np.maximum(self.m2 - former.m2 - delta * delta * part, 0.0)
+        return new
+
+    def copy(self) -> RunningMoments:
+        """Moments of their own, as these are now."""
+        found = RunningMoments(self.mean.shape)
+        found.load_state_dict(self.state_dict())
+        return found
 
     @property
     def variance(self) -> NDArray[np.float64]:
@@ -84,6 +107,10 @@ class ObservationNormalizer:
         """Fold in a batch (N, ...)."""
         self.moments.update(observations)
 
+    def running(self) -> list[RunningMoments]:
+        """The statistics themselves."""
+        return [self.moments]
+
     def state_dict(self) -> dict[str, Any]:
         """Moments."""
         return self.moments.state_dict()
@@ -113,6 +140,10 @@ class PartNormalizer:
         for name, each in self.parts.items():
             each.update(observations[name])
 
+    def running(self) -> list[RunningMoments]:
+        """The statistics themselves."""
+        return [each.moments for each in self.parts.values()]
+
     def state_dict(self) -> dict[str, Any]:
         """Moments by part."""
         return {name: each.state_dict() for name, each in self.parts.items()}
@@ -133,6 +164,9 @@ class Normalizer(Protocol):
 
     def update(self, observations: Any) -> None:
         """Fold a batch into the statistics."""
+
+    def running(self) -> list[RunningMoments]:
+        """The statistics themselves."""
 
     def state_dict(self) -> dict[str, Any]:
         """The statistics."""

@@ -31,6 +31,8 @@ class Acting:
         generator: Source of the action noise, on the network's device.
         autocast: Context factory for the network's forward pass.
         compiled: Whether to compile.
+        place: Number of this rank and of all, of which each acts on as many observations: noise is
+            drawn for all of them, in the order of the ranks.
     """
 
     def __init__(
@@ -40,12 +42,14 @@ class Acting:
         generator: torch.Generator,
         autocast: Callable[[], AbstractContextManager[Any]],
         compiled: bool = False,
+        place: tuple[int, int] = (0, 1),
     ) -> None:
         self.network = network
         self.generator = generator
         self.autocast = autocast
         self.gives_values = network.shared or network.recurrent
         self._head = head
+        self._place = place
         self._compiled: Compiled[Answer, Tree, Tensor, Tensor | None] | None = None
         if compiled:
             graph = generator.device.type == "cuda"
@@ -54,10 +58,14 @@ class Acting:
     @torch.no_grad()
     def __call__(self, observations: Tree, masks: Tensor | None = None) -> Answer:
         """Act on observations (N, ...) as the network takes them, by action masks (N, P)."""
-        if self._compiled is None:
+        rank, size = self._place
+        if self._compiled is None and size == 1:
             return self._answer(observations, None, masks)
-        dtype = next(self.network.parameters()).dtype
-        noise = self._head.noise(tree.length(observations), self.generator, dtype)
+        dtype, count = next(self.network.parameters()).dtype, tree.length(observations)
+        noise = self._head.noise(size * count, self.generator, dtype)
+        noise = noise[rank * count : (rank + 1) * count]
+        if self._compiled is None:
+            return self._answer(observations, noise, masks)
         actions, values, broken = self._compiled(observations, noise, masks)
         # A graph's next replay overwrites what it returned.
         return actions.clone(), None if values is None else values.clone(), broken

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from acktr.envs import Arrays
 from acktr.policies import pack
 from acktr.rollout.recurrence import Remembered
 from acktr.tree import Observed, Tree
+
+if TYPE_CHECKING:
+    from acktr.rollout.shares import Share
 
 Array = NDArray[Any]
 Bools = NDArray[np.bool_]
@@ -72,6 +75,7 @@ class Rollout:
         terminated: Steps that ended in a terminal state.
         ended: Steps that ended an episode, terminal or truncated.
         valid: Steps to learn from: the agent's own action in a running episode.
+        kept: Numbers of those steps, t N + n, in the order of a batch's rows, once it is made.
         finals: Final observations (1, ...) of truncated episodes by (step, environment),
             normalised, where a reset has replaced them among the observations.
         memory: What a recurrent network remembers; None for others.
@@ -94,6 +98,7 @@ class Rollout:
         self.terminated = np.zeros(shape, np.bool_)
         self.ended = np.zeros(shape, np.bool_)
         self.valid = np.zeros(shape, np.bool_)
+        self.kept: Array = np.empty(0, np.int64)
         self.finals: dict[tuple[int, int], Arrays] = {}
         self.memory: Remembered | None = None
         self.episodes: list[EpisodeEnd] = []
@@ -139,9 +144,16 @@ class Batch:
     """(B,) weights of the samples, with mean 1; None for 1."""
     masks: Tensor | None = None
     """(B, P) bool, true where an action is allowed; None without masks."""
+    share: Share | None = None
+    """What it is of the batch of all ranks; None in one process."""
 
     def __len__(self) -> int:
         return len(self.advantages)
+
+    @property
+    def total(self) -> int:
+        """Samples of all ranks together."""
+        return len(self) if self.share is None else self.share.total
 
 
 @overload
@@ -240,6 +252,7 @@ def make_batch(rollout: Rollout, gamma: float, gae_lambda: float, device: torch.
     else:
         observations = memory.sequences(rollout.observations, valid, device)
         kept = np.flatnonzero(valid.T)
+    rollout.kept = kept
 
     def column(array: Array) -> Tensor:
         array = array if memory is None else array.swapaxes(0, 1)

@@ -86,6 +86,7 @@ class Collector:
         reward_scaler: Applied to every reward if given.
         micro_batch: Most observations that are valued at once; None: all of a rollout's.
         masked: Whether to obey the action masks in the infos, where there are some.
+        unkept: Why :meth:`state_dict` leaves episodes out; None where they may be kept.
 
     Raises:
         ValueError: The environment does not declare a supported autoreset mode.
@@ -99,6 +100,7 @@ class Collector:
         reward_scaler: RewardScaler | None = None,
         micro_batch: int | None = None,
         masked: bool = True,
+        unkept: str | None = None,
     ) -> None:
         mode = envs.metadata.get("autoreset_mode")
         if mode not in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP):
@@ -133,7 +135,7 @@ class Collector:
         self._loaded: dict[str, Any] | None = None
         # Environments whose next step only resets (next-step autoreset).
         self._dead = np.zeros(envs.num_envs, np.bool_)
-        self._masked = masked
+        self._masked, self._unkept = masked, unkept
         # Action masks (N, P) of what is shown.
         self._masks: Masks | None = None
         # What the rollout under way, or one that failed, began with.
@@ -308,8 +310,10 @@ class Collector:
 
     def _episodes(self) -> dict[str, Any]:
         """What lives until the end of an episode."""
-        envs, unsaved = None, None
-        if self._before is not None:
+        envs, unsaved = None, self._unkept
+        if unsaved is not None:
+            pass
+        elif self._before is not None:
             unsaved = "the checkpoint was made in the middle of a rollout that was broken off"
         elif self._begun:
             try:

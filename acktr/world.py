@@ -1,0 +1,168 @@
+"""This process among those that train one agent together, each with environments of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from acktr.config import Config, ConfigError
+from acktr.kfac import RankError, Ranks
+from acktr.policies import ActorCritic
+from acktr.rollout import Batch, Rollout, absent, together
+
+UNKEPT = "several processes trained it, whose episodes are not kept"
+"""Why a checkpoint has no episodes."""
+
+Numbers = tuple[float, ...]
+
+
+class Joined(NamedTuple):
+    """An update's batch and what came with it, as all ranks know it."""
+
+    batch: Batch
+    """This rank's samples, with their share."""
+    env_steps: int
+    """Steps of all environments."""
+    finite: bool
+    """Whether all returns are finite."""
+    stop: int | None
+    """A signal that one of the ranks got; None without one."""
+    episodes: list[Numbers]
+    """What was told of the episodes of all."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The ranks of a run, as its trainer needs them.
+
+    Every process has as many of the environments, in the order of the ranks, and the same network;
+    ``config.num_envs`` counts all. Whatever decides on how training goes on is the same number on
+    all of them.
+    """
+
+    ranks: Ranks
+    local_rank: int = 0
+    """Number of this process on its machine."""
+
+    def part(self, num_envs: int) -> tuple[int, int]:
+        """How many of all environments are this rank's, and the number of the first.
+
+        Raises:
+            ConfigError: They cannot be shared out evenly.
+        """
+        return part_of_envs(num_envs, self.ranks.rank, self.ranks.size)
+
+    def device(self, device: torch.device) -> torch.device:
+        """A GPU of its own for every process of a machine, if it is one.
+
+        Raises:
+            ConfigError: There are fewer.
+        """
+        if device.type != "cuda":
+            return device
+        if self.local_rank >= torch.cuda.device_count():
+            raise ConfigError(
+                f"process {self.local_rank} of this machine has no GPU of its own: torch sees"
+                f" {torch.cuda.device_count()}; start fewer, or set device to cpu"
+            )
+        return torch.device("cuda", self.local_rank)
+
+    def require(
+        self, config: Config, network: ActorCritic, auxiliary: Mapping[str, object]
+    ) -> None:
+        """Refuse what has not been made for several processes.
+
+        Raises:
+            ConfigError: One line.
+        """
+        refused = {
+            "algo trpo": config.algo == "trpo",
+            "a network with a memory": network.recurrent,
+            "a network with batch normalisation or dropout": network.modal
+            or any(buffer.is_floating_point() for buffer in network.buffers()),
+            "an auxiliary loss": bool(auxiliary),
+        }
+        for what, here in refused.items():
+            if here:
+                raise ConfigError(f"{what} trains in one process only, not in {self.ranks.size}")
+
+    def joined(
+        self,
+        rollout: Rollout,
+        batch: Batch,
+        network: nn.Module,
+        stop: int | None,
+        episodes: Sequence[Numbers],
+    ) -> Joined:
+        """Tell the other ranks of an update, before anything is learned, and hear of theirs.
+
+        Args:
+            rollout: What this rank's environments gave.
+            batch: Its samples.
+            network: Its parameters must be those of all.
+            stop: A signal that this process got; None without one.
+            episodes: Numbers of each of its episodes, as many for each.
+
+        Raises:
+            RankError: Another rank failed, or the ranks have become different.
+            ConfigError: A rank has no samples.
+        """
+        told = [float(stop or 0), float(len(episodes)), _checksum(network)]
+        found = together(self.ranks, rollout, batch, told)
+        for rank, (_, _, checksum) in enumerate(found.told):
+            if repr(checksum) != repr(found.told[0][2]):
+                raise RankError(f"rank {rank} has other parameters than rank 0")
+        share = found.batch.share
+        if share is not None and not share.least:
+            raise ConfigError(
+                "a process had no step to learn from: more num_steps or num_envs, or fewer"
+                " processes, are needed"
+            )
+        signals = [int(row[0]) for row in found.told if row[0]]
+        counts = [int(row[1]) for row in found.told]
+        every = self._episodes(episodes, counts, batch.returns.device)
+        stopped = signals[0] if signals else None
+        return Joined(found.batch, found.env_steps, found.finite, stopped, every)
+
+    def fail(self, device: torch.device) -> None:
+        """Tell the other ranks, who wait for this one's rollout, that there is none."""
+        absent(self.ranks, 3, device)
+
+    def _episodes(
+        self, mine: Sequence[Numbers], counts: Sequence[int], device: torch.device
+    ) -> list[Numbers]:
+        """The numbers of all ranks' episodes, by rank; all know how many each has."""
+        if not sum(counts):
+            return []
+        (width,) = {len(numbers) for numbers in mine} or {0}
+        width = int(max(row[0] for row in self.ranks.gather([float(width)], device)))
+        room = [0.0] * (width * max(counts))
+        flat = [x for numbers in mine for x in numbers]
+        rows = self.ranks.gather([*flat, *room[len(flat) :]], device)
+        return [
+            tuple(row[place * width : (place + 1) * width])
+            for row, count in zip(rows, counts, strict=True)
+            for place in range(count)
+        ]
+
+
+def part_of_envs(num_envs: int, rank: int, size: int) -> tuple[int, int]:
+    """Count and first number of a rank's environments; ConfigError where some would be left."""
+    if num_envs % size:
+        raise ConfigError(
+            f"num_envs must be a multiple of the {size} processes that share them out, got"
+            f" {num_envs}"
+        )
+    count = num_envs // size
+    return count, rank * count
+
+
+def _checksum(network: nn.Module) -> float:
+    """The sum of all parameters, of the same bits on all ranks."""
+    with torch.no_grad():
+        sums = [parameter.sum(dtype=torch.float64) for parameter in network.parameters()]
+        return float(torch.stack(sums).sum())
