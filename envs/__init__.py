@@ -82,7 +82,7 @@ from acktr.envs.nested import Arrays, batched, final_rows, flat, nested, parts
 from acktr.envs.parallel import worker_count
 from acktr.envs.pictures import Channels, Picture, picture, pictures
 from acktr.envs.registry import is_atari, lookup
-from acktr.envs.settings import AtariSettings, Workers
+from acktr.envs.settings import AtariSettings, PixelSettings, Workers
 from acktr.envs.source import EnvLike, EnvSource, Wrapper, env_name, is_json, wrapper_name
 from acktr.envs.spaces import check_spaces
 from acktr.envs.values import require_like
@@ -109,6 +109,7 @@ __all__ = [
     "MaskSource",
     "Masks",
     "Picture",
+    "PixelSettings",
     "StepResult",
     "Stepper",
     "UnsavedError",

@@ -110,6 +110,8 @@ class Snapshots:
         for row, (env, part) in enumerate(zip(self._envs, states, strict=True)):
             try:
                 snapshot.check(env, part)
+            except UnsavedError as error:
+                raise UnsavedError(f"environment {row} of {self._name}: {error}") from error
             except ValueError as error:
                 raise ValueError(f"environment {row} of {self._name}: {error}") from error
 

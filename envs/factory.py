@@ -17,11 +17,14 @@ from acktr.envs.groups import GroupedEnvs
 from acktr.envs.guard import GuardedVectorEnv
 from acktr.envs.masks import FoundMasks, MaskSetting
 from acktr.envs.parallel import ParallelEnvs, can_fork, thread_count, worker_count
-from acktr.envs.registry import atari_game, is_atari_spec, lookup, uses_mujoco
-from acktr.envs.settings import AtariSettings, Workers
+from acktr.envs.pixels import configured, protocol
+from acktr.envs.registry import PIXELS, atari_game, is_atari_spec, lookup, pictured, uses_mujoco
+from acktr.envs.rendering import choose_backend
+from acktr.envs.settings import AtariSettings, PixelSettings, Workers
 from acktr.envs.single import LimitedEnv, make_one
 from acktr.envs.source import EnvLike, EnvSource, Wrapper
 from acktr.envs.vector import AnyEnv, AnyVectorEnv, check_seed
+from acktr.envs.view import drawn_here
 from acktr.envs.watch import TIMEOUT
 
 MAX_ENVS = 16_384
@@ -43,6 +46,7 @@ def make_vec(
     env_timeout: float = TIMEOUT,
     apart: bool = False,
     first: int = 0,
+    pixels: PixelSettings | None = None,
 ) -> AnyVectorEnv:
     """Make parallel environments that keep the promises listed in the package's docstring.
 
@@ -67,9 +71,11 @@ def make_vec(
             (promise 8).
         apart: whether environments that are not Gymnasium's own are stepped in other processes
             only, on Linux, so that this one survives what they do. Those that render, have threads
-            or use CUDA when they are made, which no fork has, stay here all the same.
+            or use CUDA when they are made, which no fork has, stay here all the same, and so do
+            pictures of MuJoCo once this process has drawn some.
         first: number of the first of them among all that share a seed, of which other processes
             have the others.
+        pixels: what is seen of `Pixels/` environments; ignored by others.
 
     Raises:
         EnvError: unknown id, bad argument, missing dependency or unsupported space; one line.
@@ -79,6 +85,7 @@ def make_vec(
     source = env
     if not isinstance(source, EnvSource):
         source = EnvSource(source, env_kwargs, wrappers, env_timeout)
+    _prepare_pixels(source, pixels)
     workers = worker_count(env_workers, source.spec, num_envs)
     spec = _atari_spec(source)
     if spec is None:
@@ -106,6 +113,7 @@ def make_single(
     env_kwargs: Mapping[str, Any] | None = None,
     wrappers: Sequence[Wrapper] = (),
     env_timeout: float = TIMEOUT,
+    pixels: PixelSettings | None = None,
 ) -> AnyEnv:
     """Make one environment with the protocol of evaluation, for videos.
 
@@ -116,6 +124,7 @@ def make_single(
         EnvError: unknown id, bad render mode, missing dependency or unsupported space.
     """
     source = EnvSource(env_id, env_kwargs, wrappers, env_timeout)
+    _prepare_pixels(source, pixels)
     spec = _atari_spec(source)
     if spec is None:
         env = make_one(source, 0, render_mode, env_timeout)
@@ -125,6 +134,18 @@ def make_single(
     from acktr.envs.atari_single import AtariSingle
 
     return AtariSingle(atari_game(spec), atari or AtariSettings(), render_mode=render_mode)
+
+
+def _prepare_pixels(source: EnvSource, settings: PixelSettings | None) -> None:
+    """Let a `Pixels/` id be made with settings, and see that MuJoCo can draw here.
+
+    Raises:
+        EnvError: It cannot.
+    """
+    if source.spec is not None and source.spec.namespace == PIXELS:
+        source.spec = configured(source.spec, settings)
+        if uses_mujoco(source.spec):
+            choose_backend()
 
 
 def _atari_spec(source: EnvSource) -> EnvSpec | None:
@@ -167,6 +188,7 @@ def describe(
     training: bool = True,
     env_kwargs: Mapping[str, Any] | None = None,
     wrappers: Sequence[str] = (),
+    pixels: PixelSettings | None = None,
 ) -> dict[str, Any]:
     """The protocol of `make_vec(env_id, ...)` as JSON values, for logs and config files.
 
@@ -174,6 +196,7 @@ def describe(
         EnvError: as `make_vec` for the id.
     """
     spec = lookup(env_id)
+    base = pictured(spec)
     facts: dict[str, Any] = {
         "env_id": spec.id,
         "autoreset_mode": AutoresetMode.SAME_STEP.value,
@@ -182,10 +205,15 @@ def describe(
     if not is_atari_spec(spec):
         if uses_mujoco(spec):
             facts["mujoco"] = _version("mujoco")
-        limit = (env_kwargs or {}).get("max_episode_steps", spec.max_episode_steps)
+        limit = (env_kwargs or {}).get("max_episode_steps", base.max_episode_steps)
         facts |= {"kind": "gymnasium", "max_episode_steps": limit}
         given = {"env_kwargs": dict(env_kwargs or {}), "wrappers": list(wrappers)}
-        return facts | {name: value for name, value in given.items() if value}
+        facts |= {name: value for name, value in given.items() if value}
+        if base is spec:
+            return facts
+        source = EnvSource(env_id, env_kwargs)
+        _prepare_pixels(source, pixels)
+        return facts | protocol(spec, pixels or PixelSettings(), lambda: make_one(source, 0, None))
     game, settings = atari_game(spec), atari or AtariSettings()
     named = {"kind": "atari", "ale_py": _version("ale-py"), "game": game.rom, "training": training}
     facts |= named | dataclasses.asdict(settings)
@@ -231,6 +259,8 @@ def _make_parallel(
             built.append(make_one(source, index, render_mode, timeout))
         apart = apart and source.foreign and not render_mode
         apart = apart and can_fork(threads)
+        if source.spec is not None and source.spec.namespace == PIXELS and drawn_here():
+            workers, apart = 1, False
         parallel = ParallelEnvs(built, name, workers, timeout, record, masks, apart)
         return GuardedVectorEnv(
             parallel, name, seed, record=record, bounded=source.foreign, first=first

@@ -235,9 +235,9 @@ class ParallelEnvs(SyncVectorEnv):
 def worker_count(asked: Workers, spec: EnvSpec | None, num_envs: int) -> int:
     """How many processes step the environments, the main one included.
 
-    "auto" means one, except for MuJoCo on Linux: there it is the number of usable cores, but at
-    most half the number of environments, of two or three environments two. OMP_NUM_THREADS=1 asks
-    for one.
+    "auto" means one, except for MuJoCo and pictures on Linux: there it is the number of usable
+    cores, but at most half the number of environments, of two or three environments two.
+    OMP_NUM_THREADS=1 asks for one.
 
     Raises:
         EnvError: The setting cannot be used, or not on this system.
@@ -251,8 +251,8 @@ def worker_count(asked: Workers, spec: EnvSpec | None, num_envs: int) -> int:
             raise EnvError(f"env_workers must be 'auto' or 1 on this system, got {asked}")
         return min(asked, num_envs)
     entry = None if spec is None else spec.entry_point
-    gymnasiums = isinstance(entry, str) and "envs.mujoco" in entry
-    if not gymnasiums or sys.platform != "linux":
+    costly = isinstance(entry, str) and ("envs.mujoco" in entry or "envs.pixels" in entry)
+    if not costly or sys.platform != "linux":
         return 1
     return min(usable_cores(), num_envs, max(2, num_envs // 2))
 

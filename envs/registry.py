@@ -25,6 +25,10 @@ _ATARI_KWARGS = {
 }
 
 
+PIXELS = "Pixels"
+"""Namespace of ids whose observations are pictures: `Pixels/Id-v0` of `Id-v0`."""
+
+
 @dataclass(frozen=True)
 class AtariGame:
     """An Atari game as registered by ale-py."""
@@ -38,8 +42,8 @@ class AtariGame:
 def lookup(env_id: str) -> EnvSpec:
     """Find the specification of `env_id`; `module:Id` imports the module first.
 
-    An id without version means the highest one. ale-py is imported only if the id is not known
-    without it.
+    An id without version means the highest one, `Pixels/Id-v0` the pictures of `Id-v0`. ale-py is
+    imported only if the id is not known without it.
 
     Raises:
         EnvError: the id is unknown (with the nearest known one) or its module cannot be imported.
@@ -55,6 +59,8 @@ def lookup(env_id: str) -> EnvSpec:
         except Exception as error:
             where = f"module {module!r} of environment {env_id!r}"
             raise EnvError(f"cannot import {where}: {named(error)}") from error
+    if name.startswith(f"{PIXELS}/"):
+        return _pixel_spec(lookup(name.partition("/")[2]))
     spec = _registered(name)
     if spec is None:
         with contextlib.suppress(ImportError):
@@ -75,15 +81,21 @@ def is_atari_spec(spec: EnvSpec) -> bool:
     return isinstance(spec.entry_point, str) and spec.entry_point.startswith("ale_py")
 
 
+def pictured(spec: EnvSpec) -> EnvSpec:
+    """What is behind the pictures of a `Pixels/` id; another specification as it is."""
+    return lookup(spec.kwargs["base"]) if spec.namespace == PIXELS else spec
+
+
 def is_gymnasiums(spec: EnvSpec | None) -> bool:
-    """Whether the environment is one of Gymnasium's own."""
-    entry = None if spec is None else spec.entry_point
+    """Whether the environment, or the one behind its pictures, is one of Gymnasium's own."""
+    entry = None if spec is None else pictured(spec).entry_point
     return isinstance(entry, str) and entry.startswith("gymnasium.envs.")
 
 
 def uses_mujoco(spec: EnvSpec) -> bool:
     """Whether MuJoCo simulates the environment, as far as the name of its module says."""
-    return isinstance(spec.entry_point, str) and "mujoco" in spec.entry_point
+    entry = pictured(spec).entry_point
+    return isinstance(entry, str) and "mujoco" in entry
 
 
 def is_atari(env_id: str) -> bool:
@@ -133,6 +145,25 @@ def mujoco_py_replacements(spec: EnvSpec) -> list[str]:
         for other in gymnasium.registry.values()
         if other.name == spec.name and other.namespace is None and (other.version or 0) >= 4
     ]
+
+
+def _pixel_spec(base: EnvSpec) -> EnvSpec:
+    """The specification of an environment's pictures, without their settings."""
+    if is_atari_spec(base):
+        raise EnvError(
+            f"{base.id} is an Atari game, seen by its pictures anyway: no {PIXELS}/ then"
+        )
+    if base.namespace is not None:
+        raise EnvError(
+            f"{base.id} has a namespace, which Gymnasium allows only one of: register it without"
+        )
+    return EnvSpec(
+        id=f"{PIXELS}/{base.id}",
+        entry_point="acktr.envs.pixels:make_pixels",
+        reward_threshold=base.reward_threshold,
+        nondeterministic=base.nondeterministic,
+        kwargs={"base": base.id, "settings": {}},
+    )
 
 
 def _skips_randomly(spec: EnvSpec) -> bool:

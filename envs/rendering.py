@@ -13,10 +13,15 @@ from acktr.envs.vector import AnyEnv
 
 _BACKENDS = ("egl", "osmesa")
 _PROBE = """
+import os
 import mujoco
 context = mujoco.GLContext(16, 16)
 context.make_current()
 mujoco.MjrContext(mujoco.MjModel.from_xml_string("<mujoco/>"), mujoco.mjtFontScale.mjFONTSCALE_100)
+from OpenGL import GL
+found = (GL.glGetString(name).decode() for name in (GL.GL_RENDERER, GL.GL_VERSION))
+print(os.environ["MUJOCO_GL"], *found, sep=", ", flush=True)
+os._exit(0)
 """
 _CAMERA_SETTINGS = {"camera_id", "camera_name", "default_camera_config"}
 
@@ -44,6 +49,9 @@ def choose_backend() -> str:
     Raises:
         EnvError: None of them works.
     """
+    # Mesa's renderer on the processor has threads otherwise: the cores are busy with other
+    # environments, and threads do not go on in a fork.
+    os.environ.setdefault("LP_NUM_THREADS", "0")
     given = os.environ.get("MUJOCO_GL")
     for backend in (given,) if given else _BACKENDS:
         if _works(backend):
@@ -57,9 +65,25 @@ def choose_backend() -> str:
     )
 
 
-@functools.cache
+def drawn_by() -> str:
+    """Backend, renderer and version of OpenGL with which MuJoCo draws here.
+
+    Raises:
+        EnvError: As `choose_backend`.
+    """
+    return _tried(choose_backend()) or ""
+
+
 def _works(backend: str) -> bool:
-    """Try it in another process, because a failed attempt spoils this one for the next."""
+    return _tried(backend) is not None
+
+
+@functools.cache
+def _tried(backend: str) -> str | None:
+    """What draws with a backend; None if that fails.
+
+    It is tried in another process, because a failed attempt spoils this one for the next.
+    """
     environment = {**os.environ, "MUJOCO_GL": backend}
     environment.pop("PYOPENGL_PLATFORM", None)
     try:
@@ -72,5 +96,6 @@ def _works(backend: str) -> bool:
             check=False,
         )
     except (OSError, subprocess.SubprocessError):
-        return False
-    return done.returncode == 0
+        return None
+    said = done.stdout.decode("utf-8", "replace").strip().splitlines()
+    return said[-1] if done.returncode == 0 and said else None

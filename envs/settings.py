@@ -63,6 +63,45 @@ class AtariSettings:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class PixelSettings:
+    """What an agent sees of `Pixels/` environments.
+
+    Raises:
+        EnvError: a value has the wrong type or lies outside its range.
+    """
+
+    size: int = 64
+    """Sides of the square pictures in pixels."""
+    frame_stack: int = 3
+    """Pictures per observation, three channels each."""
+    frame_skip: int = 1
+    """Steps of the environment per agent step, with the same action and one picture at the end."""
+    camera: str = "auto"
+    """Camera of MuJoCo's model; auto: the one that follows the robot, or free where none does."""
+    shadows: bool = False
+    """Draw shadows (MuJoCo), which takes several times as long."""
+    multisample: int = 0
+    """Samples a pixel (MuJoCo)."""
+    blank_start: bool = False
+    """Zeros stand for the pictures before the first, and not the first itself."""
+
+    def __post_init__(self) -> None:
+        for name, limits in _PIXEL_RANGES.items():
+            check_integer(f"pixels.{name}", getattr(self, name), *limits)
+        for name in ("shadows", "blank_start"):
+            if not isinstance(getattr(self, name), bool):
+                raise EnvError(f"pixels.{name} must be true or false, got {getattr(self, name)!r}")
+        if not isinstance(self.camera, str) or not 0 < len(self.camera) <= 100:
+            raise EnvError(f"pixels.camera must be the name of a camera, got {self.camera!r:.120}")
+
+
+_PIXEL_RANGES = {
+    "size": (16, 512),
+    "frame_stack": (1, 64),
+    "frame_skip": (1, 100),
+    "multisample": (0, 16),
+}
 _RANGES = {
     "frame_skip": (1, 100),
     "screen_size": (8, 512),

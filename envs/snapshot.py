@@ -117,6 +117,10 @@ def check(env: AnyEnv, state: object) -> None:
                     raise ValueError(f"there is no variable {name!r:.40}")
                 template["variables"][name] = None
             require_like(given, template, "it")
+            if "own" in given and callable(getattr(layer, "check_state_dict", None)):
+                layer.check_state_dict(given["own"])
+        except UnsavedError:
+            raise
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"the state of {own['kind']}: {one_line(error)}") from error
 

@@ -15,7 +15,7 @@ from gymnasium.vector import VectorEnv
 
 from acktr.envs.errors import EnvError, named
 from acktr.envs.manners import Manners
-from acktr.envs.registry import is_gymnasiums, lookup, mujoco_py_replacements
+from acktr.envs.registry import is_gymnasiums, lookup, mujoco_py_replacements, pictured
 from acktr.envs.vector import AnyEnv
 from acktr.envs.watch import TIMEOUT, Late, limited
 
@@ -190,7 +190,7 @@ def _specification(env: str | EnvSpec) -> EnvSpec:
             " spaces, and network= takes one of your own"
         )
     spec = lookup(env) if isinstance(env, str) else env
-    replacements = mujoco_py_replacements(spec)
+    replacements = mujoco_py_replacements(pictured(spec))
     if replacements:
         choice = " or ".join(sorted(replacements, reverse=True))
         raise EnvError(f"{spec.id} needs the retired mujoco-py package; use {choice}")

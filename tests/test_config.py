@@ -26,6 +26,7 @@ from acktr.config import (
 from acktr.kfac import KFACConfig
 
 ENVIRONMENTS = ["HalfCheetah-v5", "PongNoFrameskip-v4", "ALE/Breakout-v5", "CartPole-v1", "X-v0"]
+ENVIRONMENTS += ["Pixels/Walker2d-v5"]
 
 
 @pytest.mark.parametrize("env", ENVIRONMENTS)
@@ -51,6 +52,45 @@ def test_presets_go_by_exact_id_then_family_then_default() -> None:
     assert "Atari family" in preset("ALE/Pong-v5")[1]
     assert "MuJoCo family" in preset("Ant-v4")[1]
     assert "any environment" in preset("Pendulum-v1")[1]
+    assert "Pixels family" in preset("module:Pixels/Mine-v0")[1]
+
+
+def test_swimmer_has_a_preset_of_its_own() -> None:
+    own, line = preset("Swimmer-v5")
+    shared, other = preset("Swimmer-v5", name="family")
+    assert line.startswith("preset default for acktr, exact id Swimmer-v5: ")
+    assert "gamma 0.9999" in line
+    assert other.startswith("preset family for acktr, MuJoCo family: ")
+    assert (own.gamma, shared.gamma) == (0.9999, 0.99)
+    assert shared == dataclasses.replace(own, gamma=0.99, preset="family")
+    hopper = preset("Hopper-v5")[0]
+    assert dataclasses.replace(hopper, env="Swimmer-v5", preset="family") == shared
+    assert preset("CartPole-v1", name="family")[0].normalize_observation
+    assert preset("Swimmer-v5", "a2c")[0].gamma == 0.99
+
+
+def test_pixels() -> None:
+    chosen = preset("Pixels/Hopper-v5")[0]
+    assert (chosen.pixels.size, chosen.pixels.frame_stack, chosen.pixels.frame_skip) == (64, 3, 4)
+    assert preset("Pixels/HalfCheetah-v5")[0].pixels.frame_skip == 1
+    assert preset("Pixels/Reacher-v5", "a2c")[0].pixels.frame_skip == 2
+    assert chosen.network.shared and chosen.acktr.actor.cold_steps == 0
+
+
+def test_published_pixel_values() -> None:
+    config = preset("Pixels/Reacher-v5", name="paper")[0]
+    assert config.num_envs * config.num_steps == 8000
+    assert (config.gamma, config.gae_lambda, config.acktr.target_kl) == (0.99, 1.0, 0.002)
+    pixels = config.pixels
+    assert (pixels.size, pixels.frame_stack, pixels.frame_skip) == (42, 2, 1)
+    network, actor, critic = config.network, config.acktr.actor, config.acktr.critic
+    assert (network.trunk, network.activation, network.critic_activation) == (
+        *("strided", "relu", "elu"),
+    )
+    assert (actor.lr, actor.kl_clip, actor.momentum, actor.damping) == (0.03, 0.002, 0.9, 0.01)
+    assert (actor.stat_decay, actor.refresh_interval, actor.cold_steps) == (0.99, 2, 2)
+    assert (critic.lr, critic.kl_clip, critic.damping, critic.stat_decay) == (0.001, 0.3, 0.1, 0.95)
+    assert (config.acktr.critic_steps, critic.cold_steps) == (25, 51)
 
 
 def test_published_atari_values() -> None:

@@ -5,17 +5,16 @@ May import: acktr.kfac, acktr.envs, acktr.files.
 """
 
 from acktr.config.former import former_setting
+from acktr.config.network import Activation, NetworkConfig, Trunk
 from acktr.config.presets import ALGOS, PRESETS, PUBLISHED, preset
 from acktr.config.rates import LearningRate, rate_at, with_learning_rate
 from acktr.config.schema import ConfigError, JsonObject, build, overlay
 from acktr.config.settings import (
     A2CConfig,
     ACKTRConfig,
-    Activation,
     Algo,
     Config,
     CriticConfig,
-    NetworkConfig,
     SampledKFACConfig,
     TRPOConfig,
     check_recurrent,
@@ -43,6 +42,7 @@ __all__ = [
     "NetworkConfig",
     "SampledKFACConfig",
     "TRPOConfig",
+    "Trunk",
     "build",
     "check_recurrent",
     "former_setting",

@@ -7,23 +7,24 @@ import re
 import typing
 from collections.abc import Callable
 
+from acktr.config.network import NetworkConfig
 from acktr.config.schema import ConfigError
 from acktr.config.settings import (
     ACKTRConfig,
     Algo,
     Config,
     CriticConfig,
-    NetworkConfig,
     SampledKFACConfig,
     TRPOConfig,
 )
-from acktr.envs import EnvError, is_atari
+from acktr.envs import EnvError, PixelSettings, is_atari
 
 ALGOS: tuple[Algo, ...] = typing.get_args(Algo)
 """Algorithms that --algo takes."""
 
-PRESETS = ("default", "paper")
-"""Names that --preset takes: our tuned values, or the published ones."""
+PRESETS = ("default", "family", "paper")
+"""Names that --preset takes: our values, with those that exact ids have of their own; our values
+for the family of the environment, the same for all of it; or the published ones."""
 
 _MUJOCO = re.compile(
     r"^(Ant|HalfCheetah|Hopper|Humanoid|HumanoidStandup|InvertedDoublePendulum|InvertedPendulum"
@@ -135,6 +136,61 @@ def _mujoco_paper(env: str) -> Config:
     )
 
 
+_SKIPS = {"Hopper": 4, "Walker2d": 4, "Reacher": 2}
+"""Steps per picture: 8 ms are half a pixel at 2 m/s. HalfCheetah takes 50 ms a step."""
+
+
+def _pixels(env: str) -> Config:
+    """Shared 32-64-32-512 network, joint Fisher, 16 x 64 samples of three pictures 64 x 64."""
+    atari = _atari(env)
+    actor = dataclasses.replace(atari.acktr.actor, kl_clip=0.002, cold_steps=0)
+    return dataclasses.replace(
+        atari,
+        total_timesteps=2_000_000,
+        num_envs=16,
+        num_steps=64,
+        gae_lambda=0.95,
+        ent_coef=0.0,
+        normalize_advantage=True,
+        normalize_reward=True,
+        checkpoint_freq=100_000,
+        network=NetworkConfig(shared=True, log_std_init=-1.0),
+        acktr=ACKTRConfig(actor=actor),
+        pixels=PixelSettings(frame_skip=_SKIPS.get(_robot(env), 1)),
+    )
+
+
+def _pixels_paper(env: str) -> Config:
+    """The authors' values: 8000 samples of two pictures 42 x 42, KL 0.002, 25 ELU-critic steps."""
+    state = _mujoco_paper(env)
+    actor = dataclasses.replace(
+        state.acktr.actor, kl_clip=0.002, cold_lr=0.01, structure="cholesky"
+    )
+    critic = dataclasses.replace(state.acktr.critic, structure="cholesky", stat_interval=5)
+    return dataclasses.replace(
+        state,
+        total_timesteps=40_000_000,
+        num_steps=8000,
+        gae_lambda=1.0,
+        normalize_observation=False,
+        normalize_reward=True,
+        network=NetworkConfig(
+            shared=False,
+            trunk="strided",
+            activation="relu",
+            critic_activation="elu",
+            policy_gain=1.0,
+        ),
+        acktr=dataclasses.replace(state.acktr, actor=actor, critic=critic),
+        pixels=PixelSettings(size=42, frame_stack=2, blank_start=True),
+    )
+
+
+def _swimmer(env: str) -> Config:
+    """The MuJoCo family's values with gamma 0.9999 (Franceschetti et al. 2022, RL Zoo)."""
+    return dataclasses.replace(_mujoco(env), gamma=0.9999)
+
+
 def _general(env: str) -> Config:
     """Separate tanh networks and running normalisation, for any other environment."""
     return Config(
@@ -199,6 +255,13 @@ def _mujoco_a2c(env: str) -> Config:
     )
 
 
+def _pixels_a2c(env: str) -> Config:
+    """The ACKTR network and pictures, 16 x 5 samples, lr 7e-4 falling to 0."""
+    return dataclasses.replace(
+        _pixels(env), algo="a2c", num_steps=5, vf_coef=0.5, normalize_advantage=False
+    )
+
+
 def _mujoco_trpo(env: str) -> Config:
     """Separate tanh networks, 8 x 256 samples, KL 0.01, running normalisation."""
     network = NetworkConfig(shared=False)
@@ -223,9 +286,14 @@ _MAKERS: dict[tuple[str, str, str | None], Callable[[str], Config]] = {
     ("acktr", "paper", "Atari"): _atari_paper,
     ("acktr", "default", "MuJoCo"): _mujoco,
     ("acktr", "paper", "MuJoCo"): _mujoco_paper,
+    ("acktr", "default", "Swimmer-v4"): _swimmer,
+    ("acktr", "default", "Swimmer-v5"): _swimmer,
+    ("acktr", "default", "Pixels"): _pixels,
+    ("acktr", "paper", "Pixels"): _pixels_paper,
     ("acktr", "default", None): _general,
     ("a2c", "default", "Atari"): _atari_a2c,
     ("a2c", "default", "MuJoCo"): _mujoco_a2c,
+    ("a2c", "default", "Pixels"): _pixels_a2c,
     ("a2c", "default", None): _general_a2c,
     ("trpo", "default", "Atari"): _atari_trpo,
     ("trpo", "default", "MuJoCo"): _mujoco_trpo,
@@ -241,13 +309,20 @@ PUBLISHED = tuple(dict.fromkeys(algo for algo, name, _ in _MAKERS if name == "pa
 
 
 def _family(env: str) -> str | None:
-    """Atari, MuJoCo or None (also for an environment that Gymnasium does not know)."""
+    """Atari, MuJoCo, Pixels or None (also for an environment that Gymnasium does not know)."""
+    if env.rpartition(":")[2].startswith("Pixels/"):
+        return "Pixels"
     if _MUJOCO.match(env):
         return "MuJoCo"
     try:
         return "Atari" if is_atari(env) else None
     except EnvError:
         return None
+
+
+def _robot(env: str) -> str:
+    """Name of an environment without namespace and version."""
+    return env.rpartition("/")[2].partition("-v")[0]
 
 
 def preset(env: str, algo: str = "acktr", name: str = "default") -> tuple[Config, str]:
@@ -262,8 +337,11 @@ def preset(env: str, algo: str = "acktr", name: str = "default") -> tuple[Config
         raise ConfigError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
     family = _family(env)
     places = {env: f"exact id {env}", family: f"{family} family", None: "any environment"}
+    if name == "family":
+        del places[env]
+    values = "default" if name == "family" else name
     for place, where in places.items():
-        maker = _MAKERS.get((algo, name, place))
+        maker = _MAKERS.get((algo, values, place))
         if maker is not None:
             config = dataclasses.replace(maker(env), preset=name)
             return config, f"preset {name} for {algo}, {where}: {(maker.__doc__ or '').strip()}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from acktr.config.former import translated
+from acktr.config.network import NetworkConfig
 from acktr.config.schema import (
     BelowOne,
     Checked,
@@ -27,53 +28,14 @@ from acktr.config.schema import (
     check,
     overlay,
 )
-from acktr.envs import TIMEOUT, AtariSettings, Channels, MaskSetting
+from acktr.envs import TIMEOUT, AtariSettings, MaskSetting, PixelSettings
 from acktr.files import read_object
 from acktr.kfac import KFACConfig, SmallParameters, Structure
 
-Activation = Literal["tanh", "relu", "elu"]
-Memory = Literal["none", "lstm", "gru", "attention"]
 Algo = Literal["acktr", "a2c", "trpo"]
 Schedule = Literal["constant", "linear"]
 
 Seed = Annotated[int, Limits(0, 2**31 - 2**20 - 1)]
-Width = Annotated[int, Limits(1, 16_384)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class NetworkConfig(Checked):
-    """Actor and critic networks."""
-
-    shared: bool = True
-    """One trunk with two heads (joint Fisher) instead of a separate actor and critic."""
-    hidden: tuple[Width, ...] = (64, 64)
-    """Widths of the actor's (or the shared trunk's) hidden layers, for vector observations."""
-    critic_hidden: tuple[Width, ...] = (64, 64)
-    """Widths of a separate critic's hidden layers, for vector observations."""
-    activation: Activation = "tanh"
-    """Activation of the actor (or shared trunk), for vector observations; conv nets use ReLU."""
-    critic_activation: Activation = "tanh"
-    """Activation of a separate critic, for vector observations."""
-    policy_gain: Positive = 0.01
-    """Gain of the orthogonal initialisation of the policy head."""
-    log_std_init: Annotated[float, Limits(-20, 2)] = 0.0
-    """Initial log standard deviation of Gaussian policies (independent of the state)."""
-    channels: Channels = "auto"
-    """Axis of pictures that has the channels: first, last, or auto, by the shape; none: no Box is a
-    picture; former: pictures as versions without this setting took them."""
-    memory: Memory = "none"
-    """What goes from step to step behind the hidden layers: nothing, the state of an lstm or a gru,
-    or the last steps of the episode, for attention."""
-    memory_width: Width = 64
-    """Numbers that the memory gives at each step."""
-    memory_window: Annotated[int, Limits(2, 1024)] = 16
-    """Steps that attention sees, the present one included."""
-    custom: str | None = None
-    """Name of a network of one's own (module:Class), to which the rest here does not apply.
-
-    It is given by network= in Python and by --network on the command line; a name alone never
-    imports anything.
-    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,6 +234,8 @@ class Config(Checked):
     """Settings of TRPO."""
     atari: AtariSettings = field(default_factory=AtariSettings)
     """Atari protocol; ignored by other environments."""
+    pixels: PixelSettings = field(default_factory=PixelSettings)
+    """What is seen of Pixels/ environments; ignored by others."""
 
     def __post_init__(self) -> None:
         if not self.env:

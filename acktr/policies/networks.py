@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from acktr.config import Activation, NetworkConfig
+from acktr.config import Activation, NetworkConfig, Trunk
 from acktr.envs import Channels, Picture, parts, picture, pictures
 from acktr.policies.contract import (
     ActorCritic,
@@ -119,11 +119,13 @@ class Joined(nn.Module):
     Each picture, and each number of many states, goes through layers of its own before.
     """
 
-    def __init__(self, space: gymnasium.Space[Any], channels: Channels) -> None:
+    def __init__(
+        self, space: gymnasium.Space[Any], config: NetworkConfig, activation: Activation
+    ) -> None:
         super().__init__()
-        inside = {name: Features(part, channels) for name, part in parts(space).items()}
-        made = [_own_layers(features) for features in inside.values()]
-        self.pictures = pictures(space, channels)
+        inside = {name: Features(part, config.channels) for name, part in parts(space).items()}
+        made = [_own_layers(each, config.trunk, activation) for each in inside.values()]
+        self.pictures = pictures(space, config.channels)
         self.names = list(inside)
         self.features = nn.ModuleList(inside.values())
         self.layers = nn.ModuleList(nn.Sequential(*layers) for layers, _ in made)
@@ -160,6 +162,26 @@ def mlp(inputs: int, widths: Sequence[int], activation: Activation) -> nn.Sequen
     return nn.Sequential(*layers)
 
 
+def strided_trunk(shape: tuple[int, ...], activation: Activation) -> nn.Sequential:
+    """Two layers of 32 filters 3x3 with stride 2 and 256 units, as ACKTR's authors had for MuJoCo.
+
+    A side of n places becomes ceil(n / 2), as with their padding, which put one place less before
+    the picture where n is even.
+
+    Args:
+        shape: (C, H, W).
+        activation: After each layer.
+    """
+    channels, *sides = shape
+    layers: list[nn.Module] = []
+    for _ in range(2):
+        conv = nn.Conv2d(channels, 32, 3, stride=2, padding=1)
+        layers += [orthogonal(conv, math.sqrt(2)), _ACTIVATIONS[activation]()]
+        channels, sides = 32, [-(-side // 2) for side in sides]
+    dense = orthogonal(nn.Linear(channels * math.prod(sides), 256), math.sqrt(2))
+    return _channels_last(nn.Sequential(*layers, nn.Flatten(), dense, _ACTIVATIONS[activation]()))
+
+
 def conv_trunk(shape: tuple[int, ...], former: bool = False) -> nn.Sequential:
     """The paper's 32-64-32-512 network for images of at least 36 x 36, a small one below that.
 
@@ -185,7 +207,10 @@ def conv_trunk(shape: tuple[int, ...], former: bool = False) -> nn.Sequential:
         height = (height + 2 * padding - kernel) // stride + 1
         width = (width + 2 * padding - kernel) // stride + 1
     layers += [nn.Flatten(), orthogonal(nn.Linear(channels * height * width, dense), math.sqrt(2))]
-    trunk = nn.Sequential(*layers, nn.ReLU())
+    return _channels_last(nn.Sequential(*layers, nn.ReLU()))
+
+
+def _channels_last(trunk: nn.Sequential) -> nn.Sequential:
     for parameter in trunk.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.to(memory_format=torch.channels_last)
@@ -203,10 +228,15 @@ def full_precision(layer: nn.Linear | nn.Conv2d, hidden: Tensor) -> Tensor:
     return output
 
 
-def _own_layers(features: Features) -> tuple[list[nn.Module], int]:
+def _own_layers(
+    features: Features, trunk: Trunk, activation: Activation
+) -> tuple[list[nn.Module], int]:
     """The layers that a part has to itself, and how many numbers they give."""
     if features.picture is not None:
-        layers = conv_trunk(features.shape, features.former)
+        if trunk == "strided":
+            layers = strided_trunk(features.shape, activation)
+        else:
+            layers = conv_trunk(features.shape, features.former)
         return [*layers], next(each.out_features for each in layers if isinstance(each, nn.Linear))
     if features.embedded:
         table = nn.Embedding(features.classes, _EMBEDDING)
@@ -216,17 +246,25 @@ def _own_layers(features: Features) -> tuple[list[nn.Module], int]:
 
 
 def trunk_of(
-    space: gymnasium.Space[Any], widths: Sequence[int], activation: Activation, channels: Channels
+    space: gymnasium.Space[Any], config: NetworkConfig, critic: bool = False
 ) -> tuple[nn.Sequential, int]:
-    """The layers below the heads, and how many numbers they give."""
+    """The layers below the heads, and how many numbers they give.
+
+    Args:
+        space: Observation space.
+        config: Settings.
+        critic: Whether they are a separate critic's.
+    """
+    widths = config.critic_hidden if critic else config.hidden
+    activation = config.critic_activation if critic else config.activation
     below: Features | Joined
     layers: list[nn.Module] = []
     if isinstance(space, gymnasium.spaces.Dict | gymnasium.spaces.Tuple):
-        below = Joined(space, channels)
+        below = Joined(space, config, activation)
         width, picture_alone = below.width, below.picture_alone
     else:
-        below = Features(space, channels)
-        layers, width = _own_layers(below)
+        below = Features(space, config.channels)
+        layers, width = _own_layers(below, config.trunk, activation)
         picture_alone = below.picture is not None
     if not picture_alone:  # whose layers end with a dense one
         layers += mlp(width, widths, activation)
@@ -259,7 +297,7 @@ class Actor(nn.Module):
         self, space: gymnasium.Space[Any], head: ActionHead, config: NetworkConfig
     ) -> None:
         super().__init__()
-        self.trunk, width = trunk_of(space, config.hidden, config.activation, config.channels)
+        self.trunk, width = trunk_of(space, config)
         self.head = PolicyHead(width, head, config.policy_gain, config.log_std_init)
 
     def forward(self, observations: Tree) -> Tensor:
@@ -273,9 +311,7 @@ class Critic(nn.Module):
 
     def __init__(self, space: gymnasium.Space[Any], config: NetworkConfig) -> None:
         super().__init__()
-        self.trunk, width = trunk_of(
-            space, config.critic_hidden, config.critic_activation, config.channels
-        )
+        self.trunk, width = trunk_of(space, config, critic=True)
         self.head = orthogonal(nn.Linear(width, 1), 1.0)
 
     def forward(self, observations: Tree) -> Tensor:
@@ -292,7 +328,7 @@ class SharedActorCritic(ActorCritic):
         self, space: gymnasium.Space[Any], head: ActionHead, config: NetworkConfig
     ) -> None:
         super().__init__()
-        self.trunk, width = trunk_of(space, config.hidden, config.activation, config.channels)
+        self.trunk, width = trunk_of(space, config)
         self.policy = PolicyHead(width, head, config.policy_gain, config.log_std_init)
         self.value = orthogonal(nn.Linear(width, 1), 1.0)
 

@@ -55,9 +55,7 @@ class MemoryNetwork(nn.Module):
     ) -> None:
         super().__init__()
         acts = "policy" in outputs
-        widths = config.hidden if acts else config.critic_hidden
-        activation = config.activation if acts else config.critic_activation
-        self.trunk, inputs = trunk_of(space, widths, activation, config.channels)
+        self.trunk, inputs = trunk_of(space, config, critic=not acts)
         self.memory = memory_of(config, inputs)
         width = config.memory_width
         self.policy: PolicyHead | None = None

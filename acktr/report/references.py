@@ -120,8 +120,11 @@ def _number(text: str) -> float:
 
 
 def environment_name(env_id: str) -> str:
-    """Name of an environment without namespace, frame skip and version: Pong, HalfCheetah."""
-    name = env_id.rpartition("/")[2]
+    """Name of an environment without namespace, frame skip and version: Pong, HalfCheetah.
+
+    Pictures are another task, which keeps its namespace: Pixels/HalfCheetah.
+    """
+    name = env_id if env_id.startswith("Pixels/") else env_id.rpartition("/")[2]
     return re.sub(r"((NoFrameskip|Deterministic)?-v\d+)$", "", name)
 
 

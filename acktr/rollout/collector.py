@@ -347,8 +347,11 @@ class Collector:
                 raise ValueError(f"checkpoint and configuration disagree about the {name}")
         loaded = None
         if state["envs"] is not None:
-            self.check_episodes(state)
-            loaded = {name: state.get(name) for name in self._episodes()}
+            try:
+                self.check_episodes(state)
+                loaded = {name: state.get(name) for name in self._episodes()}
+            except UnsavedError as error:
+                state = {**state, "unsaved": str(error)}
         for name in ("observation_normalizer", "reward_scaler"):
             if state[name] is not None:
                 getattr(self, name).load_state_dict(state[name])

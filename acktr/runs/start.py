@@ -198,7 +198,9 @@ def _trainer(config: Config, network: NetworkSource | None = None) -> Iterator[T
 
 def _facts(config: Config) -> dict[str, Any]:
     """What protocol.json says about the environment."""
-    return describe(config.env, config.atari, True, config.env_kwargs, config.wrappers)
+    return describe(
+        config.env, config.atari, True, config.env_kwargs, config.wrappers, config.pixels
+    )
 
 
 def _run(session: Session, first: str, facts: Mapping[str, object], draw: Draw) -> str:

@@ -68,6 +68,7 @@ def record(
     env = make_single(
         config.env,
         atari=config.atari,
+        pixels=config.pixels,
         env_kwargs=config.env_kwargs,
         wrappers=config.wrappers,
         env_timeout=config.env_timeout,

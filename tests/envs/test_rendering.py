@@ -15,16 +15,6 @@ MOVING = ("Ant", "HalfCheetah", "Hopper", "Humanoid", "HumanoidStandup", "Swimme
 FIXED = ("InvertedDoublePendulum-v5", "InvertedPendulum-v5", "Pusher-v5", "Reacher-v5")
 
 
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skips where MuJoCo cannot draw; what the choice sets is undone."""
-    monkeypatch.setenv("MUJOCO_GL", "")
-    try:
-        rendering.choose_backend()
-    except EnvError:
-        pytest.skip("no EGL and no OSMesa here")
-
-
 def robot_pixels(env: gymnasium.Env[Any, Any]) -> int:
     """How many pixels differ from the background, the same picture without the robot."""
     inner: Any = env.unwrapped

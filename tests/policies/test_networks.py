@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from acktr.config import NetworkConfig
 from acktr.policies.build import build_network
 from acktr.policies.distributions import action_head
-from acktr.policies.networks import Features, SharedActorCritic, Tanh
+from acktr.policies.networks import Actor, Critic, Features, SharedActorCritic, Tanh, strided_trunk
 
 ATARI = spaces.Box(0, 255, (4, 84, 84), np.uint8)
 
@@ -94,6 +94,27 @@ def test_small_images_have_a_network(shape: tuple[int, ...]) -> None:
     space = spaces.Box(0, 255, shape, np.uint8)
     logits, _ = network(space)(torch.from_numpy(np.stack([space.sample()] * 2)))
     assert logits.shape == (2, 6)
+
+
+def test_strided_trunk_is_that_of_the_authors_for_pixels() -> None:
+    """42 -> 21 -> 11 places, 3873 inputs of the dense layer with the bias's; ELU for the critic."""
+    space = spaces.Box(0, 255, (42, 42, 6), np.uint8)
+    config = NetworkConfig(
+        shared=False, trunk="strided", activation="relu", critic_activation="elu"
+    )
+    actor = Actor(space, action_head(spaces.Box(-1, 1, (2,))), config)
+    critic = Critic(space, config)
+    for network, kind in ((actor, nn.ReLU), (critic, nn.ELU)):
+        layers = list(network.trunk)[1:]
+        assert [type(each) for each in layers] == [
+            *(nn.Conv2d, kind, nn.Conv2d, kind, nn.Flatten, nn.Linear, kind),
+        ]
+        weights = [tuple(each.weight.shape) for each in layers if hasattr(each, "weight")]
+        assert weights == [(32, 6, 3, 3), (32, 32, 3, 3), (256, 3872)]
+    odd = strided_trunk((6, 43, 30), "relu")
+    assert odd(torch.zeros(1, 6, 43, 30)).shape == (1, 256)
+    shape = (torch.zeros(2, 42, 42, 6, dtype=torch.uint8),)
+    assert critic(*shape).shape == (2,)
 
 
 def test_discrete_observations_are_one_hot() -> None:

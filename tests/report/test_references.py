@@ -93,6 +93,7 @@ def test_bad_references_are_one_line(tmp_path: Path, content: str | None, why: s
         ("ALE/Pong-v5", "Pong"),
         ("PongDeterministic-v4", "Pong"),
         ("Reacher", "Reacher"),
+        ("Pixels/Hopper-v5", "Pixels/Hopper"),
     ],
 )
 def test_environment_name(env_id: str, name: str) -> None:
@@ -100,6 +101,7 @@ def test_environment_name(env_id: str, name: str) -> None:
 
 
 def test_published_curves() -> None:
+    assert published_curves("Pixels/HalfCheetah-v5") == []
     (paper,) = published_curves("HalfCheetah-v5")
     assert paper.label == "ACKTR, Wu et al. 2017 (HalfCheetah-v1, older version)"
     both = published_curves("PongNoFrameskip-v4")
