@@ -18,6 +18,7 @@ from acktr.config import preset as preset
 from acktr.envs import AtariSettings as AtariSettings
 from acktr.envs import EnvError as EnvError
 from acktr.envs import EnvFault as EnvFault
+from acktr.envs import PixelSettings as PixelSettings
 from acktr.export import ExportError as ExportError
 from acktr.kfac import KFAC as KFAC
 from acktr.kfac import KFACConfig as KFACConfig

@@ -28,16 +28,16 @@ FLAGS: Mapping[str, tuple[str, ...]] = {
     "train": (
         *_group(
             "",
-            """config run-dir label resume stop-at network import env algo preset seed total-timesteps
-            env-kwargs wrappers wrapper num-envs env-workers env-timeout masks num-steps micro-batch
-            gamma gae-lambda ent-coef vf-coef normalize-advantage normalize-observation
-            normalize-parts normalize-reward device precision compile eval-freq eval-episodes record
-            checkpoint-freq help-all""",
+            """config run-dir label resume stop-at network import env algo preset seed
+            total-timesteps env-kwargs wrappers wrapper num-envs env-workers env-timeout masks
+            num-steps micro-batch gamma gae-lambda ent-coef vf-coef normalize-advantage
+            normalize-observation normalize-parts normalize-reward device precision compile
+            eval-freq eval-episodes record checkpoint-freq help-all""",
         ),
         *_group(
             "network.",
-            """shared hidden critic-hidden activation critic-activation policy-gain log-std-init
-            channels memory memory-width memory-window custom""",
+            """shared hidden critic-hidden activation critic-activation trunk policy-gain
+            log-std-init channels memory memory-width memory-window custom""",
         ),
         *_group("acktr.", "critic-steps critic-optimizer target-kl value-sigma lr-schedule"),
         *_group("acktr.actor.", _KFAC),
@@ -56,11 +56,15 @@ FLAGS: Mapping[str, tuple[str, ...]] = {
             life-loss-ends-return clip-reward sticky full-action-space max-frames num-threads
             num-groups reseed-steps""",
         ),
+        *_group(
+            "pixels.",
+            "size frame-stack frame-skip camera shadows multisample blank-start",
+        ),
     ),
     "compare": _group(
         "",
-        """envs algos seeds workers run-dir total-timesteps stop-at eval-episodes env-kwargs wrappers
-        wrapper config network import""",
+        """envs algos seeds workers run-dir total-timesteps stop-at eval-episodes env-kwargs
+        wrappers wrapper config network import""",
     ),
     "eval": _group("", f"{_OF_AGENTS} episodes num-envs deterministic stochastic json"),
     "record": _group("", f"{_OF_AGENTS} out episodes max-steps"),
@@ -189,7 +193,7 @@ Train an agent with the settings of the environment's preset, laid over by --con
 what to train:
   --env ID                 environment, such as CartPole-v1, ALE/Pong-v5, module:Id (as ENV)
   --algo NAME              acktr, a2c or trpo (acktr)
-  --preset NAME            default, or paper: values as published (default)
+  --preset NAME            default; family, without values for ENV alone; paper, as published
   --config FILE            settings: all or part of a config.json
   --network MODULE:NET     network of your own
   --import MODULE          module that registers the environment

@@ -121,7 +121,7 @@ def _help(config: Config, groups: Sequence[str]) -> str:
     """The page of all options with the defaults of a configuration.
 
     Args:
-        config: It; the groups of other algorithms, and Atari's elsewhere, are left out.
+        config: It; the groups of other algorithms, and Atari's and pixels' elsewhere, are left out.
         groups: Those to show alone, such as acktr.actor; all if none is named.
 
     Raises:
@@ -141,8 +141,9 @@ def _help(config: Config, groups: Sequence[str]) -> str:
     wanted = [name for name in groups if not name.startswith("-")]
     if unknown := [name for name in wanted if name not in boxes]:
         raise UsageError(f"no group {unknown[0]!r} of options; there are {', '.join(boxes)}")
-    others = {"acktr", "a2c", "trpo", "atari"} - {config.algo}
+    others = {"acktr", "a2c", "trpo", "atari", "pixels"} - {config.algo}
     others -= {"atari"} if _plays_atari(config.env) else set()
+    others -= {"pixels"} if "Pixels/" in config.env else set()
     left_out = [] if wanted else [name for name in boxes if name.split(".")[0] in others]
     shown = [name for name in wanted or boxes if name not in left_out]
     lines = [*([] if wanted else head), *(line for name in shown for line in boxes[name])]
