@@ -215,7 +215,7 @@ class TestEnvironment:
         )
         found = []
         for backend in ("egl", "osmesa"):
-            variables = environment(MUJOCO_GL=backend)
+            variables = environment(MUJOCO_GL=backend, PYOPENGL_PLATFORM="")
             command = [sys.executable, "-c", code]
             done = subprocess.run(command, env=variables, capture_output=True, check=True)
             found.append(json.loads(done.stdout))
