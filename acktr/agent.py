@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, Unpack
 
 from gymnasium.vector import VectorEnv
 
 from acktr.algorithms import Auxiliary
-from acktr.callbacks import Logs, require_order, with_panel
+from acktr.callbacks import Logs, require_order
 from acktr.compute import resolve_device
-from acktr.config import Algo, Config, LearningRate, to_dict, with_learning_rate
+from acktr.config import Algo, Config, LearningRate, Settings, to_dict, with_learning_rate
 from acktr.envs import EnvLike, MaskSetting, Wrapper
 from acktr.evaluate import Evaluation, evaluate, usually_deterministic
 from acktr.given import (
@@ -27,10 +25,12 @@ from acktr.given import (
     require_same_spaces,
     take_envs,
 )
-from acktr.listeners import Callback, Window, listeners, tell
+from acktr.learning import Lesson, Lessons, begin, kept_by
+from acktr.listeners import Callback, listeners
 from acktr.policies import NetworkSource, with_network
 from acktr.predictor import Predictor
-from acktr.runs.checkpoint import CheckpointError, restoring, save_checkpoint
+from acktr.runs.checkpoint import CheckpointError, save_checkpoint
+from acktr.runs.logger import RunLogger
 from acktr.runs.saved import SavedAgent, broken_number, find_checkpoint, read_agent
 from acktr.runs.session import EVALUATION_ENVS, EVALUATION_SEED
 from acktr.train import Trainer
@@ -67,6 +67,8 @@ class Agent(Predictor):
         verbose: 1 shows how training goes on standard error, 0 nothing.
         tensorboard_log: Folder for TensorBoard events, progress.csv and monitor.csv, in a folder
             ALGO_N of it; None: nowhere.
+        settings: Settings in place of the configuration's, such as gamma=0.98 or hidden=(32,):
+            those of :class:`acktr.config.Settings`.
 
     Raises:
         EnvError: The environment cannot be made or has unsupported spaces.
@@ -93,6 +95,7 @@ class Agent(Predictor):
         learning_rate: float | LearningRate | None = None,
         verbose: int = 0,
         tensorboard_log: str | Path | None = None,
+        **settings: Unpack[Settings],
     ) -> None:
         keys = (record,) if isinstance(record, str) else record
         asked = {"seed": seed, "device": device, "record": keys and tuple(keys)}
@@ -108,10 +111,11 @@ class Agent(Predictor):
             num_envs=num_envs,
             env_kwargs=env_kwargs,
             wrappers=wrappers,
+            settings=settings,
         )
         self.verbose = verbose
         self._logs = None if tensorboard_log is None else Logs(tensorboard_log)
-        self._window = Window()
+        self._lessons = Lessons()
         self._lacks_learning_rate = False
         self._network, self._auxiliary = network, auxiliary
         with closed_on_failure(given):
@@ -125,6 +129,11 @@ class Agent(Predictor):
         self._given, self.trainer = given, trainer
         self.envs, self.config = given.envs, given.config
         self.policy = trainer.policy(given.config.seed)
+
+    @property
+    def logger(self) -> RunLogger | None:
+        """What writes the files of the latest call of ``learn`` that wrote any; it has a path."""
+        return self._lessons.logger or (None if self._logs is None else self._logs.logger)
 
     def _new_trainer(self, given: Given) -> Trainer:
         network, auxiliary, rate = self._network, self._auxiliary, self._learning_rate
@@ -140,6 +149,12 @@ class Agent(Predictor):
         total_timesteps: int,
         callback: Callback | Sequence[Callback] | None = None,
         progress_bar: bool = False,
+        *,
+        run_dir: str | Path | None = None,
+        label: str | None = None,
+        eval_freq: int | None = None,
+        eval_env: EnvLike | VectorEnv[Any, Any, Any] | None = None,
+        tensorboard: bool = True,
     ) -> Self:
         """Train for this many more environment steps (rounded up to whole updates).
 
@@ -147,19 +162,30 @@ class Agent(Predictor):
         earlier call left running go on. An exception, of a callback too, leaves the agent as it was
         after the last update.
 
+        With ``run_dir`` this is a run as ``acktr train`` makes it, in the folder
+        RUN_DIR/ENV/LABEL/seedN: logs, evaluations, checkpoints, the best agent and the learning
+        curve; signals that stop it save it first. Another call with the same folder goes on in it.
+
         Args:
             total_timesteps: Steps, summed over the parallel environments.
             callback: Called after each update with a :class:`TrainStats`; returning False stops.
                 A function, one of :mod:`acktr.callbacks`, or a list of them.
             progress_bar: Show how training goes, as ``verbose=1`` does.
+            run_dir: Folder of all runs; None: nothing is written.
+            label: Name of the run's folder in place of the algorithm's.
+            eval_freq: Steps between evaluations of the run; None: the configuration's, 0: only at
+                the end.
+            eval_env: Where to evaluate, as in :meth:`evaluate`.
+            tensorboard: Whether the run's folder gets events for TensorBoard.
 
         Returns:
             The agent itself.
 
         Raises:
-            ValueError: total_timesteps is not positive.
+            ValueError: total_timesteps is not positive, or what is for a run has no run_dir.
             TypeError: The callback is none.
-            EnvFault, NonFiniteError, FactorError: As :meth:`Trainer.run`.
+            EnvFault, NonFiniteError, FactorError: As :meth:`Trainer.run`; of a run TrainingFault.
+            RunError: The folder holds another run, or cannot be written.
         """
         if total_timesteps < 1:
             raise ValueError(f"total_timesteps must be at least 1, got {total_timesteps}")
@@ -168,25 +194,17 @@ class Agent(Predictor):
                 "the agent was trained with a learning_rate function, which no file can hold: give"
                 " it to load(path, learning_rate=...)"
             )
-        begun = self.trainer.collector.begun
-        found = self.trainer.begin()
-        if self.trainer.restarted is not None and not begun:
-            warnings.warn(self.trainer.restarted, UserWarning, stacklevel=2)
-        if found.unused is not None:
-            warnings.warn(found.unused, UserWarning, stacklevel=2)
+        kept = kept_by(run_dir, label, eval_freq, eval_env, tensorboard)
+        masks = begin(self.trainer)
         told = listeners(callback, self._logs)
         require_order(told)
-        if self.verbose or progress_bar:
-            told = with_panel(told, f"{self.trainer.described}, {found.said or 'no action masks'}")
-        start = self.trainer.timesteps
-        end = start + int(total_timesteps)
-        with ExitStack() as stack:
-            for each in told:
-                each.begin(self, end)
-                stack.callback(each.end)
-            for stats in self.trainer.run(end, start=start):
-                if not tell(told, self._window(stats)):
-                    break
+        shown = bool(self.verbose or progress_bar)
+        end = self.trainer.timesteps + int(total_timesteps)
+        lesson = Lesson(self, self.trainer, end, told, shown, masks)
+        if kept is None:
+            self._lessons.learn(lesson)
+        else:
+            self._lessons.learn_in_run(lesson, self._given, kept, self._meta())
         return self
 
     def evaluate(
@@ -270,13 +288,15 @@ class Agent(Predictor):
         broken = broken_number(state)
         if broken is not None:
             raise CheckpointError(f"{path}: not saved: {broken} is NaN or Inf")
-        meta = {
-            "format": "acktr-agent",
-            "config": to_dict(self.config),
+        meta = {"format": "acktr-agent", "config": to_dict(self.config), **self._meta()}
+        save_checkpoint(Path(path), state, meta)
+
+    def _meta(self) -> dict[str, Any]:
+        """What no file can bring back of the agent, for its checkpoints."""
+        return {
             "env_origin": self._given.origin,
             "learning_rate": None if self._learning_rate is None else "function",
         }
-        save_checkpoint(Path(path), state, meta)
 
     @classmethod
     def load(
@@ -320,16 +340,10 @@ class Agent(Predictor):
                 without an environment.
         """
         saved = cls._saved(Path(path), network)
-        config = saved.config
         if env is None:
-            saved.require_env()
-            require_same(config, env_kwargs, wrappers)
-            env = config.env
-        elif isinstance(env, str) and env != config.env:
-            config = dataclasses.replace(config, env=env, env_kwargs={}, wrappers=())
+            require_same(saved.config, env_kwargs, wrappers)
         agent = cls(
-            env,
-            config,
+            *saved.place(env),
             device=device,
             num_envs=num_envs,
             env_kwargs=env_kwargs,
@@ -341,8 +355,8 @@ class Agent(Predictor):
             tensorboard_log=tensorboard_log,
         )
         agent._lacks_learning_rate = saved.lacks_learning_rate and learning_rate is None
-        with closed_on_failure(agent._given), restoring(saved.path):
-            agent.trainer.load_state_dict(_fitting(agent.trainer, saved.state))
+        with closed_on_failure(agent._given):
+            saved.restore(agent.trainer)
         return agent
 
     @classmethod
@@ -366,18 +380,6 @@ class Agent(Predictor):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _fitting(trainer: Trainer, state: dict[str, Any]) -> dict[str, Any]:
-    """A state without its episodes if they cannot go on in these environments."""
-    episodes = state["collector"]
-    if episodes["envs"] is None:
-        return state
-    try:
-        trainer.collector.check_episodes(episodes)
-    except ValueError as error:
-        return {**state, "collector": {**episodes, "envs": None, "unsaved": str(error)}}
-    return state
 
 
 class ACKTR(Agent):

@@ -83,7 +83,8 @@ class Logs:
         self._root = Path(folder)
         self.folder: Path | None = None
         """The folder of this agent, after training has begun."""
-        self._logger: RunLogger | None = None
+        self.logger: RunLogger | None = None
+        """What writes them, after training has begun."""
 
     def begin(self, agent: Learning, total_timesteps: int) -> None:
         """Make the folder or open its files again.
@@ -94,17 +95,17 @@ class Logs:
         done = None if self.folder is None else agent.num_timesteps
         if self.folder is None:
             self.folder = _new_folder(self._root, agent.config.algo)
-        self._logger = RunLogger(RunFolder(self.folder), agent.config.env, done)
+        self.logger = RunLogger(RunFolder(self.folder), agent.config.env, done)
 
     def __call__(self, stats: TrainStats) -> None:
         """Write the update."""
-        assert self._logger is not None
-        self._logger.write(stats)
+        assert self.logger is not None
+        self.logger.write(stats)
 
     def end(self) -> None:
         """Close the files."""
-        if self._logger is not None:
-            self._logger.close()
+        if self.logger is not None:
+            self.logger.close()
 
 
 def _new_folder(root: Path, name: str) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 from gymnasium import Env
 from gymnasium.vector import VectorEnv
 
-from acktr.config import Algo, Config, ConfigError, preset
+from acktr.config import Algo, Config, ConfigError, preset, with_settings
 from acktr.envs import (
     TIMEOUT,
     AnyVectorEnv,
@@ -50,6 +50,7 @@ def take_envs(
     num_envs: int | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
     wrappers: Sequence[Wrapper] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Given:
     """Make the environments of an agent, or take those that are made.
 
@@ -64,6 +65,8 @@ def take_envs(
         num_envs: Number of environments; None: the configuration's.
         env_kwargs: Arguments of each environment; None: the configuration's.
         wrappers: Wrappers of each, or their names; None: the configuration's.
+        settings: Further settings in place of the configuration's, as
+            :class:`acktr.config.Settings` has them.
 
     Raises:
         EnvError: They cannot be made or have unsupported spaces.
@@ -72,7 +75,8 @@ def take_envs(
     if config is not None and not isinstance(config, Config):
         raise ConfigError(_misplaced(env, config))
     if isinstance(env, VectorEnv):
-        return _take_vector(env, config, algo, changes, num_envs, env_kwargs or wrappers)
+        given = _take_vector(env, config, algo, changes, num_envs, env_kwargs or wrappers)
+        return dataclasses.replace(given, config=with_settings(given.config, settings or {}))
     if config is not None and not isinstance(env, Env):
         env_kwargs = config.env_kwargs if env_kwargs is None else env_kwargs
         wrappers = config.wrappers if wrappers is None else wrappers
@@ -81,7 +85,7 @@ def take_envs(
     chosen = _configured(env, source, config, algo)
     if num_envs is not None:
         changes = {**changes, "num_envs": num_envs}
-    chosen = dataclasses.replace(chosen, **changes)
+    chosen = with_settings(dataclasses.replace(chosen, **changes), settings or {})
     envs = make_vec(
         source,
         chosen.num_envs,

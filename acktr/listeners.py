@@ -125,11 +125,11 @@ def _require_one_argument(given: Callable[..., Any]) -> None:
         ) from None
 
 
-def tell(those: Sequence[Listener], stats: TrainStats) -> bool:
+def tell(those: Sequence[Listener], stats: TrainStats) -> tuple[TrainStats, bool]:
     """Tell an update to all listeners; each also sees the metrics that earlier ones returned.
 
     Returns:
-        Whether training goes on: none of them said False.
+        The statistics with those, and whether training goes on: none of them said False.
 
     Raises:
         TypeError: A dict that a callback returned holds something else than numbers by name.
@@ -141,7 +141,7 @@ def tell(those: Sequence[Listener], stats: TrainStats) -> bool:
             stats = dataclasses.replace(stats, metrics={**stats.metrics, **_numbers(answer)})
         elif _is_false(answer):
             going_on = False
-    return going_on
+    return stats, going_on
 
 
 def _numbers(answer: Mapping[Any, Any]) -> dict[str, float]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
@@ -44,6 +45,29 @@ class Predictor:
     """Where it was trained."""
     trainer: Trainer
     """What trains it."""
+
+    @property
+    def observation_space(self) -> gymnasium.Space[Any]:
+        """Observations of one environment."""
+        return self.policy.observation_space
+
+    @property
+    def action_space(self) -> gymnasium.Space[Any]:
+        """Actions of one environment."""
+        return self.policy.action_space
+
+    @property
+    def num_envs(self) -> int:
+        """Parallel environments."""
+        return self.envs.num_envs
+
+    def __repr__(self) -> str:
+        """What it is, where it learns, how far it is."""
+        count = sum(parameter.numel() for parameter in self.policy.network.parameters())
+        return (
+            f"<{type(self).__name__} in {self.num_envs} x {self.config.env}, step"
+            f" {self.trainer.timesteps:,}, {count:,} parameters, device {self.trainer.device}>"
+        )
 
     def predict(
         self,

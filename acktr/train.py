@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -210,13 +210,19 @@ class Trainer:
         self.stop: int | None = None
         """The signal that one of several processes got before the last update."""
 
+    def threads(self) -> AbstractContextManager[None]:
+        """Context with as many of torch's threads as the network is worth; they come back."""
+        return threads_for(self.envs.single_observation_space, self.config.network.channels)
+
     @property
     def described(self) -> str:
-        """Algorithm, environments, device and precision in words."""
+        """Algorithm, environments, device, precision and threads in words."""
         config = self.config
+        with self.threads():
+            threads = torch.get_num_threads()
         return (
             f"{config.algo} in {config.num_envs} x {config.env}, device {self.device}, precision"
-            f" {self.precision}"
+            f" {self.precision}, torch threads {threads}"
         )
 
     def begin(self) -> FoundMasks:
@@ -253,14 +259,13 @@ class Trainer:
             FactorError: K-FAC cannot go on.
             RankError: Another of several processes cannot.
         """
-        config, space = self.config, self.envs.single_observation_space
-        channels = config.network.channels
+        config = self.config
         self.begin()
         origin = time.perf_counter() - self.seconds
         while self.timesteps < total_timesteps:
             started = time.perf_counter()
             progress = (self.timesteps - start) / (total_timesteps - start)
-            with threads_for(space, channels):  # for this update: in between torch is the caller's
+            with self.threads():  # for this update: in between torch is the caller's
                 self.doing = "collecting"
                 rollout = self._collected()
                 self.doing = "learning"

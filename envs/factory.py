@@ -99,9 +99,15 @@ def make_vec(
         raise EnvError("Atari games have nothing to record besides return and length")
     if render_mode is not None:
         raise EnvError("parallel Atari games cannot be rendered; render a single one")
-    from acktr.envs.atari import make_atari  # ale-py is loaded for Atari ids only
+    return _make_games(spec, num_envs, seed, atari or AtariSettings(), training, first)
 
-    settings = atari or AtariSettings()
+
+def _make_games(
+    spec: EnvSpec, num_envs: int, seed: int, settings: AtariSettings, training: bool, first: int
+) -> AnyVectorEnv:
+    """Atari games; ale-py is loaded for their ids only."""
+    from acktr.envs.atari import make_atari
+
     return make_atari(atari_game(spec), num_envs, seed, settings, training=training, first=first)
 
 

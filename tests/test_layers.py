@@ -32,6 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "export": {"policies", "envs", "files", "runs", "train", "tree"},
     "listeners": {*BELOW_TRAIN, *RUNS},
     "callbacks": {*BELOW_TRAIN, *RUNS, "listeners"},
+    "learning": {*BELOW_TRAIN, *RUNS, "callbacks", "given", "listeners", "report"},
     "predictor": {"policies", "export", "envs", "config", "train"},
     "runs": {*LEARNING, *BELOW_TRAIN, "world", "train", "evaluate"},
     "agent": {
@@ -41,12 +42,13 @@ ALLOWED: dict[str, set[str]] = {
         "callbacks",
         "export",
         "given",
+        "learning",
         "listeners",
         "predictor",
     },
     "public": {"agent", "export", *LEARNING, *BELOW_TRAIN, *RUNS},
     "compare": {*RUNS, *BELOW_TRAIN, "policies"},
-    "report": {"runs", "files"},
+    "report": {"runs", "config", "files"},
     "doctor": {"files"},
     "cli": {"doctor", *LEARNING, *BELOW_TRAIN, *RUNS, "agent", "export", "compare", "report"},
 }

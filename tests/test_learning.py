@@ -1,102 +1,224 @@
-"""Presets on real environments: a few updates of each family, and whole runs marked slow."""
+"""Runs of ``learn`` are those of the command line; settings by keyword; what agents say."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
+import signal
+import typing
+import warnings
+from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
-import torch
 
-from acktr.config import Config, preset
-from acktr.envs import make_vec
-from acktr.evaluate import evaluate
-from acktr.train import Trainer
+from acktr import A2C, ACKTR, TRPO, Config, ConfigError, preset
+from acktr.callbacks import StopAt
+from acktr.config import Settings, to_dict
+from acktr.interrupts import Stopped
+from acktr.runs.checkpoint import CheckpointError, load_checkpoint
+from acktr.runs.folder import RunError
+from tests.tools.command_line import SMALL, call, table
+from tests.tools.toys import SpacesEnv
 
-FAMILIES = [
-    ("PongNoFrameskip-v4", "default", {"num_envs": 4, "num_steps": 8}),
-    ("PongNoFrameskip-v4", "paper", {"num_envs": 4, "num_steps": 8}),
-    ("InvertedPendulum-v5", "default", {}),
-    ("InvertedPendulum-v5", "paper", {}),
-    ("FrozenLake-v1", "default", {}),
-    ("Pendulum-v1", "default", {}),
-]
+FAST: Any = {"num_envs": 4, "num_steps": 32, "eval_episodes": 2}
+RUN = Path("CartPole-v1/acktr/seed0")
 
 
-def trained(config: Config, total: int) -> tuple[Trainer, list[dict[str, float]]]:
-    envs = make_vec(config.env, config.num_envs, config.seed, atari=config.atari)
-    trainer = Trainer(config, envs)
-    rows = [stats.metrics for stats in trainer.run(total)]
-    envs.close()
-    return trainer, rows
+def timeless(path: Path) -> list[dict[str, str]]:
+    """The rows of a table without what a clock says."""
+    return [
+        {k: v for k, v in row.items() if k != "t" and not k.startswith("time/")}
+        for row in table(path)
+    ]
 
 
-@pytest.mark.parametrize(("env", "name", "changes"), FAMILIES)
-def test_presets_train(env: str, name: str, changes: dict[str, Any]) -> None:
-    """Three updates: every parameter moves, every scalar is finite, the trust region holds."""
-    config = dataclasses.replace(preset(env, "acktr", name)[0], **changes)
-    envs = make_vec(env, config.num_envs, 0)
-    trainer = Trainer(config, envs)
-    before = [p.detach().clone() for p in trainer.network.parameters()]
-    rows = [s.metrics for s in trainer.run(3 * config.num_envs * config.num_steps)]
-    envs.close()
-    assert len(rows) == 3
-    for parameter, old in zip(trainer.network.parameters(), before, strict=True):
-        assert not torch.equal(parameter, old)
-    for row in rows:
-        finite = {k: v for k, v in row.items() if not k.endswith("_eig")}
-        assert all(np.isfinite(v) for v in finite.values()), row
-        assert row["train/kl_quadratic"] <= config.acktr.actor.kl_clip / 2 * (1 + 1e-5)
+def test_a_run_is_that_of_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same rows, settings, checkpoints and curve, and the run can be gone on with by either."""
+    monkeypatch.chdir(tmp_path)
+    words = ("--total-timesteps", "1024", "--eval-freq", "512", "--checkpoint-freq", "512")
+    assert call(capsys, "train", "CartPole-v1", *SMALL, *words)[0] == 0
+    agent = ACKTR("CartPole-v1", seed=0, device="cpu", checkpoint_freq=512, **FAST)
+    assert agent.learn(1024, run_dir="mine", eval_freq=512) is agent
+    assert capsys.readouterr().err == ""
+    theirs, ours = Path("runs") / RUN, Path("mine") / RUN
+    for name in ("monitor.csv", "progress.csv", "eval.csv"):
+        assert timeless(ours / name) == timeless(theirs / name) != []
+    one, two = ((run / "config.json").read_text() for run in (ours, theirs))
+    assert one == two
+    for name in ("last", "best"):
+        networks = [
+            load_checkpoint(run / "checkpoints" / name)[0]["network"] for run in (ours, theirs)
+        ]
+        for key, tensor in networks[0].items():
+            np.testing.assert_array_equal(tensor, networks[1][key])
+    files = {p.name.split(".")[0] for p in ours.iterdir()}
+    assert files == {p.name.split(".")[0] for p in theirs.iterdir()}
+    facts = [json.loads((run / "protocol.json").read_text()) for run in (ours, theirs)]
+    assert facts[0]["environment"] == facts[1]["environment"]
+    assert facts[0]["torch_threads"] == facts[1]["torch_threads"] == 1
+    assert agent.logger is not None and agent.logger.path == ours
+
+    agent.learn(128, run_dir="mine")
+    assert [row["timesteps"] for row in table(ours / "eval.csv")] == ["512", "1024", "1152"]
+    code, _, err = call(capsys, "train", "--resume", str(ours), "--total-timesteps", "1280")
+    assert code == 0, err
+    assert [int(row["timesteps"]) for row in table(ours / "progress.csv")] == [
+        *range(128, 1281, 128)
+    ]
+    assert ACKTR.load(ours).num_timesteps == 1280
+    with pytest.raises(RunError, match="already holds a run"):
+        ACKTR("CartPole-v1", seed=0, **FAST).learn(128, run_dir="mine")
 
 
-def test_kl_of_the_tuned_mujoco_step_is_the_predicted_one() -> None:
-    """The exact Fisher predicts the measured KL of real updates within a few per cent.
+class Corridor(SpacesEnv):
+    """An environment that only this program can make."""
 
-    The rest is of third order and depends on the step's length relative to the policy's deviation,
-    which is fixed here; it vanishes with the length (tests/kfac hold the limit in float64).
-    """
-    config = preset("HalfCheetah-v5")[0]
-    network = dataclasses.replace(config.network, log_std_init=-0.5)
-    _, rows = trained(dataclasses.replace(config, network=network), 8 * 1024)
-    measured = np.array([row["train/approx_kl"] for row in rows])
-    predicted = np.array([row["train/kl_quadratic"] for row in rows])
-    np.testing.assert_allclose(measured, predicted, rtol=0.15)
-    np.testing.assert_allclose(measured.mean(), predicted.mean(), rtol=0.05)
+    def __init__(self) -> None:
+        box = gymnasium.spaces.Box(-1, 1, (3,), np.float32)
+        super().__init__(box, gymnasium.spaces.Discrete(2))
 
 
-def evaluation(trainer: Trainer, episodes: int = 40) -> float:
-    envs = make_vec(trainer.config.env, 8, 0, training=False)
-    found = evaluate(trainer.policy(0), envs, episodes, seed=12_345)
-    envs.close()
-    return found.mean
+def test_a_run_of_ones_own_environment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[float] = []
+
+    def told(stats: Any) -> dict[str, float]:
+        seen.append(stats.metrics.get("rollout/ep_rew_mean", 0.0))
+        return {"own/number": 2.5}
+
+    agent = A2C(Corridor, seed=1, **FAST, record=())
+    agent.learn(256, told, run_dir=tmp_path, label="mine", progress_bar=True, tensorboard=False)
+    run = tmp_path / "Corridor" / "mine" / "seed1"
+    assert "done: Corridor, 256 steps" in capsys.readouterr().err
+    assert [row["own/number"] for row in table(run / "progress.csv")] == ["2.5", "2.5"]
+    assert len(seen) == 2 and not list(run.glob("events*"))
+    code, _, err = call(capsys, "train", "--resume", str(run), "--total-timesteps", "512")
+    assert code == 2 and "give it in Python: A2C.load(path, env=...)" in err
+    assert A2C.load(run, env=Corridor).num_timesteps == 256
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5))
-def test_cartpole_is_solved_within_100k_steps(seed: int) -> None:
-    config = dataclasses.replace(preset("CartPole-v1")[0], seed=seed)
-    assert evaluation(trained(config, 100_000)[0]) >= 475
+def test_what_a_program_alone_knows_is_not_resumed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    agent = ACKTR("CartPole-v1", seed=0, learning_rate=lambda left: 0.1 * left, **FAST)
+    agent.learn(128, run_dir=tmp_path)
+    code, _, err = call(capsys, "train", "--resume", str(tmp_path / RUN))
+    assert code == 2 and "trained with a learning_rate function" in err
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5))
-def test_inverted_pendulum_is_solved_within_200k_steps(seed: int) -> None:
-    config = preset("InvertedPendulum-v5")[0]
-    config = dataclasses.replace(config, seed=seed, total_timesteps=200_000)
-    assert evaluation(trained(config, 200_000)[0]) >= 950
+def test_a_vector_environment_needs_another_to_evaluate_in(tmp_path: Path) -> None:
+    mode = gymnasium.vector.AutoresetMode.SAME_STEP
+    makers = [lambda: gymnasium.make("CartPole-v1")] * 2
+    envs = gymnasium.vector.SyncVectorEnv(makers, autoreset_mode=mode)
+    agent = ACKTR(envs, seed=0, num_steps=8, eval_episodes=1)
+    with pytest.raises(ValueError, match="needs others"):
+        agent.learn(16, run_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
+    agent.learn(16, run_dir=tmp_path, eval_env="CartPole-v1")
+    assert len(table(tmp_path / "SyncVectorEnv/acktr/seed0/eval.csv")) == 1
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("env", ["InvertedPendulum-v5", "PongNoFrameskip-v4"])
-def test_updates_on_cuda(env: str) -> None:
-    config = dataclasses.replace(preset(env)[0], device="cuda", num_envs=4, num_steps=64)
-    trainer, rows = trained(config, 15 * 256)
-    assert all(p.is_cuda for p in trainer.network.parameters())
-    assert all(np.isfinite(row["train/approx_kl"]) for row in rows)
-    if config.acktr.actor.quadratic == "exact":
-        np.testing.assert_allclose(
-            [row["train/approx_kl"] for row in rows],
-            [row["train/kl_quadratic"] for row in rows],
-            rtol=0.2,
-        )
+def test_stops(tmp_path: Path) -> None:
+    """A callback ends the run with its evaluation; a signal saves it; an error comes out."""
+    agent = ACKTR("CartPole-v1", seed=0, **FAST)
+    agent.learn(10_000, StopAt(0.0, episodes=1), run_dir=tmp_path)
+    assert agent.num_timesteps == 128
+    assert [row["timesteps"] for row in table(tmp_path / RUN / "eval.csv")] == ["128"]
+    handler = signal.getsignal(signal.SIGINT)
+
+    def stop(stats: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Stopped, match=None) as stopped:
+        agent.learn(10_000, stop, run_dir=tmp_path)
+    assert "checkpoint at step 256; continue with: acktr train --resume" in stopped.value.note
+    assert isinstance(stopped.value, KeyboardInterrupt)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert load_checkpoint(tmp_path / RUN / "checkpoints/last")[0]["timesteps"] == 256
+
+    def fail(stats: Any) -> None:
+        raise ArithmeticError("mine")
+
+    with pytest.raises(ArithmeticError, match="mine"):
+        agent.learn(10_000, fail, run_dir=tmp_path)
+    assert load_checkpoint(tmp_path / RUN / "checkpoints/last")[0]["timesteps"] == 384
+
+
+def test_warnings_of_a_quiet_run_are_pythons(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(path: Path, *rest: Any) -> None:
+        if path.name == "last" and rest[1]["timesteps"] == 128:
+            raise CheckpointError("no space left")
+
+    monkeypatch.setattr("acktr.runs.session.save_checkpoint", broken)
+    agent = ACKTR("CartPole-v1", seed=0, checkpoint_freq=128, **FAST)
+    with pytest.warns(UserWarning, match="no space left; training goes on"):
+        agent.learn(256, run_dir=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["label", "eval_freq", "eval_env"])
+def test_what_is_for_a_run_needs_one(name: str) -> None:
+    arguments: Any = {name: "CartPole-v1" if name != "eval_freq" else 10}
+    with pytest.raises(ValueError, match=f"{name} is for the run folder.*run_dir is needed"):
+        ACKTR("CartPole-v1", **FAST).learn(10, **arguments)
+
+
+def test_settings_by_keyword_are_those_of_the_configuration() -> None:
+    agent = ACKTR("CartPole-v1", gamma=0.9, num_steps=16, hidden=(8, 4), activation="relu")
+    assert (agent.config.gamma, agent.config.num_steps) == (0.9, 16)
+    network = agent.config.network
+    assert network.hidden == network.critic_hidden == (8, 4)
+    assert network.activation == network.critic_activation == "relu"
+    expected = dataclasses.replace(preset("CartPole-v1")[0], gamma=0.9, num_steps=16)
+    assert dataclasses.replace(agent.config, network=expected.network) == expected
+    assert TRPO("CartPole-v1", config=Config.for_env("CartPole-v1", "trpo"), gamma=0.5).config == (
+        dataclasses.replace(preset("CartPole-v1", "trpo")[0], gamma=0.5)
+    )
+    fields = {field.name for field in dataclasses.fields(Config)}
+    assert {*typing.get_type_hints(Settings)} - fields == {"hidden", "activation", "memory"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ({"n_steps": 5}, "unknown argument n_steps; write num_steps"),
+        ({"policy_kwargs": {}}, r"write hidden=\(64, 64\), or network="),
+        ({"gama": 1}, "did you mean gamma?"),
+        ({"precison": 1}, "did you mean precision?"),
+        ({"log_std_init": 1}, r"give it in config="),
+        ({"purple": 1}, "there are num_steps, "),
+        ({"gamma": 2}, "gamma must be"),
+        ({"hidden": (0,)}, "each of hidden"),
+        ({"hidden": "wide"}, "network.hidden must be a list of integers"),
+    ],
+)
+def test_unfit_settings_get_one_line(arguments: Any, line: str) -> None:
+    with pytest.raises(ConfigError, match=line) as caught:
+        ACKTR("CartPole-v1", **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_for_env_is_the_preset() -> None:
+    assert Config.for_env("Hopper-v5", preset="paper") == preset("Hopper-v5", "acktr", "paper")[0]
+    assert to_dict(Config.for_env("CartPole-v1")) != to_dict(Config(env="CartPole-v1"))
+    with pytest.raises(ConfigError, match="algo must be one of"):
+        Config.for_env("CartPole-v1", "ppo")
+
+
+def test_an_agent_says_what_it_is() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with ACKTR("CartPole-v1", device="cpu", hidden=(4,), **FAST) as agent:
+            assert agent.learn(128) is agent
+            assert repr(agent) == (
+                "<ACKTR in 4 x CartPole-v1, step 128, 55 parameters, device cpu>"
+            )
+            assert agent.observation_space.shape == (4,)
+            assert agent.action_space == gymnasium.spaces.Discrete(2)
+            assert (agent.num_envs, agent.logger) == (4, None)

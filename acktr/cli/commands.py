@@ -28,18 +28,18 @@ from acktr.cli.training import HelpAsked, parse_train
 from acktr.compare.comparison import RunsFailed, compare
 from acktr.compare.entries import Overlay, parse_algo, parse_seeds
 from acktr.compare.grid import NamedNetwork, make_plans
-from acktr.config import Config, ConfigError, read_settings
+from acktr.config import ConfigError, read_settings
 from acktr.envs import EnvError, EnvFault, EnvWarning, one_line
 from acktr.evaluate import usually_deterministic
 from acktr.export import OUTPUTS, ExportError, export_saved
 from acktr.interrupts import Interrupts
 from acktr.policies import NetworkSource
 from acktr.report.page import ReportSettings, write_report
-from acktr.report.plot import plot_runs
+from acktr.report.plot import draw_curve, plot_runs
 from acktr.report.references import load_references
 from acktr.report.results import find_runs
 from acktr.runs.checkpoint import CheckpointError, checkpoint_exists
-from acktr.runs.folder import RunError, RunFolder
+from acktr.runs.folder import RunError
 from acktr.runs.progress import Display, pace, score, share
 from acktr.runs.saved import SavedAgent, find_agent, play
 from acktr.runs.session import TrainingFault
@@ -116,16 +116,14 @@ def _train(args: Sequence[str], interrupts: Interrupts) -> str:
     argv = ["acktr", "train", *args]
     if options.resume is not None:
         total = options.settings.total_timesteps
-        return resume(
-            options.resume, total, interrupts, argv, _draw_curve, network, options.stop_at
-        )
+        return resume(options.resume, total, interrupts, argv, draw_curve, network, options.stop_at)
     return start(
         options.settings,
         options.run_dir,
         source,
         interrupts,
         argv,
-        _draw_curve,
+        draw_curve,
         options.label,
         network,
         options.stop_at,
@@ -161,17 +159,6 @@ def _named(name: str) -> Any:
             f"--network {name}: {kind}{': ' if kind else ''}{one_line(error)}"
         ) from error
     return named
-
-
-def _draw_curve(folder: RunFolder, config: Config) -> str | None:
-    """Draw the learning curve of a run beside the published ones; returns why there is none."""
-    try:
-        plot_runs([folder.path], folder.curve, published=(config.algo,))
-    except (ValueError, OSError) as error:
-        return str(error)
-    except Exception as error:  # the run is worth more than its picture
-        return f"{type(error).__name__}: {one_line(error):.200}"
-    return None
 
 
 def _compare(args: Sequence[str], interrupts: Interrupts) -> str:

@@ -21,10 +21,10 @@ from acktr.config.settings import (
     from_dict,
     merge,
     read_settings,
-    refuse_import,
-    refuse_imports,
     to_dict,
 )
+from acktr.config.shorthand import Settings, with_settings
+from acktr.config.trusted import refuse_import, refuse_imports
 
 __all__ = [
     "ALGOS",
@@ -41,6 +41,7 @@ __all__ = [
     "LearningRate",
     "NetworkConfig",
     "SampledKFACConfig",
+    "Settings",
     "TRPOConfig",
     "Trunk",
     "build",
@@ -56,4 +57,5 @@ __all__ = [
     "refuse_imports",
     "to_dict",
     "with_learning_rate",
+    "with_settings",
 ]

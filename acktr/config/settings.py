@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -164,7 +163,7 @@ class ACKTRConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Checked):
-    """Everything that defines a training run."""
+    """Everything that defines a training run; :meth:`for_env` has an environment's preset."""
 
     env: str
     """Environment id, for example HalfCheetah-v5, PongNoFrameskip-v4 or module:Id-v0."""
@@ -237,6 +236,17 @@ class Config(Checked):
     pixels: PixelSettings = field(default_factory=PixelSettings)
     """What is seen of Pixels/ environments; ignored by others."""
 
+    @classmethod
+    def for_env(cls, env: str, algo: str = "acktr", preset: str = "default") -> Config:
+        """The preset of an environment, which ``Config(env=...)`` is not.
+
+        Raises:
+            ConfigError: Unknown algorithm or preset, or no published values for this environment.
+        """
+        from acktr.config import presets  # which is made of this class
+
+        return presets.preset(env, algo, preset)[0]
+
     def __post_init__(self) -> None:
         if not self.env:
             raise ConfigError("env must be an environment id such as HalfCheetah-v5, got nothing")
@@ -286,31 +296,6 @@ def _is_module_name(name: object) -> bool:
 def _is_column(name: object) -> bool:
     columns = ("r", "l", "t", "step")
     return isinstance(name, str) and name.isprintable() and len(name) > 0 and name not in columns
-
-
-def refuse_import(name: str, what: str = "environment") -> None:
-    """Refuse a name from a file that would import a module which is not imported already.
-
-    Raises:
-        ConfigError: ``module:Name`` with a module that nobody asked for.
-    """
-    module, colon, _ = name.rpartition(":")
-    if colon and module not in sys.modules:
-        raise ConfigError(
-            f"its {what} {name} would import the module {module}; import it first if you"
-            f" trust it (on the command line: --import {module})"
-        )
-
-
-def refuse_imports(config: Config) -> None:
-    """Refuse a configuration from a file whose names would import such a module.
-
-    Raises:
-        ConfigError: As :func:`refuse_import`.
-    """
-    refuse_import(config.env)
-    for wrapper in config.wrappers:
-        refuse_import(wrapper, "wrapper")
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Reports: finished run folders in; tables and figures with intervals out.
 
 Reading of results, statistics, learning curves, and the page.
-May import: acktr.runs, acktr.files.
+May import: acktr.runs, acktr.config, acktr.files.
 """
 
 import importlib

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from acktr.files import reason, write_atomic
+from acktr.config import Config
+from acktr.files import one_line, reason, write_atomic
 from acktr.report.archives import unpacked
 from acktr.report.curves import Floats, curve, evenly, until
 from acktr.report.figures import (
@@ -105,6 +106,17 @@ def plot_runs(
     except OSError as error:
         raise ValueError(f"{out}: cannot write: {reason(error)}") from error
     return numbers
+
+
+def draw_curve(folder: RunFolder, config: Config) -> str | None:
+    """Draw the learning curve of a run beside the published ones; returns why there is none."""
+    try:
+        plot_runs([folder.path], folder.curve, published=(config.algo,))
+    except (ValueError, OSError) as error:
+        return str(error)
+    except Exception as error:  # the run is worth more than its picture
+        return f"{type(error).__name__}: {one_line(str(error)):.200}"
+    return None
 
 
 def _run_lines(runs: Sequence[Path]) -> Iterator[_Line]:

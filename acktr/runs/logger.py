@@ -54,13 +54,16 @@ class RunLogger:
         folder: RunFolder,
         env_id: str,
         resume_timesteps: int | None = None,
+        events: bool = True,
     ) -> None:
-        """Open the files; when resuming, drop rows of later timesteps.
+        """Open the files, without TensorBoard's if not ``events``; drop rows of later timesteps.
 
         Raises:
             RunError: if an existing file cannot be read or is not what this class writes.
         """
         self._folder = folder
+        self.path = folder.path
+        """The folder."""
         header = json.dumps({"t_start": time.time(), "env_id": env_id})
         self._monitor = Table(folder.monitor, "step", _MONITOR, comment=f"#{header}")
         self._progress = Table(folder.progress, "timesteps", ("timesteps", "updates"))
@@ -77,7 +80,7 @@ class RunLogger:
         self._identity = self._found()
         # The events of earlier files count up to here only.
         purge = None if resume_timesteps is None else resume_timesteps + 1
-        self._events = EventFile(folder.path, purge)
+        self._events = EventFile(folder.path, purge) if events else None
         self._tags: set[str] | None = None
 
     @property
@@ -117,15 +120,18 @@ class RunLogger:
         means |= {f"rollout/{name}_mean": mean for name, mean in self.recorded_means.items()}
         row = {"timesteps": str(stats.timesteps), "updates": str(stats.updates)}
         row |= {tag: "" if mean is None else f"{mean:.9g}" for tag, mean in means.items()}
-        row |= {tag: f"{float(value):.9g}" for tag, value in stats.metrics.items()}
+        # The means of callbacks are of the same episodes, but not rounded as those of the file.
+        metrics = {tag: value for tag, value in stats.metrics.items() if tag not in means}
+        row |= {tag: f"{float(value):.9g}" for tag, value in metrics.items()}
         rare = set(row) - (set(row) if self._tags is None else self._tags)
         self._tags = set(row)
         if rare or stats.updates % rows_apart(stats.updates, DENSE) == 0:
             self._progress.add([row])
-        scalars = {tag: mean for tag, mean in means.items() if mean is not None} | stats.metrics
+        scalars = {tag: mean for tag, mean in means.items() if mean is not None} | metrics
         if stats.updates % rows_apart(stats.updates, POINTS):
             scalars = {tag: value for tag, value in scalars.items() if tag in rare}
-        self._events.add(stats.timesteps, scalars)
+        if self._events is not None:
+            self._events.add(stats.timesteps, scalars)
 
     def write_evaluation(
         self,
@@ -143,11 +149,13 @@ class RunLogger:
         row = dict(zip(_EVAL, values, strict=True)) | {k: f"{v:.9g}" for k, v in others.items()}
         self._evaluations.add([row])
         point = {"eval/mean_reward": mean, "eval/mean_ep_length": length}
-        self._events.add(timesteps, point | {f"eval/{k}": v for k, v in others.items()})
+        if self._events is not None:
+            self._events.add(timesteps, point | {f"eval/{k}": v for k, v in others.items()})
 
     def flush(self) -> None:
         """Write all that waits to be written."""
-        self._events.flush()
+        if self._events is not None:
+            self._events.flush()
         for table in self._tables:
             table.flush()
 

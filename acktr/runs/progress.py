@@ -6,6 +6,7 @@ import contextlib
 import math
 import sys
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
@@ -212,9 +213,25 @@ class Progress:
         self._display.show(line, stats.timesteps, self._total, grid)
 
 
+class Quiet(Progress):
+    """Shows nothing; warnings among the lines are Python's."""
+
+    def note(self, text: str) -> None:
+        """Warn if the line is a warning."""
+        kind, _, what = text.partition(": ")
+        if kind == "warning":
+            warnings.warn(what, UserWarning, stacklevel=2)
+
+    def update(self, stats: TrainStats, ep_rew_mean: float | None) -> None:
+        """Show nothing."""
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
 def share(done: int, total: int) -> str:
-    """The count and the total, and the share in percent."""
-    return f"{done:,}/{total:,} ({done / max(total, 1):.1%})"
+    """The count and the total, and the share in percent, at most 100: updates are whole."""
+    return f"{done:,}/{total:,} ({min(done / max(total, 1), 1):.1%})"
 
 
 def pace(done: int, total: int, speed: float) -> tuple[str, str]:

@@ -14,13 +14,13 @@ import torch
 
 from acktr.compute import resolve_device
 from acktr.config import Config, from_dict, refuse_imports, to_dict
-from acktr.envs import one_line
+from acktr.envs import AnyVectorEnv, EnvLike, one_line
 from acktr.evaluate import Evaluation, evaluate
 from acktr.policies import NetworkSource, Policy
 from acktr.runs.checkpoint import CheckpointError, checkpoint_exists, load_checkpoint, restoring
 from acktr.runs.folder import RunError, RunFolder
 from acktr.runs.trees import non_finite
-from acktr.train import evaluation_envs
+from acktr.train import Trainer, evaluation_envs
 
 _MOST_STEPS = 1 << 53
 """Counts up to here are exact as floating-point numbers too."""
@@ -83,6 +83,35 @@ class SavedAgent:
                 f"{self.path}: its environment ({self.config.env}) was {self.env_origin}, which no"
                 f" file can bring back; give it in Python: {kind}.load(path, env=...)"
             )
+
+    def place(self, env: EnvLike | AnyVectorEnv | None) -> tuple[EnvLike | AnyVectorEnv, Config]:
+        """What the agent goes on in, and its configuration there.
+
+        Raises:
+            CheckpointError: None is given, and its own cannot be made again.
+        """
+        if env is None:
+            self.require_env()
+            return self.config.env, self.config
+        if isinstance(env, str) and env != self.config.env:
+            return env, replace(self.config, env=env, env_kwargs={}, wrappers=())
+        return env, self.config
+
+    def restore(self, trainer: Trainer) -> None:
+        """Let a trainer go on; its environments with new episodes if the saved ones do not fit.
+
+        Raises:
+            CheckpointError: The state belongs to another network, algorithm or environment.
+        """
+        state, episodes = self.state, self.state["collector"]
+        with restoring(self.path):
+            if episodes["envs"] is not None:
+                try:
+                    trainer.collector.check_episodes(episodes)
+                except ValueError as error:
+                    anew = {**episodes, "envs": None, "unsaved": str(error)}
+                    state = {**state, "collector": anew}
+            trainer.load_state_dict(state)
 
     def policy(
         self,

@@ -7,12 +7,14 @@ import shlex
 import signal
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from acktr.config import Config
-from acktr.envs import EnvFault
+from acktr.envs import AnyVectorEnv, EnvFault
 from acktr.evaluate import Evaluation, evaluate, usually_deterministic
 from acktr.interrupts import Interrupts, Stopped
 from acktr.kfac import FactorError
@@ -22,7 +24,7 @@ from acktr.runs.folder import KEPT, RunError, RunFolder
 from acktr.runs.logger import RunLogger
 from acktr.runs.progress import Progress, duration, score
 from acktr.runs.saved import broken_number, run_meta
-from acktr.train import Trainer, evaluation_envs
+from acktr.train import Trainer, TrainStats, evaluation_envs
 
 EVALUATION_SEED = 10_000
 """Added to the run's seed for evaluations during training."""
@@ -64,6 +66,33 @@ class Every:
         return True
 
 
+Told = Callable[[TrainStats], tuple[TrainStats, bool]]
+"""What listens to updates: statistics with what was added to them, and whether to go on."""
+
+Place = Callable[[Config, int, int], AbstractContextManager[AnyVectorEnv]]
+"""Environments to evaluate in, of a configuration, a number and a seed."""
+
+
+def _new_place(config: Config, count: int, seed: int) -> AbstractContextManager[AnyVectorEnv]:
+    return closing(evaluation_envs(config, count, seed))
+
+
+@dataclass(frozen=True)
+class Host:
+    """What a program whose agent trains in a run folder adds to a run of the command line."""
+
+    config: Config
+    """Settings of the run, in place of the trainer's."""
+    begun: int
+    """Steps at which schedules begin."""
+    told: Told
+    """What listens to updates."""
+    place: Place
+    """Where to evaluate."""
+    meta: Mapping[str, Any]
+    """What checkpoints say besides."""
+
+
 class Session:
     """Trains until the configuration's total, from wherever the trainer is.
 
@@ -71,7 +100,8 @@ class Session:
     schedules are those of the configuration's total all the same, so that a resumed run goes on as
     if it had not stopped. ``interrupts`` is entered by the caller. A signal that comes while an
     update is computed or a file written waits until that is done; one that comes during an
-    evaluation does not. ``best`` is the score of the best checkpoint so far.
+    evaluation does not. ``best`` is the score of the best checkpoint so far. ``host`` is the
+    program that trains here, if that is not the command line.
     """
 
     def __init__(
@@ -83,10 +113,12 @@ class Session:
         interrupts: Interrupts,
         best: float | None = None,
         stop_at: int | None = None,
+        host: Host | None = None,
     ) -> None:
         self.folder = folder
         self.trainer = trainer
-        self.config: Config = trainer.config
+        self._host = host
+        self.config: Config = trainer.config if host is None else host.config
         self.logger = logger
         self.progress = progress
         self.interrupts = interrupts
@@ -96,10 +128,13 @@ class Session:
         self._evaluations = Every(self.config.eval_freq, folder.last_evaluation())
         self._saved = -1
         self._saving = False
+        self._refused = False
         self._evaluated: dict[int, Evaluation] = {}
 
     def run(self, draw: Draw) -> str:
         """Train, evaluate and draw the learning curve; only train if that is to stop early.
+
+        Where the host's listeners stop it, the evaluation and the curve are made all the same.
 
         Returns:
             A line that sums the run up.
@@ -115,7 +150,7 @@ class Session:
             # broken off, since the state of before the rollout can be saved.
             with self.interrupts.deferred(self._may_be_broken_off, self._leave):
                 self._train()
-                if not self._complete:
+                if not (self._complete or self._refused):
                     return self._continuation(f"stopped as asked at step {self._saved:,}")
                 evaluation = self._evaluated.get(self.trainer.timesteps) or self._evaluate()
                 # The evaluation is logged, so that a signal waits: a resumed run would find
@@ -231,7 +266,11 @@ class Session:
         self.interrupts.check()
         if self._evaluations.due(self.trainer.timesteps):  # one that was interrupted
             self._evaluate_between()
-        for stats in self.trainer.run(self.config.total_timesteps):
+        host = self._host
+        for stats in self.trainer.run(self.config.total_timesteps, host.begun if host else 0):
+            if host is not None:
+                stats, going_on = host.told(stats)
+                self._refused = not going_on
             self.logger.require_folder()
             self.logger.write(stats)
             self.progress.update(stats, self.logger.ep_rew_mean)
@@ -242,7 +281,7 @@ class Session:
             if self.interrupts.requested is not None:
                 self._rescue()
                 self.interrupts.check()
-            if stats.timesteps >= self._stop_at:
+            if stats.timesteps >= self._stop_at or self._refused:
                 break
         # The run that does not stop here has no reason to look for its best one here either.
         self.checkpoint(self._training_score() if self._complete else None, required=True)
@@ -266,10 +305,8 @@ class Session:
         """Play with the present policy in separate environments, and log it."""
         config, trainer = self.config, self.trainer
         seed, count = config.seed + EVALUATION_SEED, min(config.eval_episodes, EVALUATION_ENVS)
-        with (
-            self.interrupts.at_once(),
-            closing(evaluation_envs(config, count, seed)) as envs,
-        ):
+        place = _new_place if self._host is None else self._host.place
+        with self.interrupts.at_once(), place(config, count, seed) as envs:
             evaluation = evaluate(
                 trainer.policy(seed),
                 envs,
@@ -294,6 +331,8 @@ class Session:
             what = "the network's weights are" if broken.startswith("network/") else f"{broken} is"
             raise NonFiniteError(f"{what} NaN or Inf at step {trainer.timesteps}")
         meta = run_meta(self.config, state, score)
+        if self._host is not None:
+            meta |= self._host.meta
         # What a session begins with is on the disk already: it takes that one's place.
         older = KEPT - 1 if path == self.folder.last and self._saved >= 0 else 0
         self._saving = True

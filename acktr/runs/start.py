@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from acktr.compute import resolve_device, threads_for
 from acktr.config import Config, ConfigError, to_dict
-from acktr.envs import describe, found_masks, group_count, lookup, worker_count, workers
+from acktr.envs import describe, lookup, worker_count
 from acktr.files import flat
 from acktr.interrupts import Interrupts
 from acktr.policies import NetworkSource, with_network
@@ -31,15 +29,12 @@ from acktr.runs.folder import (
     RunError,
     RunFolder,
     locked,
-    new_folder,
     run_path,
     stored_config,
-    versions,
 )
-from acktr.runs.logger import RunLogger
-from acktr.runs.progress import Progress
+from acktr.runs.opening import Opening, best_score
 from acktr.runs.saved import SavedAgent, read_agent, run_meta
-from acktr.runs.session import Draw, Session
+from acktr.runs.session import Draw
 from acktr.train import Trainer, training_envs
 
 _WITHOUT_EFFECT = ("env_timeout", "env_workers", "record")
@@ -80,17 +75,8 @@ def start(
         trainer = stack.enter_context(_trainer(config, network))
         facts["action_masks"] = trainer.begin().source
         stack.enter_context(interrupts.deferred())  # now the run can be left in an orderly way
-        with new_folder(path, stack) as folder:
-            folder.write_config(to_dict(config))
-            folder.write_json(folder.versions, versions())
-            folder.write_command(argv)
-            protocol = {"preset": source, **_compute(trainer), "environment": facts}
-            folder.write_json(folder.protocol, protocol)
-            logger = stack.enter_context(RunLogger(folder, config.env))
-            progress = stack.enter_context(Progress(stop_at or config.total_timesteps))
-            session = Session(folder, trainer, logger, progress, interrupts, stop_at=stop_at)
-            session.checkpoint(required=True)
-        return _run(session, source, facts, draw)
+        opening = Opening(trainer, interrupts, source, facts, argv, stop_at)
+        return opening.run(opening.new(path, stack), draw)
 
 
 def resume(
@@ -120,6 +106,7 @@ def resume(
         stack.enter_context(locked(folder))  # before anything is read that training changes
         folder.sweep()
         agent, damaged = _last_agent(folder, stored)
+        _require_told(agent)
         finish_swap(folder.best)
         _finish_best(folder, agent)
         config = dataclasses.replace(stored, total_timesteps=total or stored.total_timesteps)
@@ -140,24 +127,18 @@ def resume(
         with restoring(agent.path):
             trainer.load_state_dict(agent.state)
         facts["action_masks"] = trainer.begin().source
-        best = _best_score(folder)
+        best = best_score(folder)
         stack.enter_context(interrupts.deferred())
-        logger = stack.enter_context(RunLogger(folder, config.env, done))
-        goal = stop_at or config.total_timesteps
-        progress = stack.enter_context(Progress(goal, start_timesteps=done))
-        session = Session(folder, trainer, logger, progress, interrupts, best, stop_at)
+        source = f"resuming {path} at step {done:,}"
+        opening = Opening(trainer, interrupts, source, facts, argv, stop_at)
+        session = opening.again(folder, stack, best)
         for unsound, error in damaged.items():
-            progress.note(f"warning: {error}; going on from {agent.path.name}, step {done:,}")
-            set_aside(unsound)
-        if missing := logger.missing_updates(trainer.updates):
-            progress.note(
-                f"warning: {folder.progress.name} lacks the last {missing:,} updates before step"
-                f" {done:,}: it was not written to the end, and the logs have a gap there"
+            session.progress.note(
+                f"warning: {error}; going on from {agent.path.name}, step {done:,}"
             )
-        session.checkpoint(required=True)  # what cannot be written is found out now
-        folder.write_config(to_dict(config))
-        folder.write_command(argv)
-        return _run(session, f"resuming {path} at step {done:,}", facts, draw)
+            set_aside(unsound)
+        opening.save(session)
+        return opening.run(session, draw)
 
 
 def check(config: Config, network: NetworkSource | None = None, stop_at: int | None = None) -> None:
@@ -203,21 +184,6 @@ def _facts(config: Config) -> dict[str, Any]:
     )
 
 
-def _run(session: Session, first: str, facts: Mapping[str, object], draw: Draw) -> str:
-    """Train, after the lines that say how."""
-    compute = ", ".join(f"{name} {value}" for name, value in _compute(session.trainer).items())
-    protocol = ", ".join(f"{name}={value}" for name, value in facts.items())
-    masks = found_masks(session.trainer.envs)
-    first = first if masks.said is None else f"{first}; {masks.said}"
-    for line in (first, compute.replace("_", " "), f"protocol: {protocol}"):
-        session.progress.note(line)
-    if masks.unused is not None:
-        session.progress.note(f"warning: {masks.unused}")
-    if session.trainer.restarted is not None:
-        session.progress.note(f"warning: {session.trainer.restarted}")
-    return session.run(draw)
-
-
 def _last_agent(
     folder: RunFolder, stored: Config
 ) -> tuple[SavedAgent, dict[Path, CheckpointError]]:
@@ -240,6 +206,21 @@ def _last_agent(
             f"{theirs!r}; only total_timesteps may be changed"
         )
     return agent, damaged
+
+
+def _require_told(agent: SavedAgent) -> None:
+    """Refuse an agent of a Python program that no file tells enough about to go on with.
+
+    Raises:
+        CheckpointError: Its environments or its learning rate are functions of that program.
+    """
+    agent.require_env()
+    if agent.lacks_learning_rate:
+        kind = agent.config.algo.upper()
+        raise CheckpointError(
+            f"{agent.path}: trained with a learning_rate function, which no file can hold; go on in"
+            f" Python: {kind}.load(path, learning_rate=...).learn(..., run_dir=...)"
+        )
 
 
 def _first_sound(paths: Sequence[Path]) -> tuple[SavedAgent, dict[Path, CheckpointError]]:
@@ -268,29 +249,11 @@ def difference(one: Config, other: Config) -> tuple[str, Any, Any] | None:
     return None
 
 
-def _best_score(folder: RunFolder) -> float | None:
-    """Score of the best checkpoint; a damaged one counts as none and will be replaced."""
-    try:
-        return read_agent(folder.best).score if checkpoint_exists(folder.best) else None
-    except CheckpointError:
-        return None
-
-
 def _finish_best(folder: RunFolder, agent: SavedAgent) -> None:
     """Save the best checkpoint if the run was killed after its evaluation was logged."""
     score = folder.evaluated(agent.timesteps) if agent.config.eval_freq > 0 else None
-    best = _best_score(folder)
+    best = best_score(folder)
     if score is None or (best is not None and score <= best):
         return
     require_replaceable(folder.best)
     save_checkpoint(folder.best, agent.state, run_meta(agent.config, agent.state, score))
-
-
-def _compute(trainer: Trainer) -> dict[str, object]:
-    return {
-        "device": str(trainer.device),
-        "precision": trainer.precision,
-        "torch_threads": torch.get_num_threads(),
-        "env_workers": workers(trainer.envs),
-        "env_groups": group_count(trainer.envs),
-    }

@@ -92,7 +92,7 @@ def test_fault_of_an_environment_keeps_the_state_after_the_last_update(
     with monkeypatch.context() as patched:
         original = Trainer.run
 
-        def stopped(self: Trainer, total: int) -> Iterator[Any]:
+        def stopped(self: Trainer, total: int, start: int = 0) -> Iterator[Any]:
             yield from original(self, UPDATE)
 
         patched.setattr(Trainer, "run", stopped)

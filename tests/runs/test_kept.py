@@ -137,7 +137,7 @@ def test_a_learner_that_is_nan_is_not_saved(
     """NaN in the optimizer alone, with sound weights."""
     original = Trainer.run
 
-    def breaking(self: Trainer, total_timesteps: int) -> Iterator[Any]:
+    def breaking(self: Trainer, total_timesteps: int, start: int = 0) -> Iterator[Any]:
         for stats in original(self, total_timesteps):
             if stats.timesteps == 96:
                 squares: Any = self.learner
@@ -160,7 +160,7 @@ def test_a_folder_that_goes_away_during_training_ends_it_with_a_line(
     moved = tmp_path / "moved"
     original = Trainer.run
 
-    def run(self: Trainer, total_timesteps: int) -> Iterator[Any]:
+    def run(self: Trainer, total_timesteps: int, start: int = 0) -> Iterator[Any]:
         for stats in original(self, total_timesteps):
             if stats.timesteps == 96:
                 path.rename(moved)

@@ -95,7 +95,7 @@ def test_no_time_passed_and_overshoot() -> None:
     progress.update(stats(60), None)
     assert [line.split("  ")[:3] for line in stream.getvalue().splitlines()] == [
         ["steps 40/50 (80.0%)", "steps/s -", "ETA -"],
-        ["steps 60/50 (120.0%)", "steps/s 60", "ETA 0:00:00"],
+        ["steps 60/50 (100.0%)", "steps/s 60", "ETA 0:00:00"],
     ]
 
 

@@ -70,7 +70,7 @@ class TestCheckpoints:
         """A policy that turned into NaN while the values did not."""
         original = Trainer.run
 
-        def breaking(self: Trainer, total_timesteps: int) -> Iterator[Any]:
+        def breaking(self: Trainer, total_timesteps: int, start: int = 0) -> Iterator[Any]:
             for stats in original(self, total_timesteps):
                 if stats.timesteps == 192:
                     with torch.no_grad():

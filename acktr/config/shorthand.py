@@ -1,0 +1,105 @@
+"""Settings of a run by keyword, as ``ACKTR(env, gamma=0.98, num_steps=64)`` has them."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping
+from typing import Any, TypedDict
+
+from acktr.config.network import NetworkConfig
+from acktr.config.schema import ConfigError
+from acktr.config.settings import Config, merge
+
+
+class Settings(TypedDict, total=False):
+    """The settings that agents take by keyword; all others are in :class:`Config`."""
+
+    num_steps: int
+    """Steps of each environment per update."""
+    micro_batch: int | None
+    """Most samples whose activations an update keeps."""
+    gamma: float
+    """Discount factor."""
+    gae_lambda: float
+    """Lambda of generalised advantage estimation."""
+    ent_coef: float
+    """Weight of the entropy bonus."""
+    vf_coef: float
+    """Weight of the value error in a shared network's loss."""
+    normalize_advantage: bool
+    """Standardise advantages over the batch."""
+    normalize_observation: bool
+    """Standardise observations by running statistics."""
+    normalize_reward: bool
+    """Divide rewards by the running deviation of the return."""
+    hidden: tuple[int, ...]
+    """network.hidden and network.critic_hidden."""
+    activation: str
+    """network.activation and network.critic_activation."""
+    memory: str
+    """network.memory: none, lstm, gru or attention."""
+    precision: str
+    """Compute type of convolutional networks."""
+    compile: bool
+    """Compile by torch.compile."""
+    env_workers: int | str
+    """Processes that step the environments."""
+    eval_episodes: int
+    """Episodes of each evaluation of a run."""
+    checkpoint_freq: int
+    """Steps between checkpoints of a run."""
+
+
+_NETWORK = {
+    "hidden": ("hidden", "critic_hidden"),
+    "activation": ("activation", "critic_activation"),
+    "memory": ("memory",),
+}
+_ELSEWHERE = {
+    "n_steps": "num_steps",
+    "n_envs": "num_envs",
+    "policy_kwargs": "hidden=(64, 64), or network= with a module of your own",
+    "net_arch": "hidden=(64, 64)",
+    "policy": "nothing: the network follows the spaces",
+    "max_grad_norm": "config= with a2c.max_grad_norm",
+    "use_sde": "nothing: there is no gSDE",
+    "rms_prop_eps": "config= with a2c.rms_eps",
+    "target_kl": "config= with acktr.actor.kl_clip or trpo.max_kl",
+    "total_timesteps": "learn(total_timesteps)",
+    "progress_bar": "learn(..., progress_bar=True)",
+    "eval_freq": "learn(..., run_dir=..., eval_freq=...)",
+    "lr": "learning_rate",
+}
+"""What to write instead of arguments of Stable-Baselines3 and the like."""
+
+
+def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
+    """The configuration with settings given by keyword.
+
+    Raises:
+        ConfigError: There is no such setting, with the one that was meant, or its value is unfit.
+    """
+    changes: dict[str, Any] = {}
+    for name, value in settings.items():
+        if name in _NETWORK:
+            changes.setdefault("network", {}).update(dict.fromkeys(_NETWORK[name], value))
+        elif name in typing.get_type_hints(Settings):
+            changes[name] = value
+        else:
+            raise ConfigError(f"unknown argument {name}; {_hint(name)}")
+    return merge(config, changes) if changes else config
+
+
+def _hint(name: str) -> str:
+    """What to write instead."""
+    if name in _ELSEWHERE:
+        return f"write {_ELSEWHERE[name]}"
+    known = [*typing.get_type_hints(Settings)]
+    if near := difflib.get_close_matches(name, known, 1, 0.8):
+        return f"did you mean {near[0]}?"
+    fields = {field.name for kind in (Config, NetworkConfig) for field in dataclasses.fields(kind)}
+    if name in fields:
+        return "give it in config=, such as dataclasses.replace(Config.for_env(env), ...)"
+    return f"there are {', '.join(known)}, and config= for all settings"

@@ -1,0 +1,187 @@
+"""A call of ``learn``: an agent and its listeners in; updates, and a run folder if wanted, out."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import warnings
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from acktr.callbacks import ProgressBar, with_panel
+from acktr.config import Config
+from acktr.envs import AnyVectorEnv, FoundMasks, describe
+from acktr.given import Given, evaluation_place
+from acktr.interrupts import Interrupts
+from acktr.listeners import Learning, Listener, Window, tell
+from acktr.runs.folder import RunFolder, locked, run_path
+from acktr.runs.logger import RunLogger
+from acktr.runs.opening import Opening, best_score
+from acktr.runs.session import Host
+from acktr.train import Trainer, TrainStats
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a call of ``learn`` keeps on the disk."""
+
+    run_dir: Path
+    """Folder of all runs."""
+    label: str | None
+    """Name of the run's folder in place of the algorithm's."""
+    eval_freq: int | None
+    """Steps between evaluations; None: the configuration's."""
+    eval_env: Any
+    """Where to evaluate; None: in more environments of the agent's kind."""
+    tensorboard: bool
+    """Whether there are events for TensorBoard."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A call of ``learn``."""
+
+    agent: Learning
+    """Whose."""
+    trainer: Trainer
+    """What trains; its environments have begun."""
+    end: int
+    """Steps of the trainer at which it ends."""
+    told: Sequence[Listener]
+    """What listens to every update."""
+    shown: bool
+    """Whether progress is shown."""
+    masks: FoundMasks
+    """The action masks that the environments have."""
+
+    def begin(self, told: Sequence[Listener], stack: ExitStack) -> None:
+        """Tell listeners the beginning, and the end when the stack is left."""
+        for each in told:
+            each.begin(self.agent, self.end)
+            stack.callback(each.end)
+
+
+class Lessons:
+    """What goes on from one call of ``learn`` to the next: the window of episodes, and the run.
+
+    Attributes:
+        logger: What writes the run folder of the latest call that had one; None before.
+    """
+
+    def __init__(self) -> None:
+        self.logger: RunLogger | None = None
+        self._window = Window()
+
+    def learn(self, lesson: Lesson) -> None:
+        """Train, telling the listeners after every update; nothing is written."""
+        told, trainer = list(lesson.told), lesson.trainer
+        if lesson.shown:
+            first = f"{trainer.described}, {lesson.masks.said or 'no action masks'}"
+            told = with_panel(told, first)
+        start = trainer.timesteps
+        with ExitStack() as stack:
+            lesson.begin(told, stack)
+            for stats in trainer.run(lesson.end, start=start):
+                if not self._told(told, stats)[1]:
+                    break
+
+    def learn_in_run(self, lesson: Lesson, given: Given, kept: Kept, meta: dict[str, Any]) -> None:
+        """Train as a run of the command line does, in a folder of its own.
+
+        Args:
+            lesson: The call.
+            given: Where the agent learns.
+            kept: What is written.
+            meta: What its checkpoints say besides.
+
+        Raises:
+            RunError: The folder holds another run, or cannot be written.
+            TrainingFault: Training failed; the message names the last good checkpoint.
+            Stopped: A signal came, after which the run was saved.
+        """
+        from acktr.report.plot import draw_curve  # matplotlib takes a second
+
+        trainer, told = lesson.trainer, lesson.told
+        config = dataclasses.replace(trainer.config, total_timesteps=lesson.end)
+        if kept.eval_freq is not None:
+            config = dataclasses.replace(config, eval_freq=kept.eval_freq)
+
+        def place(config: Config, count: int, seed: int) -> AbstractContextManager[AnyVectorEnv]:
+            return evaluation_place(given, kept.eval_env, count, seed, None)
+
+        with place(config, 1, config.seed):
+            pass  # what cannot be made is told before training
+        path = run_path(kept.run_dir, config, kept.label)
+        begun = trainer.timesteps
+        host = Host(config, begun, lambda stats: self._told(told, stats), place, meta)
+        with ExitStack() as stack:
+            interrupts = stack.enter_context(Interrupts())
+            stack.enter_context(interrupts.deferred())
+            opening = Opening(
+                trainer,
+                interrupts,
+                trainer.described,
+                {**_facts(given), "action_masks": lesson.masks.source},
+                ["python", *sys.argv],
+                host=host,
+                shown=lesson.shown and not any(isinstance(each, ProgressBar) for each in told),
+                events=kept.tensorboard,
+            )
+            if self.logger is not None and self.logger.path == path:
+                folder = RunFolder(path)
+                stack.enter_context(locked(folder))
+                session = opening.again(folder, stack, best_score(folder))
+                opening.save(session)
+            else:
+                session = opening.new(path, stack)
+            self.logger = session.logger
+            lesson.begin(told, stack)
+            session.progress.note(opening.run(session, draw_curve))
+
+    def _told(self, told: Sequence[Listener], stats: TrainStats) -> tuple[TrainStats, bool]:
+        return tell(told, self._window(stats))
+
+
+def begin(trainer: Trainer) -> FoundMasks:
+    """Begin episodes, and warn of what the caller of ``learn`` should know about them."""
+    begun = trainer.collector.begun
+    masks = trainer.begin()
+    for warning in (None if begun else trainer.restarted, masks.unused):
+        if warning is not None:
+            warnings.warn(warning, UserWarning, stacklevel=3)
+    return masks
+
+
+def kept_by(
+    run_dir: str | Path | None,
+    label: str | None,
+    eval_freq: int | None,
+    eval_env: Any,
+    tensorboard: bool,
+) -> Kept | None:
+    """What the arguments of ``learn`` ask to keep; None without a run folder.
+
+    Raises:
+        ValueError: An argument stands for nothing without a run folder.
+    """
+    if run_dir is not None:
+        return Kept(Path(run_dir), label, eval_freq, eval_env, tensorboard)
+    alone = {"label": label, "eval_freq": eval_freq, "eval_env": eval_env}
+    for name, value in alone.items():
+        if value is not None:
+            raise ValueError(
+                f"{name} is for the run folder, so that run_dir is needed too;"
+                " acktr.callbacks.Evaluations evaluates without one"
+            )
+    return None
+
+
+def _facts(given: Given) -> dict[str, Any]:
+    """What protocol.json says about the environment."""
+    config = given.config
+    if given.origin is not None:
+        return {"environment": given.origin}
+    return describe(config.env, config.atari, True, config.env_kwargs, config.wrappers)
