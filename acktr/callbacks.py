@@ -59,7 +59,9 @@ class ProgressBar:
         """Show the update, when it is time to, and evaluations."""
         assert self._progress is not None
         if "eval/mean_reward" in stats.metrics:
-            result = score(stats.metrics["eval/mean_reward"])
+            mean = stats.metrics["eval/mean_reward"]
+            result = score(mean)
+            self._progress.evaluated(mean, stats.timesteps)
             self._progress.note(f"evaluation at step {stats.timesteps:,}: {result}")
         self._progress.update(stats, stats.metrics.get("rollout/ep_rew_mean"))
 

@@ -30,6 +30,7 @@ from acktr.policies import (
     RewardScaler,
     action_head,
     build_network,
+    free_deviation,
     observation_normalizer,
     require_size,
 )
@@ -287,6 +288,8 @@ class Trainer:
             self.doing = "nothing"
             if self.restarts:
                 metrics["rollout/restarts"] = float(self.restarts)
+            if (deviation := free_deviation(self.network, self.head)) is not None:
+                metrics["train/std"] = deviation
             metrics["time/env"] = rollout.env_seconds
             metrics["time/forward"] = rollout.forward_seconds
             metrics["time/fps"] = steps / (time.perf_counter() - started)

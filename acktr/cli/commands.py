@@ -13,6 +13,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from acktr.cli import looks
 from acktr.cli.options import (
     CompareOptions,
     EvalOptions,
@@ -298,7 +299,9 @@ def _plot(args: Sequence[str], interrupts: Interrupts) -> str:
     options = parse(PlotOptions, args, "plot")
     published = ("acktr",) if options.published else ()
     try:
-        numbers = plot_runs(options.runs, options.out, published=published, title=options.title)
+        numbers = plot_runs(
+            options.runs, options.out, published=published, title=options.title, x=options.x
+        )
     except (ValueError, OSError) as error:
         raise UsageError(str(error)) from error
     return f"{options.out} and {numbers}"
@@ -348,4 +351,8 @@ COMMANDS: dict[str, Callable[[Sequence[str], Interrupts], str]] = {
     "export": _export,
     "plot": _plot,
     "report": _report,
+    "list": looks.list_runs,
+    "diff": looks.diff,
+    "presets": looks.presets,
+    "card": looks.write_card,
 }

@@ -69,8 +69,12 @@ FLAGS: Mapping[str, tuple[str, ...]] = {
     "eval": _group("", f"{_OF_AGENTS} episodes num-envs deterministic stochastic json"),
     "record": _group("", f"{_OF_AGENTS} out episodes max-steps"),
     "export": _group("", "checkpoint out network import"),
-    "plot": _group("", "out title published"),
+    "plot": _group("", "out x title published"),
     "report": _group("", "out metric labels baseline resamples references published"),
+    "list": _group("", "sort json"),
+    "diff": (),
+    "presets": _group("", "algo preset import"),
+    "card": _group("", "out"),
     "doctor": _group("", "run-dir json"),
 }
 """The options of every command, without dashes."""

@@ -29,7 +29,20 @@ MOST_CHARACTERS = 8192
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
-COMMANDS = ("train", "compare", "eval", "record", "export", "plot", "report", "doctor")
+COMMANDS = (
+    "train",
+    "compare",
+    "eval",
+    "record",
+    "export",
+    "plot",
+    "report",
+    "list",
+    "diff",
+    "presets",
+    "card",
+    "doctor",
+)
 
 _MODULE = re.compile(r"(^|[=,])[^\W\d][\w.]*:[^\W\d]")
 """module:Name, as environments, wrappers and networks are named."""
@@ -49,6 +62,10 @@ commands:
   export  write the policy for others:      acktr export RUN --out policy.onnx
   plot    draw learning curves:             acktr plot RUN... --out curves.png
   report  compare finished runs:            acktr report RUNS... --out DIR
+  list    a table of runs:                  acktr list runs
+  diff    what sets two runs apart:         acktr diff RUN RUN
+  presets the presets, or one's settings:   acktr presets Hopper-v5
+  card    a page about a run, README.md:    acktr card RUN
   doctor  look whether training works here: acktr doctor
 
 options:
@@ -130,10 +147,10 @@ def _run_known(name: str, args: list[str]) -> int:
 
 def _run_command(name: str, args: list[str]) -> int:
     try:
-        from acktr.cli import options  # tyro
+        from acktr.cli import kinds, options  # tyro
 
-        if name in options.KINDS:  # mistakes are told before what takes seconds is imported
-            options.parse(options.KINDS[name], args, name)
+        if name in kinds.KINDS:  # mistakes are told before what takes seconds is imported
+            options.parse(kinds.KINDS[name], args, name)
     except SystemExit as stop:  # the parser has said it
         return int(stop.code or 0)
     except options.UsageError as error:

@@ -143,6 +143,8 @@ class PlotOptions:
     """Run folders, folders with runs below them, or archives; runs of one label are averaged."""
     out: Path = Path("curves.png")
     """Picture to write, .png or .svg; the numbers go to a .csv of the same name."""
+    x: Literal["steps", "time"] = "steps"
+    """What returns are drawn over: environment steps, or minutes of training."""
     title: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
     """Title of the figure."""
     published: bool = True
@@ -216,17 +218,6 @@ class ReportOptions:
             raise UsageError("no runs to report; for example: acktr report runs --out DIR")
         if len(set(self.labels)) != len(self.labels):
             raise UsageError("--labels: each label once")
-
-
-KINDS: Mapping[str, type[Any]] = {
-    "compare": CompareOptions,
-    "eval": EvalOptions,
-    "record": RecordOptions,
-    "export": ExportOptions,
-    "plot": PlotOptions,
-    "report": ReportOptions,
-}
-"""The options of each command but train and doctor."""
 
 
 def peek(args: Sequence[str], name: str) -> str | None:

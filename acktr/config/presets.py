@@ -308,6 +308,14 @@ PUBLISHED = tuple(dict.fromkeys(algo for algo, name, _ in _MAKERS if name == "pa
 """Algorithms with a paper preset."""
 
 
+def known_presets() -> list[tuple[str, str, str, str]]:
+    """Algorithm, name, environments and description of each preset."""
+    return [
+        (algo, name, place or "any other environment", (maker.__doc__ or "").strip())
+        for (algo, name, place), maker in _MAKERS.items()
+    ]
+
+
 def _family(env: str) -> str | None:
     """Atari, MuJoCo, Pixels or None (also for an environment that Gymnasium does not know)."""
     if env.rpartition(":")[2].startswith("Pixels/"):

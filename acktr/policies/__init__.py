@@ -32,7 +32,7 @@ from acktr.policies.normalize import (
     observation_normalizer,
 )
 from acktr.policies.own import own_network
-from acktr.policies.parameters import copied_parameters, replace_parameters
+from acktr.policies.parameters import copied_parameters, free_deviation, replace_parameters
 from acktr.policies.policy import Policy
 from acktr.policies.probability import action_probability, log_probability
 from acktr.policies.probe import check_network
@@ -62,6 +62,7 @@ __all__ = [
     "check_network",
     "compute_type",
     "copied_parameters",
+    "free_deviation",
     "log_probability",
     "mode",
     "network_name",

@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from acktr.policies.distributions import ActionHead
+
 
 def copied_parameters(network: nn.Module) -> dict[str, Tensor]:
     """Copies of the parameters and buffers, by name."""
@@ -40,3 +42,14 @@ def replace_parameters(
         if not bool(torch.isfinite(value).all()):
             raise ValueError(f"parameter {name!r} has NaN or Inf in it")
     network.load_state_dict({**own, **tensors})
+
+
+@torch.no_grad()
+def free_deviation(network: nn.Module, head: ActionHead) -> float | None:
+    """Mean standard deviation of actions where it does not depend on the state, else None."""
+    if not head.gaussian:
+        return None
+    for name, parameter in network.named_parameters():
+        if name.rpartition(".")[2] == "log_std":
+            return float(parameter.exp().mean())
+    return None

@@ -13,6 +13,7 @@ __all__ = [
     "archives",
     "curves",
     "figures",
+    "listing",
     "page",
     "plot",
     "references",

@@ -90,6 +90,19 @@ def curve(run: Path, monitor: Monitor | None = None) -> Curve:
     return moving_mean(monitor)
 
 
+def minutes(run: Path, found: Curve) -> Floats:
+    """Minutes of training (points,) at the points of a run's whole learning curve.
+
+    Raises:
+        ValueError: They are not known, as of a thinned copy; one line.
+    """
+    monitor = load_monitor(run)
+    last = np.append(np.diff(monitor.steps) > 0, True)[: len(monitor.steps)]
+    if not np.array_equal(monitor.steps[last], found.steps):
+        raise ValueError(f"{run}: a thinned copy, of which the times are not known")
+    return np.asarray(monitor.seconds[last] / 60, np.float64)
+
+
 def moving_mean(monitor: Monitor, window: int = WINDOW) -> Curve:
     """Mean return of the last ``window`` episodes, of all of them while there are fewer.
 

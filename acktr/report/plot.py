@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from acktr.config import Config
 from acktr.files import one_line, reason, write_atomic
 from acktr.report.archives import unpacked
-from acktr.report.curves import Floats, curve, evenly, until
+from acktr.report.curves import Floats, curve, evenly, minutes, until
 from acktr.report.figures import (
     COLOURS,
     DASHES,
@@ -30,7 +30,7 @@ from acktr.report.tables import as_csv
 from acktr.runs.folder import RunFolder
 from acktr.runs.tables import WINDOW
 
-_CSV_HEADER = ("env", "algo", "kind", "name", "step", "return")
+_HEADERS = tuple(("env", "algo", "kind", "name", x, "return") for x in ("step", "minute"))
 _GRID = 300
 _MAX_POINTS = 2000
 
@@ -54,6 +54,7 @@ def plot_runs(
     *,
     published: Sequence[str] = (),
     title: str | None = None,
+    x: Literal["steps", "time"] = "steps",
 ) -> Path:
     """Draw the learning curves of runs: a panel per environment, a colour per label.
 
@@ -66,6 +67,7 @@ def plot_runs(
             as a whole.
         published: Algorithms whose published curves are drawn: of acktr, a2c and trpo.
         title: Title of the figure.
+        x: Environment steps, or minutes of training, over which no published curves are known.
 
     Returns:
         The .csv file.
@@ -81,27 +83,27 @@ def plot_runs(
     if not runs:
         raise ValueError("no runs to plot")
     with unpacked(runs) as folders:
-        lines = [*_run_lines(find_runs(folders))]
+        lines = [*_run_lines(find_runs(folders), x)]
     envs = sorted({line.env for line in lines})
     lines += [
         _Line(env, ref.algo, "published", ref.label, ref.steps, ref.returns)
         for env in envs
-        for ref in published_curves(env, published)
+        for ref in published_curves(env, published if x == "steps" else ())
     ]
     if numbers.exists():
         with numbers.open("rb") as file:  # of earlier plots, but never a run's own or anybody's
-            if file.read(200).split(b"\n")[0] != ",".join(_CSV_HEADER).encode():
+            if file.read(200).split(b"\n")[0].decode("latin-1") not in map(",".join, _HEADERS):
                 raise ValueError(
                     f"{numbers}: would be replaced by the plotted numbers; choose another name"
                 )
-    image = _draw(lines, envs, out.suffix[1:], title)
+    image = _draw(lines, envs, out.suffix[1:], title, x)
     rows = (
         [line.env, line.algo, line.kind, line.name, f"{step:.10g}", f"{value:.8g}"]
         for line in lines
         for step, value in zip(line.steps, line.returns, strict=True)
     )
     try:
-        write_atomic(numbers, as_csv(_CSV_HEADER, rows))
+        write_atomic(numbers, as_csv(_HEADERS[x == "time"], rows))
         write_atomic(out, image)
     except OSError as error:
         raise ValueError(f"{out}: cannot write: {reason(error)}") from error
@@ -119,7 +121,7 @@ def draw_curve(folder: RunFolder, config: Config) -> str | None:
     return None
 
 
-def _run_lines(runs: Sequence[Path]) -> Iterator[_Line]:
+def _run_lines(runs: Sequence[Path], x: Literal["steps", "time"]) -> Iterator[_Line]:
     """The line of every run, then the mean of every group of runs."""
     groups: dict[tuple[str, str], list[tuple[Floats, Floats]]] = {}
     for run in runs:
@@ -128,7 +130,8 @@ def _run_lines(runs: Sequence[Path]) -> Iterator[_Line]:
         env = folder.name_in(config, "env")
         algo = label_of(run, env, folder.name_in(config, "algo"))
         whole = curve(run)
-        points = (whole.steps.astype(np.float64), whole.returns)
+        at = minutes(run, whole) if x == "time" else whole.steps.astype(np.float64)
+        points = (at, whole.returns)
         groups.setdefault((env, algo), []).append(points)
         yield _Line(env, algo, "run", f"seed {config.get('seed', '?')!s:.20}", *_thin(*points))
     for (env, algo), curves in groups.items():
@@ -155,12 +158,16 @@ def _mean_curve(curves: Sequence[tuple[Floats, Floats]]) -> tuple[Floats, Floats
 
 
 @own_style()
-def _draw(lines: Sequence[_Line], envs: Sequence[str], kind: str, title: str | None) -> bytes:
+def _draw(
+    lines: Sequence[_Line], envs: Sequence[str], kind: str, title: str | None, x: str
+) -> bytes:
     figure, axes, first_column = panels(len(envs), columns=3)
     algos = sorted({line.algo for line in lines if line.kind != "published"})
     colours = {algo: COLOURS[i % len(COLOURS)] for i, algo in enumerate(algos)}
     for axis, env in zip(axes, envs, strict=True):
         _draw_panel(axis, [line for line in lines if line.env == env], env, colours)
+        if x == "time":
+            axis.set_xlabel("minutes of training")
     for axis in first_column:
         axis.set_ylabel(f"return (mean of the last {WINDOW} episodes)")
     if title is not None:

@@ -13,13 +13,29 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.compat.proto.types_pb2 import DT_STRING
+from tensorboard.plugins.hparams.api_pb2 import (
+    DataType,
+    Experiment,
+    HParamInfo,
+    MetricInfo,
+    MetricName,
+)
+from tensorboard.plugins.hparams.metadata import (
+    EXPERIMENT_TAG,
+    PLUGIN_DATA_VERSION,
+    PLUGIN_NAME,
+    SESSION_START_INFO_TAG,
+)
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionStartInfo
+from tensorboard.plugins.text.plugin_data_pb2 import TextPluginData
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from acktr.files import append_whole, reason
@@ -65,6 +81,16 @@ class EventFile:
             if self._failing or self._clock() >= self._due:
                 self.flush()
 
+    def describe(self, settings: Mapping[str, Any], metrics: Sequence[str]) -> None:
+        """Record the settings, as a text and for the table of hyper-parameters.
+
+        Args:
+            settings: Numbers, booleans, texts and lists by dotted name.
+            metrics: Tags of the scalars that the table shows beside them.
+        """
+        values = [*_hyper_parameters(settings, metrics), _text("config", settings)]
+        self._keep(_record(Event(wall_time=time.time(), summary=Summary(value=values))))
+
     def flush(self) -> None:
         """Write all records to the file; a failure is a warning, and they are kept."""
         self._due = self._clock() + FLUSH_SECONDS
@@ -95,6 +121,45 @@ class EventFile:
             if not self._lossy:
                 _logger.warning("%s: too many TensorBoard events wait, some are lost", self._folder)
             self._lossy = True
+
+
+def _hyper_parameters(settings: Mapping[str, Any], metrics: Sequence[str]) -> list[Any]:
+    """What TensorBoard's table of hyper-parameters reads: which there are, and a session's."""
+    begun, infos = SessionStartInfo(start_time_secs=time.time()), []
+    for name, value in settings.items():
+        if value is None:
+            continue  # a setting that is off has no value to compare
+        kind = "DATA_TYPE_FLOAT64"
+        if isinstance(value, bool):
+            kind, begun.hparams[name].bool_value = "DATA_TYPE_BOOL", value
+        elif isinstance(value, int | float):
+            begun.hparams[name].number_value = value
+        else:
+            kind, begun.hparams[name].string_value = "DATA_TYPE_STRING", str(value)
+        infos.append(HParamInfo(name=name, type=DataType.Value(kind)))
+    shown = [MetricInfo(name=MetricName(tag=tag)) for tag in metrics]
+    experiment = Experiment(hparam_infos=infos, metric_infos=shown)
+    version = PLUGIN_DATA_VERSION
+    parts = {
+        EXPERIMENT_TAG: HParamsPluginData(experiment=experiment, version=version),
+        SESSION_START_INFO_TAG: HParamsPluginData(session_start_info=begun, version=version),
+    }
+    return [_of_plugin(tag, PLUGIN_NAME, data) for tag, data in parts.items()]
+
+
+def _text(tag: str, settings: Mapping[str, Any]) -> Any:
+    """The settings as a table in TensorBoard's texts."""
+    rows = "".join(f"| {name} | {value} |\n" for name, value in settings.items())
+    value = _of_plugin(f"{tag}/text_summary", "text", TextPluginData(version=0))
+    value.tensor.dtype = DT_STRING
+    value.tensor.tensor_shape.dim.add(size=1)
+    value.tensor.string_val.append(f"| setting | value |\n|---|---|\n{rows}".encode())
+    return value
+
+
+def _of_plugin(tag: str, name: str, data: Any) -> Any:
+    content = SummaryMetadata.PluginData(plugin_name=name, content=data.SerializeToString())
+    return Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=content))
 
 
 def _record(event: Any) -> bytes:

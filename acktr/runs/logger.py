@@ -8,11 +8,11 @@ import os
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from acktr.files import reason
+from acktr.files import flat, reason
 from acktr.runs.events import EventFile
 from acktr.runs.folder import RunError, RunFolder
 from acktr.runs.tables import WINDOW, Table
@@ -151,6 +151,11 @@ class RunLogger:
         point = {"eval/mean_reward": mean, "eval/mean_ep_length": length}
         if self._events is not None:
             self._events.add(timesteps, point | {f"eval/{k}": v for k, v in others.items()})
+
+    def describe(self, settings: Mapping[str, Any]) -> None:
+        """Record the settings of the run for TensorBoard, with its returns beside them."""
+        if self._events is not None:
+            self._events.describe(flat(settings), ("eval/mean_reward", "rollout/ep_rew_mean"))
 
     def flush(self) -> None:
         """Write all that waits to be written."""

@@ -68,6 +68,7 @@ class Opening:
             how = {"preset": self.source, **compute(self.trainer), "environment": self.facts}
             folder.write_json(folder.protocol, how)
             session = self._session(folder, held, None, None)
+            session.logger.describe(to_dict(self.config))
             session.checkpoint(required=True)
         return session
 

@@ -33,6 +33,8 @@ PANEL_INTERVAL = 0.25
 
 _BAR_WIDTH = 40
 
+_BLOCKS = "▁▂▃▄▅▆▇█"
+
 
 class Meter:
     """Speed and shares of time over a sliding window, so that estimates are stable."""
@@ -98,6 +100,15 @@ class Display:
         self._next = -math.inf
 
     @property
+    def draws(self) -> bool:
+        """Whether there is a panel in which block characters can be seen."""
+        try:
+            _BLOCKS.encode(getattr(self._stream, "encoding", None) or "ascii")
+        except (UnicodeError, LookupError):
+            return False
+        return self.live
+
+    @property
     def live(self) -> bool:
         """Whether there is a panel rather than lines."""
         return self._live is not None
@@ -144,6 +155,43 @@ class Display:
                 self._broken = True
 
 
+class Sparkline:
+    """A line of block characters from the values so far, which need little room however many.
+
+    Each character is the mean of as many values in a row; when there are too many of them for the
+    width, two become one.
+    """
+
+    def __init__(self, width: int = _BAR_WIDTH) -> None:
+        self._width = width
+        self._sums: list[float] = []
+        self._apart, self._count = 1, 0
+        """Values of a character, and those of the last one."""
+
+    def add(self, value: float) -> None:
+        """Take in a value; one that is not finite is left out."""
+        if not math.isfinite(value):
+            return
+        if not self._sums or self._count == self._apart:
+            if len(self._sums) == self._width:
+                pairs = zip(self._sums[::2], self._sums[1::2], strict=True)
+                self._sums, self._apart = [a + b for a, b in pairs], 2 * self._apart
+            self._sums.append(0.0)
+            self._count = 0
+        self._sums[-1] += value
+        self._count += 1
+
+    def __str__(self) -> str:
+        """The characters, from the lowest mean to the highest."""
+        if not self._sums:
+            return ""
+        means = [each / self._apart for each in self._sums[:-1]]
+        means.append(self._sums[-1] / self._count)
+        low, high = min(means), max(means)
+        scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0
+        return "".join(_BLOCKS[round((mean - low) * scale)] for mean in means)
+
+
 class Progress:
     """Shows how the training of a run goes, which begins now, on a :class:`Display`.
 
@@ -164,6 +212,15 @@ class Progress:
         self._clock = clock
         self._meter = Meter(clock(), start_timesteps)
         self._unseen: tuple[TrainStats, float | None] | None = None
+        self._curve = Sparkline()
+        self._last: tuple[float, int] | None = None
+        self._best: tuple[float, int] | None = None
+
+    def evaluated(self, mean: float, timesteps: int) -> None:
+        """Take in the mean return of an evaluation, for the panel."""
+        self._last = (mean, timesteps)
+        if self._best is None or mean > self._best[0]:
+            self._best = self._last
 
     def note(self, text: str) -> None:
         """Write a line (above the panel)."""
@@ -174,6 +231,8 @@ class Progress:
         times = {part: stats.metrics.get(f"time/{part}") for part in PARTS}
         seconds = {part: value for part, value in times.items() if value is not None}
         self._meter.add(self._clock(), stats.timesteps, seconds)
+        if ep_rew_mean is not None:
+            self._curve.add(ep_rew_mean)
         self._unseen = stats, ep_rew_mean
         if self._display.due():
             self._show()
@@ -206,11 +265,29 @@ class Progress:
         shares = self._meter.shares()
         if shares:
             fields["time"] = ", ".join(f"{part} {value:.0%}" for part, value in shares.items())
-        grid = Table.grid(padding=(0, 2))
-        for name, value in fields.items():
-            grid.add_row(Text(name, style="dim"), Text(value))
         line = "  ".join(f"{name} {value}" for name, value in fields.items())
+        grid = Table.grid(padding=(0, 2))
+        for name, value in (fields | self._more(stats)).items():
+            grid.add_row(Text(name, style="dim"), Text(value))
         self._display.show(line, stats.timesteps, self._total, grid)
+
+    def _more(self, stats: TrainStats) -> dict[str, str]:
+        """What a panel has room for besides the fields of a line."""
+        more = {}
+        if self._display.draws and str(self._curve):
+            more["curve"] = str(self._curve)
+        if self._last is not None and self._best is not None:
+            more["evaluation"] = f"{score(self._last[0])} at step {self._last[1]:,}"
+            more["best"] = f"{score(self._best[0])} at step {self._best[1]:,}"
+        entropy = stats.metrics.get("train/entropy_loss")
+        explained = stats.metrics.get("train/explained_variance")
+        if entropy is not None:
+            more["entropy"] = f"{-entropy:.3g}"
+        if explained is not None:
+            more["explained"] = f"{explained:.2f} of the returns' variance"
+        if failures := stats.metrics.get("kfac/failures"):
+            more["failures"] = f"{failures:.0f} decompositions, whose former ones were kept"
+        return more
 
 
 class Quiet(Progress):

@@ -321,6 +321,7 @@ class Session:
             trainer.timesteps, evaluation.returns, evaluation.lengths, recorded
         )
         self._evaluated = {trainer.timesteps: evaluation}
+        self.progress.evaluated(evaluation.mean, trainer.timesteps)
         return evaluation
 
     def _save(self, path: Path, score: float | None) -> None:

@@ -17,6 +17,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import (
     EventAccumulator,
 )
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from acktr.runs.folder import RunError, RunFolder
 from acktr.runs.logger import RunLogger
@@ -337,3 +338,25 @@ def test_names_are_no_formulas(folder: RunFolder) -> None:
         logger.write(dataclasses.replace(stats, timesteps=20, updates=2))
     assert [row["=cmd|' /C calc'!A0"] for row in read_table(folder.monitor).rows] == ["0.5", "0.5"]
     assert [row["r"] for row in read_table(folder.monitor).rows] == ["-1.0", "-1.0"]
+
+
+def test_tensorboard_has_the_settings(folder: RunFolder) -> None:
+    """As a text, and in the table of hyper-parameters, by TensorBoard's own reading."""
+    settings = {"gamma": 0.9, "compile": False, "network": {"hidden": [8, 4], "custom": None}}
+    with RunLogger(folder, "X-v0") as logger:
+        logger.describe(settings)
+        logger.write(update(1))
+    accumulator = EventAccumulator(str(folder.path)).Reload()
+    begun = accumulator.PluginTagToContent("hparams")["_hparams_/session_start_info"]
+    found = HParamsPluginData.FromString(begun).session_start_info.hparams
+    assert found["gamma"].number_value == 0.9 and found["compile"].bool_value is False
+    assert found["network.hidden"].string_value == "[8, 4]" and "network.custom" not in found
+    known = accumulator.PluginTagToContent("hparams")["_hparams_/experiment"]
+    experiment = HParamsPluginData.FromString(known).experiment
+    assert [info.name.tag for info in experiment.metric_infos] == [
+        *("eval/mean_reward", "rollout/ep_rew_mean"),
+    ]
+    assert {info.name for info in experiment.hparam_infos} == {*found}
+    (text,) = accumulator.Tensors("config/text_summary")
+    assert b"| gamma | 0.9 |" in text.tensor_proto.string_val[0]
+    assert "rollout/ep_rew_mean" in accumulator.Tags()["scalars"]

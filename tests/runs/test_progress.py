@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from acktr.runs.progress import Meter, Progress, score
+from acktr.runs.progress import Meter, Progress, Sparkline, score
 from acktr.train import TrainStats
 
 
@@ -175,3 +175,46 @@ def test_returns_have_digits_where_they_are_small() -> None:
     shown = {None: "-", 0.0: "0", 0.5642: "0.564", -7.25: "-7.25", 12.34: "12.3", 1e4: "10,000.0"}
     assert {value: score(value) for value in shown} == shown
     assert score(math.nan) == "nan"
+
+
+def test_a_sparkline_has_the_shape_of_its_values() -> None:
+    line = Sparkline(8)
+    assert str(line) == ""
+    for value in range(8):
+        line.add(value)
+    assert str(line) == "▁▂▃▄▅▆▇█"
+    line.add(math.nan)
+    for value in range(8, 1000):
+        line.add(value)
+    drawn = str(line)
+    assert 4 <= len(drawn) <= 8 and list(drawn) == sorted(drawn)
+    flat = Sparkline(8)
+    for _ in range(5):
+        flat.add(-3.0)
+    assert str(flat) == "▁▁▁▁▁"
+
+
+def test_a_panel_shows_evaluations_and_a_curve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal; without Unicode there is no curve."""
+    for encoding, has_curve in (("utf-8", True), ("ascii", False)):
+        stream = EncodedTerminal()
+        stream.named = encoding
+        monkeypatch.setenv("TERM", "xterm")
+        progress = Progress(100, stream=stream, clock=Clock())
+        progress.evaluated(20.0, 10)
+        progress.evaluated(15.0, 20)
+        progress.update(stats(20), 7.0)
+        progress.close()
+        shown = stream.getvalue()
+        assert "15.0 at step 20" in shown and "20.0 at step 10" in shown
+        assert ("▁" in shown) == has_curve
+
+
+class EncodedTerminal(Terminal):
+    """A terminal of an encoding."""
+
+    named = "utf-8"
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self.named

@@ -1,0 +1,220 @@
+"""Runs at a glance: a row for each, what sets two apart, and a card of one."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from acktr.config import ConfigError, from_dict, preset, refuse_imports, to_dict
+from acktr.files import flat, read_object
+from acktr.report.curves import read_columns
+from acktr.report.results import Result, read_result
+from acktr.report.tables import cell, markdown, number
+from acktr.runs.folder import RunFolder
+
+MARK = "<!-- written by acktr card -->"
+"""Line by which a card is known, so that nothing else is overwritten."""
+
+_OWN = ("env", "algo", "preset", "seed", "device")
+"""Settings that are in a run's name, or do not set it apart from its preset."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run at a glance."""
+
+    run: str
+    """Its folder."""
+    env: str
+    label: str
+    seed: int
+    finished: bool
+    """Whether it made all its steps and was evaluated."""
+    steps: int
+    """Environment steps made."""
+    total_steps: int
+    last100: float | None
+    """Mean return of the last 100 training episodes."""
+    evaluation: float | None
+    """Mean return of the last evaluation."""
+    best: float | None
+    """Mean return of the best evaluation."""
+    minutes: float | None
+    """Minutes of training."""
+    changed: Mapping[str, Any] | None
+    """Settings that are not the preset's; None where the preset is not known."""
+
+
+def row(run: Path) -> Row:
+    """A run at a glance.
+
+    Raises:
+        RunError, ValueError: A file of it is damaged; one line.
+    """
+    result = read_result(run)
+    means = [mean for _, mean in evaluations(run)]
+    return Row(
+        run=str(run),
+        env=result.env,
+        label=result.label,
+        seed=result.seed,
+        finished=result.finished,
+        steps=result.steps,
+        total_steps=result.total_steps,
+        last100=result.last100,
+        evaluation=means[-1] if means else None,
+        best=max(means, default=None),
+        minutes=result.minutes,
+        changed=changed(RunFolder.open(run).read_config()),
+    )
+
+
+def evaluations(run: Path) -> list[tuple[int, float]]:
+    """Steps and mean returns of a run's evaluations.
+
+    Raises:
+        ValueError: The file is damaged; one line.
+    """
+    path = RunFolder(run).evaluations
+    if not path.exists():
+        return []
+    rows = read_columns(path, "timesteps", "mean_reward").rows
+    try:
+        return [(int(each["timesteps"]), float(each["mean_reward"])) for each in rows]
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def changed(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Settings of a config.json that are not its preset's; None where that is not known."""
+    try:
+        stored = from_dict(config)
+        refuse_imports(stored)
+        base = preset(stored.env, stored.algo, stored.preset)[0]
+    except ConfigError:
+        return None
+    ours, theirs = flat(to_dict(stored)), flat(to_dict(base))
+    others = [name for name in ours | theirs if name not in _OWN]
+    return {name: ours.get(name) for name in others if ours.get(name) != theirs.get(name)}
+
+
+def rows_table(rows: Sequence[Row]) -> str:
+    """The rows as aligned text."""
+    head = ["run", "steps", "last 100", "evaluation", "best", "minutes", "changed from the preset"]
+    body = []
+    for each in rows:
+        part = "" if each.finished else f" ({each.steps / max(each.total_steps, 1):.0%})"
+        settings = "unknown"
+        if each.changed is not None:
+            settings = ", ".join(f"{name}={value}" for name, value in each.changed.items())
+        numbers = map(_number, (each.last100, each.evaluation, each.best, each.minutes))
+        body.append([each.run, f"{each.steps:,}{part}", *numbers, settings])
+    return aligned_text(head, body, words=(0, 6))
+
+
+def aligned_text(
+    head: Sequence[str], body: Sequence[Sequence[str]], words: Sequence[int] = (0,)
+) -> str:
+    """A table as text, words on the left of their columns and numbers on the right."""
+    lines = [head, *body]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    texts = []
+    for line in lines:
+        cells = (
+            text.ljust(width) if column in words else text.rjust(width)
+            for column, (text, width) in enumerate(zip(line, widths, strict=True))
+        )
+        texts.append("  ".join(cells).rstrip())
+    return "\n".join(texts)
+
+
+def rows_json(rows: Sequence[Row]) -> str:
+    """The rows as a JSON list."""
+    return json.dumps([asdict(each) for each in rows])
+
+
+def differences(one: Path, other: Path) -> list[tuple[str, str, str]]:
+    """Settings and versions in which two runs, or files of settings, differ; their values.
+
+    Raises:
+        RunError, ValueError: A file is missing or damaged; one line.
+    """
+    ours, theirs = _known(one), _known(other)
+    return [
+        (name, _value(ours, name), _value(theirs, name))
+        for name in ours | theirs
+        if _value(ours, name) != _value(theirs, name)
+    ]
+
+
+def _value(side: Mapping[str, Any], name: str) -> str:
+    return json.dumps(side[name]) if name in side else "-"
+
+
+def _known(path: Path) -> dict[str, Any]:
+    """Settings of a run or a file, and the versions of a run."""
+    if path.is_file():
+        return flat(read_object(path))
+    folder = RunFolder.open(path)
+    versions = read_object(folder.versions) if folder.versions.exists() else {}
+    return flat(folder.read_config()) | {f"versions.{k}": v for k, v in versions.items()}
+
+
+def card(run: Path) -> str:
+    """A page about a run in the form of model cards: what it is, its scores, how to use it.
+
+    Raises:
+        RunError, ValueError: A file of it is damaged; one line.
+    """
+    result, settings = read_result(run), changed(RunFolder.open(run).read_config())
+    lines = [
+        *_front_matter(result),
+        "",
+        MARK,
+        "",
+        f"# {cell(result.algo.upper())} in {cell(result.env)}",
+    ]
+    lines += ["", f"Trained by [acktr](https://pypi.org/project/acktr) for {result.steps:,} of"]
+    lines += [f"{result.total_steps:,} environment steps, seed {result.seed}.", ""]
+    scores = [["mean of the last 100 training episodes", _number(result.last100)]]
+    for steps, mean in evaluations(run)[-1:]:
+        scores.append([f"evaluation at step {steps:,}", _number(mean)])
+    lines.append(markdown(["return", "mean"], scores))
+    if settings:
+        lines.append("Settings besides the preset:\n")
+        rows = [[cell(name), cell(json.dumps(value))] for name, value in settings.items()]
+        lines.append(markdown(["setting", "value"], rows, left=2))
+    versions = [[cell(name), cell(value)] for name, value in result.versions.items()]
+    if versions:
+        lines.append(markdown(["made with", "version"], versions, left=2))
+    lines += ["```python", f"from acktr import {result.algo.upper()}", ""]
+    lines += [f'agent = {result.algo.upper()}.load("checkpoints/last")  # in this folder', "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _front_matter(result: Result) -> list[str]:
+    """What the Hugging Face Hub reads; JSON texts are YAML."""
+    env = json.dumps(result.env)
+    lines = ["---", "library_name: acktr", "tags:", f"- {env}", "- reinforcement-learning"]
+    lines += ["- deep-reinforcement-learning", f"- {json.dumps(result.algo)}"]
+    if result.final is not None:
+        value = json.dumps(f"{result.final.mean:.2f} +/- {result.final.std:.2f}")
+        kind = "reinforcement-learning"
+        lines += ["model-index:", f"- name: {json.dumps(result.algo)}", "  results:", "  - task:"]
+        lines += [
+            f"      type: {kind}",
+            f"      name: {kind}",
+            "    dataset:",
+            f"      name: {env}",
+        ]
+        lines += [f"      type: {env}", "    metrics:", "    - type: mean_reward"]
+        lines += [f"      value: {value}", "      name: mean_reward", "      verified: false"]
+    return [*lines, "---"]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else number(value)
