@@ -55,6 +55,25 @@ def test_presets_go_by_exact_id_then_family_then_default() -> None:
     assert "Pixels family" in preset("module:Pixels/Mine-v0")[1]
 
 
+@pytest.mark.parametrize("sigma", [0.5, "adaptive"])
+def test_value_sigma_is_a_number_or_adaptive(sigma: float | str) -> None:
+    config = merge(preset("PongNoFrameskip-v4")[0], {"acktr": {"value_sigma": sigma}})
+    assert config.acktr.value_sigma == sigma
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+@pytest.mark.parametrize("sigma", ["auto", "0.5", 0, None, True])
+def test_other_value_sigmas_are_refused(sigma: object) -> None:
+    with pytest.raises(ConfigError, match="value_sigma must be"):
+        merge(preset("PongNoFrameskip-v4")[0], {"acktr": {"value_sigma": sigma}})
+
+
+def test_a_separate_critic_has_a_fisher_of_its_own() -> None:
+    merge(preset("PongNoFrameskip-v4")[0], {"acktr": {"value_fisher": False}})
+    with pytest.raises(ConfigError, match=r"network\.shared must be true"):
+        merge(preset("Hopper-v5")[0], {"acktr": {"value_fisher": False}})
+
+
 def test_swimmer_has_a_preset_of_its_own() -> None:
     own, line = preset("Swimmer-v5")
     shared, other = preset("Swimmer-v5", name="family")

@@ -9,6 +9,7 @@ KL of at most kl_clip / 2.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -37,13 +38,15 @@ from acktr.algorithms.objectives import (
     ValueObjective,
 )
 from acktr.compute import joined, restore_generator
-from acktr.config import Config, LearningRate, SampledKFACConfig, rate_at
+from acktr.config import Config, ConfigError, LearningRate, SampledKFACConfig, rate_at
 from acktr.kfac import KFAC, DiagonalGaussian, KFACConfig, Ranks, Stopwatch
 from acktr.policies import ActionHead, ActorCritic, Outputs, as_outputs, mode
 from acktr.rollout import Batch, outputs_of
 from acktr.tree import Observed
 
 _MIN_ADAPTED_LR = 1e-8
+_VARIANCE_DECAY = 0.99
+_LEAST_VARIANCE = 1e-4
 _SCHEDULE_HORIZON = 1.1
 """Fraction of training at which the linear schedule would reach 0 (Baselines)."""
 
@@ -120,7 +123,10 @@ class ACKTRLearner:
         self._dtype = next(network.parameters()).dtype
         settings = config.acktr
         self._lr = settings.actor.lr
+        self._variance = self._variance_weight = 0.0
         self.critic: KFAC | FirstOrderCritic | None = None
+        if network.own and not settings.value_fisher:
+            raise ConfigError("acktr.value_fisher=false is for the built-in networks")
         if network.shared:
             radii = (settings.actor.kl_clip, *[settings.critic.kl_clip] * (1 + len(self.auxiliary)))
             self._policy_step = self._kfac_step(network, settings.actor, radii)
@@ -181,11 +187,15 @@ class ACKTRLearner:
         if self.learning_rate is not None:
             lr = rate_at(self.learning_rate, progress)
         self.actor.lr = lr
+        if settings.value_sigma == "adaptive":
+            self._follow_variance(batch)
         with mode(self.network, training=True):
             tensors = {} if self.network.shared else self._critic_step(batch)
             tensors |= self._policy_update(batch)
         metrics = to_floats(tensors)
         metrics["train/learning_rate"] = lr
+        if settings.value_sigma == "adaptive":
+            metrics["train/value_sigma"] = self.value_sigma
         if settings.target_kl is not None:
             self._lr = adapt_lr(lr, metrics["train/approx_kl"], settings.target_kl)
         for prefix, curvature in self._curvatures.items():
@@ -204,7 +214,7 @@ class ACKTRLearner:
         given = (self.head, batch, self.config, self.generator, self._dtype)
         objective: Objective
         if shared or extra:
-            objective = JointObjective(*given, extra, value=shared)
+            objective = JointObjective(*given, extra, self.value_sigma if shared else None)
         else:
             objective = PolicyObjective(*given)
         acted = self._outputs(batch, slice(None)) if self.network.modal else None
@@ -219,7 +229,7 @@ class ACKTRLearner:
             return value_metrics(self.critic.fit(batch), batch)
         means: dict[str, Tensor] = {}
         for _ in range(self.config.acktr.critic_steps):
-            objective = ValueObjective(batch, self.config, self.generator, self._dtype)
+            objective = ValueObjective(batch, self.value_sigma, self.generator, self._dtype)
             means, _ = self._value_step(objective, batch.observations, batch.share)
         terms = value_metrics(means["value_loss"], batch)
         last = self._value_step.optimizer.last_step
@@ -253,7 +263,7 @@ class ACKTRLearner:
         old = self.head.make(before[0][rows], part_of(batch.masks, rows))
         measured = {"train/approx_kl": average(old.kl(after[0]), weights)}
         if self.network.shared:
-            change = (after[1] - before[1][rows]) / self.config.acktr.value_sigma
+            change = (after[1] - before[1][rows]) / self.value_sigma
             measured["train/value_kl"] = 0.5 * average(change.square(), weights)
         measured = over_ranks(batch, measured, len(after[0]))
         terms = {
@@ -267,6 +277,31 @@ class ACKTRLearner:
             terms["train/trust_scale_actor"] = self.actor.last_step.scale
             terms["train/quadratic_actor"] = self.actor.last_step.quadratic
         return terms
+
+    @property
+    def value_sigma(self) -> float:
+        """Standard deviation of the value's observation model, in this update or the last one."""
+        given = self.config.acktr.value_sigma
+        if isinstance(given, str):
+            mean_square = self._variance / self._variance_weight
+            return math.sqrt(max(mean_square, _LEAST_VARIANCE))
+        return given
+
+    def _follow_variance(self, batch: Batch) -> None:
+        """Take mean((R - V)^2), of values of before the update, into its running average.
+
+        The average weighs earlier batches by 0.99 each; it begins with the first one.
+
+        Raises:
+            ConfigError: The batch has no values.
+        """
+        if batch.values is None:
+            raise ConfigError("acktr.value_sigma=adaptive needs the batch's values, of V before it")
+        squares = {"": average((batch.returns - batch.values).square(), batch.weights)}
+        square = float(over_ranks(batch, squares)[""])
+        decay = _VARIANCE_DECAY
+        self._variance = decay * self._variance + (1 - decay) * square
+        self._variance_weight = decay * self._variance_weight + 1 - decay
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -287,6 +322,7 @@ class ACKTRLearner:
             "actor": self.actor.state_by_name(),
             "critic": critic,
             "lr": self._lr,
+            "value_variance": [self._variance, self._variance_weight],
             "generator": self.generator.get_state(),
         }
 
@@ -298,4 +334,6 @@ class ACKTRLearner:
         if self.critic is not None:
             self.critic.load_state_dict(state["critic"])
         self._lr = float(state["lr"])
+        saved = state.get("value_variance", [0.0, 0.0])  # which earlier versions did not write
+        self._variance, self._variance_weight = map(float, saved)
         restore_generator(self.generator, state["generator"])

@@ -115,17 +115,24 @@ class ValueObjective:
 
     Args:
         batch: The samples; the values are the only output.
-        config: Settings: sigma is acktr.value_sigma.
+        sigma: Standard deviation of the observation model.
         generator: Source of the noise, on the network's device.
         dtype: Type of the output.
+        fisher: Whether the distribution counts: else its Fisher matrix is 0.
     """
 
     def __init__(
-        self, batch: Batch, config: Config, generator: torch.Generator, dtype: torch.dtype
+        self,
+        batch: Batch,
+        sigma: float,
+        generator: torch.Generator,
+        dtype: torch.dtype,
+        fisher: bool = True,
     ) -> None:
         self._returns = batch.returns
         self._weights = batch.weights
-        self._sigma = config.acktr.value_sigma
+        self._sigma = sigma
+        self._counts = fisher
         self.plain = batch.weights is None
         device = generator.device
 
@@ -146,11 +153,15 @@ class ValueObjective:
 
     def fisher(self, outputs: Outputs, rows: slice) -> Tensor:
         """Sum of -log p of values sampled from N(V, sigma^2)."""
+        if not self._counts:
+            return outputs[0].sum() * 0.0  # of which the layers of the value learn that it is 0
         dist = Gaussian(outputs[0][:, None], self._sigma)
         return -dist.log_prob(dist.sample(self._noise[rows])).sum()
 
     def metric(self, outputs: Outputs, rows: slice) -> Metric:
         """t^2 / sigma^2."""
+        if not self._counts:
+            return lambda tangent: torch.zeros_like(tangent)
         dist = Gaussian(outputs[0].detach()[:, None], self._sigma)
         return _weighted(
             lambda tangent: dist.fisher_quadratic(tangent[:, None]), self.weights(rows)
@@ -177,7 +188,7 @@ class JointObjective:
         generator: Source of the noise, on the network's device.
         dtype: Type of the outputs.
         auxiliary: Auxiliary losses by name, whose outputs come last.
-        value: Whether V is the second output.
+        sigma: That of the value, which is the second output; None: it is not.
     """
 
     def __init__(
@@ -188,14 +199,15 @@ class JointObjective:
         generator: torch.Generator,
         dtype: torch.dtype,
         auxiliary: Mapping[str, Auxiliary] | None = None,
-        value: bool = True,
+        sigma: float | None = 1.0,
     ) -> None:
         drawn: list[PolicyObjective | ValueObjective] = [
             PolicyObjective(head, batch, config, generator, dtype)
         ]
         coefficients = [1.0]
-        if value:
-            drawn.append(ValueObjective(batch, config, generator, dtype))
+        if sigma is not None:
+            counts = config.acktr.value_fisher
+            drawn.append(ValueObjective(batch, sigma, generator, dtype, counts))
             coefficients.append(config.vf_coef)
         more = [AuxiliaryObjective(name, each, batch) for name, each in (auxiliary or {}).items()]
         self._drawn, self._weights = drawn, batch.weights

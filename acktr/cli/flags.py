@@ -39,7 +39,9 @@ FLAGS: Mapping[str, tuple[str, ...]] = {
             """shared hidden critic-hidden activation critic-activation trunk policy-gain
             log-std-init channels memory memory-width memory-window custom""",
         ),
-        *_group("acktr.", "critic-steps critic-optimizer target-kl value-sigma lr-schedule"),
+        *_group(
+            "acktr.", "critic-steps critic-optimizer target-kl value-sigma value-fisher lr-schedule"
+        ),
         *_group("acktr.actor.", _KFAC),
         *_group("acktr.critic.", _KFAC),
         *_group("acktr.first-order.", _CRITIC),

@@ -194,5 +194,6 @@ def _is_union(hint: Any) -> bool:
 
 
 def _is_word(value: Any, kinds: tuple[Any, ...]) -> bool:
-    """Whether a value of a union is None or the word auto rather than of the first kind."""
-    return (value is None and type(None) in kinds) or (value == "auto" and Literal["auto"] in kinds)
+    """Whether a value of a union is None or a word such as auto rather than of the first kind."""
+    words = [word for kind in kinds if typing.get_origin(kind) is Literal for word in kind.__args__]
+    return (value is None and type(None) in kinds) or (isinstance(value, str) and value in words)

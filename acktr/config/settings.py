@@ -149,8 +149,12 @@ class ACKTRConfig(Checked):
     """A separate critic's fit without K-FAC: Adam, or SGD for the Euclidean norm."""
     target_kl: Positive | None = None
     """KL per update to which the actor's lr adapts by factors of 1.5, in place of the schedule."""
-    value_sigma: Positive = 1.0
-    """Standard deviation of the critic's Gaussian observation model; its Fisher is 1/sigma^2."""
+    value_sigma: Positive | Literal["adaptive"] = 1.0
+    """Standard deviation of the critic's Gaussian observation model, whose Fisher is 1/sigma^2;
+    adaptive: the running root mean square of R - V before each update (adaptive Gauss-Newton)."""
+    value_fisher: bool = True
+    """Whether the value is part of a shared network's Fisher; without it the Fisher is the
+    policy's, and the value's gradient is divided by the damping where the policy's is 0."""
     lr_schedule: Schedule = "linear"
     """Schedule of the actor's lr over total_timesteps."""
 
@@ -268,6 +272,11 @@ class Config(Checked):
         if self.algo == "acktr" and self.network.shared and self.acktr.critic_optimizer != "kfac":
             raise ConfigError(
                 "acktr.critic_optimizer applies to a separate critic: network.shared must be false"
+            )
+        if self.algo == "acktr" and not self.network.shared and not self.acktr.value_fisher:
+            raise ConfigError(
+                "acktr.value_fisher=false leaves the value out of a shared network's Fisher:"
+                " network.shared must be true"
             )
         if self.network.memory != "none":
             check_recurrent(self)

@@ -105,8 +105,8 @@ def test_exact_quadratic_equals_the_dense_fisher(space: str, shared: bool) -> No
         fisher += jacobian[row].mT @ h @ jacobian[row] / len(data)
     direction = {name: torch.randn_like(p) for name, p in named.items()}
     flat = torch.cat([direction[name].flatten() for name in named])
-    kind = JointObjective if shared else PolicyObjective
-    objective: Objective = kind(agent.head, data, agent.config, agent.generator, flat.dtype)
+    given = (agent.head, data, agent.config, agent.generator, flat.dtype)
+    objective: Objective = JointObjective(*given, None, 0.7) if shared else PolicyObjective(*given)
     whole = slice(0, len(data))
     loss, _ = objective.loss(as_outputs(network(data.observations)), whole)
     expected = torch.autograd.grad(loss, list(network.parameters()))
@@ -123,12 +123,78 @@ def test_value_noise_has_fisher_one_over_sigma_squared(sigma: float) -> None:
     values = torch.zeros(200_000, requires_grad=True)
     data = Batch(*[values.detach()] * 5)
     draw = torch.Generator().manual_seed(0)
-    config = configuration(shared=True, acktr={"value_sigma": sigma})
-    objective = ValueObjective(data, config, draw, values.dtype)
+    objective = ValueObjective(data, sigma, draw, values.dtype)
     loss = objective.fisher((values,), slice(None))
     (score,) = torch.autograd.grad(loss, values)
     error = score.square().std() / len(score) ** 0.5
     assert abs(score.square().mean() - 1 / sigma**2) <= 4 * error
+
+
+@pytest.mark.parametrize("structure", ["kfac", "cholesky"])
+@pytest.mark.parametrize("quadratic", ["kronecker", "exact"])
+def test_without_its_fisher_the_value_moves_by_its_gradient_over_the_damping(
+    structure: str, quadratic: str
+) -> None:
+    """Both with plain and with factored damping, whose ratio of traces goes to its bound."""
+    kfac = {"structure": structure, "quadratic": quadratic, "kl_clip": None, "lr": 0.1}
+    config = configuration(shared=True, kfac=kfac, acktr={"value_fisher": False})
+    agent = learner("discrete", config)
+    data, weight = batch(agent), agent.network.value.weight
+    before = weight.detach().clone()
+    loss = config.vf_coef * (agent.network(data.observations)[1] - data.returns).square().mean()
+    (gradient,) = torch.autograd.grad(loss, weight)
+    agent.update(data, progress=0.0)
+    torch.testing.assert_close(weight.detach(), before - 0.1 * gradient / 1e-3, rtol=1e-6, atol=0)
+
+
+def test_without_its_fisher_the_value_costs_nothing() -> None:
+    """The exact form of a shared network is that of its policy alone."""
+    agent = learner("discrete", configuration(shared=True, acktr={"value_fisher": False}))
+    data = batch(agent)
+    given = (agent.head, data, agent.config, agent.generator, torch.float64)
+    outputs = as_outputs(agent.network(data.observations))
+    tangents = [torch.randn_like(output) for output in outputs]
+    whole = slice(0, len(data))
+    alone = PolicyObjective(*given).metric(outputs[:1], whole)(tangents[0])
+    assert torch.equal(JointObjective(*given).metric(outputs, whole)(*tangents), alone)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_adaptive_sigma_follows_the_error_of_the_values(shared: bool) -> None:
+    """The bias-corrected average of mean((R - V)^2) with decay 0.99, also after a resume."""
+    config = configuration(shared=shared, acktr={"value_sigma": "adaptive"})
+    agent = learner("discrete", config)
+    weights: list[float] = []
+    squares: list[Tensor] = []
+    for number in range(4):
+        data = batch(agent, seed=number)
+        data = dataclasses.replace(data, returns=data.values + (number + 1) * data.advantages)
+        if number == 2:
+            state = copy.deepcopy(agent.state_dict())
+            agent = learner("discrete", config)
+            agent.load_state_dict(state)
+        metrics = agent.update(data, progress=0.0)
+        squares.append((data.returns - data.values).square().mean())
+        weights = [*(0.99 * weight for weight in weights), 0.01]
+        mean = sum(w * s for w, s in zip(weights, squares, strict=True)) / sum(weights)
+        assert metrics["train/value_sigma"] == pytest.approx(float(mean) ** 0.5, rel=1e-12)
+    with pytest.raises(ConfigError, match="needs the batch's values"):
+        agent.update(dataclasses.replace(data, values=None), progress=0.0)
+
+
+def test_adaptive_sigma_has_a_floor_and_is_the_sigma_of_the_step() -> None:
+    """An update with it equals one with the number that it had; 0.01 is the least."""
+    config = configuration(shared=True, acktr={"value_sigma": "adaptive"})
+    agent = learner("discrete", config)
+    data = batch(agent)
+    sigma = agent.update(data, progress=0.0)["train/value_sigma"]
+    fixed = learner("discrete", configuration(shared=True, acktr={"value_sigma": sigma}))
+    fixed.update(data, progress=0.0)
+    pairs = zip(agent.network.parameters(), fixed.network.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+    exact = learner("discrete", config)
+    known = dataclasses.replace(data, returns=data.values)
+    assert exact.update(known, progress=0.0)["train/value_sigma"] == 0.01
 
 
 @pytest.mark.parametrize("space", ACTIONS)
@@ -152,10 +218,15 @@ def test_critic_step_respects_the_same_trust_region() -> None:
     assert change.square().mean() / 0.5**2 == pytest.approx(1e-4, rel=0.02)
 
 
-def test_joint_step_matches_a_reference_with_dense_algebra() -> None:
-    """One shared step equals gradient, Kronecker inverse and rescale written out by hand."""
+@pytest.mark.parametrize("counts", [True, False])
+def test_joint_step_matches_a_reference_with_dense_algebra(counts: bool) -> None:
+    """One shared step equals gradient, Kronecker inverse and rescale written out by hand.
+
+    Without the value in the Fisher matrix its sampled score is 0.
+    """
     settings = {"kfac": {"quadratic": "kronecker", "lr": 0.1}, "ent_coef": 0.02, "vf_coef": 0.3}
-    agent = learner("gaussian", configuration(shared=True, **settings))
+    config = configuration(shared=True, acktr={"value_fisher": counts}, **settings)
+    agent = learner("gaussian", config)
     data = batch(agent)
     network = agent.network
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
@@ -166,7 +237,7 @@ def test_joint_step_matches_a_reference_with_dense_algebra() -> None:
     mean, log_std = parameters.chunk(2, -1)
     noise = torch.randn(mean.shape, generator=reference)
     score_mean = noise / log_std.exp()
-    score_value = torch.randn(values.shape, generator=reference)
+    score_value = counts * torch.randn(values.shape, generator=reference)
     hidden = torch.tanh(data.observations @ before["trunk.1.weight"].mT + before["trunk.1.bias"])
     ones = torch.ones(len(data), 1)
     backward = score_mean @ before["policy.linear.weight"]
