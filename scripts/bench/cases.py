@@ -21,7 +21,7 @@ _PEERS = {"sb3-a2c": "SB3 A2C", "sb3-ppo": "SB3 PPO", "sb3-trpo": "SB3-contrib T
 _BATCH_STEPS = (5, 20, 80)
 _MICRO_BATCH = 640
 
-Kind = Literal["training", "environment", "compute", "atari peer", "mujoco peer", "kfac"]
+Kind = Literal["training", "environment", "compute", "atari peer", "mujoco peer", "kfac", "drawing"]
 NEEDS = {
     "atari peer": ("stable_baselines3", "sb3_contrib", "cv2"),
     "mujoco peer": ("stable_baselines3", "sb3_contrib"),
@@ -38,7 +38,7 @@ class Case:
     what: str
     """For the reader."""
     kind: Kind
-    """Training, random actions alone, computation alone, a peer, or K-FAC beside SGD."""
+    """Training, random actions alone, computation alone, a peer, K-FAC beside SGD, or pictures."""
     env: str = ""
     """Environment id; not used by ``kfac``."""
     num_envs: int = 0
@@ -46,7 +46,7 @@ class Case:
     num_steps: int = 0
     """Steps of each environment per update."""
     settings: dict[str, Any]
-    """Our configuration, the peer's values, or those of the problem for K-FAC."""
+    """Our configuration, the peer's values, or those of the problem for K-FAC and pictures."""
 
     @property
     def batch(self) -> str:
@@ -160,6 +160,28 @@ def _kfac() -> list[Case]:
     ]
 
 
+def _pixels() -> list[Case]:
+    """Pictures alone, ours and Gymnasium's, and training at two sizes."""
+    drawing = [
+        Case(
+            key=f"drawing-{env}-{size}-{by}",
+            what=f"{size} x {size}, {'Gymnasium' if by == 'gymnasium' else by}",
+            kind="drawing",
+            env=f"Pixels/{env}",
+            settings={"size": size, "by": by},
+        )
+        for env in (*_ROBOTS[:2], _ROBOT, "Reacher-v5")
+        for size in (64, 84)
+        for by in ("ours", "gymnasium")
+    ]
+    trainings = []
+    for key, size in ((BASELINE, 64), ("acktr-84", 84)):
+        chosen = merge(preset(f"Pixels/{_ROBOT}")[0], {"pixels": {"size": size}})
+        trainings.append(_training(key, f"ACKTR, {size} x {size}", chosen))
+    a2c = _training("a2c", "A2C, 64 x 64", preset(f"Pixels/{_ROBOT}", "a2c")[0])
+    return [*drawing, *trainings, a2c, *limits(trainings[:1])]
+
+
 def _training(key: str, what: str, config: Config) -> Case:
     return Case(
         key=key,
@@ -194,5 +216,6 @@ SUITES: dict[str, Callable[[], list[Case]]] = {
     "mujoco": _mujoco,
     "kfac": _kfac,
     "batch": _batch,
+    "pixels": _pixels,
 }
 """The cases of a report, in the order in which they are measured."""

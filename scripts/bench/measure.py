@@ -63,6 +63,10 @@ def measure(case: Case, timing: Timing) -> dict[str, Any]:
         from scripts.bench.kfac import measure_kfac
 
         return measure_kfac(case, timing)
+    if case.kind == "drawing":
+        from scripts.bench.drawing import measure_drawing
+
+        return measure_drawing(case, timing)
     if case.kind in ("atari peer", "mujoco peer"):
         from scripts.bench.peers import measure_peer
 

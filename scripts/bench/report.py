@@ -95,6 +95,7 @@ def results(
             for case in done
             if case.kind == "kfac"
         ],
+        "drawing": [_drawn(case, found) for case in done if case.kind == "drawing"],
         "skipped": [{"what": named[key].what, "why": why} for key, why in skipped.items()],
         "failed": [
             {"what": named[key].what, "env": named[key].env, "why": each["failure"]}
@@ -120,6 +121,18 @@ def _row(case: Case, found: Mapping[str, Any], named: Mapping[str, Case]) -> dic
         "peak_mib": mine["peak_mib"],
         "shares": mine.get("shares"),
         "settings": case.settings,
+    }
+
+
+def _drawn(case: Case, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Pictures per second; the ratio is to Gymnasium's of the same size."""
+    other = found.get(f"drawing-{case.env.partition('/')[2]}-{case.settings['size']}-gymnasium")
+    mine = found[case.key]
+    return {
+        "what": case.what,
+        "env": case.env,
+        "pictures_per_second": summary(mine["rates"]),
+        "ratio": None if other is None else rate(mine) / rate(other),
     }
 
 
@@ -165,6 +178,8 @@ def markdown(document: Mapping[str, Any]) -> str:
         parts += ["## Where the time goes\n", _SHARES, share_table(shared)]
     if document["limits"]:
         parts += ["## Distance to the limit\n", _LIMITS, _limit_table(document["limits"])]
+    if document["drawing"]:
+        parts += ["## Pictures\n", _DRAWING, _drawing_table(document["drawing"])]
     for each in document["supervised"]:
         parts += _kfac(each, timing)
     missing = [f"- {e['what']}: skipped, {e['why']}\n" for e in document["skipped"]]
@@ -189,6 +204,12 @@ Steps per second: the same vector environment with random actions and nothing el
 fixed observations and learning from a fixed batch without environments; both in turn, \
 1 / (1/environments + 1/computation); and the training above, which is bounded by that unless a \
 group of environments is stepped while the policy acts for another.
+"""
+
+
+_DRAWING = """\
+Pictures per second that one core draws, of a robot that moves every tenth time; the ratio is to \
+Gymnasium's own renderer, by the same camera where it follows the robot.
 """
 
 
@@ -243,6 +264,15 @@ def _limit_table(limits: Sequence[Mapping[str, Any]]) -> str:
         ends = [f"{each['limit']:,.0f}", f"{each['achieved']:,.0f}", f"{100 * each['part']:.1f} %"]
         body.append([each["what"], each["env"], each["batch"], *alone, *ends])
     return table(head, body, left=2)
+
+
+def _drawing_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Pictures per second, and how many times Gymnasium's."""
+    body = []
+    for row in rows:
+        ratio = "" if row["ratio"] is None else f"{row['ratio']:.1f}"
+        body.append([row["what"], row["env"], _rate(row["pictures_per_second"]), ratio])
+    return table(["what", "environment", "pictures/s", "ratio"], body, left=2)
 
 
 def _rate(found: Mapping[str, Any]) -> str:

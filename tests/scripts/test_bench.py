@@ -19,10 +19,11 @@ import pytest
 import torch
 
 from acktr.config import Config, ConfigError, from_dict, preset
-from acktr.envs import make_vec
+from acktr.envs import EnvError, make_vec, rendering
 from scripts.bench import cases, runner
 from scripts.bench.__main__ import main
 from scripts.bench.cases import SUITES, Case, Timing
+from scripts.bench.drawing import measure_drawing
 from scripts.bench.kfac import measure_kfac
 from scripts.bench.measure import (
     Windows,
@@ -33,7 +34,7 @@ from scripts.bench.measure import (
     shares,
 )
 from scripts.bench.peers import measure_peer
-from scripts.bench.report import PARTS
+from scripts.bench.report import PARTS, rate, results
 from scripts.bench.runner import turns
 
 SCRIPT = Path(__file__).resolve()
@@ -170,6 +171,26 @@ def test_atari_peers_are_timed(peer: str) -> None:
         values["model"]["batch_size"] = 8
     result = measure_peer(dataclasses.replace(found, num_envs=2, num_steps=4), TINY)
     assert len(result["rates"]) == 3 and min(result["rates"]) > 0
+
+
+def test_pictures_are_counted_and_compared() -> None:
+    try:
+        rendering.choose_backend()
+    except EnvError:
+        pytest.skip("no EGL and no OSMesa here")
+    made = named("pixels")
+    pair = [made[f"drawing-Reacher-v5-64-{by}"] for by in ("ours", "gymnasium")]
+    found = {
+        case.key: measure_drawing(
+            dataclasses.replace(case, settings={**case.settings, "size": 16}), TINY
+        )
+        for case in pair
+    }
+    assert all(len(each["rates"]) == 3 and min(each["rates"]) > 0 for each in found.values())
+    ours, gymnasiums = results(pair, found, {})["drawing"]
+    assert ours["what"] == "64 x 64, ours" and ours["env"] == "Pixels/Reacher-v5"
+    assert ours["ratio"] == rate(found[pair[0].key]) / rate(found[pair[1].key])
+    assert gymnasiums["ratio"] == 1
 
 
 @pytest.mark.parametrize("name", ["atari", "mujoco"])
