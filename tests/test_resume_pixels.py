@@ -58,5 +58,5 @@ def test_another_renderer_starts_new_episodes(
 
 @pytest.mark.slow
 def test_killed_processes_leave_the_same_files(tmp_path: Path) -> None:
-    settings = "--num-envs 4 --num-steps 32 --total-timesteps 4096 --checkpoint-freq 512"
+    settings = "--num-envs 4 --num-steps 32 --total-timesteps 2560 --checkpoint-freq 256"
     require_killed_is_the_same(HOPPER, f"{settings} --pixels.size 36", tmp_path)

@@ -125,13 +125,13 @@ def _row(case: Case, found: Mapping[str, Any], named: Mapping[str, Case]) -> dic
 
 
 def _drawn(case: Case, found: Mapping[str, Any]) -> dict[str, Any]:
-    """Pictures per second; the ratio is to Gymnasium's of the same size."""
+    """Steps with a picture per second; the ratio is to Gymnasium's of the same size."""
     other = found.get(f"drawing-{case.env.partition('/')[2]}-{case.settings['size']}-gymnasium")
     mine = found[case.key]
     return {
         "what": case.what,
         "env": case.env,
-        "pictures_per_second": summary(mine["rates"]),
+        "steps_per_second": summary(mine["rates"]),
         "ratio": None if other is None else rate(mine) / rate(other),
     }
 
@@ -208,8 +208,8 @@ group of environments is stepped while the policy acts for another.
 
 
 _DRAWING = """\
-Pictures per second that one core draws, of a robot that moves every tenth time; the ratio is to \
-Gymnasium's own renderer, by the same camera where it follows the robot.
+Steps per second of one core, with random actions and a picture each; the ratio is to Gymnasium's \
+own renderer, by the same camera where it follows the robot.
 """
 
 
@@ -267,12 +267,12 @@ def _limit_table(limits: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _drawing_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Pictures per second, and how many times Gymnasium's."""
+    """Steps with a picture per second, and how many times Gymnasium's."""
     body = []
     for row in rows:
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.1f}"
-        body.append([row["what"], row["env"], _rate(row["pictures_per_second"]), ratio])
-    return table(["what", "environment", "pictures/s", "ratio"], body, left=2)
+        body.append([row["what"], row["env"], _rate(row["steps_per_second"]), ratio])
+    return table(["what", "environment", "steps/s", "ratio"], body, left=2)
 
 
 def _rate(found: Mapping[str, Any]) -> str:
