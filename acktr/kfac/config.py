@@ -24,7 +24,7 @@ class KFACConfig:
 
     lr: float = 1.0
     """Largest step size (eta_max); the trust region can only shorten the step."""
-    kl_clip: float | tuple[float | None, ...] | None = 1.0
+    kl_clip: float | tuple[float | None, ...] | None = 0.3
     """c = 2 delta: the step is scaled so that lr^2 q <= c, a predicted KL of at most c/2.
 
     A tuple has one c for each part of a SumLoss, such as policy and value, and None for no bound;

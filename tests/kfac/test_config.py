@@ -59,7 +59,7 @@ def test_a_setting_that_is_given_changes_no_other() -> None:
 def test_the_defaults_are_those_of_supervised_learning() -> None:
     assert asdict(KFACConfig()) == asdict(KFACConfig.for_rl()) | {
         "lr": 1.0,
-        "kl_clip": 1.0,
+        "kl_clip": 0.3,
         "damping": 0.001,
         "structure": "cholesky",
         "stat_decay": 0.8,
