@@ -57,7 +57,8 @@ NEEDS = {"soap": "heavyball"}
 
 _MOST_STATISTICS = 4
 """Statistics of the tuned K-FACs come from 1/k of a batch, in a forward pass of its own."""
-_TUNED = KFACConfig(stat_interval=1, stat_decay=0.9)
+_TUNED = KFACConfig(stat_interval=1, stat_decay=0.9, kl_clip=1.0)
+"""Every setting has a kl_clip and a damping of its own; these name the runs that were made."""
 _LEAST_DAMPING = {"autoencoder": 1e-3, "convnet": 1e-3, "transformer": 1e-3}
 
 
