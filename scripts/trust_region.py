@@ -257,7 +257,7 @@ def _study(argv: Sequence[str]) -> int:
         f"Command: `{command_line('trust_region', argv)}`",
         "",
         markdown(_HEADINGS, map(_summary, groups)),
-        "Default: KFACConfig(), kl_clip 1. Short steps: ACKTR's numbers, kl_clip 0.001, with q"
+        f"Default: KFACConfig(), kl_clip {KFACConfig().kl_clip:g}. Short steps: ACKTR's numbers, kl_clip 0.001, with q"
         " corrected or by the Kronecker factors alone. New batches at every step, seed 0,"
         " float32. Only steps that the trust region shortens count. Measured: steps with an exact"
         " form.",

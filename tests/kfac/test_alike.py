@@ -61,17 +61,17 @@ def run(model: nn.Module, width: int, structure: Any, **settings: Any) -> tuple[
     return optimizer, losses
 
 
-def nearly(found: Any, wanted: Any) -> None:
+def nearly(found: Any, wanted: Any, rtol: float = 1e-7) -> None:
     """Nested states agree up to rounding, and up to the signs of eigenvectors."""
     if isinstance(wanted, dict):
         for key in wanted:
             if key not in ("basis", "generator"):
-                nearly(found[key], wanted[key])
+                nearly(found[key], wanted[key], rtol)
     elif isinstance(wanted, list):
         for one, other in zip(found, wanted, strict=True):
-            nearly(one, other)
+            nearly(one, other, rtol)
     elif isinstance(wanted, Tensor):
-        torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(found, wanted, rtol=rtol, atol=rtol / 100)
 
 
 @pytest.mark.parametrize("structure", ["kfac", "kfac_factored", "cholesky", "ekfac"])
@@ -94,7 +94,9 @@ def test_a_run_is_that_of_the_blocks_one_by_one(
     alone, wanted = run(made(), width, structure)
     assert len(calls) == 6
     close(torch.stack(losses), torch.stack(wanted))
-    nearly(snapshot(together), snapshot(alone))
+    # EKFAC's scales belong to eigenvectors, which rounding turns where two eigenvalues are close:
+    # a gap of 1e-10 gave 1e-6 on one processor. A block taken for another gives 0.1.
+    nearly(snapshot(together), snapshot(alone), 1e-4 if structure == "ekfac" else 1e-7)
 
 
 def test_layers_that_a_pass_leaves_out_are_observed_one_by_one() -> None:
