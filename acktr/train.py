@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,7 +22,6 @@ from acktr.algorithms import (
 from acktr.compute import autocast_context, resolve_device, threads_for
 from acktr.config import Algo, Config, LearningRate, check_recurrent
 from acktr.envs import AnyVectorEnv, FoundMasks, found_masks, make_vec, pictures
-from acktr.kfac import RankError
 from acktr.policies import (
     MergedMoments,
     NetworkSource,
@@ -74,14 +73,15 @@ class TrainStats:
     """Episodes that ended during this update's rollout."""
 
 
-def training_envs(config: Config, world: World | None = None) -> AnyVectorEnv:
-    """The environments that a configuration trains on, or a rank's part; the caller closes them.
+def training_envs(config: Config, part: tuple[int, int] | None = None) -> AnyVectorEnv:
+    """The environments that a configuration trains on; the caller closes them.
+
+    ``part`` is the number of those that are wanted, and the number of the first; None for all.
 
     Raises:
         EnvError: They cannot be made; one line.
-        ConfigError: They cannot be shared out among the ranks.
     """
-    count, first = (config.num_envs, 0) if world is None else world.part(config.num_envs)
+    count, first = part or (config.num_envs, 0)
     return make_vec(
         config.env,
         count,
@@ -170,8 +170,7 @@ class Trainer:
                 device=self.device,
             )
         if world is not None:
-            world.require(config, self.network, self.auxiliary)
-            world.ranks.start(self.network)
+            world.begin(config, self.network, self.auxiliary)
         seen = pictures(space, config.network.channels)
         if self.network.recurrent:
             check_recurrent(config)
@@ -183,31 +182,29 @@ class Trainer:
         )
         observations = observation_normalizer(space, config)
         rewards = RewardScaler(envs.num_envs, config.gamma) if config.normalize_reward else None
-        place = (0, 1) if world is None else (world.ranks.rank, world.ranks.size)
+        ranks = None if world is None else world.ranks
+        place = (0, 1) if ranks is None else (ranks.rank, ranks.size)
         acting = Acting(self.network, self.head, acting_noise, autocast, config.compile, place)
         masked, unkept = config.masks is not None, None if world is None else UNKEPT
         self.collector = Collector(
             envs, acting, observations, rewards, config.micro_batch, masked, unkept
         )
-        ranks = None if world is None else world.ranks
         self.learner: Learner = _LEARNERS[config.algo](
             self.network, self.head, config, learning_noise, autocast, self.auxiliary, ranks
         )
-        self._merged: MergedMoments | None = None
-        if ranks is not None:
-            moments = [] if observations is None else observations.running()
-            moments += [] if rewards is None else [rewards.moments]
-            self._merged = MergedMoments(moments, ranks, self.device)
+        merged = (
+            None if ranks is None else MergedMoments.of(observations, rewards, ranks, self.device)
+        )
+        self._merged = merged
         self.learner.learning_rate = learning_rate
-        self.timesteps = 0
-        self.updates = 0
+        self.timesteps, self.updates, self.restarts = 0, 0, 0
         self.seconds = 0.0
-        self.restarts = 0
         self.restarted: str | None = None
         self.doing: Doing = "nothing"
         """What :meth:`run` does; after an error, what it did then."""
         self.asked: Callable[[], int | None] = lambda: None
-        """Says which signal this process got; asked once in every update of several processes."""
+        """Says which signal this process got; asked in every update of several processes."""
+        self._held: dict[str, Any] | None = None
         self.stop: int | None = None
         """The signal that one of several processes got before the last update."""
 
@@ -269,7 +266,6 @@ class Trainer:
             with self.threads():  # for this update: in between torch is the caller's
                 self.doing = "collecting"
                 rollout = self._collected()
-                self.doing = "learning"
                 batch = make_batch(rollout, config.gamma, config.gae_lambda, self.device)
                 episodes = [
                     Episode(end.reward, end.length, end.moment - origin, end.info)
@@ -277,6 +273,7 @@ class Trainer:
                 ]
                 steps = rollout.env_steps
                 if self.world is None:
+                    self.doing = "learning"
                     self._require_finite(bool(torch.isfinite(batch.returns).all()))
                 else:
                     batch, steps, episodes = self._joined(self.world, rollout, batch, episodes)
@@ -297,12 +294,12 @@ class Trainer:
 
     def _collected(self) -> Rollout:
         """The next rollout; the other ranks, who wait for it, are told where there is none."""
+        self._held = None if self.world is None else self.collector.state_dict()
         try:
             return self.collector.collect(self.config.num_steps)
         except Exception:
             if self.world is not None:
-                with suppress(RankError):
-                    self.world.fail(self.device)
+                self.world.fail(self.device)
             raise
 
     def _joined(
@@ -314,6 +311,7 @@ class Trainer:
             (e.reward, float(e.length), e.seconds, *(e.info[key] for key in keys)) for e in episodes
         ]
         found = world.joined(rollout, batch, self.network, self.asked(), numbers)
+        self.doing, self._held = "learning", None
         self._require_finite(found.finite)
         if self._merged is not None:
             self._merged.merge()
@@ -348,7 +346,7 @@ class Trainer:
         return {
             "network": {k: v.detach().clone() for k, v in self.network.state_dict().items()},
             "learner": self.learner.state_dict(),
-            "collector": self.collector.state_dict(),
+            "collector": self._held or self.collector.state_dict(),
             "timesteps": self.timesteps,
             "updates": self.updates,
             "seconds": self.seconds,

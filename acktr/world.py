@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -48,14 +49,6 @@ class World:
     local_rank: int = 0
     """Number of this process on its machine."""
 
-    def part(self, num_envs: int) -> tuple[int, int]:
-        """How many of all environments are this rank's, and the number of the first.
-
-        Raises:
-            ConfigError: They cannot be shared out evenly.
-        """
-        return part_of_envs(num_envs, self.ranks.rank, self.ranks.size)
-
     def device(self, device: torch.device) -> torch.device:
         """A GPU of its own for every process of a machine, if it is one.
 
@@ -71,10 +64,8 @@ class World:
             )
         return torch.device("cuda", self.local_rank)
 
-    def require(
-        self, config: Config, network: ActorCritic, auxiliary: Mapping[str, object]
-    ) -> None:
-        """Refuse what has not been made for several processes.
+    def begin(self, config: Config, network: ActorCritic, auxiliary: Mapping[str, object]) -> None:
+        """Refuse what has not been made for several processes; give all the same parameters.
 
         Raises:
             ConfigError: One line.
@@ -89,6 +80,7 @@ class World:
         for what, here in refused.items():
             if here:
                 raise ConfigError(f"{what} trains in one process only, not in {self.ranks.size}")
+        self.ranks.start(network)
 
     def joined(
         self,
@@ -130,7 +122,8 @@ class World:
 
     def fail(self, device: torch.device) -> None:
         """Tell the other ranks, who wait for this one's rollout, that there is none."""
-        absent(self.ranks, 3, device)
+        with suppress(RankError):
+            absent(self.ranks, 3, device)
 
     def _episodes(
         self, mine: Sequence[Numbers], counts: Sequence[int], device: torch.device
@@ -151,7 +144,11 @@ class World:
 
 
 def part_of_envs(num_envs: int, rank: int, size: int) -> tuple[int, int]:
-    """Count and first number of a rank's environments; ConfigError where some would be left."""
+    """How many of all environments are a rank's, and the number of the first.
+
+    Raises:
+        ConfigError: They cannot be shared out evenly.
+    """
     if num_envs % size:
         raise ConfigError(
             f"num_envs must be a multiple of the {size} processes that share them out, got"

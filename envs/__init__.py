@@ -79,7 +79,7 @@ from acktr.envs.masks import (
     choices,
 )
 from acktr.envs.nested import Arrays, batched, final_rows, flat, nested, parts
-from acktr.envs.parallel import worker_count
+from acktr.envs.parallel import usable_cores, worker_count
 from acktr.envs.pictures import Channels, Picture, picture, pictures
 from acktr.envs.registry import is_atari, lookup
 from acktr.envs.settings import AtariSettings, PixelSettings, Workers
@@ -139,6 +139,7 @@ __all__ = [
     "pictures",
     "require_like",
     "state_method",
+    "usable_cores",
     "worker_count",
     "workers",
     "wrapper_name",

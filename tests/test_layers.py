@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GROUND = {"files", "interrupts", "tree"}
 BELOW_TRAIN = {"envs", "kfac", "config", "compute", *GROUND}
 LEARNING = {"policies", "rollout", "algorithms"}
-RUNS = {"train", "evaluate", "runs"}
+RUNS = {"world", "train", "evaluate", "runs"}
 ALLOWED: dict[str, set[str]] = {
     "envs": set(),
     "kfac": set(),

@@ -23,7 +23,7 @@ from acktr.policies import MergedMoments
 from acktr.policies.normalize import RunningMoments
 from acktr.rollout import NonFiniteError
 from acktr.train import Trainer
-from acktr.world import UNKEPT, World
+from acktr.world import UNKEPT, World, part_of_envs
 from tests.tools.ranks import on_threads
 from tests.tools.toys import IdentityEnv
 
@@ -82,7 +82,11 @@ def configuration(**settings: Any) -> Config:
 
 def trainer(config: Config, ranks: Ranks | None, make: Any = Uneven, net: Any = NET) -> Trainer:
     world = None if ranks is None else World(ranks)
-    count, first = (config.num_envs, 0) if world is None else world.part(config.num_envs)
+    count, first = (
+        (config.num_envs, 0)
+        if world is None
+        else part_of_envs(config.num_envs, world.ranks.rank, world.ranks.size)
+    )
     envs = make_vec(make, count, config.seed, first=first)
     return Trainer(config, envs, net, world=world)
 
@@ -288,7 +292,7 @@ REFUSED: dict[str, Callable[[Ranks], Any]] = {
     "algo trpo trains in one process only": lambda ranks: trainer(
         configuration(num_envs=4, algo="trpo", network=NetworkConfig(shared=False)), ranks, net=None
     ),
-    "an auxiliary loss trains in one process only, not in 4": lambda ranks: World(ranks).require(
+    "an auxiliary loss trains in one process only, not in 4": lambda ranks: World(ranks).begin(
         configuration(),
         trainer(configuration(), None).network,
         {"more": Auxiliary(BernoulliLoss(), target=lambda batch: batch.returns)},

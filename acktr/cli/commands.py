@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from acktr.cli import looks
+from acktr.cli.launch import RANK_LOST, ProcessesFailed, launch
 from acktr.cli.options import (
     CompareOptions,
     EvalOptions,
@@ -34,18 +35,21 @@ from acktr.envs import EnvError, EnvFault, EnvWarning, one_line
 from acktr.evaluate import usually_deterministic
 from acktr.export import OUTPUTS, ExportError, export_saved
 from acktr.interrupts import Interrupts
-from acktr.policies import NetworkSource
+from acktr.kfac import RankError
+from acktr.policies import NetworkSource, with_network
 from acktr.report.page import ReportSettings, write_report
 from acktr.report.plot import draw_curve, plot_runs
 from acktr.report.references import load_references
 from acktr.report.results import find_runs
 from acktr.runs.checkpoint import CheckpointError, checkpoint_exists
-from acktr.runs.folder import RunError
+from acktr.runs.folder import RunError, RunFolder, run_path
+from acktr.runs.meeting import Meeting
 from acktr.runs.progress import Display, pace, score, share
 from acktr.runs.saved import SavedAgent, find_agent, play
 from acktr.runs.session import TrainingFault
 from acktr.runs.start import resume, start
 from acktr.runs.video import RecordError, record
+from acktr.world import part_of_envs
 
 _BAD_INPUT = (
     UsageError,
@@ -57,7 +61,7 @@ _BAD_INPUT = (
     ExportError,
 )
 
-EXPECTED = (TrainingFault, EnvFault, RunsFailed, *_BAD_INPUT)
+EXPECTED = (TrainingFault, EnvFault, RunsFailed, RankError, ProcessesFailed, *_BAD_INPUT)
 """The errors of a command that one line explains."""
 
 
@@ -104,6 +108,10 @@ def explanation(error: Exception) -> tuple[int, str]:
         return 76 if error.environment else 70, str(error)
     if isinstance(error, EnvFault):
         return 76, str(error)
+    if isinstance(error, RankError):
+        return RANK_LOST, str(error)
+    if isinstance(error, ProcessesFailed):
+        return error.code, str(error)
     hint = "; is its folder in PYTHONPATH?" if "No module named" in str(error) else ""
     return 2, f"{error}{hint}"
 
@@ -115,11 +123,21 @@ def _train(args: Sequence[str], interrupts: Interrupts) -> str:
     except HelpAsked as page:
         return str(page)
     argv = ["acktr", "train", *args]
-    if options.resume is not None:
-        total = options.settings.total_timesteps
-        return resume(options.resume, total, interrupts, argv, draw_curve, network, options.stop_at)
+    settings, path = options.settings, options.resume
+    meeting = Meeting.given(interrupts, options.rank_timeout)
+    if path is None and (options.nproc > 1 or meeting is not None):
+        begun = run_path(options.run_dir, with_network(settings, network), options.label)
+        if meeting is not None and meeting.restarts and checkpoint_exists(RunFolder(begun).last):
+            path = begun
+    if meeting is None and options.nproc > 1:
+        part_of_envs(settings.num_envs, 0, options.nproc)
+        launch(args, options.nproc, options.max_restarts, RunFolder(path or begun).last)
+        raise SystemExit(0)  # the first process has said how it went
+    if path is not None:
+        total, stop_at = settings.total_timesteps, options.stop_at
+        return resume(path, total, interrupts, argv, draw_curve, network, stop_at, meeting)
     return start(
-        options.settings,
+        settings,
         options.run_dir,
         source,
         interrupts,
@@ -128,6 +146,7 @@ def _train(args: Sequence[str], interrupts: Interrupts) -> str:
         options.label,
         network,
         options.stop_at,
+        meeting,
     )
 
 

@@ -77,7 +77,7 @@ class _AgentOptions:
     import_module: Module = None
 
     def __post_init__(self) -> None:
-        _require(0, _MOST, seed=self.seed)
+        require(0, _MOST, seed=self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ class EvalOptions(_AgentOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(1, _MOST, episodes=self.episodes, num_envs=self.num_envs)
+        require(1, _MOST, episodes=self.episodes, num_envs=self.num_envs)
         if self.deterministic and self.stochastic:
             raise UsageError("--deterministic and --stochastic exclude each other")
 
@@ -115,7 +115,7 @@ class RecordOptions(_AgentOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(1, _MOST, episodes=self.episodes, max_steps=self.max_steps)
+        require(1, _MOST, episodes=self.episodes, max_steps=self.max_steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,10 +185,10 @@ class CompareOptions:
     import_module: Module = None
 
     def __post_init__(self) -> None:
-        _require(1, _MOST, workers=self.workers)
+        require(1, _MOST, workers=self.workers)
         for name in ("total_timesteps", "eval_episodes"):
             if getattr(self, name) is not None:
-                _require(1, _MOST, **{name: getattr(self, name)})
+                require(1, _MOST, **{name: getattr(self, name)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +213,7 @@ class ReportOptions:
     """Whether to draw published curves."""
 
     def __post_init__(self) -> None:
-        _require(100, 100_000, resamples=self.resamples)
+        require(100, 100_000, resamples=self.resamples)
         if not self.runs:
             raise UsageError("no runs to report; for example: acktr report runs --out DIR")
         if len(set(self.labels)) != len(self.labels):
@@ -321,7 +321,8 @@ def _gathered(args: Sequence[str]) -> list[str]:
     return [*rest, *(word for name, words in lists.items() for word in (name, *words))]
 
 
-def _require(least: int, most: int, **values: int) -> None:
+def require(least: int, most: int, **values: int) -> None:
+    """Raise UsageError unless numbers lie between two, by the name of their option."""
     for name, value in values.items():
         if not least <= value <= most:
             flag = name.replace("_", "-")

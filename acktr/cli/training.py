@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import tyro
 
 from acktr.cli.flags import HELP_ALL, with_named_env
-from acktr.cli.options import File, Module, Network, UsageError, parse, peek
+from acktr.cli.options import File, Module, Network, UsageError, parse, peek, require
 from acktr.config import (
     Config,
     ConfigError,
@@ -26,10 +26,16 @@ from acktr.config import (
 )
 from acktr.envs import EnvError, is_atari
 from acktr.runs.folder import stored_config
+from acktr.runs.meeting import RANK_TIMEOUT
 
 _HELP_ENV = "HalfCheetah-v5"
-_WITH_RESUME = ("--resume", "--total-timesteps", "--stop-at", "--import", "--network")
+_PROCESSES = ("--nproc", "--rank-timeout", "--max-restarts")
+_WITH_RESUME = (
+    *("--resume", "--total-timesteps", "--stop-at", "--import", "--network"),
+    *_PROCESSES,
+)
 """The options that may be given besides --resume, itself included."""
+_MOST_PROCESSES, _MOST_RESTARTS, _LONGEST = 1024, 1000, 86_400
 _BOX = re.compile(r"^(?:╭─)? (?:(\S+) )?options (?:─|  )")
 """First line of a group on tyro's page, with and without Unicode."""
 
@@ -52,8 +58,22 @@ class TrainOptions:
     """Run folder to go on with; of the settings only --total-timesteps may be given besides."""
     stop_at: Annotated[int | None, tyro.conf.arg(metavar="STEPS")] = None
     """Steps at which to stop early, on the schedule of the whole run; --resume goes on."""
+    nproc: int = 1
+    """Processes of this machine that train together, each with a part of the environments."""
+    rank_timeout: float = RANK_TIMEOUT
+    """Seconds that one of several processes waits for the others."""
+    max_restarts: int = 0
+    """How often several processes go on from the last checkpoint after one of them failed."""
     network: Network = None
     import_module: Module = None
+
+    def __post_init__(self) -> None:
+        require(1, _MOST_PROCESSES, nproc=self.nproc)
+        require(0, _MOST_RESTARTS, max_restarts=self.max_restarts)
+        if not 1 <= self.rank_timeout <= _LONGEST:
+            raise UsageError(
+                f"--rank-timeout must be in [1, {_LONGEST:,}] seconds, got {self.rank_timeout:g}"
+            )
 
 
 def parse_train(args: Sequence[str]) -> tuple[TrainOptions, str]:

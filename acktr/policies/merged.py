@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from acktr.kfac import Ranks
-from acktr.policies.normalize import RunningMoments
+from acktr.policies.normalize import Normalizer, RewardScaler, RunningMoments
 
 
 class MergedMoments:
@@ -28,6 +28,18 @@ class MergedMoments:
     ) -> None:
         self._moments, self._ranks, self._device = list(moments), ranks, device
         self.begin()
+
+    @classmethod
+    def of(
+        cls,
+        normalizer: Normalizer | None,
+        scaler: RewardScaler | None,
+        ranks: Ranks,
+        device: torch.device,
+    ) -> MergedMoments:
+        """Those of what normalises observations and rewards, where there is such a thing."""
+        moments = [] if normalizer is None else normalizer.running()
+        return cls([*moments, *([] if scaler is None else [scaler.moments])], ranks, device)
 
     def begin(self) -> None:
         """Take the moments as they are for the common ones, as after a load."""

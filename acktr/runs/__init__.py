@@ -8,6 +8,7 @@ __all__ = [
     "checkpoint",
     "folder",
     "logger",
+    "meeting",
     "opening",
     "progress",
     "saved",

@@ -13,9 +13,11 @@ import torch
 from acktr.config import Config, to_dict
 from acktr.envs import found_masks, group_count, workers
 from acktr.interrupts import Interrupts
+from acktr.kfac import RankError
 from acktr.runs.checkpoint import CheckpointError, checkpoint_exists
 from acktr.runs.folder import RunFolder, new_folder, versions
 from acktr.runs.logger import RunLogger
+from acktr.runs.meeting import Meeting
 from acktr.runs.progress import Progress, Quiet
 from acktr.runs.saved import read_agent
 from acktr.runs.session import Draw, Host, Session
@@ -44,6 +46,8 @@ class Opening:
     """Whether progress is shown; warnings are Python's otherwise."""
     events: bool = True
     """Whether there are events for TensorBoard."""
+    meeting: Meeting | None = None
+    """The processes that train along, if there are some."""
 
     @property
     def config(self) -> Config:
@@ -107,6 +111,7 @@ class Opening:
 
         Raises:
             TrainingFault, CheckpointError, Stopped: As :meth:`acktr.runs.session.Session.run`.
+            RankError: Another process is gone, failed or hangs.
         """
         named = ", ".join(f"{name} {value}" for name, value in compute(self.trainer).items())
         protocol = ", ".join(f"{name}={value}" for name, value in self.facts.items())
@@ -117,7 +122,13 @@ class Opening:
         for warning in (masks.unused, self.trainer.restarted):
             if warning is not None:
                 session.progress.note(f"warning: {warning}")
-        return session.run(draw)
+        if self.meeting is None:
+            return session.run(draw)
+        try:
+            self.meeting.tell(session.folder.last_evaluation())
+            return session.run(draw)
+        except RankError as error:
+            raise RankError(f"{self.meeting.explained(error)}; {session.good}") from error
 
     def _session(
         self, folder: RunFolder, held: ExitStack, done: int | None, best: float | None
@@ -135,6 +146,7 @@ class Opening:
             best,
             self.stop_at,
             self.host,
+            self.meeting,
         )
 
 
@@ -150,7 +162,9 @@ def compute(trainer: Trainer) -> dict[str, object]:
     """How a trainer computes, by name."""
     with trainer.threads():
         threads = torch.get_num_threads()
+    world = trainer.world
     return {
+        **({} if world is None else {"processes": world.ranks.size}),
         "device": str(trainer.device),
         "precision": trainer.precision,
         "torch_threads": threads,

@@ -22,6 +22,7 @@ from acktr.rollout import NonFiniteError
 from acktr.runs.checkpoint import CheckpointError, save_checkpoint
 from acktr.runs.folder import KEPT, RunError, RunFolder
 from acktr.runs.logger import RunLogger
+from acktr.runs.meeting import Meeting
 from acktr.runs.progress import Progress, duration, score
 from acktr.runs.saved import broken_number, run_meta
 from acktr.train import Trainer, TrainStats, evaluation_envs
@@ -101,7 +102,8 @@ class Session:
     if it had not stopped. ``interrupts`` is entered by the caller. A signal that comes while an
     update is computed or a file written waits until that is done; one that comes during an
     evaluation does not. ``best`` is the score of the best checkpoint so far. ``host`` is the
-    program that trains here, if that is not the command line.
+    program that trains here, if that is not the command line. The other processes of ``meeting``
+    train along; a signal to any of them stops all.
     """
 
     def __init__(
@@ -114,7 +116,9 @@ class Session:
         best: float | None = None,
         stop_at: int | None = None,
         host: Host | None = None,
+        meeting: Meeting | None = None,
     ) -> None:
+        self._meeting = meeting
         self.folder = folder
         self.trainer = trainer
         self._host = host
@@ -144,6 +148,7 @@ class Session:
             TrainingFault: Training failed; the message names the last good checkpoint, which is
                 that of the last update if an environment is at fault.
             CheckpointError: The last checkpoint cannot be written.
+            RankError: Another process of the run is gone, failed or hangs.
         """
         try:
             # One update may take hours or, with an environment that hangs, for ever: steps may be
@@ -166,11 +171,11 @@ class Session:
             stop.note = self._leave(stop.signum)
             raise
         except (NonFiniteError, FactorError) as error:
-            raise TrainingFault(f"{error}; {self._good()}", environment=False) from error
+            raise TrainingFault(f"{error}; {self.good}", environment=False) from error
         except EnvFault as error:
             self._rescue()
             raise TrainingFault(
-                f"{error}; {self._good()}{self._log_fault(error)}", environment=True
+                f"{error}; {self.good}{self._log_fault(error)}", environment=True
             ) from error
         except (CheckpointError, RunError):
             raise
@@ -252,7 +257,9 @@ class Session:
         except (CheckpointError, NonFiniteError, RunError) as error:
             self.progress.note(f"warning: {error}")
 
-    def _good(self) -> str:
+    @property
+    def good(self) -> str:
+        """Which checkpoint a failure leaves, in words."""
         return f"last good checkpoint: {self.folder.last}, step {self._saved:,}"
 
     def _log_fault(self, error: EnvFault) -> str:
@@ -264,6 +271,7 @@ class Session:
 
     def _train(self) -> None:
         self.interrupts.check()
+        self.trainer.asked = lambda: self.interrupts.requested
         if self._evaluations.due(self.trainer.timesteps):  # one that was interrupted
             self._evaluate_between()
         host = self._host
@@ -278,9 +286,10 @@ class Session:
                 self._evaluate_between()
             if self._checkpoints.due(stats.timesteps):
                 self.checkpoint(self._training_score())
-            if self.interrupts.requested is not None:
+            stop = self.interrupts.requested if self._meeting is None else self.trainer.stop
+            if stop is not None:
                 self._rescue()
-                self.interrupts.check()
+                raise Stopped(stop)
             if stats.timesteps >= self._stop_at or self._refused:
                 break
         # The run that does not stop here has no reason to look for its best one here either.
@@ -300,6 +309,8 @@ class Session:
         result = f"{score(evaluation.mean)} +- {score(evaluation.std)}"
         self.progress.note(f"evaluation at step {self.trainer.timesteps:,}: {result}")
         self.checkpoint(evaluation.mean)
+        if self._meeting is not None:
+            self._meeting.go_on()
 
     def _evaluate(self) -> Evaluation:
         """Play with the present policy in separate environments, and log it."""

@@ -8,6 +8,8 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from acktr.compute import resolve_device, threads_for
 from acktr.config import Config, ConfigError, to_dict
 from acktr.envs import describe, lookup, worker_count
@@ -31,11 +33,15 @@ from acktr.runs.folder import (
     locked,
     run_path,
     stored_config,
+    versions,
 )
+from acktr.runs.follower import follow
+from acktr.runs.meeting import Meeting
 from acktr.runs.opening import Opening, best_score
 from acktr.runs.saved import SavedAgent, read_agent, run_meta
 from acktr.runs.session import Draw
 from acktr.train import Trainer, training_envs
+from acktr.world import World
 
 _WITHOUT_EFFECT = ("env_timeout", "env_workers", "record")
 """Settings that results do not depend on."""
@@ -51,31 +57,38 @@ def start(
     label: str | None = None,
     network: NetworkSource | None = None,
     stop_at: int | None = None,
+    meeting: Meeting | None = None,
 ) -> str:
     """Train a new run.
 
     ``source`` says where the configuration comes from, ``argv`` is the command line for
     command.txt, ``draw`` draws the learning curve at the end, ``label`` is the name of the folder
     in place of the algorithm's, ``network`` one of one's own, and ``stop_at`` a number of steps
-    after which training stops early, on the schedule of the whole run. ``interrupts`` is entered by
-    the caller. The result is a line that sums the run up.
+    after which training stops early, on the schedule of the whole run. Of the processes of
+    ``meeting`` the first one writes. ``interrupts`` is entered by the caller. The result is a line
+    that sums the run up.
 
     Raises:
         ConfigError, EnvError: The run cannot be made; nothing is left on the disk.
         RunError, CheckpointError: The folder exists already or cannot be written.
         TrainingFault: Training failed; the last good checkpoint is kept.
         Stopped: A signal came.
+        RankError: Another process is gone, failed or hangs.
     """
     config = with_network(config, network)
     _require_within(stop_at, config)
     path = run_path(run_dir, config, label)
-    RunFolder(path).require_new()
+    leads = meeting is None or meeting.leads
+    if leads:
+        RunFolder(path).require_new()
     facts = _facts(config)
     with ExitStack() as stack:
-        trainer = stack.enter_context(_trainer(config, network))
+        trainer = stack.enter_context(_trainer(config, network, meeting))
         facts["action_masks"] = trainer.begin().source
+        if meeting is not None and not leads:
+            return follow(trainer, interrupts, meeting, stop_at)
         stack.enter_context(interrupts.deferred())  # now the run can be left in an orderly way
-        opening = Opening(trainer, interrupts, source, facts, argv, stop_at)
+        opening = Opening(trainer, interrupts, source, facts, argv, stop_at, meeting=meeting)
         return opening.run(opening.new(path, stack), draw)
 
 
@@ -87,6 +100,7 @@ def resume(
     draw: Draw,
     network: NetworkSource | None = None,
     stop_at: int | None = None,
+    meeting: Meeting | None = None,
 ) -> str:
     """Go on with the run in a folder; what :func:`start` has too is as there.
 
@@ -99,9 +113,12 @@ def resume(
         EnvError, ConfigError: Its environment or device is not there.
         TrainingFault: Training failed; the last good checkpoint is kept.
         Stopped: A signal came.
+        RankError: Another process is gone, failed or hangs.
     """
     stored = stored_config(path)
     folder = RunFolder(path)
+    if meeting is not None and not meeting.leads:
+        return _join(folder, stored, total, interrupts, network, stop_at, meeting)
     with ExitStack() as stack:
         stack.enter_context(locked(folder))  # before anything is read that training changes
         folder.sweep()
@@ -123,14 +140,15 @@ def resume(
             return f"{path} is at step {done:,}: a --stop-at above it, or none, continues it"
         facts = _facts(config)
         require_replaceable(folder.best)
-        trainer = stack.enter_context(_trainer(config, network))
+        trainer = stack.enter_context(_trainer(config, network, meeting))
         with restoring(agent.path):
             trainer.load_state_dict(agent.state)
+        _agree_about(agent, meeting)
         facts["action_masks"] = trainer.begin().source
         best = best_score(folder)
         stack.enter_context(interrupts.deferred())
         source = f"resuming {path} at step {done:,}"
-        opening = Opening(trainer, interrupts, source, facts, argv, stop_at)
+        opening = Opening(trainer, interrupts, source, facts, argv, stop_at, meeting=meeting)
         session = opening.again(folder, stack, best)
         for unsound, error in damaged.items():
             session.progress.note(
@@ -139,6 +157,44 @@ def resume(
             set_aside(unsound)
         opening.save(session)
         return opening.run(session, draw)
+
+
+def _join(
+    folder: RunFolder,
+    stored: Config,
+    total: int | None,
+    interrupts: Interrupts,
+    network: NetworkSource | None,
+    stop_at: int | None,
+    meeting: Meeting,
+) -> str:
+    """Go on with a run as another of its processes than the first, which reads alone."""
+    config = dataclasses.replace(stored, total_timesteps=total or stored.total_timesteps)
+    agent, _ = _last_agent(folder, stored)
+    done, goal = agent.timesteps, stop_at or config.total_timesteps
+    if done >= goal and (stop_at is not None or folder.last_evaluation() >= done):
+        return f"{folder.path}: nothing to do"  # as the first one says
+    with _trainer(config, network, meeting) as trainer:
+        agent, _ = _last_agent(folder, stored)  # now that the first one has looked at the folder
+        with restoring(agent.path):
+            trainer.load_state_dict(agent.state)
+        _agree_about(agent, meeting)
+        trainer.begin()
+        return follow(trainer, interrupts, meeting, stop_at)
+
+
+def _agree_about(agent: SavedAgent, meeting: Meeting | None) -> None:
+    """Refuse a folder that another process sees otherwise.
+
+    Raises:
+        RunError: It has another checkpoint.
+    """
+    if meeting is not None and (first := meeting.tell(agent.timesteps)) != agent.timesteps:
+        raise RunError(
+            f"{agent.path}: process {meeting.rank} sees the checkpoint of step"
+            f" {agent.timesteps:,} and process 0 that of step {first:,}: the folder must be the"
+            " same for all"
+        )
 
 
 def check(config: Config, network: NetworkSource | None = None, stop_at: int | None = None) -> None:
@@ -163,18 +219,38 @@ def _require_within(stop_at: int | None, config: Config) -> None:
 
 
 @contextmanager
-def _trainer(config: Config, network: NetworkSource | None = None) -> Iterator[Trainer]:
+def _trainer(
+    config: Config, network: NetworkSource | None = None, meeting: Meeting | None = None
+) -> Iterator[Trainer]:
     """A trainer with its environments, which are closed at the end, and torch's threads."""
     channels = config.network.channels
-    with (
-        closing(training_envs(config)) as envs,
-        threads_for(envs.single_observation_space, channels),
-    ):
+    part = None if meeting is None else meeting.part(config.num_envs)
+    with ExitStack() as stack:
+        envs = stack.enter_context(closing(training_envs(config, part)))
+        world: World | None = None
+        if meeting is not None:
+            alike = _alike(config)
+            world = stack.enter_context(meeting.joined(resolve_device(config.device), alike))
+        stack.enter_context(threads_for(envs.single_observation_space, channels))
         try:
-            trainer = Trainer(config, envs, network)
+            trainer = Trainer(config, envs, network, world=world)
         except ValueError as error:
             raise ConfigError(str(error)) from error
         yield trainer
+
+
+def _alike(config: Config) -> dict[str, object]:
+    """What must be the same in all processes of a run, by its name."""
+    settings = flat(to_dict(config))
+    without = (*_WITHOUT_EFFECT, "device")
+    facts: dict[str, object] = {n: value for n, value in settings.items() if n not in without}
+    packages = versions()
+    for name in ("platform", "cpu_count", "git_commit"):
+        packages.pop(name)
+    facts |= packages
+    facts["kind of CPU"] = torch.backends.cpu.get_cpu_capability()
+    facts["GPU"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return facts
 
 
 def _facts(config: Config) -> dict[str, Any]:
