@@ -257,10 +257,10 @@ def _study(argv: Sequence[str]) -> int:
         f"Command: `{command_line('trust_region', argv)}`",
         "",
         markdown(_HEADINGS, map(_summary, groups)),
-        f"Default: KFACConfig(), kl_clip {KFACConfig().kl_clip:g}. Short steps: ACKTR's numbers, kl_clip 0.001, with q"
-        " corrected or by the Kronecker factors alone. New batches at every step, seed 0,"
-        " float32. Only steps that the trust region shortens count. Measured: steps with an exact"
-        " form.",
+        f"Default: KFACConfig(), kl_clip {KFACConfig().kl_clip:g}. Short steps: ACKTR's numbers,"
+        " kl_clip 0.001, with q corrected or by the Kronecker factors alone. New batches at every"
+        " step, seed 0, float32. Only steps that the trust region shortens count."
+        " Measured: steps with an exact form.",
         "",
         ", ".join(f"{name} {made_on[name]}" for name in _VERSIONS if name in made_on),
         "",

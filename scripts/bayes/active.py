@@ -24,7 +24,7 @@ from acktr.report.tables import markdown as table
 from acktr.runs.progress import Display, duration
 from scripts.bayes import hmc
 from scripts.bayes.data import LARGE, LAYOUT, SMALL, Raw, Splits, read, standardised
-from scripts.bayes.methods import METHODS, Method
+from scripts.bayes.methods import METHODS, SHORT, Method
 from scripts.bayes.report import mean_error, sign_test
 from scripts.bayes.training import Budget, Training
 from scripts.common import (
@@ -42,7 +42,7 @@ FIRST, TEST, ADDED, HIDDEN = 20, 100, 9, 10
 SAMPLES = 100
 _LEAST = FIRST + TEST + ADDED + 1
 _NOISE_PRIOR = (6.0, 6.0)
-_ROW = ("set", "method", "repeat", "random", "active", "hmc_correlation")
+_ROW = ("set", "method", "repeat", "first", "random", "active", "hmc_correlation")
 
 
 class Result(NamedTuple):
@@ -51,10 +51,12 @@ class Result(NamedTuple):
     set: str
     method: str
     repeat: int
+    first: float
+    """RMSE with the first twenty points, in the target's units."""
     random: float
-    """RMSE with random points, in the target's units."""
+    """RMSE with random points added."""
     active: float
-    """RMSE with chosen points."""
+    """RMSE with chosen points added."""
     correlation: float
     """Of variances on test points with those of HMC after the first twenty points."""
 
@@ -68,9 +70,8 @@ def beginnings(raw: Raw, repeats: int, seed: int) -> tuple[Tensor, Tensor, Tenso
 
 def fitted(method: Method, splits: Splits, epochs: int, seed: int) -> Training:
     """Networks of ten units, trained on all their points at each step."""
-    training = Training(
-        method, splits, Budget(epochs, splits.data_size, HIDDEN, _NOISE_PRIOR, seed)
-    )
+    budget = Budget(epochs, splits.data_size, HIDDEN, _NOISE_PRIOR, seed)
+    training = Training(method, splits, budget, SHORT)
     for _ in range(epochs):
         training.epoch()
     return training
@@ -94,15 +95,20 @@ def acquire(
         left = torch.ones_like(pool, dtype=torch.bool).scatter(1, best, False)
         pool = pool[left].view(len(pool), -1)
     splits = standardised("", raw, train, test, known=True)
-    outputs = fitted(method, splits, epochs, ADDED).networks.predict(splits.x_test, SAMPLES)
+    trained = fitted(method, splits, epochs, ADDED)
+    return error(splits, trained.networks.predict(splits.x_test, SAMPLES))
+
+
+def error(splits: Splits, outputs: Tensor) -> Tensor:
+    """RMSE (S,) on test points of the mean of outputs (samples, m, S), in the target's units."""
     return (outputs.mean(0) - splits.y_test).square().mean(0).sqrt() * splits.scale
 
 
-def hmc_variances(splits: Splits, *, warmup: int, samples: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Predictive variances of test points (m, S) by HMC over weights and the log of the precision.
+def hmc_outputs(splits: Splits, *, warmup: int, samples: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Outputs at test points (samples, m, S) by HMC over weights and the log of the precision.
 
     Returns:
-        The variances, in standardised units, and the acceptance (S,).
+        The outputs, in standardised units, and the acceptance (S,).
     """
     x, y = splits.x_train.double().transpose(0, 1), splits.y_train.double().T
     inputs, (a, b) = splits.inputs, _NOISE_PRIOR
@@ -126,8 +132,7 @@ def hmc_variances(splits: Splits, *, warmup: int, samples: int, seed: int) -> tu
         potential, start, warmup=warmup, samples=samples, steps=40, generator=generator
     )
     tests = splits.x_test.double().transpose(0, 1)
-    found = torch.stack([outputs(point, tests) for point in drawn])
-    return found.var(0).T, accepted
+    return torch.stack([outputs(point, tests).T for point in drawn]), accepted
 
 
 def correlations(one: Tensor, other: Tensor) -> list[float]:
@@ -143,32 +148,35 @@ def study(asked: argparse.Namespace, name: str, raw: Raw, tell: Display) -> list
     begin = beginnings(raw, asked.repeats, asked.seed)
     first = standardised(name, raw, begin[0], begin[1], known=True)
     draws = {"warmup": asked.hmc // 2, "samples": asked.hmc}
-    truth, accepted = hmc_variances(first, seed=asked.seed, **draws)
-    again, _ = hmc_variances(first, seed=asked.seed + 1, **draws)
+    drawn, accepted = hmc_outputs(first, seed=asked.seed, **draws)
+    again, _ = hmc_outputs(first, seed=asked.seed + 1, **draws)
+    truth = drawn.var(0)
+    repeated = correlations(again.var(0), truth)
     tell.note(
         f"{name} HMC: acceptance {accepted.min():.2f} to {accepted.max():.2f}, correlation of two"
-        f" runs {fmean(correlations(truth, again)):.3f}"
+        f" runs {fmean(repeated):.3f}"
     )
     found = []
     for method in asked.methods:
         began = time.monotonic()
-        start = fitted(method, first, asked.epochs, asked.seed)
-        near = correlations(start.networks.predict(first.x_test, 10 * SAMPLES).var(0), truth)
+        start = fitted(method, first, asked.epochs, asked.seed).networks
+        outputs = start.predict(first.x_test, 10 * SAMPLES)
+        near, at_first = correlations(outputs.var(0), truth), error(first, outputs).tolist()
         reached = [
             acquire(method, raw, begin, active=active, epochs=asked.epochs).tolist()
             for active in (False, True)
         ]
         found += [
-            Result(name, method, s, drawn, chosen, near[s])
-            for s, (drawn, chosen) in enumerate(zip(*reached, strict=True))
+            Result(name, method, s, at_first[s], drawn_, chosen, near[s])
+            for s, (drawn_, chosen) in enumerate(zip(*reached, strict=True))
         ]
         taken = duration(time.monotonic() - began)
         tell.note(
             f"{name} {method}: random, active {[f'{fmean(r):.2f}' for r in reached]}, {taken}"
         )
     found += [
-        Result(name, "hmc", s, math.nan, math.nan, r)
-        for s, r in enumerate(correlations(again, truth))
+        Result(name, "hmc", s, e, math.nan, math.nan, r)
+        for s, (e, r) in enumerate(zip(error(first, drawn).tolist(), repeated, strict=True))
     ]
     return found
 
@@ -202,15 +210,17 @@ def _markdown(found: Sequence[Result], command: str, asked: argparse.Namespace) 
             "{:.2f} ± {:.2f}".format(*mean_error(numbers)) if known else ""
             for numbers in ([r.random for r in rows], [r.active for r in rows], differences)
         ]
+        first = "{:.2f} ± {:.2f}".format(*mean_error([r.first for r in rows]))
         test = (
             [f"{better}/{better + worse}", f"{sign_test(better, worse):.2g}"] if known else ["", ""]
         )
         correlation = "{:.2f} ± {:.2f}".format(*mean_error([r.correlation for r in rows]))
-        label = method if known else "hmc, a second run"
-        body.append([name, label, *shown_, *(test if known else ["", ""]), correlation])
+        label = method if known else "hmc (correlation: a second run)"
+        body.append([name, label, first, *shown_, *(test if known else ["", ""]), correlation])
     head = [
         "set",
         "method",
+        "first",
         "random",
         "active",
         "difference",
@@ -224,7 +234,9 @@ def _markdown(found: Sequence[Result], command: str, asked: argparse.Namespace) 
             f"Command: `{command}`\n",
             f"{asked.repeats} repeats; {FIRST} points, {ADDED} added, RMSE on {TEST} test points in"
             f" the target's units; {HIDDEN} units, {asked.epochs} steps on all points, networks"
-            " anew after each point; inputs standardised by all rows; noise precision Gamma(6, 6),"
+            " anew after each point; noisy K-FAC with"
+            f" lr {SHORT.lr:g} and stat_decay {SHORT.stat_decay:g}; *first* is the RMSE with the"
+            " first twenty; inputs standardised by all rows; noise precision Gamma(6, 6),"
             f" learnt; ± is the standard error over repeats. HMC: {asked.hmc} draws in"
             f" float64 after {asked.hmc // 2} of warm-up; its correlation is of variances of the"
             " test points after the first twenty.\n",
@@ -254,7 +266,7 @@ def options(argv: Sequence[str]) -> argparse.Namespace:
     usual = ["ffg", "mvg"]
     add("--methods", nargs="+", choices=METHODS, default=usual, metavar="METHOD")
     add("--repeats", type=integer(2, 1000), default=40)
-    add("--epochs", type=integer(1, 10**6), default=500, help="steps of every training")
+    add("--epochs", type=integer(1, 10**6), default=2000, help="steps of every training")
     add("--hmc", type=integer(2, 10**6), default=1000, help="draws that are kept")
     add("--seed", type=integer(0, 2**31), default=0)
     asked = parsed(parser, argv)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal, Protocol, get_args
+from typing import Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,23 @@ METHODS: tuple[Method, ...] = get_args(Method)
 DROPOUT = 0.05
 """Probability of dropout before both layers; the grid of Gal's code has .005, .01, .05 and .1."""
 ADAM_LR = 1e-3
-_NOISY = NoisyConfig(lr=0.01, momentum=0.9, stat_decay=0.998, stat_interval=2, refresh_interval=20)
-"""Rates of the paper: 0.01 for the mean, and 0.001 a step for the curvature; prior N(0, 1)."""
+
+
+class Rates(NamedTuple):
+    """How fast noisy K-FAC moves."""
+
+    lr: float
+    """Step size of the mean."""
+    stat_decay: float
+    """Decay of the curvature from one of its batches, every second, to the next."""
+
+
+PAPER = Rates(0.01, 0.998)
+"""0.01 for the mean, and 0.001 a step for the curvature."""
+SHORT = Rates(0.05, 0.98)
+"""Those of some thousand steps; with the paper's the curvature has not settled by then."""
+_NOISY = NoisyConfig(momentum=0.9, stat_interval=2, refresh_interval=20)
+"""With the prior N(0, 1)."""
 _CONFIGS = {
     "ffg": replace(_NOISY, structure="ffg"),
     "mvg-factored": replace(_NOISY, damping_form="factored"),
@@ -159,7 +174,7 @@ def dropout_penalty(model: nn.Module, data_size: int) -> Tensor:
     return torch.stack(squares).sum() / (2 * data_size)
 
 
-def make(method: Method, splits: Splits, hidden: int, seed: int) -> Trained:
+def make(method: Method, splits: Splits, hidden: int, seed: int, rates: Rates = PAPER) -> Trained:
     """Networks for all splits, and how they are trained."""
     dropout = DROPOUT if method == "dropout" else 0.0
     model = Regressor(splits.count, splits.inputs, hidden, dropout, seed)
@@ -169,4 +184,5 @@ def make(method: Method, splits: Splits, hidden: int, seed: int) -> Trained:
     if method == "bbb":
         posterior = BayesByBackprop(model, data_size=splits.data_size, local=True, seed=seed)
         return ByAdam(posterior, posterior.penalty)
-    return Noisy(model, _CONFIGS[method], splits.data_size, seed)
+    config = replace(_CONFIGS[method], lr=rates.lr, stat_decay=rates.stat_decay)
+    return Noisy(model, config, splits.data_size, seed)

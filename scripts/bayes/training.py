@@ -12,7 +12,7 @@ from torch import Tensor
 
 from acktr.kfac import FactorError, NoisePrecision, gaussian_log_prob
 from scripts.bayes.data import Splits
-from scripts.bayes.methods import Method, Trained, make
+from scripts.bayes.methods import PAPER, Method, Rates, Trained, make
 
 TEST_SAMPLES = 100
 _TRAIN_SAMPLES = 10
@@ -62,11 +62,14 @@ class Training:
         method: Its name.
         splits: The data.
         budget: How long, and the networks.
+        rates: Of noisy K-FAC.
     """
 
-    def __init__(self, method: Method, splits: Splits, budget: Budget) -> None:
+    def __init__(
+        self, method: Method, splits: Splits, budget: Budget, rates: Rates = PAPER
+    ) -> None:
         self.splits, self.budget = splits, budget
-        self.networks: Trained = make(method, splits, budget.hidden, budget.seed)
+        self.networks: Trained = make(method, splits, budget.hidden, budget.seed, rates)
         shape, rate = budget.noise_prior
         self.precision = NoisePrecision(
             splits.data_size,
