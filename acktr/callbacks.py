@@ -18,7 +18,7 @@ from acktr.runs.folder import RunError, RunFolder
 from acktr.runs.logger import RunLogger
 from acktr.runs.progress import Progress, score
 from acktr.runs.session import Every
-from acktr.runs.tables import WINDOW
+from acktr.runs.tables import WINDOW, tag_of
 from acktr.train import TrainStats
 
 
@@ -227,7 +227,7 @@ class Evaluations:
             if self._best is not None:
                 self._agent.save(self._best)
         keys = {key for info in found.infos for key in info}
-        means = {f"eval/mean_{key}": found.mean_of(key) for key in sorted(keys)}
+        means = {tag_of("eval", key): found.mean_of(key) for key in sorted(keys)}
         lengths = float(np.mean(found.lengths))
         return {"eval/mean_reward": found.mean, "eval/mean_ep_length": lengths, **means}
 

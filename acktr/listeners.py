@@ -21,7 +21,7 @@ import torch
 
 from acktr.config import Config
 from acktr.evaluate import Evaluation
-from acktr.runs.tables import WINDOW
+from acktr.runs.tables import WINDOW, tag_of
 from acktr.train import TrainStats
 
 
@@ -169,11 +169,13 @@ class Window:
     def __call__(self, stats: TrainStats) -> TrainStats:
         """The statistics with ``rollout/ep_rew_mean``, ``rollout/ep_len_mean``, and means of infos.
 
-        The last ones are ``rollout/KEY_mean``, of episodes whose info had a number by this key.
+        The last ones are ``rollout/KEY_mean``, or ``rollout/success_rate`` of is_success, of the
+        episodes whose info had a number by this key.
         """
         for each in stats.episodes:
-            infos = {f"{key}_mean": value for key, value in each.info.items()}
-            self._episodes.append({"ep_rew_mean": each.reward, "ep_len_mean": each.length, **infos})
+            infos = {tag_of("rollout", key): value for key, value in each.info.items()}
+            lengths = {"rollout/ep_rew_mean": each.reward, "rollout/ep_len_mean": each.length}
+            self._episodes.append({**lengths, **infos})
         if not self._episodes:
             return stats
         means = {}
@@ -181,5 +183,5 @@ class Window:
             found = [episode.get(name, math.nan) for episode in self._episodes]
             known = [value for value in found if not math.isnan(value)]
             if known:
-                means[f"rollout/{name}"] = float(np.mean(known))
+                means[name] = float(np.mean(known))
         return dataclasses.replace(stats, metrics={**stats.metrics, **means})

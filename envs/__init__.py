@@ -17,7 +17,7 @@ environments in one process.
 2. When an episode ends, `infos["episode"]` holds the arrays `r` (sum of raw rewards), `l` (agent
    steps) and `t` (seconds), valid where `infos["_episode"]` is true. With `record`,
    `infos["recorded"]` holds the numbers that the infos of the last steps have by these keys; one
-   that is not there is NaN, with one warning.
+   that is not there is NaN, with one warning. `is_success` is among them wherever some have it.
 3. At the same steps `infos["final_obs"]` is like the observations, with the last observations of
    the episodes where `infos["_final_obs"]` is true, and zeros elsewhere. The masks mark the
    true ends of episodes: `terminated` alone may also mean a lost life.
@@ -57,6 +57,7 @@ environments in one process.
    in one `EnvWarning` with the index and the step.
 """
 
+from acktr.envs.episodes import SUCCESS
 from acktr.envs.errors import EnvError, EnvFault, EnvWarning, UnsavedError, one_line
 from acktr.envs.factory import (
     describe,
@@ -91,6 +92,7 @@ from acktr.envs.watch import TIMEOUT
 
 __all__ = [
     "MASK",
+    "SUCCESS",
     "TIMEOUT",
     "AnyVectorEnv",
     "Arrays",

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from acktr.envs.values import require_like
 
+SUCCESS = "is_success"
+"""Key of the info of an episode's last step that says whether the task was solved."""
+
 
 class EpisodeStats:
     """Accumulates raw rewards per environment and reports them when episodes end.

@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from acktr.envs.episodes import EpisodeStats, last_infos
+from acktr.envs.episodes import SUCCESS, EpisodeStats, last_infos
 from acktr.envs.errors import EnvError, EnvFault, EnvWarning, named
 from acktr.envs.masks import MASK, FoundMasks, MaskSetting, VectorMasks
 from acktr.envs.nested import dense_finals, flat, is_nested, parts
@@ -142,7 +142,7 @@ class GuardedVectorEnv(AnyVectorWrapper):
         dones = (terminated | truncated) & alive
         self._dead = dones & self._next_step
         self._check_finite(rewards, "reward", when, _LARGEST_REWARD)
-        if self.record and dones.any():
+        if dones.any():
             self._record(infos, dones)
         if dones.any() and not self._next_step:
             self._give_finals(infos, dones, ~terminated, obs, when)
@@ -246,11 +246,20 @@ class GuardedVectorEnv(AnyVectorWrapper):
             self._check_observations(infos["final_obs"], "final observation", when, there)
 
     def _record(self, infos: dict[str, Any], ended: Array) -> None:
-        """Give `infos["recorded"]`, and tell once of each number that is not there."""
+        """Give `infos["recorded"]`, and tell once of each number that is not there.
+
+        Whether tasks were solved is among them where environments say so, asked for or not.
+        """
         if self._foreign:
-            infos["recorded"] = last_infos(infos, self.record, ended, not self._next_step)
-        for key, values in infos["recorded"].items():
-            if key not in self._missing and np.isnan(values[ended]).any():
+            keys = dict.fromkeys((*self.record, SUCCESS))
+            infos["recorded"] = last_infos(infos, tuple(keys), ended, not self._next_step)
+        columns = infos.get("recorded", {})
+        if SUCCESS not in self.record and np.isnan(columns.get(SUCCESS, math.nan)).all():
+            columns.pop(SUCCESS, None)
+        if not columns:
+            infos.pop("recorded", None)
+        for key, values in columns.items():
+            if key not in self._missing and np.isnan(values[ended]).any() and key in self.record:
                 self._missing.add(key)
                 warnings.warn(
                     f"{self._name}: the info of an episode's last step has no number {key!r}, which"

@@ -35,6 +35,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from acktr.envs.episodes import SUCCESS
 from acktr.envs.errors import EnvError, EnvFault
 from acktr.envs.exchange import LOAD, SAVE, Snapshots
 from acktr.envs.masks import MASK, FoundMasks, MaskSetting, decide
@@ -84,8 +85,9 @@ class ParallelEnvs(SyncVectorEnv):
         super().__init__(makers, autoreset_mode=AutoresetMode.SAME_STEP)
         self._name = name
         self._timeout = timeout
+        keys = tuple(dict.fromkeys((*record, SUCCESS)))
         self._rows = Rows(
-            self.num_envs, self.single_observation_space, self.single_action_space, record
+            self.num_envs, self.single_observation_space, self.single_action_space, keys
         )
         self._masking = masks
         bounds = [self.num_envs * part // workers for part in range(workers + 1)]
@@ -155,10 +157,9 @@ class ParallelEnvs(SyncVectorEnv):
         infos = self._masks()
         if ended.any():
             infos |= {"final_obs": self._copied(rows.final), "_final_obs": ended}
-            if rows.recorded:
-                infos["recorded"] = {
-                    key: np.where(ended, values, math.nan) for key, values in rows.recorded
-                }
+            infos["recorded"] = {
+                key: np.where(ended, values, math.nan) for key, values in rows.recorded
+            }
         observations = self._copied(rows.observations)
         return observations, rows.rewards.copy(), terminated, truncated, infos
 

@@ -21,6 +21,7 @@ from acktr.config import Settings, to_dict
 from acktr.interrupts import Stopped
 from acktr.runs.checkpoint import CheckpointError, load_checkpoint
 from acktr.runs.folder import RunError
+from tests.envs.test_record import Solvable
 from tests.tools.command_line import SMALL, call, table
 from tests.tools.toys import SpacesEnv
 
@@ -222,3 +223,19 @@ def test_an_agent_says_what_it_is() -> None:
             assert agent.observation_space.shape == (4,)
             assert agent.action_space == gymnasium.spaces.Discrete(2)
             assert (agent.num_envs, agent.logger) == (4, None)
+
+
+def test_success_has_its_tags(tmp_path: Path) -> None:
+    """Those of Stable-Baselines3, in training and evaluation."""
+    agent = ACKTR(Solvable, seed=0, **FAST)
+    seen: list[Any] = []
+    agent.learn(256, seen.append, run_dir=tmp_path)
+    run = tmp_path / "Solvable" / "acktr" / "seed0"
+    rates = [row["rollout/success_rate"] for row in table(run / "progress.csv")]
+    assert [float(rate) for rate in rates] == pytest.approx(
+        [stats.metrics["rollout/success_rate"] for stats in seen], rel=1e-8
+    )
+    assert 0.3 < float(rates[-1]) < 0.7
+    assert table(run / "eval.csv")[0]["mean_is_success"] == "0"  # the first episode of each
+    monitor = table(run / "monitor.csv")
+    assert {row["is_success"] for row in monitor} == {"0", "1"}

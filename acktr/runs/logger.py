@@ -15,7 +15,7 @@ import numpy as np
 from acktr.files import flat, reason
 from acktr.runs.events import EventFile
 from acktr.runs.folder import RunError, RunFolder
-from acktr.runs.tables import WINDOW, Table
+from acktr.runs.tables import WINDOW, Table, tag_of
 
 if TYPE_CHECKING:
     from acktr.train import TrainStats
@@ -117,7 +117,7 @@ class RunLogger:
         if rows:
             self._monitor.add(rows)
         means = {"rollout/ep_rew_mean": self.ep_rew_mean, "rollout/ep_len_mean": self.ep_len_mean}
-        means |= {f"rollout/{name}_mean": mean for name, mean in self.recorded_means.items()}
+        means |= {tag_of("rollout", key): mean for key, mean in self.recorded_means.items()}
         row = {"timesteps": str(stats.timesteps), "updates": str(stats.updates)}
         row |= {tag: "" if mean is None else f"{mean:.9g}" for tag, mean in means.items()}
         # The means of callbacks are of the same episodes, but not rounded as those of the file.
@@ -145,17 +145,23 @@ class RunLogger:
         mean, std, length = map(float, (np.mean(rewards), np.std(rewards), np.mean(lengths)))
         values = [str(int(timesteps)), f"{mean:.9g}", f"{std:.9g}", f"{length:.9g}"]
         values += [str(len(rewards)), ";".join(repr(round(value, 6)) for value in rewards)]
-        others = {f"mean_{k}": v for k, v in (recorded or {}).items() if _known(v)}
-        row = dict(zip(_EVAL, values, strict=True)) | {k: f"{v:.9g}" for k, v in others.items()}
+        others = {k: v for k, v in (recorded or {}).items() if _known(v)}
+        row = dict(zip(_EVAL, values, strict=True))
+        row |= {f"mean_{k}": f"{v:.9g}" for k, v in others.items()}
         self._evaluations.add([row])
         point = {"eval/mean_reward": mean, "eval/mean_ep_length": length}
         if self._events is not None:
-            self._events.add(timesteps, point | {f"eval/{k}": v for k, v in others.items()})
+            self._events.add(timesteps, point | {tag_of("eval", k): v for k, v in others.items()})
 
     def describe(self, settings: Mapping[str, Any]) -> None:
-        """Record the settings of the run for TensorBoard, with its returns beside them."""
+        """Record the settings of the run for TensorBoard, with its returns beside them.
+
+        Those of other algorithms than its own are left out.
+        """
+        others = {"acktr", "a2c", "trpo"} - {settings.get("algo")}
+        own = {name: value for name, value in settings.items() if name not in others}
         if self._events is not None:
-            self._events.describe(flat(settings), ("eval/mean_reward", "rollout/ep_rew_mean"))
+            self._events.describe(flat(own), ("eval/mean_reward", "rollout/ep_rew_mean"))
 
     def flush(self) -> None:
         """Write all that waits to be written."""

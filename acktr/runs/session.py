@@ -327,7 +327,8 @@ class Session:
             )
         if evaluation.cut:
             self.progress.note(f"{evaluation.cut} episodes of the evaluation were cut short")
-        recorded = {key: evaluation.mean_of(key) for key in config.record}
+        keys = dict.fromkeys((*config.record, *(key for info in evaluation.infos for key in info)))
+        recorded = {key: evaluation.mean_of(key) for key in keys}
         self.logger.write_evaluation(
             trainer.timesteps, evaluation.returns, evaluation.lengths, recorded
         )

@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
+from acktr.envs import SUCCESS
 from acktr.files import (
     append_whole,
     plain_text,
@@ -23,6 +24,19 @@ from acktr.files import (
 
 WINDOW = 100
 """Episodes over which returns are averaged."""
+
+
+def tag_of(group: str, key: str) -> str:
+    """The tag of the mean over episodes of a number of their last infos.
+
+    Args:
+        group: rollout or eval.
+        key: Of the info; is_success has the tags of Stable-Baselines3.
+    """
+    if key == SUCCESS:
+        return "eval/success_rate" if group == "eval" else "rollout/success_rate"
+    return f"{group}/mean_{key}" if group == "eval" else f"{group}/{key}_mean"
+
 
 SIZE_CAP = 1 << 30
 """Bytes of the largest CSV file that is read."""

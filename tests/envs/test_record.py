@@ -174,3 +174,41 @@ def test_what_a_vector_environment_lacks_is_told_in_one_line() -> None:
     ACKTR(Foreign(final=False, ends="terminated"), config()).learn(32)
     with pytest.raises(EnvFault, match=r"rewards of shape \(3,\) at step 1, not \(2,\)"):
         ACKTR(Foreign(form="wrong"), config()).learn(32)
+
+
+class Solvable(CountingEnv):
+    """Its episodes of 3 steps are solved in turn; with ``says``, their last info tells."""
+
+    def __init__(self, says: bool = True) -> None:
+        super().__init__(truncate_at=3)
+        self._says, self._ended = says, 0
+
+    def step(self, action: Any) -> Any:
+        obs, reward, terminated, truncated, info = super().step(action)
+        if truncated and self._says:
+            self._ended += 1
+            info["is_success"] = self._ended % 2 == 0
+        return obs, reward, terminated, truncated, info
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+def test_success_is_recorded_without_being_asked_for(foreign: bool) -> None:
+    """As its rate in training and evaluation; where nothing is said there is none, silently."""
+    for says in (True, False):
+        place: Any = lambda says=says: Solvable(says)  # noqa: E731
+        mode = AutoresetMode.SAME_STEP
+        env: Any = SyncVectorEnv([place] * 2, autoreset_mode=mode) if foreign else place
+        found: list[Any] = []
+        agent = ACKTR(env, config())
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            agent.learn(96, found.append)
+            played = agent.evaluate(place, episodes=16)
+        infos = [episode.info for stats in found for episode in stats.episodes]
+        assert len(infos) > 20
+        if says:
+            assert {info["is_success"] for info in infos} == {0.0, 1.0}
+            assert played.mean_of("is_success") == 0.5
+        else:
+            assert infos == [{}] * len(infos)
+            assert played.infos == ({},) * 16
