@@ -197,8 +197,7 @@ class Trainer:
         )
         self._merged = merged
         self.learner.learning_rate = learning_rate
-        self.timesteps, self.updates, self.restarts = 0, 0, 0
-        self.seconds = 0.0
+        self.timesteps, self.updates, self.restarts, self.seconds = 0, 0, 0, 0.0
         self.restarted: str | None = None
         self.doing: Doing = "nothing"
         """What :meth:`run` does; after an error, what it did then."""

@@ -64,6 +64,10 @@ class Meeting:
         """Whether this process writes: logs, checkpoints, what people read."""
         return self.rank == 0
 
+    @property
+    def _limit(self) -> timedelta:
+        return timedelta(seconds=self._timeout)
+
     def part(self, num_envs: int) -> tuple[int, int]:
         """How many of all environments are this process's, and the number of the first.
 
@@ -98,7 +102,7 @@ class Meeting:
             store=store,
             rank=self.rank,
             world_size=self.size,
-            timeout=timedelta(seconds=self._timeout),
+            timeout=self._limit,
         )
         try:
             self.ranks = Ranks()
@@ -158,7 +162,7 @@ class Meeting:
             return FileStore(str(path), self.size)
         from torch.distributed.rendezvous import rendezvous
 
-        found: Store = next(iter(rendezvous("env://")))[0]
+        found: Store = next(iter(rendezvous("env://", timeout=self._limit)))[0]
         return found
 
     def _appear(self, what: str) -> None:

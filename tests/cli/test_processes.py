@@ -175,8 +175,8 @@ def network(folder: Path) -> Any:
 @pytest.mark.slow
 def test_the_same_again_and_in_other_numbers(tmp_path: Path) -> None:
     """Two processes twice are the same bits; one under torchrun is plain training."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node"]
-    module = ["--module", "--master-addr=127.0.0.1", "--master-port=0", "acktr", "train"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    module = ["--module", "acktr", "train"]
     kinds: dict[str, Callable[[Path], Any]] = {
         "two": lambda folder: finished(folder, "--nproc", "2", *SHORT),
         "again": lambda folder: finished(folder, "--nproc", "2", *SHORT),
