@@ -22,7 +22,10 @@ def list_runs(args: Sequence[str], interrupts: Interrupts) -> str:
     options = parse(ListOptions, args, "list")
     try:
         with unpacked(options.runs) as folders:
-            rows = [row(run) for run in find_runs(folders)]
+            rows = [
+                row(run, named=any(run.is_relative_to(path) for path in options.runs))
+                for run in find_runs(folders)
+            ]
     except (ValueError, OSError) as error:
         raise UsageError(str(error)) from error
     if options.sort != "name":

@@ -28,7 +28,7 @@ class Row:
     """A run at a glance."""
 
     run: str
-    """Its folder."""
+    """Its folder, or its name in an archive."""
     env: str
     label: str
     seed: int
@@ -49,8 +49,12 @@ class Row:
     """Settings that are not the preset's; None where the preset is not known."""
 
 
-def row(run: Path) -> Row:
+def row(run: Path, named: bool = True) -> Row:
     """A run at a glance.
+
+    Args:
+        run: Its folder.
+        named: Whether it goes by its folder, or else (as one in an archive) by ENV/LABEL/seedN.
 
     Raises:
         RunError, ValueError: A file of it is damaged; one line.
@@ -58,7 +62,7 @@ def row(run: Path) -> Row:
     result = read_result(run)
     means = [mean for _, mean in evaluations(run)]
     return Row(
-        run=str(run),
+        run=str(run) if named else result.name,
         env=result.env,
         label=result.label,
         seed=result.seed,
@@ -178,7 +182,7 @@ def card(run: Path) -> str:
         "",
         f"# {cell(result.algo.upper())} in {cell(result.env)}",
     ]
-    lines += ["", f"Trained by [acktr](https://pypi.org/project/acktr) for {result.steps:,} of"]
+    lines += ["", f"Trained by acktr for {result.steps:,} of"]
     lines += [f"{result.total_steps:,} environment steps, seed {result.seed}.", ""]
     scores = [["mean of the last 100 training episodes", _number(result.last100)]]
     for steps, mean in evaluations(run)[-1:]:

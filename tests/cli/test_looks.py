@@ -44,6 +44,11 @@ def test_list(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert rows[0]["finished"] and not rows[1]["finished"]
     assert rows[1]["changed"]["gamma"] == 0.5
     assert call(capsys, "list", "nowhere")[0] == 2
+    shutil.make_archive("packed", "zip", here / "runs")
+    lines = call(capsys, "list", "packed.zip")[1].splitlines()
+    assert [line.split()[0] for line in lines[1:]] == [
+        *("CartPole-v1/acktr/seed0", "CartPole-v1/other/seed1"),
+    ]
 
 
 def test_an_unknown_environment_is_not_imported(
