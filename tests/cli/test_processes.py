@@ -194,8 +194,6 @@ def test_the_same_again_and_in_other_numbers(tmp_path: Path) -> None:
         states[name] = network(folder)["network"]
     for one, other in (("two", "again"), ("two", "torchrun two"), ("one", "torchrun one")):
         assert all(torch.equal(states[one][n], states[other][n]) for n in states[one]), (one, other)
-    for name, tensor in states["one"].items():
-        torch.testing.assert_close(states["two"][name], tensor, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.slow
