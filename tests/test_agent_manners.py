@@ -74,6 +74,7 @@ def test_probabilities_are_those_of_the_samples(space: spaces.Space[Any]) -> Non
 
 @pytest.mark.parametrize("space", SPACES, ids=repr)
 def test_a_batch_is_its_rows(space: spaces.Space[Any]) -> None:
+    """Up to the rounding of float32, which differs between one row and several on some machines."""
     agent = of_space(space)
     actions, _ = agent.predict(ROWS, deterministic=True)
     together = agent.action_probability(ROWS, actions)
@@ -83,10 +84,10 @@ def test_a_batch_is_its_rows(space: spaces.Space[Any]) -> None:
         batch = agent.action_probability(ROWS)
         pairs = zip(alone, batch, strict=True) if isinstance(alone, tuple) else [(alone, batch)]
         for one, several in pairs:
-            np.testing.assert_allclose(one, several[index], rtol=1e-5)
+            np.testing.assert_allclose(one, several[index], rtol=1e-4)
         one = agent.action_probability(row, actions[index])
-        assert float(one) == pytest.approx(float(together[index]), rel=1e-5)
-        assert float(agent.value(row)) == pytest.approx(float(agent.value(ROWS)[index]), rel=1e-5)
+        assert float(one) == pytest.approx(float(together[index]), rel=1e-4)
+        assert float(agent.value(row)) == pytest.approx(float(agent.value(ROWS)[index]), rel=1e-4)
     assert agent.value(ROWS).shape == (4,)
     assert np.shape(agent.value(ROWS[0])) == ()
 
