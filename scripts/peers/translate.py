@@ -74,7 +74,8 @@ _WITHOUT_INFLUENCE = {
     *("env", "algo", "preset", "seed", "total_timesteps", "device"),  # of the run
     *("eval_freq", "eval_episodes", "checkpoint_freq"),
     *("env_timeout", "env_workers", "micro_batch", "compile"),  # the same results with any value
-    *("record", "network.channels"),  # of pictures, which peers are not given
+    "record",
+    *("pixels", "network.channels", "network.trunk"),  # of pictures, which peers are not given
     *("network.memory_width", "network.memory_window"),  # of a memory, which is refused
 }
 _UNUSED = {

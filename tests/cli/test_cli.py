@@ -110,7 +110,8 @@ class TestTrain:
 
     def test_every_setting_is_a_flag(self, capsys: pytest.CaptureFixture[str]) -> None:
         text = ""
-        for words in ("--algo acktr", "--algo a2c", "--env ALE/Pong-v5 --algo trpo"):
+        kinds = ("--env ALE/Pong-v5 --algo trpo", "--env Pixels/Hopper-v5 --algo acktr")
+        for words in ("--algo acktr", "--algo a2c", *kinds):
             code, page, _ = call(capsys, "train", *words.split(), "--help-all")
             assert code == 0
             text += page

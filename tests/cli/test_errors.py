@@ -42,7 +42,10 @@ BAD = {
     "no width": ("train --env CartPole-v1 --network.hidden 0", "each of hidden"),
     "Atari setting": ("train --env CartPole-v1 --atari.sticky 2", "atari.sticky must be"),
     "algorithm": ("train --env CartPole-v1 --algo ppo", "algo must be one of acktr, a2c, trpo"),
-    "preset": ("train --env CartPole-v1 --preset best", "preset must be one of default, paper"),
+    "preset": (
+        "train --env CartPole-v1 --preset best",
+        "preset must be one of default, family, paper",
+    ),
     "former option": ("train --env Hopper-v5 --env-backend envpool", "--env-backend"),
     "unpublished": ("train --env CartPole-v1 --preset paper", "the paper has no configuration"),
     "no config file": ("train --env CartPole-v1 --config no.json", "no.json: cannot read"),

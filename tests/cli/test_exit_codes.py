@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from acktr.cli import commands
+from acktr.cli.launch import RANK_LOST
 from acktr.compare.comparison import RunsFailed
 from acktr.config import ConfigError
 from acktr.envs import EnvError, EnvFault
@@ -59,7 +60,7 @@ def test_table_is_complete() -> None:
     text = (ROOT / "acktr/cli/README.md").read_text()
     section = text[text.index("## Exit codes") : text.index("## A run folder")]
     listed = [int(code) for code in re.findall(r"^\| (\d+) \|", section, re.MULTILINE)]
-    assert listed == sorted({code for code, _ in CAUSES})
+    assert listed == sorted({code for code, _ in CAUSES} | {RANK_LOST})  # of test_processes.py
     for number, code in STOPPED.items():
         (row,) = [row for row in section.splitlines() if row.startswith(f"| {code} |")]
         assert signal.Signals(number).name in row

@@ -93,11 +93,11 @@ class TestAlgo:
             ("", "must be one of acktr, a2c, trpo, acktr-paper; or LABEL=FILE.json"),
             ("x=", "'x=' must name a file"),
             ("akctr", "'akctr' must be one of acktr, .*did you mean acktr"),
-            ("acktr-papr", "preset must be one of default, paper, got 'papr'"),
+            ("acktr-papr", "preset must be one of default, family, paper, got 'papr'"),
             ("x=none.json", "none.json: cannot read"),
             ("x=list.json", "list.json: must hold a JSON object"),
             ("x=algo.json", "algo.json: algo must be one of .*got \\['acktr'\\]"),
-            ("x=preset.json", "preset.json: preset must be one of default, paper, got 3"),
+            ("x=preset.json", "preset.json: preset must be one of default, family, paper, got 3"),
         ],
     )
     def test_others_are_refused(
