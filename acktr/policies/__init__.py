@@ -30,6 +30,7 @@ from acktr.policies.normalize import (
     PartNormalizer,
     RewardScaler,
     observation_normalizer,
+    pooling,
 )
 from acktr.policies.own import own_network
 from acktr.policies.parameters import copied_parameters, free_deviation, replace_parameters
@@ -69,6 +70,7 @@ __all__ = [
     "observation_normalizer",
     "own_network",
     "pack",
+    "pooling",
     "prepared",
     "replace_parameters",
     "require_size",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import gymnasium
 import numpy as np
@@ -13,10 +13,25 @@ from acktr.config import Config, ConfigError
 from acktr.envs import parts, picture
 
 Float = NDArray[np.floating[Any]]
+_T = TypeVar("_T", float, NDArray[np.float64])
+
+
+def pooling(delta: _T, count: float, others: float) -> tuple[_T, _T]:
+    """What further samples add to a mean, and to the sums of squared differences of both.
+
+    delta others / n and delta^2 count others / n with n = count + others (Chan et al. 1979).
+
+    Args:
+        delta: Their mean less that of the former ones.
+        count: Number of the former ones.
+        others: Number of the further ones; not both may be 0.
+    """
+    total = count + others
+    return delta * (others / total), delta * delta * (count * others / total)
 
 
 class RunningMoments:
-    """Mean and variance of a stream of vectors in float64 (Chan et al. 1979, pairwise update)."""
+    """Mean and variance of a stream of vectors in float64, by pairwise updates."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.mean = np.zeros(shape, np.float64)
@@ -37,11 +52,10 @@ class RunningMoments:
         """Fold in so many samples, by their mean and sum of squared differences from it."""
         if count == 0:
             return
-        total = self.count + count
-        delta = mean - self.mean
-        self.m2 += m2 + delta * delta * (self.count * count / total)
-        self.mean += delta * (count / total)
-        self.count = total
+        move, spread = pooling(mean - self.mean, self.count, count)
+        self.m2 += m2 + spread
+        self.mean += move
+        self.count += count
 
     def since(self, former: RunningMoments) -> RunningMoments:
         """Those of the samples that came after the moments were as they were."""
@@ -49,9 +63,8 @@ class RunningMoments:
         new.count = self.count - former.count
         if new.count:
             new.mean = (self.count * self.mean - former.count * former.mean) / new.count
-            delta = new.mean - former.mean
-            part = former.count * new.count / self.count
-            new.m2 = np.maximum(self.m2 - former.m2 - delta * delta * part, 0.0)
+            _, spread = pooling(new.mean - former.mean, former.count, new.count)
+            new.m2 = np.maximum(self.m2 - former.m2 - spread, 0.0)
         return new
 
     def copy(self) -> RunningMoments:

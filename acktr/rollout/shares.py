@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from acktr.kfac import RankError, Ranks
+from acktr.policies import pooling
 from acktr.rollout.buffer import Batch, Rollout
 
 _NOTHING = -1.0
@@ -35,13 +36,12 @@ class Moments:
         return cls(float(len(values)), float(centre), float((exact - centre).square().sum()))
 
     def __or__(self, other: Moments) -> Moments:
-        """Those of both together (Chan et al. 1979)."""
+        """Those of both together."""
         count = self.count + other.count
         if not count:
             return self
-        off = other.mean - self.mean
-        m2 = self.m2 + other.m2 + off * off * (self.count * other.count / count)
-        return Moments(count, self.mean + off * (other.count / count), m2)
+        move, spread = pooling(other.mean - self.mean, self.count, other.count)
+        return Moments(count, self.mean + move, self.m2 + other.m2 + spread)
 
     @property
     def variance(self) -> float:

@@ -25,7 +25,7 @@ from acktr.runs.progress import Display, duration
 from scripts.bayes import hmc
 from scripts.bayes.data import LARGE, LAYOUT, SMALL, Raw, Splits, read, standardised
 from scripts.bayes.methods import METHODS, SHORT, Method
-from scripts.bayes.report import mean_error, sign_test
+from scripts.bayes.report import sign_test, with_error
 from scripts.bayes.training import Budget, Training
 from scripts.common import (
     ScriptError,
@@ -207,14 +207,14 @@ def _markdown(found: Sequence[Result], command: str, asked: argparse.Namespace) 
         better, worse = (sum(way * d < 0 for d in differences) for way in (1, -1))
         known = not math.isnan(rows[0].random)
         shown_ = [
-            "{:.2f} ± {:.2f}".format(*mean_error(numbers)) if known else ""
+            with_error(numbers, 2) if known else ""
             for numbers in ([r.random for r in rows], [r.active for r in rows], differences)
         ]
-        first = "{:.2f} ± {:.2f}".format(*mean_error([r.first for r in rows]))
+        first = with_error([r.first for r in rows], 2)
         test = (
             [f"{better}/{better + worse}", f"{sign_test(better, worse):.2g}"] if known else ["", ""]
         )
-        correlation = "{:.2f} ± {:.2f}".format(*mean_error([r.correlation for r in rows]))
+        correlation = with_error([r.correlation for r in rows], 2)
         label = method if known else "hmc (correlation: a second run)"
         body.append([name, label, first, *shown_, *(test if known else ["", ""]), correlation])
     head = [

@@ -30,7 +30,7 @@ from scripts.bayes.classifiers import (
     shuffled,
     train,
 )
-from scripts.bayes.report import mean_error
+from scripts.bayes.report import with_error
 from scripts.common import (
     ScriptError,
     check_folder,
@@ -175,7 +175,7 @@ def _markdown(found: Found, command: str, about: str) -> str:
     for name in methods:
         rows = [of for (method, _), of in found.items() if method == name]
         columns = [[of[0][i] for of in rows] for i in range(1, len(Row._fields))]
-        body.append([name, *(_shown(column) for column in columns)])
+        body.append([name, *(with_error(column, 4) for column in columns)])
         angles = [[of[i].entropy for of in rows] for i in range(len(ANGLES))]
         shifted.append([name, *(f"{fmean(column):.3f}" for column in angles)])
     return "\n".join(
@@ -195,11 +195,6 @@ def _markdown(found: Found, command: str, about: str) -> str:
             described_machine(),
         ]
     )
-
-
-def _shown(numbers: Sequence[float]) -> str:
-    value, error = mean_error(numbers)
-    return f"{value:.4f}" + (f" ± {error:.4f}" if math.isfinite(error) else "")
 
 
 def _figure(found: Found) -> bytes:

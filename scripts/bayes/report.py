@@ -61,11 +61,13 @@ def summary(scores: Sequence[Score], measure: Measure) -> str:
     """Mean and standard error over splits."""
     if not all(score.finite for score in scores):
         return "diverged"
-    return _shown(*mean_error(values(scores, measure)))
+    numbers = values(scores, measure)
+    return with_error(numbers, 4 if abs(statistics.fmean(numbers)) < 0.01 else 3)
 
 
-def _shown(value: float, error: float) -> str:
-    digits = 4 if abs(value) < 0.01 else 3
+def with_error(numbers: Sequence[float], digits: int) -> str:
+    """Their mean and its standard error, where there is one."""
+    value, error = mean_error(numbers)
     return f"{value:.{digits}f}" + (f" ± {error:.{digits}f}" if math.isfinite(error) else "")
 
 
