@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 from unittest import mock
 
@@ -21,7 +21,7 @@ from acktr.envs import EnvFault, make_vec
 from acktr.kfac import BernoulliLoss, RankError, Ranks
 from acktr.policies import MergedMoments
 from acktr.policies.normalize import RunningMoments
-from acktr.rollout import NonFiniteError
+from acktr.rollout import Collector, NonFiniteError, Rollout
 from acktr.train import Trainer
 from acktr.world import UNKEPT, World, part_of_envs
 from tests.tools.ranks import on_threads
@@ -177,6 +177,43 @@ def test_normalisers_are_those_of_all_samples() -> None:
         assert np.array_equal(mine.m2, found[0].m2)
     with mock.patch.object(RunningMoments, "since", lambda self, former: self.copy()):  # totals
         assert on_threads(merged, 3)[0].count > 2 * wanted.count
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Samples of a rollout change the normalisers after it, in one process as in several."""
+    collect, fold = Collector.collect, RunningMoments.update
+    held: dict[int, list[Any]] = {}
+
+    def hold(moments: RunningMoments, batch: Any) -> None:
+        held.setdefault(id(moments), []).append(batch.copy())
+
+    def collected(collector: Collector, num_steps: int) -> Rollout:
+        rollout = collect(collector, num_steps)
+        assert collector.observation_normalizer is not None and collector.reward_scaler is not None
+        for one in (*collector.observation_normalizer.running(), collector.reward_scaler.moments):
+            for batch in held.pop(id(one)):
+                fold(one, batch)
+        return rollout
+
+    with (
+        mock.patch.object(RunningMoments, "update", hold),
+        mock.patch.object(Collector, "collect", collected),
+    ):
+        yield
+
+
+def test_normalisers_differ_from_one_process_within_a_rollout_only() -> None:
+    """What a rank has not heard yet of the others' samples is all of the difference."""
+    config = configuration(**NORMALIZED)
+
+    def both() -> tuple[dict[str, Any], dict[str, Any]]:
+        return on_threads(lambda ranks: trained(config, ranks, 3), 3)[0], trained(config, None, 3)
+
+    with held_back():
+        near(*both(), 1e-6)
+    several, one = (found["state"]["network"] for found in both())
+    assert max(float((several[n] - one[n]).abs().max()) for n in one) > 1e-3
 
 
 def test_states_of_normalised_training_load_in_any_number_of_processes() -> None:
