@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from acktr.cli import looks
+from acktr.cli.flags import UsageError
 from acktr.cli.launch import RANK_LOST, ProcessesFailed, launch
 from acktr.cli.options import (
     CompareOptions,
@@ -22,10 +23,8 @@ from acktr.cli.options import (
     PlotOptions,
     RecordOptions,
     ReportOptions,
-    UsageError,
-    parse,
-    peek,
 )
+from acktr.cli.parsing import parse, peek
 from acktr.cli.training import HelpAsked, parse_train
 from acktr.compare.comparison import RunsFailed, compare
 from acktr.compare.entries import Overlay, parse_algo, parse_seeds
@@ -69,7 +68,7 @@ def run(name: str, args: Sequence[str], interrupts: Interrupts) -> str:
     """Run a command; returns what it says at the end.
 
     Raises:
-        SystemExit: After its help (code 0) or the parser's message about bad words (code 2).
+        SystemExit: After its help.
         Stopped: A signal came.
     """
     modules = peek(args, "import")

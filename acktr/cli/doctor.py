@@ -9,8 +9,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import NoReturn
 
 from acktr import __version__
+from acktr.cli.flags import UsageError
 from acktr.doctor import Finding, examine
 from acktr.files import message
 
@@ -21,7 +23,8 @@ def run(args: Sequence[str], say: Callable[[str], None]) -> list[str]:
     """Say what is found on this machine; returns the names of what has a problem.
 
     Raises:
-        SystemExit: After its help (code 0) or the parser's message about bad words (code 2).
+        SystemExit: After its help.
+        UsageError: Words that it does not take.
         Stopped: A signal came.
     """
     options = _parser().parse_args(args)
@@ -47,9 +50,16 @@ def page_lines(finding: Finding) -> str:
     return f"{lines}\n{_ADVICE}-> {message(finding.advice, 400)}" if finding.advice else lines
 
 
+class _Parser(argparse.ArgumentParser):
+    """One that says what is wrong in a line, as those of the other commands do."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
 def _parser() -> argparse.ArgumentParser:
     """The options, by the standard library: tyro may be what is missing."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="acktr doctor",
         description="Say on a page whether agents can be trained here, and what to do if not.",
         allow_abbrev=False,

@@ -10,6 +10,12 @@ from collections.abc import Mapping, Sequence
 
 HELP_ALL = "--help-all"
 """Asks for the page of all options of ``acktr train``."""
+HELP = frozenset(("-h", "--help"))
+"""Either asks for the page of a command."""
+
+
+class UsageError(ValueError):
+    """A command line that cannot be used; the message is one line."""
 
 
 def _group(prefix: str, names: str) -> tuple[str, ...]:

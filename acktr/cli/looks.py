@@ -7,8 +7,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from acktr.cli.flags import UsageError
 from acktr.cli.look_options import CardOptions, DiffOptions, ListOptions, PresetsOptions
-from acktr.cli.options import UsageError, parse
+from acktr.cli.parsing import parse
 from acktr.config import known_presets, preset, to_dict
 from acktr.files import reason, write_atomic
 from acktr.interrupts import Interrupts

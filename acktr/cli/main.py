@@ -1,8 +1,7 @@
 """The command line: ``acktr`` and one of the commands in ``COMMANDS``.
 
 The README of this package has the table of exit codes. Except for 0 and 141 the last line on
-standard error says why; with 2 nothing else is there, but the parser's message about a word that it
-does not understand takes several lines.
+standard error says why; with 2 nothing else is there.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from acktr import __version__
-from acktr.cli.flags import TRAIN_HELP, unknown_option
+from acktr.cli.flags import HELP, TRAIN_HELP, UsageError, unknown_option
 from acktr.files import message, reason
 from acktr.interrupts import STOPPED, Interrupts, Stopped, end_with_parent
 
@@ -122,7 +121,7 @@ def _run(args: list[str]) -> int:
                 " and none that control a terminal; longer settings go to a --config file",
             )
     name, rest = args[0], args[1:]
-    if name in ("-h", "--help"):
+    if name in HELP:
         _say(_HELP.rstrip("\n"))
     elif name == "--version":
         _say(f"acktr {__version__}")
@@ -137,7 +136,7 @@ def _run(args: list[str]) -> int:
 
 def _run_known(name: str, args: list[str]) -> int:
     """Run one of the commands, after a look at its options that takes no time."""
-    if name == "train" and {"-h", "--help"}.intersection(args):
+    if name == "train" and HELP.intersection(args):
         _say(TRAIN_HELP.rstrip("\n"))
         return 0
     if (unknown := unknown_option(name, args)) is not None:
@@ -147,16 +146,15 @@ def _run_known(name: str, args: list[str]) -> int:
 
 def _run_command(name: str, args: list[str]) -> int:
     try:
-        from acktr.cli import kinds, options  # tyro
+        from acktr.cli import kinds, parsing  # tyro
 
         if name in kinds.KINDS:  # mistakes are told before what takes seconds is imported
-            options.parse(kinds.KINDS[name], args, name)
-    except SystemExit as stop:  # the parser has said it
-        return int(stop.code or 0)
-    except options.UsageError as error:
-        return _failed(BAD_INPUT, f"error: {error}")
-    try:
+            parsing.parse(kinds.KINDS[name], args, name)
         from acktr.cli import commands  # takes seconds
+    except SystemExit:  # after the command's help
+        return 0
+    except UsageError as error:
+        return _failed(BAD_INPUT, f"error: {error}")
     except (ImportError, MemoryError, OSError, SystemError) as error:
         # A library that is missing, or a limit to memory, which loaders tell in many ways.
         why = str(error) or type(error).__name__
@@ -164,8 +162,8 @@ def _run_command(name: str, args: list[str]) -> int:
     try:
         with Interrupts() as interrupts:
             _say(commands.run(name, args, interrupts))
-    except SystemExit as stop:  # the parser has said it
-        return int(stop.code or 0)
+    except SystemExit:  # after the command's help
+        return 0
     except commands.EXPECTED as error:
         code, text = commands.explanation(error)
         return _failed(code, f"error: {text}")
@@ -191,8 +189,10 @@ def _run_doctor(args: list[str]) -> int:
     try:
         with Interrupts():
             problems = doctor.run(args, _say)
-    except SystemExit as stop:  # the parser has said it
-        return int(stop.code or 0)
+    except SystemExit:  # after its help
+        return 0
+    except UsageError as error:
+        return _failed(BAD_INPUT, f"error: {error}")
     return _failed(1, f"problems here: {', '.join(problems)}") if problems else 0
 
 

@@ -6,25 +6,16 @@ here imports torch.
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
 import tyro
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from acktr.cli.flags import UsageError
+from acktr.cli.parsing import JsonObject
 
 _MOST = 2**63 - 1
-_EXACT = 2**53
-"""Integers up to here are exact as floating-point numbers."""
-_POWER = re.compile(r"[+-]?\d{1,20}(\.\d{1,20})?[eE]\+?\d{1,3}")
-
-Parsed = TypeVar("Parsed")
-JsonObject = Mapping[str, Any]
-"""JSON values by name; :data:`acktr.config.JsonObject`."""
 
 Module = Annotated[
     str | None,
@@ -51,17 +42,6 @@ Run = Annotated[
 ]
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
-
-_REPEATED = {
-    "--env-kwargs": "--env-kwargs",
-    "--wrapper": "--wrappers",
-    "--wrappers": "--wrappers",
-}
-"""Options that may be given several times, and what the parser calls them."""
-
-
-class UsageError(ValueError):
-    """A command line that cannot be used; the message is one line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,107 +198,6 @@ class ReportOptions:
             raise UsageError("no runs to report; for example: acktr report runs --out DIR")
         if len(set(self.labels)) != len(self.labels):
             raise UsageError("--labels: each label once")
-
-
-def peek(args: Sequence[str], name: str) -> str | None:
-    """The last value of an option, before the command line is parsed properly."""
-    value = None
-    for arg, following in zip_longest(args, args[1:]):
-        if arg == f"--{name}" and following is not None:
-            value = following
-        elif arg.startswith(f"--{name}="):
-            value = arg.partition("=")[2]
-    return value
-
-
-def parse(
-    kind: type[Parsed],
-    args: Sequence[str],
-    command: str,
-    default: Any = tyro.MISSING_NONPROP,
-) -> Parsed:
-    """Parse the words of a command.
-
-    Raises:
-        SystemExit: After its help (code 0) or tyro's message about bad words (code 2).
-        ConfigError, UsageError: As the constructors.
-    """
-    words = _gathered(args)
-    parsed: Parsed = tyro.cli(
-        kind, prog=f"acktr {command}", args=words, default=default, registry=_REGISTRY
-    )
-    return parsed
-
-
-_REGISTRY = ConstructorRegistry()
-
-
-@_REGISTRY.primitive_rule
-def _key_values(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[JsonObject] | None:
-    """How JSON values by name are written: KEY=VALUE, with text where the value is no JSON."""
-    if info.type != JsonObject:
-        return None
-    return PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="[KEY=VALUE ...]",
-        instance_from_str=lambda words: dict(map(_key_value, words)),
-        is_instance=lambda value: isinstance(value, dict),
-        str_from_instance=lambda values: [f"{k}={json.dumps(v)}" for k, v in values.items()],
-    )
-
-
-@_REGISTRY.primitive_rule
-def _integers(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None:
-    """How integers are written: also as 1e6."""
-    if info.type is not int:
-        return None
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="INT",
-        instance_from_str=lambda words: _integer(words[0]),
-        is_instance=lambda value: isinstance(value, int) and not isinstance(value, bool),
-        str_from_instance=lambda value: [str(value)],
-    )
-
-
-def _integer(word: str) -> int:
-    """The integer of 100000, 100_000 or 1e5."""
-    if _POWER.fullmatch(word):
-        value = float(word)
-        if value.is_integer() and abs(value) <= _EXACT:
-            return int(value)
-    try:
-        return int(word)
-    except ValueError:
-        raise ValueError(f"{word!r:.60} is no integer, such as 100000 or 1e5") from None
-
-
-def _key_value(word: str) -> tuple[str, Any]:
-    key, equals, text = word.partition("=")
-    if not key or not equals:
-        raise ValueError(f"{word!r} must be written as KEY=VALUE")
-    try:
-        return key, json.loads(text)
-    except json.JSONDecodeError:
-        return key, text
-
-
-def _gathered(args: Sequence[str]) -> list[str]:
-    """The words of a command with each option that may be repeated once, at the end."""
-    rest: list[str] = []
-    lists: dict[str, list[str]] = {}
-    current = rest
-    for arg in args:
-        name, equals, value = arg.partition("=")
-        if not arg.startswith("-"):
-            current.append(arg)
-        elif name.replace("_", "-") in _REPEATED:
-            current = lists.setdefault(_REPEATED[name.replace("_", "-")], [])
-            current += [value] if equals else []
-        else:
-            current = rest
-            rest.append(arg)
-    return [*rest, *(word for name, words in lists.items() for word in (name, *words))]
 
 
 def require(least: int, most: int, **values: int) -> None:

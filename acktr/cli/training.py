@@ -13,8 +13,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from acktr.cli.flags import HELP_ALL, with_named_env
-from acktr.cli.options import File, Module, Network, UsageError, parse, peek, require
+from acktr.cli.flags import HELP_ALL, UsageError, with_named_env
+from acktr.cli.options import File, Module, Network, require
+from acktr.cli.parsing import parse, peek
 from acktr.config import (
     Config,
     ConfigError,

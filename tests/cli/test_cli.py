@@ -17,7 +17,7 @@ import torch
 from acktr import ACKTR
 from acktr.cli import commands
 from acktr.cli.main import COMMANDS, _words
-from acktr.cli.options import peek
+from acktr.cli.parsing import peek
 from acktr.cli.training import parse_train
 from acktr.config import Config, from_dict, merge, preset, to_dict
 from acktr.runs.checkpoint import load_checkpoint

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -31,11 +30,27 @@ BAD = {
     "flag without group": ("train --env CartPole-v1 --kl-clip 1", "--acktr.critic.kl-clip"),
     "half a flag": ("train --env CartPole-v1 --tot 5", "--total-timesteps"),
     "stray word": ("train --env CartPole-v1 stray", "stray"),
-    "no value": ("train --env CartPole-v1 --gamma", "--gamma"),
-    "no number": ("train --env CartPole-v1 --gamma x", "--gamma FLOAT"),
-    "no integer": ("train --env CartPole-v1 --seed 1.5", "--seed INT"),
-    "no choice": ("train --env CartPole-v1 --precision half", "'float32', 'bfloat16'"),
-    "neither": ("train --env CartPole-v1 --acktr.target-kl y", "--acktr.target-kl {None}|FLOAT"),
+    "no value": ("train --env CartPole-v1 --gamma", "missing value for argument '--gamma'"),
+    "no number": ("train --env CartPole-v1 --gamma x", "--gamma: 'x' is no number, such as 0.5"),
+    "no integer": ("train --env CartPole-v1 --seed 1.5", "--seed: '1.5' is no integer"),
+    "no choice": (
+        "train --env CartPole-v1 --precision half",
+        "--precision: 'half' is not one of auto, float32, bfloat16",
+    ),
+    "neither": (
+        "train --env CartPole-v1 --acktr.target-kl y",
+        "--acktr.target-kl: 'y' is no number, such as 0.5 or 1e-3, nor None",
+    ),
+    "width": ("train CartPole-v1 --network.hidden 8 b", "--network.hidden: 'b' is no integer"),
+    "no processes": ("train CartPole-v1 --nproc 0", "error: --nproc must be in [1, 1024], got 0"),
+    "no pixels": ("train CartPole-v1 --pixels.size 0", "error: pixels.size must be an integer"),
+    "no screen": (
+        "train ALE/Pong-v5 --atari.screen-size 0",
+        "error: atari.screen_size must be an integer from 8 to 512, got 0",
+    ),
+    "no axis": ("plot runs --x weeks", "error: --x: 'weeks' is not one of steps, time"),
+    "two runs": ("eval a b", "error: unrecognized options: b; see acktr eval --help"),
+    "doctor without folder": ("doctor --run-dir", "--run-dir: expected one argument; see acktr"),
     "NaN": ("train --env CartPole-v1 --acktr.actor.lr nan", "acktr.actor: lr must be a finite"),
     "negative": ("train --env CartPole-v1 --num-envs -1", "num_envs must be an integer >= 1"),
     "above one": ("train --env CartPole-v1 --gamma 2", "gamma must be"),
@@ -54,7 +69,7 @@ BAD = {
     "JSON key twice": ("train --env CartPole-v1 --config bad/twice.json", "'gamma' stands twice"),
     "long word": (f"train --env {'a' * 9_000}", "at most 8,192 characters"),
     "control characters": ("train --env \x1b[31mCartPole-v1", r"'\x1b[31mCartPole-v1'"),
-    "many digits": (f"train --env CartPole-v1 --seed {'9' * 5_000}", "--seed INT"),
+    "many digits": (f"train --env CartPole-v1 --seed {'9' * 5_000}", "--seed: '99"),
     "beyond floats": (
         f"train --env CartPole-v1 --acktr.actor.lr 1{'0' * 400}",
         "lr must be a finite number > 0, got inf",
@@ -163,7 +178,7 @@ BAD = {
     ),
     "report labels": ("report RUN --out x --labels a a", "--labels: each label once"),
     "report baseline": ("report RUN --out x --baseline b", "the baseline 'b' is not in acktr"),
-    "report metric": ("report RUN --out x --metric best", "'last100', 'eval'"),
+    "report metric": ("report RUN --out x --metric best", "'best' is not one of last100, eval"),
     "report few": ("report RUN --out x --resamples 9", "--resamples must be in [100, 100000]"),
     "report references": ("report RUN --out x --references no.csv", "no.csv: cannot read"),
     "report bad CSV": ("report RUN --out x --references bad/list.json", "no header line"),
@@ -232,7 +247,7 @@ def test_bad_input(
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Exit code 2, one line or box that helps, and nothing on the disk has changed."""
+    """Exit code 2, one line that helps, and nothing on the disk has changed."""
     register_bad_space()
     modules = tmp_path_factory.mktemp("modules")
     (modules / "broken_syntax.py").write_text("def :\n")
@@ -243,9 +258,8 @@ def test_bad_input(
     argv = [str(RUN) if word == "RUN" else word for word in command.split()]
     code, out, err = call(capsys, *argv)
     assert (code, out) == (2, "")
-    one_line = err.startswith("acktr: error: ") and err.count("\n") == 1
-    assert one_line or "For full helptext" in err, err  # tyro's message in its box
-    assert expected in " ".join(re.sub("[│╭╮╰╯─]", " ", err).split())
+    assert err.startswith("acktr: error: ") and err.count("\n") == 1, err
+    assert expected in err
     assert "Traceback" not in err and len(err) < 10_000
     assert tree(bad_files) == before
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -113,7 +114,29 @@ def test_environment_by_itself_and_round_numbers() -> None:
 @pytest.mark.parametrize("number", ["1e6x", "1.5", "1.55e1", "1e99", "0x10", "1e-1", "five"])
 def test_what_is_no_integer(number: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = call(capsys, "eval", "x", "--episodes", number)
-    assert code == 2 and "is no integer, such as 100000 or 1e5" in " ".join(err.split())
+    assert code == 2 and "is no integer, such as 100000 or 1e5" in err
+
+
+@pytest.mark.parametrize("look", ["plain", "ascii", "coloured"])
+def test_what_the_parser_says_is_one_line(
+    look: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever the terminal makes of its box, and however narrow it is."""
+    monkeypatch.setenv("COLUMNS", "44")
+    if look == "ascii":
+        monkeypatch.setattr("tyro._fmtlib._should_use_utf8_drawing_chars", lambda: False)
+    elif look == "coloured":
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    code, out, err = call(capsys, "report", "runs")
+    assert (code, out) == (2, "")
+    what = "--out DIR Folder for report.md, the CSV files and the figures. (required)"
+    page = "see acktr report --help"
+    assert err == f"acktr: error: missing from acktr report: {what}; {page}\n"
+    code, _, err = call(capsys, "compare", "--envs", "X", "--workers", "0")
+    assert (code, err) == (2, "acktr: error: --workers must be at least 1, got 0\n")
+    assert os.environ["COLUMNS"] == "44"
 
 
 @pytest.mark.parametrize(
