@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,6 @@ from typing import Any
 
 from acktr.config import ConfigError, from_dict, preset, refuse_imports, to_dict
 from acktr.files import flat, read_object
-from acktr.report.curves import read_columns
 from acktr.report.results import Result, read_result
 from acktr.report.tables import cell, markdown, number
 from acktr.runs.folder import RunFolder
@@ -59,8 +59,8 @@ def row(run: Path, named: bool = True) -> Row:
     Raises:
         RunError, ValueError: A file of it is damaged; one line.
     """
-    result = read_result(run)
-    means = [mean for _, mean in evaluations(run)]
+    result = read_result(run, with_curve=False)
+    means = [mean for _, mean in result.evaluations]
     return Row(
         run=str(run) if named else result.name,
         env=result.env,
@@ -73,24 +73,8 @@ def row(run: Path, named: bool = True) -> Row:
         evaluation=means[-1] if means else None,
         best=max(means, default=None),
         minutes=result.minutes,
-        changed=changed(RunFolder.open(run).read_config()),
+        changed=changed(result.config),
     )
-
-
-def evaluations(run: Path) -> list[tuple[int, float]]:
-    """Steps and mean returns of a run's evaluations.
-
-    Raises:
-        ValueError: The file is damaged; one line.
-    """
-    path = RunFolder(run).evaluations
-    if not path.exists():
-        return []
-    rows = read_columns(path, "timesteps", "mean_reward").rows
-    try:
-        return [(int(each["timesteps"]), float(each["mean_reward"])) for each in rows]
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def changed(config: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -98,12 +82,18 @@ def changed(config: Mapping[str, Any]) -> dict[str, Any] | None:
     try:
         stored = from_dict(config)
         refuse_imports(stored)
-        base = preset(stored.env, stored.algo, stored.preset)[0]
+        theirs = _preset(stored.env, stored.algo, stored.preset)
     except ConfigError:
         return None
-    ours, theirs = flat(to_dict(stored)), flat(to_dict(base))
+    ours = flat(to_dict(stored))
     others = [name for name in ours | theirs if name not in _OWN]
     return {name: ours.get(name) for name in others if ours.get(name) != theirs.get(name)}
+
+
+@functools.cache
+def _preset(env: str, algo: str, name: str) -> dict[str, Any]:
+    """The settings of a preset, which many runs of a table have in common."""
+    return flat(to_dict(preset(env, algo, name)[0]))
 
 
 def rows_table(rows: Sequence[Row]) -> str:
@@ -174,7 +164,8 @@ def card(run: Path) -> str:
     Raises:
         RunError, ValueError: A file of it is damaged; one line.
     """
-    result, settings = read_result(run), changed(RunFolder.open(run).read_config())
+    result = read_result(run, with_curve=False)
+    settings = changed(result.config)
     lines = [
         *_front_matter(result),
         "",
@@ -185,7 +176,7 @@ def card(run: Path) -> str:
     lines += ["", f"Trained by acktr for {result.steps:,} of"]
     lines += [f"{result.total_steps:,} environment steps, seed {result.seed}.", ""]
     scores = [["mean of the last 100 training episodes", _number(result.last100)]]
-    for steps, mean in evaluations(run)[-1:]:
+    for steps, mean in result.evaluations[-1:]:
         scores.append([f"evaluation at step {steps:,}", _number(mean)])
     lines.append(markdown(["return", "mean"], scores))
     if settings:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -54,9 +55,14 @@ class Result:
     minutes: float | None
     """Wall-clock minutes of training until the last episode's end."""
     curve: Curve | None
-    """Learning curve on the grid of ``total_steps``; None before the first episode."""
+    """Learning curve on the grid of ``total_steps``; None before the first episode, or where it
+    was not asked for."""
     versions: Mapping[str, str]
     """What it was made with; git_commit is the commit."""
+    evaluations: Sequence[tuple[int, float]]
+    """Steps and mean return of each evaluation."""
+    config: Mapping[str, Any]
+    """What its config.json holds, unchecked."""
 
     @property
     def finished(self) -> bool:
@@ -125,8 +131,12 @@ def read_results(
     return results
 
 
-def read_result(run: Path) -> Result:
+def read_result(run: Path, with_curve: bool = True) -> Result:
     """Read a run.
+
+    Args:
+        run: Its folder.
+        with_curve: Whether the learning curve is needed, which takes half of the time.
 
     Raises:
         RunError, ValueError: as ``read_results``.
@@ -136,14 +146,14 @@ def read_result(run: Path) -> Result:
     env, algo = folder.name_in(config, "env"), folder.name_in(config, "algo")
     seed = _integer(config.get("seed"), "seed", 0, folder.config)
     total = _integer(config.get("total_timesteps"), "total_timesteps", 1, folder.config)
-    final = _final(folder.evaluations, total)
+    final, evaluations = _evaluations(folder.evaluations, total)
     steps, last100, minutes, line = 0, None, None, None
     monitor = load_monitor(run) if folder.monitor.exists() else None
     if monitor is not None and len(monitor.steps):
         steps = int(monitor.steps[-1])
         last100 = float(np.mean(monitor.returns[-WINDOW:]))
         minutes = float(monitor.seconds[-1]) / 60
-        line = on_grid(curve(run, monitor), grid(total))
+        line = on_grid(curve(run, monitor), grid(total)) if with_curve else None
     return Result(
         folder=run,
         env=env,
@@ -157,6 +167,8 @@ def read_result(run: Path) -> Result:
         minutes=minutes,
         curve=line,
         versions=_versions(folder.versions),
+        evaluations=evaluations,
+        config=config,
     )
 
 
@@ -168,24 +180,22 @@ def label_of(run: Path, env: str, algo: str) -> str:
     return above if labelled else algo
 
 
-def _final(path: Path, total: int) -> Final | None:
-    """The last row of eval.csv if it was written at the end of the run."""
+def _evaluations(path: Path, total: int) -> tuple[Final | None, list[tuple[int, float]]]:
+    """The last row of eval.csv if it was written at the end of the run, and all rows."""
     if not path.exists():
-        return None
+        return None, []
     names = ("timesteps", "mean_reward", "std_reward", "episodes")
     rows = read_columns(path, *names).rows
-    if not rows:
-        return None
-    steps, mean, std, episodes = (rows[-1][name] for name in names)
     try:
-        final = Final(int(steps), float(mean), float(std), int(episodes))
+        means = [(int(row["timesteps"]), float(row["mean_reward"])) for row in rows]
+        if not rows or means[-1][0] < total:
+            return None, means
+        final = Final(*means[-1], float(rows[-1]["std_reward"]), int(rows[-1]["episodes"]))
     except ValueError as error:
-        raise ValueError(f"{path}: last row: numbers are needed ({error})") from error
-    if final.steps < total:
-        return None
+        raise ValueError(f"{path}: numbers are needed ({error})") from error
     if not (math.isfinite(final.mean) and math.isfinite(final.std)):
         raise ValueError(f"{path}: the last evaluation must be finite")
-    return final
+    return final, means
 
 
 def _versions(path: Path) -> dict[str, str]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from acktr.config import from_dict, preset
+from acktr.config import Config, from_dict, preset
+from acktr.report import listing
 from acktr.report.listing import MARK, aligned_text
+from acktr.report.results import find_runs
 from tests.tools.command_line import RUN, call, table
 
 
@@ -49,6 +52,31 @@ def test_list(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split()[0] for line in lines[1:]] == [
         *("CartPole-v1/acktr/seed0", "CartPole-v1/other/seed1"),
     ]
+
+
+def test_a_list_reads_a_file_once_and_makes_a_preset_once(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What made the list of a large archive slow."""
+    shutil.copytree(RUN, here / "runs/CartPole-v1/acktr/seed1")
+    runs = find_runs([Path("runs")])
+    read: list[Path] = []
+    made: list[str] = []
+
+    def opened(path: Path, mode: str = "r") -> Any:
+        read.append(path)
+        return open(path, mode)
+
+    def counted(env: str, algo: str, name: str) -> tuple[Config, str]:
+        made.append(env)
+        return preset(env, algo, name)
+
+    monkeypatch.setattr(Path, "open", opened)
+    monkeypatch.setattr(listing, "preset", counted)
+    listing._preset.cache_clear()
+    rows = [listing.row(run) for run in runs]
+    assert [each.evaluation for each in rows] == [rows[0].evaluation] * 2
+    assert len(read) == len(set(read)) and made == ["CartPole-v1"]
 
 
 def test_an_unknown_environment_is_not_imported(
