@@ -13,6 +13,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console, RenderableType
+from rich.constrain import Constrain
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
@@ -32,6 +33,9 @@ PANEL_INTERVAL = 0.25
 """Seconds between two panels."""
 
 _BAR_WIDTH = 40
+_ECHO = len("^C")
+"""Columns right of a panel for what the terminal writes at its end when Ctrl-C is pressed: on a
+line more, rich would not find the panel's first line again."""
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
@@ -138,8 +142,9 @@ class Display:
         for row in (ProgressBar(max(total, 1), min(done, total), width=_BAR_WIDTH), *rows):
             grid.add_row(row)
         panel = Panel(grid, title=self._title, title_align="left", expand=False)
+        narrower = Constrain(panel, self._live.console.width - _ECHO)
         self._guard(self._live.start)
-        self._guard(self._live.update, panel, refresh=True)
+        self._guard(self._live.update, narrower, refresh=True)
 
     def close(self) -> None:
         """Leave the panel as it is; further calls do nothing."""

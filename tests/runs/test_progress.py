@@ -4,8 +4,9 @@ import io
 import math
 
 import pytest
+from rich.text import Text
 
-from acktr.runs.progress import Meter, Progress, Sparkline, score
+from acktr.runs.progress import Display, Meter, Progress, Sparkline, score
 from acktr.train import TrainStats
 
 
@@ -138,6 +139,21 @@ def test_panel(monkeypatch: pytest.MonkeyPatch) -> None:
     assert output.count("╭") == 5  # at 0.1, 0.4, 0.7 s and, closing, the last (redrawn by rich)
     for value in ("800/10,000 (8.0%)", "1,000", "0:00:09", "12.3", "refresh 5%"):
         assert value in output.rpartition("╭")[2]
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_a_panel_leaves_room_for_what_ctrl_c_writes(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on the last line it must not wrap, whatever the panel holds."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    stream = Terminal()
+    display = Display("title", 1.0, stream)
+    display.show("line", 1, 2, Text("word " * 100))
+    display.close()
+    last = next(line for line in stream.getvalue().splitlines() if "╯" in line)
+    assert len(last[last.index("╰") : last.index("╯") + 1]) == columns - len("^C")
 
 
 def test_dumb_terminals_get_lines(monkeypatch: pytest.MonkeyPatch) -> None:
