@@ -2,10 +2,11 @@
 
 Usage: python -m scripts.site [--out site] [--pages-only]
 
-Needs the extra `docs` (mkdocs-material and mkdocstrings). The pages are those of the repository,
-put together in a temporary folder: links among them stay, files of code that they link to become
-pages of their own, and what a browser cannot show is named without a link. A link that leads
-nowhere and any other warning of mkdocs is an error. Nothing is loaded from elsewhere.
+Needs the extra `docs` (mkdocs-material, mkdocstrings, latex2mathml). The pages are those of the
+repository, put together in a temporary folder: links among them stay, files of code that they link
+to become pages of their own, and what a browser cannot show is named without a link. A link that
+leads nowhere and any other warning of mkdocs is an error. Formulas become MathML, which browsers
+set themselves. Nothing is loaded from elsewhere.
 """
 
 from __future__ import annotations
@@ -40,15 +41,12 @@ _REFERENCE = {
 }
 """Pages of the reference, and the modules on each."""
 
-_HOOK = '''"""Roles of Sphinx, which docstrings have before names, are not for readers."""
-
-import re
-
-
-def on_page_content(html, **_):
-    return re.sub(r":(class|meth|func|mod|data|attr):(?=<)", "", html)
-'''
+_HOOK = ROOT / "scripts" / "site_hook.py"
 """What mkdocs does to every page."""
+
+_STYLE = "style.css"
+_WIDE = ".md-grid { max-width: 80rem }\n"
+"""Style besides the theme's: pages have wide tables."""
 
 _NAV: list[dict[str, object]] = [
     {"Start": "README.md"},
@@ -74,6 +72,8 @@ def assemble(root: Path, target: Path) -> None:
     Raises:
         ScriptError: A page links to something that is not there.
     """
+    target.mkdir(exist_ok=True)
+    (target / _STYLE).write_text(_WIDE)
     found = [root / "README.md", root / "CHANGELOG.md"]
     for folder in FOLDERS:
         found += [p for p in (root / folder).rglob("*.md") if "acktr/envs" not in p.as_posix()]
@@ -129,13 +129,12 @@ def _show(file: Path, name: Path, place: Path) -> None:
         place.write_text(f"# {name}\n\n{fence}{CODE[file.suffix]}\n{code}\n{fence}\n")
 
 
-def configuration(root: Path, pages: Path, hook: Path) -> str:
+def configuration(root: Path, pages: Path) -> str:
     """mkdocs.yml, written as JSON, which is YAML too.
 
     Args:
         root: The repository, in which the docstrings are looked for.
         pages: What :func:`assemble` has made.
-        hook: A file with what is done to every page.
     """
     handler = {
         "paths": [str(root)],
@@ -156,7 +155,8 @@ def configuration(root: Path, pages: Path, hook: Path) -> str:
             "docs_dir": str(pages),
             "strict": True,
             "use_directory_urls": False,
-            "hooks": [str(hook)],
+            "hooks": [str(_HOOK)],
+            "extra_css": [_STYLE],
             "theme": {
                 "name": "material",
                 "font": False,
@@ -186,14 +186,12 @@ def build(out: Path, pages_only: bool) -> None:
     """
     with tempfile.TemporaryDirectory() as folder:
         pages = Path(folder) / "pages"
-        pages.mkdir()
         assemble(ROOT, pages)
         if pages_only:
             shutil.copytree(pages, out)
             return
-        file, hook = Path(folder) / "mkdocs.yml", Path(folder) / "hook.py"
-        hook.write_text(_HOOK)
-        file.write_text(configuration(ROOT, pages, hook))
+        file = Path(folder) / "mkdocs.yml"
+        file.write_text(configuration(ROOT, pages))
         command = [sys.executable, "-m", "mkdocs", "build", "-q", "-f", str(file)]
         quiet = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
         done = subprocess.run([*command, "-d", str(out.resolve())], check=False, env=quiet)

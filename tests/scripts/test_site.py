@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from scripts.common import ScriptError
-from scripts.site import _HOOK, ROOT, assemble, configuration
+from scripts.site import ROOT, assemble, configuration
+from scripts.site_hook import on_page_content
 
 LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)\s]*)?\)")
 
@@ -29,7 +29,7 @@ def test_pages_are_whole(tmp_path: Path) -> None:
     assert "class Trainer:" in code and "](../code/acktr/train.py.md)" in (
         (tmp_path / "acktr" / "README.md").read_text()
     )
-    text = configuration(ROOT, tmp_path, tmp_path / "hook.py")
+    text = configuration(ROOT, tmp_path)
     for name in re.findall(r'"([\w/]+\.md)"', text):
         assert (tmp_path / name).is_file(), name
     assert not list(tmp_path.rglob("*.zip"))
@@ -45,8 +45,15 @@ def test_a_link_that_leads_nowhere_is_an_error(tmp_path: Path) -> None:
 
 
 def test_roles_of_sphinx_are_not_shown() -> None:
-    """What mkdocs does to pages; that the site is built without a warning is seen in CI."""
-    hook: dict[str, Any] = {}
-    exec(_HOOK, hook)
     page = "see :class:<code>KFAC</code> and :data:`x`, :meth:<a>"
-    assert hook["on_page_content"](page, page=None) == "see <code>KFAC</code> and :data:`x`, <a>"
+    assert on_page_content(page, page=None) == "see <code>KFAC</code> and :data:`x`, <a>"
+
+
+def test_formulas_are_mathematics() -> None:
+    """Every one of the pages; that the site is built without a warning is seen in CI."""
+    pytest.importorskip("latex2mathml")
+    set_ = on_page_content("a $<code>F &gt; J^\\top</code>$ and <code>$HOME</code>")
+    assert set_.startswith("a <math") and "<msup><mi>J</mi>" in set_ and "$HOME" in set_
+    for wrong in ("\\nonsense", "x^"):
+        with pytest.raises(ValueError, match="the formula"):
+            on_page_content(f"$<code>{wrong}</code>$")
