@@ -202,7 +202,9 @@ def _compare(args: Sequence[str], interrupts: Interrupts) -> str:
         options.stop_at,
     )
     command = shlex.join(["acktr", "compare", *args])
-    return compare(plans, options.workers, interrupts, command, options.import_module)
+    return compare(
+        plans, options.workers, interrupts, command, options.import_module, options.engine
+    )
 
 
 def _eval(args: Sequence[str], interrupts: Interrupts) -> str:

@@ -71,7 +71,7 @@ FLAGS: Mapping[str, tuple[str, ...]] = {
     ),
     "compare": _group(
         "",
-        """envs algos seeds workers run-dir total-timesteps stop-at eval-episodes env-kwargs
+        """envs algos seeds workers engine run-dir total-timesteps stop-at eval-episodes env-kwargs
         wrappers wrapper config network import""",
     ),
     "eval": _group("", f"{_OF_AGENTS} episodes num-envs deterministic stochastic json"),

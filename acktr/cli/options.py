@@ -147,6 +147,8 @@ class CompareOptions:
     """Seeds, or ranges of them such as 0-4."""
     workers: int = 1
     """Runs at a time; each is a process of one thread."""
+    engine: Literal["local", "ray", "slurm"] = "local"
+    """Where they run: on this machine, or on those of a Ray or Slurm cluster."""
     run_dir: Path = Path("runs")
     """Folder of all runs; each goes to RUN_DIR/ENV/LABEL/seedN, its output to RUN_DIR/logs."""
     total_timesteps: int | None = None

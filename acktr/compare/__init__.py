@@ -4,4 +4,4 @@ Plans, a pool of processes, and their common progress.
 May import: acktr.runs, acktr.config, acktr.files, acktr.interrupts.
 """
 
-__all__ = ["comparison", "entries", "grid", "pool"]
+__all__ = ["comparison", "engines", "entries", "grid", "pool"]

@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 
-from acktr.compare.grid import RunPlan, train_args
-from acktr.compare.pool import ChildProcess, Ended, Pool
+from acktr.compare.engines import Engine, Launch, launching
+from acktr.compare.grid import RunPlan
+from acktr.compare.pool import Child, Ended, Pool
 from acktr.compare.progress import Run, result, show
 from acktr.compare.status import State, Status, claimed, status, survey
 from acktr.interrupts import STOPPED, Interrupts, Stopped
@@ -45,7 +46,7 @@ class Comparison:
         plans: Sequence[RunPlan],
         statuses: Sequence[Status],
         workers: int,
-        launch: Callable[[RunPlan, bool], ChildProcess],
+        launch: Launch,
         display: Display,
         *,
         clock: Callable[[], float] = time.monotonic,
@@ -99,7 +100,7 @@ class Comparison:
     def _timesteps(self) -> int:
         return sum(run.timesteps for run in self._runs)
 
-    def _start(self, run: Run) -> ChildProcess:
+    def _start(self, run: Run) -> Child:
         child = self._launch(run.plan, run.state is State.UNFINISHED)
         run.meter = Meter(self._clock(), run.timesteps)
         return child
@@ -149,6 +150,7 @@ def compare(
     interrupts: Interrupts,
     command: str,
     module: str | None = None,
+    engine: Engine = "local",
 ) -> str:
     """Train all runs of a grid that are not finished, each in a process of one thread.
 
@@ -158,23 +160,26 @@ def compare(
         interrupts: Entered by the caller.
         command: What the user types to go on after a stop.
         module: Python module that the processes import first.
+        engine: Where they run.
 
     Returns:
         A line that sums the comparison up.
 
     Raises:
         ConfigError, EnvError, RunError: A run cannot be made, its folder holds another one, or
-            another comparison trains it; nothing was started or written.
+            another comparison trains it, or the engine is not there; nothing was started or
+            written.
         RunsFailed: Some runs failed; the others are finished.
         Stopped: A signal came; no process is left running.
     """
-    statuses = survey(plans)
-    left = [each.state in (State.NEW, State.UNFINISHED) for each in statuses]
-    with claimed([plan for plan, is_left in zip(plans, left, strict=True) if is_left]):
-        for place, plan in enumerate(plans):
-            if left[place]:  # another comparison may have trained it since
-                statuses[place] = status(plan)
-        return _train(plans, statuses, workers, interrupts, command, module)
+    with launching(engine, plans[0].run_dir, module) as launch:
+        statuses = survey(plans)
+        left = [each.state in (State.NEW, State.UNFINISHED) for each in statuses]
+        with claimed([plan for plan, is_left in zip(plans, left, strict=True) if is_left]):
+            for place, plan in enumerate(plans):
+                if left[place]:  # another comparison may have trained it since
+                    statuses[place] = status(plan)
+            return _train(plans, statuses, workers, interrupts, command, launch)
 
 
 def _train(
@@ -183,15 +188,11 @@ def _train(
     workers: int,
     interrupts: Interrupts,
     command: str,
-    module: str | None,
+    launch: Launch,
 ) -> str:
     """Train what is left, which this process alone does."""
     run_dir = plans[0].run_dir
     counts = Counter(found.state for found in statuses)
-
-    def launch(plan: RunPlan, resume: bool) -> ChildProcess:
-        return ChildProcess(train_args(plan, resume, module), plan.log)
-
     display = Display("acktr compare", LINES)
     with closing(display):
         states = ", ".join(f"{counts[state]} {state.value}" for state in State if counts[state])

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from acktr.files import reason
 from acktr.interrupts import PARENT
@@ -33,6 +33,22 @@ class Ended(Generic[Job]):
     """The last line of its output, or why it could not be started."""
 
 
+class Child(Protocol):
+    """A process of a job, here or elsewhere."""
+
+    def poll(self) -> int | None:
+        """Its exit code, negative for a signal; None while it runs."""
+
+    def terminate(self) -> None:
+        """Ask it to write a checkpoint and to end."""
+
+    def kill(self) -> None:
+        """End it."""
+
+    def last_line(self) -> str:
+        """The last line of its output, or nothing."""
+
+
 class ChildProcess:
     """A child in a session of its own, so that Ctrl-C reaches only the parent.
 
@@ -44,13 +60,19 @@ class ChildProcess:
         log: File that its output is added to.
         module: What it runs.
         threads: Threads of its numerical libraries.
+        folder: Its working directory; this process's if not given.
 
     Raises:
         OSError: The file cannot be written or the process not be started.
     """
 
     def __init__(
-        self, args: Sequence[str], log: Path, module: str = "acktr", threads: int = 1
+        self,
+        args: Sequence[str],
+        log: Path,
+        module: str = "acktr",
+        threads: int = 1,
+        folder: Path | None = None,
     ) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log = log
@@ -69,6 +91,7 @@ class ChildProcess:
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     env=environment,
+                    cwd=folder,
                     pass_fds=passed,
                     start_new_session=True,
                 )
@@ -137,13 +160,11 @@ class Pool(Generic[Job]):
     ``launch`` starts a job; an OSError counts as its end.
     """
 
-    def __init__(
-        self, jobs: Sequence[Job], workers: int, launch: Callable[[Job], ChildProcess]
-    ) -> None:
+    def __init__(self, jobs: Sequence[Job], workers: int, launch: Callable[[Job], Child]) -> None:
         self._waiting = deque(jobs)
         self._workers = workers
         self._launch = launch
-        self._running: list[tuple[Job, ChildProcess]] = []
+        self._running: list[tuple[Job, Child]] = []
         self._stopping = False
 
     @property

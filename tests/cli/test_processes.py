@@ -9,6 +9,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -197,18 +198,22 @@ def test_the_same_again_and_in_other_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_stopped_in_two_goes_on_in_any_number(tmp_path: Path) -> None:
-    for number, way in enumerate(((), ("--nproc", "2"), ("--nproc", "4"))):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        done = finished(folder, "--nproc", "2", *SHORT, "--stop-at", "500")
-        assert done.returncode == 0, done.stderr
-        before = network(folder)["timesteps"]
+    first = tmp_path / "first"
+    first.mkdir()
+    done = finished(first, "--nproc", "2", *SHORT, "--stop-at", "500")
+    assert done.returncode == 0, done.stderr
+    before = network(first)["timesteps"]
+    for way in ((), ("--nproc", "2"), ("--nproc", "4")):
+        folder = tmp_path / "-".join(("again", *way))
+        shutil.copytree(first, folder)
         done = finished(folder, "--resume", str(RUN), *way)
         assert done.returncode == 0, done.stderr
         assert "several processes trained it" in done.stderr
         assert network(folder)["timesteps"] >= 1000 > before >= 500
-        assert finished(folder, "--resume", str(RUN), *way).returncode == 0  # there is nothing left
+    done = finished(folder, "--resume", str(RUN), "--nproc", "2")  # there is nothing left
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
@@ -271,7 +276,7 @@ def test_what_cannot_begin(tmp_path: Path) -> None:
         assert not (tmp_path / "runs").exists()
     finished(tmp_path, *SHORT, "--total-timesteps", "300")
     done = finished(tmp_path, "--nproc", "2", *SHORT)
-    assert done.returncode == 2 and "exists" in done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and "already holds a run" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.slow

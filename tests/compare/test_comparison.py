@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from acktr.compare import comparison as compare_module
+from acktr.compare import engines
 from acktr.compare.comparison import Comparison, RunsFailed, compare
 from acktr.compare.entries import Entry
 from acktr.compare.grid import RunPlan, make_plans
@@ -225,7 +225,7 @@ class TestCompare:
             plan = next(plan for plan in plans if plan.log == log)
             return script.launch(plan, "--resume" in args)
 
-        monkeypatch.setattr(compare_module, "ChildProcess", launch)
+        monkeypatch.setattr(engines, "ChildProcess", launch)
         defaults = Comparison.__init__.__kwdefaults__
         monkeypatch.setitem(defaults, "sleep", script.sleep)
         return script
