@@ -23,6 +23,7 @@ from acktr.compute import autocast_context, resolve_device, threads_for
 from acktr.config import Algo, Config, LearningRate, check_recurrent
 from acktr.envs import AnyVectorEnv, FoundMasks, found_masks, make_vec, pictures
 from acktr.policies import (
+    ActorCritic,
     MergedMoments,
     NetworkSource,
     Policy,
@@ -31,10 +32,11 @@ from acktr.policies import (
     build_network,
     free_deviation,
     observation_normalizer,
+    require_fitting,
     require_size,
 )
 from acktr.rollout import Acting, Batch, Collector, NonFiniteError, Rollout, make_batch
-from acktr.world import UNKEPT, World
+from acktr.world import UNKEPT, World, with_episodes
 
 _LEARNERS: dict[Algo, type[ACKTRLearner | A2CLearner | TRPOLearner]] = {
     "acktr": ACKTRLearner,
@@ -157,18 +159,7 @@ class Trainer:
         space = envs.single_observation_space
         self.head = action_head(envs.single_action_space)
         require_size(space, self.head, config, envs.num_envs)
-        # The initial weights depend on the seed alone, and torch's own generator is left as it was.
-        with torch.random.fork_rng(devices=[]), threads_for(space, config.network.channels):
-            torch.manual_seed(config.seed)
-            self.network = build_network(
-                space,
-                self.head,
-                config.network,
-                network,
-                action_space=envs.single_action_space,
-                auxiliary=tuple(self.auxiliary),
-                device=self.device,
-            )
+        self.network = self._initial(network)
         if world is not None:
             world.begin(config, self.network, self.auxiliary)
         seen = pictures(space, config.network.channels)
@@ -185,10 +176,8 @@ class Trainer:
         ranks = None if world is None else world.ranks
         place = (0, 1) if ranks is None else (ranks.rank, ranks.size)
         acting = Acting(self.network, self.head, acting_noise, autocast, config.compile, place)
-        masked, unkept = config.masks is not None, None if world is None else UNKEPT
-        self.collector = Collector(
-            envs, acting, observations, rewards, config.micro_batch, masked, unkept
-        )
+        masked = config.masks is not None
+        self.collector = Collector(envs, acting, observations, rewards, config.micro_batch, masked)
         self.learner: Learner = _LEARNERS[config.algo](
             self.network, self.head, config, learning_noise, autocast, self.auxiliary, ranks
         )
@@ -206,6 +195,21 @@ class Trainer:
         self._held: dict[str, Any] | None = None
         self.stop: int | None = None
         """The signal that one of several processes got before the last update."""
+
+    def _initial(self, network: NetworkSource | None) -> ActorCritic:
+        """A network of the seed alone, on which torch's own generator does not depend either."""
+        config, space = self.config, self.envs.single_observation_space
+        with torch.random.fork_rng(devices=[]), threads_for(space, config.network.channels):
+            torch.manual_seed(config.seed)
+            return build_network(
+                space,
+                self.head,
+                config.network,
+                network,
+                action_space=self.envs.single_action_space,
+                auxiliary=tuple(self.auxiliary),
+                device=self.device,
+            )
 
     def threads(self) -> AbstractContextManager[None]:
         """Context with as many of torch's threads as the network is worth; they come back."""
@@ -293,7 +297,7 @@ class Trainer:
 
     def _collected(self) -> Rollout:
         """The next rollout; the other ranks, who wait for it, are told where there is none."""
-        self._held = None if self.world is None else self.collector.state_dict()
+        self._held = None if self.world is None else self.collector.state_dict(UNKEPT)
         try:
             return self.collector.collect(self.config.num_steps)
         except Exception:
@@ -340,12 +344,13 @@ class Trainer:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a later session needs to go on."""
+        """Everything that a later session needs to go on, in several processes without episodes."""
+        unkept = None if self.world is None else UNKEPT
         auxiliary = {"auxiliary": list(self.auxiliary)} if self.auxiliary else {}
         return {
             "network": {k: v.detach().clone() for k, v in self.network.state_dict().items()},
             "learner": self.learner.state_dict(),
-            "collector": self._held or self.collector.state_dict(),
+            "collector": self._held or self.collector.state_dict(unkept),
             "timesteps": self.timesteps,
             "updates": self.updates,
             "seconds": self.seconds,
@@ -368,27 +373,12 @@ class Trainer:
                 f"it was trained with the auxiliary losses {', '.join(names) or 'none'}, not"
                 f" {', '.join(self.auxiliary) or 'none'}: pass the same as auxiliary="
             )
-        own = self.network.state_dict()
         saved = state["network"]
-        wrong = [
-            name
-            for name in sorted(set(own) | set(saved))
-            if name not in own or name not in saved or own[name].shape != saved[name].shape
-        ]
-        if wrong:
-            shapes = [
-                str(tuple(each[wrong[0]].shape)) if wrong[0] in each else "missing"
-                for each in (saved, own)
-            ]
-            raise ValueError(
-                f"checkpoint does not fit the network: {', '.join(wrong[:4])}"
-                f" ({wrong[0]} is {shapes[0]} in it and {shapes[1]} here)"
-            )
-        collector = state["collector"]
-        if self.world is not None:
-            collector = collector | {"envs": None, "unsaved": UNKEPT}
+        require_fitting(self.network, saved)
+        ranks = None if self.world is None else self.world.ranks
+        rank, size = (0, 1) if ranks is None else (ranks.rank, ranks.size)
         self.learner.load_state_dict(state["learner"])
-        self.collector.load_state_dict(collector)
+        self.collector.load_state_dict(with_episodes(state["collector"], rank, size))
         self.network.load_state_dict(saved)
         if self._merged is not None:
             self._merged.begin()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -15,8 +15,11 @@ from acktr.kfac import RankError, Ranks
 from acktr.policies import ActorCritic
 from acktr.rollout import Batch, Rollout, absent, together
 
-UNKEPT = "several processes trained it, whose episodes are not kept"
-"""Why a checkpoint has no episodes."""
+UNKEPT = "several processes trained it, whose episodes are not in the checkpoint"
+"""Why a trainer's state has no episodes; those of all processes are added to a checkpoint."""
+PARTS = "parts"
+"""Where a collector's state has the episodes of all processes, by rank."""
+_EPISODES = ("envs", "unsaved", "observation", "dead", "masks", "memory")
 
 Numbers = tuple[float, ...]
 
@@ -120,6 +123,15 @@ class World:
         stopped = signals[0] if signals else None
         return Joined(found.batch, found.env_steps, found.finite, stopped, every)
 
+    def every(self, data: bytes) -> list[bytes]:
+        """What every rank says, by rank; messages go between CPUs."""
+        cpu = torch.device("cpu")
+        sizes = [int(row[0]) for row in self.ranks.gather([float(len(data))], cpu)]
+        table = torch.zeros(self.ranks.size, max(sizes), dtype=torch.uint8)
+        table[self.ranks.rank, : len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        (rows,) = self.ranks.summed([table])
+        return [row[:size].numpy().tobytes() for row, size in zip(rows, sizes, strict=True)]
+
     def fail(self, device: torch.device) -> None:
         """Tell the other ranks, who wait for this one's rollout, that there is none."""
         with suppress(RankError):
@@ -156,6 +168,40 @@ def part_of_envs(num_envs: int, rank: int, size: int) -> tuple[int, int]:
         )
     count = num_envs // size
     return count, rank * count
+
+
+def own_episodes(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a collector's state lives until the end of an episode, which every rank has."""
+    scaler = state["reward_scaler"]
+    returns = None if scaler is None else scaler["returns"]
+    return {**{name: state[name] for name in _EPISODES}, "returns": returns}
+
+
+def with_episodes(state: Mapping[str, Any], rank: int, size: int) -> dict[str, Any]:
+    """A collector's state with the episodes of a rank, of as many ranks as it is from.
+
+    For another number of ranks it has none, and says so.
+
+    Args:
+        state: With the episodes of one process, or those of several as ``PARTS``.
+        rank: Whose episodes go on.
+        size: Number of ranks.
+    """
+    result = dict(state)
+    parts = result.pop(PARTS, None)
+    if parts is None and (size == 1 or state["envs"] is None):
+        return result
+    count = 1 if parts is None else len(parts)
+    if count != size:
+        why = f"processes that trained it were {count}, and now there are {size}"
+        return {**result, "envs": None, "unsaved": why}
+    unsaved = [part["unsaved"] for part in parts if part["envs"] is None]
+    result |= {name: parts[rank][name] for name in _EPISODES}
+    if unsaved:
+        result |= {"envs": None, "unsaved": unsaved[0]}
+    elif result["reward_scaler"] is not None:
+        result["reward_scaler"] |= {"returns": parts[rank]["returns"]}
+    return result
 
 
 def _checksum(network: nn.Module) -> float:

@@ -33,7 +33,12 @@ from acktr.policies.normalize import (
     pooling,
 )
 from acktr.policies.own import own_network
-from acktr.policies.parameters import copied_parameters, free_deviation, replace_parameters
+from acktr.policies.parameters import (
+    copied_parameters,
+    free_deviation,
+    replace_parameters,
+    require_fitting,
+)
 from acktr.policies.policy import Policy
 from acktr.policies.probability import action_probability, log_probability
 from acktr.policies.probe import check_network
@@ -73,6 +78,7 @@ __all__ = [
     "pooling",
     "prepared",
     "replace_parameters",
+    "require_fitting",
     "require_size",
     "stored_pictures",
     "to_environment",

@@ -44,6 +44,25 @@ def replace_parameters(
     network.load_state_dict({**own, **tensors})
 
 
+def require_fitting(network: nn.Module, saved: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless a checkpoint's tensors have a network's names and shapes."""
+    own = network.state_dict()
+    wrong = [
+        name
+        for name in sorted(set(own) | set(saved))
+        if name not in own or name not in saved or own[name].shape != saved[name].shape
+    ]
+    if wrong:
+        shapes = [
+            str(tuple(each[wrong[0]].shape)) if wrong[0] in each else "missing"
+            for each in (saved, own)
+        ]
+        raise ValueError(
+            f"checkpoint does not fit the network: {', '.join(wrong[:4])}"
+            f" ({wrong[0]} is {shapes[0]} in it and {shapes[1]} here)"
+        )
+
+
 @torch.no_grad()
 def free_deviation(network: nn.Module, head: ActionHead) -> float | None:
     """Mean standard deviation of actions where it does not depend on the state, else None."""

@@ -86,7 +86,6 @@ class Collector:
         reward_scaler: Applied to every reward if given.
         micro_batch: Most observations that are valued at once; None: all of a rollout's.
         masked: Whether to obey the action masks in the infos, where there are some.
-        unkept: Why :meth:`state_dict` leaves episodes out; None where they may be kept.
 
     Raises:
         ValueError: The environment does not declare a supported autoreset mode.
@@ -100,7 +99,6 @@ class Collector:
         reward_scaler: RewardScaler | None = None,
         micro_batch: int | None = None,
         masked: bool = True,
-        unkept: str | None = None,
     ) -> None:
         mode = envs.metadata.get("autoreset_mode")
         if mode not in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP):
@@ -135,7 +133,7 @@ class Collector:
         self._loaded: dict[str, Any] | None = None
         # Environments whose next step only resets (next-step autoreset).
         self._dead = np.zeros(envs.num_envs, np.bool_)
-        self._masked, self._unkept = masked, unkept
+        self._masked = masked
         # Action masks (N, P) of what is shown.
         self._masks: Masks | None = None
         # What the rollout under way, or one that failed, began with.
@@ -296,21 +294,21 @@ class Collector:
     def _valued(self, observations: Observed) -> Tensor:
         return outputs_of(self.acting.values, observations, self.micro_batch).float()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, unkept: str | None = None) -> dict[str, Any]:
         """Normalisers, the generator, and the episodes where the environments can be saved.
 
         Environments that offer ``state_dict`` continue exactly; others start new episodes, and
         ``unsaved`` says in words why. So do all in a rollout, or after one that failed; the rest
-        is as it was before that.
+        is as it was before that. ``unkept`` is why episodes are left out although they need not be.
         """
         return {
             **(self._before or self._statistics()),
-            **(self._episodes() if self._loaded is None else self._loaded),
+            **(self._episodes(unkept) if self._loaded is None else self._loaded),
         }
 
-    def _episodes(self) -> dict[str, Any]:
+    def _episodes(self, unkept: str | None = None) -> dict[str, Any]:
         """What lives until the end of an episode."""
-        envs, unsaved = None, self._unkept
+        envs, unsaved = None, unkept
         if unsaved is not None:
             pass
         elif self._before is not None:

@@ -7,6 +7,7 @@ import math
 from acktr.interrupts import Interrupts, Stopped
 from acktr.kfac import FactorError, RankError
 from acktr.rollout import NonFiniteError
+from acktr.runs.episodes import SharedEpisodes
 from acktr.runs.meeting import Meeting
 from acktr.runs.session import Every, TrainingFault
 from acktr.train import Trainer
@@ -27,6 +28,8 @@ def follow(
         RankError: Another process did.
     """
     config, goal = trainer.config, math.inf if stop_at is None else stop_at
+    assert trainer.world is not None
+    episodes = SharedEpisodes(trainer, trainer.world, goal)
     evaluations = Every(config.eval_freq, meeting.tell(0))
     trainer.asked = lambda: interrupts.requested
     try:
@@ -34,6 +37,7 @@ def follow(
             if evaluations.due(trainer.timesteps):
                 meeting.pause()
             for stats in trainer.run(config.total_timesteps):
+                episodes.after_update()
                 if evaluations.due(stats.timesteps):
                     meeting.pause()
                 if trainer.stop is not None:

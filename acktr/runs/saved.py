@@ -26,7 +26,7 @@ _MOST_STEPS = 1 << 53
 """Counts up to here are exact as floating-point numbers too."""
 
 _UNJUDGED = frozenset(
-    {"collector/envs", "collector/observation"}
+    {"collector/envs", "collector/observation", "collector/parts"}
     | {f"learner/{network}/curvature/pending" for network in ("actor", "critic")}
 )
 

@@ -20,6 +20,7 @@ from acktr.interrupts import Interrupts, Stopped
 from acktr.kfac import FactorError
 from acktr.rollout import NonFiniteError
 from acktr.runs.checkpoint import CheckpointError, save_checkpoint
+from acktr.runs.episodes import SharedEpisodes
 from acktr.runs.folder import KEPT, RunError, RunFolder
 from acktr.runs.logger import RunLogger
 from acktr.runs.meeting import Meeting
@@ -128,6 +129,8 @@ class Session:
         self.interrupts = interrupts
         self.best = -math.inf if best is None else best
         self._stop_at = math.inf if stop_at is None else stop_at
+        world = trainer.world
+        self._episodes = None if world is None else SharedEpisodes(trainer, world, self._stop_at)
         self._checkpoints = Every(self.config.checkpoint_freq, trainer.timesteps)
         self._evaluations = Every(self.config.eval_freq, folder.last_evaluation())
         self._saved = -1
@@ -276,6 +279,8 @@ class Session:
             self._evaluate_between()
         host = self._host
         for stats in self.trainer.run(self.config.total_timesteps, host.begun if host else 0):
+            if self._episodes is not None:
+                self._episodes.after_update()
             if host is not None:
                 stats, going_on = host.told(stats)
                 self._refused = not going_on
@@ -339,6 +344,8 @@ class Session:
     def _save(self, path: Path, score: float | None) -> None:
         trainer = self.trainer
         state = trainer.state_dict()
+        if self._episodes is not None:
+            self._episodes.put_into(state)
         broken = broken_number(state)
         if broken is not None:
             what = "the network's weights are" if broken.startswith("network/") else f"{broken} is"

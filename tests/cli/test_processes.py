@@ -167,7 +167,7 @@ def test_a_run_of_two_processes(tmp_path: Path) -> None:
     assert sum(int(row["l"]) for row in episodes) > 0.8 * steps[-1]
     assert json.loads((run / "protocol.json").read_text())["processes"] == 2
     state = read_agent(run / "checkpoints" / "last").state
-    assert state["timesteps"] == steps[-1] and state["collector"]["envs"] is None
+    assert state["timesteps"] == steps[-1] and len(state["collector"]["parts"]) == 2
 
 
 def network(folder: Path) -> Any:
@@ -200,18 +200,24 @@ def test_the_same_again_and_in_other_numbers(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_stopped_in_two_goes_on_in_any_number(tmp_path: Path) -> None:
-    first = tmp_path / "first"
+    """In two as if it had not stopped; in others with new episodes."""
+    first, whole = tmp_path / "first", tmp_path / "whole"
     first.mkdir()
+    whole.mkdir()
     done = finished(first, "--nproc", "2", *SHORT, "--stop-at", "500")
     assert done.returncode == 0, done.stderr
     before = network(first)["timesteps"]
-    for way in ((), ("--nproc", "2"), ("--nproc", "4")):
+    for way in ((), ("--nproc", "4"), ("--nproc", "2")):
         folder = tmp_path / "-".join(("again", *way))
         shutil.copytree(first, folder)
         done = finished(folder, "--resume", str(RUN), *way)
         assert done.returncode == 0, done.stderr
-        assert "several processes trained it" in done.stderr
+        anew = "environments start new episodes: processes that trained it were 2, and now"
+        assert (anew in done.stderr) == (way != ("--nproc", "2"))
         assert network(folder)["timesteps"] >= 1000 > before >= 500
+    assert finished(whole, "--nproc", "2", *SHORT).returncode == 0
+    wanted, found = network(whole)["network"], network(folder)["network"]
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     done = finished(folder, "--resume", str(RUN), "--nproc", "2")  # there is nothing left
     assert done.returncode == 0, done.stderr
 
