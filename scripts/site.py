@@ -21,6 +21,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from acktr.config import ALGOS, known_presets, preset, to_dict
+from acktr.files import flat
 from scripts.common import ScriptError, on_files
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,20 +46,59 @@ _REFERENCE = {
 _HOOK = ROOT / "scripts" / "site_hook.py"
 """What mkdocs does to every page."""
 
+_ANY = "any other environment"
+_EXAMPLES = {
+    _ANY: "FrozenLake-v1",
+    "Atari": "ALE/Pong-v5",
+    "MuJoCo": "HalfCheetah-v5",
+    "Pixels": "Pixels/HalfCheetah-v5",
+}
+"""An environment of each family that presets are for."""
+
 _STYLE = "style.css"
-_WIDE = ".md-grid { max-width: 80rem }\n"
-"""Style besides the theme's: pages have wide tables."""
+_CSS = """\
+.md-grid { max-width: 80rem }
+math { font-family: "STIX Two Math", "Latin Modern Math", "Cambria Math", math }
+"""
+"""Style besides the theme's: pages have wide tables, and formulas a font made for them, if any."""
 
 _NAV: list[dict[str, object]] = [
     {"Start": "README.md"},
-    {"Python and Stable-Baselines3": "acktr/README.md"},
-    {"Command line and run folders": "acktr/cli/README.md"},
-    {"Environments": "envs/README.md"},
-    {"Algorithms, settings, logged tags": "acktr/algorithms/README.md"},
-    {"K-FAC": [{"K-FAC alone": "acktr/kfac/README.md"}, {"Formulas": "acktr/kfac/FORMULAS.md"}]},
-    {"Examples and studies": "scripts/README.md"},
+    {"Install and first run": "acktr/INSTALL.md"},
+    {
+        "Guides": [
+            {"Python": "acktr/README.md"},
+            {"Coming from Stable-Baselines3": "acktr/FROM_SB3.md"},
+            {"Your own environment": "envs/OWN.md"},
+            {"Environments": "envs/README.md"},
+            {"Commands": "acktr/cli/README.md"},
+            {"A run folder and its tags": "acktr/runs/README.md"},
+            {"Tuning": "acktr/algorithms/TUNING.md"},
+            {"Recipes": "scripts/examples/README.md"},
+        ]
+    },
+    {
+        "Algorithms": [
+            {"ACKTR on two pages": "acktr/algorithms/ACKTR.md"},
+            {"ACKTR, A2C, TRPO": "acktr/algorithms/README.md"},
+        ]
+    },
+    {
+        "K-FAC": [
+            {"K-FAC alone": "acktr/kfac/README.md"},
+            {"Noisy K-FAC": "acktr/kfac/noisy/README.md"},
+            {"Formulas": "acktr/kfac/FORMULAS.md"},
+        ]
+    },
     {"Results": "results/README.md"},
-    {"Reference": [{name.capitalize(): f"reference/{name}.md"} for name in _REFERENCE]},
+    {"Scripts and studies": "scripts/README.md"},
+    {
+        "Reference": [
+            *({name.capitalize(): f"reference/{name}.md"} for name in _REFERENCE),
+            {"Presets": "reference/presets.md"},
+        ]
+    },
+    {"Contributing": "CONTRIBUTING.md"},
     {"Changes": "CHANGELOG.md"},
 ]
 
@@ -73,8 +114,8 @@ def assemble(root: Path, target: Path) -> None:
         ScriptError: A page links to something that is not there.
     """
     target.mkdir(exist_ok=True)
-    (target / _STYLE).write_text(_WIDE)
-    found = [root / "README.md", root / "CHANGELOG.md"]
+    (target / _STYLE).write_text(_CSS)
+    found = [root / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING")]
     for folder in FOLDERS:
         found += [p for p in (root / folder).rglob("*.md") if "acktr/envs" not in p.as_posix()]
     for page in sorted(found):
@@ -86,6 +127,41 @@ def assemble(root: Path, target: Path) -> None:
         place.parent.mkdir(exist_ok=True)
         parts = "".join(f"::: {module}\n\n" for module in modules)
         place.write_text(f"# {name.capitalize()}\n\n{parts}")
+    (target / "reference" / "presets.md").write_text(presets_page())
+
+
+def presets_page() -> str:
+    """The presets: all settings of the general ones, and what the others change in these."""
+    lines = [
+        "# Presets",
+        "",
+        "`acktr presets ENV --algo ALGO --preset NAME` writes one as a file for `--config`. Below,"
+        " the general preset of an algorithm has all its settings, the others those that differ.",
+    ]
+    for algo, name, place, what in sorted(known_presets(), key=lambda each: each[2] != _ANY):
+        general = _settings(algo, _EXAMPLES[_ANY], "default")
+        settings = general
+        if place != _ANY:
+            own = _settings(algo, _EXAMPLES.get(place, place), name)
+            settings = {key: own[key] for key in own if own[key] != general.get(key)}
+        lines += [
+            "",
+            f"## {algo}, {name}: {place}",
+            "",
+            what,
+            "",
+            "| setting | value |",
+            "|---|---|",
+        ]
+        lines += [f"| `{key}` | `{json.dumps(value)}` |" for key, value in settings.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _settings(algo: str, env: str, name: str) -> dict[str, object]:
+    """The settings of a preset that its algorithm uses, by their dotted names."""
+    left_out = {"env", "algo", "preset", "seed", "device", *(set(ALGOS) - {algo})}
+    settings = flat(to_dict(preset(env, algo, name)[0]))
+    return {key: value for key, value in settings.items() if key.split(".")[0] not in left_out}
 
 
 def _linked(page: Path, root: Path, target: Path) -> str:

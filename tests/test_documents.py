@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+import acktr
+
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("acktr", "envs", "scripts", "results")
 PAGES = sorted([*ROOT.glob("*.md"), *(p for f in FOLDERS for p in (ROOT / f).rglob("*.md"))])
 PAGES = [page for page in PAGES if "acktr/envs" not in page.as_posix()]  # the link to envs/
-WRITTEN = [page for page in PAGES if page.name in ("README.md", "NOTES.md", "CHANGELOG.md")]
+WRITTEN = [page for page in PAGES if page.stem.isupper() and page.stem != "FORMULAS"]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HOME = re.compile(r"(?<![\w.])/(home|root|opt|tmp|work|mnt|usr|Users|private)/|[A-Z]:\\\\")
 
@@ -71,5 +73,10 @@ def test_every_logged_tag_is_explained() -> None:
     for path in (ROOT / "acktr").rglob("*.py"):
         logged |= set(re.findall(f'"({tag})"', path.read_text()))
     logged |= {f"kfac/{which}{end}_eig" for which in ("", "critic_") for end in ("min", "max")}
-    page = (ROOT / "acktr" / "algorithms" / "README.md").read_text()
+    page = (ROOT / "acktr" / "runs" / "README.md").read_text()
     assert set(re.findall(f"^\\| `({tag})`", page, re.MULTILINE)) == logged
+
+
+def test_the_citation_is_of_this_version() -> None:
+    text = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {acktr.__version__}\n" in text and "1708.05144" in text

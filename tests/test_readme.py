@@ -21,7 +21,7 @@ README = (ROOT / "README.md").read_text()
 QUICK = re.findall(r"```(sh|python)\n(.*?)```", README, re.DOTALL)
 PYTHON = {
     f"{path.relative_to(ROOT)} {number}": code
-    for path in (ROOT / "README.md", *ROOT.glob("acktr/**/README.md"), ROOT / "envs/README.md")
+    for path in (ROOT / "README.md", *ROOT.glob("acktr/**/*.md"), *ROOT.glob("envs/*.md"))
     for number, code in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL))
 }
 
@@ -29,7 +29,7 @@ PYTHON = {
 def test_there_are_three_quick_starts_of_at_most_twelve_lines() -> None:
     assert [kind for kind, _ in QUICK] == ["sh", "python", "python"]
     assert all(len([line for line in code.splitlines() if line]) <= 12 for _, code in QUICK)
-    assert len(PYTHON) == 18
+    assert len(PYTHON) == 20
 
 
 def program(code: str, folder: Path) -> None:

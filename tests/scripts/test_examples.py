@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import gymnasium
@@ -10,7 +11,15 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 
-from scripts.examples import dict_observations, kfac_loop, memory, multidiscrete_masks, own_network
+from scripts.examples import (
+    dict_observations,
+    hub_folder,
+    kfac_loop,
+    memory,
+    multidiscrete_masks,
+    own_network,
+)
+from tests.tools.run_folders import write_run
 
 FOLDER = Path(memory.__file__).parent
 
@@ -101,3 +110,32 @@ def test_weights_and_biases_gets_tensorboards_events(tmp_path):
         assert b"rollout/ep_rew_mean" in path.read_bytes()  # of the events
         assert b"kl_clip" in path.read_bytes()  # of the settings
     assert len(list(tmp_path.glob("tensorboard/acktr_*/events*"))) == 2
+
+
+def test_a_run_is_made_ready_for_the_hub(tmp_path, capsys):
+    run = write_run(tmp_path, "CartPole-v1", "acktr", 0, [1.0, 2.0])
+    for name in ("events.out.tfevents.1", "fault.log"):
+        (run / name).write_text("of this machine")
+    assert hub_folder.main([str(run)]) == 0
+    said = capsys.readouterr().out
+    assert "README.md, command.txt, config.json" in said
+    assert "events.out" not in said and "fault.log" not in said
+    assert (run / "README.md").read_text().startswith("---\nlibrary_name: acktr\n")
+    (run / "README.md").write_text("my own")
+    hub_folder.prepare(run)
+    assert (run / "README.md").read_text() == "my own"
+
+
+def test_the_notebook_runs(tmp_path, monkeypatch, capsys):
+    """All of its cells, in their order, in one namespace, with fewer steps."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    notebook = json.loads((FOLDER / "first_steps.ipynb").read_text())
+    assert notebook["nbformat"] == 4 and not any(cell.get("outputs") for cell in notebook["cells"])
+    names = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            code = "".join(cell["source"]).replace("00_000", "_000").replace("50_000", "1_000")
+            exec(code, names)
+    losses = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines()[-3:]]
+    assert losses[0] > losses[1] > losses[2]

@@ -39,7 +39,8 @@ def test_a_link_that_leads_nowhere_is_an_error(tmp_path: Path) -> None:
     root = tmp_path / "root"
     root.mkdir()
     (root / "README.md").write_text("```\n[code](no.md)\n```\nsee [this](gone.md)\n")
-    (root / "CHANGELOG.md").write_text("nothing\n")
+    for name in ("CHANGELOG", "CONTRIBUTING"):
+        (root / f"{name}.md").write_text("nothing\n")
     with pytest.raises(ScriptError, match=r"README.md: the link to gone.md leads nowhere"):
         assemble(root.resolve(), tmp_path / "out")
 
