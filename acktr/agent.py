@@ -158,9 +158,8 @@ class Agent(Predictor):
     ) -> Self:
         """Train for this many more environment steps (rounded up to whole updates).
 
-        A schedule runs over the steps of this call, as in Stable-Baselines3; episodes that an
-        earlier call left running go on. An exception, of a callback too, leaves the agent as it was
-        after the last update.
+        A schedule runs over the steps of this call, as in Stable-Baselines3; episodes of an earlier
+        call go on. An exception, of a callback too, leaves the agent as after the last update.
 
         With ``run_dir`` this is a run as ``acktr train`` makes it, in the folder
         RUN_DIR/ENV/LABEL/seedN: logs, evaluations, checkpoints, the best agent and the learning
@@ -173,8 +172,7 @@ class Agent(Predictor):
             progress_bar: Show how training goes, as ``verbose=1`` does.
             run_dir: Folder of all runs; None: nothing is written.
             label: Name of the run's folder in place of the algorithm's.
-            eval_freq: Steps between evaluations of the run; None: the configuration's, 0: only at
-                the end.
+            eval_freq: Steps between evaluations; None: the configuration's, 0: only at the end.
             eval_env: Where to evaluate, as in :meth:`evaluate`.
             tensorboard: Whether the run's folder gets events for TensorBoard.
 
@@ -195,8 +193,7 @@ class Agent(Predictor):
                 " it to load(path, learning_rate=...)"
             )
         kept = kept_by(run_dir, label, eval_freq, eval_env, tensorboard)
-        masks = begin(self.trainer)
-        told = listeners(callback, self._logs)
+        masks, told = begin(self.trainer), listeners(callback, self._logs)
         require_order(told)
         shown = bool(self.verbose or progress_bar)
         end = self.trainer.timesteps + int(total_timesteps)

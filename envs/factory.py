@@ -58,23 +58,18 @@ def make_vec(
         training: for Atari: clip rewards and let lost lives end returns, as the settings say.
         atari: the Atari protocol; ignored by other environments.
         render_mode: Gymnasium's render mode; Atari games are rendered by `make_single` only.
-        env_workers: processes that step the environments, this one included, or "auto": as many
-            as `worker_count` says. Steps do not depend on it. Atari games have
-            threads of their own and environments that render stay here: both ignore it.
+        env_workers: processes that step the environments, this one included, or "auto", which is
+            `worker_count`. Steps do not depend on it. Atari games and rendering ones ignore it.
         env_kwargs: arguments of each environment, as `gymnasium.make` takes them.
-        wrappers: wrappers around each environment, or their names as `module:Name`, the innermost
-            first.
+        wrappers: around each environment, or their names as `module:Name`, the innermost first.
         record: keys of the infos of last steps, whose numbers are kept (promise 2).
         masks: where action masks come from, see `acktr.envs.masks`. What cannot be followed is an
             EnvError at the first reset; Atari games have none.
-        env_timeout: seconds that making, resetting, stepping or closing one environment may take
-            (promise 8).
+        env_timeout: seconds for making, resetting, stepping or closing one of them (promise 8).
         apart: whether environments that are not Gymnasium's own are stepped in other processes
-            only, on Linux, so that this one survives what they do. Those that render, have threads
-            or use CUDA when they are made, which no fork has, stay here all the same, and so do
-            pictures of MuJoCo once this process has drawn some.
-        first: number of the first of them among all that share a seed, of which other processes
-            have the others.
+            only, on Linux, so that this one survives what they do; but not those that no fork has:
+            that render, have threads or use CUDA when made, or draw MuJoCo after this process did.
+        first: number of the first among all that share a seed; other processes have the others.
         pixels: what is seen of `Pixels/` environments; ignored by others.
 
     Raises:
@@ -93,13 +88,20 @@ def make_vec(
         return _make_parallel(
             source, num_envs, seed, render_mode, workers, record, masks, env_timeout, apart, first
         )
+    _require_plain(spec, masks, record, render_mode)
+    return _make_games(spec, num_envs, seed, atari or AtariSettings(), training, first)
+
+
+def _require_plain(
+    spec: EnvSpec, masks: MaskSetting, record: tuple[str, ...], render_mode: str | None
+) -> None:
+    """Raise EnvError for what parallel Atari games do not have."""
     if masks not in (None, "auto"):
         raise EnvError(f"masks={masks!r}: {spec.id} is an Atari game, which has no action masks")
     if record:
         raise EnvError("Atari games have nothing to record besides return and length")
     if render_mode is not None:
         raise EnvError("parallel Atari games cannot be rendered; render a single one")
-    return _make_games(spec, num_envs, seed, atari or AtariSettings(), training, first)
 
 
 def _make_games(

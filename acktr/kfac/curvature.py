@@ -137,8 +137,7 @@ class Curvature:
             output: The module's output in that pass, or a part of it, with its graph (which is
                 kept).
             loss: What the output means: it draws targets and knows the objective's scale.
-            source: Sampled(n), Exact() or Empirical(target); by default one sampled target. The
-                last two are refused where samples meet.
+            source: Sampled(n), by default n = 1; Exact(), Empirical(target) where no samples meet.
             weights: A mask, or numbers >= 0, for the loss's terms (N, ...) or for samples (N,), as
                 the objective has them: padded tokens, absent agents. For a SumLoss one tensor, or
                 a tuple with one or None for each part.
@@ -147,10 +146,9 @@ class Curvature:
             present: A mask (N, T, ...) of the positions that are no padding, where the loss's terms
                 do not tell, as nodes or words that are pooled: the others count in no factor. Of
                 several masks a layer takes the first that fits most of its dimensions.
-            last: False for all micro-batches of a large batch but the last. For the exact Fisher
-                of the step the module runs again on the inputs of the former ones. Batches are
-                averaged: several losses of one pass are one :class:`acktr.kfac.SumLoss`, not
-                several calls.
+            last: False for all micro-batches of a batch but the last. For the exact Fisher of the
+                step the module runs again on the inputs of the former ones. Calls are averaged:
+                several losses of one pass are one :class:`acktr.kfac.SumLoss`.
 
         Raises:
             ValueError: Nothing was recorded or a layer does not fit, and all parts of the batch are

@@ -129,15 +129,8 @@ def resume(
         config = dataclasses.replace(stored, total_timesteps=total or stored.total_timesteps)
         _require_within(stop_at, config)
         done = agent.timesteps
-        if done >= config.total_timesteps and folder.last_evaluation() >= done:
-            if not folder.curve.exists():  # it was killed before, or there was nothing to draw
-                draw(folder, config)
-            return (
-                f"{path} is complete: {done:,} of {config.total_timesteps:,} steps;"
-                " a larger --total-timesteps continues it"
-            )
-        if stop_at is not None and done >= stop_at:
-            return f"{path} is at step {done:,}: a --stop-at above it, or none, continues it"
+        if (nothing := _nothing_left(folder, config, done, stop_at, draw)) is not None:
+            return nothing
         facts = _facts(config)
         require_replaceable(folder.best)
         trainer = stack.enter_context(_trainer(config, network, meeting))
@@ -157,6 +150,22 @@ def resume(
             set_aside(unsound)
         opening.save(session)
         return opening.run(session, draw)
+
+
+def _nothing_left(
+    folder: RunFolder, config: Config, done: int, stop_at: int | None, draw: Draw
+) -> str | None:
+    """A line for a run that is complete, or as far as it is to go; None for others."""
+    if done >= config.total_timesteps and folder.last_evaluation() >= done:
+        if not folder.curve.exists():  # it was killed before, or there was nothing to draw
+            draw(folder, config)
+        return (
+            f"{folder.path} is complete: {done:,} of {config.total_timesteps:,} steps;"
+            " a larger --total-timesteps continues it"
+        )
+    if stop_at is not None and done >= stop_at:
+        return f"{folder.path} is at step {done:,}: a --stop-at above it, or none, continues it"
+    return None
 
 
 def _join(

@@ -125,9 +125,15 @@ class Training:
     split_alone: bool = False
     """Whether one process takes the shares as micro-batches: where those are not one batch."""
     steps: int = STEPS
+    device: str = "cpu"
 
     def batch(self, step: int, rows: int) -> tuple[Tensor, Any]:
         """Inputs and targets of all ranks."""
+        inputs, target = self._drawn(step, rows)
+        moved = [t.to(self.device) for t in (target if isinstance(target, tuple) else (target,))]
+        return inputs.to(self.device), tuple(moved) if isinstance(target, tuple) else moved[0]
+
+    def _drawn(self, step: int, rows: int) -> tuple[Tensor, Any]:
         if self.tokens:
             return (
                 torch.randint(5, (rows, 4), generator=seeded(step)),
@@ -150,7 +156,7 @@ class Training:
     def run(self, ranks: Ranks | None) -> dict[str, Any]:
         """Train; the parameters, and what the curvature and the last step say."""
         size, rank = (1, 0) if ranks is None else (ranks.size, ranks.rank)
-        model = self.net()
+        model = self.net().to(self.device)
         settings: dict[str, Any] = {"refresh_interval": 3, "stat_interval": 1, "factor_rows": None}
         settings |= {"structure": "kfac", "kl_clip": 0.01, "damping": 0.03}  # rounding stays small
         config = KFACConfig(**{**settings, **self.settings})

@@ -24,8 +24,8 @@ Results = dict[str, list[Any]]
 _LIMIT = timedelta(seconds=60)
 
 
-def on_ranks(cases: Mapping[str, Case], size: int, folder: Path) -> Results:
-    """Run every case on several gloo processes, which a server without threads forks.
+def on_ranks(cases: Mapping[str, Case], size: int, folder: Path, backend: str = "gloo") -> Results:
+    """Run every case on several processes, which a server without threads forks.
 
     Each would take ten seconds on a busy processor to import torch and what optimizers import.
 
@@ -33,23 +33,26 @@ def on_ranks(cases: Mapping[str, Case], size: int, folder: Path) -> Results:
         cases: Functions of a module, by name.
         size: Number of processes.
         folder: An empty folder of the test.
+        backend: Of torch.distributed; nccl gives every process a GPU of its own.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch._dynamo"])
-    work = (dict(cases), size, str(folder))
+    work = (dict(cases), size, str(folder), backend)
     multiprocessing.start_processes(_rank, work, nprocs=size, start_method="forkserver")
     saved = [torch.load(folder / f"{rank}.pt") for rank in range(size)]
     missing = "Traceback: an earlier case left the ranks apart"
     return {name: [mine.get(name, missing) for mine in saved] for name in cases}
 
 
-def _rank(rank: int, cases: dict[str, Case], size: int, folder: str) -> None:
+def _rank(rank: int, cases: dict[str, Case], size: int, folder: str, backend: str) -> None:
     torch.set_num_threads(1)
+    if backend == "nccl":
+        torch.cuda.set_device(rank)
     if "lo" in [name for _, name in socket.if_nameindex()]:
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     store = f"file://{folder}/store"
     distributed.init_process_group(
-        "gloo", init_method=store, rank=rank, world_size=size, timeout=_LIMIT
+        backend, init_method=store, rank=rank, world_size=size, timeout=_LIMIT
     )
     try:
         ranks, results = Ranks(), {}
