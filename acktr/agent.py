@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self, Unpack
+from typing import Any, ClassVar, Never, Self, Unpack
 
 from gymnasium.vector import VectorEnv
 
@@ -155,6 +155,7 @@ class Agent(Predictor):
         eval_freq: int | None = None,
         eval_env: EnvLike | VectorEnv[Any, Any, Any] | None = None,
         tensorboard: bool = True,
+        **others: Never,
     ) -> Self:
         """Train for this many more environment steps (rounded up to whole updates).
 
@@ -167,21 +168,22 @@ class Agent(Predictor):
 
         Args:
             total_timesteps: Steps, summed over the parallel environments.
-            callback: Called after each update with a :class:`TrainStats`; returning False stops.
-                A function, one of :mod:`acktr.callbacks`, or a list of them.
+            callback: Function of the :class:`TrainStats` of each update; returning False stops. Or
+                one of :mod:`acktr.callbacks`, or a list of them.
             progress_bar: Show how training goes, as ``verbose=1`` does.
             run_dir: Folder of all runs; None: nothing is written.
             label: Name of the run's folder in place of the algorithm's.
             eval_freq: Steps between evaluations; None: the configuration's, 0: only at the end.
             eval_env: Where to evaluate, as in :meth:`evaluate`.
             tensorboard: Whether the run's folder gets events for TensorBoard.
+            others: There are none.
 
         Returns:
             The agent itself.
 
         Raises:
             ValueError: total_timesteps is not positive, or what is for a run has no run_dir.
-            TypeError: The callback is none.
+            ConfigError, TypeError: There is no such argument; the callback is none.
             EnvFault, NonFiniteError, FactorError: As :meth:`Trainer.run`; of a run TrainingFault.
             RunError: The folder holds another run, or cannot be written.
         """
@@ -192,7 +194,7 @@ class Agent(Predictor):
                 "the agent was trained with a learning_rate function, which no file can hold: give"
                 " it to load(path, learning_rate=...)"
             )
-        kept = kept_by(run_dir, label, eval_freq, eval_env, tensorboard)
+        kept = kept_by(run_dir, label, eval_freq, eval_env, tensorboard, others)
         masks, told = begin(self.trainer), listeners(callback, self._logs)
         require_order(told)
         shown = bool(self.verbose or progress_bar)

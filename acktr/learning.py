@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from acktr.callbacks import ProgressBar, with_panel
-from acktr.config import Config
+from acktr.config import Config, refuse_learn
 from acktr.envs import AnyVectorEnv, FoundMasks, describe
 from acktr.given import Given, evaluation_place
 from acktr.interrupts import Interrupts
@@ -146,7 +146,16 @@ class Lessons:
 
 
 def begin(trainer: Trainer) -> FoundMasks:
-    """Begin episodes, and warn of what the caller of ``learn`` should know about them."""
+    """Begin episodes, and warn of what the caller of ``learn`` should know about them.
+
+    Raises:
+        ValueError: Somebody has put another network in the trainer's place, which does not learn.
+    """
+    if trainer.network is not trainer.learner.network:
+        raise ValueError(
+            "trainer.network was replaced, and the new one would not learn: give it when the agent"
+            " is made, network=..., or set_parameters() of the old one"
+        )
     begun = trainer.collector.begun
     masks = trainer.begin()
     for warning in (None if begun else trainer.restarted, masks.unused):
@@ -161,12 +170,15 @@ def kept_by(
     eval_freq: int | None,
     eval_env: Any,
     tensorboard: bool,
+    others: Iterable[str] = (),
 ) -> Kept | None:
     """What the arguments of ``learn`` ask to keep; None without a run folder.
 
     Raises:
+        ConfigError: There are others.
         ValueError: An argument stands for nothing without a run folder.
     """
+    refuse_learn(others)
     if run_dir is not None:
         return Kept(Path(run_dir), label, eval_freq, eval_env, tensorboard)
     alone = {"label": label, "eval_freq": eval_freq, "eval_env": eval_env}

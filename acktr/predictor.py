@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import gymnasium
 import numpy as np
@@ -68,6 +68,10 @@ class Predictor:
             f"<{type(self).__name__} in {self.num_envs} x {self.config.env}, step"
             f" {self.trainer.timesteps:,}, {count:,} parameters, device {self.trainer.device}>"
         )
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        """Refuse copy and pickle."""
+        raise TypeError("an agent has environments: save() and load() it, or copy agent.policy")
 
     def predict(
         self,

@@ -113,7 +113,8 @@ def batched(space: spaces.Space[Any], observation: Any) -> tuple[Any, bool]:
         shape, array = tuple(part.shape or ()), arrays[name]
         if array.shape != shape and (array.shape[1:] != shape or array.ndim != len(shape) + 1):
             what = f"observation part {name!r}" if name else "observation"
-            raise ValueError(f"{what} has shape {array.shape}; {shape} or (N, *{shape}) is needed")
+            batch = str(("N", *shape)).replace("'N'", "N")
+            raise ValueError(f"{what} has shape {array.shape}; {shape} or {batch} is needed")
         single.add(array.shape == shape)
     if len(single) > 1:
         raise ValueError("some parts of the observation are one sample and others a batch")

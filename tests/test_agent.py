@@ -67,7 +67,7 @@ def test_predict_takes_one_observation_or_a_batch() -> None:
     batch, _ = agent.predict(np.stack([one, -one, one]), deterministic=True)
     assert batch.shape == (3,)
     assert batch[0] == batch[2] == action
-    with pytest.raises(ValueError, match=r"shape \(3,\); \(4,\) or \(N, \*\(4,\)\) is needed"):
+    with pytest.raises(ValueError, match=r"shape \(3,\); \(4,\) or \(N, 4\) is needed"):
         agent.predict(np.zeros(3))
     samples = {int(agent.predict(one)[0]) for _ in range(50)}
     assert samples == {0, 1}

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -306,3 +310,45 @@ def test_with_closes_what_it_made(monkeypatch: pytest.MonkeyPatch) -> None:
         agent.learn(16)
     envs.reset(seed=0)  # those of the user are left open
     envs.close()
+
+
+@pytest.fixture(scope="module")
+def untrained() -> Iterator[ACKTR]:
+    with ACKTR("CartPole-v1", tiny(), env_workers=1) as agent:
+        yield agent
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("log_interval", "write nothing: a callback is told of every update"),
+        ("tb_log_name", "write label=, with run_dir="),
+        ("reset_num_timesteps", "learn() goes on counting"),
+        ("purple", "there are run_dir, label, eval_freq, eval_env, tensorboard"),
+    ],
+)
+def test_arguments_of_learn_elsewhere_are_told(name: str, hint: str, untrained: ACKTR) -> None:
+    others: dict[str, Any] = {name: 1}
+    with pytest.raises(ConfigError, match=re.escape(f"learn() has no argument {name}; ")) as raised:
+        untrained.learn(16, **others)
+    assert hint in str(raised.value) and untrained.num_timesteps == 0
+
+
+def test_agents_are_not_copied_but_their_policies_are(untrained: ACKTR) -> None:
+    for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match=r"save\(\) and load\(\) it, or copy agent.policy"):
+            copied(untrained)
+    theirs = copy.deepcopy(untrained.policy).network.state_dict()
+    ours = untrained.policy.network.state_dict()
+    assert ours and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_network_put_in_place_is_told(untrained: ACKTR) -> None:
+    """It would act and not learn, or learn and not act."""
+    trainer: Any = untrained.trainer
+    network = trainer.network
+    trainer.network = copy.deepcopy(network)
+    with pytest.raises(ValueError, match=r"trainer.network was replaced"):
+        untrained.learn(16)
+    trainer.network = network
+    untrained.learn(16)

@@ -20,6 +20,10 @@ class Learner(Protocol):
     """Step size in place of the configuration's; TRPO has none and does not ask."""
 
     @property
+    def network(self) -> nn.Module:
+        """What learns."""
+
+    @property
     def seconds(self) -> dict[str, float]:
         """Wall-clock time so far by part of the update; a part may hold others."""
 

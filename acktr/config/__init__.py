@@ -23,7 +23,7 @@ from acktr.config.settings import (
     read_settings,
     to_dict,
 )
-from acktr.config.shorthand import Settings, with_settings
+from acktr.config.shorthand import Settings, refuse_learn, with_settings
 from acktr.config.trusted import refuse_import, refuse_imports
 
 __all__ = [
@@ -56,6 +56,7 @@ __all__ = [
     "read_settings",
     "refuse_import",
     "refuse_imports",
+    "refuse_learn",
     "to_dict",
     "with_learning_rate",
     "with_settings",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypedDict
 
 from acktr.config.network import NetworkConfig
@@ -57,6 +57,16 @@ _NETWORK = {
     "activation": ("activation", "critic_activation"),
     "memory": ("memory",),
 }
+_LEARN = {
+    "log_interval": "nothing: a callback is told of every update",
+    "tb_log_name": "label=, with run_dir=",
+    "reset_num_timesteps": "nothing: learn() goes on counting; a new agent begins at 0",
+    "eval_log_path": "run_dir=",
+    "n_eval_episodes": "ACKTR(env, eval_episodes=...)",
+    "save_freq": "ACKTR(env, checkpoint_freq=...), with run_dir=; or acktr.callbacks.Checkpoints",
+    "callbacks": "callback=",
+}
+"""What to write instead of arguments of ``learn`` elsewhere."""
 _ELSEWHERE = {
     "n_steps": "num_steps",
     "n_envs": "num_envs",
@@ -90,6 +100,14 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
         else:
             raise ConfigError(f"unknown argument {name}; {_hint(name)}")
     return merge(config, changes) if changes else config
+
+
+def refuse_learn(others: Iterable[str]) -> None:
+    """Raise ConfigError for arguments that ``learn`` does not have."""
+    for name in others:
+        known = "there are run_dir, label, eval_freq, eval_env, tensorboard"
+        hint = f"write {_LEARN[name]}" if name in _LEARN else known
+        raise ConfigError(f"learn() has no argument {name}; {hint}")
 
 
 def _hint(name: str) -> str:

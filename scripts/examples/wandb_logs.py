@@ -1,4 +1,4 @@
-"""TensorBoard's events in Weights & Biases: python -m scripts.examples.wandb_logs.
+"""All metrics and settings in Weights & Biases: python -m scripts.examples.wandb_logs.
 
 Without a network or an account the run lies in wandb/ until `wandb sync` sends it.
 """
@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import wandb
 
-from acktr import ACKTR
+from acktr import ACKTR, TrainStats
+from acktr.callbacks import Evaluations
 from acktr.config import preset, to_dict
 
 
@@ -21,18 +22,19 @@ def train(env: str, steps: int, folder: str, mode: str) -> str:
     Args:
         env: Environment.
         steps: Steps to learn from.
-        folder: Of the run and of TensorBoard's events.
+        folder: Of the run.
         mode: online, offline or disabled.
     """
     config, _ = preset(env, "acktr")
-    # The writer of TensorBoard's events must be made after init(), as learn() does.
     with (
-        wandb.init(
-            project="acktr", dir=folder, mode=mode, config=to_dict(config), sync_tensorboard=True
-        ) as run,
-        ACKTR(env, config, seed=0, tensorboard_log=f"{folder}/tensorboard") as agent,
+        wandb.init(project="acktr", dir=folder, mode=mode, config=to_dict(config)) as run,
+        ACKTR(env, config, seed=0) as agent,
     ):
-        agent.learn(steps)
+
+        def log(stats: TrainStats) -> None:
+            run.log(dict(stats.metrics), step=stats.timesteps)
+
+        agent.learn(steps, [Evaluations(every=max(steps // 10, 1), episodes=5), log])
         run.summary["evaluation"] = agent.evaluate(episodes=20).mean
         return str(run.dir)
 
