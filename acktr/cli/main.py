@@ -162,8 +162,8 @@ def _run_command(name: str, args: list[str]) -> int:
     try:
         with Interrupts() as interrupts:
             _say(commands.run(name, args, interrupts))
-    except SystemExit:  # after the command's help
-        return 0
+    except SystemExit as stop:  # after the command's help; or the first of several processes did so
+        return int(stop.code or 0)
     except commands.EXPECTED as error:
         code, text = commands.explanation(error)
         return _failed(code, f"error: {text}")

@@ -7,6 +7,7 @@ import hashlib
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -119,25 +120,48 @@ class Meeting:
         return int(self.ranks.gather([mine], torch.device("cpu"))[0][0])
 
     def pause(self) -> None:
-        """Wait until the first process calls :meth:`go_on`, however long that takes.
+        """Wait while the first process is :meth:`busy`, however long that takes.
 
         Raises:
+            RankError: It gave no sign of life for the time limit.
             Stopped: A signal came, and it did not go on in some seconds.
         """
         self._pauses += 1
         key, deadline = f"on/{self._pauses}", float("inf")
+        beats, heard = 0, time.monotonic()
         while not self._checked(key):
+            now = time.monotonic()
+            if (found := self._store_there.add(f"busy/{self._pauses}", 0)) != beats:
+                beats, heard = found, now
+            if now - heard > self._timeout:
+                raise RankError(
+                    f"process 0 of {self.size} gave no sign of life for {self._timeout:g} s"
+                )
             if self._interrupts.requested is not None:
-                deadline = min(deadline, time.monotonic() + _GRACE)
-            if time.monotonic() > deadline:
+                deadline = min(deadline, now + _GRACE)
+            if now > deadline:
                 self._interrupts.check()
             time.sleep(_LOOK)
 
-    def go_on(self) -> None:
-        """Let those go on who :meth:`pause`."""
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """While entered, the others :meth:`pause`; a thread gives signs of life meanwhile."""
         self._pauses += 1
-        assert self._store is not None
-        self._store.set(f"on/{self._pauses}", "1")
+        name, store, done = self._pauses, self._store_there, threading.Event()
+
+        def beat() -> None:
+            while not done.wait(min(1.0, self._timeout / 4)):
+                with suppress(Exception):
+                    store.add(f"busy/{name}", 1)
+
+        thread = threading.Thread(target=beat, name="sign of life", daemon=True)
+        thread.start()
+        try:
+            yield
+            store.set(f"on/{name}", "1")
+        finally:
+            done.set()
+            thread.join()
 
     def explained(self, error: RankError) -> str:
         """The error with the processes that are missing, which are those that do not say so too."""
@@ -165,13 +189,16 @@ class Meeting:
         found: Store = next(iter(rendezvous("env://", timeout=self._limit)))[0]
         return found
 
-    def _appear(self, what: str) -> None:
+    @property
+    def _store_there(self) -> Store:
         assert self._store is not None
-        self._store.set(f"{what}/{self.rank}", "1")
+        return self._store
+
+    def _appear(self, what: str) -> None:
+        self._store_there.set(f"{what}/{self.rank}", "1")
 
     def _checked(self, key: str) -> bool:
-        assert self._store is not None
-        return bool(self._store.check([key]))
+        return bool(self._store_there.check([key]))
 
     def _until(self, done: Callable[[], bool], what: str) -> None:
         """Wait in a way that signals can end."""

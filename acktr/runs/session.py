@@ -8,7 +8,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -309,13 +309,13 @@ class Session:
         return self.logger.ep_rew_mean if self.config.eval_freq == 0 else None
 
     def _evaluate_between(self) -> None:
-        self.checkpoint()  # an interrupted evaluation loses no training
-        evaluation = self._evaluate()
-        result = f"{score(evaluation.mean)} +- {score(evaluation.std)}"
-        self.progress.note(f"evaluation at step {self.trainer.timesteps:,}: {result}")
-        self.checkpoint(evaluation.mean)
-        if self._meeting is not None:
-            self._meeting.go_on()
+        """Evaluate, while the other processes wait."""
+        with nullcontext() if self._meeting is None else self._meeting.busy():
+            self.checkpoint()  # an interrupted evaluation loses no training
+            evaluation = self._evaluate()
+            result = f"{score(evaluation.mean)} +- {score(evaluation.std)}"
+            self.progress.note(f"evaluation at step {self.trainer.timesteps:,}: {result}")
+            self.checkpoint(evaluation.mean)
 
     def _evaluate(self) -> Evaluation:
         """Play with the present policy in separate environments, and log it."""

@@ -56,6 +56,21 @@ def test_cause_has_its_code(
     assert err.count("\n") == (0 if code in (0, 141) else 1)
 
 
+@pytest.mark.parametrize("code", [0, 2, 76, RANK_LOST])
+def test_the_first_of_several_processes_gives_its_code(
+    code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has said why itself."""
+
+    def launch(*_: object) -> None:
+        if code:
+            raise SystemExit(code)
+
+    monkeypatch.setattr(commands, "launch", launch)
+    words = ("train", "--env", "CartPole-v1", "--nproc", "2")
+    assert call(capsys, *words) == (code, "", "")
+
+
 def test_table_is_complete() -> None:
     text = (ROOT / "acktr/cli/README.md").read_text()
     section = text[text.index("## Exit codes") : text.index("## A run folder")]

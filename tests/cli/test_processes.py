@@ -246,13 +246,36 @@ def test_killed_and_started_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_hung(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rank", [0, 1])
+def test_hung(tmp_path: Path, rank: int) -> None:
     with under_way(tmp_path, *LONG, "--rank-timeout", "5") as (process, pids):
-        os.kill(pids[1], signal.SIGSTOP)
+        os.kill(pids[rank], signal.SIGSTOP)
         said = ended(process, pids)
-    assert process.returncode == 77
-    assert "process 1 of 2 did not answer within 5 s" in said[-1]
-    assert "last good checkpoint" in said[-1]
+    assert process.returncode == 77, said
+    assert f"process {rank} of 2 did not answer within 5 s" in said[-1]
+    assert "last good checkpoint" in said[-1] or rank == 0
+
+
+def evaluating(progress: Path) -> bool:
+    """Whether no update is made for some seconds."""
+    before = rows(progress)
+    time.sleep(3)
+    return before == rows(progress) > 1
+
+
+@pytest.mark.slow
+def test_hung_in_an_evaluation(tmp_path: Path) -> None:
+    """The others wait for that without a limit, but not without a sign of life."""
+    words = (*TRAIN[:2], "--total-timesteps", "100000", "--eval-freq", "2000")
+    endless = ("--eval-episodes", "1000000", "--rank-timeout", "5")
+    with under_way(tmp_path, *words, *endless) as (process, pids):
+        wait(lambda: evaluating(tmp_path / RUN / "progress.csv"))
+        time.sleep(8)  # longer than the limit
+        assert process.poll() is None
+        os.kill(pids[0], signal.SIGSTOP)
+        said = ended(process, pids)
+    assert process.returncode == 77, said
+    assert "process 0 of 2 gave no sign of life for 5 s" in said[-1]
 
 
 @pytest.mark.slow

@@ -345,7 +345,7 @@ def test_a_cluster_is_told_to_stop(cluster: Any, tmp_path: Path) -> None:
     assert (process.returncode, out) == (130, "") and "0 of 2 runs finished; continue" in err
     assert [path.name for path in runs.iterdir()] == ["seed0"]
     with locked(RunFolder(runs / "seed0")):  # nobody trains it any more
-        assert load_checkpoint(runs / "seed0/checkpoints/last")[0]["timesteps"] > 1000
+        assert load_checkpoint(runs / "seed0/checkpoints/last")[0]["timesteps"] > 0
 
 
 @pytest.mark.slow

@@ -1,0 +1,69 @@
+"""Who waits for the first process of a run, and for how long."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+from torch import distributed
+
+from acktr.interrupts import Interrupts, Stopped
+from acktr.kfac import RankError
+from acktr.runs import meeting as meeting_module
+from acktr.runs.meeting import Meeting
+
+pytestmark = pytest.mark.skipif(not distributed.is_available(), reason="needs torch.distributed")
+
+
+def meetings(timeout: float) -> tuple[Meeting, Meeting]:
+    """The first process of two, and the other; both are threads of this one."""
+    store, found = distributed.HashStore(), []
+    for rank in range(2):
+        one = Meeting(Interrupts(), timeout)
+        one.rank, one.size, one._store = rank, 2, store
+        found.append(one)
+    return found[0], found[1]
+
+
+def beside(act: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=act, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_others_wait_longer_than_the_limit_for_one_that_is_busy() -> None:
+    first, other = meetings(0.4)
+
+    def evaluate() -> None:
+        with first.busy():
+            time.sleep(1.0)
+
+    for _ in range(2):
+        thread, begun = beside(evaluate), time.monotonic()
+        other.pause()
+        assert time.monotonic() - begun > 0.9
+        thread.join()
+
+
+def test_one_that_hangs_is_named() -> None:
+    _, other = meetings(0.3)
+    with pytest.raises(RankError, match=r"process 0 of 2 gave no sign of life for 0\.3 s"):
+        other.pause()
+
+
+def test_one_whose_evaluation_fails_does_not_let_the_others_go_on() -> None:
+    first, other = meetings(0.3)
+    with pytest.raises(ZeroDivisionError), first.busy():
+        raise ZeroDivisionError
+    with pytest.raises(RankError):
+        other.pause()
+
+
+def test_a_signal_ends_the_waiting_in_some_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meeting_module, "_GRACE", 0.2)
+    _, other = meetings(10)
+    other._interrupts.requested = 15
+    with pytest.raises(Stopped):
+        other.pause()
