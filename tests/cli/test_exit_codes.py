@@ -73,7 +73,7 @@ def test_the_first_of_several_processes_gives_its_code(
 
 def test_table_is_complete() -> None:
     text = (ROOT / "acktr/cli/README.md").read_text()
-    section = text[text.index("## Exit codes") : text.index("## A run folder")]
+    section = text[text.index("## Exit codes") : text.index("## Several processes")]
     listed = [int(code) for code in re.findall(r"^\| (\d+) \|", section, re.MULTILINE)]
     assert listed == sorted({code for code, _ in CAUSES} | {RANK_LOST})  # of test_processes.py
     for number, code in STOPPED.items():
