@@ -219,6 +219,7 @@ class ACKTRLearner:
             objective = PolicyObjective(*given)
         acted = self._outputs(batch, slice(None)) if self.network.modal else None
         means, before = self._policy_step(objective, batch.observations, batch.share)
+        means = over_ranks(batch, means)
         terms = self._policy_metrics(means, acted or before, batch)
         terms |= {f"train/{name}_loss": means[f"{name}_loss"] for name in extra}
         return terms | value_metrics(means["value_loss"], batch) if shared else terms
@@ -231,7 +232,7 @@ class ACKTRLearner:
         for _ in range(self.config.acktr.critic_steps):
             objective = ValueObjective(batch, self.value_sigma, self.generator, self._dtype)
             means, _ = self._value_step(objective, batch.observations, batch.share)
-        terms = value_metrics(means["value_loss"], batch)
+        terms = value_metrics(over_ranks(batch, means)["value_loss"], batch)
         last = self._value_step.optimizer.last_step
         if last is not None:
             terms["train/trust_scale_critic"] = last.scale

@@ -92,7 +92,8 @@ class KFACStep:
             share: What they are of the batch of all ranks; None in one process.
 
         Returns:
-            The loss terms' means over the batch, and the network's first two outputs before it.
+            The loss terms' means over the batch of this rank, and the network's first two outputs
+            before it.
         """
         parts = parts_of(observations, self._limit)
         observing = self.curvature.observing or self.curvature.measuring
@@ -112,7 +113,6 @@ class KFACStep:
             quadratic = partial(self._quadratic, objective, observations, parts)
         if share is not None:
             share.ranks.average(self.network, share.rows)
-            means = share.means(means, share.rows)
             quadratic = None if quadratic is None else _joined(quadratic, share)
         with self._clock.part("step"):
             self.optimizer.step(fisher_quadratic=quadratic)

@@ -86,11 +86,6 @@ class Ranks:
         rows: list[list[float]] = self.summed([table])[0].tolist()
         return rows
 
-    def share(self, rows: float, device: torch.device) -> float:
-        """The part n_r / N of this rank in all rows; 0 where there are none."""
-        total = sum(row for (row,) in self.gather([rows], device))
-        return rows / total if total else 0.0
-
     def check_equal(self, what: str, value: object, device: torch.device) -> None:
         """Raise ValueError, on all ranks, where the value has another repr than on rank 0."""
         digest = hashlib.sha256(repr(value).encode()).hexdigest()[:_DIGITS]
@@ -122,14 +117,19 @@ class Ranks:
         parameters = [p for p in module.parameters() if p.requires_grad]
         if not parameters:
             return
-        device = parameters[0].device
-        share = 1.0 if rows is None else self.share(rows, device)
+        alone = rows is None or self.size == 1
+        weight = 1.0 if rows is None else float(rows > 0) if alone else float(rows)
         given = [float(p.grad is not None) for p in parameters]
-        flags = torch.tensor(given, dtype=torch.float64, device=device)
-        total, *grads = self.summed([flags, *(_scaled(p, share) for p in parameters)])
-        for parameter, grad, some in zip(parameters, grads, total.tolist(), strict=True):
-            if some:
-                parameter.grad = grad.clone()
+        # Of the gradients' type where that holds counts, so that all is one message.
+        first = parameters[0]
+        kind = first.dtype if first.dtype.itemsize >= 4 else torch.float64
+        facts = torch.tensor([*given, weight], dtype=kind, device=first.device)
+        facts, *grads = self.summed([facts, *(_scaled(p, weight) for p in parameters)])
+        *some, total = facts.tolist()
+        divisor = 1.0 if alone else total or 1.0
+        for parameter, grad, there in zip(parameters, grads, some, strict=True):
+            if there:
+                parameter.grad = grad.clone() if alone else grad / divisor
 
     def _joined(self, tensors: Sequence[Tensor], send: Any) -> list[Tensor]:
         """Tensors through messages that take those of one type and device as one."""
@@ -167,12 +167,12 @@ def _answered() -> Iterator[None]:
         raise RankError(f"another process did not answer: {error!s:.200}") from error
 
 
-def _scaled(parameter: Tensor, share: float) -> Tensor:
-    """A gradient times a share; zeros without either."""
+def _scaled(parameter: Tensor, weight: float) -> Tensor:
+    """A gradient times a weight; zeros without either."""
     grad = parameter.grad
-    if grad is None or share == 0:
+    if grad is None or weight == 0:
         return torch.zeros_like(parameter)
-    return (grad.to_dense() if grad.is_sparse else grad) * share
+    return (grad.to_dense() if grad.is_sparse else grad) * weight
 
 
 def disagreeing(rows: Iterable[Sequence[float]], tolerance: float) -> int | None:

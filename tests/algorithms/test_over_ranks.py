@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from torch import Tensor
+from torch import Tensor, nn
 
 from acktr.algorithms import A2CLearner, ACKTRLearner, TRPOLearner, objectives
 from acktr.config import (
@@ -149,8 +149,12 @@ def test_an_update_is_that_of_one_process(name: str) -> None:
 def test_what_would_be_wrong_is_seen() -> None:
     """Equal shares of uneven parts, advantages and noise of each rank alone."""
     case = CASES["shared"]
-    wanted = case.run(None)
-    with mock.patch.object(Ranks, "share", lambda self, rows, device: 1 / self.size):
+    wanted, right = case.run(None), Ranks.average
+
+    def means(ranks: Ranks, module: nn.Module, rows: float) -> None:
+        right(ranks, module, 1.0)
+
+    with mock.patch.object(Ranks, "average", means):
         assert distance(on_threads(case.run, 3)[0], wanted) > 1e-4
 
     def own_moments(self: Moments, other: Moments) -> Moments:  # without the means' differences

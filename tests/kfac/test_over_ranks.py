@@ -12,7 +12,7 @@ from unittest import mock
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from acktr.kfac import KFAC, CategoricalLoss, KFACConfig, Ranks, placement
 from acktr.kfac import estimator as estimator_module
@@ -55,8 +55,12 @@ def test_two_ranks() -> None:
 
 def test_means_of_means_and_other_noise_are_seen() -> None:
     """What the tests above would not see is worth nothing."""
-    wanted = TRAININGS["kfac"].run(None)
-    with mock.patch.object(Ranks, "share", lambda self, rows, device: 1 / self.size):
+    wanted, right = TRAININGS["kfac"].run(None), Ranks.average
+
+    def means(ranks: Ranks, module: nn.Module, rows: float) -> None:
+        right(ranks, module, 1.0)
+
+    with mock.patch.object(Ranks, "average", means):
         assert distance(on_threads(TRAININGS["kfac"].run, 3)[0], wanted) > 1e-3
     training = Training(settings=KRONECKER, own_loss=True)
     other = Training(settings=KRONECKER, own_loss=True, noise_seed=1)
