@@ -319,12 +319,13 @@ def _plot(args: Sequence[str], interrupts: Interrupts) -> str:
     options = parse(PlotOptions, args, "plot")
     published = ("acktr",) if options.published else ()
     try:
-        numbers = plot_runs(
+        drawn = plot_runs(
             options.runs, options.out, published=published, title=options.title, x=options.x
         )
     except (ValueError, OSError) as error:
         raise UsageError(str(error)) from error
-    return f"{options.out} and {numbers}"
+    young = f"; no episode has ended yet in {', '.join(drawn.left_out)}"
+    return f"{options.out} and {drawn.numbers}{young if drawn.left_out else ''}"
 
 
 def _report(args: Sequence[str], interrupts: Interrupts) -> str:

@@ -74,6 +74,15 @@ def load_monitor(run: Path) -> Monitor:
     return Monitor(steps, returns, lengths, seconds)
 
 
+def has_episodes(run: Path) -> bool:
+    """Whether an episode of a run has ended, as far as its files say."""
+    stored, path = run / MOVING_MEAN, run / "monitor.csv"
+    if stored.exists() or not path.exists():
+        return stored.exists()
+    with path.open("rb") as file:
+        return len(file.read(4096).splitlines()) > 2
+
+
 def curve(run: Path, monitor: Monitor | None = None) -> Curve:
     """The learning curve of a run: of a thinned copy the stored one, else from its episodes.
 
@@ -84,6 +93,8 @@ def curve(run: Path, monitor: Monitor | None = None) -> Curve:
     """
     if (run / MOVING_MEAN).exists():
         return _load_moving_mean(run / MOVING_MEAN)
+    if monitor is None and not (run / "monitor.csv").exists():
+        raise ValueError(f"{run / 'monitor.csv'}: no episode has ended yet")
     monitor = load_monitor(run) if monitor is None else monitor
     if not len(monitor.steps):
         raise ValueError(f"{run / 'monitor.csv'}: no episode has ended yet")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from acktr.config import Config
 from acktr.files import one_line, reason, write_atomic
 from acktr.report.archives import unpacked
-from acktr.report.curves import Floats, curve, evenly, minutes, until
+from acktr.report.curves import Floats, curve, evenly, has_episodes, minutes, until
 from acktr.report.figures import (
     COLOURS,
     DASHES,
@@ -33,6 +33,15 @@ from acktr.runs.tables import WINDOW
 _HEADERS = tuple(("env", "algo", "kind", "name", x, "return") for x in ("step", "minute"))
 _GRID = 300
 _MAX_POINTS = 2000
+
+
+class Plotted(NamedTuple):
+    """What has been drawn."""
+
+    numbers: Path
+    """The .csv file."""
+    left_out: list[str]
+    """Runs, as ENV/LABEL/seedN, in which no episode has ended yet, where others have some."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,7 @@ def plot_runs(
     published: Sequence[str] = (),
     title: str | None = None,
     x: Literal["steps", "time"] = "steps",
-) -> Path:
+) -> Plotted:
     """Draw the learning curves of runs: a panel per environment, a colour per label.
 
     Every run is a thin line; the mean over runs of a label, where all of them have data, is bold.
@@ -69,11 +78,8 @@ def plot_runs(
         title: Title of the figure.
         x: Environment steps, or minutes of training, over which no published curves are known.
 
-    Returns:
-        The .csv file.
-
     Raises:
-        ValueError: on an unknown suffix, no runs, a run without episodes, or if a file cannot be
+        ValueError: on an unknown suffix, no runs, none with an episode, or if a file cannot be
             written or the .csv would replace something else; one line.
         RunError: if there is no run in a folder.
     """
@@ -83,7 +89,9 @@ def plot_runs(
     if not runs:
         raise ValueError("no runs to plot")
     with unpacked(runs) as folders:
-        lines = [*_run_lines(find_runs(folders), x)]
+        found = find_runs(folders)
+        drawn = [run for run in found if has_episodes(run)] or found
+        lines = [*_run_lines(drawn, x)]
     envs = sorted({line.env for line in lines})
     lines += [
         _Line(env, ref.algo, "published", ref.label, ref.steps, ref.returns)
@@ -107,7 +115,7 @@ def plot_runs(
         write_atomic(out, image)
     except OSError as error:
         raise ValueError(f"{out}: cannot write: {reason(error)}") from error
-    return numbers
+    return Plotted(numbers, ["/".join(run.parts[-3:]) for run in found if run not in drawn])
 
 
 def draw_curve(folder: RunFolder, config: Config) -> str | None:

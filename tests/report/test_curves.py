@@ -62,7 +62,7 @@ def test_curve_is_what_training_reported(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (None, "cannot read: No such file"),
+        (None, "no episode has ended yet"),
         ("#{}\nr,l,t,step\n", "no episode has ended yet"),
         ("#{}\nr,l,step\n1,2,3\n", "columns r, l, t are needed"),
         ("#{}\nr,l,t,step\n1,2,x,3\n", "could not convert"),

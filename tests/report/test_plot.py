@@ -23,7 +23,10 @@ def test_plotted_numbers(tmp_path: Path) -> None:
     a = make_run(tmp_path / "a", np.arange(30.0), 1, seed=1)  # steps 1000 to 30000
     b = make_run(tmp_path / "b", np.full(40, 2.0), 2, seed=2)  # steps 1000 to 20000
     c = make_run(tmp_path / "c", np.full(10, 5.0), 1, env="PongNoFrameskip-v4", seed=3)
-    numbers = plot_runs([a, b, c], tmp_path / "x.png", published=["acktr"], title="$T$")
+    young = make_run(tmp_path / "seed7", np.empty(0))
+    drawn = plot_runs([a, b, c, young], tmp_path / "x.png", published=["acktr"], title="$T$")
+    numbers = drawn.numbers
+    assert drawn.left_out == [f"{tmp_path.parent.name}/{tmp_path.name}/seed7"]
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
     assert numbers == tmp_path / "x.csv"
     rows = table(numbers)
@@ -79,7 +82,7 @@ def test_refusals_write_nothing(tmp_path: Path) -> None:
     for runs, target, why in (
         ([run], tmp_path / "x.pdf", "must end in .png or .svg"),
         ([], out, "no runs"),
-        ([run, empty], out, "monitor.csv: cannot read"),
+        ([empty], out, "seed7/monitor.csv: no episode has ended yet"),
         ([odd], out, "env must be a printable name"),
         ([run], run / "progress.png", "progress.csv: would be replaced"),
         ([run], tmp_path / "missing" / "x.png", "cannot write: No such file"),
