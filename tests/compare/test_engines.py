@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import importlib.util
 import json
@@ -16,15 +15,12 @@ from typing import Any
 
 import pytest
 
-from acktr.compare import engines, on_slurm, orders
-from acktr.compare.comparison import RunsFailed, compare
-from acktr.compare.engines import RemoteChild, launching, ordered
-from acktr.compare.entries import Entry, Overlay
+from acktr.compare import engines, orders
+from acktr.compare.engines import RemoteChild, ordered
+from acktr.compare.entries import Entry
 from acktr.compare.grid import RunPlan, make_plans
 from acktr.compare.orders import LOST, Order, attend, attend_job
 from acktr.compare.status import State, Status
-from acktr.config import ConfigError
-from acktr.interrupts import Interrupts
 from acktr.runs.checkpoint import load_checkpoint
 from acktr.runs.folder import RunError, RunFolder, locked
 from acktr.runs.tables import read_table
@@ -236,59 +232,12 @@ def test_without_its_package(
     assert err.count("\n") == 1 and f'pip install "acktr[{engine}]"' in err
 
 
-def test_without_its_cluster(
-    plans: list[RunPlan], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setitem(sys.modules, "submitit", sys)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ConfigError, match="sbatch"), launching("slurm", Path("runs"), None):
-        raise AssertionError
-    assert not Path("runs").exists()
-
-
 # --- the engines themselves, where they are -------------------------------------------------------
 
 
 def found(name: str) -> Any:
     missing = importlib.util.find_spec(name) is None
     return pytest.mark.skipif(missing, reason=f"needs {name}")
-
-
-WHEELS = """
-import gymnasium
-
-class Fails(gymnasium.Wrapper):
-    count = 0
-
-    def step(self, action):
-        self.count += 1
-        if self.count == 100:
-            raise RuntimeError("a wheel came off")
-        return self.env.step(action)
-"""
-
-
-@pytest.mark.slow
-@found("submitit")
-def test_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By submitit's executor for this machine: one run finishes, one fails, as without it."""
-    monkeypatch.setattr(on_slurm, "tasks", functools.partial(on_slurm.tasks, cluster="local"))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    Path("wheels.py").write_text(WHEELS)
-    fails = Overlay(Path("fails.json"), {"wrappers": ["wheels:Fails"]})
-    entries = [Entry("fails", "acktr", overlay=fails), Entry("acktr", "acktr")]
-    importlib.import_module("wheels")
-    said = []
-    for engine in ("local", "slurm"):
-        plans = make_plans(["CartPole-v1"], entries, (0,), Path(engine), None, SMALL)
-        with Interrupts() as interrupts, pytest.raises(RunsFailed) as caught:
-            compare(plans, 2, interrupts, "again", "wheels", engine)  # type: ignore[arg-type]
-        said.append(str(caught.value).replace(f"{tmp_path}/", "").replace(engine, "RUNS"))
-        assert read_table(plans[1].path / "eval.csv").rows
-        assert not list(Path(engine).rglob("*.stop"))
-    assert said[0] == said[1] and said[0].startswith("1 of 2 runs failed, see RUNS/logs")
-    assert "exit code 76" in said[0] and "a wheel came off" in said[0]
 
 
 @pytest.fixture(scope="module")
