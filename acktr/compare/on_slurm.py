@@ -113,7 +113,7 @@ def tasks(run_dir: Path, cluster: str = "slurm") -> Iterator[Callable[[Order], T
         executor.update_parameters(
             job_name="acktr",
             time=None,  # which submitit takes for five minutes
-            signal_delay_s=_NOTICE,
+            additional_parameters={"signal": f"USR1@{_NOTICE}"},  # which runs know; not USR2
             cpus_per_task=1,
             gpus_per_node=order.gpus or None,
         )

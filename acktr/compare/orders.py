@@ -69,6 +69,6 @@ def attend_job(order: Order) -> tuple[int, str]:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    for number in (signal.SIGTERM, signal.SIGUSR2):  # which submitit would requeue the job for
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # which the run gets as well
         signal.signal(number, stop)
     return attend(order)

@@ -193,13 +193,13 @@ def test_an_order_is_stopped_by_an_interrupt(
 
 @pytest.fixture
 def handlers() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 @pytest.mark.usefixtures("made", "handlers")
 def test_a_job_is_stopped_by_its_scheduler(
     order: Order, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
