@@ -103,10 +103,8 @@ def _explained(
     code = failure.exitcode
     if code < 0:
         name = signal.Signals(-code).name
-        return ProcessesFailed(
-            f"process {rank} of {count} was killed by {name}; last good checkpoint: {good}",
-            RANK_LOST,
-        )
+        kept = f"last good checkpoint: {good}" if good.exists() else "there is no checkpoint yet"
+        return ProcessesFailed(f"process {rank} of {count} was killed by {name}; {kept}", RANK_LOST)
     if rank == 0:
         return SystemExit(code)
     return ProcessesFailed(f"process {rank} of {count}: {_last_line(logs, rank)}", code)

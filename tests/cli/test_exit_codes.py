@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from acktr.cli import commands
-from acktr.cli.launch import RANK_LOST
+from acktr.cli.launch import RANK_LOST, ProcessesFailed, _explained
 from acktr.compare.comparison import RunsFailed
 from acktr.config import ConfigError
 from acktr.envs import EnvError, EnvFault
@@ -69,6 +71,20 @@ def test_the_first_of_several_processes_gives_its_code(
     monkeypatch.setattr(commands, "launch", launch)
     words = ("train", "--env", "CartPole-v1", "--nproc", "2")
     assert call(capsys, *words) == (code, "", "")
+
+
+def test_a_process_that_was_killed_is_named_with_what_is_left(tmp_path: Path) -> None:
+    """Also where the others, whom the agent ended, come first."""
+    failures = {
+        0: SimpleNamespace(exitcode=RANK_LOST, timestamp=2),
+        1: SimpleNamespace(exitcode=-signal.SIGKILL, timestamp=1),
+    }
+    good = tmp_path / "last"
+    for kept in ("there is no checkpoint yet", f"last good checkpoint: {good}"):
+        error = _explained(failures, 2, tmp_path, good)
+        assert str(error) == f"process 1 of 2 was killed by SIGKILL; {kept}"
+        assert isinstance(error, ProcessesFailed) and error.code == RANK_LOST
+        good.mkdir(exist_ok=True)
 
 
 def test_table_is_complete() -> None:
