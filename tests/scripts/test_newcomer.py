@@ -1,0 +1,33 @@
+"""The programs of the first day: how their ends are told apart. All of them run in a campaign."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from scripts.newcomer import PRELUDE, outcome, programs
+
+
+def test_programs_are_whole() -> None:
+    found = programs()
+    assert len(found) == 60
+    for name, code in found.items():
+        compile(PRELUDE + code, name, "exec")
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "words"),
+    [
+        ("n_steps=32", "says", "unknown argument n_steps; write num_steps"),
+        ("load what is not there", "says", "nothing: no checkpoint folder here"),
+        ("save to a BytesIO", "fails", "TypeError: expected str, bytes or os.PathLike"),
+        ("observation_space, action_space, num_envs, logger", "works", "(4,) Discrete(2) 8 None"),
+    ],
+)
+def test_how_programs_end(
+    name: str, how: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # which the program changes
+    found = outcome(programs()[name], tmp_path)
+    assert found[0] == how and found[1].startswith(words)
