@@ -6,13 +6,11 @@ The damped Kronecker factors give the quadratic form of a step almost for nothin
 
 with v' = mu v + nu U, the velocity after the step, and w the form of v. How far they are from the
 exact form d^T F d of the step d that is taken is measured now and then, and the ratio multiplies
-them until the next measurement. A measurement that the last one foretold within 3/2 doubles the
-number of steps to the next, up to ten; another halves it. New decompositions change the Kronecker
-form at once, so that of those steps the last one with a refresh is measured.
+them until the next measurement (:class:`acktr.kfac.cadence.Measurements`).
 
 Half the form is the KL of a short step. At a radius of some tenths of a nat it is off by up to two,
 so that a measured step is also tried out, by a forward pass of the measured samples, and its real
-KL over the promise multiplies the following promises.
+KL over the promise multiplies the following promises, and counts as foretold or not.
 
 A ratio holds for steps like the one that was measured. Once a task is solved the exact form of its
 outputs is next to nothing, and the ratio with it, and a single hard batch has a step that is longer
@@ -30,11 +28,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from acktr.kfac.cadence import Measurements
 from acktr.kfac.trust import Fit, StepInfo, part_scales, root, updates
 
-_LONGEST = 10
-"""Most steps from one measurement to the next."""
-_FORETOLD = math.log(1.5)
+_FORETOLD, _KEPT = math.log(1.5), math.log(2.0)
+"""Logarithms: how far off a form may be foretold, and what a step really costs be promised."""
 _FURTHEST = 4.0
 """Most that the KL of a step is taken to differ from half its quadratic form."""
 _LEAP = 4.0
@@ -114,8 +112,7 @@ class CorrectedRegion:
         """Kronecker form of the last measured step, as it was taken; no bound before one."""
         self._groups = torch.zeros(len(self._names), dtype=torch.int64, device=example.device)
         """0 for a parameter that parts share, 1 + k for one of part k alone."""
-        self._interval = 1
-        self._due = 0
+        self.measurements = Measurements()
         self._blind = False
         """Whether there is nothing to measure with."""
         self.whole = False
@@ -124,11 +121,11 @@ class CorrectedRegion:
     @property
     def entire(self) -> bool:
         """Whether the next measurement takes all samples, as the first one does."""
-        return self.whole or self._due == 0
+        return self.whole or self.measurements.next == 0
 
     def due(self, turn: int) -> bool:
         """Whether the step of this turn is measured."""
-        return turn >= self._due and not self._blind
+        return turn >= self.measurements.next and not self._blind
 
     def own(self, groups: Mapping[str, int]) -> None:
         """Set which parameters belong to one part alone: 1 + k for one of part k."""
@@ -165,14 +162,14 @@ class CorrectedRegion:
         step, velocities, full = proposal.step, proposal.velocities, proposal.full
         finite, known = self._known(proposal)
         nu, kept = self._lengths(known, full)
-        measured = False
+        measured, off = False, 0.0
         if self.due(turn):
             change = self._sum(self._scaled(step, torch.where(finite, nu, 0.0)), velocities, kept)
             lengths = {name: full * (1 - proposal.momenta[name]) for name in step}
             exact = self._measured({n: d * lengths[n] for n, d in change.items()}, measure)
             if exact is not None:
                 forms = self._velocity_forms(known, nu, kept)
-                self._learn(exact, known.length.square() * forms, turn, renewed)
+                off = self._learn(exact, known.length.square() * forms)
                 nu, kept = self._lengths(known, full)
                 measured = True
         nu = torch.where(finite, nu, 0.0)
@@ -181,11 +178,13 @@ class CorrectedRegion:
         part = proposal.lr / full if full > 0 else 1.0
         if measured:
             change = self._sum(self._scaled(step, nu * keep), velocities, keep * kept)
-            keep = keep * self._tried(
+            factor, beyond = self._tried(
                 {n: d * (-lengths[n] * part) for n, d in change.items()},
                 0.5 * part**2 * self._wholes(known.length.square() * keep.square() * forms),
                 spend,
             )
+            keep = keep * factor
+            self.measurements.plan(off <= _FORETOLD and beyond <= _KEPT, turn, renewed)
         keep = keep * self._reached(known.length.square() * keep.square() * forms, measured)
         forms = keep.square() * forms
         kl = 0.5 * part**2 * self._wholes(known.length.square() * forms)
@@ -264,11 +263,15 @@ class CorrectedRegion:
 
     def _tried(
         self, change: Named, promised: Tensor, spend: Callable[[Named], Tensor | None]
-    ) -> Tensor:
-        """Compare what a step really costs with its promise; the factor that shortens it then."""
+    ) -> tuple[Tensor, float]:
+        """Compare what a step really costs with its promise.
+
+        Returns:
+            The factor that shortens the step then, and how far off the promise was, as a logarithm.
+        """
         spent, factor = spend(change), torch.ones_like(self._like)
         if spent is None:
-            return factor
+            return factor, 0.0
         off = (spent.to(promised.dtype) / promised).nan_to_num(nan=_FURTHEST)
         off = torch.where(promised > 0, off, torch.ones_like(off)).clamp(1 / _FURTHEST, _FURTHEST)
         self.beyond = (self.beyond * off).clamp(1 / _FURTHEST, _FURTHEST)
@@ -281,7 +284,7 @@ class CorrectedRegion:
             again = spend({name: d * factor for name, d in change.items()})
             assert again is not None
             spent = again
-        return factor
+        return factor, float(off.log().abs().max())
 
     def _reached(self, forms: Tensor, measured: bool) -> Tensor:
         """The factor that keeps a step near the last measured one; Kronecker forms as taken."""
@@ -334,20 +337,20 @@ class CorrectedRegion:
             return root(self._clips / expected[:, 0, 0]).clamp(max=1.0).expand(len(forms))
         return part_scales(expected, self._clips)[self._groups]
 
-    def _learn(
-        self, exact: Tensor, forms: Tensor, turn: int, renewed: Callable[[int], bool]
-    ) -> None:
-        """Take notice of the exact forms of a step whose Kronecker forms are given."""
+    def _learn(self, exact: Tensor, forms: Tensor) -> float:
+        """Take notice of the exact forms of a step whose Kronecker forms are given.
+
+        Returns:
+            How far off the foretold ones were, as a logarithm; NaN with nothing to compare.
+        """
         exact = exact.to(self.ratio.dtype)
         before, after = self._wholes(forms) / self.beyond, exact.sum((1, 2))
-        off = float((after / before).log().abs().max())  # NaN where there is nothing to compare
         roots = self._kronecker(forms).sqrt()
         ratio = exact / (roots[:, :, None] * roots[:, None, :])
-        self.ratio = torch.where(torch.isfinite(ratio) & (ratio != 0), ratio, self.ratio)
-        near = off <= _FORETOLD
-        self._interval = min(_LONGEST, 2 * self._interval) if near else max(1, self._interval // 2)
-        last = turn + self._interval
-        self._due = next((t for t in range(last, turn, -1) if renewed(t)), last)
+        usable = torch.isfinite(ratio) & (ratio != 0)
+        usable &= (ratio.diagonal(dim1=1, dim2=2) >= 0).all(1)[:, None, None]  # but for rounding
+        self.ratio = torch.where(usable, ratio, self.ratio)
+        return float((after / before).log().abs().max())
 
     def state_dict(self) -> dict[str, Any]:
         """What a bit-exact resume needs."""
@@ -357,8 +360,7 @@ class CorrectedRegion:
             "forms": self.forms.clone(),
             "reach": self.reach.clone(),
             "groups": self._groups.clone(),
-            "interval": self._interval,
-            "due": self._due,
+            **self.measurements.state_dict(),
             "whole": self.whole,
         }
 
@@ -369,7 +371,7 @@ class CorrectedRegion:
         self.forms = state["forms"].to(self.forms, copy=True)
         self.reach = state["reach"].to(self.reach, copy=True)
         self._groups = state["groups"].to(self._groups, copy=True)
-        self._interval, self._due = state["interval"], state["due"]
+        self.measurements.load_state_dict(state)
         self.whole = state["whole"]
 
 

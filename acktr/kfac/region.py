@@ -11,6 +11,7 @@ from acktr.kfac.cadence import Cadence
 from acktr.kfac.clock import Clock
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.corrected import CorrectedRegion, Proposal
+from acktr.kfac.fisher.extent import Estimate
 from acktr.kfac.fisher.graph import own_parameters
 from acktr.kfac.fisher.joined import JoinedFisher
 from acktr.kfac.fisher.observed import Observed
@@ -107,9 +108,9 @@ class Region:
     def _needs_all(self, observed: Observed) -> bool:
         """Whether a part of the samples cannot stand for the observed pass."""
         if self._joined is None:
-            return observed.stride == 1 or observed.followed is None
+            return observed.extent is None or observed.followed is None
         share = self._joined.share(observed)
-        return share.every == 1 or not share.followed
+        return not share.divisible or not share.followed
 
     def join(self, observed: Observed) -> None:
         """Keep a pass for the exact forms of the batch that it is a micro-batch of."""
@@ -143,29 +144,48 @@ class Region:
         def measure(vectors: Sequence[Mapping[str, Tensor]]) -> Tensor | None:
             if fisher_quadratic is not None and not region.separate:
                 return fisher_quadratic(dict(vectors[0])).detach().reshape(1, 1, 1)
-            grams = self.grams(vectors) if region.entire else self.estimated(vectors, turn)
-            if grams is None:
-                return None
-            if not region.separate:
-                return grams.sum(0, keepdim=True)
-            assert self.observed is not None
-            return grams / grams.new_tensor(self.observed.weights)[:, None, None]
+            return self._measured(region, vectors, turn)
 
         observed = None if region.entire else self.observed
 
         def spend(change: Mapping[str, Tensor]) -> Tensor | None:
-            if observed is None:
-                return None
-            with self._clock.part("exact"):
-                if self._joined is not None:
-                    kl = self._joined.estimated_kl(observed, self._module, change, turn)
-                else:
-                    kl = observed.estimated_kl(self._module, change, turn)
-            if kl is None or region.separate:
-                return kl
-            return (kl * kl.new_tensor(observed.weights)).sum().reshape(1)
+            return None if observed is None else self._spent(region, observed, change, turn)
 
         return region.fit(proposal, measure, spend, turn, self._cadence.renewed)
+
+    def _measured(
+        self, region: CorrectedRegion, vectors: Sequence[Mapping[str, Tensor]], turn: int
+    ) -> Tensor | None:
+        """Exact forms (parts, m, m) for the region; those of parts without their weights."""
+        if region.entire:
+            grams: Tensor | None = self.grams(vectors)
+        else:
+            found = self.estimated(vectors, turn, region.measurements.sparsest)
+            grams = None if found is None else found.grams
+            region.measurements.sparsest = 1 if found is None else found.sparsest
+        if grams is None or not region.separate:
+            return None if grams is None else grams.sum(0, keepdim=True)
+        assert self.observed is not None
+        return grams / grams.new_tensor(self.observed.weights)[:, None, None]
+
+    def _spent(
+        self,
+        region: CorrectedRegion,
+        observed: Observed,
+        change: Mapping[str, Tensor],
+        turn: int,
+    ) -> Tensor | None:
+        """The KL that a change costs the measured samples, as :meth:`_measured`."""
+        with self._clock.part("exact"):
+            if self._joined is not None:
+                kl = self._joined.estimated_kl(
+                    observed, self._module, change, turn, region.measurements.sparsest
+                )
+            else:
+                kl = observed.estimated_kl(self._module, change, turn, region.measurements.sparsest)
+        if kl is None or region.separate:
+            return kl
+        return (kl * kl.new_tensor(observed.weights)).sum().reshape(1)
 
     def quadratic(self, step: dict[str, Tensor]) -> Tensor:
         """U^T F U with the exact Fisher of the last observed batch; raises as :meth:`grams`."""
@@ -187,14 +207,18 @@ class Region:
                 return self._joined.grams(self.observed, self._module, vectors)
             return self.observed.grams(self._module, vectors)
 
-    def estimated(self, vectors: Sequence[Mapping[str, Tensor]], turn: int) -> Tensor | None:
+    def estimated(
+        self, vectors: Sequence[Mapping[str, Tensor]], turn: int, sparsest: int
+    ) -> Estimate | None:
         """:meth:`grams` estimated from a part of the observed samples; None if it cannot be."""
         if self.observed is None:
             return None
         with self._clock.part("exact"):
             if self._joined is not None:
-                return self._joined.estimated_grams(self.observed, self._module, vectors, turn)
-            return self.observed.estimated_grams(self._module, vectors, turn)
+                return self._joined.estimated_grams(
+                    self.observed, self._module, vectors, turn, sparsest
+                )
+            return self.observed.estimated_grams(self._module, vectors, turn, sparsest)
 
     def spending(self, outputs: Callable[[], Any]) -> Callable[[], Tensor]:
         """The KL that a step from here will have cost when it is called, by part (K,).

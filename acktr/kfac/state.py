@@ -127,7 +127,7 @@ def _modern_trust(state: Any, own: dict[str, Any] | None) -> Any:
         return own
     reach = own["reach"]
     anywhere = torch.full_like(reach, torch.finfo(reach.dtype).max)
-    added = {"whole": True, "beyond": own["beyond"], "reach": anywhere}
+    added = {"whole": True, "beyond": own["beyond"], "reach": anywhere, "sparsest": 1}
     return {**added, **state} if isinstance(state, dict) else state
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from acktr.kfac import KFAC, BernoulliLoss, CategoricalLoss, GaussianLoss, SumLoss
+from acktr.kfac.fisher.extent import next_sparsest, stride, term_moments
 from tests.tools.kfac import build, plain_config, randn
 from tests.tools.product_cases import close, directions
 
@@ -84,15 +85,78 @@ def test_the_mean_of_all_parts_is_the_form_of_the_batch(name: str) -> None:
     inputs = randn(count, 5, 4) if name == "tokens" else randn(count, 4)
     seen = observed(model, loss, inputs, named, terms).curvature.observed
     assert seen is not None
-    every = seen.stride
+    assert seen.extent is not None
+    every = stride(*seen.extent)
     assert every == min(8, count // 32) or name == "tokens"
     _, vectors = directions(model, 2)
-    grams = [seen.estimated_grams(model, vectors, turn) for turn in range(every)]
+    grams = [seen.estimated_grams(model, vectors, turn, every) for turn in range(every)]
     sizes = torch.tensor([len(inputs[turn::every]) for turn in range(every)]).double() / count
     assert all(gram is not None for gram in grams)
-    given = torch.stack([gram for gram in grams if gram is not None])
+    given = torch.stack([gram.grams for gram in grams if gram is not None])
     assert not torch.allclose(given[0], given[1])
     close((given * sizes[:, None, None, None]).sum(0), seen.grams(model, vectors))
+
+
+@pytest.mark.parametrize("name", ["mean", "sum", "two heads"])
+def test_what_samples_bear_is_what_they_give_alone(name: str) -> None:
+    make, loss, named, _, count = CASES[name]
+    model = make()
+    seen = observed(model, loss, randn(count, 4), named, {}).curvature.observed
+    assert seen is not None
+    _, vectors = directions(model, 2)
+    alone = []
+    for row in range(12):
+        found = seen.forms(model, vectors, slice(row, row + 1))
+        assert found is not None
+        alone.append(found.grams.sum(0).trace() * (found.size or 1.0))
+    some, each = seen.forms(model, vectors, slice(12)), torch.stack(alone)
+    assert some is not None
+    close(
+        torch.tensor(some.moments, dtype=torch.float64),
+        torch.stack([each.sum(), each.square().sum()]),
+    )
+
+
+def test_positions_are_terms_of_their_own() -> None:
+    output, tangent = randn(6, 5, 3), randn(6, 5, 3, seed=1)
+    forms, squares = term_moments(CategoricalLoss(), output, [tangent])
+    flat = term_moments(CategoricalLoss(), output.flatten(0, 1), [tangent.flatten(0, 1)])
+    assert (forms, squares) == pytest.approx(flat, rel=1e-12)
+    p = output.softmax(-1)
+    each = (p * tangent.square()).sum(-1) - (p * tangent).sum(-1).square()
+    assert (forms, squares) == pytest.approx((float(each.sum()), float(each.square().sum())))
+
+
+@pytest.mark.parametrize(
+    ("forms", "every"),
+    [
+        ([1.0] * 64, 8),
+        ([1.0] * 16, 4),
+        ([1.0] * 4, 1),
+        ([1.0, *[0.0] * 63], 1),
+        ([1.0] * 8 + [0.0] * 56, 2),
+        ([0.0] * 64, 1),
+        ([float("inf")] * 64, 1),
+        ([float("nan")] * 64, 1),
+    ],
+)
+def test_sixteen_terms_of_equal_forms_are_wanted(forms: list[float], every: int) -> None:
+    squares = [q * q for q in forms]
+    assert next_sparsest(4 * len(forms), len(forms), sum(forms), sum(squares)) == every
+
+
+def test_where_one_sample_bears_the_form_the_next_measurement_takes_all() -> None:
+    """A solved task: the others' outputs are certain, and cannot be moved."""
+    inputs = randn(256, 4)
+    for solved in (False, True):
+        model = mlp()
+        with torch.no_grad():
+            model[2].weight.mul_(1e3 if solved else 1.0)  # type: ignore[index, union-attr, operator]
+        seen = observed(model, CategoricalLoss(), inputs, {}, {}).curvature.observed
+        assert seen is not None
+        found = seen.estimated_grams(model, directions(model, 1)[1], 0, 8)
+        assert found is not None
+        assert found.sparsest == (1 if solved else 8)
 
 
 @pytest.mark.parametrize("between", [nn.Dropout(0.3), nn.BatchNorm1d(6), Centred()])
@@ -126,8 +190,9 @@ def test_a_state_without_this_knowledge_measures_whole_passes() -> None:
     model = mlp()
     optimizer = observed(model, CategoricalLoss(), randn(256, 4), {}, {})
     state = optimizer.state_by_name()
-    del state["curvature"]["trust"]["whole"]
+    del state["curvature"]["trust"]["whole"], state["curvature"]["trust"]["sparsest"]
     other = KFAC(model, plain_config(damping=0.1))
     other.load_state_dict(state)
     assert other.curvature.region.corrected is not None
     assert other.curvature.region.corrected.whole
+    assert other.curvature.region.corrected.measurements.sparsest == 1

@@ -112,3 +112,26 @@ def test_a_real_cost_that_is_not_finite_shortens_the_step() -> None:
     steps.fit(next(t for t in range(1, 20) if steps.region.due(t)), 1.0, spend)
     assert seen == 3
     assert steps.taken() < 0.02 * before
+
+
+@pytest.mark.parametrize(("cost", "interval"), [(0.4, 1), (0.6, 4), (1.0, 4), (1.9, 4), (2.1, 1)])
+def test_a_real_cost_far_from_the_promise_brings_the_next_measurement_near(
+    cost: float, interval: int
+) -> None:
+    steps, turn = settled(1.0, 1e-3)
+    while not steps.region.due(turn):
+        steps.fit(turn, 1e-3)
+        turn += 1
+    steps.fit(turn, 1e-3, lambda change: cost * 0.5 * length(change).square().reshape(1))
+    assert steps.region.measurements.next == turn + interval
+
+
+@pytest.mark.parametrize("parts", [CLIP, (CLIP, CLIP)])
+def test_a_form_below_zero_by_rounding_is_not_believed(parts: float | tuple[float, ...]) -> None:
+    region = CorrectedRegion(["a"], parts, torch.zeros(()))
+    before = region.ratio.clone()
+    forms = torch.ones(1)
+    region._learn(torch.full_like(region.ratio, -1e-9), forms)
+    assert torch.equal(region.ratio, before)
+    region._learn(2 * torch.eye(len(before[0])).repeat(len(before), 1, 1), forms)
+    assert float(region.ratio[0, 0, 0]) == 2.0

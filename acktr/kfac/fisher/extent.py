@@ -2,18 +2,90 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
+from acktr.kfac.fisher.products import Output, widened
 from acktr.kfac.losses.likelihoods import OutputLoss
 from acktr.kfac.losses.sums import SumLoss
+from acktr.kfac.statistics.outputs import parts_of
 
-_LEAST_TERMS, _LEAST_SAMPLES, _SPARSEST = 32, 8, 8
-"""What a part of a batch must have to stand for all of it, and one over the least part."""
+_LEAST_TERMS, _LEAST_SAMPLES = 32, 8
+"""What a part of a batch must have to stand for all of it."""
+_LEAST_EFFECTIVE = 16
+"""Terms of equal forms that a measured part must be worth."""
+SPARSEST = 8
+"""One over the least part of a batch that stands for all of it."""
 
 
-def stride(samples: int, terms: int) -> int:
+class Forms(NamedTuple):
+    """The exact forms of a part of a batch's samples."""
+
+    grams: Tensor
+    """(parts, k, k), each divided by its Z."""
+    size: float | None
+    """Z of the loss."""
+    sizes: tuple[float | None, ...]
+    """Z of every part of the loss."""
+    samples: int
+    moments: tuple[float, float]
+    """Sums of the terms' forms and of their squares."""
+
+
+class Estimate(NamedTuple):
+    """The exact forms of a batch, estimated from a part of its samples."""
+
+    grams: Tensor
+    """(parts, k, k)."""
+    sparsest: int
+    """Every how many-th sample is enough for the next one, by :func:`next_sparsest`."""
+
+
+def stride(samples: int, terms: int, sparsest: int = SPARSEST) -> int:
     """Every how many-th of so many samples is enough to estimate a quadratic form."""
-    return max(1, min(_SPARSEST, terms // _LEAST_TERMS, samples // _LEAST_SAMPLES))
+    return max(1, min(sparsest, terms // _LEAST_TERMS, samples // _LEAST_SAMPLES))
+
+
+def term_moments(
+    loss: OutputLoss[Any], output: Output, tangents: Sequence[Output]
+) -> tuple[float, float]:
+    """Sums of q and q^2, q = sum_i t_i^T H t_i being what a term of the loss bears of the forms.
+
+    Terms are samples, or the positions of every sample of an output (N, ..., K) in one part.
+
+    Args:
+        loss: The objective, which gives H.
+        output: z.
+        tangents: J v_i, of the structure of the output.
+    """
+    wide, first = widened(output), 1 if isinstance(output, tuple) else -1
+    forms: list[Tensor] = []
+    for tangent in (widened(tangent) for tangent in tangents):
+        curved = loss.hessian_product(wide, tangent)
+        pairs = zip(parts_of(tangent), parts_of(curved), strict=True)
+        forms.extend((t * h).flatten(first).sum(-1) for t, h in pairs)
+    each = torch.stack(forms).sum(0)
+    return float(each.sum()), float(each.square().sum())
+
+
+def next_sparsest(samples: int, taken: int, forms: float, squares: float) -> int:
+    """Every how many-th sample is enough, by what a measurement saw.
+
+    Few terms may bear most of a form, as once a task is nearly solved: (sum q)^2 / sum q^2 terms of
+    equal forms would scatter alike (Kish 1965, effective sample size), and sixteen are wanted.
+
+    Args:
+        samples: Of the whole batch.
+        taken: Samples that were measured.
+        forms: Sum of the forms q of their terms.
+        squares: Sum of q^2.
+    """
+    effective = forms**2 / squares if 0 < squares < math.inf else 0.0
+    return max(1, min(SPARSEST, int(samples * effective / (taken * _LEAST_EFFECTIVE))))
 
 
 def sizes(loss: OutputLoss[Any], output: Any) -> tuple[float | None, ...]:

@@ -94,3 +94,26 @@ def _check(pulled: Vector, vector: Vector, tangents: Sequence[Tensor], lower: fl
 def lower_rounding(autocast: Autocast | None) -> float:
     """Relative rounding of the precision that autocast gave a pass; 0 without it."""
     return 0.0 if autocast is None else float(torch.finfo(autocast.dtype).eps)
+
+
+def same(first: Tensor, second: Tensor, lower: float) -> bool:
+    """Whether two outputs are equal up to rounding.
+
+    Args:
+        first: Of the observed pass.
+        second: Of the module called again.
+        lower: Rounding of the lower precision of autocast; 0 without it.
+    """
+    if first.shape != second.shape:
+        return False
+    off = (first - second).double().norm()
+    rounding = max(100 * torch.finfo(first.dtype).eps, 4 * lower)
+    return bool(off <= rounding * (1 + first.double().norm()))
+
+
+def near(first: Tensor, second: Tensor, lower: float) -> bool:
+    """The same as :func:`same`, up to what a batch of another size may round."""
+    if first.shape != second.shape:
+        return False
+    off, size = (first - second).double().norm(), first.double().norm()
+    return bool(off <= max(torch.finfo(first.dtype).eps ** 0.5, 4 * lower) * size)

@@ -7,13 +7,14 @@ one rank cannot measure none does, so that all of them go on alike.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac.fisher.extent import stride
-from acktr.kfac.fisher.observed import Forms, Observed
+from acktr.kfac.fisher.extent import Estimate, Forms, next_sparsest, stride
+from acktr.kfac.fisher.observed import Observed
 from acktr.kfac.fisher.products import Vector
 from acktr.kfac.ranks import Ranks
 
@@ -28,8 +29,12 @@ _DONE, _UNKNOWN, _FAILED = 0.0, 1.0, 2.0
 class Share(NamedTuple):
     """Which samples of a batch stand for all of them in an estimate."""
 
-    every: int
-    """Each k-th sample of the ranks' batches, one after another; 1 where all are needed."""
+    terms: int
+    """Terms of the loss of all ranks."""
+    alone: bool
+    """Whether every sample gives alone what it gives in the batch."""
+    single: bool
+    """Whether no rank's batch is in micro-batches."""
     before: int
     """Samples of the ranks before this one."""
     samples: int
@@ -41,18 +46,28 @@ class Share(NamedTuple):
     def of(cls, ranks: Ranks, observed: Observed, place: torch.device) -> Share:
         """What all ranks together have."""
         extent = (0, 0) if observed.empty else observed.extent
-        good = extent is not None and not observed.earlier
+        alone, single = extent is not None, not observed.earlier
         followed = observed.followed is not None
-        rows = ranks.gather([float(good), *(extent or (0, 0)), float(followed)], place)
+        here = [float(alone), *(extent or (0, 0)), float(followed), float(single)]
+        rows = ranks.gather(here, place)
         count, terms = (int(sum(row[place] for row in rows)) for place in (1, 2))
-        every = stride(count, terms) if count and all(row[0] for row in rows) else 1
         before = int(sum(row[1] for row in rows[: ranks.rank]))
-        return cls(every, before, count, all(row[3] for row in rows))
+        alone, followed, single = (all(row[place] for row in rows) for place in (0, 3, 4))
+        return cls(terms, alone, single, before, count, followed)
 
-    def rows(self, turn: int, mine: int) -> range:
-        """Those of this rank's rows, so many in all, that the estimate of a step takes."""
-        first = turn % min(self.every, self.samples)
-        return range((first - self.before) % self.every, mine, self.every)
+    @property
+    def divisible(self) -> bool:
+        """Whether a part of the samples can be taken."""
+        return self.samples > 0 and self.alone and self.single
+
+    def rows(self, turn: int, mine: int, sparsest: int) -> range:
+        """Those of this rank's rows, so many in all, that the estimate of a step takes.
+
+        They are each k-th one of the ranks' batches, one after another.
+        """
+        every = stride(self.samples, self.terms, sparsest)
+        first = turn % min(every, self.samples)
+        return range((first - self.before) % every, mine, every)
 
 
 class JoinedFisher:
@@ -83,13 +98,18 @@ class JoinedFisher:
         return found
 
     def estimated_grams(
-        self, observed: Observed, module: nn.Module, vectors: Sequence[Vector], turn: int
-    ) -> Tensor | None:
+        self,
+        observed: Observed,
+        module: nn.Module,
+        vectors: Sequence[Vector],
+        turn: int,
+        sparsest: int,
+    ) -> Estimate | None:
         """As :meth:`Observed.estimated_grams`: every k-th sample of all ranks' together."""
         share = self.share(observed)
-        if share.every == 1:
-            return self.grams(observed, module, vectors)
-        rows = share.rows(turn, 0 if observed.empty else observed.count)
+        if not share.divisible:
+            return Estimate(self.grams(observed, module, vectors), 1)
+        rows = share.rows(turn, 0 if observed.empty else observed.count, sparsest)
         none = [None if size is None else 0.0 for size in observed.sizes_now()]
         taken: list[Forms] = []
 
@@ -103,20 +123,24 @@ class JoinedFisher:
         if grams is None:
             return None
         size = (taken[0].size if taken else 0.0) or 0.0
-        here = [float(len(rows)), size, observed.totals()[0] or 0.0]
+        moments = taken[0].moments if taken else (0.0, 0.0)
+        here = [float(len(rows)), size, observed.totals()[0] or 0.0, *moments]
         columns = zip(*self._ranks.gather(here, self._place), strict=True)
-        some, part, whole = (sum(column) for column in columns)
+        some, part, whole, forms, squares = (sum(column) for column in columns)
         scale: float = (part or 1.0) / (whole or 1.0) * share.samples / some
-        return grams * scale
+        return Estimate(grams * scale, next_sparsest(share.samples, int(some), forms, squares))
 
     def estimated_kl(
-        self, observed: Observed, module: nn.Module, change: Vector, turn: int
+        self, observed: Observed, module: nn.Module, change: Vector, turn: int, sparsest: int
     ) -> Tensor | None:
         """As :meth:`Observed.estimated_kl`, of the samples of :meth:`estimated_grams`."""
         share = self.share(observed)
-        if share.every == 1 or not hasattr(observed.loss, "kl"):
+        if not hasattr(observed.loss, "kl") or not share.samples or not share.alone:
             return None
-        rows = share.rows(turn, 0 if observed.empty else observed.count)
+        if not share.single:
+            every = None if observed.empty else partial(observed.whole_divergence, module, change)
+            return self._mean(every, (len(observed.weights),), observed.totals(), [change])
+        rows = share.rows(turn, 0 if observed.empty else observed.count, sparsest)
         none = [None if size is None else 0.0 for size in observed.sizes_now()]
 
         def measure() -> Measured | None:

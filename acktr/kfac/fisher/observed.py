@@ -7,15 +7,15 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from acktr.kfac.fisher.extent import Estimate, Forms, next_sparsest, stride, term_moments
 from acktr.kfac.fisher.extent import sizes as sizes_of
-from acktr.kfac.fisher.extent import stride
-from acktr.kfac.fisher.followed import Followed, lower_rounding
+from acktr.kfac.fisher.followed import Followed, lower_rounding, near, same
 from acktr.kfac.fisher.products import (
     Vector,
     moved_output,
@@ -24,25 +24,11 @@ from acktr.kfac.fisher.products import (
     repeatable,
 )
 from acktr.kfac.losses.base import with_weights
-from acktr.kfac.losses.likelihoods import (
-    OutputLoss,
-)
+from acktr.kfac.losses.likelihoods import OutputLoss
 from acktr.kfac.losses.sums import SumLoss
 from acktr.kfac.statistics.capture import Capture, RandomState, sample_rows
 from acktr.kfac.statistics.inputs import Autocast, Inputs, detached
 from acktr.kfac.statistics.outputs import Selection, parts_of, selection
-
-
-class Forms(NamedTuple):
-    """The exact forms of a part of a batch's samples."""
-
-    grams: Tensor
-    """(parts, k, k), each divided by its Z."""
-    size: float | None
-    """Z of the loss."""
-    sizes: tuple[float | None, ...]
-    """Z of every part of the loss."""
-    samples: int
 
 
 @dataclass
@@ -188,11 +174,15 @@ class Observed:
                 f"the exact Fisher is that of the last micro-batch alone: {error}", stacklevel=2
             )
             return grams
+        return self._mean(each)
+
+    def _mean(self, each: Tensor) -> Tensor:
+        """That of values (micro-batches, parts, ...) of the batch, by their sizes."""
         sizes = [*(part.sizes for part in self.earlier), self.sizes_now()]
         shares = each.new_tensor([[size or 1.0 for size in part] for part in sizes])
         if None not in sizes[-1]:
             shares = shares / shares.sum(0)
-        return (shares[:, :, None, None] * each).sum(0)
+        return (shares.reshape(*shares.shape, *[1] * (each.dim() - 2)) * each).sum(0)
 
     def _grams(self, module: nn.Module, vectors: Sequence[Vector]) -> Tensor:
         """The same of this pass alone."""
@@ -215,18 +205,14 @@ class Observed:
                 select=self.select,
             )
         again, lower = parts_of(output), lower_rounding(self.autocast)
-        same = all(_same(one, other, lower) for one, other in zip(wanted, again, strict=False))
-        if not same or len(wanted) not in (0, len(again)):
+        pairs = zip(wanted, again, strict=False)
+        alike = all(same(one, other, lower) for one, other in pairs)
+        if not alike or len(wanted) not in (0, len(again)):
             raise ValueError(
                 "the observed pass has an operation without a second derivative, and the module"
                 " called on its inputs again gives another output than the one observed"
             )
         return part_grams(self.loss, output, tangents)
-
-    @property
-    def stride(self) -> int:
-        """Every how many-th sample is enough for an estimate; 1 where all are needed."""
-        return 1 if self.extent is None else stride(*self.extent)
 
     @property
     def extent(self) -> tuple[int, int] | None:
@@ -250,8 +236,8 @@ class Observed:
         return count, terms
 
     def estimated_grams(
-        self, module: nn.Module, vectors: Sequence[Vector], turn: int
-    ) -> Tensor | None:
+        self, module: nn.Module, vectors: Sequence[Vector], turn: int, sparsest: int
+    ) -> Estimate | None:
         """:meth:`grams` estimated from every k-th sample, in a forward pass of their own.
 
         It takes about a tenth of the time; a batch in micro-batches is taken whole. None if the
@@ -262,17 +248,19 @@ class Observed:
             module: The network.
             vectors: Directions.
             turn: Number of the step; each one begins with another sample.
+            sparsest: Largest k.
         """
         parts = parts_of(self.output)
         try:
-            rows = sample_rows(len(parts[0]), 1 / self.stride, turn)
-            if rows is None or self.earlier:
-                return self.grams(module, vectors)
+            if self.extent is None or self.earlier:
+                return Estimate(self.grams(module, vectors), 1)
+            rows = self._rows(turn, sparsest)
             found = self.forms(module, vectors, rows)
             if found is None:
                 return None
             share = (found.size or 1.0) / (self.loss.normalizer(self.output) or 1.0)
-            return found.grams * (share * len(parts[0]) / found.samples)
+            grams = found.grams * (share * len(parts[0]) / found.samples)
+            return Estimate(grams, next_sparsest(len(parts[0]), found.samples, *found.moments))
         except torch.OutOfMemoryError:
             raise
         except Exception:
@@ -288,33 +276,59 @@ class Observed:
                 )
             some, lower = parts_of(output), lower_rounding(self.autocast)
             pairs = zip(parts_of(self.output), some, strict=True)
-            if not all(_near(part[rows], one, lower) for part, one in pairs):
+            if not all(near(part[rows], one, lower) for part, one in pairs):
                 return None
             loss = self._loss(output, rows)
             grams = part_grams(loss, output, tangents)
-            return Forms(grams, loss.normalizer(output), sizes_of(loss, output), len(some[0]))
+            size, sizes = loss.normalizer(output), sizes_of(loss, output)
+            moments = term_moments(loss, output, tangents)
+            return Forms(grams, size, sizes, len(some[0]), moments)
         except torch.OutOfMemoryError:
             raise
         except Exception:  # the module may dislike another number of samples for any reason
             return None
 
-    def estimated_kl(self, module: nn.Module, change: Vector, turn: int) -> Tensor | None:
+    def estimated_kl(
+        self, module: nn.Module, change: Vector, turn: int, sparsest: int
+    ) -> Tensor | None:
         """The KL of each part (K,) that a change of the parameters costs.
 
         It is that of the samples of :meth:`estimated_grams`, in a forward pass of their own. None
-        where these are all samples, of a batch in micro-batches, and of a loss without ``kl``.
+        where samples are not alone, and of a loss without ``kl``.
 
         Args:
             module: The network.
             change: By name.
             turn: Number of the step.
+            sparsest: Largest k.
         """
-        parts = parts_of(self.output)
-        rows = sample_rows(len(parts[0]), 1 / self.stride, turn)
-        if rows is None or self.earlier or not hasattr(self.loss, "kl"):
+        if self.extent is None or not hasattr(self.loss, "kl"):
             return None
-        found = self.divergence(module, change, rows)
+        if self.earlier:
+            found = self.whole_divergence(module, change)
+        else:
+            found = self.divergence(module, change, self._rows(turn, sparsest))
         return None if found is None else found[0]
+
+    def whole_divergence(
+        self, module: nn.Module, change: Vector
+    ) -> tuple[Tensor, tuple[float | None, ...]] | None:
+        """As :meth:`divergence`, of all micro-batches, on whose inputs the module runs twice."""
+        before = moved_output(module, self.inputs, {}, self.select)
+        lower = lower_rounding(self.autocast)
+        pairs = zip(parts_of(self.output), parts_of(before), strict=True)
+        if not all(near(part, again, lower) for part, again in pairs):
+            return None
+        every = (*self.earlier, self)
+        each = [part.divergence(module, change, slice(None)) for part in every]
+        kept = [found[0] for found in each if found is not None]
+        return (self._mean(torch.stack(kept)), self.totals()) if len(kept) == len(each) else None
+
+    def _rows(self, turn: int, sparsest: int) -> slice:
+        """The samples that an estimate takes: every k-th one."""
+        assert self.extent is not None
+        count, terms = self.extent
+        return sample_rows(count, 1 / stride(count, terms, sparsest), turn) or slice(None)
 
     def divergence(
         self, module: nn.Module, change: Vector, rows: slice
@@ -324,7 +338,10 @@ class Observed:
             call = self._call(rows)
             with self._again():
                 after = moved_output(module, call, change, self.select)
-            before = tree_map(lambda leaf: _part(leaf, rows), self.output)
+                if self.output is None:  # of a former micro-batch
+                    before = moved_output(module, call, {}, self.select)
+                else:
+                    before = tree_map(lambda leaf: _part(leaf, rows), self.output)
             loss = self._loss(before, rows)
             kl: Tensor = loss.kl(before, after)  # type: ignore[attr-defined]
             return kl, sizes_of(loss, before)
@@ -339,6 +356,8 @@ class Observed:
 
     def _call(self, rows: slice) -> Inputs:
         """The inputs of some samples."""
+        if rows == slice(None):
+            return self.inputs
         tensors, rebuilt = self.inputs.by_sample(len(parts_of(self.output)[0]))
         return rebuilt(tensor[rows] for tensor in tensors)
 
@@ -372,26 +391,3 @@ class Observed:
 
 def _part(leaf: Any, rows: slice) -> Any:
     return leaf[rows] if isinstance(leaf, Tensor) else leaf
-
-
-def _same(first: Tensor, second: Tensor, lower: float) -> bool:
-    """Whether two outputs are equal up to rounding.
-
-    Args:
-        first: Of the observed pass.
-        second: Of the module called again.
-        lower: Rounding of the lower precision of autocast; 0 without it.
-    """
-    if first.shape != second.shape:
-        return False
-    off = (first - second).double().norm()
-    rounding = max(100 * torch.finfo(first.dtype).eps, 4 * lower)
-    return bool(off <= rounding * (1 + first.double().norm()))
-
-
-def _near(first: Tensor, second: Tensor, lower: float) -> bool:
-    """The same as :func:`_same`, up to what a batch of another size may round."""
-    if first.shape != second.shape:
-        return False
-    off, size = (first - second).double().norm(), first.double().norm()
-    return bool(off <= max(torch.finfo(first.dtype).eps ** 0.5, 4 * lower) * size)

@@ -145,8 +145,8 @@ def part_grams(loss: OutputLoss[Any], output: Output, tangents: Sequence[Output]
     Returns:
         The forms (parts, k, k), symmetric; one part unless the output is a tuple.
     """
-    wide = _mapped(_widened, output)
-    tangents = [_mapped(_widened, tangent) for tangent in tangents]
+    wide = widened(output)
+    tangents = [widened(tangent) for tangent in tangents]
     curved = [loss.hessian_product(wide, tangent) for tangent in tangents]
     dots = torch.stack([torch.stack([_dots(t, h) for h in curved]) for t in tangents])
     grams = dots.permute(2, 0, 1)
@@ -177,8 +177,8 @@ def fisher_vector_product(
         ValueError: The vector does not fit the parameters.
     """
     output, (tangent,) = output_tangents(module, args, [vector], kwargs=kwargs)
-    wide = _mapped(_widened, output)
-    curved = loss.hessian_product(wide, _mapped(_widened, tangent))
+    wide = widened(output)
+    curved = loss.hessian_product(wide, widened(tangent))
     scale = 1 / _normalizer(loss, wide)
     forward, primals = _as_function(module, Inputs.of(args, kwargs), _trainable(module))
     with undisturbed(primals):
@@ -314,15 +314,15 @@ def _trainable(module: nn.Module) -> list[str]:
     return [name for name, p in module.named_parameters() if p.requires_grad]
 
 
+def widened(output: Output) -> Output:
+    """At least float32, for sums over half-precision outputs."""
+    return _mapped(lambda part: part.to(torch.promote_types(part.dtype, torch.float32)), output)
+
+
 def _mapped(function: Callable[[Tensor], Tensor], output: Output) -> Output:
     if isinstance(output, Tensor):
         return function(output)
     return tuple(function(part) for part in output)
-
-
-def _widened(tensor: Tensor) -> Tensor:
-    """At least float32, for sums over half-precision outputs."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _rows(part: Tensor) -> tuple[int, int]:
