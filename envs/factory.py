@@ -16,7 +16,7 @@ from acktr.envs.errors import EnvError, check_integer, one_line
 from acktr.envs.groups import GroupedEnvs
 from acktr.envs.guard import GuardedVectorEnv
 from acktr.envs.masks import FoundMasks, MaskSetting
-from acktr.envs.parallel import ParallelEnvs, can_fork, thread_count, worker_count
+from acktr.envs.parallel import ParallelEnvs, can_fork, thread_ids, worker_count
 from acktr.envs.pixels import configured, protocol
 from acktr.envs.registry import PIXELS, atari_game, is_atari_spec, lookup, pictured, uses_mujoco
 from acktr.envs.rendering import choose_backend
@@ -261,7 +261,7 @@ def _make_parallel(
         )
     name = source.name
     built: list[AnyEnv] = []
-    threads = thread_count()
+    threads = thread_ids()
     try:
         for index in range(num_envs):
             built.append(make_one(source, index, render_mode, timeout))

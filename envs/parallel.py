@@ -270,24 +270,25 @@ def usable_cores() -> int:
     return max(1, cores)
 
 
-def thread_count() -> int | None:
-    """The number of threads of this process; None if processes cannot be forked from it.
+def thread_ids() -> frozenset[str] | None:
+    """The threads of this process; None if processes cannot be forked from it.
 
     What has begun with threads, or with CUDA, does not go on in a fork.
     """
     torch: Any = sys.modules.get("torch")
     if sys.platform != "linux" or (torch is not None and torch.cuda.is_initialized()):
         return None
-    return len(os.listdir("/proc/self/task"))
+    return frozenset(os.listdir("/proc/self/task"))
 
 
-def can_fork(threads: int | None) -> bool:
-    """Whether the process has no more threads than before, and the system may be asked to fork it.
+def can_fork(threads: frozenset[str] | None) -> bool:
+    """Whether the process has no thread that was not there before, and the system can fork it.
 
-    A thread that has ended a moment ago is still counted for a while.
+    Numbers would not do: an older thread may end while a new one begins. One that has ended a
+    moment ago is still listed for a while.
     """
     for _ in range(20):
-        now = thread_count()
+        now = thread_ids()
         if threads is None or now is None or now <= threads:
             return threads is not None and now is not None
         time.sleep(0.005)

@@ -139,6 +139,7 @@ def test_a_checkout_without_links_builds_the_same_wheel(built: Built, tmp_path: 
     assert contents(wheel) == contents(built.wheel)
 
 
+@pytest.mark.slow
 def test_use_beside_a_foreign_package(built: Built, tmp_path: Path) -> None:
     """By a script, by the module and by the program, in the folder that has it."""
     programs = environment(tmp_path / "venv", built.wheel)

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
     not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
     reason="torch cannot be taught a device in Python",
 )
+@pytest.mark.slow
 def test_training_on_another_device_is_that_on_the_cpu() -> None:
     command = [sys.executable, "-m", "tests.tools.pretended"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)

@@ -114,6 +114,7 @@ class TestSignals:
         commands = (self.RUN / "command.txt").read_text().splitlines()
         assert commands[1:] == [f"acktr train --resume {self.RUN}"]
 
+    @pytest.mark.slow
     def test_closed_terminal(self, empty: Path) -> None:
         before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored
         try:

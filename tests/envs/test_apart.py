@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from acktr.envs import EnvError, found_masks, make_vec, workers
-from acktr.envs.parallel import ParallelEnvs
+from acktr.envs.parallel import ParallelEnvs, can_fork, thread_ids
 from tests.tools.hostile import ENV_ID
 from tests.tools.masked import MaskedEnv
 from tests.tools.toys import CountingEnv, variant
@@ -72,3 +72,19 @@ def test_environments_with_threads_stay_here() -> None:
     vec = make_vec(Threaded, 2, apart=True)
     assert pids(vec) == []
     vec.close()
+
+
+def test_a_thread_that_takes_the_place_of_an_ended_one_is_seen() -> None:
+    """As where the last test's thread ends while environments are made."""
+    ended = [threading.Event(), threading.Event()]
+    threads = [threading.Thread(target=event.wait, daemon=True) for event in ended]
+    threads[0].start()
+    before = thread_ids()
+    assert can_fork(before)
+    threads[1].start()
+    ended[0].set()
+    threads[0].join()
+    assert not can_fork(before)
+    ended[1].set()
+    threads[1].join()
+    assert can_fork(before)

@@ -67,7 +67,10 @@ def played(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, int]]:
     return calls
 
 
-@pytest.mark.parametrize("env_id", ["BreakoutNoFrameskip-v4", "QbertNoFrameskip-v4"])
+@pytest.mark.parametrize(
+    "env_id",
+    ["BreakoutNoFrameskip-v4", pytest.param("QbertNoFrameskip-v4", marks=pytest.mark.slow)],
+)
 def test_without_sticky_actions_the_present_episodes_suffice(
     env_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

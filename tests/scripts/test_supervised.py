@@ -139,6 +139,7 @@ def test_other_settings_in_the_same_folder_are_refused(
     assert stamps(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_finished_runs(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "scripts.supervised", "autoencoder", *TINY]
     long = ["--optimizers", "sgd", "--epochs", "sgd=100000"]
