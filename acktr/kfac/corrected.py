@@ -175,18 +175,18 @@ class CorrectedRegion:
         nu = torch.where(finite, nu, 0.0)
         forms = self._velocity_forms(known, nu, kept)
         keep = self._scales(known.length.square() * forms)
-        part = proposal.lr / full if full > 0 else 1.0
         if measured:
             change = self._sum(self._scaled(step, nu * keep), velocities, keep * kept)
             factor, beyond = self._tried(
-                {n: d * (-lengths[n] * part) for n, d in change.items()},
-                0.5 * part**2 * self._wholes(known.length.square() * keep.square() * forms),
+                {n: d * -lengths[n] for n, d in change.items()},
+                0.5 * self._wholes(known.length.square() * keep.square() * forms),
                 spend,
             )
             keep = keep * factor
             self.measurements.plan(off <= _FORETOLD and beyond <= _KEPT, turn, renewed)
         keep = keep * self._reached(known.length.square() * keep.square() * forms, measured)
         forms = keep.square() * forms
+        part = proposal.lr / full if full > 0 else 1.0
         kl = 0.5 * part**2 * self._wholes(known.length.square() * forms)
         self.forms = torch.where(known.length > 0, forms, self.forms)
         whole = torch.where(finite, self._wholes(known.quadratic).sum(), torch.nan)

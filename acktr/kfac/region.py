@@ -110,7 +110,7 @@ class Region:
         if self._joined is None:
             return observed.extent is None or observed.followed is None
         share = self._joined.share(observed)
-        return not share.divisible or not share.followed
+        return not share.alone or not share.followed
 
     def join(self, observed: Observed) -> None:
         """Keep a pass for the exact forms of the batch that it is a micro-batch of."""
@@ -146,7 +146,7 @@ class Region:
                 return fisher_quadratic(dict(vectors[0])).detach().reshape(1, 1, 1)
             return self._measured(region, vectors, turn)
 
-        observed = None if region.entire else self.observed
+        observed = None if region.entire and not region.whole else self.observed
 
         def spend(change: Mapping[str, Tensor]) -> Tensor | None:
             return None if observed is None else self._spent(region, observed, change, turn)
@@ -175,14 +175,13 @@ class Region:
         change: Mapping[str, Tensor],
         turn: int,
     ) -> Tensor | None:
-        """The KL that a change costs the measured samples, as :meth:`_measured`."""
+        """The KL that a change costs as many samples as the next measurement takes."""
+        sparsest = 0 if region.whole else region.measurements.sparsest
         with self._clock.part("exact"):
             if self._joined is not None:
-                kl = self._joined.estimated_kl(
-                    observed, self._module, change, turn, region.measurements.sparsest
-                )
+                kl = self._joined.estimated_kl(observed, self._module, change, turn, sparsest)
             else:
-                kl = observed.estimated_kl(self._module, change, turn, region.measurements.sparsest)
+                kl = observed.estimated_kl(self._module, change, turn, sparsest)
         if kl is None or region.separate:
             return kl
         return (kl * kl.new_tensor(observed.weights)).sum().reshape(1)

@@ -240,6 +240,7 @@ TRAININGS = {
     "shared weights": Training(partial(made, Twice), {"quadratic": "exact"}),
     "a layer for some rows": Training(partial(made, Rows), KRONECKER),
     "micro-batches": Training(settings={"quadratic": "exact"}, pieces={0: 2, 1: 1, 2: 3}),
+    "measured micro-batches": Training(pieces={0: 2, 1: 1, 2: 3}),
     "targets of one's own": Training(settings=KRONECKER, own_loss=True),
     "delayed": Training(settings={**KRONECKER, "refresh_delay": 2}),
     "cold": Training(settings={**KRONECKER, "cold_steps": 4}),

@@ -53,12 +53,12 @@ class Share(NamedTuple):
         count, terms = (int(sum(row[place] for row in rows)) for place in (1, 2))
         before = int(sum(row[1] for row in rows[: ranks.rank]))
         alone, followed, single = (all(row[place] for row in rows) for place in (0, 3, 4))
-        return cls(terms, alone, single, before, count, followed)
+        return cls(terms, count > 0 and alone, single, before, count, followed)
 
     @property
     def divisible(self) -> bool:
         """Whether a part of the samples can be taken."""
-        return self.samples > 0 and self.alone and self.single
+        return self.alone and self.single
 
     def rows(self, turn: int, mine: int, sparsest: int) -> range:
         """Those of this rank's rows, so many in all, that the estimate of a step takes.
@@ -135,9 +135,9 @@ class JoinedFisher:
     ) -> Tensor | None:
         """As :meth:`Observed.estimated_kl`, of the samples of :meth:`estimated_grams`."""
         share = self.share(observed)
-        if not hasattr(observed.loss, "kl") or not share.samples or not share.alone:
+        if not hasattr(observed.loss, "kl"):
             return None
-        if not share.single:
+        if not share.divisible or not sparsest:
             every = None if observed.empty else partial(observed.whole_divergence, module, change)
             return self._mean(every, (len(observed.weights),), observed.totals(), [change])
         rows = share.rows(turn, 0 if observed.empty else observed.count, sparsest)

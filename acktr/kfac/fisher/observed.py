@@ -84,17 +84,8 @@ class Observed:
         returned = captured.returned
         select = selection(returned[-1], output) if returned else None
         calls, kept = len(returned), tree_map(detached, output)
-        return cls(
-            captured.inputs,
-            loss,
-            captured.random,
-            captured.autocast,
-            followed,
-            select,
-            calls,
-            kept,
-            terms,
-        )
+        made = captured.inputs, loss, captured.random, captured.autocast
+        return cls(*made, followed, select, calls, kept, terms)
 
     @property
     def inputs(self) -> Inputs:
@@ -293,18 +284,18 @@ class Observed:
     ) -> Tensor | None:
         """The KL of each part (K,) that a change of the parameters costs.
 
-        It is that of the samples of :meth:`estimated_grams`, in a forward pass of their own. None
-        where samples are not alone, and of a loss without ``kl``.
+        It is that of the samples of :meth:`estimated_grams`, in a forward pass of their own, or of
+        :meth:`whole_divergence`. None where neither can be had, and of a loss without ``kl``.
 
         Args:
             module: The network.
             change: By name.
             turn: Number of the step.
-            sparsest: Largest k.
+            sparsest: Largest k; 0 takes the batch whole.
         """
-        if self.extent is None or not hasattr(self.loss, "kl"):
+        if not hasattr(self.loss, "kl"):
             return None
-        if self.earlier:
+        if self.extent is None or self.earlier or not sparsest:
             found = self.whole_divergence(module, change)
         else:
             found = self.divergence(module, change, self._rows(turn, sparsest))
@@ -313,14 +304,23 @@ class Observed:
     def whole_divergence(
         self, module: nn.Module, change: Vector
     ) -> tuple[Tensor, tuple[float | None, ...]] | None:
-        """As :meth:`divergence`, of all micro-batches, on whose inputs the module runs twice."""
-        before = moved_output(module, self.inputs, {}, self.select)
+        """As :meth:`divergence`, of the batch as a whole, with its dropout mask and statistics.
+
+        The module runs twice on the inputs of all micro-batches, from the random state in which
+        capture() began. None where it does not give the observed output again.
+        """
+        try:
+            before = moved_output(module, self.inputs, {}, self.select, self.random)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # no inputs, or an output that the module does not return
+            return None
         lower = lower_rounding(self.autocast)
         pairs = zip(parts_of(self.output), parts_of(before), strict=True)
         if not all(near(part, again, lower) for part, again in pairs):
             return None
         every = (*self.earlier, self)
-        each = [part.divergence(module, change, slice(None)) for part in every]
+        each = [part.divergence(module, change, slice(None), part.random) for part in every]
         kept = [found[0] for found in each if found is not None]
         return (self._mean(torch.stack(kept)), self.totals()) if len(kept) == len(each) else None
 
@@ -331,15 +331,19 @@ class Observed:
         return sample_rows(count, 1 / stride(count, terms, sparsest), turn) or slice(None)
 
     def divergence(
-        self, module: nn.Module, change: Vector, rows: slice
+        self,
+        module: nn.Module,
+        change: Vector,
+        rows: slice,
+        random: RandomState | None = None,
     ) -> tuple[Tensor, tuple[float | None, ...]] | None:
         """The KL of each part (K,) that a change costs some samples, with their sizes; or None."""
         try:
             call = self._call(rows)
             with self._again():
-                after = moved_output(module, call, change, self.select)
+                after = moved_output(module, call, change, self.select, random)
                 if self.output is None:  # of a former micro-batch
-                    before = moved_output(module, call, {}, self.select)
+                    before = moved_output(module, call, {}, self.select, random)
                 else:
                     before = tree_map(lambda leaf: _part(leaf, rows), self.output)
             loss = self._loss(before, rows)

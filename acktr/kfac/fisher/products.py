@@ -84,7 +84,11 @@ def output_tangents(
 
 
 def moved_output(
-    module: nn.Module, inputs: Inputs, change: Vector, select: Callable[[Any], Any] | None = None
+    module: nn.Module,
+    inputs: Inputs,
+    change: Vector,
+    select: Callable[[Any], Any] | None = None,
+    random: RandomState | None = None,
 ) -> Output:
     """The output of a module whose parameters are changed, which leaves them as they are.
 
@@ -93,9 +97,10 @@ def moved_output(
         inputs: Its inputs.
         change: What is added to parameters, by name.
         select: Takes the output from what the module returns; None for all.
+        random: State of the random generators at the beginning; by default the present one.
     """
     forward, primals = _as_function(module, inputs, list(change), select)
-    with undisturbed(primals), torch.no_grad():
+    with undisturbed(primals, random), torch.no_grad():
         output: Output = forward({name: primals[name] + d for name, d in change.items()})
     return output
 
