@@ -307,8 +307,10 @@ class Observed:
         """As :meth:`divergence`, of the batch as a whole, with its dropout mask and statistics.
 
         The module runs twice on the inputs of all micro-batches, from the random state in which
-        capture() began. None where it does not give the observed output again.
+        capture() began. None where it does not give the observed output again, or after a step.
         """
+        if self.output is None:
+            return None
         try:
             before = moved_output(module, self.inputs, {}, self.select, self.random)
         except torch.OutOfMemoryError:
