@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from acktr.kfac.config import KFACConfig
-from acktr.kfac.fisher.extent import SPARSEST
+
+SPARSEST = 8
+"""One over the least part of a batch that stands for all of it in a measurement."""
 
 
 class Cadence:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from acktr.kfac.cadence import SPARSEST
 from acktr.kfac.fisher.products import Output, widened
 from acktr.kfac.losses.likelihoods import OutputLoss
 from acktr.kfac.losses.sums import SumLoss
@@ -18,8 +19,6 @@ _LEAST_TERMS, _LEAST_SAMPLES = 32, 8
 """What a part of a batch must have to stand for all of it."""
 _LEAST_EFFECTIVE = 16
 """Terms of equal forms that a measured part must be worth."""
-SPARSEST = 8
-"""One over the least part of a batch that stands for all of it."""
 
 
 class Forms(NamedTuple):
