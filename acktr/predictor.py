@@ -70,7 +70,7 @@ class Predictor:
         )
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        """Refuse copy and pickle."""
+        """Refuse to be copied or serialised."""
         raise TypeError("an agent has environments: save() and load() it, or copy agent.policy")
 
     def predict(

@@ -204,8 +204,8 @@ def test_state_of_another_network_is_refused_untouched() -> None:
     ("space", "random", "good"),
     [
         (spaces.Discrete(4), 0.25, 0.9),
-        (spaces.MultiDiscrete([3, 2]), 0.42, 0.9),
-        (spaces.MultiBinary(3), 0.5, 0.9),
+        pytest.param(spaces.MultiDiscrete([3, 2]), 0.42, 0.9, marks=pytest.mark.slow),
+        pytest.param(spaces.MultiBinary(3), 0.5, 0.9, marks=pytest.mark.slow),
         (spaces.Box(-1, 1, (2,), np.float32), -1.0, -0.08),
     ],
     ids=["discrete", "multi-discrete", "multi-binary", "box"],

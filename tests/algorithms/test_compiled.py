@@ -85,7 +85,15 @@ def batches(name: str, place: str) -> list[Batch]:
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++")
 @pytest.mark.parametrize("place", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-@pytest.mark.parametrize("name", ["acktr, images", "acktr", "acktr, in parts", "a2c, images"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("acktr, images", marks=pytest.mark.slow),
+        "acktr",
+        "acktr, in parts",
+        "a2c, images",
+    ],
+)
 def test_compiled_updates_are_the_same(name: str, place: str) -> None:
     """Batch after batch of unequal sizes, without a warning."""
     compare(name, place)

@@ -122,6 +122,7 @@ class TestSignals:
         finally:
             signal.signal(signal.SIGHUP, before)
 
+    @pytest.mark.slow
     def test_runs_end_with_a_comparison_that_is_killed(self, empty: Path) -> None:
         process = start(empty, *self.ARGV)
         try:

@@ -30,7 +30,7 @@ def same(one: Any, other: Any) -> None:
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("groups", [2, 4])
+@pytest.mark.parametrize("groups", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_groups_play_the_same_games(groups: int) -> None:
     """Bit for bit, through lost lives, the ends of games and partial resets."""
     whole, grouped = games(1, max_frames=400), games(groups, max_frames=400)
