@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from acktr.kfac import KFAC, BernoulliLoss, CategoricalLoss, GaussianLoss, SumLoss
 from acktr.kfac.fisher.extent import next_sparsest, stride, term_moments
+from acktr.kfac.fisher.products import Curved
 from tests.tools.kfac import build, plain_config, randn
 from tests.tools.product_cases import close, directions
 
@@ -119,8 +120,9 @@ def test_what_samples_bear_is_what_they_give_alone(name: str) -> None:
 
 def test_positions_are_terms_of_their_own() -> None:
     output, tangent = randn(6, 5, 3), randn(6, 5, 3, seed=1)
-    forms, squares = term_moments(CategoricalLoss(), output, [tangent])
-    flat = term_moments(CategoricalLoss(), output.flatten(0, 1), [tangent.flatten(0, 1)])
+    forms, squares = term_moments(Curved.of(CategoricalLoss(), output, [tangent]))
+    rows = (output.flatten(0, 1), [tangent.flatten(0, 1)])
+    flat = term_moments(Curved.of(CategoricalLoss(), *rows))
     assert (forms, squares) == pytest.approx(flat, rel=1e-12)
     p = output.softmax(-1)
     each = (p * tangent.square()).sum(-1) - (p * tangent).sum(-1).square()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from acktr.kfac.cadence import SPARSEST
-from acktr.kfac.fisher.products import Output, widened
+from acktr.kfac.fisher.products import Curved
 from acktr.kfac.losses.likelihoods import OutputLoss
 from acktr.kfac.losses.sums import SumLoss
 from acktr.kfac.statistics.outputs import parts_of
@@ -49,23 +48,15 @@ def stride(samples: int, terms: int, sparsest: int = SPARSEST) -> int:
     return max(1, min(sparsest, terms // _LEAST_TERMS, samples // _LEAST_SAMPLES))
 
 
-def term_moments(
-    loss: OutputLoss[Any], output: Output, tangents: Sequence[Output]
-) -> tuple[float, float]:
+def term_moments(curved: Curved) -> tuple[float, float]:
     """Sums of q and q^2, q = sum_i t_i^T H t_i being what a term of the loss bears of the forms.
 
     Terms are samples, or the positions of every sample of an output (N, ..., K) in one part.
-
-    Args:
-        loss: The objective, which gives H.
-        output: z.
-        tangents: J v_i, of the structure of the output.
     """
-    wide, first = widened(output), 1 if isinstance(output, tuple) else -1
+    first = 1 if isinstance(curved.output, tuple) else -1
     forms: list[Tensor] = []
-    for tangent in (widened(tangent) for tangent in tangents):
-        curved = loss.hessian_product(wide, tangent)
-        pairs = zip(parts_of(tangent), parts_of(curved), strict=True)
+    for tangent, product in zip(curved.tangents, curved.products, strict=True):
+        pairs = zip(parts_of(tangent), parts_of(product), strict=True)
         forms.extend((t * h).flatten(first).sum(-1) for t, h in pairs)
     each = torch.stack(forms).sum(0)
     return float(each.sum()), float(each.square().sum())

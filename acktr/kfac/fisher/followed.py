@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from acktr.kfac.fisher.linearized import Linearized
-from acktr.kfac.fisher.products import Vector, part_grams
+from acktr.kfac.fisher.products import Curved, Vector
 from acktr.kfac.losses.likelihoods import OutputLoss
 from acktr.kfac.statistics.inputs import Autocast
 
@@ -48,7 +48,7 @@ class Followed:
         return cls([part.detach() for part in parts], tracked, several, linear, lower)
 
     def grams(self, loss: OutputLoss[Any], vectors: Sequence[Vector]) -> Tensor:
-        """Quadratic forms of each part of the loss, as :func:`part_grams`.
+        """Quadratic forms of each part of the loss, as :meth:`Curved.grams`.
 
         Raises:
             RuntimeError: An operation has no second derivative, or none that is right.
@@ -62,7 +62,7 @@ class Followed:
                 filled[place] = tangent
             tangents.append(tuple(filled) if self.several else filled[0])
         output = tuple(self.parts) if self.several else self.parts[0]
-        return part_grams(loss, output, tangents)
+        return Curved.of(loss, output, tangents).grams(loss)
 
 
 def _cotangent(output: Tensor) -> Tensor:

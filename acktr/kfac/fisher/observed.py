@@ -17,10 +17,10 @@ from acktr.kfac.fisher.extent import Estimate, Forms, next_sparsest, stride, ter
 from acktr.kfac.fisher.extent import sizes as sizes_of
 from acktr.kfac.fisher.followed import Followed, lower_rounding, near, same
 from acktr.kfac.fisher.products import (
+    Curved,
     Vector,
     moved_output,
     output_tangents,
-    part_grams,
     repeatable,
 )
 from acktr.kfac.losses.base import with_weights
@@ -203,7 +203,7 @@ class Observed:
                 "the observed pass has an operation without a second derivative, and the module"
                 " called on its inputs again gives another output than the one observed"
             )
-        return part_grams(self.loss, output, tangents)
+        return Curved.of(self.loss, output, tangents).grams(self.loss)
 
     @property
     def extent(self) -> tuple[int, int] | None:
@@ -270,10 +270,9 @@ class Observed:
             if not all(near(part[rows], one, lower) for part, one in pairs):
                 return None
             loss = self._loss(output, rows)
-            grams = part_grams(loss, output, tangents)
+            curved = Curved.of(loss, output, tangents)
             size, sizes = loss.normalizer(output), sizes_of(loss, output)
-            moments = term_moments(loss, output, tangents)
-            return Forms(grams, size, sizes, len(some[0]), moments)
+            return Forms(curved.grams(loss), size, sizes, len(some[0]), term_moments(curved))
         except torch.OutOfMemoryError:
             raise
         except Exception:  # the module may dislike another number of samples for any reason

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -136,26 +136,34 @@ def fisher_gram(
     if not vectors:
         raise ValueError("the Fisher's quadratic form needs at least one vector")
     output, tangents = output_tangents(module, args, vectors, kwargs=kwargs, select=select)
-    return part_grams(loss, output, tangents).sum(0)
+    return Curved.of(loss, output, tangents).grams(loss).sum(0)
 
 
-def part_grams(loss: OutputLoss[Any], output: Output, tangents: Sequence[Output]) -> Tensor:
-    """Quadratic forms t_i^T H_k t_j / Z of each part k of an output, which add up to the whole.
+class Curved(NamedTuple):
+    """An output, its tangents and their products with the loss's Hessian, at least in float32."""
 
-    Args:
-        loss: The objective, which gives H and Z.
-        output: z.
-        tangents: J v_i, of the structure of the output.
+    output: Output
+    """z."""
+    tangents: list[Output]
+    """t_i = J v_i."""
+    products: list[Output]
+    """H t_i."""
 
-    Returns:
-        The forms (parts, k, k), symmetric; one part unless the output is a tuple.
-    """
-    wide = widened(output)
-    tangents = [widened(tangent) for tangent in tangents]
-    curved = [loss.hessian_product(wide, tangent) for tangent in tangents]
-    dots = torch.stack([torch.stack([_dots(t, h) for h in curved]) for t in tangents])
-    grams = dots.permute(2, 0, 1)
-    return (grams + grams.mT) / (2 * _normalizer(loss, wide))
+    @classmethod
+    def of(cls, loss: OutputLoss[Any], output: Output, tangents: Sequence[Output]) -> Curved:
+        """Multiply the tangents, which have the structure of the output, by the loss's H."""
+        wide, wide_tangents = widened(output), [widened(tangent) for tangent in tangents]
+        return cls(wide, wide_tangents, [loss.hessian_product(wide, t) for t in wide_tangents])
+
+    def grams(self, loss: OutputLoss[Any]) -> Tensor:
+        """Quadratic forms t_i^T H_k t_j / Z of each part k of the output; their sum is the whole.
+
+        Returns:
+            The forms (parts, k, k), symmetric; one part unless the output is a tuple.
+        """
+        rows = [torch.stack([_dots(t, h) for h in self.products]) for t in self.tangents]
+        grams = torch.stack(rows).permute(2, 0, 1)
+        return (grams + grams.mT) / (2 * _normalizer(loss, self.output))
 
 
 def fisher_vector_product(
@@ -181,9 +189,8 @@ def fisher_vector_product(
     Raises:
         ValueError: The vector does not fit the parameters.
     """
-    output, (tangent,) = output_tangents(module, args, [vector], kwargs=kwargs)
-    wide = widened(output)
-    curved = loss.hessian_product(wide, widened(tangent))
+    output, tangents = output_tangents(module, args, [vector], kwargs=kwargs)
+    wide, _, (curved,) = Curved.of(loss, output, tangents)
     scale = 1 / _normalizer(loss, wide)
     forward, primals = _as_function(module, Inputs.of(args, kwargs), _trainable(module))
     with undisturbed(primals):
