@@ -15,12 +15,11 @@ import torch
 
 from scripts import contest
 from scripts.common import ScriptError, check_folder, command_line, integer, positive, run, save
-from scripts.contest import Contest
 from scripts.supervised import report, settings
-from scripts.supervised.plan import Plan
+from scripts.supervised.plan import Plan, compete
 from scripts.supervised.problems import Dataset, load, make_problem
 from scripts.supervised.settings import OPTIMIZERS, RECIPES
-from scripts.supervised.training import RunSpec, train, write_rows
+from scripts.supervised.training import RunSpec
 
 _MOST_EPOCHS = 10**5
 
@@ -40,13 +39,7 @@ def _compare(argv: Sequence[str]) -> int:
     plan = make_plan(asked, images)
     widths = settings.SMALL_WIDTHS if images.built_in else settings.WIDTHS
     problem = make_problem(asked.problem, images, widths)
-    outcome = Contest(
-        "supervised",
-        plan,
-        asked.out,
-        lambda spec, tell: train(spec, problem, tell),
-        lambda path, spec, rows: write_rows(path, spec, rows, plan.updates_per_epoch),
-    ).run()
+    outcome = compete("supervised", plan, asked.out, problem)
     text = report.markdown(plan, outcome, images, command_line("supervised", contest.shown(argv)))
     title = f"{problem.name}, {images.name}, batch {plan.base.batch}"
     picture = report.figure(outcome, report.threshold_of(outcome)[0], title)

@@ -32,12 +32,12 @@ from scripts.common import (
     run,
     save,
 )
-from scripts.contest import Contest, Outcome, Row, described_machine
+from scripts.contest import Outcome, Row, described_machine
 from scripts.supervised import settings
-from scripts.supervised.plan import Plan
+from scripts.supervised.plan import Plan, compete
 from scripts.supervised.problems import Dataset, load, make_problem
 from scripts.supervised.settings import OPTIMIZERS
-from scripts.supervised.training import RunSpec, train, write_rows
+from scripts.supervised.training import RunSpec
 
 BATCHES = (250, 500, 1000, 2000, 4000, 8000)
 _FAR = 1000
@@ -116,13 +116,7 @@ def _outcome(asked: argparse.Namespace, images: Dataset, batch: int) -> Outcome:
         updates_per_epoch=per_epoch,
         base=base,
     )
-    return Contest(
-        f"batch {batch}",
-        plan,
-        asked.out / f"batch{batch}",
-        lambda spec, tell: train(spec, problem, tell),
-        lambda path, spec, rows: write_rows(path, spec, rows, per_epoch),
-    ).run()
+    return compete(f"batch {batch}", plan, asked.out / f"batch{batch}", problem)
 
 
 def _common(outcomes: Mapping[int, Outcome]) -> float:

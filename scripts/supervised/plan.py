@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from scripts.contest import TUNE_SEED, Setting
+from scripts.contest import TUNE_SEED, Contest, Outcome, Setting
+from scripts.supervised.problems import Problem
 from scripts.supervised.settings import RECIPES, Curvature, constants
-from scripts.supervised.training import RunSpec
+from scripts.supervised.training import RunSpec, train, write_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,3 +48,21 @@ class Plan:
             curvature=Curvature() if name.startswith("kfac") else None,
             constants=constants(self.base.problem, name),
         )
+
+
+def compete(name: str, plan: Plan, out: Path, problem: Problem) -> Outcome:
+    """Tune and train all that a plan asks for, in a folder; what is finished is kept.
+
+    Args:
+        name: What lines of progress begin with.
+        plan: The campaign.
+        out: Its folder.
+        problem: What is trained on.
+    """
+    return Contest(
+        name,
+        plan,
+        out,
+        lambda spec, tell: train(spec, problem, tell),
+        lambda path, spec, rows: write_rows(path, spec, rows, plan.updates_per_epoch),
+    ).run()
