@@ -74,7 +74,6 @@ class World:
             ConfigError: One line.
         """
         refused = {
-            "algo trpo": config.algo == "trpo",
             "a network with a memory": network.recurrent,
             "a network with batch normalisation or dropout": network.modal
             or any(buffer.is_floating_point() for buffer in network.buffers()),

@@ -16,7 +16,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from acktr.algorithms import Auxiliary
-from acktr.config import Config, ConfigError, NetworkConfig, preset
+from acktr.config import Config, ConfigError, preset
 from acktr.envs import EnvFault, make_vec
 from acktr.kfac import BernoulliLoss, RankError, Ranks
 from acktr.policies import MergedMoments
@@ -110,17 +110,17 @@ def near(found: dict[str, Any], wanted: dict[str, Any], off: float) -> None:
         torch.testing.assert_close(found["state"]["network"][name], tensor, rtol=off, atol=off)
 
 
-@pytest.mark.parametrize("algo", ["acktr", "a2c"])
-def test_training_is_that_of_one_process(algo: str) -> None:
+@pytest.mark.parametrize(("algo", "updates"), [("acktr", 10), ("a2c", 4), ("trpo", 3)])
+def test_training_is_that_of_one_process(algo: Any, updates: int) -> None:
     """Noise of actions and of the Fisher matrix, seeds, schedules, and the numbers of all."""
     config = configuration(algo=algo)
-    wanted = trained(config, None)
-    first, *others = on_threads(lambda ranks: trained(config, ranks), 3)
+    wanted = trained(config, None, updates)
+    first, *others = on_threads(lambda ranks: trained(config, ranks, updates), 3)
     near(first, wanted, 1e-7)
     for mine in others:
         assert mine["episodes"] == first["episodes"] and mine["metrics"] == first["metrics"]
         assert same(mine["state"], first["state"])
-    assert first["state"]["timesteps"] == wanted["state"]["timesteps"] == 10 * ENVS * STEPS
+    assert first["state"]["timesteps"] == wanted["state"]["timesteps"] == updates * ENVS * STEPS
     assert first["state"].keys() == wanted["state"].keys()
     assert first["state"]["collector"].keys() == wanted["state"]["collector"].keys()
 
@@ -326,9 +326,6 @@ def test_a_signal_of_one_rank_stops_all() -> None:
 
 REFUSED: dict[str, Callable[[Ranks], Any]] = {
     "num_envs must be a multiple of the 4 processes": lambda ranks: trainer(configuration(), ranks),
-    "algo trpo trains in one process only": lambda ranks: trainer(
-        configuration(num_envs=4, algo="trpo", network=NetworkConfig(shared=False)), ranks, net=None
-    ),
     "an auxiliary loss trains in one process only, not in 4": lambda ranks: World(ranks).begin(
         configuration(),
         trainer(configuration(), None).network,

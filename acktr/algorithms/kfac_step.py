@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from acktr import tree
 from acktr.algorithms.objectives import Objective
 from acktr.compute import compiled_for_updates
-from acktr.config import Config, ConfigError
+from acktr.config import Config
 from acktr.kfac import (
     KFAC,
     Capture,
@@ -70,13 +70,7 @@ class KFACStep:
         """
         turn = self.curvature.batches
         if share is not None:
-            every = max(1, round(1 / self._fraction))
-            if share.least < every:
-                raise ConfigError(
-                    f"stat_fraction={self._fraction:g} takes every {every}-th sample, but a rank"
-                    f" has {share.least}: fewer ranks, or more environments or steps, are needed"
-                )
-            return None if every == 1 else share.sample(every, turn)
+            return share.sample("stat_fraction", self._fraction, turn)
         if isinstance(observations, Sequences):
             return observations.some(self._fraction, turn)
         return sample_rows(tree.length(observations), self._fraction, turn)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from acktr.algorithms.critic import FirstOrderCritic
 from acktr.algorithms.learner import (
     average,
     mean,
+    over_ranks,
     part_of,
     require_allowed,
     to_floats,
@@ -34,8 +36,7 @@ from acktr.kfac import (
     unflattened,
 )
 from acktr.policies import ActionHead, ActorCritic, mode
-from acktr.rollout import Batch
-from acktr.tree import Observed
+from acktr.rollout import Batch, Share
 
 Product = Callable[[Tensor], Tensor]
 
@@ -139,6 +140,11 @@ class Surrogate:
         return gain + self._ent_coef * mean(dist.entropy(), self.weights)
 
 
+def _joined(share: Share, rows: int, product: Product, vector: Tensor) -> Tensor:
+    """The product with the matrix of all ranks' samples; this rank's is of so many of its own."""
+    return share.mean(product(vector), rows)
+
+
 class TRPOLearner:
     """One natural-gradient step per batch, checked by a line search, and a separate critic.
 
@@ -155,10 +161,10 @@ class TRPOLearner:
         generator: Order of the critic's samples, on the network's device.
         autocast: Context factory for forward passes.
         auxiliary: None; a step along the policy's own KL has no place for other losses.
-        ranks: None.
+        ranks: Who has the other shares of every batch, which say so themselves; unused.
 
     Raises:
-        ConfigError: The network is shared, or there are auxiliary losses or several ranks.
+        ConfigError: The network is shared, or there are auxiliary losses.
     """
 
     def __init__(
@@ -171,8 +177,6 @@ class TRPOLearner:
         auxiliary: Mapping[str, Auxiliary] | None = None,
         ranks: Ranks | None = None,
     ) -> None:
-        if ranks is not None:
-            raise ConfigError("algo trpo trains in one process only; acktr and a2c do in several")
         if network.shared:
             raise ConfigError(
                 "trpo needs a critic of its own: "
@@ -208,7 +212,8 @@ class TRPOLearner:
             Metrics by TensorBoard tag; ``train/line_search_steps`` counts shortenings.
 
         Raises:
-            ConfigError: The masks do not fit the actions.
+            ConfigError: The masks do not fit the actions, or ``fisher_fraction`` leaves one of
+            several ranks without samples.
         """
         started = time.perf_counter()
         require_allowed(batch, self.head)
@@ -224,8 +229,12 @@ class TRPOLearner:
         return metrics
 
     def _policy_step(self, batch: Batch) -> dict[str, Tensor]:
-        """Step of the actor along M^-1 g; the products of M may take every k-th sample only."""
-        settings = self.config.trpo
+        """Step of the actor along M^-1 g; the products of M may take every k-th sample only.
+
+        What several ranks measure is averaged before anything is decided by it, so that all of them
+        take the same step after as many products and trials.
+        """
+        settings, share = self.config.trpo, batch.share
         with self.autocast():
             outputs = self.actor(batch.observations)
         surrogate = Surrogate(self.head, outputs, batch, self.config)
@@ -234,27 +243,33 @@ class TRPOLearner:
             start, list(self._parameters.values()), retain_graph=True, materialize_grads=True
         )
         gradient = flattened(dict(zip(self._names, slopes, strict=True)), self._names)
+        entropy = average(surrogate.old.entropy(), batch.weights)
+        value, entropy = over_ranks(batch, {"": start.detach(), "entropy": entropy}).values()
         dist, weights = surrogate.old, batch.weights
-        rows = sample_rows(len(batch.returns), settings.fisher_fraction, 0)
+        if share is None:
+            rows = sample_rows(len(batch), settings.fisher_fraction, 0)
+        else:
+            gradient = share.mean(gradient, len(batch))
+            rows = share.sample("fisher_fraction", settings.fisher_fraction, 0)
         if rows is not None:
             with self.autocast():
                 outputs = self.actor(tree.rows(batch.observations, rows))
             dist = self.head.make(outputs.detach(), part_of(batch.masks, rows))
             weights = part_of(weights, rows)
-        product = fisher_product(outputs, dist, self.actor, settings.cg_damping, weights)
+        product = own = fisher_product(outputs, dist, self.actor, settings.cg_damping, weights)
+        if share is not None:
+            product = partial(_joined, share, len(outputs), own)
         solution, residual = conjugate_gradient(
             product, gradient, settings.cg_iterations, settings.cg_tolerance
         )
         curvature = solution @ product(solution)
         step = solution * torch.sqrt(2 * settings.max_kl / curvature.clamp(min=1e-20))
-        kl, reached, shortened, accepted = self._line_search(
-            step, surrogate, start.detach(), batch.observations
-        )
+        kl, reached, shortened, accepted = self._line_search(step, surrogate, value, batch)
         return {
             "train/approx_kl": kl,
-            "train/policy_loss": -start,
-            "train/surrogate_gain": reached - start.detach(),
-            "train/entropy_loss": -average(surrogate.old.entropy(), batch.weights),
+            "train/policy_loss": -value,
+            "train/surrogate_gain": reached - value,
+            "train/entropy_loss": -entropy,
             "train/cg_residual": residual,
             "train/line_search_steps": torch.tensor(float(shortened)),
             "train/line_search_accepted": torch.tensor(float(accepted)),
@@ -262,7 +277,7 @@ class TRPOLearner:
 
     @torch.no_grad()
     def _line_search(
-        self, step: Tensor, surrogate: Surrogate, start: Tensor, observations: Observed
+        self, step: Tensor, surrogate: Surrogate, start: Tensor, batch: Batch
     ) -> tuple[Tensor, Tensor, int, bool]:
         """Mean KL, surrogate, number of shortenings and whether a step was taken."""
         settings = self.config.trpo
@@ -271,9 +286,9 @@ class TRPOLearner:
         for attempt in range(settings.backtrack_steps):
             self._assign(before + fraction * step)
             with self.autocast():
-                outputs = self.actor(observations)
-            kl = average(surrogate.old.kl(outputs), surrogate.weights)
-            reached = surrogate(outputs)
+                outputs = self.actor(batch.observations)
+            kl = average(surrogate.old.kl(outputs), batch.weights)
+            kl, reached = over_ranks(batch, {"kl": kl, "": surrogate(outputs)}).values()
             if bool((kl <= settings.max_kl) & (reached > start)):  # NaN fails both
                 return kl, reached, attempt, True
             fraction *= settings.backtrack_factor

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from acktr.config import ConfigError
 from acktr.kfac import RankError, Ranks
 from acktr.policies import pooling
 from acktr.rollout.buffer import Batch, Rollout
@@ -74,10 +75,32 @@ class Share:
     explained_variance: float | None
     """Part of the variance of all returns that the values explain; None without values."""
 
-    def sample(self, every: int, turn: int) -> slice:
-        """This rank's rows of every k-th sample of all, one rank's after another's."""
+    def sample(self, setting: str, fraction: float, turn: int) -> slice | None:
+        """This rank's rows of every k-th sample of all, one rank's after another's; None for all.
+
+        Args:
+            setting: The name of what asks for a fraction of the samples.
+            fraction: It, in (0, 1]; k = round(1 / fraction).
+            turn: Number of the batch; each one begins with another sample.
+
+        Raises:
+            ConfigError: A rank has too few samples to have one of those.
+        """
+        every = max(1, round(1 / fraction))
+        if self.least < every:
+            raise ConfigError(
+                f"{setting}={fraction:g} takes every {every}-th sample, but a rank has"
+                f" {self.least}: fewer ranks, or more environments or steps, are needed"
+            )
+        if every == 1:
+            return None
         first = turn % min(every, self.total)
         return slice((first - self.before) % every, None, every)
+
+    def mean(self, vector: Tensor, rows: int) -> Tensor:
+        """Mean (n,) over the samples of all ranks, from that over so many rows of this rank's."""
+        (sums,) = self.ranks.summed([torch.cat([vector * rows, vector.new_tensor([float(rows)])])])
+        return sums[:-1] / sums[-1]
 
     def means(self, means: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]:
         """Means over the samples of all ranks, from those over this rank's.
@@ -89,8 +112,7 @@ class Share:
         if not means:
             return {}
         mine = torch.stack([mean.detach().double().reshape(()) for mean in means.values()])
-        (sums,) = self.ranks.summed([torch.cat([mine * rows, mine.new_tensor([float(rows)])])])
-        found = (sums[:-1] / sums[-1]).unbind()
+        found = self.mean(mine, rows).unbind()
         return {n: v.to(mean.dtype) for (n, mean), v in zip(means.items(), found, strict=True)}
 
 

@@ -14,7 +14,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from acktr.algorithms import A2CLearner, ACKTRLearner, TRPOLearner, objectives
+from acktr.algorithms import A2CLearner, ACKTRLearner, TRPOLearner, objectives, trpo
 from acktr.config import (
     A2CConfig,
     ACKTRConfig,
@@ -23,10 +23,11 @@ from acktr.config import (
     CriticConfig,
     NetworkConfig,
     SampledKFACConfig,
+    TRPOConfig,
 )
 from acktr.kfac import Ranks
 from acktr.policies import action_head, build_network
-from acktr.rollout import Batch, Moments, Rollout, together
+from acktr.rollout import Batch, Moments, Rollout, Share, together
 from tests.tools.kfac import parameters
 from tests.tools.ranks import on_threads
 
@@ -34,6 +35,10 @@ OBSERVATIONS = spaces.Box(-np.inf, np.inf, (3,), np.float64)
 ACTIONS: dict[str, spaces.Space[Any]] = {
     "discrete": spaces.Discrete(4),
     "box": spaces.Box(-1, 1, (2,), np.float64),
+}
+FIRST_ORDER: dict[str, Any] = {
+    "critic_optimizer": "first_order",
+    "first_order": CriticConfig(epochs=2, batch_size=20, lr=0.01),
 }
 SHARES = {2: (40, 56), 3: (16, 47, 33)}
 ROWS = 96
@@ -53,6 +58,7 @@ class Case:
 
     kfac: dict[str, Any] = field(default_factory=dict)
     acktr: dict[str, Any] = field(default_factory=dict)
+    trpo: dict[str, Any] = field(default_factory=dict)
     shared: bool = True
     space: str = "discrete"
     settings: dict[str, Any] = field(default_factory=dict)
@@ -69,6 +75,7 @@ class Case:
             network=NetworkConfig(shared=self.shared, hidden=(8,), critic_hidden=(8,)),
             acktr=ACKTRConfig(actor=kfac, critic=kfac, **self.acktr),
             a2c=A2CConfig(lr=0.01),
+            trpo=TRPOConfig(**self.trpo, critic=FIRST_ORDER["first_order"]),
             **self.settings,
         )
 
@@ -77,7 +84,7 @@ class Case:
         torch.manual_seed(0)
         head, config = action_head(ACTIONS[self.space]), self.config()
         network = build_network(OBSERVATIONS, head, config.network)
-        kind = ACKTRLearner if self.algo == "acktr" else A2CLearner
+        kind = {"acktr": ACKTRLearner, "a2c": A2CLearner, "trpo": TRPOLearner}[self.algo]
         noise = torch.Generator().manual_seed(0)
         learner = kind(network, head, config, noise, nullcontext, None, ranks)
         metrics: dict[str, float] = {}
@@ -113,10 +120,6 @@ def shared(batch: Batch, ranks: Ranks) -> Batch:
     return together(ranks, rollout, own, []).batch
 
 
-FIRST_ORDER = {
-    "critic_optimizer": "first_order",
-    "first_order": CriticConfig(epochs=2, batch_size=20, lr=0.01),
-}
 CASES = {
     "shared": Case(),
     "exact": Case({"quadratic": "exact"}),
@@ -128,6 +131,13 @@ CASES = {
     "micro-batches": Case({"quadratic": "exact"}, settings={"micro_batch": 25}),
     "a2c": Case(algo="a2c"),
     "a2c, separate": Case(algo="a2c", shared=False, space="box", settings={"micro_batch": 25}),
+    "trpo": Case(algo="trpo", shared=False),
+    "trpo, a sample": Case(
+        algo="trpo",
+        shared=False,
+        space="box",
+        trpo={"fisher_fraction": 1 / 8, "max_kl": 0.3, "cg_damping": 0.3},
+    ),
 }
 
 
@@ -181,27 +191,37 @@ def test_moments_of_both() -> None:
     assert Moments.of(values[:0]).deviation == 0
 
 
-def test_too_few_samples_of_a_rank() -> None:
-    case = Case({"stat_fraction": 1 / 20})
+def test_what_would_be_wrong_of_trpo_is_seen() -> None:
+    """Means of the ranks' means, and a line search that looks at one's own samples."""
+    case = CASES["trpo, a sample"]
+    wanted, right = case.run(None), Share.mean
 
+    def of_means(share: Share, vector: Tensor, rows: int) -> Tensor:
+        return right(share, vector, 1)
+
+    with mock.patch.object(Share, "mean", of_means):
+        assert distance(on_threads(case.run, 3)[0], wanted) > 1e-4
+
+    def own(batch: Batch, means: dict[str, Tensor]) -> dict[str, Tensor]:
+        return means
+
+    with mock.patch.object(trpo, "over_ranks", own):
+        first, *others = on_threads(case.run, 3)
+        assert any(distance(mine, first) > 1e-4 for mine in others)
+
+
+FRACTIONS = {
+    "stat_fraction": Case({"stat_fraction": 1 / 20}),
+    "fisher_fraction": Case(algo="trpo", shared=False, trpo={"fisher_fraction": 1 / 20}),
+}
+
+
+@pytest.mark.parametrize("setting", FRACTIONS)
+def test_too_few_samples_of_a_rank(setting: str) -> None:
     def refused(ranks: Ranks) -> str:
         with pytest.raises(ConfigError) as caught:
-            case.run(ranks)
+            FRACTIONS[setting].run(ranks)
         return str(caught.value)
 
     (said,) = set(on_threads(refused, 3))
-    assert "every 20-th sample, but a rank has 16" in said
-
-
-def test_trpo_is_refused() -> None:
-    def refused(ranks: Ranks) -> str:
-        head, config = action_head(ACTIONS["box"]), Case(shared=False).config()
-        network = build_network(OBSERVATIONS, head, config.network)
-        with pytest.raises(ConfigError) as caught:
-            TRPOLearner(network, head, config, torch.Generator(), nullcontext, None, ranks)
-        return str(caught.value)
-
-    assert (
-        on_threads(refused, 2)
-        == ["algo trpo trains in one process only; acktr and a2c do in several"] * 2
-    )
+    assert f"{setting}=0.05 takes every 20-th sample, but a rank has 16" in said

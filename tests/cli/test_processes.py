@@ -296,7 +296,10 @@ def test_what_cannot_begin(tmp_path: Path) -> None:
     """One line, exit code 2, and no folder."""
     refused = {
         ("--num-envs", "7"): "num_envs must be a multiple of the 2 processes",
-        ("--algo", "trpo", "--num-envs", "4"): "algo trpo trains in one process only, not in 2",
+        (
+            "--network.memory",
+            "lstm",
+        ): "a network with a memory trains in one process only, not in 2",
         ("--rank-timeout", "0"): "--rank-timeout must be in [1, 86,400] seconds",
     }
     for words, message in refused.items():
