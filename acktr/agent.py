@@ -29,7 +29,7 @@ from acktr.learning import Lesson, Lessons, begin, kept_by
 from acktr.listeners import Callback, listeners
 from acktr.policies import NetworkSource, with_network
 from acktr.predictor import Predictor
-from acktr.runs.checkpoint import CheckpointError, save_checkpoint
+from acktr.runs.checkpoint import CheckpointError, checkpoint_path, save_checkpoint
 from acktr.runs.logger import RunLogger
 from acktr.runs.saved import SavedAgent, broken_number, find_checkpoint, read_agent
 from acktr.runs.session import EVALUATION_ENVS, EVALUATION_SEED
@@ -283,12 +283,12 @@ class Agent(Predictor):
         Raises:
             CheckpointError: It cannot be written, or holds NaN or Inf; an older one is intact.
         """
-        state = self.trainer.state_dict()
+        target, state = checkpoint_path(path), self.trainer.state_dict()
         broken = broken_number(state)
         if broken is not None:
             raise CheckpointError(f"{path}: not saved: {broken} is NaN or Inf")
         meta = {"format": "acktr-agent", "config": to_dict(self.config), **self._meta()}
-        save_checkpoint(Path(path), state, meta)
+        save_checkpoint(target, state, meta)
 
     def _meta(self) -> dict[str, Any]:
         """What no file can bring back of the agent, for its checkpoints."""
@@ -338,7 +338,7 @@ class Agent(Predictor):
             ConfigError: There is no such device, or other arguments than the saved ones are given
                 without an environment.
         """
-        saved = cls._saved(Path(path), network)
+        saved = cls._saved(checkpoint_path(path), network)
         if env is None:
             require_same(saved.config, env_kwargs, wrappers)
         agent = cls(

@@ -30,6 +30,11 @@ _FORMS = (
     "an id, a gymnasium.Env, a class or function that makes one, a list of such functions, or a"
     " Gymnasium VectorEnv"
 )
+_NOT_DRAWN = (
+    "{} cannot be drawn, as it takes no render_mode: write def __init__(self, render_mode=None),"
+    " keep it as self.render_mode, name 'rgb_array' in metadata['render_modes'], and return a"
+    " picture (height, width, 3) from render()"
+)
 _POLICIES = ("MlpPolicy", "CnnPolicy", "MultiInputPolicy")
 
 
@@ -123,7 +128,14 @@ class EnvSource:
         except Late as late:
             raise EnvError(str(late)) from late
         except (Exception, SystemExit) as error:
+            if mode and self._lacks_render_mode(error):
+                raise EnvError(_NOT_DRAWN.format(self.name)) from error
             raise EnvError(f"{self.name} could not be made: {named(error)}") from error
+
+    def _lacks_render_mode(self, error: BaseException) -> bool:
+        """Whether an environment was not made because it takes no render_mode."""
+        alone = "takes no arguments" in str(error) and not self.kwargs
+        return isinstance(error, TypeError) and (alone or "argument 'render_mode'" in str(error))
 
     @property
     def foreign(self) -> bool:

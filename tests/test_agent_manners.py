@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import io
 import pickle
 import re
 from collections.abc import Iterator
@@ -293,6 +294,13 @@ def test_the_end_of_a_name_may_be_left_out(tmp_path: Path) -> None:
         ACKTR.load(tmp_path / "nothing")
     with pytest.raises(CheckpointError, match=r"use ACKTR\.load"):
         A2C.load(tmp_path / "v1.5.zip")
+
+
+def test_what_is_no_path_is_told_what_to_write() -> None:
+    with ACKTR("CartPole-v1", tiny()) as agent, pytest.raises(TypeError, match="write 'agent"):
+        agent.save(io.BytesIO())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="loaded from one, got BytesIO"):
+        ACKTR.load(io.BytesIO())  # type: ignore[arg-type]
 
 
 def test_with_closes_what_it_made(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from acktr.config import ConfigError, from_dict, preset, refuse_imports, to_dict
+from acktr.config import ConfigError, from_dict, preset, to_dict
 from acktr.files import flat, read_object
 from acktr.report.results import Result, read_result
 from acktr.report.tables import cell, markdown, number
@@ -18,6 +19,9 @@ from acktr.runs.folder import RunFolder
 
 MARK = "<!-- written by acktr card -->"
 """Line by which a card is known, so that nothing else is overwritten."""
+
+_NAMESPACES = ("ALE/", "Pixels/")
+_ANY = "an environment without a preset of its own"
 
 _OWN = ("env", "algo", "preset", "seed", "device")
 """Settings that are in a run's name, or do not set it apart from its preset."""
@@ -78,16 +82,27 @@ def row(run: Path, named: bool = True) -> Row:
 
 
 def changed(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Settings of a config.json that are not its preset's; None where that is not known."""
+    """Settings of a config.json that are not its preset's; None where there is no such preset.
+
+    No module is imported: the presets of environments in modules are those of their namespace.
+    """
     try:
         stored = from_dict(config)
-        refuse_imports(stored)
-        theirs = _preset(stored.env, stored.algo, stored.preset)
+        theirs = _preset(_known_env(stored.env), stored.algo, stored.preset)
     except ConfigError:
         return None
     ours = flat(to_dict(stored))
     others = [name for name in ours | theirs if name not in _OWN]
     return {name: ours.get(name) for name in others if ours.get(name) != theirs.get(name)}
+
+
+def _known_env(env: str) -> str:
+    """An environment's id for its preset: without the module, if nobody has imported that."""
+    module, colon, name = env.rpartition(":")
+    if not colon or module in sys.modules:
+        return env
+    # A name alone is any environment's: in a module, CartPole-v1 is not Gymnasium's.
+    return name if name.startswith(_NAMESPACES) else _ANY
 
 
 @functools.cache

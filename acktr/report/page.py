@@ -26,6 +26,8 @@ _NAMES = (
     *("curves.png", "curves.svg", "profiles.png", "profiles.svg"),
 )
 _DEFAULT_BASELINE = "acktr"
+_MOST_NAMED = 4
+"""Runs that a message names."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def write_report(
     with unpacked(paths) as folders:
         runs = find_runs(folders)
         results = read_results(runs, lambda count: note(count, len(runs)))
-    study = make_study(results, settings)
+        study = make_study(results, settings)  # whose messages name folders, too
     _write(out, report_files(study, settings, command))
     left = f", {len(study.unfinished)} unfinished left out" if study.unfinished else ""
     return f"{out / _PAGE}: {len(study.results)} runs{left}"
@@ -103,16 +105,37 @@ def make_study(results: Sequence[Result], settings: ReportSettings) -> Study:
     if settings.labels:
         results = [result for result in results if result.label in labels]
     study = Study(tuple(results), labels, baseline, settings.references, settings.resamples)
-    for env in study.envs:
-        one, *others = (result for result in study.results if result.env == env)
-        for other in others:
-            if one.total_steps != other.total_steps:
-                raise ValueError(
-                    f"runs of different length: {one.name} has {one.total_steps:,} steps and "
-                    f"{other.name} {other.total_steps:,}; report them apart, for example by "
-                    "--labels"
-                )
+    _require_one_length(study)
     return study
+
+
+def _require_one_length(study: Study) -> None:
+    """Refuse runs of an environment that were to make different numbers of steps.
+
+    Raises:
+        ValueError: There are such; one line with the command that leaves one length.
+    """
+    for env in study.envs:
+        lengths: dict[int, list[Result]] = {}
+        for result in study.results:
+            if result.env == env:
+                lengths.setdefault(result.total_steps, []).append(result)
+        if len(lengths) > 1:
+            parts = [_runs_of_length(steps, lengths[steps]) for steps in sorted(lengths)]
+            # Of equally many runs those that are longer.
+            chosen = max(lengths, key=lambda steps: (len(lengths[steps]), steps))
+            folders = shlex.join(str(result.folder) for result in lengths[chosen][:_MOST_NAMED])
+            more = " ..." if len(lengths[chosen]) > _MOST_NAMED else ""
+            raise ValueError(
+                f"runs of {env} have different lengths, which no report compares: "
+                f"{', '.join(parts)}; name those of one length, such as {folders}{more}"
+            )
+
+
+def _runs_of_length(steps: int, results: Sequence[Result]) -> str:
+    names = [f"{result.label}/seed{result.seed}" for result in results]
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return f"{steps:,} steps in {', '.join(names[:_MOST_NAMED])}{more}"
 
 
 def report_files(

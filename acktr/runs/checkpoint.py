@@ -85,6 +85,21 @@ def save_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def checkpoint_path(path: object) -> Path:
+    """Where a checkpoint is written or read, as the interface in Python was given it.
+
+    Raises:
+        TypeError: It is no name of a file or folder.
+    """
+    if isinstance(path, str | os.PathLike):
+        return Path(path)
+    raise TypeError(
+        f"an agent is saved to a path and loaded from one, got {type(path).__name__}: write"
+        " 'agent.zip' for one file (its bytes: Path('agent.zip').read_bytes()), 'agent' for a"
+        " folder"
+    )
+
+
 def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read a checkpoint: ``(state, meta)``, tensors on the CPU.
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from acktr.config import Config, from_dict, preset
+from acktr.config import Config, from_dict, preset, to_dict
 from acktr.report import listing
 from acktr.report.listing import MARK, aligned_text
 from acktr.report.results import find_runs
@@ -79,14 +81,17 @@ def test_a_list_reads_a_file_once_and_makes_a_preset_once(
     assert len(read) == len(set(read)) and made == ["CartPole-v1"]
 
 
-def test_an_unknown_environment_is_not_imported(
-    here: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("env", ["antigravity:X-v0", "antigravity:Hopper-v5"])
+def test_an_environment_in_a_module_is_not_imported(
+    env: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A file names a module: nothing is imported, and what the preset would be is not known."""
-    config = json.loads((RUN / "config.json").read_text())
-    (RUN / "config.json").write_text(json.dumps(config | {"env": "antigravity:X-v0"}))
-    code, out, _ = call(capsys, "list")
-    assert code == 0 and out.splitlines()[1].endswith("unknown")
+    """A file names a module: what is not the preset of any environment is listed without it."""
+    stored = from_dict(json.loads((RUN / "config.json").read_text()))
+    own = replace(preset("X-v0", "acktr")[0], env=env, gamma=0.5, wrappers=("antigravity:W",))
+    (RUN / "config.json").write_text(json.dumps(to_dict(replace(own, seed=stored.seed))))
+    code, out, _ = call(capsys, "list", "--json")
+    assert code == 0 and "antigravity" not in sys.modules
+    assert json.loads(out)[0]["changed"] == {"gamma": 0.5, "wrappers": ["antigravity:W"]}
 
 
 def test_diff(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

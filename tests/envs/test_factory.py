@@ -4,7 +4,9 @@ import json
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 
@@ -169,3 +171,29 @@ def test_what_cannot_be_rendered_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(EnvError, match=r"CartPole-v1 cannot be rendered: .*pygame"):
         env.render()
     env.close()
+
+
+class Undrawn(gymnasium.Env[Any, Any]):
+    """An environment that takes no render_mode."""
+
+    observation_space = gymnasium.spaces.Discrete(2)
+    action_space = gymnasium.spaces.Discrete(2)
+
+
+class UndrawnOfSize(Undrawn):
+    """One with another argument."""
+
+    def __init__(self, size: int = 3) -> None:
+        self.size = size
+
+
+@pytest.mark.parametrize("maker", [Undrawn, UndrawnOfSize])
+def test_what_takes_no_render_mode_is_told_what_to_write(maker: type[Undrawn]) -> None:
+    gymnasium.register("toys/Undrawn-v0", maker)
+    try:
+        with pytest.raises(EnvError, match=r"no render_mode: write def __init__\(self, render_mod"):
+            make_single("toys/Undrawn-v0")
+        with pytest.raises(EnvError, match="toys/Undrawn-v0 could not be made: TypeError"):
+            make_single("toys/Undrawn-v0", env_kwargs={"weight": 3})
+    finally:
+        del gymnasium.registry["toys/Undrawn-v0"]

@@ -227,10 +227,15 @@ def test_labels_metric_and_one_label(runs: Path, out: Path) -> None:
 
 def test_runs_of_different_length(runs: Path, tmp_path: Path) -> None:
     write_run(runs, "A-v0", "y", 9, [1.0], total=500)
-    why = "runs of different length: A-v0/x/seed0 has 10,000 steps and A-v0/y/seed9 500; report"
-    with pytest.raises(ValueError, match=why):
+    why = (
+        "runs of A-v0 have different lengths, which no report compares: 500 steps in y/seed9,"
+        " 10,000 steps in x/seed0, .*; name those of one length, such as "
+    )
+    with pytest.raises(ValueError, match=why) as caught:
         write_report([runs], tmp_path / "out", SETTINGS, COMMAND)
     assert not (tmp_path / "out").exists()
+    named = [Path(word) for word in str(caught.value).rpartition("such as ")[2].split(" ")]
+    assert runs / "A-v0/x/seed0" in named and runs / "A-v0/y/seed9" not in named
 
 
 @pytest.mark.parametrize(
