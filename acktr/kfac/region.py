@@ -46,7 +46,7 @@ class Region:
     ) -> None:
         self._module, self._named, self._config = module, named, config
         self._cadence, self._clock = cadence, clock
-        self._joined = None if ranks is None else JoinedFisher(ranks, example.device)
+        self._ranks, self._place = ranks, example.device
         self.observed: Observed | None = None
         """The last observed pass."""
         self._earlier: tuple[Observed, ...] = ()
@@ -61,7 +61,13 @@ class Region:
     @property
     def shared(self) -> bool:
         """Whether other ranks have shares of every batch."""
-        return self._joined is not None
+        return self._ranks is not None
+
+    def _fisher(self, observed: Observed) -> Observed | JoinedFisher:
+        """What measures the batch of a pass: the pass itself, or all ranks together."""
+        if self._ranks is None:
+            return observed
+        return JoinedFisher(self._ranks, self._place, observed)
 
     def measures(self, turn: int) -> bool:
         """Whether the step of a turn is measured for the corrected trust region."""
@@ -101,16 +107,9 @@ class Region:
                 if region.separate:
                     region.own(own_parameters(output, moving))
                 if follow:
-                    region.whole |= self._needs_all(observed)
+                    region.whole |= not self._fisher(observed).estimable
         self.observed = observed
         return observed
-
-    def _needs_all(self, observed: Observed) -> bool:
-        """Whether a part of the samples cannot stand for the observed pass."""
-        if self._joined is None:
-            return observed.extent is None or observed.followed is None
-        share = self._joined.share(observed)
-        return not share.alone or not share.followed
 
     def join(self, observed: Observed) -> None:
         """Keep a pass for the exact forms of the batch that it is a micro-batch of."""
@@ -178,10 +177,7 @@ class Region:
         """The KL that a change costs as many samples as the next measurement takes."""
         sparsest = 0 if region.whole else region.measurements.sparsest
         with self._clock.part("exact"):
-            if self._joined is not None:
-                kl = self._joined.estimated_kl(observed, self._module, change, turn, sparsest)
-            else:
-                kl = observed.estimated_kl(self._module, change, turn, sparsest)
+            kl = self._fisher(observed).estimated_kl(self._module, change, turn, sparsest)
         if kl is None or region.separate:
             return kl
         return (kl * kl.new_tensor(observed.weights)).sum().reshape(1)
@@ -202,9 +198,7 @@ class Region:
                 " or observe() with a loss"
             )
         with self._clock.part("exact"):
-            if self._joined is not None:
-                return self._joined.grams(self.observed, self._module, vectors)
-            return self.observed.grams(self._module, vectors)
+            return self._fisher(self.observed).grams(self._module, vectors)
 
     def estimated(
         self, vectors: Sequence[Mapping[str, Tensor]], turn: int, sparsest: int
@@ -213,11 +207,8 @@ class Region:
         if self.observed is None:
             return None
         with self._clock.part("exact"):
-            if self._joined is not None:
-                return self._joined.estimated_grams(
-                    self.observed, self._module, vectors, turn, sparsest
-                )
-            return self.observed.estimated_grams(self._module, vectors, turn, sparsest)
+            fisher = self._fisher(self.observed)
+            return fisher.estimated_grams(self._module, vectors, turn, sparsest)
 
     def spending(self, outputs: Callable[[], Any]) -> Callable[[], Tensor]:
         """The KL that a step from here will have cost when it is called, by part (K,).
@@ -230,15 +221,11 @@ class Region:
         """
         if self.observed is None:
             raise ValueError("the KL of a step needs observe() with a loss before it")
-        if self._joined is not None:
-            return self._joined.spending(self.observed, self._module, outputs)
-        return self.observed.spending(self._module, outputs)
+        return self._fisher(self.observed).spending(self._module, outputs)
 
     def objective(self, value: float) -> float:
         """The objective of the whole batch, from that of this process's share."""
-        if self._joined is None or self.observed is None:
-            return value
-        return self._joined.mean(self.observed, value)
+        return value if self.observed is None else self._fisher(self.observed).objective(value)
 
     def advance(self) -> None:
         """Let go of the graph of parameters that have moved, and of former micro-batches."""

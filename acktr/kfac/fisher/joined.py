@@ -71,22 +71,31 @@ class Share(NamedTuple):
 
 
 class JoinedFisher:
-    """The exact Fisher of the last observed batch of all ranks.
+    """The exact Fisher of a batch of all ranks, as :class:`Observed` has that of one process.
+
+    All ranks must call the same methods in the same order.
 
     Args:
         ranks: Who has the other shares.
         place: Device of the messages.
+        observed: The pass on this rank's share.
     """
 
-    def __init__(self, ranks: Ranks, place: torch.device) -> None:
-        self._ranks, self._place = ranks, place
+    def __init__(self, ranks: Ranks, place: torch.device, observed: Observed) -> None:
+        self._ranks, self._place, self._observed = ranks, place, observed
 
-    def share(self, observed: Observed) -> Share:
-        """See :class:`Share`; all ranks must call it."""
-        return Share.of(self._ranks, observed, self._place)
+    def _share(self) -> Share:
+        return Share.of(self._ranks, self._observed, self._place)
 
-    def grams(self, observed: Observed, module: nn.Module, vectors: Sequence[Vector]) -> Tensor:
+    @property
+    def estimable(self) -> bool:
+        """As :attr:`Observed.estimable`, on all ranks."""
+        share = self._share()
+        return share.alone and share.followed
+
+    def grams(self, module: nn.Module, vectors: Sequence[Vector]) -> Tensor:
         """As :meth:`Observed.grams`, of all samples of all ranks."""
+        observed = self._observed
         shape = (len(observed.weights), len(vectors), len(vectors))
         sizes = observed.totals()
 
@@ -98,17 +107,12 @@ class JoinedFisher:
         return found
 
     def estimated_grams(
-        self,
-        observed: Observed,
-        module: nn.Module,
-        vectors: Sequence[Vector],
-        turn: int,
-        sparsest: int,
+        self, module: nn.Module, vectors: Sequence[Vector], turn: int, sparsest: int
     ) -> Estimate | None:
         """As :meth:`Observed.estimated_grams`: every k-th sample of all ranks' together."""
-        share = self.share(observed)
+        observed, share = self._observed, self._share()
         if not share.divisible:
-            return Estimate(self.grams(observed, module, vectors), 1)
+            return Estimate(self.grams(module, vectors), 1)
         rows = share.rows(turn, 0 if observed.empty else observed.count, sparsest)
         none = [None if size is None else 0.0 for size in observed.sizes_now()]
         taken: list[Forms] = []
@@ -131,10 +135,10 @@ class JoinedFisher:
         return Estimate(grams * scale, next_sparsest(share.samples, int(some), forms, squares))
 
     def estimated_kl(
-        self, observed: Observed, module: nn.Module, change: Vector, turn: int, sparsest: int
+        self, module: nn.Module, change: Vector, turn: int, sparsest: int
     ) -> Tensor | None:
         """As :meth:`Observed.estimated_kl`, of the samples of :meth:`estimated_grams`."""
-        share = self.share(observed)
+        observed, share = self._observed, self._share()
         if not hasattr(observed.loss, "kl"):
             return None
         if not share.divisible or not sparsest:
@@ -148,10 +152,9 @@ class JoinedFisher:
 
         return self._mean(measure if len(rows) else None, (len(observed.weights),), none, [change])
 
-    def spending(
-        self, observed: Observed, module: nn.Module, outputs: Callable[[], Any]
-    ) -> Callable[[], Tensor]:
+    def spending(self, module: nn.Module, outputs: Callable[[], Any]) -> Callable[[], Tensor]:
         """As :meth:`Observed.spending`, of all ranks."""
+        observed = self._observed
         spent, sizes = observed.spending(module, outputs), observed.sizes_now()
         empty = observed.empty
 
@@ -166,9 +169,9 @@ class JoinedFisher:
 
         return joined
 
-    def mean(self, observed: Observed, value: float) -> float:
+    def objective(self, value: float) -> float:
         """The objective of the whole batch, from its value on this rank's samples."""
-        size = observed.totals()[0]
+        size = self._observed.totals()[0]
         rows = self._ranks.gather([value, 1.0 if size is None else size], self._place)
         total = 1.0 if size is None else sum(weight for _, weight in rows)
         return sum(weight * mine for mine, weight in rows if weight) / (total or 1.0)

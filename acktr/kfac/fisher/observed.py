@@ -217,14 +217,13 @@ class Observed:
         if self.call is None or self.calls > 1 or self.select is None:
             return None
         count, terms = len(first), math.prod(first.shape[:-1])
-        parts = parts_of(self.output)
-        if (
-            not count
-            or any(len(part) != count for part in parts)
-            or not self.call.by_sample(count)[0]
-        ):
-            return None
-        return count, terms
+        even = all(len(part) == count for part in parts_of(self.output))
+        return (count, terms) if count and even and self.call.by_sample(count)[0] else None
+
+    @property
+    def estimable(self) -> bool:
+        """Whether a part of the samples can stand for all, and the graph of the pass is there."""
+        return self.extent is not None and self.followed is not None
 
     def estimated_grams(
         self, module: nn.Module, vectors: Sequence[Vector], turn: int, sparsest: int
@@ -241,7 +240,6 @@ class Observed:
             turn: Number of the step; each one begins with another sample.
             sparsest: Largest k.
         """
-        parts = parts_of(self.output)
         try:
             if self.extent is None or self.earlier:
                 return Estimate(self.grams(module, vectors), 1)
@@ -250,8 +248,8 @@ class Observed:
             if found is None:
                 return None
             share = (found.size or 1.0) / (self.loss.normalizer(self.output) or 1.0)
-            grams = found.grams * (share * len(parts[0]) / found.samples)
-            return Estimate(grams, next_sparsest(len(parts[0]), found.samples, *found.moments))
+            grams = found.grams * (share * self.count / found.samples)
+            return Estimate(grams, next_sparsest(self.count, found.samples, *found.moments))
         except torch.OutOfMemoryError:
             raise
         except Exception:
@@ -363,7 +361,7 @@ class Observed:
         """The inputs of some samples."""
         if rows == slice(None):
             return self.inputs
-        tensors, rebuilt = self.inputs.by_sample(len(parts_of(self.output)[0]))
+        tensors, rebuilt = self.inputs.by_sample(self.count)
         return rebuilt(tensor[rows] for tensor in tensors)
 
     def _loss(self, output: Any, rows: slice) -> OutputLoss[Any]:
@@ -392,6 +390,10 @@ class Observed:
             return kl
 
         return spent
+
+    def objective(self, value: float) -> float:
+        """The objective of the whole batch, from its value on these samples: they are all."""
+        return value
 
 
 def _part(leaf: Any, rows: slice) -> Any:
