@@ -47,6 +47,10 @@ class Case:
     """Steps of each environment per update."""
     settings: dict[str, Any]
     """Our configuration, the peer's values, or those of the problem for K-FAC and pictures."""
+    ranks: int = 0
+    """Processes of torch.distributed that train together; 0 for one without it."""
+    beside: str = BASELINE
+    """Key of the case of the same environment whose speed its own is compared with."""
 
     @property
     def batch(self) -> str:
@@ -182,6 +186,18 @@ def _pixels() -> list[Case]:
     return [*drawing, *trainings, a2c, *limits(trainings[:1])]
 
 
+def _ranks() -> list[Case]:
+    """Training in one process and in several, whose threads are those of the machine together."""
+    cases = []
+    for key, env in ((BASELINE, _ROBOT), (f"{BASELINE}-{_GAME}", _GAME)):
+        plain = replace(_training(key, "ACKTR, one process", preset(env)[0]), beside=key)
+        cases.append(plain)
+        for count, says in ((1, "a group of one"), (2, "two processes")):
+            joined = replace(plain, key=f"{key}-ranks{count}", what=f"ACKTR, {says}", ranks=count)
+            cases.append(joined)
+    return cases
+
+
 def _training(key: str, what: str, config: Config) -> Case:
     return Case(
         key=key,
@@ -217,5 +233,6 @@ SUITES: dict[str, Callable[[], list[Case]]] = {
     "kfac": _kfac,
     "batch": _batch,
     "pixels": _pixels,
+    "ranks": _ranks,
 }
 """The cases of a report, in the order in which they are measured."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -71,6 +72,10 @@ def measure(case: Case, timing: Timing) -> dict[str, Any]:
         from scripts.bench.peers import measure_peer
 
         return measure_peer(case, timing)
+    if case.ranks:
+        from scripts.bench.ranks import measure_ranks
+
+        return measure_ranks(case, timing)
     of_ours = {"environment": measure_environment, "compute": measure_compute}
     return of_ours.get(case.kind, measure_training)(from_dict(case.settings), timing)
 
@@ -138,10 +143,18 @@ def measure_training(config: Config, timing: Timing) -> dict[str, Any]:
     """
     envs = training_envs(config)
     try:
-        trainer = Trainer(config, envs)
-        windows = Windows(timing)
-        rollout, before = dict.fromkeys(_ROLLOUT, 0.0), trainer.learner.seconds
-        for stats in trainer.run(_ENDLESS):
+        return timed(Trainer(config, envs), timing)
+    finally:
+        envs.close()
+
+
+def timed(trainer: Trainer, timing: Timing) -> dict[str, Any]:
+    """The measurement of :func:`measure_training`; several processes end in the same update."""
+    windows = Windows(timing)
+    rollout, before = dict.fromkeys(_ROLLOUT, 0.0), trainer.learner.seconds
+    trainer.asked = lambda: int(signal.SIGTERM) if windows.done else None
+    for stats in trainer.run(_ENDLESS):
+        if not windows.done:
             counts = windows.warm
             windows.end_update(stats.timesteps)
             if counts:
@@ -149,14 +162,12 @@ def measure_training(config: Config, timing: Timing) -> dict[str, Any]:
                     rollout[part] += stats.metrics.get(f"time/{part}", 0.0)
             else:
                 before = trainer.learner.seconds
-            if windows.done:
-                break
-        spent = {name: s for name, s in trainer.learner.seconds.items() if s}  # parts in use
-        inside = {name: s - before.get(name, 0.0) for name, s in spent.items()}
-        parts = shares(windows.seconds, rollout, inside)
-        return windows.result() | {"shares": parts, "peak_mib": peak_mib()}
-    finally:
-        envs.close()
+        if trainer.stop or (windows.done and trainer.world is None):
+            break
+    spent = {name: s for name, s in trainer.learner.seconds.items() if s}  # parts in use
+    inside = {name: s - before.get(name, 0.0) for name, s in spent.items()}
+    parts = shares(windows.seconds, rollout, inside)
+    return windows.result() | {"shares": parts, "peak_mib": peak_mib()}
 
 
 def shares(

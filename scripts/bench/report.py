@@ -108,18 +108,19 @@ def results(
 def _row(case: Case, found: Mapping[str, Any], named: Mapping[str, Case]) -> dict[str, Any]:
     """A trained algorithm; its ratio is that of the speeds, on the same environment alone."""
     mine = found[case.key]
-    comparable = BASELINE in found and named[BASELINE].env == case.env
+    comparable = case.beside in found and named[case.beside].env == case.env
     return {
         "key": case.key,
         "what": case.what,
         "env": case.env,
         "batch": case.batch,
         "steps_per_second": summary(mine["rates"]),
-        "ratio": rate(mine) / rate(found[BASELINE]) if comparable else None,
+        "ratio": rate(mine) / rate(found[case.beside]) if comparable else None,
         "milliseconds_per_update": 1000 * mine["seconds"] / mine["updates"],
         "updates": mine["updates"],
         "peak_mib": mine["peak_mib"],
         "shares": mine.get("shares"),
+        "messages": mine.get("messages"),
         "settings": case.settings,
     }
 
@@ -176,6 +177,9 @@ def markdown(document: Mapping[str, Any]) -> str:
     shared = [row for row in rows if row["shares"] is not None]
     if shared:
         parts += ["## Where the time goes\n", _SHARES, share_table(shared)]
+    telling = [row for row in rows if row["messages"] is not None]
+    if telling:
+        parts += ["## Messages\n", _MESSAGES, _message_table(telling)]
     if document["limits"]:
         parts += ["## Distance to the limit\n", _LIMITS, _limit_table(document["limits"])]
     if document["drawing"]:
@@ -198,6 +202,10 @@ conversion of images, the forward passes of the rollout and sampling; environmen
 spent waiting for them; statistics are K-FAC's covariances, precondition the application of the \
 inverses, the rest of the step among others the exact quadratic form and the change of the \
 weights. Of TRPO, policy and critic are the whole update.
+"""
+_MESSAGES = """\
+What the first of the processes sends, with both gloo's sums and its broadcasts counted once, per \
+update; its time holds the wait for the slowest process. A group of one sends nothing.
 """
 _LIMITS = """\
 Steps per second: the same vector environment with random actions and nothing else; acting on \
@@ -252,6 +260,17 @@ def share_table(rows: Sequence[Mapping[str, Any]]) -> str:
         cells = (f"{100 * row['shares'][p]:.1f}" if p in row["shares"] else "" for p in used)
         body.append([row["what"], row["env"], *cells])
     return table(["what", "environment", *(PARTS[part] for part in used)], body, left=2)
+
+
+def _message_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What an update's messages are."""
+    head = ["what", "environment", "calls per update", "MB per update", "ms per update"]
+    body = []
+    for row in rows:
+        calls, size, seconds = (row["messages"][name] for name in ("calls", "bytes", "seconds"))
+        numbers = (f"{calls:.1f}", f"{size / 1e6:.2f}", f"{1000 * seconds:.1f}")
+        body.append([row["what"], row["env"], *numbers])
+    return table(head, body, left=2)
 
 
 def _limit_table(limits: Sequence[Mapping[str, Any]]) -> str:

@@ -53,6 +53,11 @@ def together(first: Outcome, second: Outcome) -> Outcome:
             part: sum(each["seconds"] * each["shares"].get(part, 0.0) for each in both) / seconds
             for part in first["shares"] | second["shares"]
         }
+    if "messages" in first:
+        joined["messages"] = {
+            what: sum(e["updates"] * e["messages"][what] for e in both) / joined["updates"]
+            for what in first["messages"]
+        }
     return joined
 
 

@@ -20,6 +20,7 @@ import torch
 
 from acktr.config import Config, ConfigError, from_dict, preset
 from acktr.envs import EnvError, make_vec, rendering
+from acktr.train import Trainer
 from scripts.bench import cases, runner
 from scripts.bench.__main__ import main
 from scripts.bench.cases import SUITES, Case, Timing
@@ -34,6 +35,7 @@ from scripts.bench.measure import (
     shares,
 )
 from scripts.bench.peers import measure_peer
+from scripts.bench.ranks import measure_ranks
 from scripts.bench.report import PARTS, rate, results
 from scripts.bench.runner import turns
 
@@ -126,6 +128,19 @@ def test_training_is_timed_with_its_parts(algo: str) -> None:
         "trpo": {"policy", "critic"},
     }[algo]
     assert expected <= {name for name, part in parts.items() if part > 0}
+
+
+@pytest.mark.slow
+def test_training_in_two_processes_is_timed_with_its_messages() -> None:
+    two = dataclasses.replace(case(), ranks=2)
+    found = measure_ranks(two, TINY)
+    assert len(found["rates"]) == 3 and found["updates"] >= 3
+    assert math.fsum(found["shares"].values()) == pytest.approx(1, abs=1e-9)
+    network = Trainer(from_dict(two.settings), make_vec("CartPole-v1", 2, 0)).network
+    gradients = 4 * sum(parameter.numel() for parameter in network.parameters())
+    assert found["messages"]["bytes"] > gradients and 5 < found["messages"]["calls"] < 100
+    twice = runner.together(found, {**found, "messages": dict.fromkeys(found["messages"], 0.0)})
+    assert twice["messages"]["calls"] == found["messages"]["calls"] / 2
 
 
 @pytest.mark.parametrize(("algo", "env"), [("acktr", "CartPole-v1"), ("trpo", "Pendulum-v1")])

@@ -14,6 +14,7 @@ from scripts.bench.report import share_table
 from scripts.common import ScriptError, save
 
 TIMING = Timing(threads=2, seconds=1, windows=3, warm_up=1, warm_up_updates=1)
+MESSAGES = {"calls": 52.0, "bytes": 1.14e6, "seconds": 0.0056}
 SHARES = {"env": 0.5, "act": 0.25, "batch": 0.0, "rest": 0.25}
 
 
@@ -40,7 +41,7 @@ def document() -> dict[str, Any]:
     outcomes = {
         "acktr": outcome(1200, 1000, 900, parts=SHARES),
         "a2c-equal": outcome(1250, 1300, 900, parts=SHARES),
-        "other": outcome(50, 70, 60, parts={**SHARES, "policy": 0.0}),
+        "other": outcome(50, 70, 60, parts={**SHARES, "policy": 0.0}) | {"messages": MESSAGES},
         "environment-A-v0-4": outcome(6000, 4000, 4500),
         "compute-acktr": outcome(1500, 1500, 1500),
         "compute-a2c-equal": {"failure": "RuntimeError: no"},
@@ -91,6 +92,7 @@ def test_the_tables_show_them(document: dict[str, Any]) -> None:
         "| ACKTR | A-v0 | 50.0 | 25.0 | 0.0 |  | 25.0 |",
         "| ACKTR | A-v0 | 4 x 5 | 4,500 [4,000, 6,000] | 1,500 [1,500, 1,500] | 1,125 | 1,000"
         " | 88.9 % |",
+        "| OTHER | B-v0 | 52.0 | 1.14 | 5.6 |",
         "- OTHER, computation: skipped, nothing installed",
         "- A2C-EQUAL, computation A-v0: failed: RuntimeError: no",
     ):
