@@ -102,7 +102,7 @@ class Net(torch.nn.Module):
         return {"policy": both, "value": both.sum(-1)}
 
 
-@pytest.mark.parametrize("network", [None, Net])
+@pytest.mark.parametrize("network", [pytest.param(None, marks=pytest.mark.slow), Net])
 def test_parts_of_observations_and_networks_of_ones_own(network: Any, tmp_path: Path) -> None:
     env = variant(SpacesEnv, {"observation_space": PARTS, "action_space": spaces.Discrete(3)})
     config = merge(preset(env)[0], {"num_envs": 2, "num_steps": 8})
@@ -124,7 +124,9 @@ def test_parts_of_observations_and_networks_of_ones_own(network: Any, tmp_path: 
     np.testing.assert_array_equal(session.run(["action"], batch)[0], actions.numpy())
 
 
-@pytest.mark.parametrize("source", ["action_masks", "observation"])
+@pytest.mark.parametrize(
+    "source", ["action_masks", pytest.param("observation", marks=pytest.mark.slow)]
+)
 def test_masks_are_an_input(source: str, tmp_path: Path) -> None:
     """After loading too, before the first step."""
     env = variant(MaskedEnv, {"nvec": (3, 4), "source": source})

@@ -44,10 +44,10 @@ def program(code: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("name", PYTHON)
 def test_python_runs_as_printed(name: str, tmp_path: Path) -> None:
-    """With fewer steps, in a process that has torch and gymnasium, but nothing of ours."""
+    """With fewer steps, in a process that has what the README's first program imports."""
     code = PYTHON[name].replace("100_000", "2_000").replace("90_000", "1_500")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "gymnasium"])
+    context.set_forkserver_preload(["torch", "gymnasium", "acktr.agent"])
     process = context.Process(target=program, args=(code, tmp_path))
     process.start()
     process.join(120)

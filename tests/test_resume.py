@@ -134,7 +134,7 @@ def logs(run: Path) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("eval_freq", [0, 512])
+@pytest.mark.parametrize("eval_freq", [pytest.param(0, marks=pytest.mark.slow), 512])
 def test_a_run_that_stops_early_goes_on_as_if_it_had_not(eval_freq: int, tmp_path: Path) -> None:
     """On the schedule of the whole run, with the same best checkpoint: nothing is tried at 640."""
     small = {"num_envs": 2, "num_steps": 32, "total_timesteps": 1024, "eval_episodes": 1}

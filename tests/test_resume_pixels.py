@@ -31,7 +31,7 @@ def small(algo: str, **changes: Any) -> Config:
     return config(HOPPER, algo, num_envs=2, num_steps=8, pixels=pixels, **changes)
 
 
-@pytest.mark.parametrize("algo", ["acktr", "a2c"])
+@pytest.mark.parametrize("algo", ["acktr", pytest.param("a2c", marks=pytest.mark.slow)])
 def test_pictures_go_on(algo: str, tmp_path: Path) -> None:
     require_same_halves(tmp_path, small(algo), small(algo, env_workers=2), 6)
 

@@ -91,7 +91,7 @@ def batches(name: str, place: str) -> list[Batch]:
         pytest.param("acktr, images", marks=pytest.mark.slow),
         "acktr",
         "acktr, in parts",
-        "a2c, images",
+        pytest.param("a2c, images", marks=pytest.mark.slow),
     ],
 )
 def test_compiled_updates_are_the_same(name: str, place: str) -> None:
