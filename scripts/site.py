@@ -58,9 +58,19 @@ _EXAMPLES = {
 _STYLE = "style.css"
 _CSS = """\
 .md-grid { max-width: 80rem }
-math { font-family: "STIX Two Math", "Latin Modern Math", "Cambria Math", math }
+math {
+  font-family: "STIX Two Math", "Latin Modern Math", "Cambria Math", "DejaVu Math TeX Gyre",
+    "XITS Math", "Noto Sans Math", math;
+}
+@media screen and (max-width: 44.9rem) {
+  p:has(> math) { overflow-x: auto; padding-block: 0.3rem }
+}
 """
-"""Style besides the theme's: pages have wide tables, and formulas a font made for them, if any."""
+"""Style besides the theme's: pages have wide tables, and formulas a font made for them, if any.
+
+Without one browsers raise and lower scripts wrongly. On a phone a formula that is wider than the
+screen, which no browser breaks, can be moved.
+"""
 
 _NAV: list[dict[str, object]] = [
     {"Start": "README.md"},

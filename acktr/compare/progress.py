@@ -73,26 +73,27 @@ def show(
     able = [run for run in runs if run.state is not State.STUCK]
     done, total = sum(min(run.timesteps, run.total) for run in able), sum(run.total for run in able)
     steps_per_second, eta = pace(done, total, speed)
-    parts = [f"runs {finished}/{len(runs)} done", f"waiting {waiting}"]
-    parts += [f"failed {failed}"] if failed else []
-    parts += [f"steps {share(done, total)}", f"steps/s {steps_per_second}", f"ETA {eta}"]
-    footer = "  ".join(parts)
+    counts = [f"runs {finished}/{len(runs)} done", f"waiting {waiting}"]
+    counts += [f"failed {failed}"] if failed else []
+    parts = [f"steps {share(done, total)}", f"steps/s {steps_per_second}", f"ETA {eta}"]
+    footer = ["  ".join(counts), "  ".join(parts)]
     each = (
         f"{run.plan.name} {run.timesteps / run.total:.0%} return {score(run.mean_return)}"
         for run in training
     )
-    line = f"{footer}  running {', '.join(each) or '-'}"
-    display.show(line, done, total, *([table(training)] if training else []), Text(footer))
+    line = f"{'  '.join(footer)}  running {', '.join(each) or '-'}"
+    display.show(line, done, total, *([table(training)] if training else []), *map(Text, footer))
 
 
 def table(training: Sequence[Run]) -> Table:
-    """A table with a row per run in training."""
+    """A table with a row per run in training, narrow enough for a terminal of 80 columns."""
     grid = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for name in _COLUMNS:
         grid.add_column(name, justify="left" if name in ("env", "label") else "right")
     for run in training:
         config = run.plan.config
-        cells = [config.env, run.plan.label, str(config.seed), share(run.timesteps, run.total)]
+        steps = f"{run.timesteps:,} {run.timesteps / run.total:.0%}"
+        cells = [config.env, run.plan.label, str(config.seed), steps]
         cells += [score(run.mean_return), *run.pace]
         grid.add_row(*(Text(printable(cell)) for cell in cells))
     return grid

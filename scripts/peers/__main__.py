@@ -3,7 +3,8 @@
 Environments, seeds, steps and evaluation are the same; RUN_DIR/ENV/PEER/seedN is written. Several
 values of --peers, --envs or --seeds are a grid, of which finished runs are skipped. A run that is
 stopped is made from the start the next time. sb3-a2c and sb3-trpo take the values of our own preset
-for the environment; sb3-ppo takes those published for it in rl-baselines3-zoo.
+for the environment; sb3-ppo takes those published for it in rl-baselines3-zoo, and where there are
+none the library's defaults; sb3-maskable-ppo is the same with action masks.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from scripts.common import ScriptError, complain, given_once, integer, parsed, r
 if TYPE_CHECKING:
     from scripts.peers.runs import Job
 
-PEERS = ("sb3-a2c", "sb3-trpo", "sb3-ppo")
+PEERS = ("sb3-a2c", "sb3-trpo", "sb3-ppo", "sb3-maskable-ppo")
 NUMERIC_FAILURE, ENVIRONMENT_FAULT = 70, 76
 _LAST_SEED = 2**31 - 2**20 - 1
 _POLL = 0.2

@@ -18,13 +18,15 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import nn, optim
 
 from acktr.envs import MASK, AnyVectorEnv
-from scripts.peers.settings import A2C, PPO, TRPO, Settings
+from scripts.common import ScriptError
+from scripts.peers.settings import A2C, PPO, TRPO, MaskablePPO, Settings
 
 _ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU}
 _ALGORITHMS = {
     A2C: stable_baselines3.A2C,
     TRPO: sb3_contrib.TRPO,
     PPO: stable_baselines3.PPO,
+    MaskablePPO: sb3_contrib.MaskablePPO,
 }
 _CLIP = 10.0
 _ASKS_MASKS = "action_masks"
@@ -41,18 +43,26 @@ class PeerEnvs(VecEnv):
 
     Args:
         envs: Of ``envs.make_vec``; closed by the caller.
+        masked: Whether the model takes action masks.
     """
 
-    def __init__(self, envs: AnyVectorEnv) -> None:
+    def __init__(self, envs: AnyVectorEnv, masked: bool = True) -> None:
         self._envs = envs
+        self._masked = masked
         self._actions: Array | None = None
         self._masks: Array | None = None
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
 
     def reset(self) -> Array:
-        """First observations; the seed is the one that the environments were made with."""
+        """First observations; the seed is the one that the environments were made with.
+
+        Raises:
+            ScriptError: There are masks, and the model takes none.
+        """
         obs, found = self._envs.reset()
         self._masks = found.get(MASK)
+        if self._masks is not None and not self._masked:
+            raise ScriptError("the environment has action masks: the peer is sb3-maskable-ppo")
         return np.array(obs)
 
     def step_async(self, actions: Array) -> None:
@@ -128,7 +138,7 @@ def make_model(
         total_timesteps: Length of the schedule.
     """
     normalized = VecNormalize(
-        PeerEnvs(envs),
+        PeerEnvs(envs, masked=isinstance(settings.algorithm, MaskablePPO)),
         norm_obs=settings.normalize_observation,
         norm_reward=settings.normalize_reward,
         clip_obs=_CLIP,
@@ -185,11 +195,13 @@ def _policy(settings: Settings) -> dict[str, Any]:
     arguments: dict[str, Any] = {"eps": optimizer.eps}
     if optimizer.alpha is not None:
         arguments["alpha"] = optimizer.alpha
+    # There are no masks of continuous actions, and so no deviation.
+    masked = isinstance(settings.algorithm, MaskablePPO)
     return {
         "net_arch": {"pi": list(network.hidden), "vf": list(network.critic_hidden)},
         "activation_fn": _ACTIVATIONS[network.activation],
         "ortho_init": network.ortho_init,
-        "log_std_init": network.log_std_init,
+        **({} if masked else {"log_std_init": network.log_std_init}),
         "optimizer_class": optim.Adam if optimizer.name == "adam" else RMSpropTFLike,
         "optimizer_kwargs": arguments,
     }

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
+from sb3_contrib import MaskablePPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
@@ -215,6 +216,8 @@ def _learn(job: Job, model: OnPolicyAlgorithm, reporter: _Reporter) -> None:
         model.learn(job.total_timesteps, callback=reporter, log_interval=_NEVER)
     except EnvFault as error:
         raise TrainingFault(f"{job.name}: {error}", environment=True) from error
+    except ScriptError:
+        raise
     except (ValueError, ArithmeticError) as error:  # how NaN shows in torch's distributions
         text = f"{job.name}: training broke at step {model.num_timesteps}: {one_line(error)}"
         raise TrainingFault(text[:300], environment=False) from error
@@ -227,10 +230,17 @@ class _Player:
         self._model = model
         self._normalized = normalized
 
-    def act(self, observations: NDArray[Any], deterministic: bool = False) -> NDArray[Any]:
+    def act(
+        self,
+        observations: NDArray[Any],
+        deterministic: bool = False,
+        masks: NDArray[np.bool_] | None = None,
+    ) -> NDArray[Any]:
         """Actions, clipped to the bounds, of a batch of raw observations (N, ...)."""
         scaled = self._normalized.normalize_obs(observations)
         assert isinstance(scaled, np.ndarray)
+        if isinstance(self._model, MaskablePPO):
+            return self._model.predict(scaled, deterministic=deterministic, action_masks=masks)[0]
         return self._model.predict(scaled, deterministic=deterministic)[0]
 
 

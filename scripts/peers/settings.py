@@ -14,7 +14,6 @@ from gymnasium import spaces
 from acktr.config import build, overlay, preset
 from acktr.envs import make_vec
 from acktr.files import read_object
-from scripts.common import ScriptError
 from scripts.peers.translate import OURS, translate
 
 _PUBLISHED = Path(__file__).with_name("ppo.json")
@@ -84,6 +83,11 @@ class PPO(A2C):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MaskablePPO(PPO):
+    """The same, in environments with action masks."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """The whole of it. Normalisation is VecNormalize with clips of 10 and the same gamma."""
 
@@ -100,7 +104,12 @@ class Settings:
     algorithm: A2C | TRPO | PPO
 
 
-_ALGORITHMS = {"sb3-a2c": A2C, "sb3-trpo": TRPO, "sb3-ppo": PPO}
+_ALGORITHMS = {
+    "sb3-a2c": A2C,
+    "sb3-trpo": TRPO,
+    "sb3-ppo": PPO,
+    "sb3-maskable-ppo": MaskablePPO,
+}
 
 
 def read_settings(peer: str, values: Mapping[str, Any]) -> Settings:
@@ -118,10 +127,9 @@ def choose(peer: str, env: str) -> tuple[Settings, str]:
     """The settings of a peer for an environment, and one line that says where they come from.
 
     Raises:
-        ScriptError: There are none; one line.
         EnvError: The environment cannot be made.
     """
-    if peer == "sb3-ppo":
+    if issubclass(_ALGORITHMS[peer], PPO):
         values, source = _published(env)
     else:
         config, source = preset(env, OURS[peer])
@@ -145,10 +153,10 @@ def kl_parts(env: str) -> int:
 
 
 def _published(env: str) -> tuple[dict[str, Any], str]:
+    """PPO's settings for an environment, the library's defaults for one that has none."""
     table = read_object(_PUBLISHED)
     environments, name = table["environments"], _VERSION.sub("", env)
     if name not in environments:
-        raise ScriptError(
-            f"no published settings of PPO for {env}: there are some for {', '.join(environments)}"
-        )
+        source = "defaults of stable-baselines3, with running normalisation"
+        return table["defaults"], f"{source}; none are published for {env}"
     return overlay(table["defaults"], environments[name]), table["source"]

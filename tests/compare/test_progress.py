@@ -17,8 +17,10 @@ from acktr.train import Episode, TrainStats
 from tests.runs.test_progress import Clock, Terminal
 
 
-def plan(run_dir: Path, seed: int = 0, env: str = "Hopper-v5") -> RunPlan:
-    changes = {"total_timesteps": 1000}
+def plan(
+    run_dir: Path, seed: int = 0, env: str = "Hopper-v5", total_timesteps: int = 1000
+) -> RunPlan:
+    changes = {"total_timesteps": total_timesteps}
     return make_plans([env], [Entry("acktr", "acktr")], (seed,), run_dir, None, changes)[0]
 
 
@@ -122,12 +124,28 @@ def test_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "1/8 done: [x]" in output
     frames = [frame.split("╯")[0].splitlines() for frame in output.split("╭")[1:]]
     cells = [line.replace("│", "").split() for line in frames[0]]
-    steps = ["500/1,000", "(50.0%)"]
-    assert ["Hopper-v5", "acktr", "0", *steps, "12.3", "50", "0:00:10"] in cells
-    assert ["Ant-v5", "acktr", "3", "0/1,000", "(0.0%)", "-", "-", "-"] in cells
+    assert ["Hopper-v5", "acktr", "0", "500", "50%", "12.3", "50", "0:00:10"] in cells
+    assert ["Ant-v5", "acktr", "3", "0", "0%", "-", "-", "-"] in cells
     assert "failed 1" in "".join(frames[0])
     last = "".join(frames[-1])
     assert "runs 4/6 done" in last and "Hopper" not in last
+
+
+def test_a_panel_of_a_million_steps_fits_into_80_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    stream = Terminal()
+    meter = Meter(0.0, 0)
+    meter.add(80.0, 10**6, {})
+    million = plan(tmp_path, 0, "HalfCheetah-v5", 10**6)
+    run = Run(million, State.NEW, 10**6, -1234.5, meter)
+    display = Display("acktr compare", 60.0, stream, Clock())
+    show(display, [run] * 40, [run], 38, 1234.0)
+    display.close()
+    frame = stream.getvalue().split("╭")[1].split("╯")[0]
+    assert len([line for line in frame.splitlines() if "│" in line]) == 5  # no line is broken
 
 
 def test_result(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from acktr.envs import EnvFault, make_vec
 from acktr.evaluate import evaluate
+from acktr.files import safe_name
 from acktr.report.curves import load_monitor
 from acktr.runs.session import EVALUATION_SEED
 from acktr.runs.tables import read_table
@@ -106,7 +107,6 @@ def test_a_run_has_the_files_of_our_own_runs(
         (("--peer", "sb3-ppo", "--seed", "-1"), "argument --seeds/--seed: needs an integer in [0"),
         (("--peer", "sb3-ppo", "--seed", "1", "1"), "--seeds: each value may be given once"),
         (("--peer", "sb3-ppo", "--env", "Hoper-v5"), "Hoper"),
-        (("--peer", "sb3-ppo", "--env", "CartPole-v1"), "no published settings of PPO for CartPo"),
         (("--peer", "sb3-ppo", "--total-timesteps", "0"), "needs an integer in [1, 10000000000]"),
         (
             ("--peer", "sb3-a2c", "--env", "FrozenLake-v1"),
@@ -359,3 +359,21 @@ def test_evaluation_is_ours_with_frozen_statistics(
         envs.close()
     (row,) = read_table(tmp_path / ENV / "sb3-ppo" / "seed0" / "eval.csv").rows
     assert [float(value) for value in row["returns"].split(";")] == list(found.returns)
+
+
+MASKED = "tests.tools.masked:toys/MaskedAction_Masks-v0"
+
+
+def test_ppo_with_masks_makes_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The environment raises at an action that is not allowed, in training and evaluation."""
+    options = ["--peer", "sb3-maskable-ppo", "--total-timesteps", "64"]
+    code, out, err = run(capsys, tmp_path, *options, env=MASKED)
+    assert (code, out.count("\n")) == (0, 1), err
+    assert len(load_monitor(tmp_path / safe_name(MASKED) / "sb3-maskable-ppo/seed0").returns) > 64
+
+
+def test_ppo_without_masks_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, tmp_path, "--peer", "sb3-ppo", env=MASKED)
+    assert (code, out) == (2, "")
+    assert err.endswith("error: the environment has action masks: the peer is sb3-maskable-ppo\n")
+    assert not list(tmp_path.iterdir())

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import asdict
 from typing import Any
 
 import pytest
+import sb3_contrib
+from stable_baselines3 import PPO
 
 from acktr.config import ConfigError, preset
 from scripts.common import ScriptError
@@ -171,9 +174,15 @@ def test_ppo_has_the_published_values(name: str) -> None:
     assert settings["normalize_observation"] and settings["normalize_reward"]
 
 
-def test_ppo_without_published_values_is_refused() -> None:
-    with pytest.raises(ScriptError, match=r"no published settings of PPO for Pendulum-v1.*Reacher"):
-        choose("sb3-ppo", "Pendulum-v1")
+@pytest.mark.parametrize("peer", ["sb3-ppo", "sb3-maskable-ppo"])
+def test_ppo_without_published_values_has_the_librarys_defaults(peer: str) -> None:
+    chosen, source = choose(peer, "Pendulum-v1")
+    assert source.startswith("defaults of stable-baselines3, with running normalisation; none are")
+    there = inspect.signature(sb3_contrib.MaskablePPO if "mask" in peer else PPO).parameters
+    ours = asdict(chosen.algorithm)
+    ours |= {"gamma": chosen.gamma, "gae_lambda": chosen.gae_lambda, "n_steps": chosen.num_steps}
+    ours |= {"learning_rate": chosen.optimizer.lr}
+    assert ours == {name: there[name].default for name in ours}
 
 
 def test_settings_survive_json() -> None:
