@@ -135,6 +135,7 @@ class Contest(Generic[Each]):
         out: The folder.
         make: Makes a run and reports its evaluations.
         write: Writes the file of a run.
+        goal: Training loss at which runs end; None if they all have the same length.
     """
 
     def __init__(
@@ -144,8 +145,10 @@ class Contest(Generic[Each]):
         out: Path,
         make: Callable[[Each, Report], list[Row]],
         write: Callable[[Path, Each, Sequence[Row]], None],
+        goal: float | None = None,
     ) -> None:
         self._plan, self._out, self._make, self._write = plan, out, make, write
+        self._goal = goal
         self._display = Display(script, 10.0)
         full = [plan.full_spec(name, seed, {}) for name in plan.optimizers for seed in plan.seeds]
         tuning = [spec for name in plan.optimizers for spec in plan.tuning_specs(name)]
@@ -177,8 +180,14 @@ class Contest(Generic[Each]):
         return outcome
 
     def _best(self, name: str, tried: Sequence[tuple[Setting, Row]]) -> Setting:
-        """The setting with the lowest training loss at the end of the tuning."""
-        setting, best = min(tried, key=lambda pair: pair[1].train_loss)
+        """The setting with the fewest updates to the goal, or the lowest loss at the end."""
+
+        def rank(pair: tuple[Setting, Row]) -> tuple[float, float]:
+            row = pair[1]
+            there = self._goal is not None and row.train_loss <= self._goal
+            return (row.update if there else math.inf, row.train_loss)
+
+        setting, best = min(tried, key=rank)
         if not math.isfinite(best.train_loss):
             raise ScriptError(f"{name}: every setting diverged in the tuning")
         self._display.note(

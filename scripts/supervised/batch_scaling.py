@@ -14,9 +14,11 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from acktr.report.figures import COLOURS, bare, legend_below, panels, picture, plain
 from acktr.report.tables import as_csv
@@ -85,7 +87,8 @@ def _compare(argv: Sequence[str]) -> int:
     text = summary(found, goal, images, command)
     files = {"summary.md": text.encode(), "scaling.csv": as_csv(*_rows(found))}
     title = f"{asked.problem} on {images.name}, to training loss {goal:.5g}"
-    save(asked.out, {**files, "figure.png": figure(found, title)})
+    files |= {"figure.png": figure(found, title), "curves.png": curves(outcomes, title)}
+    save(asked.out, files)
     sys.stdout.write(text)
     return 0
 
@@ -107,6 +110,7 @@ def _outcome(asked: argparse.Namespace, images: Dataset, batch: int) -> Outcome:
         eval_every=asked.eval_every,
         curvature=None,
         measured=asked.measure,
+        goal=asked.goal,
     )
     plan = Plan(
         optimizers=tuple(asked.optimizers),
@@ -241,13 +245,45 @@ def figure(found: Sequence[Reached], title: str) -> bytes:
                 marker=".",
                 label=key[0],
             )
-        axis.set_xscale("log")
-        axis.set_yscale("log")
-        axis.set_xlabel("batch")
-        axis.set_ylabel(f"{what} to the loss")
-        bare(axis)
-        axis.grid(alpha=0.25, which="both")
-    lines = {line.get_label(): line for line in axes[0].get_lines()}
+        _logarithmic(axis, "batch", f"{what} to the loss")
+    return _finished(drawn, axes[0], title)
+
+
+def curves(outcomes: Mapping[int, Outcome], title: str) -> bytes:
+    """Training loss against updates and against examples, a line for each run.
+
+    Optimizers have a colour each, and batches a shade, the darker the larger they are.
+    """
+    drawn, axes, _ = panels(2, 2)
+    for axis, what in zip(axes, ("updates", "examples"), strict=True):
+        for place, (batch, outcome) in enumerate(outcomes.items()):
+            for (name, _), rows in outcome.runs.items():
+                seen = [row for row in rows[1:] if math.isfinite(row.train_loss)]
+                axis.plot(
+                    [row.update * (batch if what == "examples" else 1) for row in seen],
+                    [row.train_loss for row in seen],
+                    color=_COLOURS[name],
+                    alpha=0.3 + 0.7 * (place + 1) / len(outcomes),
+                    linewidth=1,
+                    label=f"{name}, {batch}",
+                )
+        _logarithmic(axis, what, "training loss")
+    return _finished(drawn, axes[0], title)
+
+
+def _logarithmic(axis: Any, x: str, y: str) -> None:
+    """Name the axes of a panel."""
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.set_xlabel(x)
+    axis.set_ylabel(y)
+    bare(axis)
+    axis.grid(alpha=0.25, which="both")
+
+
+def _finished(drawn: Figure, axis: Any, title: str) -> bytes:
+    """The picture, with a legend of the lines of one panel, each label once."""
+    lines = {line.get_label(): line for line in axis.get_lines()}
     legend_below(drawn, list(lines.values()))
     drawn.suptitle(plain(title), fontweight="bold")
     return picture(drawn, "png")
@@ -274,7 +310,10 @@ def options(argv: Sequence[str]) -> argparse.Namespace:
     add("--eval-every", type=integer(1), default=10, metavar="UPDATES", help="default 10")
     what = "images of each split that losses are measured on; default 2000"
     add("--measure", type=integer(1), default=2000, metavar="IMAGES", help=what)
-    what = "training loss to reach; default the lowest that all runs reach"
+    what = (
+        "training loss to reach, at which every run ends, those of the tuning too; by default runs"
+        " make all their updates, and the loss is the lowest that all of them reach"
+    )
     add("--goal", type=positive(1e9), metavar="LOSS", help=what)
     add("--threads", type=integer(1, 1024), help="threads of torch; default torch's own")
     asked = contest.options(parser, argv)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from scripts.contest import TUNE_SEED, Contest, Outcome, Setting
@@ -25,12 +25,15 @@ class Plan:
     updates_per_epoch: int
     base: RunSpec
     """Fields that all runs share; the others are replaced."""
+    grids: Mapping[str, tuple[Setting, ...]] = field(default_factory=dict)
+    """Settings to choose from, of optimizers that do not take those of their recipe."""
 
     def tuning_specs(self, name: str) -> list[RunSpec]:
-        """The tuning runs of an optimizer, which are evaluated at their end alone."""
+        """The tuning runs of an optimizer, evaluated at their end alone unless there is a goal."""
+        every = self.tune_updates if self.base.goal is None else self.base.eval_every
         return [
-            self._spec(name, TUNE_SEED, setting, self.tune_updates, self.tune_updates)
-            for setting in RECIPES[self.base.problem][name].grid
+            self._spec(name, TUNE_SEED, setting, self.tune_updates, every)
+            for setting in self.grids.get(name, RECIPES[self.base.problem][name].grid)
         ]
 
     def full_spec(self, name: str, seed: int, setting: Setting) -> RunSpec:
@@ -65,4 +68,5 @@ def compete(name: str, plan: Plan, out: Path, problem: Problem) -> Outcome:
         out,
         lambda spec, tell: train(spec, problem, tell),
         lambda path, spec, rows: write_rows(path, spec, rows, plan.updates_per_epoch),
+        plan.base.goal,
     ).run()

@@ -52,6 +52,8 @@ class RunSpec:
     measured: int | None = None
     """Images of each split that losses are measured on; None for all."""
     device: str = "cpu"
+    goal: float | None = None
+    """Training loss at which the run ends; None: it makes all its updates."""
 
     @property
     def size(self) -> float:
@@ -65,8 +67,9 @@ class RunSpec:
     def identity(self) -> str:
         """One line of JSON."""
         values = asdict(self)
-        if self.measured is None:
-            del values["measured"]
+        for name in ("measured", "goal"):
+            if values[name] is None:
+                del values[name]
         return json.dumps(values, sort_keys=True)
 
 
@@ -183,7 +186,8 @@ def train(spec: RunSpec, problem: Problem, report: Report) -> list[Row]:
         elif due:
             rows.append(_evaluation(spec, problem, network, update, seconds))
         report(rows[-1], update)
-        if not math.isfinite(rows[-1].train_loss):
+        loss = rows[-1].train_loss
+        if not math.isfinite(loss) or (spec.goal is not None and loss <= spec.goal):
             break
     return rows
 

@@ -56,7 +56,26 @@ def test_files_are_written_and_finished_runs_kept(
     ]
     assert all(int(row["examples"]) == int(row["updates"]) * int(row["batch"]) for row in rows)
     assert (tmp_path / "summary.md").read_text() == second.out
-    assert (tmp_path / "figure.png").stat().st_size > 1000
+    assert all((tmp_path / f"{name}.png").stat().st_size > 1000 for name in ("figure", "curves"))
+
+
+def test_runs_end_at_the_goal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of the tuning too, of which the one with the fewest updates to it is chosen."""
+    argv = ["autoencoder", "--out", str(tmp_path), "--optimizers", "sgd", "--seeds", "0"]
+    argv += ["--updates", "40", "--tune-updates", "12", "--eval-every", "2", "--batches", "32"]
+    assert main([*argv, "--goal", "40"]) == 0
+    (row,) = csv.DictReader((tmp_path / "scaling.csv").open())
+    updates = int(row["updates"])
+    assert 0 < updates < 40 and float(row["final_train_loss"]) <= 40
+    tuned = {}
+    for path in (tmp_path / "batch32" / "tune" / "sgd").iterdir():
+        last = list(csv.DictReader(path.read_text().splitlines()[1:]))[-1]
+        tuned[path.stem] = (int(last["update"]), float(last["train_loss"]))
+    there = {name: updates for name, (updates, loss) in tuned.items() if loss <= 40}
+    (run,) = (tmp_path / "batch32" / "runs" / "sgd").iterdir()
+    chosen = list(csv.DictReader(run.read_text().splitlines()[1:]))[-1]["setting"]
+    assert there[chosen] == min(there.values()) < max(u for u, _ in tuned.values())
+    assert "40" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
