@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -44,3 +45,16 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         return call
 
     monkeypatch.setattr(torch, "compile", unable)
+
+
+@pytest.fixture(autouse=True)
+def exact_float32(request: pytest.FixtureRequest) -> Iterator[None]:
+    """On a GPU torch rounds the factors of float32 convolutions to 10 bits (TF32) by default.
+
+    Tests that compare with the CPU, or with other kernels, would fail by it.
+    """
+    before = torch.backends.cudnn.allow_tf32
+    if request.node.get_closest_marker("gpu") is not None:
+        torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before

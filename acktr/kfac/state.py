@@ -13,6 +13,8 @@ from acktr.kfac.checks import check_integer, check_number
 
 _OWN = ("steps", "curvature")
 """What belongs to no single parameter; the first group holds it, as torch knows no other place."""
+_GENERATORS = (16, 5056)
+"""Bytes of a generator's state: of CUDA (seed and offset) and of the CPU."""
 
 
 def plain_name(name: str) -> str:
@@ -61,6 +63,25 @@ def cast_like(state: Any, template: object) -> Any:
     if isinstance(template, list):
         return [cast_like(entry, part) for entry, part in zip(state, template, strict=True)]
     return state.to(template.dtype) if isinstance(template, Tensor) else state
+
+
+def with_own_generators(state: Any, own: Any) -> Any:
+    """A stored state in which generators of another kind of device are one's own.
+
+    Their states have other sizes: such a stream cannot go on here, and all else can.
+
+    Args:
+        state: The state of a generator, or a dict or list of some; not trusted.
+        own: What it is to be loaded into.
+    """
+    if isinstance(state, dict) and isinstance(own, dict):
+        return {k: with_own_generators(v, own[k]) if k in own else v for k, v in state.items()}
+    if isinstance(state, list) and isinstance(own, list) and len(state) == len(own):
+        return [with_own_generators(*pair) for pair in zip(state, own, strict=True)]
+    if not isinstance(state, Tensor) or not isinstance(own, Tensor):
+        return state
+    foreign = state.dtype == torch.uint8 and state.dim() == 1 and state.shape != own.shape
+    return own if foreign and len(state) in _GENERATORS else state
 
 
 def _same_keys(state: object, template: Mapping[str, Any], where: str) -> Mapping[str, Any]:
@@ -153,6 +174,9 @@ def curvature_state(state: Any, own: dict[str, Any], outside: Collection[str]) -
             ' small_parameters ("gradient" was the default); give that setting'
         )
     state = {**state, "trust": _modern_trust(state.get("trust"), own["trust"])}
+    for key in ("generator", "noisy"):
+        if key in own and key in state:
+            state[key] = with_own_generators(state[key], own[key])
     pending = state.get("pending")
     settled = state if pending is None else {**state, "pending": None}
     require_like(settled, own, "K-FAC curvature")

@@ -348,7 +348,8 @@ def extreme_eigenvalues(blocks: Iterable[object]) -> tuple[float, float]:
     if not pairs:
         return math.nan, math.nan
     low, high = torch.stack(pairs).unbind(1)
-    return float(low.min()), float(high.max())
+    least, most = torch.stack((low.min(), high.max())).tolist()  # one wait for the device
+    return least, most
 
 
 def _gains(layer: LayerFactors) -> bool:

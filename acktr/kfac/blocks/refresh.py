@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -104,7 +105,8 @@ class Refresher:
         blocks = self._blocks
         self._snapshot, self._due = snapshot, due
         mine = self._mine(snapshot)
-        self._job = BackgroundJob(lambda: decomposed(blocks, mine))
+        places = [matrix.device for matrices in mine.values() for matrix in matrices]
+        self._job = BackgroundJob(lambda: decomposed(blocks, mine), *places[:1])
 
     def _mine(self, snapshot: Snapshot) -> Snapshot:
         """What this rank decomposes of a snapshot; without ranks all of it."""
@@ -170,29 +172,32 @@ class BackgroundJob(Generic[Result]):
     The function must read nothing that the caller goes on to change. Torch kernels release the
     interpreter lock, so that the caller computes meanwhile; on CUDA the job has a stream of its
     own, which waits for what was queued before.
+
+    Args:
+        function: What to run.
+        device: Where its tensors are; None for the CPU.
     """
 
-    def __init__(self, function: Callable[[], Result]) -> None:
+    def __init__(self, function: Callable[[], Result], device: torch.device | None = None) -> None:
         self._function = function
         self._result: list[Result] = []
         self._error: BaseException | None = None
-        self._ready = None
-        if torch.cuda.is_available():
-            self._ready = torch.cuda.current_stream().record_event()
+        self._stream = _stream(device) if device and device.type == "cuda" else None
+        if self._stream is not None:
+            self._ready = torch.cuda.current_stream(device).record_event()
         self._thread = threading.Thread(target=self._run, name="kfac-refresh", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         try:
             with torch.no_grad():
-                if self._ready is None:
+                if self._stream is None:
                     self._result.append(self._function())
                     return
-                stream = torch.Stream("cuda")
-                stream.wait_event(self._ready)
-                with stream:
+                self._stream.wait_event(self._ready)
+                with torch.cuda.stream(self._stream):
                     self._result.append(self._function())
-                stream.synchronize()
+                self._stream.synchronize()
         except BaseException as error:  # surfaces in collect
             self._error = error
 
@@ -213,3 +218,9 @@ class BackgroundJob(Generic[Result]):
                 f"the background refresh failed: {type(error).__name__}: {error}"
             ) from error
         return self._result[0]
+
+
+@lru_cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream of all jobs on a device: each of torch's 32 keeps freed memory for itself."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

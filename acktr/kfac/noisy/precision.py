@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Gamma, kl_divergence
 
 from acktr.kfac.checks import check_integer, check_number
-from acktr.kfac.state import cast_like, require_like
+from acktr.kfac.state import cast_like, require_like, with_own_generators
 from acktr.kfac.statistics.averages import RunningAverage
 
 
@@ -122,6 +122,7 @@ class NoisePrecision:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore :meth:`state_dict`; ValueError and no change if it does not fit."""
         own = self.state_dict()
+        state = with_own_generators(state, own)
         require_like(state, own, "NoisePrecision state")
         fitting = cast_like(state, own)
         self._errors.load(fitting["errors"], fitting["weight"])
