@@ -25,7 +25,7 @@ from acktr.given import (
     require_same_spaces,
     take_envs,
 )
-from acktr.learning import Lesson, Lessons, begin, kept_by
+from acktr.learning import Lesson, Lessons, asked_steps, begin, kept_by
 from acktr.listeners import Callback, listeners
 from acktr.policies import NetworkSource, with_network
 from acktr.predictor import Predictor
@@ -187,8 +187,7 @@ class Agent(Predictor):
             EnvFault, NonFiniteError, FactorError: As :meth:`Trainer.run`; of a run TrainingFault.
             RunError: The folder holds another run, or cannot be written.
         """
-        if total_timesteps < 1:
-            raise ValueError(f"total_timesteps must be at least 1, got {total_timesteps}")
+        asked = asked_steps(total_timesteps)
         if self._lacks_learning_rate:
             raise ValueError(
                 "the agent was trained with a learning_rate function, which no file can hold: give"
@@ -198,7 +197,7 @@ class Agent(Predictor):
         masks, told = begin(self.trainer), listeners(callback, self._logs)
         require_order(told)
         shown = bool(self.verbose or progress_bar)
-        end = self.trainer.timesteps + int(total_timesteps)
+        end = self.trainer.timesteps + asked
         lesson = Lesson(self, self.trainer, end, told, shown, masks)
         if kept is None:
             self._lessons.learn(lesson)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
@@ -10,6 +11,8 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from acktr.callbacks import ProgressBar, with_panel
 from acktr.config import Config, refuse_learn
@@ -143,6 +146,20 @@ class Lessons:
 
     def _told(self, told: Sequence[Listener], stats: TrainStats) -> tuple[TrainStats, bool]:
         return tell(told, self._window(stats))
+
+
+def asked_steps(total_timesteps: Any) -> int:
+    """The steps that ``learn`` is asked for; 1e5 is a number of steps too.
+
+    Raises:
+        ValueError: They are not positive, or no number.
+    """
+    number = isinstance(total_timesteps, int | float | np.integer | np.floating)
+    if not number or isinstance(total_timesteps, bool) or not 1 <= total_timesteps < math.inf:
+        raise ValueError(
+            f"total_timesteps must be at least 1 and a number, got {total_timesteps!r:.80}"
+        )
+    return int(total_timesteps)
 
 
 def begin(trainer: Trainer) -> FoundMasks:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from acktr.config import Config
+from acktr.config import Config, lacking_attribute, require_attribute
 from acktr.envs import (
     MASK,
     AnyVectorEnv,
@@ -69,6 +69,17 @@ class Predictor:
             f" {self.trainer.timesteps:,}, {count:,} parameters, device {self.trainer.device}>"
         )
 
+    def __setattr__(self, name: str, value: object) -> None:
+        """Refuse settings, which would be ignored."""
+        require_attribute(type(self).__name__, name)
+        object.__setattr__(self, name, value)
+
+    if not TYPE_CHECKING:  # which would find every attribute
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Say what an attribute of Stable-Baselines3 is called here."""
+            raise AttributeError(lacking_attribute(type(self).__name__, name), name=name, obj=self)
+
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         """Refuse to be copied or serialised."""
         raise TypeError("an agent has environments: save() and load() it, or copy agent.policy")
@@ -101,7 +112,7 @@ class Predictor:
             ValueError: The observation has another shape or other parts than the environment's, or
                 the mask is unfit.
         """
-        batch, alone = batched(self.policy.observation_space, observation)
+        batch, alone = self._batched(observation)
         masks = self._allowed(batch, alone, action_masks, "predict")
         starts = None if episode_start is None else np.asarray(episode_start, np.bool_).reshape(-1)
         actions, state = self.policy.advance(batch, state, starts, deterministic, masks)
@@ -116,7 +127,7 @@ class Predictor:
         Raises:
             ValueError: The observation has another shape or other parts than the environment's.
         """
-        batch, alone = batched(self.policy.observation_space, observation)
+        batch, alone = self._batched(observation)
         values: NDArray[np.float32] = self.policy.outputs(batch)[1].float().cpu().numpy()
         return values[0] if alone else values
 
@@ -145,7 +156,7 @@ class Predictor:
             ValueError: Shapes do not fit, an action is not in its space, a mask is unfit, or logp
                 comes without actions.
         """
-        batch, alone = batched(self.policy.observation_space, observation)
+        batch, alone = self._batched(observation)
         masks = self._allowed(batch, alone, action_masks, "action_probability")
         if actions is not None:
             given = np.asarray(actions)
@@ -158,6 +169,19 @@ class Predictor:
         if not alone:
             return arrays
         return tuple(array[0] for array in arrays) if isinstance(arrays, tuple) else arrays[0]
+
+    def _batched(self, observation: Any) -> tuple[Any, bool]:
+        """A batch of observations, and whether one alone was given.
+
+        Raises:
+            ValueError: Its shape or parts are not the environment's, or a number is NaN or Inf.
+        """
+        batch, alone = batched(self.policy.observation_space, observation)
+        arrays = flat(self.policy.observation_space, batch)
+        for array in arrays.values() if isinstance(arrays, dict) else (arrays,):
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise ValueError("the observation has NaN or Inf, of which no action follows")
+        return batch, alone
 
     def _allowed(self, batch: Any, alone: bool, action_masks: Any, name: str) -> Masks | None:
         """Masks (N, P) of a batch of observations as booleans."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import io
+import math
 import pickle
 import re
 from collections.abc import Iterator
@@ -301,6 +302,33 @@ def test_what_is_no_path_is_told_what_to_write() -> None:
         agent.save(io.BytesIO())  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="loaded from one, got BytesIO"):
         ACKTR.load(io.BytesIO())  # type: ignore[arg-type]
+
+
+def test_names_of_other_libraries_are_told() -> None:
+    with ACKTR("CartPole-v1", tiny()) as agent:
+        with pytest.raises(AttributeError, match="ACKTR has no attribute get_env; here it is envs"):
+            agent.get_env()  # type: ignore[attr-defined]
+        with pytest.raises(AttributeError, match="no attribute gamma; its settings are in config"):
+            _ = agent.gamma  # type: ignore[attr-defined]
+        for name, here in {"gamma": r"ACKTR\(env, gamma=", "n_steps": "before: num_steps"}.items():
+            with pytest.raises(AttributeError, match=here):
+                setattr(agent, name, 0.5)
+        assert not hasattr(agent, "nothing")
+        agent.note = "mine"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("steps", [0, 0.5, "1000", math.nan, math.inf, None, True])
+def test_steps_that_are_no_number(steps: Any) -> None:
+    why = "total_timesteps must be at least 1 and a number"
+    with ACKTR("CartPole-v1", tiny()) as agent, pytest.raises(ValueError, match=why):
+        agent.learn(steps)
+
+
+def test_an_observation_that_is_no_number() -> None:
+    with ACKTR("CartPole-v1", tiny()) as agent:
+        for ask in (agent.predict, agent.value, agent.action_probability):
+            with pytest.raises(ValueError, match="the observation has NaN or Inf"):
+                ask(np.array([0, 0, np.nan, 0], np.float32))
 
 
 def test_with_closes_what_it_made(monkeypatch: pytest.MonkeyPatch) -> None:

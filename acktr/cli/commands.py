@@ -224,9 +224,12 @@ def _eval(args: Sequence[str], interrupts: Interrupts) -> str:
 
 
 def _runs(path: Path) -> list[Path]:
-    """The run or checkpoint at a path, or the runs below it."""
+    """The run or checkpoint at a path, or the runs below it, but for those that keep no agent."""
     own = (path / "config.json").is_file() or checkpoint_exists(path) or not path.is_dir()
-    return [path] if own else find_runs([path])
+    if own:
+        return [path]
+    runs = find_runs([path])
+    return [run for run in runs if (run / "checkpoints").is_dir()] or runs
 
 
 def _only_agent(options: RecordOptions | ExportOptions) -> SavedAgent:

@@ -95,7 +95,7 @@ _SAID_ELSEWHERE: Mapping[str, str] = {
     **dict.fromkeys(("n-envs", "num-env", "n-env", "num-processes"), "--num-envs"),
     **dict.fromkeys(("n-steps", "nsteps", "rollout-length", "horizon"), "--num-steps"),
     **dict.fromkeys(
-        ("n-timesteps", "num-timesteps", "timesteps", "steps", "total-steps", "num-env-steps"),
+        ("n", "n-timesteps", "num-timesteps", "timesteps", "steps", "total-steps", "num-env-steps"),
         "--total-timesteps",
     ),
     **dict.fromkeys(("env-id", "env-name", "environment", "gym-id", "task"), "--env"),
@@ -107,13 +107,15 @@ _SAID_ELSEWHERE: Mapping[str, str] = {
     **dict.fromkeys(("lam", "lambda"), "--gae-lambda"),
     **dict.fromkeys(("max-kl", "target-kl", "delta"), "--acktr.actor.kl-clip or --trpo.max-kl"),
     **dict.fromkeys(("policy-kwargs", "net-arch", "hidden-sizes"), "--network.hidden 64 64"),
-    **dict.fromkeys(("log-dir", "log-folder", "logdir", "output", "out", "save-path"), "--run-dir"),
+    **dict.fromkeys(
+        ("f", "log-dir", "log-folder", "logdir", "output", "out", "save-path"), "--run-dir"
+    ),
     **dict.fromkeys(("exp-name", "run-name", "name", "tb-log-name"), "--label"),
     **dict.fromkeys(("save-freq", "save-interval", "checkpoint-interval"), "--checkpoint-freq"),
     **dict.fromkeys(("n-eval-episodes", "num-eval-episodes"), "--eval-episodes"),
     **dict.fromkeys(("eval-interval", "evaluate-every"), "--eval-freq"),
     **dict.fromkeys(("hyperparams", "params", "hyperparameter", "conf-file"), "--config FILE"),
-    **dict.fromkeys(("trained-agent", "continue", "load", "restore"), "--resume RUN"),
+    **dict.fromkeys(("i", "trained-agent", "continue", "load", "restore"), "--resume RUN"),
     **dict.fromkeys(("gym-packages", "import-module"), "--import"),
     **dict.fromkeys(("cuda", "gpu"), "--device cuda"),
     **dict.fromkeys(("mixed-precision", "amp", "bf16"), "--precision bfloat16"),
@@ -148,6 +150,19 @@ _NOT_NEEDED: Mapping[str, str] = {
 }
 """What to say to one that nothing here corresponds to."""
 
+_RUN_SAYS = "a run is given by its folder alone, such as runs/CartPole-v1/acktr/seed0"
+_OF_RUNS: Mapping[str, str] = {
+    **dict.fromkeys(("env", "env-id", "algo", "f", "folder", "i", "exp-id", "run-dir"), _RUN_SAYS),
+    **dict.fromkeys(
+        ("n-eval-episodes", "num-eval-episodes", "eval-episodes", "n-episodes"),
+        "did you mean --episodes?",
+    ),
+    **dict.fromkeys(("load-best", "best"), "did you mean --checkpoint best?"),
+    **dict.fromkeys(("n", "n-timesteps"), "did you mean --episodes or, of record, --max-steps?"),
+}
+"""The same, of commands that play with the agent of a run."""
+_PLAYING = ("eval", "record")
+
 
 def unknown_option(command: str, args: Sequence[str]) -> str | None:
     """One line on the first word that looks like an option and is none of the command's."""
@@ -174,6 +189,8 @@ def _hint(command: str, name: str) -> str:
     """What was meant, as far as that is plain; a far guess is worse than none."""
     if command == "train" and name in _NOT_NEEDED:
         return _NOT_NEEDED[name]
+    if command in _PLAYING and name in _OF_RUNS:
+        return _OF_RUNS[name]
     if command == "train" and name in _SAID_ELSEWHERE:
         return f"did you mean {_SAID_ELSEWHERE[name]}?"
     known = FLAGS[command]
@@ -190,9 +207,18 @@ def _hint(command: str, name: str) -> str:
 
 
 def with_named_env(args: Sequence[str]) -> list[str]:
-    """The words of ``train`` where the first may be an environment's id by itself."""
+    """The words of ``train`` where the first may be an environment's id by itself.
+
+    Raises:
+        UsageError: There are two.
+    """
     if not args or args[0].startswith("-"):
         return list(args)
+    if len(args) > 1 and not args[1].startswith("-"):
+        raise UsageError(
+            f"one environment is trained in, got {args[0]} and {args[1]}; acktr compare --envs has"
+            " several, and --network takes a network of your own"
+        )
     return ["--env", *args]
 
 

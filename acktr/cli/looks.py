@@ -11,6 +11,7 @@ from acktr.cli.flags import UsageError
 from acktr.cli.look_options import CardOptions, DiffOptions, ListOptions, PresetsOptions
 from acktr.cli.parsing import parse
 from acktr.config import known_presets, preset, to_dict
+from acktr.envs import lookup
 from acktr.files import reason, write_atomic
 from acktr.interrupts import Interrupts
 from acktr.report.archives import unpacked
@@ -53,6 +54,7 @@ def presets(args: Sequence[str], interrupts: Interrupts) -> str:
     """The table of presets, or the settings of one."""
     options = parse(PresetsOptions, args, "presets")
     if options.env is not None:
+        lookup(options.env)  # any other word would have the preset of any environment
         config, _ = preset(options.env, options.algo, options.preset)
         return json.dumps(to_dict(config), indent=2)
     head = ("algorithm", "preset", "for", "what")

@@ -23,7 +23,13 @@ from acktr.config.settings import (
     read_settings,
     to_dict,
 )
-from acktr.config.shorthand import Settings, refuse_learn, with_settings
+from acktr.config.shorthand import (
+    Settings,
+    lacking_attribute,
+    refuse_learn,
+    require_attribute,
+    with_settings,
+)
 from acktr.config.trusted import refuse_import, refuse_imports
 
 __all__ = [
@@ -49,6 +55,7 @@ __all__ = [
     "former_setting",
     "from_dict",
     "known_presets",
+    "lacking_attribute",
     "merge",
     "overlay",
     "preset",
@@ -57,6 +64,7 @@ __all__ = [
     "refuse_import",
     "refuse_imports",
     "refuse_learn",
+    "require_attribute",
     "to_dict",
     "with_learning_rate",
     "with_settings",

@@ -84,6 +84,52 @@ _ELSEWHERE = {
 }
 """What to write instead of arguments of Stable-Baselines3 and the like."""
 
+_HERE = {
+    "get_env": "envs",
+    "env": "envs",
+    "n_envs": "num_envs",
+    "get_vec_normalize_env": "policy.normalizer",
+    "set_random_seed": "seed= when the agent is made",
+    "set_logger": "tensorboard_log= when the agent is made, or learn(..., run_dir=...)",
+    "ep_info_buffer": "logger.ep_rew_mean, or callbacks, which have the episodes",
+    "rollout_buffer": "acktr.ACKTRUpdate for batches of one's own",
+    "collect_rollouts": "learn",
+    "train": "learn",
+    "fit": "learn",
+    "act": "predict",
+    "get_action": "predict",
+    "n_steps": "config.num_steps",
+    "learning_rate": "learning_rate= when the agent is made",
+    "device": "trainer.device",
+    "seed": "config.seed",
+    "network": "policy.network",
+    "model": "policy.network",
+}
+"""What to write instead of an agent's attributes elsewhere."""
+
+
+def lacking_attribute(agent: str, name: str) -> str:
+    """What to say of an attribute that agents do not have."""
+    text = f"{agent} has no attribute {name}"
+    if name in typing.get_type_hints(Settings):
+        return f"{text}; its settings are in config"
+    return f"{text}; here it is {_HERE[name]}" if name in _HERE else text
+
+
+def require_attribute(agent: str, name: str) -> None:
+    """Refuse what would change nothing of an agent that is made.
+
+    Raises:
+        AttributeError: It is the name of a setting, here or elsewhere.
+    """
+    own = name in ("policy", "verbose")
+    if not own and name in (*typing.get_type_hints(Settings), "learning_rate", *_ELSEWHERE):
+        here = _ELSEWHERE.get(name, f"{agent}(env, {name}=...)")
+        raise AttributeError(
+            f"{name} cannot be set in an agent that is made, where it would change nothing; give"
+            f" it before: {here}"
+        )
+
 
 def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
     """The configuration with settings given by keyword.

@@ -63,13 +63,33 @@ def test_the_algorithms_of_compare_are_all() -> None:
         ("--damping 1", "did you mean --acktr.actor.damping or --acktr.critic.damping?"),
         ("--tot 1", "did you mean --total-timesteps?"),
         ("--purple 1", "acktr train --help-all lists all there are"),
-        ("-n 1", "unknown option -n; acktr train --help-all"),
+        ("-n 1", "unknown option -n; did you mean --total-timesteps?"),
+        ("-q 1", "unknown option -q; acktr train --help-all"),
     ],
 )
 def test_unknown_options_in_words_of_others(words: str, hint: str) -> None:
     said = unknown_option("train", ["--env", "X", *words.split()])
     assert said is not None and hint in said
     assert "did you mean" in said or "did you mean" not in hint
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("--env CartPole-v1", "a run is given by its folder alone, such as runs/"),
+        ("--n-eval-episodes 5", "did you mean --episodes?"),
+        ("--load-best", "did you mean --checkpoint best?"),
+    ],
+)
+@pytest.mark.parametrize("command", ["eval", "record"])
+def test_runs_are_no_agents_of_the_zoo(command: str, words: str, hint: str) -> None:
+    said = unknown_option(command, words.split())
+    assert said is not None and hint in said
+
+
+def test_two_environments_to_train_in(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = call(capsys, "train", "MlpPolicy", "CartPole-v1")
+    assert code == 2 and "one environment is trained in, got MlpPolicy and CartPole-v1" in err
 
 
 def test_far_guesses_are_not_made() -> None:
@@ -159,6 +179,10 @@ def test_a_folder_of_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> Non
     few = ("--episodes", "1")
     alone = call(capsys, "eval", str(RUN), *few)[1]
     assert call(capsys, "eval", "runs", *few)[1] == alone
+    peer = shutil.copytree(RUN, here / "runs/CartPole-v1/sb3-ppo/seed0")
+    shutil.rmtree(peer / "checkpoints")
+    assert call(capsys, "eval", "runs", *few)[1] == alone  # a run that keeps no agent is left out
+    shutil.rmtree(peer)
     shutil.copytree(RUN, here / "runs/CartPole-v1/other/seed0")
     code, out, _ = call(capsys, "eval", "runs", *few)
     assert code == 0 and alone.strip() in out

@@ -119,6 +119,8 @@ def test_presets(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, out, _ = call(capsys, "presets", "Hopper-v5", "--algo", "trpo")
     assert code == 0 and from_dict(json.loads(out)) == preset("Hopper-v5", "trpo")[0]
     assert call(capsys, "presets", "CartPole-v1", "--preset", "paper")[0] == 2
+    code, out, err = call(capsys, "presets", "cartpole")
+    assert (code, out) == (2, "") and "unknown environment 'cartpole'" in err
 
 
 def test_card(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

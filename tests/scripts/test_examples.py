@@ -11,6 +11,7 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 
+from acktr import ACKTR
 from scripts.examples import (
     dict_observations,
     hub_folder,
@@ -109,6 +110,18 @@ def test_weights_and_biases_gets_metrics_and_settings(tmp_path):
     for path in stored:
         for word in (b"rollout/ep_rew_mean", b"train/approx_kl", b"eval/mean_reward", b"kl_clip"):
             assert word in path.read_bytes(), word
+
+
+def test_envpool_is_learned_in():
+    pytest.importorskip("envpool", reason="envpool is not installed")
+    from scripts.examples import envpool_vector
+
+    agent = ACKTR(envpool_vector.EnvPool("CartPole-v1", 4, seed=0), seed=0)
+    episodes = []
+    agent.learn(2_000, callback=lambda stats: episodes.extend(stats.episodes))
+    # The steps of all episodes, those that only reset not among them.
+    assert 1_000 < sum(episode.length for episode in episodes) < 2_000
+    assert all(episode.reward == episode.length for episode in episodes)
 
 
 def test_a_run_is_made_ready_for_the_hub(tmp_path, capsys):
