@@ -71,6 +71,8 @@ class EnvSource:
         timeout: float = TIMEOUT,
     ) -> None:
         self.kwargs = dict(kwargs or {})
+        if callable(wrappers) or isinstance(wrappers, str):
+            raise EnvError(f"wrappers must be a list, such as [TimeLimit], got {wrappers!r:.80}")
         self._wrappers = [_resolved(wrapper) for wrapper in wrappers]
         self.wrapped = bool(self._wrappers)
         names = [wrapper_name(wrapper) for wrapper in wrappers]

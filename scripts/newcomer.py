@@ -1,6 +1,6 @@
 """What a person coming from Stable-Baselines3 tries in Python, and what comes out.
 
-Usage: python -m scripts.newcomer [--only WORD] [--out FILE]
+Usage: python -m scripts.newcomer [--wrong] [--only WORD] [--out FILE]
 
 Each program runs in a process and a folder of its own, with 600 steps of training at most. What it
 prints last, or the error that it ends with, goes into a table.
@@ -25,6 +25,8 @@ from scripts.common import on_files
 
 PROGRAMS = Path(__file__).with_name("newcomer.txt")
 """The programs: `## what is wanted`, then the lines of one."""
+WRONG = Path(__file__).with_name("wrong_uses.txt")
+"""More of them, which nobody should write."""
 
 _OURS = str(Path(acktr.__file__).parent)
 """Errors that are raised there have a message in the words of users."""
@@ -58,9 +60,9 @@ def shown(space):
 """What every program begins with."""
 
 
-def programs() -> dict[str, str]:
+def programs(path: Path = PROGRAMS) -> dict[str, str]:
     """The programs by what is wanted."""
-    parts = PROGRAMS.read_text().split("## ")[1:]
+    parts = path.read_text().split("## ")[1:]
     return {name: code for name, _, code in (part.partition("\n") for part in parts)}
 
 
@@ -100,12 +102,12 @@ def run(code: str) -> tuple[str, str, float]:
     return how, words, time.monotonic() - began
 
 
-def table(only: str = "") -> str:
-    """The Markdown table of all programs whose names contain a word."""
+def table(path: Path, only: str = "") -> str:
+    """The Markdown table of all programs of a file whose names contain a word."""
     import torch
 
     torch.set_num_threads(1)
-    chosen = {name: code for name, code in programs().items() if only in name}
+    chosen = {name: code for name, code in programs(path).items() if only in name}
     rows, count = [], {"works": 0, "says": 0, "fails": 0}
     for name, code in chosen.items():
         how, words, seconds = run(code)
@@ -120,12 +122,13 @@ def table(only: str = "") -> str:
 def main() -> int:
     """Run the programs of the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--wrong", action="store_true", help="wrong uses instead")
     parser.add_argument("--only", default="", help="part of the names of programs to run")
     parser.add_argument("--out", type=Path, help="Markdown file to write")
     options = parser.parse_args()
 
     def write() -> None:
-        text = table(options.only)
+        text = table(WRONG if options.wrong else PROGRAMS, options.only)
         if options.out is None:
             sys.stdout.write(text)
         else:

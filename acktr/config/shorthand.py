@@ -75,6 +75,14 @@ _ELSEWHERE = {
     "policy": "nothing: the network follows the spaces",
     "max_grad_norm": "config= with a2c.max_grad_norm",
     "use_sde": "nothing: there is no gSDE",
+    **dict.fromkeys(
+        ("batch_size", "n_epochs", "clip_range", "clip_range_vf"),
+        "nothing: that is PPO's; an update here is a step on all num_envs x num_steps samples",
+    ),
+    **dict.fromkeys(
+        ("monitor_wrapper", "stats_window_size", "_init_setup_model"),
+        "nothing: episodes are always counted, and told by their last 100",
+    ),
     "rms_prop_eps": "config= with a2c.rms_eps",
     "target_kl": "config= with acktr.actor.kl_clip or trpo.max_kl",
     "total_timesteps": "learn(total_timesteps)",

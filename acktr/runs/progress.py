@@ -217,6 +217,7 @@ class Progress:
         self._clock = clock
         self._meter = Meter(clock(), start_timesteps)
         self._unseen: tuple[TrainStats, float | None] | None = None
+        self._newest: tuple[TrainStats, float | None] | None = None
         self._curve = Sparkline()
         self._last: tuple[float, int] | None = None
         self._best: tuple[float, int] | None = None
@@ -226,6 +227,8 @@ class Progress:
         self._last = (mean, timesteps)
         if self._best is None or mean > self._best[0]:
             self._best = self._last
+        if self._display.draws:  # the panel of the last update knows no evaluation after it
+            self._unseen = self._newest
 
     def note(self, text: str) -> None:
         """Write a line (above the panel)."""
@@ -238,7 +241,7 @@ class Progress:
         self._meter.add(self._clock(), stats.timesteps, seconds)
         if ep_rew_mean is not None:
             self._curve.add(ep_rew_mean)
-        self._unseen = stats, ep_rew_mean
+        self._unseen = self._newest = stats, ep_rew_mean
         if self._display.due():
             self._show()
 

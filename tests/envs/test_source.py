@@ -191,6 +191,7 @@ FromOldGym.__module__ = "gym.core"
         ("CartPole-v1", {"wrappers": ("no_such_module:A",)}, "cannot be imported: ModuleNotFound"),
         ("CartPole-v1", {"wrappers": ("math:A",)}, "cannot be imported: AttributeError"),
         ("CartPole-v1", {"wrappers": ("math:pi",)}, "'math:pi' is no class or function"),
+        ("CartPole-v1", {"wrappers": "Doubled"}, "wrappers must be a list, such as .*'Doubled'"),
         ("CartPole-v1", {"wrappers": (3,)}, "a wrapper must be a class, a function or module:Name"),
         ("CartPole-v1", {"wrappers": (lambda env: 1 / 0,)}, "<lambda> failed: ZeroDivisionError"),
         ("CartPole-v1", {"wrappers": (lambda env: None,)}, "<lambda> gave no gymnasium.Env"),

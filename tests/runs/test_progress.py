@@ -220,9 +220,11 @@ def test_a_panel_shows_evaluations_and_a_curve(monkeypatch: pytest.MonkeyPatch) 
         progress.evaluated(20.0, 10)
         progress.evaluated(15.0, 20)
         progress.update(stats(20), 7.0)
+        progress.evaluated(17.0, 20)
         progress.close()
         shown = stream.getvalue()
         assert "15.0 at step 20" in shown and "20.0 at step 10" in shown
+        assert "17.0 at step 20" in shown.rpartition("15.0 at step 20")[2]
         assert ("▁" in shown) == has_curve
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from scripts.newcomer import PRELUDE, outcome, programs
+from scripts.newcomer import PRELUDE, PROGRAMS, WRONG, outcome, programs
 
 
 def test_programs_are_whole() -> None:
-    found = programs()
-    assert len(found) == 60
+    assert [len(programs(path)) for path in (PROGRAMS, WRONG)] == [60, 57]
+    found = programs() | programs(WRONG)
     for name, code in found.items():
         compile(PRELUDE + code, name, "exec")
 
@@ -21,7 +21,8 @@ def test_programs_are_whole() -> None:
     [
         ("n_steps=32", "says", "unknown argument n_steps; write num_steps"),
         ("load what is not there", "says", "nothing: no checkpoint folder here"),
-        ("save to a BytesIO", "fails", "TypeError: expected str, bytes or os.PathLike"),
+        ("save to a BytesIO", "says", "an agent is saved to a path and loaded from one, got Byt"),
+        ("model.gamma = 0.9", "says", "gamma cannot be set in an agent that is made"),
         ("observation_space, action_space, num_envs, logger", "works", "(4,) Discrete(2) 8 None"),
     ],
 )
@@ -29,5 +30,5 @@ def test_how_programs_end(
     name: str, how: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # which the program changes
-    found = outcome(programs()[name], tmp_path)
+    found = outcome((programs() | programs(WRONG))[name], tmp_path)
     assert found[0] == how and found[1].startswith(words)
