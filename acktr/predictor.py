@@ -176,8 +176,18 @@ class Predictor:
         Raises:
             ValueError: Its shape or parts are not the environment's, or a number is NaN or Inf.
         """
-        batch, alone = batched(self.policy.observation_space, observation)
-        arrays = flat(self.policy.observation_space, batch)
+        space = self.policy.observation_space
+        if (
+            isinstance(observation, tuple)
+            and any(isinstance(part, dict) for part in observation)
+            and not isinstance(space, gymnasium.spaces.Tuple)
+        ):
+            raise ValueError(
+                "the observation is a tuple: of reset's (observation, info), and of what step"
+                " gives, it is the first"
+            )
+        batch, alone = batched(space, observation)
+        arrays = flat(space, batch)
         for array in arrays.values() if isinstance(arrays, dict) else (arrays,):
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise ValueError("the observation has NaN or Inf, of which no action follows")

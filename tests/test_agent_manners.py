@@ -329,6 +329,8 @@ def test_an_observation_that_is_no_number() -> None:
         for ask in (agent.predict, agent.value, agent.action_probability):
             with pytest.raises(ValueError, match="the observation has NaN or Inf"):
                 ask(np.array([0, 0, np.nan, 0], np.float32))
+            with pytest.raises(ValueError, match=r"a tuple: of reset's \(observation, info\)"):
+                ask((np.zeros(4, np.float32), {}))
 
 
 def test_with_closes_what_it_made(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -227,7 +227,7 @@ class Progress:
         self._last = (mean, timesteps)
         if self._best is None or mean > self._best[0]:
             self._best = self._last
-        if self._display.draws:  # the panel of the last update knows no evaluation after it
+        if self._display.live:  # the panel of the last update knows no evaluation after it
             self._unseen = self._newest
 
     def note(self, text: str) -> None:
