@@ -183,7 +183,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     add("--fault", choices=checks, metavar="STAGE", help=what)
     asked = parsed(parser, argv)
     spoilt = next((stage for stage in STAGES if stage.name == asked.fault), None)
-    if spoilt and (asked.only and spoilt.name not in asked.only or asked.dry_run > spoilt.dry):
+    if spoilt and ((asked.only and spoilt.name not in asked.only) or asked.dry_run > spoilt.dry):
         raise ScriptError(f"argument --fault: the stage {spoilt.name} would not run")
     check_folder(asked.out)
     return asked

@@ -39,7 +39,7 @@ STAGES = (
     Stage(name="bfloat16", kind="updates", precision="bfloat16", budget=50),
     Stage(name="breakout", kind="speed", env="BreakoutNoFrameskip-v4", budget=40),
     Stage(name="halfcheetah", kind="speed", env="HalfCheetah-v5", budget=35),
-    Stage(name="compile", kind="compile", compiled=True, budget=70, dry=False),
+    Stage(name="compile", kind="compile", compiled=True, budget=110, dry=False),
     Stage(
         name="breakout compiled",
         kind="speed",

@@ -169,8 +169,10 @@ def acting_difference(subject: Subject, device: torch.device, updates: int) -> f
         )
         for number in range(updates):
             batch = subject.batch(number, torch.float32, device)
+            seen = batch.observations
+            assert isinstance(seen, Tensor)
             for _ in range(3):
-                pairs = zip(plain(batch.observations), compiled(batch.observations), strict=True)
+                pairs = zip(plain(seen), compiled(seen), strict=True)
                 for ours, theirs in pairs:
                     if ours is not None and theirs is not None:
                         gap = (ours.double() - theirs.double()).abs().max()

@@ -148,7 +148,7 @@ def _classified(
             with optimizer.capture() as captured:
                 output = network(inputs)
             optimizer.observe(captured, output, loss, source=Empirical(labels))
-            loss(output, labels).backward()
+            torch.autograd.backward(loss(output, labels))
             optimizer.step()
             if number + 1 in counts:
                 found.append(_kfac_state(network, optimizer))
