@@ -199,6 +199,18 @@ def test_training_goes_on_from_a_state_bit_for_bit(structure: str) -> None:
     assert torch.equal(optimizer.predict(data()[0], 2), other.predict(data()[0], 2))
 
 
+def test_a_state_of_a_gpu_is_loaded_with_ones_own_generators() -> None:
+    """Those of CUDA have 16 bytes."""
+    state = stepped().state_by_name()
+    ((kind, generators),) = state["curvature"]["noisy"].items()
+    foreign = [torch.zeros(16, dtype=torch.uint8) for _ in generators]
+    state["curvature"]["noisy"] = {kind: foreign}
+    fresh = stepped(0)
+    own = fresh.curvature.noise.get_state()
+    fresh.load_state_dict(state)
+    assert torch.equal(fresh.curvature.noise.get_state(), own)
+
+
 def test_a_state_of_another_kind_is_refused_without_a_change() -> None:
     optimizer = stepped()
     before = copy.deepcopy(optimizer.state_by_name())

@@ -252,3 +252,18 @@ def test_reading_the_state_changes_nothing() -> None:
     before = snapshot(optimizer)
     optimizer.state_dict()
     assert same(snapshot(optimizer), before)
+
+
+def test_a_state_of_a_gpu_is_loaded_with_ones_own_generator() -> None:
+    """That of CUDA has 16 bytes."""
+    optimizer, state = trained()
+    fresh = made(network(seed=3))
+    own = snapshot(fresh)["curvature"]["generator"]
+    foreign = changed(state, torch.zeros(16, dtype=torch.uint8), "curvature", "generator")
+    fresh.load_state_dict(foreign)
+    found = snapshot(fresh)
+    assert torch.equal(found["curvature"]["generator"], own)
+    assert same(
+        changed(found, 0, "curvature", "generator"), changed(state, 0, "curvature", "generator")
+    )
+    refused(optimizer, changed(state, torch.zeros(17, dtype=torch.uint8), "curvature", "generator"))
