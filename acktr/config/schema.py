@@ -43,8 +43,9 @@ class Limits:
             below = self.high < math.inf or (number and value > most)
             limit = f" and <= {most:.10g}" if below else ""
             sign = ">" if self.above else ">="
-            got = repr(value) if isinstance(value, str) else str(value)
-            raise ConfigError(f"{name} must be {noun} {sign} {self.low:g}{limit}, got {got:.60}")
+            raise ConfigError(
+                f"{name} must be {noun} {sign} {self.low:g}{limit}, got {value!s:.60}"
+            )
 
 
 Positive = Annotated[float, Limits(0, above=True)]
