@@ -42,6 +42,8 @@ from scripts.supervised.settings import OPTIMIZERS
 from scripts.supervised.training import RunSpec
 
 BATCHES = (250, 500, 1000, 2000, 4000, 8000)
+GRIDS = {"sgd": contest.grid(lr=(1.5e-3, 3e-3, 6e-3, 1.2e-2))}
+"""Settings to choose from in place of the recipe's, which are a factor of three apart."""
 _FAR = 1000
 """A critical batch so many times the largest one is infinite: no end is in sight."""
 _COLOURS = dict(zip(OPTIMIZERS, [COLOURS[i] for i in (0, 2, 1, 3)], strict=True))
@@ -119,6 +121,7 @@ def _outcome(asked: argparse.Namespace, images: Dataset, batch: int) -> Outcome:
         tune_updates=asked.tune_updates,
         updates_per_epoch=per_epoch,
         base=base,
+        grids={} if images.built_in else GRIDS,
     )
     return compete(f"batch {batch}", plan, asked.out / f"batch{batch}", problem)
 

@@ -230,9 +230,8 @@ class Observed:
     ) -> Estimate | None:
         """:meth:`grams` estimated from every k-th sample, in a forward pass of their own.
 
-        It takes about a tenth of the time; a batch in micro-batches is taken whole. None if the
-        samples do not give alone what they gave in the batch, as with dropout, with batch
-        normalisation in training, or where they meet.
+        It takes about a tenth of the time; micro-batches are taken whole. None if samples give not
+        alone what they gave in the batch: dropout, batch statistics in training, where they meet.
 
         Args:
             module: The network.
