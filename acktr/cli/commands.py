@@ -209,7 +209,9 @@ def _compare(args: Sequence[str], interrupts: Interrupts) -> str:
 
 def _eval(args: Sequence[str], interrupts: Interrupts) -> str:
     options = parse(EvalOptions, args, "eval")
-    paths = _runs(options.run)
+    found = _runs(options.run)
+    # Runs of scripts.peers, for example, keep no agent.
+    paths = [run for run in found if len(found) == 1 or (run / "checkpoints").is_dir()] or found
     network = _network(options.network)
     told = []
     with closing(Display("acktr eval", interval=5.0)) as display:
@@ -224,12 +226,9 @@ def _eval(args: Sequence[str], interrupts: Interrupts) -> str:
 
 
 def _runs(path: Path) -> list[Path]:
-    """The run or checkpoint at a path, or the runs below it, but for those that keep no agent."""
+    """The run or checkpoint at a path, or the runs below it."""
     own = (path / "config.json").is_file() or checkpoint_exists(path) or not path.is_dir()
-    if own:
-        return [path]
-    runs = find_runs([path])
-    return [run for run in runs if (run / "checkpoints").is_dir()] or runs
+    return [path] if own else find_runs([path])
 
 
 def _only_agent(options: RecordOptions | ExportOptions) -> SavedAgent:
