@@ -108,7 +108,7 @@ def measured(task: Task, folder: Path, seconds: float, interrupts: Interrupts) -
     task.write(folder)
     module, args = "scripts.gpu.work", [str(folder)]
     if task.stage.kind == "tests":
-        module, args = "pytest", ["-m", "gpu", "-q", *_how(task)]
+        module, args = "pytest", ["-m", "gpu", *_how(task)]
     started = time.monotonic()
     with interrupts.deferred():  # a stop while the process starts would lose sight of it
         child = ChildProcess(args, folder / OUTPUT, module=module, threads=cores())

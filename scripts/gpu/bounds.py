@@ -32,10 +32,10 @@ class Bound(NamedTuple):
 
 BOUNDS = {
     # 2^-24 in sums of some 10^4 numbers, times the condition of damped factors (1e2 to 1e3), is
-    # 1e-6 to 1e-5 of a change. Another algorithm of a convolution was seen to multiply that by ten
-    # on one processor with one and two threads, so that 30 is room for kernels. The factors of
-    # TF32 are rounded to 2^-11: an ACKTR update loses over 100 times as much by them. RMSprop
-    # divides gradients by their own size, rounding too, and loses 1e-3 (A2C, on the CPU).
+    # 1e-6 to 1e-5 of a change. The convolutions of a processor were seen to multiply that by ten
+    # once the number of threads was another than at the start: 30 is room for such kernels. The
+    # factors of TF32 are rounded to 2^-11: an ACKTR update loses over 100 times as much by them.
+    # RMSprop divides gradients by their own size, rounding too, and loses 1e-3 (A2C, on the CPU).
     "float32": Bound(least=2e-5, times=30.0, most=5e-2),
     # 2^-9 in every product, which averages over samples and adds up over layers.
     "bfloat16": Bound(least=2e-2, times=3.0, most=0.5),

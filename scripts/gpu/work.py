@@ -204,7 +204,7 @@ def _elsewhere(task: Task) -> Iterator[None]:
 def _speed(task: Task) -> Iterator[Row]:
     """Steps per second of training, and where the time goes."""
     config = replace(preset(task.stage.env)[0], device=task.device, compile=task.stage.compiled)
-    timing = Timing(threads=cores(), seconds=5.0, windows=3, warm_up=5.0, warm_up_updates=12)
+    timing = Timing(threads=cores(), seconds=4.0, windows=3, warm_up=3.0, warm_up_updates=12)
     if task.dry:
         config = replace(config, num_envs=2, num_steps=4)
         timing = replace(timing, seconds=0.01, windows=1, warm_up=0.0, warm_up_updates=1)
