@@ -6,17 +6,21 @@ import difflib
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from acktr.files import reason
 from acktr.listeners import Learning, Listener
+from acktr.policies import NetworkSource
 from acktr.runs.checkpoint import CheckpointError
 from acktr.runs.folder import RunError, RunFolder
 from acktr.runs.logger import RunLogger
 from acktr.runs.progress import Progress, score
+from acktr.runs.saved import SavedAgent, read_agent
 from acktr.runs.session import Every
 from acktr.runs.tables import WINDOW, tag_of
 from acktr.train import TrainStats
@@ -144,10 +148,7 @@ class Checkpoints:
         Raises:
             CheckpointError: It cannot be made.
         """
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(f"{self._folder}: cannot make it: {reason(error)}") from error
+        _make(self._folder)
         self._agent = agent
         self._due = Every(self._every, agent.num_timesteps)
 
@@ -163,6 +164,77 @@ class Checkpoints:
 
     def end(self) -> None:
         """Nothing to do."""
+
+
+class Videos:
+    """Films episodes every so many steps: ``FOLDER/step_N.mp4``.
+
+    They are played by a copy of the agent in an environment of their own, so that training goes on
+    as if nobody had looked.
+
+    Args:
+        folder: Where to.
+        every: Environment steps between two of them.
+        episodes: Episodes of each.
+        max_steps: Most steps of an episode that are filmed.
+        network: The network of one's own that is trained, as for ``Agent.load``.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        every: int = 100_000,
+        *,
+        episodes: int = 1,
+        max_steps: int = 10_000,
+        network: NetworkSource | None = None,
+    ) -> None:
+        self._folder, self._network = Path(folder), network
+        self._every, self._episodes = _positive("every", every), _positive("episodes", episodes)
+        self._max_steps = _positive("max_steps", max_steps)
+        self._due = Every(every, 0)
+        self._agent: Learning | None = None
+
+    def begin(self, agent: Learning, total_timesteps: int) -> None:
+        """Make the folder.
+
+        Raises:
+            CheckpointError: It cannot be made, or no file can bring the agent's environments back.
+        """
+        _make(self._folder)
+        self._agent = agent
+        self._due = Every(self._every, agent.num_timesteps)
+        with TemporaryDirectory() as scratch:
+            self._copy(scratch).require_env()
+
+    def __call__(self, stats: TrainStats) -> None:
+        """Film if it is time to.
+
+        Raises:
+            EnvError: The environment cannot be made or rendered.
+            RecordError: The video cannot be written.
+        """
+        if not self._due.due(stats.timesteps):
+            return
+        from acktr.runs.video import record  # imageio is for who films
+
+        with TemporaryDirectory() as scratch:
+            record(
+                self._copy(scratch),
+                self._folder / f"step_{stats.timesteps}.mp4",
+                episodes=self._episodes,
+                max_steps=self._max_steps,
+                seed=0,
+                device="cpu",
+            )
+
+    def end(self) -> None:
+        """Nothing to do."""
+
+    def _copy(self, scratch: str) -> SavedAgent:
+        assert self._agent is not None
+        self._agent.save(Path(scratch) / "agent.zip")
+        return replace(read_agent(Path(scratch) / "agent.zip"), network=self._network)
 
 
 class Evaluations:
@@ -299,6 +371,13 @@ class StopAt:
             f"StopAt waits for the metric {self.metric!r}, which update {stats.updates} has not; it"
             f" has {', '.join(near or alike or sorted(stats.metrics)):.300}"
         )
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot make it: {reason(error)}") from error
 
 
 def _positive(name: str, value: int) -> int:

@@ -8,16 +8,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium
+import imageio.v3
 import numpy as np
 import pytest
 import torch
 
 from acktr import ACKTR, CheckpointError, Config, TrainStats, preset
-from acktr.callbacks import Checkpoints, Evaluations, ProgressBar, StopAt
+from acktr.callbacks import Checkpoints, Evaluations, ProgressBar, StopAt, Videos
 from acktr.listeners import Window, listeners, tell
 from acktr.runs.folder import RunError
 from acktr.runs.tables import read_table
 from acktr.train import Episode
+from tests.runs.test_video import PaintedEnv, register
 from tests.tools.toys import CountingEnv
 
 
@@ -205,6 +208,24 @@ def test_checkpoints_are_files_that_can_be_loaded(tmp_path: Path) -> None:
         learner.learn(16, Checkpoints(tmp_path / "file", every=16))
 
 
+def test_videos_are_filmed_and_change_nothing(tmp_path: Path) -> None:
+    name = register("filmed", PaintedEnv)
+    kept = []
+    for callbacks in ([Videos(tmp_path / "films", every=32, max_steps=3)], []):
+        with ACKTR(name, num_envs=2, num_steps=8, seed=0) as learner:
+            kept.append(learner.learn(64, callbacks).get_parameters())
+    assert all(torch.equal(kept[0][name], kept[1][name]) for name in kept[1])
+    films = {path.name: imageio.v3.imread(path) for path in (tmp_path / "films").iterdir()}
+    assert sorted(films) == ["step_32.mp4", "step_64.mp4"]
+    assert all(len(film) == 4 and film.std() > 10 for film in films.values())
+
+
+def test_what_no_file_brings_back_is_not_filmed(tmp_path: Path) -> None:
+    envs = gymnasium.vector.SyncVectorEnv([lambda: gymnasium.make("CartPole-v1")] * 2)
+    with ACKTR(envs, tiny(), seed=0) as learner, pytest.raises(CheckpointError, match="env="):
+        learner.learn(16, Videos(tmp_path))
+
+
 def test_evaluations_keep_the_best(tmp_path: Path) -> None:
     """A deterministic policy that gets worse: the better one is what is saved."""
     found: list[float] = []
@@ -342,6 +363,11 @@ def test_nothing_is_shown_by_default(
 
 @pytest.mark.parametrize("every", [0, -1, 2.5, True, "10"])
 def test_intervals_are_counts(every: Any) -> None:
-    for kind in (lambda: Checkpoints("x", every), lambda: Evaluations(every=every)):
+    kinds = (
+        lambda: Checkpoints("x", every),
+        lambda: Evaluations(every=every),
+        lambda: Videos("x", every),
+    )
+    for kind in kinds:
         with pytest.raises(ValueError, match="every must be an integer >= 1"):
             kind()  # type: ignore[no-untyped-call]

@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "given": {"config", "envs"},
     "export": {"policies", "envs", "files", "runs", "train", "tree"},
     "listeners": {*BELOW_TRAIN, *RUNS},
-    "callbacks": {*BELOW_TRAIN, *RUNS, "listeners"},
+    "callbacks": {*BELOW_TRAIN, *RUNS, "listeners", "policies"},
     "learning": {*BELOW_TRAIN, *RUNS, "callbacks", "given", "listeners", "report"},
     "predictor": {"policies", "export", "envs", "config", "train"},
     "runs": {*LEARNING, *BELOW_TRAIN, "world", "train", "evaluate"},
