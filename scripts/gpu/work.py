@@ -133,8 +133,12 @@ def _classified(
     """K-FAC's steps on batches of random pictures and labels."""
     rows, width = (16, 4) if task.dry else (512, 32)
     torch.manual_seed(0)
-    layers = (nn.Conv2d(3, width, 3, stride=2), nn.Tanh(), nn.Flatten(), nn.Linear(49 * width, 10))
-    network = nn.Sequential(*layers).to(device, dtype)
+    hidden = 49 * width
+    layers: tuple[nn.Module, ...] = (nn.Conv2d(3, width, 3, stride=2), nn.Tanh(), nn.Flatten())
+    if name == "tridiagonal":  # which is for chains of linear layers
+        hidden = 8 * width
+        layers = (nn.Flatten(), nn.Linear(768, hidden), nn.Tanh())
+    network = nn.Sequential(*layers, nn.Linear(hidden, 10)).to(device, dtype)
     config = KFACConfig(lr=0.1, damping=0.01, refresh_interval=2, stat_interval=1, **_ALONE[name])  # type: ignore[arg-type]
     draw, loss, found = torch.Generator().manual_seed(2), CategoricalLoss(), []
     with computing(dtype):

@@ -121,6 +121,13 @@ def test_what_pytest_said(code: int, last: str, state: str) -> None:
     assert report.settled(gpu.tests(Outcome(TESTS), code, last)).state == state
 
 
+@pytest.mark.parametrize("name", work._ALONE)
+def test_kfac_takes_the_settings_that_only_a_gpu_runs(name: str) -> None:
+    task = Task(CHECK, "cpu", dry=True)
+    begun, later = work._classified(task, name, torch.device("cpu"), torch.float32, (0,))
+    assert (len(begun["parameters"]), later) == (4, [])
+
+
 def test_bounds() -> None:
     bound = BOUNDS["float32"]
     assert bound.limit(0.0) == bound.least
