@@ -34,7 +34,6 @@ _FAULT = 1.02
 _ALONE = {  # of K-FAC alone; the last one decomposes on a stream of its own
     "kfac": {"structure": "kfac", "quadratic": "kronecker"},
     "cholesky": {"structure": "cholesky", "quadratic": "corrected"},
-    "ekfac": {"structure": "ekfac", "quadratic": "kronecker"},
     "tridiagonal": {"structure": "tridiagonal", "quadratic": "kronecker"},
     "exact form": {"structure": "kfac", "quadratic": "exact"},
     "delayed": {"structure": "kfac", "quadratic": "kronecker", "refresh_delay": 1},
