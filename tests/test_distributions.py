@@ -103,7 +103,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     place = tmp_path_factory.mktemp("distributions")
     sdist = build("sdist", checkout(place / "checkout"), place / "sdist")
     with tarfile.open(sdist) as archive:
-        archive.extractall(place / "unpacked", filter="data")
+        safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # from Python 3.11.4
+        archive.extractall(place / "unpacked", **safe)  # type: ignore[arg-type]
     (source,) = (place / "unpacked").iterdir()
     wheel = build("wheel", source, place / "wheel")
     (place / "foreign" / "envs").mkdir(parents=True)
