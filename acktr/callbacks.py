@@ -20,7 +20,7 @@ from acktr.runs.checkpoint import CheckpointError
 from acktr.runs.folder import RunError, RunFolder
 from acktr.runs.logger import RunLogger
 from acktr.runs.progress import Progress, score
-from acktr.runs.saved import SavedAgent, read_agent
+from acktr.runs.saved import read_agent
 from acktr.runs.session import Every
 from acktr.runs.tables import WINDOW, tag_of
 from acktr.train import TrainStats
@@ -196,16 +196,18 @@ class Videos:
         self._agent: Learning | None = None
 
     def begin(self, agent: Learning, total_timesteps: int) -> None:
-        """Make the folder.
+        """Make the folder, and film a step to see that it can be done.
 
         Raises:
-            CheckpointError: It cannot be made, or no file can bring the agent's environments back.
+            CheckpointError: It cannot be made, or no file can bring back the agent's environments
+                or, unless it was given, its network.
+            EnvError: The environment cannot be made or rendered.
+            RecordError: The video cannot be written.
         """
         _make(self._folder)
         self._agent = agent
         self._due = Every(self._every, agent.num_timesteps)
-        with TemporaryDirectory() as scratch:
-            self._copy(scratch).require_env()
+        self._film(None, 1, 1)
 
     def __call__(self, stats: TrainStats) -> None:
         """Film if it is time to.
@@ -214,27 +216,29 @@ class Videos:
             EnvError: The environment cannot be made or rendered.
             RecordError: The video cannot be written.
         """
-        if not self._due.due(stats.timesteps):
-            return
-        from acktr.runs.video import record  # imageio is for who films
-
-        with TemporaryDirectory() as scratch:
-            record(
-                self._copy(scratch),
-                self._folder / f"step_{stats.timesteps}.mp4",
-                episodes=self._episodes,
-                max_steps=self._max_steps,
-                seed=0,
-                device="cpu",
-            )
+        if self._due.due(stats.timesteps):
+            out = self._folder / f"step_{stats.timesteps}.mp4"
+            self._film(out, self._episodes, self._max_steps)
 
     def end(self) -> None:
         """Nothing to do."""
 
-    def _copy(self, scratch: str) -> SavedAgent:
+    def _film(self, out: Path | None, episodes: int, max_steps: int) -> None:
+        """Write a video; to nowhere if there is no name."""
+        from acktr.runs.video import record  # imageio is for who films
+
         assert self._agent is not None
-        self._agent.save(Path(scratch) / "agent.zip")
-        return replace(read_agent(Path(scratch) / "agent.zip"), network=self._network)
+        with TemporaryDirectory() as scratch:
+            saved = Path(scratch) / "agent.zip"
+            self._agent.save(saved)
+            record(
+                replace(read_agent(saved), network=self._network),
+                out or saved.with_suffix(".mp4"),
+                episodes=episodes,
+                max_steps=max_steps,
+                seed=0,
+                device="cpu",
+            )
 
 
 class Evaluations:

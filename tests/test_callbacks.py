@@ -16,11 +16,12 @@ import torch
 
 from acktr import ACKTR, CheckpointError, Config, TrainStats, preset
 from acktr.callbacks import Checkpoints, Evaluations, ProgressBar, StopAt, Videos
+from acktr.envs import EnvError
 from acktr.listeners import Window, listeners, tell
 from acktr.runs.folder import RunError
 from acktr.runs.tables import read_table
 from acktr.train import Episode
-from tests.runs.test_video import PaintedEnv, register
+from tests.runs.test_video import BlackBoxEnv, PaintedEnv, register
 from tests.tools.toys import CountingEnv
 
 
@@ -224,6 +225,15 @@ def test_what_no_file_brings_back_is_not_filmed(tmp_path: Path) -> None:
     envs = gymnasium.vector.SyncVectorEnv([lambda: gymnasium.make("CartPole-v1")] * 2)
     with ACKTR(envs, tiny(), seed=0) as learner, pytest.raises(CheckpointError, match="env="):
         learner.learn(16, Videos(tmp_path))
+
+
+def test_what_cannot_be_filmed_ends_before_the_first_update(tmp_path: Path) -> None:
+    name = register("unfilmed", BlackBoxEnv)
+    with ACKTR(name, num_envs=2, num_steps=8, seed=0) as learner:
+        with pytest.raises(EnvError, match="renders no pictures"):
+            learner.learn(16, Videos(tmp_path))
+        assert learner.num_timesteps == 0
+    assert not list(tmp_path.iterdir())
 
 
 def test_evaluations_keep_the_best(tmp_path: Path) -> None:
