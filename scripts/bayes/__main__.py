@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from scripts.bayes import active, elbo, mnist, uci
+from scripts.bayes import active, cost, elbo, mnist, uci
 from scripts.common import parsed, run
 
 PARTS: dict[str, Callable[[Sequence[str]], int]] = {
@@ -14,6 +14,7 @@ PARTS: dict[str, Callable[[Sequence[str]], int]] = {
     "elbo": elbo.work,
     "mnist": mnist.work,
     "active": active.work,
+    "cost": cost.work,
 }
 
 

@@ -120,7 +120,9 @@ def transformer() -> Net:
 NETS = (autoencoder, convnet, transformer)
 
 
-def _kfac(config: KFACConfig) -> Callable[[Net], Step]:
+def kfac(config: KFACConfig) -> Callable[[Net], Step]:
+    """How an update of K-FAC with these settings is made for a network."""
+
     def make(net: Net) -> Step:
         optimizer = KFAC(net.network, replace(config, lr=0.01))
 
@@ -172,10 +174,10 @@ def _singd(net: Net) -> Step:
 
 _EIGEN = KFACConfig(structure="kfac", stat_interval=1, refresh_interval=10)
 OPTIMIZERS: dict[str, tuple[str | None, Callable[[Net], Step]]] = {
-    "K-FAC, for_supervised()": (None, _kfac(KFACConfig())),
-    "K-FAC, cholesky, every batch, period 10": (None, _kfac(replace(_EIGEN, structure="cholesky"))),
-    "K-FAC, eigenvectors, every batch, period 10": (None, _kfac(_EIGEN)),
-    "EKFAC, every batch, period 10": (None, _kfac(replace(_EIGEN, structure="ekfac"))),
+    "K-FAC, for_supervised()": (None, kfac(KFACConfig())),
+    "K-FAC, cholesky, every batch, period 10": (None, kfac(replace(_EIGEN, structure="cholesky"))),
+    "K-FAC, eigenvectors, every batch, period 10": (None, kfac(_EIGEN)),
+    "EKFAC, every batch, period 10": (None, kfac(replace(_EIGEN, structure="ekfac"))),
     "Adam": (None, _plain(lambda network: [torch.optim.Adam(network.parameters(), lr=1e-4)])),
     "Muon (torch) and Adam": (None, _plain(lambda network: muon(network, 1e-4))),
     "SOAP (heavyball), period 10": ("heavyball", _heavyball("SOAP")),
@@ -199,12 +201,13 @@ def ratio(make_net: Callable[[], Net], make: Callable[[Net], Step], updates: int
     mine, theirs = 0.0, []
     for update in range(updates):
         if update % _BETWEEN == 0:
-            theirs.append(_seconds(beside))
-        mine += _seconds(step)
+            theirs.append(seconds(beside))
+        mine += seconds(step)
     return [statistics.median(theirs), mine / updates / statistics.median(theirs)]
 
 
-def _seconds(step: Step) -> float:
+def seconds(step: Step) -> float:
+    """CPU seconds of one update."""
     started = time.process_time()
     step()
     return time.process_time() - started

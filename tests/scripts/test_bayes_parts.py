@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scripts.bayes import active, classifiers, elbo, hmc, mnist
+from scripts.bayes import active, classifiers, cost, elbo, hmc, mnist
 from scripts.bayes.__main__ import main
 from scripts.bayes.data import Raw
 from scripts.bayes.elbo import divergence
@@ -136,3 +136,29 @@ def test_digits_are_classified_and_finished_runs_are_kept(
     assert main([*line[:3], "--images", "600"]) == 2
     assert "needs an integer in [100, 512], got 600" in capsys.readouterr().err
     assert not math.isnan(float(next(iter(files)).read_text().splitlines()[2].split(",")[1]))
+
+
+def test_a_noisy_step_is_timed_beside_plain_ones_of_the_same_structure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spent = iter(range(1000))
+    monkeypatch.setattr(cost, "seconds", lambda step: (step(), float(next(spent)))[1])
+    calls: list[str] = []
+    cycles = cost.in_turn(lambda: calls.append("plain"), lambda: calls.append("noisy"), 2)
+    assert calls == ["plain", "noisy"] * 20 * 3  # with the first cycle, which is not counted
+    assert cycles == [(40 + 19.0, 40 + 20.0), (80 + 19.0, 80 + 20.0)]
+
+
+def test_a_sample_holds_the_mean_and_the_noise_beside_itself() -> None:
+    own, held = cost.sample_bytes(cost.config("mvg"))
+    assert own == 4 * (785 * 200 + 201 * 200 + 201 * 10)
+    assert 2 * own <= held <= 2.01 * own
+
+
+def test_the_cost_of_noise_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "in_turn", lambda theirs, ours, cycles: [(0.01, 0.013)] * cycles)
+    monkeypatch.setattr(cost, "sample_bytes", lambda settings: (2**20, 2**21))
+    assert main(["cost", "--out", str(tmp_path)]) == 0
+    text = (tmp_path / "summary.md").read_text()
+    assert "| mvg | 10.00 | 13.00 | 1.30 | 1.00 | 2.00 |" in text
+    assert [f"| {name} |" in text for name in ("ffg", "emvg", "tridiagonal")] == [True] * 3
