@@ -1,7 +1,5 @@
 """Two tasks that need a memory: python -m scripts.examples.memory recall --memory lstm."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence
@@ -56,19 +54,20 @@ def positions() -> gymnasium.Env[Array, Any]:
 
 gymnasium.register("Recall-v0", f"{__name__}:Recall")
 gymnasium.register("CartPolePositions-v0", f"{__name__}:positions")
-TASKS = {"recall": ("Recall-v0", 50_000), "cartpole": ("CartPolePositions-v0", 200_000)}
+TASKS = {"recall": ("Recall-v0", 50_000, 32), "cartpole": ("CartPolePositions-v0", 200_000, 128)}
+"""Environment, steps, and those of each environment per update, which gradients reach back."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Train on a task with the preset's settings, and print the mean return of 100 episodes."""
+    """Train on a task and print the mean return of 100 episodes."""
     parser = argparse.ArgumentParser(prog="scripts.examples.memory", description=__doc__)
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--memory", choices=("none", "lstm", "gru", "attention"), default="lstm")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int)
     given = parser.parse_args(argv)
-    name, steps = TASKS[given.task]
-    config = preset(name, "acktr")[0]
+    name, steps, num_steps = TASKS[given.task]
+    config = replace(preset(name, "acktr")[0], num_steps=num_steps)
     config = replace(config, network=replace(config.network, memory=given.memory))
     with ACKTR(name, config, seed=given.seed) as agent:
         mean = agent.learn(given.steps or steps).evaluate(episodes=100).mean
