@@ -122,18 +122,18 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return state, meta
 
 
-def finish_swap(folder: Path) -> None:
-    """Remove what a killed writer left of the checkpoint that it had just replaced.
+def finish_swap(folder: Path, older: int = 0) -> None:
+    """Finish what a killed writer left: the checkpoint that it had just replaced.
 
-    Nothing is kept of a checkpoint whose older ones are not.
+    That becomes ``NAME-1`` and the ones before it move on, as many as ``older``; with 0 it goes.
 
     Raises:
-        CheckpointError: It cannot be removed.
+        CheckpointError: It cannot be moved or removed.
     """
     target = _target(folder)
     try:
         if target.parent.is_dir():
-            _finish_shift(target, 0)
+            _finish_shift(target, older)
             _sweep(target)
     except OSError as error:
         raise _unwritable(folder, error) from error

@@ -122,6 +122,8 @@ def resume(
     with ExitStack() as stack:
         stack.enter_context(locked(folder))  # before anything is read that training changes
         folder.sweep()
+        # Before the session's first save, which replaces the newest and keeps none aside.
+        finish_swap(folder.last, KEPT - 1)
         agent, damaged = _last_agent(folder, stored)
         _require_told(agent)
         finish_swap(folder.best)

@@ -76,6 +76,14 @@ def test_the_last_three_are_kept(run: Path) -> None:
     assert (run / "checkpoints" / "best").is_dir()
 
 
+def test_a_writer_killed_before_it_moved_the_older_ones_on_loses_none(run: Path) -> None:
+    kept = run / "checkpoints"
+    (kept / "last-1").rename(kept / "last.old")
+    (kept / "last-2").rename(kept / "last-1")
+    resume(run, 160, Interrupts(), ["acktr"], draw)
+    assert steps(run) == {"last": 160, "last-1": 128, "last-2": 96}
+
+
 @pytest.mark.parametrize("damage", ["flip", "no manifest", "cut", "forged", "gone"])
 def test_resume_falls_back_with_a_warning(
     run: Path, damage: str, capsys: pytest.CaptureFixture[str]
