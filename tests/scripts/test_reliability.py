@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from acktr.cli import main as cli
 from acktr.envs.errors import EnvFault
 from acktr.rollout import Collector
 from scripts.reliability import __main__ as reliability
-from scripts.reliability import malicious, numerics, splits
+from scripts.reliability import checkpoints, malicious, numerics, splits
 from scripts.reliability.failpoints import Watch
 from scripts.reliability.fingerprints import differing, fingerprint
 from scripts.reliability.processes import alive, descendants, gone
@@ -154,3 +155,34 @@ def test_nan_is_put_where_an_algorithm_has_it(tmp_path: Path) -> None:
     assert {algo for kind, algo in kinds if kind == "curvature"} == {"trpo"}
     struck = next(trial for trial in trials if trial.what == "curvature CartPole-v1 trpo")
     assert numerics.injected(struck, tmp_path).endswith("exit code 0")
+
+
+def test_the_cost_of_checkpoints_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The commands run in this process, which spares their start."""
+    ran = []
+
+    def command(words: list[str]) -> None:
+        ran.append(words[1])
+        assert cli.main(words) == 0
+
+    monkeypatch.setattr(checkpoints, "_command", command)
+    asked = ["--envs", "CartPole-v1", "--steps", "300", "--out", str(tmp_path)]
+    assert checkpoints.main(asked) == 0
+    assert ran == ["--env", "--resume"]
+    row = (tmp_path / "checkpoints.md").read_text().splitlines()[8]
+    name, size, seconds, share, resume = (cell.strip() for cell in row.strip("|").split("|"))
+    assert name == "CartPole-v1"
+    assert 0.1 < float(size) < 5 and 0 < float(seconds) < float(resume)
+    assert share.endswith("%")
+
+
+def test_a_command_that_fails_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--envs", "CartPole-v1", "--steps", "2000000", "--out", str(tmp_path / "out")]
+    assert checkpoints.main(asked) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "stop_at must be in [1, total_timesteps]" in err
+    assert not (tmp_path / "out").exists()
