@@ -14,13 +14,12 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from acktr.kfac import CategoricalLoss, NoisyConfig, NoisyKFAC
-from acktr.kfac.noisy.config import DampingForm, Posterior
 from acktr.report.tables import markdown as table
 from scripts.common import check_folder, command_line, complain, integer, parsed, save
 from scripts.contest import described_machine
@@ -30,6 +29,8 @@ _BATCH, _DATA_SIZE = 100, 10_000
 _CYCLE = 20
 """Steps of a cycle: the decompositions are renewed once in it."""
 _MIB = 2**20
+
+Posterior = Literal["mvg", "ffg", "emvg", "tridiagonal"]
 
 
 def net() -> Net:
@@ -41,7 +42,7 @@ def net() -> Net:
 
 def config(structure: Posterior) -> NoisyConfig:
     """Settings of a structure: decompositions every 20 steps, statistics every second."""
-    form: DampingForm = "factored" if structure == "tridiagonal" else "exact"
+    form: Literal["exact", "factored"] = "factored" if structure == "tridiagonal" else "exact"
     return NoisyConfig(structure=structure, damping_form=form, stat_interval=2, refresh_interval=20)
 
 
