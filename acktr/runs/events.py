@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import socket
 import time
 from collections import deque
@@ -44,6 +45,8 @@ FLUSH_SECONDS = 30.0
 """Seconds that records wait at most for others, so that many are written at once."""
 
 _MOST_BYTES = 16 << 20
+_NAMED = re.compile(r"events\.out\.tfevents\.([0-9]{10})\.")
+_LAST_SECOND = 10**10 - 1
 
 _logger = logging.getLogger(__name__)
 
@@ -169,8 +172,14 @@ def _record(event: Any) -> bytes:
 
 
 def _new_file(folder: Path) -> Path:
+    """An empty file whose name sorts behind all others: TensorBoard reads them in that order.
+
+    Two writers may begin within a second, and the number of the later process need not be greater.
+    """
+    found = [match for path in folder.iterdir() if (match := _NAMED.match(path.name))]
+    second = max([int(time.time()), *(int(match[1]) + 1 for match in found)])
     for number in count():
-        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}"
+        name = f"events.out.tfevents.{min(second, _LAST_SECOND):010d}.{socket.gethostname()}"
         path = folder / f"{name}.{os.getpid()}.{number}"
         try:
             path.open("xb").close()

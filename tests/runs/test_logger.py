@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import (
 )
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from acktr.runs import events
 from acktr.runs.folder import RunError, RunFolder
 from acktr.runs.logger import RunLogger
 from acktr.runs.tables import read_table
@@ -338,6 +339,21 @@ def test_names_are_no_formulas(folder: RunFolder) -> None:
         logger.write(dataclasses.replace(stats, timesteps=20, updates=2))
     assert [row["=cmd|' /C calc'!A0"] for row in read_table(folder.monitor).rows] == ["0.5", "0.5"]
     assert [row["r"] for row in read_table(folder.monitor).rows] == ["-1.0", "-1.0"]
+
+
+def test_event_files_of_one_second_are_read_in_the_order_in_which_they_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers of processes begin anew at some time, and 1000 sorts before 999."""
+    monkeypatch.setattr(events.time, "time", lambda: 1_700_000_000.25)
+    (tmp_path / "events.out.tfevents.99999999999.of.another.program").touch()
+    for step, process in enumerate((32_753, 303, 9_999, 10_000)):
+        monkeypatch.setattr(events.os, "getpid", lambda process=process: process)
+        file = events.EventFile(tmp_path, step)
+        file.add(step, {"a": float(step)})
+        file.flush()
+    found = EventAccumulator(str(tmp_path)).Reload().Scalars("a")
+    assert [point.step for point in found] == [0, 1, 2, 3]
 
 
 def test_tensorboard_has_the_settings(folder: RunFolder) -> None:
