@@ -53,7 +53,7 @@ class World:
     """Number of this process on its machine."""
 
     def device(self, device: torch.device) -> torch.device:
-        """A GPU of its own for every process of a machine, if it is one.
+        """A GPU of its own for every process of a machine, if it is one; CUDA's present device too.
 
         Raises:
             ConfigError: There are fewer.
@@ -65,6 +65,8 @@ class World:
                 f"process {self.local_rank} of this machine has no GPU of its own: torch sees"
                 f" {torch.cuda.device_count()}; start fewer, or set device to cpu"
             )
+        # What CUDA does without being told where, such as the recording of graphs, is to be there.
+        torch.cuda.set_device(self.local_rank)
         return torch.device("cuda", self.local_rank)
 
     def begin(self, config: Config, network: ActorCritic, auxiliary: Mapping[str, object]) -> None:

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import numpy as np
@@ -342,3 +342,17 @@ def test_refused(message: str) -> None:
         return str(caught.value)
 
     assert all(message in said for said in on_threads(refused, 4))
+
+
+def test_every_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two GPUs are pretended, for what is said to CUDA and for the error."""
+    told: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", told.append)
+    ranks = cast(Ranks, None)  # which this does not ask
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert World(ranks, 1).device(cpu) == cpu and told == []
+    assert World(ranks, 1).device(cuda) == torch.device("cuda", 1) and told == [1]
+    with pytest.raises(ConfigError, match=r"process 2 of this machine has no GPU .* sees 2; start"):
+        World(ranks, 2).device(cuda)
+    assert told == [1]
