@@ -13,7 +13,6 @@ tested. A mutant that no test reaches counts as one that lives.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import random
 import sys
@@ -152,7 +151,7 @@ def _work(argv: Sequence[str]) -> int:
     asked = parsed(parser, argv)
     try:
         mutants = read(asked.mutants)
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise ScriptError(f"{asked.mutants}: {error}") from error
     if asked.part == "draw":
         sys.stdout.write("".join(f"{name}\n" for name in draw(mutants, asked.count, asked.seed)))
