@@ -16,7 +16,7 @@ from acktr.cli import main as cli
 from acktr.envs.errors import EnvFault
 from acktr.rollout import Collector
 from scripts.reliability import __main__ as reliability
-from scripts.reliability import checkpoints, malicious, numerics, splits
+from scripts.reliability import checkpoints, malicious, numerics, soak, splits
 from scripts.reliability.failpoints import Watch
 from scripts.reliability.fingerprints import differing, fingerprint
 from scripts.reliability.processes import alive, descendants, gone
@@ -155,6 +155,20 @@ def test_nan_is_put_where_an_algorithm_has_it(tmp_path: Path) -> None:
     assert {algo for kind, algo in kinds if kind == "curvature"} == {"trpo"}
     struck = next(trial for trial in trials if trial.what == "curvature CartPole-v1 trpo")
     assert numerics.injected(struck, tmp_path).endswith("exit code 0")
+
+
+def test_a_file_that_is_being_written_is_no_leak() -> None:
+    def rows(**late: float) -> list[dict[str, float]]:
+        usual = {"rss_mb": 100.0, "files": 7.0, "threads": 2.0, "processes": 1.0}
+        rows = [{"seconds": 60.0 * k, "steps": 500.0 * k, **usual} for k in range(40)]
+        return [row | late if k >= 30 else row for k, row in enumerate(rows)]
+
+    once = rows()
+    once[35]["files"] = 8.0
+    assert soak.judged(once, 600) == "memory +0.00% to 100 MB, speed +0.0%"
+    for name, value in (("files", 8.0), ("threads", 3.0), ("processes", 2.0), ("rss_mb", 106.0)):
+        with pytest.raises(AssertionError, match="memory grew" if name == "rss_mb" else name):
+            soak.judged(rows(**{name: value}), 600)
 
 
 def test_the_cost_of_checkpoints_is_measured(
