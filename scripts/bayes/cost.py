@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, UntypedStorage, nn
 
 from acktr.kfac import CategoricalLoss, NoisyConfig, NoisyKFAC
 from acktr.report.tables import markdown as table
@@ -83,18 +83,18 @@ def sample_bytes(settings: NoisyConfig) -> tuple[int, int]:
     given = net()
     optimizer = NoisyKFAC(given.network, settings, data_size=_DATA_SIZE)
     noisy(settings)(given)()
-    before = _tensor_bytes()
+    before = _storages()  # which keeps them, so that no new one has the place of an old one
     with optimizer.sampled_params():
-        held = _tensor_bytes() - before
+        held = sum(size for place, (size, _) in _storages().items() if place not in before)
     return sum(parameter.nbytes for parameter in given.network.parameters()), held
 
 
-def _tensor_bytes() -> int:
-    """Bytes of all storages that a tensor of this process has, each once."""
+def _storages() -> dict[int, tuple[int, UntypedStorage]]:
+    """Bytes of all storages that a tensor of this process has, by their place, and themselves."""
     gc.collect()
     tensors = [each for each in gc.get_objects() if issubclass(type(each), Tensor)]
-    storages = {each.untyped_storage().data_ptr(): each.untyped_storage() for each in tensors}
-    return sum(storage.nbytes() for storage in storages.values())
+    found = [each.untyped_storage() for each in tensors if each.layout is torch.strided]
+    return {storage.data_ptr(): (storage.nbytes(), storage) for storage in found}
 
 
 def work(argv: Sequence[str]) -> int:
