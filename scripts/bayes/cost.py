@@ -12,6 +12,7 @@ import gc
 import statistics
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -92,9 +93,13 @@ def sample_bytes(settings: NoisyConfig) -> tuple[int, int]:
 def _storages() -> dict[int, tuple[int, UntypedStorage]]:
     """Bytes of all storages that a tensor of this process has, by their place, and themselves."""
     gc.collect()
-    tensors = [each for each in gc.get_objects() if issubclass(type(each), Tensor)]
-    found = [each.untyped_storage() for each in tensors if each.layout is torch.strided]
-    return {storage.data_ptr(): (storage.nbytes(), storage) for storage in found}
+    found = {}
+    # Not those of subclasses, such as the compiler's, which have no storage.
+    for tensor in (each for each in gc.get_objects() if type(each) in (Tensor, nn.Parameter)):
+        with suppress(RuntimeError, NotImplementedError):  # nor have batched or sparse ones
+            storage = tensor.untyped_storage()
+            found[storage.data_ptr()] = (storage.nbytes(), storage)
+    return found
 
 
 def work(argv: Sequence[str]) -> int:
