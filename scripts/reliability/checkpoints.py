@@ -23,7 +23,7 @@ from pathlib import Path
 
 from acktr.config import preset
 from acktr.report.tables import markdown as table
-from acktr.runs.checkpoint import save_checkpoint
+from acktr.runs.checkpoint import load_checkpoint, save_checkpoint
 from acktr.runs.folder import KEPT, RunFolder, run_path
 from acktr.runs.saved import run_meta
 from acktr.train import Trainer, training_envs
@@ -71,11 +71,19 @@ def measure(env: str, steps: int) -> Cost:
         _command(train)
         folder = RunFolder(run_path(runs, config))
         size = sum(path.stat().st_size for path in folder.last.iterdir())
+        done = _steps(folder)
         began = time.monotonic()
-        _command(["train", "--resume", str(folder.path), "--stop-at", str(steps + 1)])
+        _command(["train", "--resume", str(folder.path), "--stop-at", str(done + 1)])
         resume = time.monotonic() - began
+        if _steps(folder) <= done:
+            raise ScriptError(f"{env}: the resumed run made no update")
         seconds, speed = _saves(env, steps, runs)
     return Cost(env, size / 2**20, seconds, config.checkpoint_freq / speed, resume)
+
+
+def _steps(folder: RunFolder) -> int:
+    """Steps of the last checkpoint, of whole updates."""
+    return int(load_checkpoint(folder.last)[0]["timesteps"])
 
 
 def _command(words: list[str]) -> None:
