@@ -57,11 +57,14 @@ def read(folder: Path) -> dict[str, int | None]:
     """Exit codes of all mutants by name; None of those that were not tested.
 
     Raises:
-        ScriptError: There are none.
+        ScriptError: There are none, or a file is not mutmut's.
     """
     found: dict[str, int | None] = {}
     for path in sorted(folder.rglob("*.meta")):
-        found |= read_object(path)["exit_code_by_key"]
+        try:
+            found |= read_object(path)["exit_code_by_key"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ScriptError(f"{path}: not a file of mutmut: {error}") from error
     if not found:
         raise ScriptError(f"{folder} has no mutants: `mutmut run` makes them, in the repository")
     return found
@@ -149,10 +152,7 @@ def _work(argv: Sequence[str]) -> int:
         what = "of mutmut; default mutants"
         part.add_argument("--mutants", type=Path, default=Path("mutants"), help=what)
     asked = parsed(parser, argv)
-    try:
-        mutants = read(asked.mutants)
-    except (OSError, ValueError, KeyError) as error:
-        raise ScriptError(f"{asked.mutants}: {error}") from error
+    mutants = read(asked.mutants)
     if asked.part == "draw":
         sys.stdout.write("".join(f"{name}\n" for name in draw(mutants, asked.count, asked.seed)))
         return 0

@@ -3,8 +3,8 @@
 Usage: python -m scripts.reliability.checkpoints --out results/reliability
 
 A run is trained by the command line, then resumed for one update more; the seconds of a resume are
-those of its whole process, which also saves and ends. Saves are timed in a process of their own,
-as a session makes them: the trainer's state with all environments, encoded, synced and renamed.
+those of its whole process, which also saves and ends. Saves are timed here, as a session makes
+them: the trainer's state with all environments, encoded, synced and renamed.
 Nothing else should run on the machine.
 """
 

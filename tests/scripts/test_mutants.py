@@ -77,6 +77,9 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     (tmp_path / "x.py.meta").write_text("[1]")
     assert mutants.main(["draw", "--mutants", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+    (tmp_path / "x.py.meta").write_text('{"a": 1}')
+    assert mutants.main(["draw", "--mutants", str(tmp_path)]) == 2
+    assert "x.py.meta: not a file of mutmut: 'exit_code_by_key'\n" in capsys.readouterr().err
     (tmp_path / "x.py.meta").write_text(
         '{"exit_code_by_key": {"acktr.kfac.a.x_b__mutmut_1": null}}'
     )
