@@ -171,26 +171,43 @@ def replay(log: Tree, games: AtariVectorEnv, *, whole: bool = True) -> Played:
     """
     actions, seeds = log["actions"], log["seeds"]
     begins = log["begins"] if whole else log["starts"]
-    resets = np.zeros_like(begins) if whole else log["resets"].copy()
-    starts, returns = begins.copy(), np.zeros(len(begins))
-    begun = int(begins.min())
-    obs, infos = games.reset(seed=np.where(begins == begun, seeds, _UNKNOWN))
-    for step in range(begun, len(actions) + 1):
-        now = begins == step
+    skipped = np.zeros_like(begins) if whole else log["resets"]
+    resets, starts, returns = np.zeros_like(begins), begins.copy(), np.zeros(len(begins))
+    origin = int(begins.min())
+    begun = begins == origin
+    # Seeding loads ROMs, and a reset of few games leaves processors idle: what skips episodes is
+    # done for all games at once, but the last reset, which is made where the episode begins.
+    near = skipped > 0
+    obs, infos = games.reset(seed=np.where(begun | near, seeds, _UNKNOWN))
+    obs, infos = _reset(games, skipped - (near & ~begun), obs, infos)
+    for step in range(origin, len(actions) + 1):
+        now = (begins == step) & ~begun
         if now.any():
-            if step > begun:
-                obs, infos = games.reset(seed=seeds[now], options={"reset_mask": now})
-            for number in range(int(resets[now].max())):
-                again = now & (resets > number)
-                obs, infos = games.reset(options={"reset_mask": again})
+            far = now & ~near
+            if far.any():
+                obs, infos = games.reset(seed=seeds[far], options={"reset_mask": far})
+            obs, infos = _reset(games, np.where(far, skipped, now), obs, infos)
             returns[now] = 0.0
         if step < len(actions):
             obs, rewards, terminated, truncated, infos = games.step(actions[step].astype(np.int64))
-            ended = (terminated | truncated) & (begins <= step)
+            ended = terminated | truncated
             returns = np.where(ended, 0.0, returns + rewards)
+            # A game that waits and ends is reset: in time, or too early.
+            begun |= near & ended & (begins == step + 1)
+            near &= ~ended
+            ended &= begins <= step
             starts[ended] = step + 1
             resets[ended] += 1
-    return Played(obs, infos, returns, {**log, "starts": starts, "resets": resets})
+    return Played(obs, infos, returns, {**log, "starts": starts, "resets": skipped + resets})
+
+
+def _reset(
+    games: AtariVectorEnv, times: NDArray[np.int64], obs: Array, infos: dict[str, Any]
+) -> tuple[Array, dict[str, Any]]:
+    """Reset games without seeds, each as many times; what all of them show afterwards."""
+    for number in range(int(times.max())):
+        obs, infos = games.reset(options={"reset_mask": times > number})
+    return obs, infos
 
 
 def checksum(observations: Array) -> int:

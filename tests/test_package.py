@@ -26,10 +26,13 @@ def test_every_public_name_is_there() -> None:
 
 
 def test_the_package_alone_is_imported_without_torch() -> None:
+    """And an optimizer is built without torch's compiler, whose import takes a second."""
     code = (
         "import sys, acktr; assert 'torch' not in sys.modules;"
         "from acktr import kfac; assert 'gymnasium' not in sys.modules;"
-        "assert acktr.KFAC is kfac.KFAC"
+        "assert acktr.KFAC is kfac.KFAC;"
+        "import torch; kfac.KFAC(torch.nn.Linear(2, 1));"
+        "assert 'torch._dynamo' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -47,7 +48,9 @@ class NamedOptimizer(torch.optim.Optimizer):
                 "K-FAC takes its groups at construction: pass param_groups, to a new one or, for"
                 " the new parameters alone, to a second one beside this"
             )
-        super().add_param_group(param_group)
+        # Unwrapped, because the wrapper, for a loop that torch compiles, imports its compiler:
+        # a second of every start.
+        inspect.unwrap(torch.optim.Optimizer.add_param_group)(self, param_group)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch's own, without the time that its hooks take for profilers and compilers."""

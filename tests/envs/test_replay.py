@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ale_py.vector_env import AtariVectorEnv
 
 from acktr.envs import AtariSettings, UnsavedError, atari, make_single, make_vec, replay
 from acktr.envs.values import from_bytes, to_bytes
@@ -95,6 +96,37 @@ def test_without_sticky_actions_the_present_episodes_suffice(
     envs.close()
     assert len(calls) == 4 and not any(whole for whole, _ in calls)
     assert all(steps <= 16 for _, steps in calls)
+
+
+@pytest.mark.parametrize(
+    ("seed", "steps", "seeded", "most"), [(0, 170, 0, 0), (2, 330, 1, 7)], ids=["in time", "early"]
+)
+def test_games_that_began_apart_skip_their_episodes_together(
+    seed: int, steps: int, seeded: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Games that wait end where their present episode begins, or before and are seeded again."""
+    atari = AtariSettings(num_groups=1)
+    envs = games("BreakoutNoFrameskip-v4", seed, atari, 6)
+    envs.reset()
+    go_on(envs, steps, seed)
+    state = to_bytes(envs.state_dict())
+    resumed = games("BreakoutNoFrameskip-v4", 77, atari, 6)
+    calls, whole = [], played(monkeypatch)
+    reset = AtariVectorEnv.reset
+
+    def counted(native: Any, **given: Any) -> Any:
+        calls.append(given.get("seed") is not None)
+        return reset(native, **given)
+
+    monkeypatch.setattr(AtariVectorEnv, "reset", counted)
+    resumed.load_state_dict(from_bytes(state))
+    monkeypatch.undo()
+    assert whole[0][0] is False and len(whole) == 1
+    assert sum(calls) == 1 + seeded and len(calls) <= 1 + most
+    assert to_bytes(resumed.state_dict()) == state
+    assert go_on(resumed, 60, 5) == go_on(envs, 60, 5)
+    for each in (envs, resumed):
+        each.close()
 
 
 @pytest.mark.parametrize("lacking", [False, True])
