@@ -2,8 +2,9 @@
 
 Usage: python -m scripts.reliability.checkpoints --out results/reliability
 
-A run is trained by the command line, then resumed for one update more; the seconds of a resume are
-those of its whole process, which also saves and ends. Saves are timed here, as a session makes
+A run is trained by the command line, then resumed for one update more; the seconds of a resume
+are those from the start of its process to that update's row in progress.csv, and to the end of the
+process, which also saves. Saves are timed here, as a session makes
 them: the trainer's state with all environments, encoded, synced and renamed.
 Nothing else should run on the machine.
 """
@@ -55,7 +56,9 @@ class Cost:
     interval: float
     """Seconds of training between two checkpoints of the preset."""
     resume: float
-    """Seconds of a resumed process with one update."""
+    """Seconds from the start of a resumed process to its first update."""
+    whole: float
+    """Seconds to its end, with that update alone."""
 
 
 def measure(env: str, steps: int) -> Cost:
@@ -71,14 +74,14 @@ def measure(env: str, steps: int) -> Cost:
         _command(train)
         folder = RunFolder(run_path(runs, config))
         size = sum(path.stat().st_size for path in folder.last.iterdir())
-        done = _steps(folder)
-        began = time.monotonic()
+        done, began = _steps(folder), time.time()
         _command(["train", "--resume", str(folder.path), "--stop-at", str(done + 1)])
-        resume = time.monotonic() - began
+        whole = time.time() - began
         if _steps(folder) <= done:
             raise ScriptError(f"{env}: the resumed run made no update")
+        resume = folder.progress.stat().st_mtime - began  # written by that update, and not after
         seconds, speed = _saves(env, steps, runs)
-    return Cost(env, size / 2**20, seconds, config.checkpoint_freq / speed, resume)
+    return Cost(env, size / 2**20, seconds, config.checkpoint_freq / speed, resume, whole)
 
 
 def _steps(folder: RunFolder) -> int:
@@ -132,14 +135,16 @@ def _work(argv: Sequence[str]) -> int:
         cost = measure(env, asked.steps)
         complain("checkpoints", f"{env}: {cost.mib:.1f} MiB, {cost.save:.2f} s")
         share = f"{cost.save / cost.interval:.2%}"
-        body.append([env, f"{cost.mib:.1f}", f"{cost.save:.3f}", share, f"{cost.resume:.1f}"])
-    head = ["preset", "size, MiB", "a save, s", "of the training between two", "a resume, s"]
+        resume = [f"{cost.resume:.1f}", f"{cost.whole:.1f}"]
+        body.append([env, f"{cost.mib:.1f}", f"{cost.save:.3f}", share, *resume])
+    head = ["preset", "size, MiB", "a save, s", "of the training between two"]
+    head += ["resume to the first update, s", "whole process, s"]
     text = "\n".join(
         [
             "# What checkpoints cost\n",
             f"Command: `{command_line('reliability.checkpoints', argv)}`\n",
-            f"Runs of {asked.steps:,} steps. A resume is a process from its start to its end with"
-            " one update and a last checkpoint in it.\n",
+            f"Runs of {asked.steps:,} steps. A resumed process makes one update and a last"
+            " checkpoint.\n",
             table(head, body),
             f"Machine: {', '.join(f'{key} {value}' for key, value in machine().items())}\n",
         ]

@@ -271,7 +271,7 @@ BAD: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("groups", "message"), BAD, ids=[text for _, text in BAD])
+@pytest.mark.parametrize(("groups", "message"), BAD, ids=[f"group {n}" for n in range(len(BAD))])
 def test_a_bad_group_gets_one_clear_line(groups: Any, message: str) -> None:
     model = mlp()
     with pytest.raises(ValueError, match=message) as caught:
