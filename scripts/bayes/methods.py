@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Literal, NamedTuple, Protocol, get_args
+from dataclasses import asdict, replace
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,9 @@ _CONFIGS = {
     "ffg": replace(_NOISY, structure="ffg"),
     "mvg-factored": replace(_NOISY, damping_form="factored"),
     "mvg": _NOISY,
-    "emvg": replace(_NOISY, structure="emvg"),
+    # Variances begin at each refresh as 100 batches of the factors' products: fifty batches on one
+    # basis make a third of them measured ones (the paper's own code begins anew every 50 steps).
+    "emvg": replace(_NOISY, structure="emvg", refresh_interval=100),
 }
 
 Loss = GaussianLoss()
@@ -174,6 +176,17 @@ def dropout_penalty(model: nn.Module, data_size: int) -> Tensor:
     return torch.stack(squares).sum() / (2 * data_size)
 
 
+def settings(method: Method, rates: Rates = PAPER) -> dict[str, Any]:
+    """All that a method is, apart from the networks, the noise precision and the budget."""
+    if method in _CONFIGS:
+        return asdict(_config(method, rates))
+    return {"lr": ADAM_LR, **({"dropout": DROPOUT} if method == "dropout" else {"local": True})}
+
+
+def _config(method: Method, rates: Rates) -> NoisyConfig:
+    return replace(_CONFIGS[method], lr=rates.lr, stat_decay=rates.stat_decay)
+
+
 def make(method: Method, splits: Splits, hidden: int, seed: int, rates: Rates = PAPER) -> Trained:
     """Networks for all splits, and how they are trained."""
     dropout = DROPOUT if method == "dropout" else 0.0
@@ -184,5 +197,4 @@ def make(method: Method, splits: Splits, hidden: int, seed: int, rates: Rates = 
     if method == "bbb":
         posterior = BayesByBackprop(model, data_size=splits.data_size, local=True, seed=seed)
         return ByAdam(posterior, posterior.penalty)
-    config = replace(_CONFIGS[method], lr=rates.lr, stat_decay=rates.stat_decay)
-    return Noisy(model, config, splits.data_size, seed)
+    return Noisy(model, _config(method, rates), splits.data_size, seed)

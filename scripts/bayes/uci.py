@@ -14,7 +14,7 @@ import torch
 from scripts.bayes import campaign, report
 from scripts.bayes.campaign import Part, Rows, Tell
 from scripts.bayes.data import LARGE, LAYOUT, SMALL, Splits, load
-from scripts.bayes.methods import METHODS, Method
+from scripts.bayes.methods import METHODS, Method, settings
 from scripts.bayes.training import Budget, Score, train
 from scripts.common import check_folder, command_line, given_once, integer, parsed, positive, save
 from scripts.contest import shown
@@ -41,7 +41,7 @@ def part(method: Method, splits: Splits, budget: Budget, out: Path) -> Part:
     return Part(
         label=f"{splits.name} {method}",
         path=out / splits.name / f"{method}.csv",
-        identity=json.dumps({**known, **asdict(budget)}),
+        identity=json.dumps({**known, **asdict(budget), "settings": settings(method)}),
         columns=[field.name for field in fields(Score)],
         size=max(steps, 1),
         make=make,
