@@ -31,9 +31,8 @@ def values() -> dict[str, dict[str, Any]]:
                     own = flat(to_dict(preset(env, algo, name)[0]))
                 except ConfigError:
                     continue
-                found[f"{algo} {name} {env}"] = {
-                    key: value for key, value in own.items() if key not in plain or plain[key] != value
-                }
+                other = {k: v for k, v in own.items() if k not in plain or plain[k] != v}
+                found[f"{algo} {name} {env}"] = other
     return json.loads(json.dumps(found))  # type: ignore[no-any-return]
 
 
