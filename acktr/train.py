@@ -36,7 +36,7 @@ from acktr.policies import (
     require_size,
 )
 from acktr.rollout import Acting, Batch, Collector, NonFiniteError, Rollout, make_batch
-from acktr.world import UNKEPT, World, with_episodes
+from acktr.world import UNKEPT, World, require_alone, with_episodes
 
 _LEARNERS: dict[Algo, type[ACKTRLearner | A2CLearner | TRPOLearner]] = {
     "acktr": ACKTRLearner,
@@ -137,8 +137,8 @@ class Trainer:
             None for one process.
 
     Raises:
-        ConfigError: The device is absent, the network does not keep the contract, or something was
-            not made for several processes.
+        ConfigError: The device is absent, the network does not keep the contract, something was not
+            made for several processes, or there are several without a world.
         ValueError: Unsupported spaces or autoreset mode.
     """
 
@@ -151,6 +151,8 @@ class Trainer:
         learning_rate: LearningRate | None = None,
         world: World | None = None,
     ) -> None:
+        if world is None:
+            require_alone()
         self.config, self.world = config, world
         self.auxiliary = checked_auxiliary(auxiliary)
         self.envs = envs

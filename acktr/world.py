@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from acktr.config import Config, ConfigError
-from acktr.kfac import RankError, Ranks
+from acktr.kfac import RankError, Ranks, bits_of, processes
 from acktr.policies import ActorCritic
 from acktr.rollout import Batch, Rollout, absent, together
 
@@ -107,10 +107,10 @@ class World:
             RankError: Another rank failed, or the ranks have become different.
             ConfigError: A rank has no samples.
         """
-        told = [float(stop or 0), float(len(episodes)), _checksum(network)]
+        told = [float(stop or 0), float(len(episodes)), bits_of(network.parameters())]
         found = together(self.ranks, rollout, batch, told)
         for rank, (_, _, checksum) in enumerate(found.told):
-            if repr(checksum) != repr(found.told[0][2]):
+            if checksum != found.told[0][2]:
                 raise RankError(f"rank {rank} has other parameters than rank 0")
         share = found.batch.share
         if share is not None and not share.least:
@@ -154,6 +154,20 @@ class World:
             for row, count in zip(rows, counts, strict=True)
             for place in range(count)
         ]
+
+
+def require_alone() -> None:
+    """Refuse to train for oneself beside other processes, each of which would learn its own agent.
+
+    Raises:
+        ConfigError: torch.distributed has several.
+    """
+    if (size := processes()) > 1:
+        raise ConfigError(
+            f"each of the {size} processes of torch.distributed would train an agent of its own:"
+            f" train in one process, or with `acktr train --nproc {size}`, whose processes share"
+            " the environments out"
+        )
 
 
 def part_of_envs(num_envs: int, rank: int, size: int) -> tuple[int, int]:
@@ -203,10 +217,3 @@ def with_episodes(state: Mapping[str, Any], rank: int, size: int) -> dict[str, A
     elif result["reward_scaler"] is not None:
         result["reward_scaler"] |= {"returns": parts[rank]["returns"]}
     return result
-
-
-def _checksum(network: nn.Module) -> float:
-    """The sum of all parameters, of the same bits on all ranks."""
-    with torch.no_grad():
-        sums = [parameter.sum(dtype=torch.float64) for parameter in network.parameters()]
-        return float(torch.stack(sums).sum())

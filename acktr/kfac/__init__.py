@@ -52,7 +52,7 @@ from acktr.kfac.noisy import (
 from acktr.kfac.optimizer import KFAC
 from acktr.kfac.preconditioner import Preconditioner
 from acktr.kfac.quadratic import LMConfig
-from acktr.kfac.ranks import RankError, Ranks
+from acktr.kfac.ranks import RankError, Ranks, bits_of, processes
 from acktr.kfac.statistics.capture import Capture, capture, sample_rows
 from acktr.kfac.trust import FisherQuadratic, StepInfo, trust_scale
 
@@ -100,6 +100,7 @@ __all__ = [
     "Structure",
     "SumLoss",
     "UnsupportedParameterWarning",
+    "bits_of",
     "capture",
     "curved_names",
     "dense_fisher",
@@ -111,6 +112,7 @@ __all__ = [
     "gaussian_log_prob",
     "kfac_error",
     "output_tangents",
+    "processes",
     "relative_error",
     "sample_rows",
     "symmetric_eigen",

@@ -272,8 +272,9 @@ class Curvature:
         self._guard.check_ranks()
         with self._clock.part("refresh"):
             self._refresher.finish(self.turn)
+            if self.needs_refresh or self.measuring:
+                self._guard.check_gradients(self.turn)
             if self.needs_refresh:
-                self._guard.check_gradients()
                 self._guard.check_skipped(self.config.max_failures)
             late = any(block.history.late for block in self._estimator.layers)
             if self.needs_refresh or late:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -30,7 +29,7 @@ from acktr.kfac.config import KFACConfig
 from acktr.kfac.fisher.graph import uses_of_leaves
 from acktr.kfac.linalg import FactorError
 from acktr.kfac.losses.likelihoods import OutputLoss
-from acktr.kfac.ranks import Ranks, disagreeing
+from acktr.kfac.ranks import Ranks, bits_of, layout, processes
 from acktr.kfac.statistics.capture import Capture
 from acktr.kfac.statistics.outputs import tensors
 
@@ -38,8 +37,6 @@ _MOST_FORMS = 256
 """Forms of steps that are kept before a look, which waits for the device."""
 _LEAST_DAMPING = 0.01
 """Damping from which half precision has done no harm."""
-_ALIKE = 1e-6
-"""Relative difference of sums over parameters or gradients that is rounding."""
 _OWN_FORWARD = (ProjectionLayout, RuleLayout)
 """Layers whose forward pass may take a weight any number of times."""
 
@@ -76,13 +73,7 @@ def check_module(module: nn.Module) -> None:
 
 def check_ranks(ranks: Ranks | None) -> None:
     """Raise ValueError in one of several processes of torch.distributed that share nothing."""
-    if ranks is not None:
-        return
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
-        return
-    size = distributed.get_world_size()
-    if size > 1:
+    if ranks is None and (size := processes()) > 1:
         raise ValueError(
             f"K-FAC's factors are of this rank's samples alone, so that the {size} ranks would"
             " become different models: use one process, or KFAC(model, ranks=acktr.kfac.Ranks())"
@@ -109,16 +100,6 @@ def check_capture(captured: object) -> None:
             "captured must be the record of a forward pass, that of `with optimizer.capture() as"
             f" captured`, got {type(captured).__name__}"
         )
-
-
-def _sums(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """The sum of all entries, and that of their magnitudes; of no tensors 0."""
-    if not tensors:
-        zero = torch.zeros((), dtype=torch.float64)
-        return zero, zero
-    totals = [tensor.sum(dtype=torch.float64) for tensor in tensors]
-    sizes = [tensor.abs().sum(dtype=torch.float64) for tensor in tensors]
-    return torch.stack(totals).sum(), torch.stack(sizes).sum()
 
 
 def _identities(module: nn.Module) -> list[Any]:
@@ -176,33 +157,40 @@ class Guard:
     def check_settings(self, blocks: Sequence[Block], config: KFACConfig, seed: int) -> None:
         """Raise ValueError, on all ranks, unless they were constructed alike."""
         if self._ranks is not None:
-            what = [(type(block).__name__, block.names) for block in blocks], config, seed
+            kinds = [(type(block).__name__, block.names) for block in blocks]
+            what = kinds, layout(self._named.items()), config, seed
             device = next(self._module.parameters()).device
             self._ranks.check_equal("modules, settings or seeds", what, device)
 
     @torch.no_grad()
-    def check_gradients(self) -> None:
-        """Raise ValueError, on all ranks, unless they have the same parameters and gradients."""
+    def check_gradients(self, turn: int) -> None:
+        """Raise ValueError, on all ranks, unless their step, parameters and gradients are the same.
+
+        Args:
+            turn: Number of the step.
+        """
         if self._ranks is None or self._ranks.size == 1:
             return
         own = list(self._named.values())
-        given = [
-            p.grad.to_dense() if p.grad.is_sparse else p.grad for p in own if p.grad is not None
-        ]
-        sums = torch.stack([*_sums(own), *_sums(given)])
-        rows = self._ranks.gather(sums.tolist(), own[0].device)
+        given = [p.grad.to_dense() if p.grad is not None else None for p in own]
+        rows = self._ranks.gather([float(turn), bits_of(own), bits_of(given)], own[0].device)
         pairs = (
-            ("parameters", 0, "Ranks.start()"),
+            ("parameters", 1, "Ranks.start()"),
             ("gradients", 2, "Ranks.average(model, n)"),
         )
-        for what, place, remedy in pairs:
-            other = disagreeing([row[place : place + 2] for row in rows], _ALIKE)
-            if other is not None:
+        for rank, row in enumerate(rows):
+            if row[0] != rows[0][0]:
                 raise ValueError(
-                    f"rank {other} has other {what} than rank 0, so that the ranks would become"
-                    f" different models: {remedy} makes them the same, and so does"
-                    " DistributedDataParallel"
+                    f"rank {rank} is at step {row[0]:g} and rank 0 at step {rows[0][0]:g}: every"
+                    " rank must make the same calls, and all end where one of them fails"
                 )
+            for what, place, remedy in pairs:
+                if row[place] != rows[0][place]:
+                    raise ValueError(
+                        f"rank {rank} has other {what} than rank 0, so that the ranks would become"
+                        f" different models: {remedy} makes them the same, and so does"
+                        " DistributedDataParallel"
+                    )
 
     def count_skipped(self, quadratic: Tensor) -> None:
         """Count the steps in a row that were skipped for their q, most often without a look."""

@@ -8,6 +8,7 @@ curvature knows of ranks. Every decision that leads to another message is made f
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -88,16 +89,25 @@ class Ranks:
 
     def check_equal(self, what: str, value: object, device: torch.device) -> None:
         """Raise ValueError, on all ranks, where the value has another repr than on rank 0."""
-        digest = hashlib.sha256(repr(value).encode()).hexdigest()[:_DIGITS]
-        rows = self.gather([float(int(digest, 16))], device)
+        digest = hashlib.sha256(repr(value).encode()).hexdigest()
+        rows = self.gather([_number(digest)], device)
         other = [rank for rank, row in enumerate(rows) if row != rows[0]]
         if other:
             raise ValueError(f"rank {other[0]} has other {what} than rank 0: give all the same")
 
     @torch.no_grad()
     def start(self, module: nn.Module) -> None:
-        """Give all ranks the parameters and buffers of rank 0."""
+        """Give all ranks the parameters and buffers of rank 0.
+
+        Raises:
+            ValueError: A rank has others, on all ranks; nothing is changed.
+        """
         places = [*module.parameters(), *module.buffers()]
+        if not places:
+            return
+        named = [*module.named_parameters(), *module.named_buffers()]
+        what = "names, shapes or types of parameters and buffers"
+        self.check_equal(what, layout(named), places[0].device)
         for place, new in zip(places, self.broadcast([p.detach() for p in places], 0), strict=True):
             place.copy_(new)
 
@@ -120,16 +130,17 @@ class Ranks:
         alone = rows is None or self.size == 1
         weight = 1.0 if rows is None else float(rows > 0) if alone else float(rows)
         given = [float(p.grad is not None) for p in parameters]
-        # Of the gradients' type where that holds counts, so that all is one message.
+        # Of the gradients' type, so that all is one message; see _scaled.
         first = parameters[0]
-        kind = first.dtype if first.dtype.itemsize >= 4 else torch.float64
+        kind = torch.promote_types(first.dtype, torch.float32)
         facts = torch.tensor([*given, weight], dtype=kind, device=first.device)
         facts, *grads = self.summed([facts, *(_scaled(p, weight) for p in parameters)])
         *some, total = facts.tolist()
         divisor = 1.0 if alone else total or 1.0
         for parameter, grad, there in zip(parameters, grads, some, strict=True):
             if there:
-                parameter.grad = grad.clone() if alone else grad / divisor
+                mean = grad.clone() if alone else grad / divisor
+                parameter.grad = mean.to(parameter.dtype)
 
     def _joined(self, tensors: Sequence[Tensor], send: Any) -> list[Tensor]:
         """Tensors through messages that take those of one type and device as one."""
@@ -168,24 +179,48 @@ def _answered() -> Iterator[None]:
 
 
 def _scaled(parameter: Tensor, weight: float) -> Tensor:
-    """A gradient times a weight; zeros without either."""
-    grad = parameter.grad
+    """A gradient times a weight, in single precision at least; zeros without either.
+
+    Half precision overflows from 65504 rows on.
+    """
+    grad, kind = parameter.grad, torch.promote_types(parameter.dtype, torch.float32)
     if grad is None or weight == 0:
-        return torch.zeros_like(parameter)
-    return (grad.to_dense() if grad.is_sparse else grad) * weight
+        return torch.zeros_like(parameter, dtype=kind)
+    return (grad.to_dense() if grad.is_sparse else grad).to(kind) * weight
 
 
-def disagreeing(rows: Iterable[Sequence[float]], tolerance: float) -> int | None:
-    """The first rank whose sums (x, ...) are not those of rank 0; None where all agree.
+def processes() -> int:
+    """How many processes torch.distributed has; 1 before it is begun, and nothing is imported."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return 1
+    size: int = distributed.get_world_size()
+    return size
+
+
+def bits_of(tensors: Iterable[Tensor | None]) -> float:
+    """A number that tensors of equal bits share, and others do not.
+
+    Sums would not do: gradients of a softmax head add up to zero over the classes whatever they
+    are. The tensors are copied to the host.
 
     Args:
-        rows: By rank: a sum, and the sum of magnitudes that it may be rounded by.
-        tolerance: Relative rounding.
+        tensors: Of the same shapes on all ranks; None counts as another one than zeros.
     """
-    first: Sequence[float] | None = None
-    for rank, (value, size) in enumerate(rows):
-        first = (value, size) if first is None else first
-        near = abs(value - first[0]) <= tolerance * first[1]
-        if not (near or (value != value and first[0] != first[0])):
-            return rank
-    return None
+    found = hashlib.sha256()
+    for tensor in tensors:
+        if tensor is None:
+            found.update(b"None")
+        else:
+            flat = tensor.detach().cpu().reshape(-1).contiguous()
+            found.update(flat.view(torch.uint8).numpy().data)
+    return _number(found.hexdigest())
+
+
+def layout(named: Iterable[tuple[str, Tensor]]) -> list[tuple[str, tuple[int, ...], str]]:
+    """Names, shapes and types of tensors, which must be the same on all ranks."""
+    return [(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in named]
+
+
+def _number(digest: str) -> float:
+    return float(int(digest[:_DIGITS], 16))
