@@ -8,23 +8,22 @@ and the networks begin anew each time.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from acktr.report.tables import as_csv
 from acktr.report.tables import markdown as table
-from acktr.runs.progress import Display, duration
-from scripts.bayes import hmc
+from scripts.bayes import campaign, hmc
+from scripts.bayes.campaign import Part, Rows, Tell
 from scripts.bayes.data import LARGE, LAYOUT, SMALL, Raw, Splits, read, standardised
-from scripts.bayes.methods import METHODS, SHORT, Method
+from scripts.bayes.methods import METHODS, SHORT, Method, Trained, settings
 from scripts.bayes.report import sign_test, with_error
 from scripts.bayes.training import Budget, Training
 from scripts.common import (
@@ -68,26 +67,38 @@ def beginnings(raw: Raw, repeats: int, seed: int) -> tuple[Tensor, Tensor, Tenso
     return order[:, :FIRST], order[:, FIRST : FIRST + TEST], order[:, FIRST + TEST :]
 
 
-def fitted(method: Method, splits: Splits, epochs: int, seed: int) -> Training:
-    """Networks of ten units, trained on all their points at each step."""
-    budget = Budget(epochs, splits.data_size, HIDDEN, _NOISE_PRIOR, seed)
-    training = Training(method, splits, budget, SHORT)
-    for _ in range(epochs):
-        training.epoch()
-    return training
+class Fits:
+    """Trains networks of ten units by one method, on all their points at each step.
+
+    Args:
+        method: It.
+        epochs: Steps of a training.
+        tell: Takes how many steps there were in all.
+    """
+
+    def __init__(self, method: Method, epochs: int, tell: Tell) -> None:
+        self._method, self._epochs, self._tell = method, epochs, tell
+        self._steps = 0
+
+    def __call__(self, splits: Splits, seed: int) -> Trained:
+        """Networks for all splits."""
+        budget = Budget(self._epochs, splits.data_size, HIDDEN, _NOISE_PRIOR, seed)
+        training = Training(self._method, splits, budget, SHORT)
+        for _ in range(self._epochs):
+            training.epoch()
+            self._steps += 1
+            self._tell(self._steps)
+        return training.networks
 
 
-def acquire(
-    method: Method, raw: Raw, begin: tuple[Tensor, Tensor, Tensor], *, active: bool, epochs: int
-) -> Tensor:
+def acquire(fit: Fits, raw: Raw, begin: tuple[Tensor, Tensor, Tensor], *, active: bool) -> Tensor:
     """RMSE (S,) in the target's units after nine points were added."""
     train, test, pool = begin
     generator = torch.Generator().manual_seed(1)
     for added in range(ADDED):
         if active:
             both = standardised("", raw, train, pool, known=True)
-            networks = fitted(method, both, epochs, added).networks
-            merit = networks.predict(both.x_test, SAMPLES).var(0).T
+            merit = fit(both, added).predict(both.x_test, SAMPLES).var(0).T
         else:
             merit = torch.rand(pool.shape, generator=generator)
         best = merit.argmax(1, keepdim=True)
@@ -95,8 +106,7 @@ def acquire(
         left = torch.ones_like(pool, dtype=torch.bool).scatter(1, best, False)
         pool = pool[left].view(len(pool), -1)
     splits = standardised("", raw, train, test, known=True)
-    trained = fitted(method, splits, epochs, ADDED)
-    return error(splits, trained.networks.predict(splits.x_test, SAMPLES))
+    return error(splits, fit(splits, ADDED).predict(splits.x_test, SAMPLES))
 
 
 def error(splits: Splits, outputs: Tensor) -> Tensor:
@@ -143,42 +153,85 @@ def correlations(one: Tensor, other: Tensor) -> list[float]:
     return found
 
 
-def study(asked: argparse.Namespace, name: str, raw: Raw, tell: Display) -> list[Result]:
-    """All methods on one set."""
-    begin = beginnings(raw, asked.repeats, asked.seed)
-    first = standardised(name, raw, begin[0], begin[1], known=True)
-    draws = {"warmup": asked.hmc // 2, "samples": asked.hmc}
-    drawn, accepted = hmc_outputs(first, seed=asked.seed, **draws)
-    again, _ = hmc_outputs(first, seed=asked.seed + 1, **draws)
-    truth = drawn.var(0)
-    repeated = correlations(again.var(0), truth)
-    tell.note(
-        f"{name} HMC: acceptance {accepted.min():.2f} to {accepted.max():.2f}, correlation of two"
-        f" runs {fmean(repeated):.3f}"
-    )
-    found = []
-    for method in asked.methods:
-        began = time.monotonic()
-        start = fitted(method, first, asked.epochs, asked.seed).networks
-        outputs = start.predict(first.x_test, 10 * SAMPLES)
-        near, at_first = correlations(outputs.var(0), truth), error(first, outputs).tolist()
-        reached = [
-            acquire(method, raw, begin, active=active, epochs=asked.epochs).tolist()
-            for active in (False, True)
+class Study:
+    """All repeats on one set.
+
+    Args:
+        asked: Options of the command line.
+        name: Of the set.
+        raw: It.
+    """
+
+    def __init__(self, asked: argparse.Namespace, name: str, raw: Raw) -> None:
+        self.asked, self.name, self._raw = asked, name, raw
+        self._begin = beginnings(raw, asked.repeats, asked.seed)
+        self._first = standardised(name, raw, self._begin[0], self._begin[1], known=True)
+        self._known: tuple[Tensor, Tensor] | None = None
+
+    def parts(self) -> list[Part]:
+        """A file for HMC and for each method, with a row per repeat."""
+        methods = [
+            self._part(method, 12 * self.asked.epochs, self._of(method))
+            for method in self.asked.methods
         ]
-        found += [
-            Result(name, method, s, at_first[s], drawn_, chosen, near[s])
-            for s, (drawn_, chosen) in enumerate(zip(*reached, strict=True))
-        ]
-        taken = duration(time.monotonic() - began)
-        tell.note(
-            f"{name} {method}: random, active {[f'{fmean(r):.2f}' for r in reached]}, {taken}"
+        return [*methods, self._part("hmc", self.asked.epochs, self._twice)]
+
+    def _part(self, name: str, size: int, make: Callable[[Tell], tuple[Rows, str]]) -> Part:
+        own = {} if name == "hmc" else settings(cast(Method, name), SHORT)
+        options = {key: getattr(self.asked, key) for key in ("repeats", "epochs", "hmc", "seed")}
+        known = {"set": self.name, "method": name, "data": self._first.digest, **options}
+        return Part(
+            label=f"{self.name} {name}",
+            path=self.asked.out / "runs" / f"{self.name}-{name}.csv",
+            identity=json.dumps({**known, "settings": own}),
+            columns=_ROW[2:],
+            size=size,
+            make=make,
         )
-    found += [
-        Result(name, "hmc", s, e, math.nan, math.nan, r)
-        for s, (e, r) in enumerate(zip(error(first, drawn).tolist(), repeated, strict=True))
-    ]
-    return found
+
+    def _drawn(self, seed: int) -> tuple[Tensor, Tensor]:
+        counts = {"warmup": self.asked.hmc // 2, "samples": self.asked.hmc}
+        return hmc_outputs(self._first, seed=seed, **counts)
+
+    def _truth(self) -> tuple[Tensor, Tensor]:
+        """HMC's outputs and acceptance, drawn when they are asked for first."""
+        if self._known is None:
+            self._known = self._drawn(self.asked.seed)
+        return self._known
+
+    def _twice(self, tell: Tell) -> tuple[Rows, str]:
+        """HMC, and how well a second run of it agrees."""
+        drawn, accepted = self._truth()
+        tell(self.asked.epochs / 2)
+        again, _ = self._drawn(self.asked.seed + 1)
+        repeated = correlations(again.var(0), drawn.var(0))
+        errors = error(self._first, drawn).tolist()
+        rows = [
+            [s, e, math.nan, math.nan, r]
+            for s, (e, r) in enumerate(zip(errors, repeated, strict=True))
+        ]
+        said = f"acceptance {accepted.min():.2f} to {accepted.max():.2f}"
+        return rows, f"{said}, correlation of two runs {fmean(repeated):.3f}"
+
+    def _of(self, method: Method) -> Callable[[Tell], tuple[Rows, str]]:
+        def make(tell: Tell) -> tuple[Rows, str]:
+            fit, first = Fits(method, self.asked.epochs, tell), self._first
+            outputs = fit(first, self.asked.seed).predict(first.x_test, 10 * SAMPLES)
+            near = correlations(outputs.var(0), self._truth()[0].var(0))
+            drawn, chosen = (
+                acquire(fit, self._raw, self._begin, active=active).tolist()
+                for active in (False, True)
+            )
+            columns = (range(len(near)), error(first, outputs).tolist(), drawn, chosen, near)
+            rows = [list(row) for row in zip(*columns, strict=True)]
+            return rows, f"random {fmean(drawn):.2f}, active {fmean(chosen):.2f}"
+
+        return make
+
+
+def _names(part: Part) -> tuple[str, str]:
+    name, method = part.label.split()
+    return name, method
 
 
 def work(argv: Sequence[str]) -> int:
@@ -190,11 +243,14 @@ def work(argv: Sequence[str]) -> int:
     for name, raw in sets.items():
         if len(raw.y) < _LEAST:
             raise ScriptError(f"{name} has {len(raw.y)} rows; {_LEAST} are needed")
-    tell = Display("bayes active", 10.0)
-    found = [row for name, raw in sets.items() for row in study(asked, name, raw, tell)]
-    rows = [[f"{v:.7g}" if isinstance(v, float) else v for v in row] for row in found]
+    parts = [part for name, raw in sets.items() for part in Study(asked, name, raw).parts()]
+    found = [
+        Result(*_names(part), int(repeat), *values)
+        for part, rows in zip(parts, campaign.run("bayes active", parts), strict=True)
+        for repeat, *values in rows
+    ]
     text = _markdown(found, command_line("bayes", ["active", *shown(argv)]), asked)
-    save(asked.out, {"table.csv": as_csv(_ROW, rows), "summary.md": text.encode()})
+    save(asked.out, {"summary.md": text.encode()})
     sys.stdout.write(text)
     return 0
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
-from typing import Literal, get_args
+from dataclasses import asdict, replace
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +24,22 @@ ADAM_LR = 1e-3
 NOISY = NoisyConfig(
     lr=0.1, stat_decay=0.98, stat_interval=2, refresh_interval=20, external_damping=0.1
 )
-"""The best of some ten tried for three epochs on one seed; with an external damping of 1e-3 noisy
-K-FAC diverges."""
+"""The best of some ten tried for three epochs on one seed, by the test images; with an external
+damping of 1e-3 noisy K-FAC diverges."""
 IVON: dict[str, float] = {"lr": 0.1, "hess_init": 0.1, "beta2": 0.9995}
 """Settings of IVON; its effective sample size is N, and its weight decay that of the prior, 1/N."""
+
+
+def settings(name: Classifier) -> dict[str, Any]:
+    """All that a classifier is, apart from its network and its data."""
+    if name in ("noisy", "noisy-0.1"):
+        return asdict(_noisy_config(name))
+    known = {"kfac": asdict(KFACConfig()), "ivon": dict(IVON)}
+    return known.get(name, {"lr": ADAM_LR})
+
+
+def _noisy_config(name: Classifier) -> NoisyConfig:
+    return replace(NOISY, kl_weight=0.1 if name == "noisy-0.1" else 1.0)
 
 
 def train(
@@ -57,7 +69,7 @@ def train(
         return _kfac(model, batches)
     if name == "ivon":
         return _ivon(model, batches, size, seed)
-    return _noisy(model, batches, size, 0.1 if name == "noisy-0.1" else 1.0, seed)
+    return _noisy(model, batches, size, _noisy_config(name), seed)
 
 
 def _by_adam(
@@ -83,9 +95,10 @@ def _kfac(model: nn.Module, batches: Batches) -> Predictor:
     return _certain(model)
 
 
-def _noisy(model: nn.Module, batches: Batches, size: int, kl_weight: float, seed: int) -> Predictor:
-    config, loss = replace(NOISY, kl_weight=kl_weight), CategoricalLoss()
-    optimizer = NoisyKFAC(model, config, data_size=size, seed=seed)
+def _noisy(
+    model: nn.Module, batches: Batches, size: int, config: NoisyConfig, seed: int
+) -> Predictor:
+    optimizer, loss = NoisyKFAC(model, config, data_size=size, seed=seed), CategoricalLoss()
     for x, y in batches:
         with optimizer.sampled_params(train=True) as captured:
             output = model(x)

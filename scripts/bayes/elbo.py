@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
@@ -16,11 +18,11 @@ from torch import Tensor
 
 from acktr.kfac import BayesByBackprop, NoisyKFAC
 from acktr.report.figures import COLOURS, bare, legend_below, panels, picture
-from acktr.report.tables import as_csv
 from acktr.report.tables import markdown as table
-from acktr.runs.progress import Display, duration
+from scripts.bayes import campaign
+from scripts.bayes.campaign import Part, Rows, Tell
 from scripts.bayes.data import LARGE, LAYOUT, SMALL, Raw, Splits, read, standardised
-from scripts.bayes.methods import METHODS, Method
+from scripts.bayes.methods import METHODS, Method, settings
 from scripts.bayes.training import Budget, Training
 from scripts.common import (
     check_folder,
@@ -90,35 +92,49 @@ def same_split(name: str, raw: Raw, count: int) -> Splits:
     return standardised(name, raw, train, test)
 
 
+def part(method: Method, splits: Splits, epochs: int, out: Path) -> Part:
+    """One method: a file of a row per epoch and seed."""
+    budget = Budget(epochs, 10, 50, (6.0, 6.0), 0)
+
+    def make(tell: Tell) -> tuple[Rows, str]:
+        training, seconds, rows = Training(method, splits, budget), 0.0, Rows()
+        for epoch in range(1, epochs + 1):
+            start = time.process_time()
+            training.epoch()
+            seconds += time.process_time() - start
+            fit, kl = (part.tolist() for part in bound(training))
+            rows += [
+                [seed, epoch, seconds, a - b, a, b]
+                for seed, (a, b) in enumerate(zip(fit, kl, strict=True))
+            ]
+            tell(epoch)
+        return rows, f"bound {rows[-1][3]:.3f}"
+
+    known = {"set": splits.name, "method": method, "data": splits.digest, "seeds": splits.count}
+    return Part(
+        label=method,
+        path=out / "runs" / f"{method}.csv",
+        identity=json.dumps({**known, **asdict(budget), "settings": settings(method)}),
+        columns=Point._fields[1:],
+        size=epochs,
+        make=make,
+    )
+
+
 def work(argv: Sequence[str]) -> int:
     """Run the command line of ``elbo``; returns the exit code."""
     asked = options(argv)
     check_folder(asked.out)
     torch.set_num_threads(1)
     splits = same_split(asked.set, read(asked.data, asked.set), asked.seeds)
-    points: list[Point] = []
-    display = Display("bayes elbo", 10.0)
-    began, total = time.monotonic(), len(asked.methods) * asked.epochs
-    for method in asked.methods:
-        training = Training(method, splits, Budget(asked.epochs, 10, 50, (6.0, 6.0), 0))
-        seconds = 0.0
-        for epoch in range(1, asked.epochs + 1):
-            start = time.process_time()
-            training.epoch()
-            seconds += time.process_time() - start
-            fit, kl = (part.tolist() for part in bound(training))
-            points += [
-                Point(method, seed, epoch, seconds, a - b, a, b)
-                for seed, (a, b) in enumerate(zip(fit, kl, strict=True))
-            ]
-            if display.due():
-                done = len(points) // asked.seeds
-                left = duration((time.monotonic() - began) / done * (total - done))
-                display.note(f"{method}: epoch {epoch}, bound {points[-1].elbo:.3f}; ETA {left}")
+    parts = [part(method, splits, asked.epochs, asked.out) for method in asked.methods]
+    points = [
+        Point(method, int(seed), int(epoch), *values)
+        for method, rows in zip(asked.methods, campaign.run("bayes elbo", parts), strict=True)
+        for seed, epoch, *values in rows
+    ]
     text = _markdown(points, splits, command_line("bayes", ["elbo", *shown(argv)]))
-    rows = [[f"{v:.7g}" if isinstance(v, float) else v for v in point] for point in points]
-    files = {"table.csv": as_csv(Point._fields, rows), "figure.png": _figure(points, splits.name)}
-    save(asked.out, {**files, "summary.md": text.encode()})
+    save(asked.out, {"figure.png": _figure(points, splits.name), "summary.md": text.encode()})
     sys.stdout.write(text)
     return 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -107,15 +108,16 @@ def test_laplace_of_the_last_layer_is_the_posterior_of_its_quadratic_model() -> 
 
 
 def test_chosen_points_leave_the_pool_and_variances_correlate_with_themselves() -> None:
-    begin = active.beginnings(RAW, 2, 0)
+    begin, steps = active.beginnings(RAW, 2, 0), list[float]()
     assert [part.shape[1] for part in begin] == [20, 100, 20]
     rows = torch.cat(begin, 1).sort(1).values
     assert torch.equal(rows, torch.arange(140).expand(2, -1))
     one = torch.rand(30, 2)
     assert active.correlations(one, 3 * one + 1) == pytest.approx([1.0, 1.0])
     assert active.correlations(one, -one) == pytest.approx([-1.0, -1.0])
+    fit = active.Fits("ffg", 2, steps.append)
     for way in (False, True):
-        found = active.acquire("ffg", RAW, begin, active=way, epochs=2)
+        found = active.acquire(fit, RAW, begin, active=way)
         assert found.shape == (2,)
         assert bool(found.isfinite().all())
 
@@ -162,3 +164,42 @@ def test_the_cost_of_noise_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     text = (tmp_path / "summary.md").read_text()
     assert "| mvg | 10.00 | 13.00 | 1.30 | 1.00 | 2.00 |" in text
     assert [f"| {name} |" in text for name in ("ffg", "emvg", "tridiagonal")] == [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("line", "files"),
+    [
+        (["elbo", "--set", "boston", "--seeds", "2", "--epochs", "2"], {"bbb", "ffg", "mvg"}),
+        (
+            ["active", "--sets", "boston", "--repeats", "2", "--epochs", "2", "--hmc", "4"],
+            {"boston-ffg", "boston-mvg", "boston-hmc"},
+        ),
+    ],
+    ids=["elbo", "active"],
+)
+def test_what_is_finished_is_kept_and_the_same_command_continues(
+    line: list[str], files: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    order = np.stack([np.random.default_rng(s).permutation(140) for s in range(2)])
+    np.savez(
+        tmp_path / "boston.npz",
+        X=RAW.x.numpy(),
+        y=RAW.y.numpy(),
+        train_idx=order[:, :100],
+        test_idx=order[:, 100:],
+    )
+    line = [*line, "--data", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert main(line) == 0
+    text, runs = (tmp_path / "out/summary.md").read_text(), tmp_path / "out" / "runs"
+    assert {path.stem for path in runs.iterdir()} == files
+    made = {path: path.read_text() for path in runs.iterdir() if "mvg" not in path.stem}
+    (lost,) = set(runs.iterdir()) - made.keys()
+    lost.unlink()
+    stamps = {path: path.stat().st_mtime_ns for path in made}
+    assert main(line) == 0
+    assert stamps == {path: path.stat().st_mtime_ns for path in made} and lost.is_file()
+    # Seconds are those of each run.
+    assert "active" not in line or (tmp_path / "out/summary.md").read_text() == text
+    capsys.readouterr()
+    assert main([*line, "--epochs", "3"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
