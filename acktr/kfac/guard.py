@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 from weakref import ref
 
@@ -18,12 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from acktr.kfac.blocks.entries import EntriesBlock
 from acktr.kfac.blocks.kronecker import KroneckerBlock
 from acktr.kfac.blocks.projections import ProjectionLayout
-from acktr.kfac.blocks.registry import (
-    Block,
-    StatBlock,
-    UnsupportedParameterWarning,
-    caller_level,
-)
+from acktr.kfac.blocks.registry import Block, StatBlock, UnsupportedParameterWarning, caller_level
 from acktr.kfac.blocks.rules import RuleLayout
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.fisher.graph import uses_of_leaves
@@ -287,20 +282,22 @@ class Guard:
                 " precondition(..., grad_scaler=scaler)"
             )
 
-    def warn_unseen(self, blocks: Iterable[StatBlock], gradients: Mapping[str, Tensor]) -> None:
+    def warn_unseen(self, blocks: Collection[StatBlock], gradients: Mapping[str, Tensor]) -> None:
         """Warn once of blocks with gradients that no observed batch has reached yet."""
         unseen = [
             name
             for block in blocks
-            if not block.history.started
+            if not block.history.observed
             for name in block.names
             if name in gradients and name not in self._told
         ]
         if not unseen:
             return
         self._told.update(unseen)
+        begun = any(b.history.started for b in blocks if not b.history.observed)
+        steps = "they keep the curvature of the start" if begun else "plain gradient steps"
         warnings.warn(
-            f"no statistics of {', '.join(unseen)}: plain gradient steps. Nothing that observe()"
+            f"no statistics of {', '.join(unseen)}: {steps}. Nothing that observe()"
             " was given reached them: was it called before the step, with the output of a forward"
             " pass inside capture() that runs these layers as modules (not F.linear on a weight,"
             " nor a block compiled and called before), and with every output that has a loss?",

@@ -116,6 +116,10 @@ class NamedOptimizer(torch.optim.Optimizer):
 
     # --- state ------------------------------------------------------------------------------------
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Refuse copies: they would share the module but not its gradients."""
+        raise TypeError("a K-FAC optimizer is copied with state_dict() and load_state_dict()")
+
     def state_by_name(self) -> dict[str, Any]:
         """Everything by names of parameters: ``groups``, ``momentum`` and whatever else."""
         raise NotImplementedError

@@ -352,10 +352,6 @@ class KFAC(NamedOptimizer):
 
     # --- state ------------------------------------------------------------------------------------
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Refuse copies: they would share the module but not its gradients."""
-        raise TypeError("a K-FAC optimizer is copied with state_dict() and load_state_dict()")
-
     def state_by_name(self) -> dict[str, Any]:
         """What :meth:`state_dict` holds by the names of parameters, for files with text keys."""
         return {

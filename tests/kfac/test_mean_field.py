@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -116,3 +118,111 @@ def test_the_module_holds_the_mean_and_own_generators_draw() -> None:
 def test_bad_settings_are_refused(settings: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BayesByBackprop(mlp(), **settings)  # type: ignore[arg-type]
+
+
+# --- what local draws leave out -------------------------------------------------------------------
+
+
+class Attending(nn.Module):
+    """Attention, which uses its last projection without a call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        output: Tensor = self.attention(inputs, inputs, inputs, need_weights=False)[0]
+        return output
+
+
+class TwoWays(nn.Module):
+    """A layer that is called, and whose weight is used beside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        output: Tensor = self.layer(input=inputs) @ self.layer.weight
+        return output
+
+
+def shared_head() -> nn.Module:
+    model = build(nn.Linear(4, 4, bias=False), nn.Tanh(), nn.Linear(4, 4, bias=False))
+    model[2].weight = model[0].weight
+    return model
+
+
+def reparametrised() -> nn.Module:
+    layer: Any = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))
+    return build(layer)
+
+
+class Doubled(nn.Linear):
+    """A layer whose output is no linear function of its input."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs).square()
+
+
+@pytest.mark.parametrize(
+    "make, left",
+    [
+        (Attending, set()),
+        (TwoWays, set()),
+        (shared_head, set()),
+        (reparametrised, set()),
+        (lambda: build(nn.Linear(4, 4), Doubled(4, 4)), {"0"}),
+        (lambda: build(nn.Linear(4, 4), nn.Linear(4, 3).requires_grad_(False)), {"0"}),
+        (mlp, {"0", "2"}),
+    ],
+)
+def test_only_layers_that_are_surely_called_draw_their_outputs(make: Any, left: set[str]) -> None:
+    """The weights of all others are drawn as they are."""
+    posterior = made(make().double(), local=True, initial_rho=0.0)
+    inputs = randn(2, 3, 4)
+    for _ in range(2):
+        posterior(inputs)
+    assert set(posterior._layers) == left
+
+
+@pytest.mark.parametrize("make", [Attending, TwoWays, shared_head])
+def test_weights_outside_of_called_layers_have_noise_and_a_gradient(make: Any) -> None:
+    """A first pass as any other: the deviation of every weight is in the graph of the output."""
+    torch.manual_seed(1)
+    posterior = made(make().double(), local=True, initial_rho=0.0)
+    output = posterior(randn(2, 3, 4))
+    found = torch.autograd.grad(output.square().sum(), list(posterior.rho))
+    assert all(bool(gradient.any()) for gradient in found)
+
+
+def test_the_last_projection_of_attention_has_the_variance_of_its_weights() -> None:
+    """With all other deviations at zero, each output is N(., sigma^2 (1 + |a|^2))."""
+    model = Attending().double()
+    posterior = made(model, local=True, initial_rho=-60.0)
+    rho = dict(zip(posterior._names, posterior.rho, strict=True))
+    with torch.no_grad():
+        rho["attention.out_proj.bias"].fill_(0.0)
+        model.attention.out_proj.weight.zero_()
+        model.attention.out_proj.bias.zero_()
+    inputs = randn(1, 2, 4)
+    draws = torch.stack([posterior(inputs).detach().flatten() for _ in range(400)])
+    ratio = draws.var(0) / 0.6931471805599453**2
+    assert bool(((ratio - 1).abs() < 4.5 * (2 / 400) ** 0.5).all())
+
+
+def test_layers_that_are_called_by_keyword_draw_their_outputs() -> None:
+    class Keyword(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            output: Tensor = self.layer(input=inputs)
+            return output
+
+    named, plain = Keyword().double(), build(nn.Linear(4, 3))
+    plain[0].load_state_dict(named.layer.state_dict())
+    inputs = randn(5, 4)
+    found = [made(model, local=True, initial_rho=0.0)(inputs) for model in (named, plain)]
+    assert torch.equal(*found)

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import copy
+import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac import KFAC, CategoricalLoss, GaussianLoss, NoisyConfig, NoisyKFAC, Sampled
+from acktr.kfac import (
+    KFAC,
+    BayesByBackprop,
+    CategoricalLoss,
+    GaussianLoss,
+    NoisyConfig,
+    NoisyKFAC,
+    Sampled,
+)
 from tests.tools.kfac import build, mlp, parameters, randn, same
 from tests.tools.noisy import context, gaussian, noisy
 
@@ -286,7 +296,9 @@ def test_a_late_backward_pass_is_an_error() -> None:
         ({"external_damping": -0.1}, "external_damping must be"),
         ({"kl_warmup": 1.5}, "kl_warmup must be an integer"),
         ({"stat_decay": 1.0}, "stat_decay must be"),
-        ({"deterministic": "0"}, "deterministic must be a tuple of names"),
+        ({"deterministic": "0"}, "deterministic must be a list of names"),
+        ({"deterministic": (1,)}, "deterministic must be a list of names"),
+        ({"sample_norms": "no"}, "sample_norms must be True or False"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -308,6 +320,39 @@ def test_settings_that_do_not_fit_the_module_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         NoisyKFAC(mlp(), NoisyConfig(**settings), data_size=9)
+
+
+def test_a_module_without_trainable_parameters_is_refused() -> None:
+    frozen = mlp().requires_grad_(False)
+    for make in (NoisyKFAC, BayesByBackprop):
+        for module, found in (
+            (frozen, "all 4 have requires_grad=False"),
+            (nn.Tanh(), "it has none"),
+        ):
+            with pytest.raises(ValueError, match=f"with trainable parameters: {found}"):
+                make(module, data_size=9)
+
+
+@pytest.mark.parametrize("wrong", [nn.CrossEntropyLoss(), len, None, GaussianLoss])
+def test_what_is_no_loss_is_refused(wrong: Any) -> None:
+    optimizer = stepped()
+    with (
+        pytest.raises(ValueError, match="loss must be an OutputLoss such as"),
+        optimizer.sampled_params(train=True) as captured,
+    ):
+        optimizer.observe(captured, optimizer.module(data()[0]), wrong)
+
+
+@pytest.mark.parametrize("deterministic", [["0"], {"0"}, iter(("0.weight", "0.bias"))])
+def test_deterministic_names_come_in_any_collection(deterministic: Any) -> None:
+    optimizer = NoisyKFAC(mlp(), NoisyConfig(deterministic=deterministic), data_size=9)
+    assert optimizer.posterior.prior.names == ["2.weight", "2.bias"]
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_copies_are_refused(copied: Callable[[object], object]) -> None:
+    with pytest.raises(TypeError, match=r"is copied with state_dict\(\) and load_state_dict\(\)"):
+        copied(stepped(1))
 
 
 def test_a_weight_decay_beside_the_prior_is_refused() -> None:

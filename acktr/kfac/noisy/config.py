@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -56,7 +56,7 @@ class NoisyConfig:
     """Steps in which the KL weight rises from a hundredth of itself, linearly."""
     external_damping: float = 0.0
     """Damping gamma_ex of the steps, which never enters the posterior."""
-    deterministic: tuple[str, ...] = ()
+    deterministic: Collection[str] = ()
     """Parameters, or paths of modules, without noise and without a prior."""
     sample_norms: bool = False
     """Whether scales and shifts of normalisations have noise and a prior too."""
@@ -107,8 +107,9 @@ class NoisyConfig:
                 " external_damping would enter the posterior: it must be 0"
             )
         check_integer("kl_warmup", self.kl_warmup, 0)
-        if not isinstance(self.deterministic, tuple):
-            raise ValueError(f"deterministic must be a tuple of names, got {self.deterministic!r}")
+        if not isinstance(self.sample_norms, bool):
+            raise ValueError(f"sample_norms must be True or False, got {self.sample_norms!r}")
+        object.__setattr__(self, "deterministic", _names("deterministic", self.deterministic))
         self.curvature()
 
     def curvature(self) -> KFACConfig:
@@ -133,3 +134,12 @@ class NoisyConfig:
         """The KL weight lambda of a step."""
         share = min(1.0, step / self.kl_warmup) if self.kl_warmup else 1.0
         return self.kl_weight * (WARM_START + (1 - WARM_START) * share)
+
+
+def _names(field: str, given: object) -> tuple[str, ...]:
+    """Names as a tuple; a string by itself would be one name for each of its letters."""
+    if isinstance(given, Iterable) and not isinstance(given, str):
+        names = tuple(given)
+        if all(isinstance(name, str) for name in names):
+            return names
+    raise ValueError(f"{field} must be a list of names, got {given!r:.100}")

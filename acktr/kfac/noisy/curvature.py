@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from acktr.kfac.blocks.registry import Block
+from acktr.kfac.blocks.registry import Block, caller_level
 from acktr.kfac.blocks.rules import Rules
 from acktr.kfac.blocks.skip import Skip
+from acktr.kfac.blocks.tridiagonal import ChainInverse, TridiagonalBlock
+from acktr.kfac.guard import NoStatisticsWarning
 from acktr.kfac.noisy.config import NoisyConfig
 from acktr.kfac.noisy.posterior import Posterior
 from acktr.kfac.noisy.prior import Prior
@@ -44,6 +47,8 @@ class NoisyCurvature(Preconditioner):
     ) -> None:
         super().__init__(module, config.curvature(), layers=layers, skip=skip, seed=seed)
         self._settings = config
+        self._inverse: ChainInverse | None = None
+        self._told_forgotten = False
         prior = Prior(module, self.named, self.blocks, config)
         weight = config.weight(0)
         self.posterior = Posterior(module, self.named, prior, data_size, weight)
@@ -61,10 +66,16 @@ class NoisyCurvature(Preconditioner):
         """gamma_in + gamma_ex, also of parameters without noise."""
         return self._settings.external_damping + self.posterior.damping(block.name)
 
+    def refresh(self, decay: Mapping[str, float] | None = None) -> None:
+        """As that of a curvature."""
+        super().refresh(decay)
+        self._keep_weight()
+
     def prepare(self, decay: Mapping[str, float] | None = None) -> None:
         """As that of a curvature; corrected eigenvalues begin anew in every new basis."""
         renewed = self.needs_refresh
         super().prepare(decay)
+        self._keep_weight()
         if renewed:
             restart_scales(self.stats.values(), self.config.stat_decay)
 
@@ -79,19 +90,48 @@ class NoisyCurvature(Preconditioner):
         self._estimator.drop()
         self.region.drop()
 
+    def _keep_weight(self) -> None:
+        """Keep the lambda of a new inverse of a chain, whose damping it holds."""
+        inverse = self._chain()
+        if inverse is not self._inverse:
+            self._inverse, self.posterior.chain_weight = inverse, self.posterior.weight
+
+    def _chain(self) -> ChainInverse | None:
+        """The present inverse of the chain of layers; None without a chain."""
+        chains = (b.inverse for b in self.stats.values() if isinstance(b, TridiagonalBlock))
+        return next(chains, None)
+
+    def warn_forgotten(self) -> None:
+        """Warn once of a step whose contexts were not observed, unless none ever was."""
+        if self._told_forgotten or not self.batches:
+            return
+        self._told_forgotten = True
+        warnings.warn(
+            "no statistics of this step, so that the posterior stays behind the mean: call"
+            " observe() inside of sampled_params(train=True) (stat_interval=k is for one in k"
+            " steps)",
+            NoStatisticsWarning,
+            stacklevel=caller_level(),
+        )
+
     # --- state ------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """As that of a curvature, with the generators of noise under the name of the posterior."""
         kind = f"{self._settings.structure} with {self._settings.damping_form} damping"
-        generators = [self.noise.get_state(), self.evaluation.get_state()]
-        return {"noisy": {kind: generators}, **super().state_dict()}
+        kept = [self.noise.get_state(), self.evaluation.get_state()]
+        if self._chain() is not None:
+            kept.append(torch.tensor(self.posterior.chain_weight, dtype=torch.float64))
+        return {"noisy": {kind: kept}, **super().state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`; ValueError and no change if it does not fit."""
         fitting = self.checked(state)
         self.forget()
         super().load_state_dict(fitting)
-        ((noise, evaluation),) = fitting["noisy"].values()
+        ((noise, evaluation, *weight),) = fitting["noisy"].values()
         self.noise.set_state(noise.cpu())
         self.evaluation.set_state(evaluation.cpu())
+        self._inverse = self._chain()
+        if weight:
+            self.posterior.chain_weight = float(weight[0])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections import Counter
+from collections.abc import Collection
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -15,12 +16,35 @@ from torch.nn import functional
 
 from acktr.kfac.blocks.replicas import Replicas
 from acktr.kfac.checks import check_integer, check_number
+from acktr.kfac.fisher.graph import uses_of_leaves
+from acktr.kfac.guard import check_module
 from acktr.kfac.noisy import predictive
 from acktr.kfac.noisy.posterior import standard_normal
 from acktr.kfac.noisy.predictive import LogLikelihood
+from acktr.kfac.noisy.prior import check_trainable
+from acktr.kfac.statistics.outputs import tensors
 
-_LOCAL = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, Replicas)
-"""Layers whose outputs can be drawn in place of their weights."""
+_LOCAL = [kind.forward for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, Replicas)]
+"""Forward passes of layers whose outputs can be drawn in place of their weights."""
+
+
+def _local_layers(module: nn.Module, trained: Collection[str]) -> dict[str, dict[str, str]]:
+    """By path the layers whose outputs can be drawn: their keys, and names in the module.
+
+    Each computes what its type does, of parameters that are its own and no other layer's.
+    """
+    owners = Counter(id(p) for part in module.modules() for p in part._parameters.values())
+    found = {}
+    for path, layer in module.named_modules():
+        if getattr(layer.forward, "__func__", None) not in _LOCAL:
+            continue
+        own = {key: p for key, p in layer._parameters.items() if p is not None}
+        names = {key: f"{path}.{key}" if path else key for key in own}
+        used = {key for key in ("weight", "bias") if getattr(layer, key) is not None}
+        alone = all(owners[id(p)] == 1 for p in own.values())
+        if set(own) == used and alone and all(name in trained for name in names.values()):
+            found[path] = names
+    return found
 
 
 class BayesByBackprop(nn.Module):
@@ -46,7 +70,8 @@ class BayesByBackprop(nn.Module):
         initial_rho: rho at first.
         local: Draw the outputs of linear layers and convolutions in place of their weights
             (Kingma et al. 2015), each sample of a batch by itself; gradients are less noisy.
-            Parameters of other layers are drawn as they are.
+            Weights of other layers are drawn as they are, and so are those that layers share or
+            that a pass uses without a call of the layer, as attention does its last projection.
         seed: Seed of the generators of noise.
 
     Raises:
@@ -71,9 +96,13 @@ class BayesByBackprop(nn.Module):
         check_number("initial_rho", initial_rho, -math.inf)
         self.module, self.data_size = module, data_size
         self.prior_variance, self.kl_weight, self.local = prior_variance, kl_weight, local
+        check_module(module)
+        check_trainable(module)
         self._names = [n for n, p in module.named_parameters() if p.requires_grad]
         means = [module.get_parameter(name) for name in self._names]
-        self._inside = False
+        self._inside, self._looked = False, False
+        self._layers = _local_layers(module, self._names) if local else {}
+        """By path the layers whose outputs are drawn, with the names of their parameters."""
         self.rho = nn.ParameterList([torch.full_like(mean, initial_rho) for mean in means])
         place = means[0].device
         self.noise = torch.Generator(place).manual_seed(seed)
@@ -84,15 +113,49 @@ class BayesByBackprop(nn.Module):
         return {n: functional.softplus(rho) for n, rho in zip(self._names, self.rho, strict=True)}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the module's output at one sample of the weights, with a graph to mu and rho."""
+        """Return the module's output at one sample of the weights, with a graph to mu and rho.
+
+        The first pass of a network with layers that are used in another way than by a call runs
+        twice, since only the pass shows it.
+        """
         deviations = self.deviations()
+        while True:
+            output, calls = self._run(deviations, args, kwargs)
+            elsewhere = self._used_elsewhere(output, calls)
+            if not elsewhere:
+                return output
+            for path in elsewhere:  # from now on its weights are drawn
+                del self._layers[path]
+
+    def _run(
+        self, deviations: dict[str, Tensor], args: Any, kwargs: dict[str, Any]
+    ) -> tuple[Any, Counter[str]]:
+        """One pass, and how often every layer whose outputs are drawn was called, by path."""
+        calls: Counter[str] = Counter()
         with ExitStack() as stack:
-            apart: set[str] = set()
-            if self.local:
-                apart = stack.enter_context(self._drawn_outputs(deviations))
+            for path, own in self._layers.items():
+                variances = {key: deviations[name].square() for key, name in own.items()}
+                hook = partial(self._add_noise, variances, calls, path)
+                layer = self.module.get_submodule(path)
+                stack.callback(layer.register_forward_hook(hook, with_kwargs=True).remove)
+            apart = {name for own in self._layers.values() for name in own.values()}
             whole = {name: s for name, s in deviations.items() if name not in apart}
             weights = self._sample(whole, self.noise)
-            return functional_call(self.module, weights, args, kwargs)
+            return functional_call(self.module, weights, args, kwargs), calls
+
+    def _used_elsewhere(self, output: Any, calls: Counter[str]) -> list[str]:
+        """Paths of layers whose weights the pass may have used at their mean, outside of calls."""
+        uncalled = [path for path in self._layers if not calls[path]]
+        parts = [part.sum() for _, part in tensors(output) if part.requires_grad]
+        if uncalled or self._looked or not parts:
+            return uncalled
+        self._looked = True
+        uses = uses_of_leaves(torch.stack(parts).sum())
+        return [
+            path
+            for path, own in self._layers.items()
+            if any(uses[id(self.module.get_parameter(n))] > calls[path] for n in own.values())
+        ]
 
     def _sample(
         self, deviations: dict[str, Tensor], generator: torch.Generator
@@ -103,32 +166,24 @@ class BayesByBackprop(nn.Module):
             for name, deviation in deviations.items()
         }
 
-    @contextmanager
-    def _drawn_outputs(self, deviations: dict[str, Tensor]) -> Iterator[set[str]]:
-        """Context in which layers add N(0, sigma^2 a^2) to their outputs at the mean.
-
-        It yields the names of the parameters of these layers.
-        """
-        names: set[str] = set()
-        with ExitStack() as stack:
-            for path, layer in self.module.named_modules():
-                keys = [key for key, p in layer._parameters.items() if p is not None]
-                own = {key: f"{path}.{key}" if path else key for key in keys}
-                if isinstance(layer, _LOCAL) and all(name in deviations for name in own.values()):
-                    variances = {key: deviations[name].square() for key, name in own.items()}
-                    hook = partial(self._add_noise, variances)
-                    stack.callback(layer.register_forward_hook(hook).remove)
-                    names.update(own.values())
-            yield names
-
     def _add_noise(
-        self, variances: dict[str, Tensor], layer: nn.Module, args: tuple[Tensor], output: Tensor
+        self,
+        variances: dict[str, Tensor],
+        calls: Counter[str],
+        path: str,
+        layer: nn.Module,
+        args: tuple[Tensor, ...],
+        kwargs: dict[str, Tensor],
+        output: Tensor,
     ) -> Tensor:
+        """Add N(0, sigma^2 a^2) to the output of a layer at the mean."""
         if self._inside:  # the call below
             return output
+        calls[path] += 1
+        squares = tuple(a.square() for a in args), {key: a.square() for key, a in kwargs.items()}
         self._inside = True
         try:  # a sum of w a has the variance that the same sum of sigma^2 and a^2 gives
-            variance: Tensor = functional_call(layer, variances, (args[0].square(),))
+            variance: Tensor = functional_call(layer, variances, *squares)
         finally:
             self._inside = False
         return output + variance.clamp(min=1e-30).sqrt() * standard_normal(self.noise, output)

@@ -13,15 +13,17 @@ from torch import Tensor, nn
 from acktr.kfac.blocks.rules import Rules
 from acktr.kfac.blocks.skip import Skip
 from acktr.kfac.checks import check_integer
-from acktr.kfac.guard import check_module
-from acktr.kfac.losses.base import OutputLoss
+from acktr.kfac.guard import check_loss, check_module
+from acktr.kfac.losses.base import OutputLoss, with_weights
 from acktr.kfac.losses.sources import Source
 from acktr.kfac.named_optimizer import NamedOptimizer
 from acktr.kfac.noisy import predictive
 from acktr.kfac.noisy.config import NoisyConfig
+from acktr.kfac.noisy.contexts import Contexts, wide
 from acktr.kfac.noisy.curvature import NoisyCurvature
 from acktr.kfac.noisy.posterior import standard_normal
 from acktr.kfac.noisy.predictive import LogLikelihood
+from acktr.kfac.noisy.prior import check_trainable
 from acktr.kfac.parameter_groups import group_state, make_groups
 from acktr.kfac.state import require_like
 from acktr.kfac.statistics.capture import Capture
@@ -45,7 +47,8 @@ class NoisyKFAC(NamedOptimizer):
         optimizer.step()
 
     Several such contexts before a step are several weight samples, or micro-batches, of it: their
-    gradients and statistics are averaged. Each begins with empty gradients. The step is
+    gradients and statistics are averaged over the loss terms that observe() was given. Each begins
+    with empty gradients. The step is
 
         V = grad h(w) + gamma_in w,   m <- rho m + (1 - rho) V,
         mu <- mu - lr (F + (gamma_in + gamma_ex) I)^-1 m / (1 - rho^t).
@@ -63,6 +66,9 @@ class NoisyKFAC(NamedOptimizer):
         ValueError: A setting does not fit the module.
     """
 
+    _step_supports_amp_scaling = True
+    """A GradScaler calls :meth:`step` also where it finds Inf, so that contexts are forgotten."""
+
     def __init__(
         self,
         module: nn.Module,
@@ -75,6 +81,7 @@ class NoisyKFAC(NamedOptimizer):
     ) -> None:
         check_integer("data_size (the loss terms of the whole training set)", data_size, 1)
         check_module(module)
+        check_trainable(module)
         self.module, self.data_size = module, data_size
         self.config = config or NoisyConfig()
         self.curvature = NoisyCurvature(module, self.config, data_size, layers, skip, seed)
@@ -83,11 +90,10 @@ class NoisyKFAC(NamedOptimizer):
         options = {"lr": settings.lr, "momentum": settings.momentum, "weight_decay": 0.0}
         super().__init__(named, make_groups(named, settings, None), options)
         self.blocks, self.close = self.curvature.blocks, self.curvature.close
-        self._sampled = set(self.posterior.prior.names)
         self._capture: Capture | None = None
         self._open = False
         self._steps = 0
-        self._forget()
+        self._contexts = Contexts(named)
 
     # --- samples ----------------------------------------------------------------------------------
 
@@ -102,7 +108,8 @@ class NoisyKFAC(NamedOptimizer):
 
         Args:
             train: Whether what happens inside is for the next step. Then it yields the record of
-                forward passes that :meth:`observe` takes, and backward() must be called inside.
+                forward passes that :meth:`observe` takes, and backward() must be called inside;
+                a context without it gives no gradient, and takes none from the mean of others.
             generator: Source of the noise; by default an own one, of training or of evaluations.
 
         Raises:
@@ -134,7 +141,7 @@ class NoisyKFAC(NamedOptimizer):
                     for parameter, mean in zip(parameters, means, strict=True):
                         parameter.copy_(mean)
         if train:
-            self._collect(noise)
+            self._contexts.close(noise)
 
     def observe(
         self,
@@ -157,18 +164,18 @@ class NoisyKFAC(NamedOptimizer):
         """
         self._check_record(captured)
         assert captured is not None
+        check_loss(loss)
         if loss.reduction == "sum":
             raise ValueError(
                 'NoisyKFAC needs a loss with reduction="mean": a sum has no Fisher of one term, and'
                 " the noise would be wrong by the size of the batch"
             )
-        if self._steps == 0:
-            terms = loss.normalizer(output)
-            if terms is not None and terms > self.data_size:
-                raise ValueError(
-                    f"data_size={self.data_size} is less than the {terms:g} loss terms of this"
-                    " batch: it is the number of those in the whole training set"
-                )
+        terms = with_weights(loss, output, weights, target).normalizer(output)
+        if self._steps == 0 and terms is not None and terms > self.data_size:
+            raise ValueError(
+                f"data_size={self.data_size} is less than the {terms:g} loss terms of this batch:"
+                " it is the number of those in the whole training set"
+            )
         self.curvature.observe(
             captured,
             output,
@@ -179,6 +186,7 @@ class NoisyKFAC(NamedOptimizer):
             present=present,
             last=False,
         )
+        self._contexts.observe(terms)
 
     def update_curvature(
         self, captured: Capture | None, log_likelihood: Tensor, *, samples: int | None = None
@@ -187,31 +195,16 @@ class NoisyKFAC(NamedOptimizer):
         self._check_record(captured)
         assert captured is not None
         self.curvature.update_curvature(captured, log_likelihood, samples=samples, last=False)
+        sizes = captured.sizes()
+        self._contexts.observe(samples or (max(sizes) if len(sizes) == 1 else None))
 
     def _noise(self, generator: torch.Generator) -> Named:
         with torch.no_grad():
             return self.posterior.draw(partial(standard_normal, generator))
 
-    def _collect(self, noise: Named) -> None:
-        """Add the gradients and the noise of a context; ``grad`` is the mean over contexts."""
-        self._contexts += 1
-        for name, parameter in self._named.items():
-            if parameter.grad is not None:
-                former = self._gradients.get(name)
-                new = parameter.grad
-                self._gradients[name] = new if former is None else former + new
-        for name, drawn in noise.items():
-            before = self._drawn.get(name)
-            self._drawn[name] = drawn if before is None else before + drawn
-        if self._contexts > 1:
-            for name, total in self._gradients.items():
-                self._named[name].grad = total / self._contexts
-
     def _forget(self) -> None:
         """Begin a step anew."""
-        self._contexts = 0
-        self._gradients: Named = {}
-        self._drawn: Named = {}
+        self._contexts.forget()
         self.curvature.forget()
 
     def _check_closed(self, what: str) -> None:
@@ -241,6 +234,8 @@ class NoisyKFAC(NamedOptimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         """Move the mean, by the contexts since the last step.
 
+        A step in which a GradScaler found Inf forgets them, and moves nothing.
+
         Raises:
             FactorError: A factor could not be decomposed ``max_failures`` times in a row.
             ValueError: There was no context, or none with a backward pass.
@@ -248,15 +243,23 @@ class NoisyKFAC(NamedOptimizer):
         if closure is not None:
             raise ValueError("NoisyKFAC takes no closure: use sampled_params(train=True)")
         self._check_closed("step()")
-        gradients = self.curvature.gradients()
-        if not self._contexts or not gradients:
+        # What a GradScaler tells an optimizer that scales gradients back itself.
+        if bool(getattr(self, "found_inf", False)):
+            self._forget()
+            return
+        scale = getattr(self, "grad_scale", None)
+        gradients = self.curvature.gradients(factor=1.0 if scale is None else 1 / float(scale))
+        if not self._contexts.count or not gradients:
             raise ValueError(
                 "step() needs sampled_params(train=True) with a backward pass before it"
             )
         if any(self._each("weight_decay").values()):
             raise ValueError("the weight decay of NoisyKFAC is its prior: set prior_variance")
         if self.curvature.observing:
-            self.curvature.fold()
+            if self._contexts.observed:
+                self.curvature.fold()
+            else:
+                self.curvature.warn_forgotten()
         self.curvature.prepare()
         self._move(gradients)
         self._forget()
@@ -265,7 +268,7 @@ class NoisyKFAC(NamedOptimizer):
 
     def _move(self, gradients: Named) -> None:
         self._add_prior(gradients)
-        total = torch.stack([gradient.sum() for gradient in gradients.values()]).sum()
+        total = torch.stack([wide(gradient).sum() for gradient in gradients.values()]).sum()
         finite = torch.isfinite(total)
         momenta = self._each("momentum")
         for name, gradient in gradients.items():
@@ -277,7 +280,7 @@ class NoisyKFAC(NamedOptimizer):
         steps = self.curvature.direction(gradients)
         scale = finite.to(total.dtype)
         if self.config.kl_clip is not None:
-            products = [(gradients[name] * step).sum() for name, step in steps.items()]
+            products = [(wide(gradients[name]) * step).sum() for name, step in steps.items()]
             total = torch.stack(products).sum()
             scale = scale * trust_scale(total, self.lr, self.config.kl_clip)
         rates = self._each("lr")
@@ -293,8 +296,8 @@ class NoisyKFAC(NamedOptimizer):
             for name in block.names:
                 if name in gradients:
                     weight: Tensor = self._named[name]
-                    if name in self._drawn:
-                        weight = weight + self._drawn[name] / self._contexts
+                    drawn = self._contexts.noise(name)
+                    weight = weight if drawn is None else weight + drawn
                     gradients[name] = gradients[name].add(weight, alpha=damping)
 
     # --- what the posterior knows -----------------------------------------------------------------

@@ -105,6 +105,8 @@ class Posterior:
         self.named, self.prior, self.data_size = named, prior, data_size
         self.weight = weight
         """The present lambda."""
+        self.chain_weight = weight
+        """Lambda when the inverse of a chain was made, which holds the damping of that time."""
         embeddings = [(p, m) for p, m in module.named_modules() if isinstance(m, nn.Embedding)]
         self._padding = {
             f"{path}.weight" if path else "weight": layer.padding_idx
@@ -117,6 +119,11 @@ class Posterior:
     def scale(self) -> float:
         """The factor lambda / N of the covariance."""
         return self.weight / self.data_size
+
+    def _scale(self, block: StatBlock) -> float:
+        """The lambda / N that belongs to the inverse of a block."""
+        weight = self.chain_weight if isinstance(block, TridiagonalBlock) else self.weight
+        return weight / self.data_size
 
     def damping(self, name: str) -> float:
         """gamma_in = lambda / (N eta) of a block by its name."""
@@ -133,7 +140,7 @@ class Posterior:
             return drawn
         for block in self.prior.sampled:
             if is_known(block):
-                drawn.update(noise(block, self.damping(block.name), self.scale, normal))
+                drawn.update(noise(block, self.damping(block.name), self._scale(block), normal))
         for name, row in self._padding.items():
             if name in drawn:
                 drawn[name][row] = 0
@@ -148,7 +155,8 @@ class Posterior:
             if self.weight == 0:
                 unknown = {n: torch.zeros_like(self.named[n]) for n in block.names}
             elif is_known(block):
-                unknown = spread(block, self.damping(block.name), self.scale).variances
+                damping, scale = self.damping(block.name), self._scale(block)
+                unknown = spread(block, damping, scale).variances
             found.update({n: v.sqrt().to(self.named[n].dtype) for n, v in unknown.items()})
         return found
 
@@ -165,7 +173,7 @@ class Posterior:
             if self.weight == 0:
                 parts.append(torch.full_like(parts[-1], math.inf))
             elif is_known(block):
-                found = spread(block, self.damping(block.name), self.scale)
+                found = spread(block, self.damping(block.name), self._scale(block))
                 size = sum(mean.numel() for mean in means)
                 trace = torch.stack([v.double().sum() for v in found.variances.values()]).sum()
                 constant = size * (math.log(variance) - 1)

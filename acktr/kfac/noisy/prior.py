@@ -64,6 +64,14 @@ class Prior:
         """Names of the sampled parameters, block by block."""
 
 
+def check_trainable(module: nn.Module) -> None:
+    """Raise ValueError for a module in which nothing can have a posterior."""
+    parameters = list(module.parameters())
+    if not any(parameter.requires_grad for parameter in parameters):
+        found = f"all {len(parameters)} have requires_grad=False" if parameters else "it has none"
+        raise ValueError(f"a posterior needs a module with trainable parameters: {found}")
+
+
 def _covers(key: str, name: str) -> bool:
     """Whether a parameter's name, or the path of one of its modules, is the key."""
     return key in ("", name) or name.startswith(f"{key}.")

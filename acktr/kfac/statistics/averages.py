@@ -122,6 +122,8 @@ class History:
         """Whether a decomposition was installed."""
         self.started = False
         """Whether there are statistics, be they of NaN."""
+        self.observed = False
+        """Whether a batch gave any; averages may have started without one."""
         self.failures = 0
         """Failed refreshes in a row."""
         self.total_failures = 0
@@ -137,7 +139,7 @@ class History:
         given = [mean for mean in new if mean is not None]
         if len(given) < len(new):
             return
-        self.started = True
+        self.started = self.observed = True
         # A sum is finite only if all entries are; it takes a tenth of the time of a look at each.
         valid = all_finite(reduce(torch.add, [mean.sum() for mean in given]))
         self.rejected = (self.rejected + 1) * ~valid
@@ -188,6 +190,7 @@ class History:
     def load(self, state: Mapping[str, Any]) -> None:
         """Restore checked counts."""
         self.ready, self.started = state["ready"], state["started"]
+        self.observed = self.started  # whoever trained it was told of what was never observed
         self.failures, self.total_failures = state["failures"], state["total_failures"]
         self.rejected = torch.tensor(state["rejected"], device=self.rejected.device)
 
@@ -213,7 +216,8 @@ def fold_together(
     valid = (totals - totals) == 0
     rejected = (torch.stack([history.rejected for history in mine]) + 1) * ~valid
     for history, count in zip(mine, rejected.unbind(), strict=True):
-        history.started, history.rejected = True, count
+        history.started = history.observed = True
+        history.rejected = count
     rates = valid.to(news[0].dtype) * (1 - decay)
     for kind, new in zip(kinds, news, strict=True):
         parts = new.nan_to_num_(0.0, 0.0, 0.0).unbind()
