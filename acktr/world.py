@@ -74,6 +74,7 @@ class World:
 
         Raises:
             ConfigError: One line.
+            ValueError: The ranks have networks of other shapes; nothing is sent.
         """
         refused = {
             "a network with a memory": network.recurrent,
@@ -81,6 +82,8 @@ class World:
             or any(buffer.is_floating_point() for buffer in network.buffers()),
             "an auxiliary loss": bool(auxiliary),
         }
+        # Before any is refused, as the others would wait for a process that ends alone.
+        self.ranks.check_equal("kinds of networks", refused, next(network.parameters()).device)
         for what, here in refused.items():
             if here:
                 raise ConfigError(f"{what} trains in one process only, not in {self.ranks.size}")

@@ -367,3 +367,34 @@ def test_an_agent_beside_others_is_refused(algo: str, monkeypatch: pytest.Monkey
     kind = {"acktr": ACKTR, "a2c": A2C, "trpo": TRPO}[algo]
     with pytest.raises(ConfigError, match=r"each of the 2 processes .* `acktr train --nproc 2`"):
         kind(Uneven, num_envs=1)
+
+
+class Wide(Value):
+    def __init__(self, *_: Any) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(3, 9, dtype=torch.float64)
+        self.last = nn.Linear(9, 1, dtype=torch.float64)
+
+
+class Dropped(Policy):
+    """With a layer that several processes may not have."""
+
+    def __init__(self, *_: Any) -> None:
+        super().__init__()
+        self.hidden = nn.Sequential(self.hidden, nn.Dropout())  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        ((Policy, Wide), "rank 1 has other names, shapes or types of parameters and buffers"),
+        ((Dropped, Value), "rank 1 has other kinds of networks"),
+    ],
+)
+def test_networks_of_their_own_are_refused_before_anything_is_sent(net: Any, message: str) -> None:
+    def begin(ranks: Ranks) -> str:
+        with pytest.raises(ValueError) as caught:
+            trainer(configuration(), ranks, net=net if ranks.rank else NET)
+        return str(caught.value)
+
+    assert all(said.startswith(message) for said in on_threads(begin, 2))

@@ -29,6 +29,8 @@ MEETING_FILE = "ACKTR_MEETING"
 """Variable with the path of a file in which the processes of one machine meet."""
 RANK_TIMEOUT = 300.0
 """Seconds that a process waits for the others, unless told otherwise."""
+UNKNOWN = object()
+"""Of a fact that this process cannot tell, which agrees with what the others say."""
 
 _LOOK = 0.05
 _GRACE = 5.0
@@ -85,7 +87,7 @@ class Meeting:
 
         Args:
             device: Of the network.
-            facts: What must be the same in all processes, by its name.
+            facts: What must be the same in all processes, by its name; UNKNOWN is the same as all.
 
         Raises:
             RankError: Some did not come.
@@ -218,25 +220,24 @@ class Meeting:
         """Raise ConfigError, in all processes, unless they say the same."""
         assert self.ranks is not None
         for what, values in (("names of settings", [tuple(facts)]), ("", list(facts.values()))):
-            digests = [int(_digest(value), 16) for value in values]
-            rows = self.ranks.gather([float(number) for number in digests], torch.device("cpu"))
-            for rank, row in enumerate(rows):
-                other = [
-                    n
-                    for n, (mine, first) in enumerate(zip(row, rows[0], strict=True))
-                    if mine != first
-                ]
+            rows = self.ranks.gather([_digest(value) for value in values], torch.device("cpu"))
+            for place, column in enumerate(zip(*rows, strict=True)):
+                known = [rank for rank, digest in enumerate(column) if digest]
+                other = [rank for rank in known if column[rank] != column[known[0]]]
                 if other:
-                    name = what or list(facts)[other[0]]
+                    name = what or list(facts)[place]
                     raise ConfigError(
-                        f"process {rank} of {self.size} has another {name} than process 0: start"
-                        " all with the same command, packages and kind of machine"
+                        f"process {other[0]} of {self.size} has another {name} than process"
+                        f" {known[0]}: start all with the same command, packages and kind of"
+                        " machine"
                     )
 
 
-def _digest(value: Any) -> str:
-    """Twelve digits, which a float64 holds."""
-    return hashlib.sha256(repr(value).encode()).hexdigest()[:12]
+def _digest(value: Any) -> float:
+    """Twelve digits, which a float64 holds; 0 of what is not known."""
+    if value is UNKNOWN:
+        return 0.0
+    return float(int(hashlib.sha256(repr(value).encode()).hexdigest()[:12], 16))
 
 
 def _end_with_launcher() -> None:

@@ -36,7 +36,7 @@ from acktr.runs.folder import (
     versions,
 )
 from acktr.runs.follower import follow
-from acktr.runs.meeting import Meeting
+from acktr.runs.meeting import UNKNOWN, Meeting
 from acktr.runs.opening import Opening, best_score
 from acktr.runs.saved import SavedAgent, read_agent, run_meta
 from acktr.runs.session import Draw
@@ -83,7 +83,7 @@ def start(
         RunFolder(path).require_new()
     facts = _facts(config)
     with ExitStack() as stack:
-        trainer = stack.enter_context(_trainer(config, network, meeting))
+        trainer = stack.enter_context(_trainer(config, network, meeting, stop_at))
         facts["action_masks"] = trainer.begin().source
         if meeting is not None and not leads:
             return follow(trainer, interrupts, meeting, stop_at)
@@ -135,7 +135,7 @@ def resume(
             return nothing
         facts = _facts(config)
         require_replaceable(folder.best)
-        trainer = stack.enter_context(_trainer(config, network, meeting))
+        trainer = stack.enter_context(_trainer(config, network, meeting, stop_at))
         with restoring(agent.path):
             trainer.load_state_dict(agent.state)
         _agree_about(agent, meeting)
@@ -185,7 +185,7 @@ def _join(
     done, goal = agent.timesteps, stop_at or config.total_timesteps
     if done >= goal and (stop_at is not None or folder.last_evaluation() >= done):
         return f"{folder.path}: nothing to do"  # as the first one says
-    with _trainer(config, network, meeting) as trainer:
+    with _trainer(config, network, meeting, stop_at) as trainer:
         agent, _ = _last_agent(folder, stored)  # now that the first one has looked at the folder
         with restoring(agent.path):
             trainer.load_state_dict(agent.state)
@@ -231,7 +231,10 @@ def _require_within(stop_at: int | None, config: Config) -> None:
 
 @contextmanager
 def _trainer(
-    config: Config, network: NetworkSource | None = None, meeting: Meeting | None = None
+    config: Config,
+    network: NetworkSource | None = None,
+    meeting: Meeting | None = None,
+    stop_at: int | None = None,
 ) -> Iterator[Trainer]:
     """A trainer with its environments, which are closed at the end, and torch's threads."""
     channels = config.network.channels
@@ -240,7 +243,7 @@ def _trainer(
         envs = stack.enter_context(closing(training_envs(config, part)))
         world: World | None = None
         if meeting is not None:
-            alike = _alike(config)
+            alike = _alike(config) | {"--stop-at": stop_at}
             world = stack.enter_context(meeting.joined(resolve_device(config.device), alike))
         stack.enter_context(threads_for(envs.single_observation_space, channels))
         try:
@@ -256,9 +259,11 @@ def _alike(config: Config) -> dict[str, object]:
     without = (*_WITHOUT_EFFECT, "device")
     facts: dict[str, object] = {n: value for n, value in settings.items() if n not in without}
     packages = versions()
-    for name in ("platform", "cpu_count", "git_commit"):
+    for name in ("platform", "cpu_count"):
         packages.pop(name)
     facts |= packages
+    # An installed package and a checkout of the same version may be of the same commit.
+    facts["git_commit"] = packages["git_commit"] or UNKNOWN
     facts["kind of CPU"] = torch.backends.cpu.get_cpu_capability()
     facts["GPU"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return facts

@@ -296,10 +296,7 @@ def test_what_cannot_begin(tmp_path: Path) -> None:
     """One line, exit code 2, and no folder."""
     refused = {
         ("--num-envs", "7"): "num_envs must be a multiple of the 2 processes",
-        (
-            "--network.memory",
-            "lstm",
-        ): "a network with a memory trains in one process only, not in 2",
+        ("--network.memory", "lstm"): "a memory trains in one process only, not in 2",
         ("--rank-timeout", "0"): "--rank-timeout must be in [1, 86,400] seconds",
     }
     for words, message in refused.items():
@@ -311,13 +308,43 @@ def test_what_cannot_begin(tmp_path: Path) -> None:
     assert done.returncode == 2 and "already holds a run" in done.stderr.splitlines()[-1]
 
 
+NETWORK = """
+import os
+from torch import nn
+
+class Policy(nn.Module):
+    def __init__(self, *_):
+        super().__init__()
+        width = int(os.environ.get("WIDTH", "8"))
+        self.layers = nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 2))
+
+    def forward(self, observations):
+        return self.layers(observations)
+
+class Value(Policy):
+    def forward(self, observations):
+        return super().forward(observations)[:, 0]
+"""
+
+
 @pytest.mark.slow
 def test_processes_that_differ(tmp_path: Path) -> None:
-    """Started by hand with other settings, or another number of threads."""
+    """Started by hand with other settings, another number of threads, or another network."""
     (tmp_path / "tmp").mkdir()
-    for number, (words, more, named) in enumerate(
-        ((("--gamma", "0.9"), {}, "gamma"), ((), {"OMP_NUM_THREADS": "2"}, "torch_threads"))
-    ):
+    (tmp_path / "nets.py").write_text(NETWORK)
+    of_own = ("--network", "nets:Policy,nets:Value")
+    cases: tuple[tuple[tuple[str, ...], tuple[str, ...], dict[str, str], str], ...] = (
+        ((), ("--gamma", "0.9"), {}, "process 1 of 2 has another gamma"),
+        (
+            (),
+            (),
+            {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"},
+            "process 1 of 2 has another torch_threads",
+        ),
+        ((), ("--stop-at", "500"), {}, "process 1 of 2 has another --stop-at"),
+        (of_own, of_own, {"WIDTH": "9"}, "rank 1 has other names, shapes or types of parameters"),
+    )
+    for number, (common, words, more, said) in enumerate(cases):
         processes = []
         for rank in range(2):
             place = {
@@ -331,7 +358,7 @@ def test_processes_that_differ(tmp_path: Path) -> None:
             }
             processes.append(
                 subprocess.Popen(
-                    command(*SHORT, *(words if rank else ())),
+                    command(*SHORT, *(words if rank else common)),
                     cwd=tmp_path,
                     env=variables(tmp_path / "tmp", **place),
                     stderr=subprocess.PIPE,
@@ -341,7 +368,7 @@ def test_processes_that_differ(tmp_path: Path) -> None:
         for process in processes:
             _, err = process.communicate(timeout=LIMIT)
             assert process.returncode == 2, err
-            assert f"process 1 of 2 has another {named} than process 0" in err
+            assert f"{said} " in err and "than process 0" in err.replace("rank 0", "process 0")
         assert not (tmp_path / "runs").exists()
 
 

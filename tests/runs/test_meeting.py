@@ -5,14 +5,18 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from torch import distributed
 
+from acktr.config import ConfigError, preset
 from acktr.interrupts import Interrupts, Stopped
-from acktr.kfac import RankError
+from acktr.kfac import RankError, Ranks
 from acktr.runs import meeting as meeting_module
-from acktr.runs.meeting import Meeting
+from acktr.runs import start
+from acktr.runs.meeting import UNKNOWN, Meeting
+from tests.tools.ranks import on_threads
 
 pytestmark = pytest.mark.skipif(not distributed.is_available(), reason="needs torch.distributed")
 
@@ -67,3 +71,37 @@ def test_a_signal_ends_the_waiting_in_some_seconds(monkeypatch: pytest.MonkeyPat
     other._interrupts.requested = 15
     with pytest.raises(Stopped):
         other.pause()
+
+
+def agreed(facts: list[dict[str, object]]) -> list[str]:
+    """What processes with these facts say; nothing where they agree."""
+
+    def join(ranks: Ranks) -> str:
+        one = Meeting(Interrupts())
+        one.rank, one.size, one.ranks = ranks.rank, ranks.size, ranks
+        try:
+            one._agree(facts[ranks.rank])
+        except ConfigError as error:
+            return str(error)
+        return ""
+
+    return on_threads(join, len(facts))
+
+
+def test_what_a_process_does_not_know_is_no_difference() -> None:
+    one, other, none = ({"gamma": 0.9, "git_commit": commit} for commit in ("a", "b", UNKNOWN))
+    assert agreed([one, none, one]) == [""] * 3
+    for said in agreed([none, one, other]):
+        assert said.startswith("process 2 of 3 has another git_commit than process 1: start all")
+    for said in agreed([{**one, "gamma": None}, one]):
+        assert said.startswith("process 1 of 2 has another gamma than process 0")
+    for said in agreed([one, {**one, "env_kwargs.x": 1}]):
+        assert said.startswith("process 1 of 2 has another names of settings")
+
+
+@pytest.mark.parametrize(("commit", "told"), [("abc", "abc"), (None, UNKNOWN)])
+def test_commits_are_compared(commit: Any, told: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The version stays the same from one release to the next, whatever the source is."""
+    facts = {"platform": "", "cpu_count": 1, "git_commit": commit}
+    monkeypatch.setattr(start, "versions", lambda: facts)
+    assert start._alike(preset("CartPole-v1", "acktr")[0])["git_commit"] is told
