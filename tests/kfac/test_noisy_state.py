@@ -133,6 +133,19 @@ def test_gradients_and_statistics_of_samples_are_averaged_in_any_order() -> None
         torch.testing.assert_close(found[1][name], weight, rtol=1e-11, atol=1e-13)
 
 
+def test_several_samples_of_the_same_noise_are_one() -> None:
+    found = []
+    for count in (1, 3):
+        optimizer = stepped()
+        for _ in range(count):
+            optimizer.curvature.noise.manual_seed(3)
+            context(optimizer, *data(4), LOSS)
+        optimizer.step()
+        found.append(parameters(optimizer.module))
+    for name, weight in found[0].items():
+        torch.testing.assert_close(found[1][name], weight, rtol=1e-12, atol=1e-14)
+
+
 def test_a_missing_zero_grad_does_not_add_up() -> None:
     optimizer, reference = stepped(), stepped()
     optimizer.module.get_parameter("0.weight").grad = torch.ones(5, 4).double()
@@ -193,12 +206,22 @@ def test_the_weight_of_the_divergence_warms_up() -> None:
 # --- states ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("structure", ["mvg", "emvg", "ffg"])
-def test_training_goes_on_from_a_state_bit_for_bit(structure: str) -> None:
-    optimizer = stepped(3, structure=structure, kl_warmup=5, refresh_interval=2)
+@pytest.mark.parametrize(
+    "structure, form",
+    [
+        ("mvg", "exact"),
+        ("mvg", "factored"),
+        ("emvg", "exact"),
+        ("ffg", "exact"),
+        ("tridiagonal", "factored"),
+    ],
+)
+def test_training_goes_on_from_a_state_bit_for_bit(structure: str, form: str) -> None:
+    settings = {"structure": structure, "damping_form": form}
+    optimizer = stepped(3, **settings, kl_warmup=5, refresh_interval=2)
     state = copy.deepcopy(optimizer.state_dict())
     weights = copy.deepcopy(optimizer.module.state_dict())
-    other = stepped(1, structure=structure, kl_warmup=5, refresh_interval=2, seed=9)
+    other = stepped(1, **settings, kl_warmup=5, refresh_interval=2, seed=9)
     other.module.load_state_dict(weights)
     other.load_state_dict(state)
     for one in (optimizer, other):

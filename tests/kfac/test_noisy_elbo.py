@@ -1,0 +1,139 @@
+"""The bound, its gradient, and the steps that are made of that gradient."""
+
+from __future__ import annotations
+
+from itertools import cycle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from acktr.kfac import Exact, NoisyKFAC
+from tests.kfac.test_noisy_exact import close, log_probabilities, mean_of
+from tests.tools.kfac import mlp, parameters, randn
+from tests.tools.noisy import (
+    context,
+    gaussian,
+    linear_data,
+    linear_model,
+    linear_posterior,
+    noisy,
+    refreshed,
+)
+
+STRUCTURES = [
+    ("mvg", "exact"),
+    ("mvg", "factored"),
+    ("emvg", "exact"),
+    ("ffg", "exact"),
+    ("tridiagonal", "factored"),
+]
+SIZE = 40
+
+
+def observed(structure: str, form: str, **settings: Any) -> NoisyKFAC:
+    settings |= {"structure": structure, "damping_form": form}
+    optimizer = noisy(mlp(), SIZE, **settings)
+    context(optimizer, randn(20, 4), randn(20, 3, seed=5), gaussian())
+    refreshed(optimizer)
+    optimizer.zero_grad()
+    optimizer._forget()
+    return optimizer
+
+
+@pytest.mark.parametrize("structure, form", STRUCTURES)
+def test_the_bound_is_the_mean_over_samples_less_the_whole_divergence(
+    structure: str, form: str
+) -> None:
+    optimizer = observed(structure, form)
+    inputs, targets = randn(8, 4, seed=2), randn(8, 3, seed=3)
+    seeds = [torch.Generator().manual_seed(4) for _ in range(2)]
+    found = optimizer.elbo(inputs, targets, log_probabilities, samples=5, generator=seeds[0])
+    drawn, terms = optimizer.sample(5, seeds[1]), []
+    for place in range(5):
+        weights = {name: values[place] for name, values in drawn.items()}
+        terms.append(log_probabilities(functional_call(optimizer.module, weights, inputs), targets))
+    bound = SIZE * torch.stack(terms).mean() - optimizer.kl()
+    assert float(optimizer.kl()) > 1
+    assert float(found) == pytest.approx(float(bound.detach()), rel=1e-12)
+
+
+def fixed_noise(optimizer: NoisyKFAC, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the optimizer draw the noise e and -e by turns."""
+    noise = optimizer.posterior.draw(lambda like: randn(*like.shape, seed=7).to(like.dtype))
+    pair = cycle([noise, {name: -e for name, e in noise.items()}])
+    monkeypatch.setattr(optimizer.posterior, "draw", lambda normal: next(pair))
+
+
+@pytest.mark.parametrize("structure, form", STRUCTURES)
+def test_the_vector_of_a_step_is_the_gradient_of_the_bound(
+    structure: str, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the mean, with common noise: -N V = d ELBO / d mu, by finite differences, lambda = 1."""
+    optimizer = observed(structure, form, kl_weight=1.0)
+    inputs, targets = randn(SIZE, 4, seed=2), randn(SIZE, 3, seed=3)
+    fixed_noise(optimizer, monkeypatch)
+    for _ in range(2):
+        context(optimizer, inputs, targets, gaussian())
+    vector = optimizer.curvature.gradients()
+    optimizer._add_prior(vector)
+
+    def bound() -> float:
+        return float(optimizer.elbo(inputs, targets, log_probabilities, samples=2))
+
+    step = 1e-4
+    for name, parameter in optimizer.module.named_parameters():
+        slopes = torch.zeros_like(parameter)
+        for place in range(parameter.numel()):
+            entry = parameter.detach().flatten()[place : place + 1]
+            before = entry.clone()
+            entry.copy_(before + step)
+            above = bound()
+            entry.copy_(before - step)
+            slopes.flatten()[place] = (above - bound()) / (2 * step)
+            entry.copy_(before)
+        close(-SIZE * vector[name], slopes.detach(), 1e-6)
+
+
+def test_the_prior_pulls_at_the_sample() -> None:
+    """Linear regression, rate 1: from w = mu + e a step ends in mu* - e, with few and weak data."""
+    inputs, targets, rows = linear_data(5)
+    optimizer = noisy(linear_model(), len(inputs))
+    for _ in range(3):  # the first one is at the mean
+        before = parameters(optimizer.module)
+        with optimizer.sampled_params(train=True) as captured:
+            noise = {n: p - before[n] for n, p in parameters(optimizer.module).items()}
+            output = optimizer.module(inputs)
+            optimizer.observe(captured, output, gaussian(), source=Exact())
+            gaussian()(output, targets).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        error = torch.cat([noise["0.weight"], noise["0.bias"][:, None]], dim=1)
+        close(mean_of(optimizer.module), linear_posterior(rows, targets)[0] - error, 1e-12)
+    assert float(error.abs().mean()) > 0.1
+
+
+def test_the_average_of_gradients_is_corrected_for_its_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """m <- rho m + (1 - rho) V over 1 - rho^t: the first step is that without momentum."""
+    found: list[list[dict[str, Tensor]]] = []
+    for momentum in (0.0, 0.9):
+        optimizer = noisy(mlp(), SIZE, lr=0.1, momentum=momentum, initial_curvature=0.1)
+        given: list[dict[str, Tensor]] = []
+        direction = optimizer.curvature.direction
+
+        def record(gradients: dict[str, Tensor], given: Any = given, act: Any = direction) -> Any:
+            given.append({name: g.clone() for name, g in gradients.items()})
+            return act(gradients)
+
+        monkeypatch.setattr(optimizer.curvature, "direction", record)
+        for seed in (1, 2):
+            context(optimizer, randn(20, 4, seed=seed), randn(20, 3, seed=seed), gaussian())
+            optimizer.step()
+        found.append(given)
+    (first, second), (one, two) = found
+    for name, gradient in first.items():
+        close(one[name], gradient, 1e-12)
+        close(two[name], (0.9 * gradient + second[name]) / 1.9, 1e-12)
