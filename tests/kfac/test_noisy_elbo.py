@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from itertools import cycle
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.distributions import Normal
 from torch.func import functional_call
 
-from acktr.kfac import Exact, NoisyKFAC
+from acktr.kfac import Exact, NoisyKFAC, gaussian_log_prob
+from acktr.kfac.blocks.kronecker import KroneckerBlock
 from tests.kfac.test_noisy_exact import close, log_probabilities, mean_of
 from tests.tools.kfac import mlp, parameters, randn
 from tests.tools.noisy import (
+    ETA,
+    LAMBDA,
+    TAU,
     context,
+    covariance,
     gaussian,
     linear_data,
     linear_model,
@@ -58,6 +65,68 @@ def test_the_bound_is_the_mean_over_samples_less_the_whole_divergence(
     bound = SIZE * torch.stack(terms).mean() - optimizer.kl()
     assert float(optimizer.kl()) > 1
     assert float(found) == pytest.approx(float(bound.detach()), rel=1e-12)
+
+
+@pytest.mark.parametrize("factored", [True, False])
+def test_the_divergence_of_a_layer_is_that_of_its_factors(factored: bool) -> None:
+    """MN(M; Sigma_G, Sigma_A): traces and determinants of n and p square matrices alone."""
+    optimizer = observed("mvg", "factored" if factored else "exact")
+    total = 0.0
+    for block in optimizer.posterior.prior.sampled:
+        assert isinstance(block, KroneckerBlock)
+        weight, bias = (optimizer.module.get_parameter(name).detach() for name in block.names)
+        mean = torch.cat([weight, bias[:, None]], dim=1)
+        p, n = mean.shape
+        a, g = block.a.mean(), block.g.mean()
+        scale = LAMBDA / SIZE
+        gamma = scale / ETA
+        if factored:
+            pi = (a.trace() / n / (g.trace() / p)).sqrt()
+            left = scale**0.5 * torch.linalg.inv(a + pi * gamma**0.5 * torch.eye(n).double())
+            right = scale**0.5 * torch.linalg.inv(g + gamma**0.5 / pi * torch.eye(p).double())
+            trace = left.trace() * right.trace()
+            log_det = p * torch.logdet(left) + n * torch.logdet(right)
+        else:
+            v = scale / (torch.outer(torch.linalg.eigvalsh(g), torch.linalg.eigvalsh(a)) + gamma)
+            trace, log_det = v.sum(), v.log().sum()
+        divergence = (trace + mean.square().sum()) / ETA + n * p * (math.log(ETA) - 1) - log_det
+        total += 0.5 * float(divergence)
+    assert float(optimizer.kl()) == pytest.approx(total, rel=1e-10)
+
+
+def test_densities_at_samples_average_to_the_variance_of_weights_and_noise() -> None:
+    """Linear model: N(y; x^T mu, x^T Sigma x + 1 / tau), here in 4 standard errors."""
+    inputs, targets, _ = linear_data(8, outputs=1)
+    optimizer = noisy(linear_model(outputs=1), len(inputs))
+    context(optimizer, inputs, targets, gaussian(), Exact())
+    optimizer.step()
+    ahead, target = randn(1, 6, seed=8), torch.tensor([[1.5]]).double()
+    row = torch.cat([ahead, torch.ones(1, 1).double()], dim=1)
+    variance = row @ covariance(optimizer) @ row.mT + 1 / TAU
+    assert float(variance) > 1.2 / TAU
+    mean = optimizer.module(ahead).detach()
+    exact, certain = (Normal(mean, d).log_prob(target).exp() for d in (variance.sqrt(), TAU**-0.5))
+    densities = gaussian_log_prob(optimizer.predict(ahead, 2000), target, TAU).exp()
+    error = densities.std() / len(densities) ** 0.5
+    assert float((densities.mean() - exact).abs()) < 4 * float(error)
+    assert float((densities.mean() - certain).abs()) > 8 * float(error)
+
+
+def test_the_precision_of_the_weights_is_an_average_of_those_of_batches() -> None:
+    """Lambda <- (1 - beta) Lambda + beta (N / lambda) (F_batch + gamma_in), from (N / lambda) c."""
+    optimizer = noisy(linear_model(), SIZE, structure="ffg", stat_decay=0.9, initial_curvature=0.3)
+    scale = LAMBDA / SIZE
+    precision = torch.full((7,), (0.3 + scale / ETA) / scale, dtype=torch.float64)
+    for seed in (1, 2, 3):
+        inputs = randn(20, 6, seed=seed)
+        rows = torch.cat([inputs, torch.ones(20, 1).double()], dim=1)
+        context(optimizer, inputs, inputs[:, :2], gaussian(), Exact())
+        refreshed(optimizer)
+        fisher = TAU * rows.square().mean(0)
+        precision = 0.9 * precision + 0.1 * (fisher + scale / ETA) / scale
+        deviations = optimizer.posterior_std()
+        close(deviations["0.weight"][0].square(), 1 / precision[:6], 1e-12)
+        close(deviations["0.bias"].square()[:1], 1 / precision[6:], 1e-12)
 
 
 def fixed_noise(optimizer: NoisyKFAC, monkeypatch: pytest.MonkeyPatch) -> None:

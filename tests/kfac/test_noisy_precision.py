@@ -47,6 +47,20 @@ def test_before_the_first_batch_it_is_the_prior() -> None:
     assert precision.kl().tolist() == [0.0] * 3
 
 
+def test_the_prior_of_the_precision_bounds_what_can_be_learnt() -> None:
+    """E tau <= (a + N / (2 lambda)) / b, so that no error at all has a bounded log-likelihood."""
+    precision, _ = learnt()
+    most = (A + SIZE / (2 * LAMBDA)) / B
+    zero = torch.zeros(SIZE, dtype=torch.float64)
+    perfect = NoisePrecision(SIZE, prior_shape=A, prior_rate=B, kl_weight=LAMBDA, dtype=zero.dtype)
+    perfect.observe(zero, zero)
+    assert float(perfect.mean()) == pytest.approx(most, rel=1e-12) and precision.mean() < most
+    bound = 0.5 * math.log(most / (2 * math.pi))
+    for one in (precision, perfect):
+        expected = 0.5 * (one.expected_log() - math.log(2 * math.pi))  # of a target without error
+        assert float(expected) < bound
+
+
 def test_batches_are_averaged_and_several_precisions_are_apart() -> None:
     precision = NoisePrecision(SIZE, 2, prior_rate=B, decay=0.5, dtype=torch.float64)
     first, second = randn(5, 2), randn(5, 2, seed=3)
