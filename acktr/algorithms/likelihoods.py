@@ -23,10 +23,15 @@ class PolicyLoss(Likelihood):
     _masks: Tensor | None = field(default=None, init=False, repr=False, compare=False)
 
     def weighted(
-        self, output: Tensor, weights: Tensor | None = None, target: Tensor | None = None
+        self,
+        output: Tensor,
+        weights: Tensor | None = None,
+        target: Tensor | None = None,
+        *,
+        empty: bool = False,
     ) -> Self:
         """This loss with weights of one batch, and its action masks (B, P) in place of targets."""
-        bound = super().weighted(output, weights)
+        bound = super().weighted(output, weights, empty=empty)
         if target is not None:
             bound = copy(bound)
             object.__setattr__(bound, "_masks", target)

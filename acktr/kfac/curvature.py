@@ -21,11 +21,12 @@ from acktr.kfac.checks import check_integer
 from acktr.kfac.clock import Clock
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.estimator import Estimator, Scalars
+from acktr.kfac.fisher.extent import sizes
 from acktr.kfac.fisher.observed import Observed
 from acktr.kfac.guard import Guard, check_capture, check_loss
 from acktr.kfac.linalg import LARGE_FACTOR, float32_products
 from acktr.kfac.losses.base import OutputLoss, with_weights
-from acktr.kfac.losses.sources import Sampled, Source, curvature_scalars
+from acktr.kfac.losses.sources import Sampled, Source
 from acktr.kfac.ranks import Ranks
 from acktr.kfac.region import Region
 from acktr.kfac.state import curvature_state, plain_name
@@ -156,7 +157,7 @@ class Curvature:
         """
         check_capture(captured)
         check_loss(loss)
-        loss = with_weights(loss, output, weights, target)
+        loss = with_weights(loss, output, weights, target, empty=self.region.shared)
         source = source or Sampled()
         follow, measure = self.following and last, self.measuring and last
         observed = self.region.observe(
@@ -168,12 +169,10 @@ class Curvature:
                 self._guard.warn_rounded(captured, self.damping)
             part = observed.select is not None
             self._estimator.check_scales(loss, output, last)
-            batch = self._estimator.samples(captured, output, loss, source, present, part=part)
-            apart = bool(self._estimator.rest)
-            generator = self._estimator.targets(self.generator)
-            scalars = curvature_scalars(source, loss, output, generator, apart=apart)
-            normalizer = loss.normalizer(output)
-            self._fold(captured, scalars, "sum" if normalizer is None else normalizer, batch, last)
+            given = loss, source, present, self.generator
+            scalars, batch = self._estimator.scalars(captured, output, *given, part=part)
+            size = sizes(loss, output)[0]
+            self._fold(captured, scalars, "sum" if size is None else size, batch, last)
         if last:
             self.region.drop()
         elif self.following or self.measuring:
@@ -201,15 +200,17 @@ class Curvature:
         Raises:
             ValueError: As :meth:`observe`, or samples is not positive.
         """
-        sizes = captured.sizes()
+        lengths = captured.sizes()
         if samples is not None:
-            check_integer("samples", samples, 1)
-        elif len(sizes) == 1:
-            (samples,) = sizes
+            check_integer("samples", samples, 0 if self.region.shared else 1)
+        elif len(lengths) == 1:
+            (samples,) = lengths
             self._guard.warn_positions(captured, log_likelihood)
         if self.observing:
-            scalars = [(log_likelihood, 1.0)]
-            self._fold(captured, scalars, samples or "samples", Samples(sizes), last)
+            empty = self.region.shared and samples == 0
+            scalars = [] if empty else [(log_likelihood, 1.0)]
+            divisor: Divisor = "samples" if samples is None else samples
+            self._fold(captured, scalars, divisor, Samples(lengths), last)
 
     def _fold(
         self, captured: Capture, scalars: Scalars, divisor: Divisor, batch: Samples, last: bool

@@ -16,9 +16,10 @@ from acktr.kfac.blocks.kronecker import KroneckerBlock
 from acktr.kfac.blocks.layouts import ConvLayout
 from acktr.kfac.blocks.linear import LinearLayout
 from acktr.kfac.blocks.registry import ROOT, Block, StatBlock
+from acktr.kfac.fisher.extent import without_terms
 from acktr.kfac.guard import Guard
 from acktr.kfac.losses.base import OutputLoss
-from acktr.kfac.losses.sources import Empirical, Exact, Source
+from acktr.kfac.losses.sources import Empirical, Exact, Source, curvature_scalars
 from acktr.kfac.losses.sums import SumLoss
 from acktr.kfac.ranks import Ranks
 from acktr.kfac.statistics.averages import RunningAverage, join_ranks
@@ -97,14 +98,16 @@ class Estimator:
 
     def check_scales(self, loss: OutputLoss[Any], output: Any, last: bool) -> None:
         """Raise ValueError when the parts of a loss weigh differently in the micro-batches."""
-        scales = loss.scales(output) if isinstance(loss, SumLoss) else []
+        empty = self._empty(loss, output)
+        scales = loss.scales(output) if isinstance(loss, SumLoss) and not empty else []
         before, self._scales = self._scales or scales, [] if last else self._scales or scales
         alike = _close(before, scales)
         if last and self._ranks is not None and isinstance(loss, SumLoss):
             # A rank without terms agrees with every other one.
-            terms = float(loss.normalizer(output) != 0)
+            terms = float(not empty and loss.normalizer(output) != 0)
             device = next(iter(self._named.values())).device
-            rows = self._ranks.gather([float(alike), terms, *scales], device)
+            told = scales or [0.0] * len(loss.parts)
+            rows = self._ranks.gather([float(alike), terms, *told], device)
             before = next((row[2:] for row in rows if row[1]), scales)
             alike = all(row[0] and (not row[1] or _close(row[2:], before)) for row in rows)
         if not alike:
@@ -128,7 +131,44 @@ class Estimator:
             self._targets = torch.Generator(common.device).manual_seed(seed + self._ranks.rank)
         return self._targets
 
-    def samples(
+    def _empty(self, loss: OutputLoss[Any], output: Any) -> bool:
+        """Whether the share of this rank has no terms, which add nothing but to Z."""
+        return self._ranks is not None and without_terms(loss, output)
+
+    def scalars(
+        self,
+        captured: Capture,
+        output: Any,
+        loss: OutputLoss[Any],
+        source: Source,
+        present: Tensor | Sequence[Tensor] | None,
+        common: torch.Generator,
+        *,
+        part: bool,
+    ) -> tuple[Scalars, Samples]:
+        """The scalars that a batch's curvature is of, and what is known of its samples.
+
+        Args:
+            captured: The records of the forward pass.
+            output: The loss's output.
+            loss: It may weight the samples.
+            source: Where targets come from.
+            present: Masks of the positions that are no padding.
+            common: Draws the targets, or the seeds of those of ranks.
+            part: Whether the output is a part of what the module returned, or that itself.
+
+        Raises:
+            ValueError: Samples must not meet but do.
+        """
+        if self._empty(loss, output):
+            self.targets(common)
+            return [], Samples()
+        batch = self._samples(captured, output, loss, source, present, part=part)
+        generator = self.targets(common)
+        scalars = curvature_scalars(source, loss, output, generator, apart=bool(self.rest))
+        return scalars, batch
+
+    def _samples(
         self,
         captured: Capture,
         output: Any,
@@ -138,19 +178,6 @@ class Estimator:
         *,
         part: bool,
     ) -> Samples:
-        """What is known of a batch's samples.
-
-        Args:
-            captured: The records of the forward pass.
-            output: The loss's output.
-            loss: It may weight the samples.
-            source: Where targets come from.
-            present: Masks of the positions that are no padding.
-            part: Whether the output is a part of what the module returned, or that itself.
-
-        Raises:
-            ValueError: Samples must not meet but do.
-        """
         parts = parts_of(output)
         sizes = frozenset(len(part) for part in parts if isinstance(part, Tensor) and part.dim())
         apart = isinstance(source, Exact | Empirical)
@@ -212,7 +239,7 @@ class Estimator:
                 both = zip(self.layers, seen, strict=True)
                 seen = [_thinned(block, part, enough, turn) for block, part in both]
             observe_all(self.layers, seen, self.alike)
-            if self.layers and not any(part.uses for part in seen):
+            if pairs and self.layers and not any(part.uses for part in seen):
                 raise ValueError(
                     "nothing was recorded: run the forward pass inside capture() with gradients"
                     " enabled (a module compiled before its first capture() calls no hooks)"

@@ -11,7 +11,7 @@ from acktr.kfac.cadence import Cadence
 from acktr.kfac.clock import Clock
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.corrected import CorrectedRegion, Proposal
-from acktr.kfac.fisher.extent import Estimate
+from acktr.kfac.fisher.extent import Estimate, has_rows
 from acktr.kfac.fisher.graph import own_parameters
 from acktr.kfac.fisher.joined import JoinedFisher
 from acktr.kfac.fisher.observed import Observed
@@ -101,7 +101,9 @@ class Region:
         moving = {name: p for name, p in self._named.items() if p.requires_grad}
         region = self.corrected
         with self._clock.part("exact"):
-            observed = Observed.of(captured, output, loss, moving if follow else None, terms)
+            kept = moving if follow and has_rows(output) else None
+            observed = Observed.of(captured, output, loss, kept, terms)
+            observed.share = self.shared
             observed.earlier = self._earlier if follow or measure else ()
             if region is not None and measure:
                 if region.separate:

@@ -102,6 +102,38 @@ def test_ranks_at_different_steps_are_told_of() -> None:
         assert message.startswith("rank 1 is at step 4 and rank 0 at step 2: every rank"), message
 
 
+def nothing(ranks: Ranks, quadratic: str) -> None:
+    """A batch in which no rank has a row leaves the parameters as they are."""
+    model = build(nn.Linear(4, 3))
+    optimizer = KFAC(model, plain_config(quadratic=quadratic, momentum=0.0), ranks=ranks)
+    observed(optimizer, model, ranks)
+    optimizer.step()
+    before = parameters(model)
+    with optimizer.capture() as captured:
+        output = model(randn(0, 4))
+    optimizer.observe(captured, output, CategoricalLoss())
+    optimizer.zero_grad()
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    ranks.average(model, 0)
+    optimizer.step()
+    assert all(torch.equal(before[name], p) for name, p in parameters(model).items())
+
+
+@pytest.mark.parametrize("quadratic", ["kronecker", "corrected"])
+def test_a_batch_without_any_row(quadratic: str) -> None:
+    on_threads(lambda ranks: nothing(ranks, quadratic), 2)
+
+
+def test_a_share_without_rows_is_one_of_several_ranks_only() -> None:
+    model = build(nn.Linear(4, 3))
+    optimizer = KFAC(model)
+    with optimizer.capture() as captured:
+        output = model(randn(0, 4))
+    with pytest.raises(ValueError, match="without empty dimensions"):
+        optimizer.observe(captured, output, CategoricalLoss())
+
+
 OTHERS: dict[str, Callable[[], nn.Module]] = {
     "another width": lambda: build(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)),
     "another type": lambda: build(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).float(),

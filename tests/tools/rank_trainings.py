@@ -27,6 +27,9 @@ from tests.tools.kfac import build, mlp, parameters, plain_config, randn, seeded
 STEPS = 20
 UNEVEN = {1: (12,), 2: (5, 7), 3: (3, 2, 7)}
 EVEN = {1: (12,), 2: (6, 6), 3: (4, 4, 4)}
+EMPTY = {1: (12,), 2: (0, 12), 3: (5, 0, 7)}
+MANY_EMPTY = {1: (96,), 2: (96, 0), 3: (40, 0, 56)}
+IGNORED = -100
 MANY = {1: (96,), 2: (40, 56), 3: (16, 47, 33)}
 
 
@@ -125,6 +128,8 @@ class Training:
     split_alone: bool = False
     """Whether one process takes the shares as micro-batches: where those are not one batch."""
     steps: int = STEPS
+    ignored: range = range(0)
+    """Rows whose labels are ignored."""
     device: str = "cpu"
 
     def batch(self, step: int, rows: int) -> tuple[Tensor, Any]:
@@ -141,9 +146,16 @@ class Training:
             )
         inputs = randn(rows, *self.shape, seed=step)
         labels = torch.randint(3, (rows,), generator=seeded(step + 100))
+        labels[list(self.ignored)] = IGNORED
         if isinstance(self.loss, SumLoss):
             return inputs, (labels, randn(rows, 1, seed=step + 200))
         return inputs, labels
+
+    def terms(self, target: Any, cut: slice) -> int:
+        """What the objective of some rows is a mean over; a rank without has no objective."""
+        first = target[0] if isinstance(target, tuple) else target
+        labels = first[cut] if first.dim() == 1 else first[cut, 0]
+        return int((labels != IGNORED).sum())
 
     def cuts(self, size: int, rank: int) -> list[slice]:
         """This rank's micro-batches."""
@@ -184,7 +196,7 @@ class Training:
         cuts: Sequence[slice],
     ) -> None:
         inputs, target = self.batch(step, sum(self.shares[1]))
-        mine, loss = sum(len(inputs[cut]) for cut in cuts), self.loss
+        mine, loss = sum(self.terms(target, cut) for cut in cuts), self.loss
         optimizer.zero_grad()
         for cut in cuts:
             some = tuple(t[cut] for t in target) if isinstance(target, tuple) else target[cut]
@@ -197,15 +209,16 @@ class Training:
                 total = (noise * output).sum()
                 optimizer.update_curvature(captured, total, samples=len(output), last=last)
             else:
-                optimizer.observe(captured, output, loss, source=Empirical(some), last=last)
-            if len(output if isinstance(output, Tensor) else output[0]):
-                (loss(output, some) * len(inputs[cut]) / mine).backward()
+                given = {"source": Empirical(some), "target": some, "last": last}
+                optimizer.observe(captured, output, loss, **given)
+            if terms := self.terms(target, cut):
+                (loss(output, some) * terms / mine).backward()
         if ranks is not None:
             ranks.average(model, mine)
 
         def objective() -> Tensor:
             rows = slice(cuts[0].start, cuts[-1].stop)
-            return loss(model(inputs[rows]), target[rows])
+            return loss(model(inputs[rows]), target[rows]) if mine else torch.zeros(())
 
         optimizer.step(objective=None if optimizer.adaptive is None else objective)
 
@@ -242,6 +255,31 @@ TRAININGS = {
     "micro-batches": Training(settings={"quadratic": "exact"}, pieces={0: 2, 1: 1, 2: 3}),
     "measured micro-batches": Training(pieces={0: 2, 1: 1, 2: 3}),
     "targets of one's own": Training(settings=KRONECKER, own_loss=True),
+    "an empty share": Training(settings=KRONECKER, shares=EMPTY),
+    "an empty share, exact form of convolutions": Training(
+        conv, {"quadratic": "exact"}, EMPTY, shape=(2, 3, 3)
+    ),
+    "an empty share of words": Training(words, {"quadratic": "exact"}, EMPTY, tokens=True),
+    "an empty share, estimated": Training(shares=MANY_EMPTY),
+    "an empty share of two parts": Training(
+        partial(made, TwoHeads),
+        {"kl_clip": (0.01, 0.02)},
+        MANY_EMPTY,
+        loss=SumLoss(CategoricalLoss(), GaussianLoss()),
+    ),
+    "an empty share, own targets": Training(settings=KRONECKER, shares=EMPTY, own_loss=True),
+    "an empty share, quadratic model": Training(
+        shares=EMPTY, options={"step_rule": "quadratic_model", "adaptive": LMConfig(interval=2)}
+    ),
+    "an empty micro-batch": Training(
+        settings={"quadratic": "exact"}, shares=EMPTY, pieces={0: 2, 1: 2, 2: 3}
+    ),
+    "an ignored share": Training(
+        loss=CategoricalLoss(ignore_index=IGNORED), ignored=range(3, 5), settings=KRONECKER
+    ),
+    "an ignored share, estimated": Training(
+        loss=CategoricalLoss(ignore_index=IGNORED), ignored=range(16, 63), shares=MANY
+    ),
     "delayed": Training(settings={**KRONECKER, "refresh_delay": 2}),
     "cold": Training(settings={**KRONECKER, "cold_steps": 4}),
 }

@@ -79,8 +79,26 @@ def next_sparsest(samples: int, taken: int, forms: float, squares: float) -> int
 
 
 def sizes(loss: OutputLoss[Any], output: Any) -> tuple[float | None, ...]:
-    """Z of every part of a loss; None for a sum, which is not divided."""
+    """Z of every part of a loss, 0 without rows; None for a sum, which is not divided."""
+    pairs: Any = [(loss, output)]
     if isinstance(loss, SumLoss):
         pairs = zip(loss.parts, output, strict=True)
-        return tuple(part.normalizer(one) for part, one in pairs)
-    return (loss.normalizer(output),)
+    return tuple(
+        part.normalizer(one) if len(one) else None if part.reduction == "sum" else 0.0
+        for part, one in pairs
+    )
+
+
+def has_rows(output: Any) -> bool:
+    """Whether a loss's output is of any sample."""
+    parts = parts_of(output)
+    return any(not isinstance(part, Tensor) or part.dim() == 0 or len(part) > 0 for part in parts)
+
+
+def without_terms(loss: OutputLoss[Any], output: Any) -> bool:
+    """Whether a batch has no row, or only terms of weight zero."""
+    if not has_rows(output):
+        return True
+    parts = loss.parts if isinstance(loss, SumLoss) else (loss,)
+    weights = [getattr(part, "term_weights", []) for part in parts]
+    return all(weights) and not any(bool((w > 0).any()) for each in weights for w in each)

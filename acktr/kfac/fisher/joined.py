@@ -45,9 +45,10 @@ class Share(NamedTuple):
     @classmethod
     def of(cls, ranks: Ranks, observed: Observed, place: torch.device) -> Share:
         """What all ranks together have."""
-        extent = (0, 0) if observed.empty else observed.extent
+        # Rows without terms are samples too, as they are in one process.
+        extent = observed.extent if observed.count else (0, 0)
         alone, single = extent is not None, not observed.earlier
-        followed = observed.followed is not None
+        followed = observed.empty or observed.followed is not None
         here = [float(alone), *(extent or (0, 0)), float(followed), float(single)]
         rows = ranks.gather(here, place)
         count, terms = (int(sum(row[place] for row in rows)) for place in (1, 2))
@@ -103,7 +104,8 @@ class JoinedFisher:
             return observed.grams(module, vectors), sizes
 
         found = self._mean(None if observed.empty else measure, shape, sizes, vectors)
-        assert found is not None
+        if found is None:
+            raise ValueError("no rank has terms to measure the exact Fisher with")
         return found
 
     def estimated_grams(
@@ -113,7 +115,7 @@ class JoinedFisher:
         observed, share = self._observed, self._share()
         if not share.divisible:
             return Estimate(self.grams(module, vectors), 1)
-        rows = share.rows(turn, 0 if observed.empty else observed.count, sparsest)
+        rows = share.rows(turn, observed.count, sparsest)
         none = [None if size is None else 0.0 for size in observed.sizes_now()]
         taken: list[Forms] = []
 
@@ -144,7 +146,7 @@ class JoinedFisher:
         if not share.divisible or not sparsest:
             every = None if observed.empty else partial(observed.whole_divergence, module, change)
             return self._mean(every, (len(observed.weights),), observed.totals(), [change])
-        rows = share.rows(turn, 0 if observed.empty else observed.count, sparsest)
+        rows = share.rows(turn, observed.count, sparsest)
         none = [None if size is None else 0.0 for size in observed.sizes_now()]
 
         def measure() -> Measured | None:
@@ -164,8 +166,7 @@ class JoinedFisher:
         def joined() -> Tensor:
             like = {"": next(iter(module.parameters()))}
             found = self._mean(None if empty else measure, (len(sizes),), sizes, [like])
-            assert found is not None
-            return found
+            return like[""].new_zeros(len(sizes)) if found is None else found
 
         return joined
 
@@ -210,9 +211,10 @@ class JoinedFisher:
         bad = next((rank for rank, row in enumerate(rows) if row[0] == _FAILED), None)
         if bad is not None:
             raise ValueError(f"rank {bad} cannot measure the exact Fisher of its samples")
-        if any(row[0] == _UNKNOWN for row in rows):
+        totals = [sum(row[1 + part] for row in rows) for part in range(len(counts))]
+        if any(row[0] == _UNKNOWN for row in rows) or not any(totals):
             return None
-        totals = [sum(row[1 + part] for row in rows) or 1.0 for part in range(len(counts))]
+        totals = [total or 1.0 for total in totals]
         each = zip(counts, totals, none, strict=True)
         weights = [count if size is None else count / total for count, total, size in each]
         mine = torch.zeros(shape, dtype=torch.float64, device=self._place)

@@ -62,6 +62,8 @@ class Observed:
     """The former micro-batches of the batch that this pass is the last part of."""
     sizes: tuple[float | None, ...] = ()
     """Z of every part of the loss, of a former micro-batch; None for a sum."""
+    share: bool = False
+    """Whether other ranks have the rest of the batch: some samples may have no terms."""
 
     @classmethod
     def of(
@@ -187,13 +189,9 @@ class Observed:
                 wanted, self.followed = self.followed.parts, None
         call = self.inputs
         with self._again():
+            more: dict[str, Any] = {"random": self.random, "select": self.select}
             output, tangents = output_tangents(
-                module,
-                call.args,
-                vectors,
-                kwargs=call.kwargs,
-                random=self.random,
-                select=self.select,
+                module, call.args, vectors, kwargs=call.kwargs, **more
             )
         again, lower = parts_of(output), lower_rounding(self.autocast)
         pairs = zip(wanted, again, strict=False)
@@ -366,7 +364,7 @@ class Observed:
     def _loss(self, output: Any, rows: slice) -> OutputLoss[Any]:
         """The loss of some samples, with their weights."""
         weights, target = tree_map(lambda leaf: _part(leaf, rows), self.terms)
-        return with_weights(self.loss, output, weights, target)
+        return with_weights(self.loss, output, weights, target, empty=self.share)
 
     def spending(self, module: nn.Module, outputs: Callable[[], Any]) -> Callable[[], Tensor]:
         """The KL that parameters move from now on will have cost when it is called, by part (K,).

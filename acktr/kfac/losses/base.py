@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass, field
+from functools import partial
+from inspect import signature
 from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
@@ -115,7 +117,12 @@ class Likelihood:
     # --- weights of the terms ---------------------------------------------------------------------
 
     def weighted(
-        self, output: Tensor, weights: Tensor | None = None, target: Tensor | None = None
+        self,
+        output: Tensor,
+        weights: Tensor | None = None,
+        target: Tensor | None = None,
+        *,
+        empty: bool = False,
     ) -> Self:
         """This loss with weights for the terms of one batch.
 
@@ -124,17 +131,19 @@ class Likelihood:
             weights: A mask, or numbers >= 0: (N,), or (N, ...) like the terms or fewer of their
                 dimensions; None for 1.
             target: The targets, for a loss in which they decide on weights.
+            empty: Whether none need be positive, as in the share of one of several ranks.
 
         Raises:
             ValueError: The weights do not fit, or none is positive.
         """
         checked = self._terms_last(output)
         own = self._target_weights(target, checked)
-        given = None if weights is None else checked_weights(self, weights, checked)
+        check = partial(checked_weights, self, output=checked, empty=empty)
+        given = None if weights is None else check(weights)
         if own is None and given is None:
             return self
         if own is not None:
-            given = checked_weights(self, own if given is None else own * given, checked)
+            given = check(own if given is None else own * given)
         bound = copy(self)
         object.__setattr__(bound, "_weights", given)
         return bound
@@ -234,18 +243,30 @@ class Likelihood:
 
 
 def with_weights(
-    loss: OutputLoss[Any], output: Any, weights: Any = None, target: Any = None
+    loss: OutputLoss[Any],
+    output: Any,
+    weights: Any = None,
+    target: Any = None,
+    *,
+    empty: bool = False,
 ) -> OutputLoss[Any]:
     """The loss with weights for the terms of this batch, see :meth:`Likelihood.weighted`.
 
     Raises:
         ValueError: Something does not fit, or a loss of one's own takes no weights.
     """
+    parts = output if isinstance(output, tuple) else (output,)
+    if empty and not any(not isinstance(p, Tensor) or p.dim() == 0 or len(p) for p in parts):
+        return loss  # without rows there is nothing to weigh
     weighted = getattr(loss, "weighted", None)
     if weighted is None and weights is not None:
         raise ValueError(
             f"{type(loss).__name__} has no method weighted(output, weights, target), which weights"
             " of terms need"
         )
-    bound: OutputLoss[Any] = loss if weighted is None else weighted(output, weights, target)
+    if weighted is None:
+        return loss
+    # A loss of one's own may not know the argument.
+    more = {"empty": True} if empty and "empty" in signature(weighted).parameters else {}
+    bound: OutputLoss[Any] = weighted(output, weights, target, **more)
     return bound

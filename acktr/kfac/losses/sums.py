@@ -67,6 +67,8 @@ class SumLoss:
         output: tuple[Tensor, ...],
         weights: Tensor | tuple[Tensor | None, ...] | None = None,
         target: tuple[Tensor, ...] | None = None,
+        *,
+        empty: bool = False,
     ) -> SumLoss:
         """This loss with weights for the terms of one batch, see :class:`Likelihood`.
 
@@ -74,6 +76,7 @@ class SumLoss:
             output: The network's outputs.
             weights: One tensor for all parts, or a tuple with one, or None, for each part.
             target: The targets.
+            empty: Whether the parts may have no terms, as in the share of one of several ranks.
 
         Raises:
             ValueError: Something does not fit.
@@ -86,7 +89,8 @@ class SumLoss:
         check_tuple(self, "target", targets, count)
         given = zip(self.parts, output, each, targets, strict=True)
         bound = copy(self)
-        object.__setattr__(bound, "parts", tuple(with_weights(p, o, w, t) for p, o, w, t in given))
+        each_bound = (with_weights(p, o, w, t, empty=empty) for p, o, w, t in given)
+        object.__setattr__(bound, "parts", tuple(each_bound))
         return bound
 
     @property

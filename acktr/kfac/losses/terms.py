@@ -80,13 +80,16 @@ def check_range(loss: object, target: Tensor, low: int, high: int) -> None:
         )
 
 
-def checked_weights(loss: object, weights: object, output: Tensor) -> Tensor:
+def checked_weights(
+    loss: object, weights: object, output: Tensor, *, empty: bool = False
+) -> Tensor:
     """Weights in the shape (N, ...) of an output's terms, of its type.
 
     Args:
         loss: Named in the message.
         weights: A mask or numbers, for the terms or for the first of their dimensions.
         output: The output (N, ..., D).
+        empty: Whether none need be positive, as in the share of one of several ranks.
 
     Raises:
         ValueError: They do not fit, one is negative or not finite, or none is positive.
@@ -107,7 +110,8 @@ def checked_weights(loss: object, weights: object, output: Tensor) -> Tensor:
             f"{_name(loss)}: weights are on {weights.device}, but the output on {output.device}"
         )
     numbers = weights.detach().to(output.dtype)
-    if not bool((numbers.isfinite() & (numbers >= 0)).all()) or not bool((numbers > 0).any()):
+    fit = bool((numbers.isfinite() & (numbers >= 0)).all())
+    if not fit or not (empty or bool((numbers > 0).any())):
         raise ValueError(
             f"{_name(loss)}: weights must be finite, >= 0 and not all zero, got values from"
             f" {numbers.min().item():g} to {numbers.max().item():g}"

@@ -99,7 +99,8 @@ class Samples:
                 continue
             weights = _reduced(each[depths.index(deepest)], deepest)
             reached = torch.stack([(g != 0).flatten(deepest).any(-1) for g in use.gradients]).any(0)
-            weights = weights.where(weights > 0, reached * weights[weights > 0].mean())
+            if len(counted := weights[weights > 0]):  # a rank may have no term of a part
+                weights = weights.where(weights > 0, reached * counted.mean())
             result = weights if result is None else _times(weights, result)
         return result
 
