@@ -163,6 +163,12 @@ def test_published_mujoco_values() -> None:
         ({"network": {"activation": "gelu"}}, "activation must be one of tanh, relu, elu"),
         ({"num_envs": 1, "num_steps": 1}, r"num_envs \* num_steps must be at least 2"),
         ({"atari": {"sticky": 2.0}}, "sticky"),
+        ({"record": [""]}, r"record must be keys of infos, each once, .* got \('',\)"),
+        ({"record": ["a\n"]}, "record must be keys of infos"),
+        ({"record": ["a", "a"]}, "record must be keys of infos"),
+        ({"record": ["step"]}, "record must be keys of infos"),
+        ({"wrappers": ["a:b:c"]}, "wrappers"),
+        ({"wrappers": [3]}, "configuration: wrappers must be a list of names, got"),
         ({"gamma": 10**400}, "configuration: gamma is too large"),
         (
             {"network": {"hidden": [3_000_000]}},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 
 import gymnasium
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from acktr.config import NetworkConfig
+from acktr.envs import make_vec
 from acktr.policies import action_head, build_network
 from acktr.rollout import Acting, Collector, make_batch, parts_of
 from acktr.tree import rows
@@ -160,3 +161,52 @@ def test_a_saved_collector_goes_on_with_its_state():
     assert all(torch.equal(a, b) for a, b in pairs)
     assert np.array_equal(made.recurrence.starts, other.recurrence.starts)
     assert other.recurrence.state[0].abs().max() > 0.01
+
+
+def saved_by_environments(seed):
+    config = NetworkConfig(memory="lstm", memory_width=4, hidden=(6,))
+    envs = make_vec("CartPole-v1", 3, 0)
+    head = action_head(envs.single_action_space)
+    torch.manual_seed(0)
+    network = build_network(envs.single_observation_space, head, config).double()
+    generator = torch.Generator().manual_seed(seed)
+    return Collector(envs, Acting(network, head, generator, nullcontext))
+
+
+def test_episodes_and_memory_go_on_in_another_collector():
+    one, other = saved_by_environments(1), saved_by_environments(2)
+    with closing(one.envs), closing(other.envs):
+        one.reset(5)
+        one.collect(30)
+        state = one.state_dict()
+        assert state["memory"]["state"]["0"].abs().max() > 0 and not state["dead"].any()
+        other.check_episodes(state)
+        other.load_state_dict(state)
+        assert other.unsaved is None
+        other.begin(None)
+        for _ in range(2):
+            mine, theirs = one.collect(20), other.collect(20)
+            assert np.array_equal(mine.rewards, theirs.rewards)
+            assert np.array_equal(mine.values, theirs.values)
+            assert np.array_equal(mine.memory.starts, theirs.memory.starts)
+
+
+def test_episodes_that_do_not_fit_are_refused_in_a_line():
+    made = saved_by_environments(1)
+    with closing(made.envs):
+        made.reset(5)
+        made.collect(3)
+        state = made.state_dict()
+        other = {"0": torch.zeros(3, 5), "1": torch.zeros(3, 4)}
+        memory = "^the memory has another shape than the network's$"
+        for name, value, said in [
+            ("observation", np.zeros(2), "^the observation"),
+            ("dead", np.zeros(2, bool), "^dead "),
+            ("masks", np.ones((3, 3), bool), "^masks "),
+            ("memory", {**state["memory"], "state": other}, memory),
+            ("memory", {**state["memory"], "state": {}}, memory),
+            ("memory", {**state["memory"], "starts": np.zeros(2, bool)}, "^starts "),
+        ]:
+            with pytest.raises(ValueError, match=said):
+                made.check_episodes({**state, name: value})
+        made.check_episodes(state)

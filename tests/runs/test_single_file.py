@@ -183,7 +183,7 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, bytes]], list[tuple[str, bytes]] | 
             (n, d.replace(b"acktr-checkpoint", b"other") if n == "manifest.json" else d)
             for n, d in f.items()
         ],
-        "not a checkpoint manifest",
+        r"a\.zip/manifest\.json: not a checkpoint manifest",
     ),
     "nothing": (lambda f: b"", "zip file"),
 }
