@@ -168,7 +168,7 @@ def test_published_mujoco_values() -> None:
         ({"record": ["a", "a"]}, "record must be keys of infos"),
         ({"record": ["step"]}, "record must be keys of infos"),
         ({"wrappers": ["a:b:c"]}, "wrappers"),
-        ({"wrappers": [3]}, "configuration: wrappers must be a list of names, got"),
+        ({"wrappers": 3}, "configuration: wrappers must be a list of names, got 3"),
         ({"gamma": 10**400}, "configuration: gamma is too large"),
         (
             {"network": {"hidden": [3_000_000]}},
