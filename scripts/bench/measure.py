@@ -86,9 +86,15 @@ class Windows:
     Args:
         timing: Lengths.
         clock: Seconds.
+        count: Counts something by name, such as messages.
     """
 
-    def __init__(self, timing: Timing, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        timing: Timing,
+        clock: Callable[[], float] = time.perf_counter,
+        count: Callable[[], dict[str, float]] = dict,
+    ) -> None:
         self.rates: list[float] = []
         """Environment steps per second of each finished window."""
         self.updates = 0
@@ -97,7 +103,10 @@ class Windows:
         """Seconds of all finished windows together."""
         self.warm = False
         """Whether the warm-up is over."""
-        self._timing, self._clock = timing, clock
+        self.counted: dict[str, float] = {}
+        """What was counted in all finished windows together."""
+        self._timing, self._clock, self._count = timing, clock, count
+        self._first = count()
         self._started, self._steps, self._cold_updates = clock(), 0, 0
 
     @property
@@ -119,12 +128,14 @@ class Windows:
                 return
             self.rates.append((timesteps - self._steps) / elapsed)
             self.seconds += elapsed
+            self.counted = {name: n - self._first[name] for name, n in self._count().items()}
         else:
             self._cold_updates += 1
             enough = self._cold_updates >= self._timing.warm_up_updates
             if elapsed < self._timing.warm_up or not enough:
                 return
-            self.warm = True
+            # The first updates refresh at every step, and would be most of a short measurement.
+            self.warm, self._first = True, self._count()
         self._started, self._steps = now, timesteps
 
     def result(self) -> dict[str, Any]:
@@ -148,9 +159,17 @@ def measure_training(config: Config, timing: Timing) -> dict[str, Any]:
         envs.close()
 
 
-def timed(trainer: Trainer, timing: Timing) -> dict[str, Any]:
-    """The measurement of :func:`measure_training`; several processes end in the same update."""
-    windows = Windows(timing)
+def timed(
+    trainer: Trainer, timing: Timing, count: Callable[[], dict[str, float]] | None = None
+) -> dict[str, Any]:
+    """The measurement of :func:`measure_training`; several processes end in the same update.
+
+    Args:
+        trainer: It trains.
+        timing: How long.
+        count: Counts messages by name, which are told for an update of the windows.
+    """
+    windows = Windows(timing, count=count or dict)
     rollout, before = dict.fromkeys(_ROLLOUT, 0.0), trainer.learner.seconds
     trainer.asked = lambda: int(signal.SIGTERM) if windows.done else None
     for stats in trainer.run(_ENDLESS):
@@ -167,7 +186,10 @@ def timed(trainer: Trainer, timing: Timing) -> dict[str, Any]:
     spent = {name: s for name, s in trainer.learner.seconds.items() if s}  # parts in use
     inside = {name: s - before.get(name, 0.0) for name, s in spent.items()}
     parts = shares(windows.seconds, rollout, inside)
-    return windows.result() | {"shares": parts, "peak_mib": peak_mib()}
+    found = windows.result() | {"shares": parts, "peak_mib": peak_mib()}
+    if count is not None:
+        found["messages"] = {name: n / windows.updates for name, n in windows.counted.items()}
+    return found
 
 
 def shares(

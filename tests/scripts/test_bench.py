@@ -66,14 +66,14 @@ def case(kind: str = "training", key: str = "acktr", env: str = "CartPole-v1") -
 def test_windows_end_with_updates_and_the_warm_up_does_not_count() -> None:
     now = iter([100.0, 101, 102.5, 103.5, 105, 109])
     timing = Timing(threads=1, seconds=2, windows=2, warm_up=2, warm_up_updates=2)
-    windows = Windows(timing, lambda: next(now))
-    seen = []
+    seen: list[tuple[bool, int]] = []
+    windows = Windows(timing, lambda: next(now), lambda: {"calls": len(seen) ** 2.0})
     for steps in (10, 20, 30, 40, 60):
         windows.end_update(steps)
         seen.append((windows.warm, len(windows.rates)))
     # Warm at 102.5 with 20 steps; windows end at 105 with 40 and at 109 with 60 steps.
     assert seen == [(False, 0), (True, 0), (True, 0), (True, 1), (True, 2)]
-    assert windows.done
+    assert windows.done and windows.counted == {"calls": 4**2.0 - 1**2.0}
     assert windows.rates == [20 / 2.5, 20 / 4]
     assert windows.seconds == 6.5
 
