@@ -26,10 +26,12 @@ from acktr.policies.normalize import RunningMoments
 from acktr.rollout import Collector, NonFiniteError, Rollout
 from acktr.train import Trainer
 from acktr.world import UNKEPT, World, part_of_envs
-from tests.tools.ranks import on_threads
+from tests.tools.ranks import on_threads, same
 from tests.tools.toys import IdentityEnv
 
 ENVS, STEPS = 6, 8
+OF_EACH = {"seconds", "returns", "dead"}
+"""Parts of a state that are of a rank's own environments."""
 
 
 class Policy(nn.Module):
@@ -121,22 +123,10 @@ def test_training_is_that_of_one_process(algo: Any, updates: int) -> None:
     near(first, wanted, 1e-7)
     for mine in others:
         assert mine["episodes"] == first["episodes"] and mine["metrics"] == first["metrics"]
-        assert same(mine["state"], first["state"])
+        assert same(mine["state"], first["state"], OF_EACH)
     assert first["state"]["timesteps"] == wanted["state"]["timesteps"] == updates * ENVS * STEPS
     assert first["state"].keys() == wanted["state"].keys()
     assert first["state"]["collector"].keys() == wanted["state"]["collector"].keys()
-
-
-def same(one: Any, other: Any) -> bool:
-    """Whether two states have the same bits, but for seconds and what each environment is in."""
-    if isinstance(one, dict):
-        names = one.keys() - {"seconds", "returns", "dead"}
-        return one.keys() == other.keys() and all(same(one[n], other[n]) for n in names)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    if isinstance(one, Tensor | np.ndarray):
-        return bool((torch.as_tensor(one) == torch.as_tensor(other)).all())
-    return bool(one == other)
 
 
 NORMALIZED = {"normalize_observation": True, "normalize_reward": True}
@@ -222,7 +212,7 @@ def test_states_of_normalised_training_load_in_any_number_of_processes() -> None
     """Also with twice as many, and in one; counts are those of all steps, each once."""
     config = configuration(**NORMALIZED)
     first, *others = on_threads(lambda ranks: trained(config, ranks, 4), 2)
-    assert all(same(mine["state"], first["state"]) for mine in others)
+    assert all(same(mine["state"], first["state"], OF_EACH) for mine in others)
     state = first["state"]
     assert state["collector"]["observation_normalizer"]["count"] == 4 * ENVS * STEPS
 
@@ -233,16 +223,16 @@ def test_states_of_normalised_training_load_in_any_number_of_processes() -> None
             loaded = one.state_dict()
             if ranks is None:
                 loaded["collector"]["unsaved"] = UNKEPT
-            assert same(loaded["collector"], state["collector"])
-            assert same(loaded["network"], state["network"])
-            assert same(loaded["learner"], state["learner"])
+            assert same(loaded["collector"], state["collector"], OF_EACH)
+            assert same(loaded["network"], state["network"], OF_EACH)
+            assert same(loaded["learner"], state["learner"], OF_EACH)
             assert len(list(one.run(7 * ENVS * STEPS))) == 3
             assert one.restarted is not None and UNKEPT in one.restarted
             return one.state_dict()
 
     for size in (2, 3):
         every = on_threads(resumed, size)
-        assert all(same(mine, every[0]) for mine in every)
+        assert all(same(mine, every[0], OF_EACH) for mine in every)
         count = every[0]["collector"]["observation_normalizer"]["count"]
         assert count == 7 * ENVS * STEPS
     assert resumed(None)["collector"]["observation_normalizer"]["count"] == 7 * ENVS * STEPS

@@ -27,6 +27,7 @@ from acktr.runs.checkpoint import load_checkpoint
 from acktr.runs.meeting import MEETING_FILE
 from acktr.runs.saved import read_agent
 from acktr.runs.tables import read_table
+from tests.tools.ranks import same
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 120
@@ -192,9 +193,9 @@ def test_the_same_again_and_in_other_numbers(tmp_path: Path) -> None:
         folder.mkdir()
         done = run(folder)
         assert done.returncode == 0, done.stderr
-        states[name] = network(folder)["network"]
+        states[name] = network(folder)
     for one, other in (("two", "again"), ("two", "torchrun two"), ("one", "torchrun one")):
-        assert all(torch.equal(states[one][n], states[other][n]) for n in states[one]), (one, other)
+        assert same(states[one], states[other], {"seconds"}), (one, other)
 
 
 @pytest.mark.slow
@@ -229,7 +230,7 @@ def test_killed(tmp_path: Path, rank: int) -> None:
         os.kill(pids[rank], signal.SIGKILL)
         begun = time.monotonic()
         said = ended(process, pids)
-        assert time.monotonic() - begun < 60
+        assert time.monotonic() - begun < 10
     assert process.returncode == 77
     assert f"process {rank} of 2 was killed by SIGKILL; last good checkpoint:" in said[-1]
     assert network(tmp_path)["timesteps"] >= 0
@@ -250,7 +251,9 @@ def test_killed_and_started_again(tmp_path: Path) -> None:
 def test_hung(tmp_path: Path, rank: int) -> None:
     with under_way(tmp_path, *LONG, "--rank-timeout", "5") as (process, pids):
         os.kill(pids[rank], signal.SIGSTOP)
+        begun = time.monotonic()
         said = ended(process, pids)
+        assert time.monotonic() - begun < 45
     assert process.returncode == 77, said
     assert f"process {rank} of 2 did not answer within 5 s" in said[-1]
     assert "last good checkpoint" in said[-1] or rank == 0
@@ -284,7 +287,9 @@ def test_hung_in_an_evaluation(tmp_path: Path) -> None:
 def test_signals(tmp_path: Path, signum: signal.Signals, whom: Any) -> None:
     with under_way(tmp_path, *LONG) as (process, pids):
         os.kill(process.pid if whom == "launcher" else pids[whom], signum)
+        begun = time.monotonic()
         said = ended(process, pids)
+        assert time.monotonic() - begun < 10
     assert process.returncode == {signal.SIGTERM: 75, signal.SIGINT: 130}[signum]
     (line,) = [line for line in said if f"stopped by {signum.name}, checkpoint at step" in line]
     steps = int(re.search(r"step ([\d,]+)", line)[1].replace(",", ""))  # type: ignore[index]
@@ -312,14 +317,11 @@ NETWORK = """
 import os
 from torch import nn
 
-class Policy(nn.Module):
-    def __init__(self, *_):
-        super().__init__()
-        width = int(os.environ.get("WIDTH", "8"))
-        self.layers = nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 2))
+WIDTH = int(os.environ.get("WIDTH", "8"))
 
-    def forward(self, observations):
-        return self.layers(observations)
+class Policy(nn.Sequential):
+    def __init__(self, *_):
+        super().__init__(nn.Linear(4, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 2))
 
 class Value(Policy):
     def forward(self, observations):
@@ -348,8 +350,7 @@ def test_processes_that_differ(tmp_path: Path) -> None:
         processes = []
         for rank in range(2):
             place = {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
+                **dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)),
                 "WORLD_SIZE": "2",
                 "TORCHELASTIC_RUN_ID": "none",
                 MEETING_FILE: str(tmp_path / f"meeting{number}"),

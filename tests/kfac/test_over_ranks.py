@@ -40,17 +40,11 @@ def owners_all(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", TRAININGS)
 def test_a_training_is_that_of_one_process(name: str) -> None:
     wanted = TRAININGS[name].run(None)
-    found = on_threads(TRAININGS[name].run, 3)
-    for mine in found[1:]:
-        assert all(torch.equal(mine[key], found[0][key]) for key in wanted)
-    assert distance(found[0], wanted) < 1e-12
-
-
-@pytest.mark.usefixtures("owners_all")
-def test_two_ranks() -> None:
-    for name in ("corrected, estimated", "tridiagonal"):
-        found = on_threads(TRAININGS[name].run, 2)
-        assert distance(found[0], TRAININGS[name].run(None)) < 1e-12
+    for size in (2, 3):
+        found = on_threads(TRAININGS[name].run, size)
+        for mine in found[1:]:
+            assert all(torch.equal(mine[key], found[0][key]) for key in wanted)
+        assert distance(found[0], wanted) < 1e-12
 
 
 def test_means_of_means_and_other_noise_are_seen() -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from acktr.kfac import KFAC, CategoricalLoss, Empirical, Ranks, bits_of
 from tests.tools.kfac import build, parameters, plain_config, randn
-from tests.tools.rank_trainings import Training, made_optimizer, observed
+from tests.tools.rank_trainings import TRAININGS, Training, made_optimizer, observed
 from tests.tools.ranks import on_threads
 
 
@@ -172,6 +173,16 @@ def test_half_precision_averages_over_many_rows(kind: torch.dtype) -> None:
 
     for grad in on_threads(averaged, 2):
         assert grad.tolist() == [[1.5, 1.5]]
+
+
+def test_without_ranks_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    def used(*_: Any, **__: Any) -> None:
+        raise AssertionError
+
+    sending = [name for name in dir(distributed) if name.startswith(("all_", "broadcast", "new_"))]
+    for name in (*sending, "barrier", "get_rank", "get_world_size", "init_process_group"):
+        monkeypatch.setattr(distributed, name, used)
+    dataclasses.replace(TRAININGS["corrected, estimated"], steps=2).run(None)
 
 
 def test_numbers_of_bits() -> None:

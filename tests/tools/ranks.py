@@ -7,11 +7,13 @@ import socket
 import threading
 import traceback
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from datetime import timedelta
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, distributed, multiprocessing
 
@@ -135,3 +137,17 @@ def on_threads(case: Case, size: int) -> list[Any]:
             raise error
     assert not errors
     return results
+
+
+def same(one: Any, other: Any, without: AbstractSet[str]) -> bool:
+    """Whether two states have the same bits, but for entries of some names."""
+    if isinstance(one, dict):
+        names = one.keys() - without
+        return one.keys() == other.keys() and all(same(one[n], other[n], without) for n in names)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(
+            same(*pair, without) for pair in zip(one, other, strict=True)
+        )
+    if isinstance(one, Tensor | np.ndarray):
+        return bool((torch.as_tensor(one) == torch.as_tensor(other)).all())
+    return bool(one == other)

@@ -19,6 +19,7 @@ from acktr.kfac.noisy.posterior import Posterior
 from acktr.kfac.noisy.prior import Prior
 from acktr.kfac.noisy.start import restart_scales, start
 from acktr.kfac.preconditioner import Preconditioner
+from acktr.kfac.ranks import Ranks
 
 _STREAMS = (0x5EED0001, 0x5EED0002)
 """What makes the seeds of the noise of training and of evaluations those of other numbers."""
@@ -34,6 +35,7 @@ class NoisyCurvature(Preconditioner):
         layers: How layers of one's own become rows, by their type.
         skip: Layers without a block of their own.
         seed: Seed of the generators of targets and of noise.
+        ranks: Who has the other shares of every batch; None for one process.
     """
 
     def __init__(
@@ -44,9 +46,13 @@ class NoisyCurvature(Preconditioner):
         layers: Rules | None,
         skip: Skip,
         seed: int,
+        ranks: Ranks | None = None,
     ) -> None:
-        super().__init__(module, config.curvature(), layers=layers, skip=skip, seed=seed)
-        self._settings = config
+        settings = config.curvature()
+        super().__init__(module, settings, layers=layers, skip=skip, seed=seed, ranks=ranks)
+        if ranks is not None:
+            ranks.check_equal("settings or data_size", (config, data_size), self.generator.device)
+        self._settings, self._ranks = config, ranks
         self._inverse: ChainInverse | None = None
         self._told_forgotten = False
         prior = Prior(module, self.named, self.blocks, config)
@@ -61,6 +67,12 @@ class NoisyCurvature(Preconditioner):
                 start(block, config.initial_curvature)
             self.refresh()
             restart_scales(self.stats.values(), self.config.stat_decay)
+
+    def terms_of_all(self, terms: float | None) -> float | None:
+        """The loss terms of a context on all ranks, of which it is one weight sample."""
+        if self._ranks is None:
+            return terms
+        return sum(row[0] for row in self._ranks.gather([terms or 0.0], self.generator.device))
 
     def block_damping(self, block: Block, decay: Mapping[str, float] | None = None) -> float:
         """gamma_in + gamma_ex, also of parameters without noise."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from acktr.kfac.blocks.rules import Rules
 from acktr.kfac.blocks.skip import Skip
 from acktr.kfac.checks import check_integer
+from acktr.kfac.fisher.extent import sizes
 from acktr.kfac.guard import check_loss, check_module
 from acktr.kfac.losses.base import OutputLoss, with_weights
 from acktr.kfac.losses.sources import Source
@@ -25,6 +26,7 @@ from acktr.kfac.noisy.posterior import standard_normal
 from acktr.kfac.noisy.predictive import LogLikelihood
 from acktr.kfac.noisy.prior import check_trainable
 from acktr.kfac.parameter_groups import group_state, make_groups
+from acktr.kfac.ranks import Ranks
 from acktr.kfac.state import require_like
 from acktr.kfac.statistics.capture import Capture
 from acktr.kfac.trust import trust_scale
@@ -61,6 +63,8 @@ class NoisyKFAC(NamedOptimizer):
         layers: How layers of one's own become rows, by their type.
         skip: Layers without a block of their own, see :class:`acktr.kfac.Preconditioner`.
         seed: Seed of the generators of noise and of targets.
+        ranks: The processes that have the other shares of every batch, at the same weights; their
+            gradients are averaged inside of every context. None for one process.
 
     Raises:
         ValueError: A setting does not fit the module.
@@ -78,13 +82,14 @@ class NoisyKFAC(NamedOptimizer):
         layers: Rules | None = None,
         skip: Skip = (),
         seed: int = 0,
+        ranks: Ranks | None = None,
     ) -> None:
         check_integer("data_size (the loss terms of the whole training set)", data_size, 1)
         check_module(module)
         check_trainable(module)
         self.module, self.data_size = module, data_size
         self.config = config or NoisyConfig()
-        self.curvature = NoisyCurvature(module, self.config, data_size, layers, skip, seed)
+        self.curvature = NoisyCurvature(module, self.config, data_size, layers, skip, seed, ranks)
         self.posterior = self.curvature.posterior
         settings, named = self.curvature.config, self.curvature.named
         options = {"lr": settings.lr, "momentum": settings.momentum, "weight_decay": 0.0}
@@ -170,7 +175,9 @@ class NoisyKFAC(NamedOptimizer):
                 'NoisyKFAC needs a loss with reduction="mean": a sum has no Fisher of one term, and'
                 " the noise would be wrong by the size of the batch"
             )
-        terms = with_weights(loss, output, weights, target).normalizer(output)
+        shared = self.curvature.region.shared
+        weighted = with_weights(loss, output, weights, target, empty=shared)
+        terms = self.curvature.terms_of_all(sizes(weighted, output)[0])
         if self._steps == 0 and terms is not None and terms > self.data_size:
             raise ValueError(
                 f"data_size={self.data_size} is less than the {terms:g} loss terms of this batch:"
@@ -195,8 +202,9 @@ class NoisyKFAC(NamedOptimizer):
         self._check_record(captured)
         assert captured is not None
         self.curvature.update_curvature(captured, log_likelihood, samples=samples, last=False)
-        sizes = captured.sizes()
-        self._contexts.observe(samples or (max(sizes) if len(sizes) == 1 else None))
+        lengths = captured.sizes()
+        terms = samples or (max(lengths) if len(lengths) == 1 else None)
+        self._contexts.observe(self.curvature.terms_of_all(terms))
 
     def _noise(self, generator: torch.Generator) -> Named:
         with torch.no_grad():
