@@ -153,7 +153,7 @@ def test_published_mujoco_values() -> None:
         ({"acktr": {"actor": {"dampin": 1}}}, r"acktr.actor.dampin \(did you mean damping\?\)"),
         ({"a2c": {"rms_alpha": 1.0}}, "a2c.rms_alpha must be a finite number >= 0"),
         ({"trpo": {"critic": {"epochs": 0}}}, "trpo.critic.epochs must be an integer >= 1"),
-        ({"algo": "trpo"}, "trpo needs a separate critic: network.shared must be false"),
+        ({"algo": "trpo"}, "^trpo needs a separate critic: network.shared must be false$"),
         ({"acktr": 3}, "acktr must be an object"),
         ({"network": {"hidden": 64}}, "network.hidden must be a list of integers, got 64"),
         (
@@ -317,3 +317,10 @@ def test_a_fraction_belongs_to_the_settings_of_acktr() -> None:
     for fraction in (0.0, 1.5, float("nan")):
         with pytest.raises(ConfigError, match=r"stat_fraction must be a finite number"):
             from_dict({"env": "X-v0", "acktr": {"actor": {"stat_fraction": fraction}}})
+
+
+def test_the_configuration_of_an_environment_is_a_preset() -> None:
+    assert Config.for_env("CartPole-v1") == preset("CartPole-v1")[0]
+    assert Config.for_env("Ant-v5", "a2c") == preset("Ant-v5", "a2c")[0]
+    with pytest.raises(ConfigError, match="preset must be one of default, family, paper, got 'x'"):
+        Config.for_env("Ant-v5", preset="x")

@@ -192,7 +192,10 @@ def test_settings_by_keyword_are_those_of_the_configuration() -> None:
         ({"policy_kwargs": {}}, r"write hidden=\(64, 64\), or network="),
         ({"gama": 1}, "did you mean gamma?"),
         ({"precison": 1}, "did you mean precision?"),
-        ({"log_std_init": 1}, r"give it in config="),
+        (
+            {"log_std_init": 1},
+            r"give it in config=, such as dataclasses\.replace\(Config\.for_env\(env\), \.\.\.\)$",
+        ),
         ({"purple": 1}, "there are num_steps, "),
         ({"gamma": 2}, "gamma must be"),
         ({"hidden": (0,)}, "each of hidden"),

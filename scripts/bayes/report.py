@@ -22,6 +22,7 @@ MEASURES: tuple[Measure, ...] = ("rmse", "log_likelihood")
 Found = Mapping[tuple[str, Method], Sequence[Score]]
 
 _TITLES = {"rmse": "RMSE", "log_likelihood": "Log-likelihood"}
+_FORMS: tuple[Method, ...] = ("mvg", "mvg-factored")
 _PUBLISHED = Path(__file__).with_name("published.csv")
 _SOURCES = ("talk", "paper", "dropout logs")
 
@@ -79,15 +80,16 @@ def sign_test(better: int, worse: int) -> float:
 
 
 def pairs(found: Found) -> list[Paired]:
-    """mvg, or else the first method, against all others, where no split diverged."""
+    """Both forms of mvg, or else the first method, against others, where no split diverged."""
     rows = []
     for name in dict.fromkeys(name for name, _ in found):
         methods = [method for of, method in found if of == name]
-        first: Method = "mvg" if "mvg" in methods else methods[0]
-        for other in (method for method in methods if method != first):
-            own, others = found[name, first], found[name, other]
-            if all(score.finite for score in (*own, *others)):
-                rows += [_paired(name, m, first, other, own, others) for m in MEASURES]
+        firsts = [method for method in _FORMS if method in methods] or methods[:1]
+        for place, first in enumerate(firsts):
+            for other in (method for method in methods if method not in firsts[: place + 1]):
+                own, others = found[name, first], found[name, other]
+                if all(score.finite for score in (*own, *others)):
+                    rows += [_paired(name, m, first, other, own, others) for m in MEASURES]
     return rows
 
 
@@ -209,11 +211,19 @@ def _beside(sets: Sequence[Splits], found: Found) -> str:
     body = []
     for s in sets:
         for measure in MEASURES:
-            ours = summary(found[s.name, "mvg"], measure) if (s.name, "mvg") in found else ""
+            ours = [
+                summary(found[s.name, form], measure) if (s.name, form) in found else ""
+                for form in _FORMS
+            ]
             cells = [known.get((s.name, measure, *column), "") for column in columns]
-            body.append([s.name, _TITLES[measure], ours, *cells])
+            body.append([s.name, _TITLES[measure], *ours, *cells])
     names = {"paper": "paper (recalled)"}
-    head = ["set", "", "mvg here", *(f"{names.get(s, s)}: {m}" for s, m in columns)]
+    head = [
+        "set",
+        "",
+        *(f"{form} here" for form in _FORMS),
+        *(f"{names.get(s, s)}: {m}" for s, m in columns),
+    ]
     return table(head, body, left=2)
 
 

@@ -113,6 +113,7 @@ def test_every_method_is_trained_and_finished_cells_are_kept(
     text = (out / "summary.md").read_text()
     assert text == capsys.readouterr().out
     assert all(f"| mvg - {method} |" in text for method in METHODS if method != "mvg")
+    assert "| mvg-factored - bbb |" in text and "| mvg-factored - mvg |" not in text
     assert "paper (recalled): mvg" in text
     assert (out / "figure.png").read_bytes()[:4] == b"\x89PNG"
     (out / "yacht" / "ffg.csv").unlink()
