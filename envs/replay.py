@@ -176,25 +176,27 @@ def replay(log: Tree, games: AtariVectorEnv, *, whole: bool = True) -> Played:
     origin = int(begins.min())
     begun = begins == origin
     # Seeding loads ROMs, and a reset of few games leaves processors idle: what skips episodes is
-    # done for all games at once, but the last reset, which is made where the episode begins.
-    near = skipped > 0
-    obs, infos = games.reset(seed=np.where(begun | near, seeds, _UNKNOWN))
-    obs, infos = _reset(games, skipped - (near & ~begun), obs, infos)
+    # done for all games at once, but the last reset, which is made where the episode begins, and as
+    # many before it as there may be ends while the game waits, each of which resets it too.
+    ends = np.ceil((begins - origin) * skipped / np.maximum(begins - log["begins"], 1))
+    left = np.where(begun, 0, np.minimum(skipped, 1 + ends.astype(np.int64)))
+    obs, infos = games.reset(seed=np.where(begun | (left > 0), seeds, _UNKNOWN))
+    obs, infos = _reset(games, np.where(begun | (left > 0), skipped - left, 0), obs, infos)
     for step in range(origin, len(actions) + 1):
         now = (begins == step) & ~begun
         if now.any():
-            far = now & ~near
+            far = now & (left == 0)
             if far.any():
                 obs, infos = games.reset(seed=seeds[far], options={"reset_mask": far})
-            obs, infos = _reset(games, np.where(far, skipped, now), obs, infos)
+            obs, infos = _reset(games, np.where(far, skipped, left * now), obs, infos)
             returns[now] = 0.0
         if step < len(actions):
             obs, rewards, terminated, truncated, infos = games.step(actions[step].astype(np.int64))
             ended = terminated | truncated
             returns = np.where(ended, 0.0, returns + rewards)
-            # A game that waits and ends is reset: in time, or too early.
-            begun |= near & ended & (begins == step + 1)
-            near &= ~ended
+            # A game that waits and ends is reset: too early, in time, or once too often.
+            begun |= (left == 1) & ended & (begins == step + 1)
+            left -= ended & (left > 0)
             ended &= begins <= step
             starts[ended] = step + 1
             resets[ended] += 1

@@ -29,15 +29,13 @@ from acktr.cli.training import HelpAsked, parse_train
 from acktr.compare.comparison import RunsFailed, compare
 from acktr.compare.entries import Overlay, parse_algo, parse_seeds
 from acktr.compare.grid import NamedNetwork, make_plans
-from acktr.config import ConfigError, read_settings
+from acktr.config import Config, ConfigError, read_settings
 from acktr.envs import EnvError, EnvFault, EnvWarning, one_line
 from acktr.evaluate import usually_deterministic
 from acktr.export import OUTPUTS, ExportError, export_saved
 from acktr.interrupts import Interrupts
 from acktr.kfac import RankError
 from acktr.policies import NetworkSource, with_network
-from acktr.report.page import ReportSettings, write_report
-from acktr.report.plot import draw_curve, plot_runs
 from acktr.report.references import load_references
 from acktr.report.results import find_runs
 from acktr.runs.checkpoint import CheckpointError, checkpoint_exists
@@ -134,19 +132,26 @@ def _train(args: Sequence[str], interrupts: Interrupts) -> str:
         raise SystemExit(0)  # the first process has said how it went
     if path is not None:
         total, stop_at = settings.total_timesteps, options.stop_at
-        return resume(path, total, interrupts, argv, draw_curve, network, stop_at, meeting)
+        return resume(path, total, interrupts, argv, _draw_curve, network, stop_at, meeting)
     return start(
         settings,
         options.run_dir,
         source,
         interrupts,
         argv,
-        draw_curve,
+        _draw_curve,
         options.label,
         network,
         options.stop_at,
         meeting,
     )
+
+
+def _draw_curve(folder: RunFolder, config: Config) -> str | None:
+    """See :func:`acktr.report.plot.draw_curve`."""
+    from acktr.report.plot import draw_curve  # matplotlib is not waited for before training
+
+    return draw_curve(folder, config)
 
 
 def _network(names: str | None) -> NetworkSource | None:
@@ -318,6 +323,8 @@ def _export(args: Sequence[str], interrupts: Interrupts) -> str:
 
 
 def _plot(args: Sequence[str], interrupts: Interrupts) -> str:
+    from acktr.report.plot import plot_runs
+
     options = parse(PlotOptions, args, "plot")
     published = ("acktr",) if options.published else ()
     try:
@@ -331,6 +338,8 @@ def _plot(args: Sequence[str], interrupts: Interrupts) -> str:
 
 
 def _report(args: Sequence[str], interrupts: Interrupts) -> str:
+    from acktr.report.page import ReportSettings, write_report
+
     options = parse(ReportOptions, args, "report")
     argv = ["acktr", "report", *args]
     try:

@@ -99,13 +99,15 @@ def test_without_sticky_actions_the_present_episodes_suffice(
 
 
 @pytest.mark.parametrize(
-    ("seed", "steps", "seeded", "most"), [(0, 170, 0, 0), (2, 330, 1, 7)], ids=["in time", "early"]
+    ("seed", "steps", "reseed", "seeded", "most"),
+    [(0, 170, 10_000, 0, 0), (2, 330, 10_000, 0, 8), (2, 330, 200, 3, 8)],
+    ids=["in time", "early", "seeded anew"],
 )
 def test_games_that_began_apart_skip_their_episodes_together(
-    seed: int, steps: int, seeded: int, most: int, monkeypatch: pytest.MonkeyPatch
+    seed: int, steps: int, reseed: int, seeded: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Games that wait end where their present episode begins, or before and are seeded again."""
-    atari = AtariSettings(num_groups=1)
+    """Games that wait end where their present episode begins, or before; or are seeded there."""
+    atari = AtariSettings(num_groups=1, reseed_steps=reseed)
     envs = games("BreakoutNoFrameskip-v4", seed, atari, 6)
     envs.reset()
     go_on(envs, steps, seed)
