@@ -22,6 +22,7 @@ from acktr.config import (
     merge,
     preset,
     to_dict,
+    with_learning_rate,
 )
 from acktr.kfac import KFACConfig
 
@@ -324,3 +325,14 @@ def test_the_configuration_of_an_environment_is_a_preset() -> None:
     assert Config.for_env("Ant-v5", "a2c") == preset("Ant-v5", "a2c")[0]
     with pytest.raises(ConfigError, match="preset must be one of default, family, paper, got 'x'"):
         Config.for_env("Ant-v5", preset="x")
+
+
+def test_a_learning_rate_given_as_a_number_is_constant() -> None:
+    for rate in (1e-12, 0.5, 1, 7.5):
+        config = with_learning_rate(preset("HalfCheetah-v5")[0], rate)[0]
+        assert (config.acktr.actor.lr, config.acktr.lr_schedule) == (rate, "constant")
+        config = with_learning_rate(preset("HalfCheetah-v5", "a2c")[0], rate)[0]
+        assert (config.a2c.lr, config.a2c.lr_schedule) == (rate, "constant")
+    for bad in (0, -1, float("inf"), float("nan"), True, "1"):
+        with pytest.raises(ConfigError, match="learning_rate must be a finite number > 0 or a fun"):
+            with_learning_rate(preset("HalfCheetah-v5")[0], bad)  # type: ignore[arg-type]
