@@ -19,6 +19,7 @@ from tests.tools.kfac import mlp, parameters, randn
 from tests.tools.noisy import (
     ETA,
     LAMBDA,
+    STRUCTURES,
     TAU,
     context,
     covariance,
@@ -30,13 +31,6 @@ from tests.tools.noisy import (
     refreshed,
 )
 
-STRUCTURES = [
-    ("mvg", "exact"),
-    ("mvg", "factored"),
-    ("emvg", "exact"),
-    ("ffg", "exact"),
-    ("tridiagonal", "factored"),
-]
 SIZE = 40
 
 

@@ -16,6 +16,7 @@ from tests.tools.kfac import NoHostSync, build, mlp, parameters, randn
 from tests.tools.noisy import (
     ETA,
     LAMBDA,
+    STRUCTURES,
     context,
     covariance,
     expected,
@@ -26,13 +27,6 @@ from tests.tools.noisy import (
     within,
 )
 
-STRUCTURES = [
-    ("mvg", "exact"),
-    ("mvg", "factored"),
-    ("emvg", "exact"),
-    ("ffg", "exact"),
-    ("tridiagonal", "factored"),
-]
 SIZE = 40
 
 

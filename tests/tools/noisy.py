@@ -14,6 +14,15 @@ from acktr.kfac.noisy import NoisyConfig, NoisyKFAC
 from tests.tools.kfac import build, randn
 
 TAU, ETA, LAMBDA = 2.0, 0.7, 0.6
+
+STRUCTURES = [
+    ("mvg", "exact"),
+    ("mvg", "factored"),
+    ("emvg", "exact"),
+    ("ffg", "exact"),
+    ("tridiagonal", "factored"),
+]
+"""Structures with the forms of damping that they have."""
 """Noise precision, prior variance and KL weight, of which none is 1."""
 
 
