@@ -14,6 +14,7 @@ from acktr.kfac.noisy import NoisyConfig, NoisyKFAC
 from tests.tools.kfac import build, randn
 
 TAU, ETA, LAMBDA = 2.0, 0.7, 0.6
+"""Noise precision, prior variance and KL weight, of which none is 1."""
 
 STRUCTURES = [
     ("mvg", "exact"),
@@ -23,7 +24,6 @@ STRUCTURES = [
     ("tridiagonal", "factored"),
 ]
 """Structures with the forms of damping that they have."""
-"""Noise precision, prior variance and KL weight, of which none is 1."""
 
 
 def noisy(model: nn.Module, data_size: int, **settings: Any) -> NoisyKFAC:
