@@ -180,8 +180,9 @@ def replay(log: Tree, games: AtariVectorEnv, *, whole: bool = True) -> Played:
     # many before it as there may be ends while the game waits, each of which resets it too.
     ends = np.ceil((begins - origin) * skipped / np.maximum(begins - log["begins"], 1))
     left = np.where(begun, 0, np.minimum(skipped, 1 + ends.astype(np.int64)))
-    obs, infos = games.reset(seed=np.where(begun | (left > 0), seeds, _UNKNOWN))
-    obs, infos = _reset(games, np.where(begun | (left > 0), skipped - left, 0), obs, infos)
+    ahead = begun | (left > 0)
+    obs, infos = games.reset(seed=np.where(ahead, seeds, _UNKNOWN))
+    obs, infos = _reset(games, np.where(ahead, skipped - left, 0), obs, infos)
     for step in range(origin, len(actions) + 1):
         now = (begins == step) & ~begun
         if now.any():

@@ -7,6 +7,7 @@ decision, which the CHANGELOG tells. `python -m tests.test_presets` writes the f
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ ENVIRONMENTS = ["CartPole-v1", "X-v0", "PongNoFrameskip-v4", "HalfCheetah-v5", "
 ENVIRONMENTS += [f"Pixels/{name}-v5" for name in ("Hopper", "Walker2d", "Reacher", "HalfCheetah")]
 
 
+@cache
 def values() -> dict[str, dict[str, Any]]:
     """Numbers without a preset, and those of each preset that differ from them."""
     plain = flat(to_dict(Config(env="none")))

@@ -11,11 +11,12 @@ from acktr.kfac.cadence import Cadence
 from acktr.kfac.clock import Clock
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.corrected import CorrectedRegion, Proposal
-from acktr.kfac.fisher.extent import Estimate, has_rows
+from acktr.kfac.fisher.extent import Estimate
 from acktr.kfac.fisher.graph import own_parameters
 from acktr.kfac.fisher.joined import JoinedFisher
 from acktr.kfac.fisher.observed import Observed
 from acktr.kfac.losses.base import OutputLoss
+from acktr.kfac.losses.terms import has_rows
 from acktr.kfac.ranks import Ranks
 from acktr.kfac.statistics.capture import Capture
 from acktr.kfac.trust import FisherQuadratic, Fit, rescale

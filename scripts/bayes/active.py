@@ -11,7 +11,8 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple, cast
@@ -41,6 +42,7 @@ FIRST, TEST, ADDED, HIDDEN = 20, 100, 9, 10
 SAMPLES = 100
 _LEAST = FIRST + TEST + ADDED + 1
 _NOISE_PRIOR = (6.0, 6.0)
+_HMC = "hmc"
 _ROW = ("set", "method", "repeat", "first", "random", "active", "hmc_correlation")
 
 
@@ -168,25 +170,20 @@ class Study:
         self._first = standardised(name, raw, self._begin[0], self._begin[1], known=True)
         self._known: tuple[Tensor, Tensor] | None = None
 
-    def parts(self) -> list[Part]:
-        """A file for HMC and for each method, with a row per repeat."""
-        methods = [
-            self._part(method, 12 * self.asked.epochs, self._of(method))
-            for method in self.asked.methods
-        ]
-        return [*methods, self._part("hmc", self.asked.epochs, self._twice)]
-
-    def _part(self, name: str, size: int, make: Callable[[Tell], tuple[Rows, str]]) -> Part:
-        own = {} if name == "hmc" else settings(cast(Method, name), SHORT)
+    def part(self, name: str) -> Part:
+        """A file for a method, or for HMC, with a row per repeat."""
+        hmc, epochs = name == _HMC, self.asked.epochs
+        method = cast(Method, name)
         options = {key: getattr(self.asked, key) for key in ("repeats", "epochs", "hmc", "seed")}
         known = {"set": self.name, "method": name, "data": self._first.digest, **options}
+        own = {} if hmc else settings(method, SHORT)
         return Part(
             label=f"{self.name} {name}",
             path=self.asked.out / "runs" / f"{self.name}-{name}.csv",
             identity=json.dumps({**known, "settings": own}),
             columns=_ROW[2:],
-            size=size,
-            make=make,
+            size=epochs if hmc else 12 * epochs,
+            make=self._twice if hmc else partial(self._of, method),
         )
 
     def _drawn(self, seed: int) -> tuple[Tensor, Tensor]:
@@ -213,25 +210,17 @@ class Study:
         said = f"acceptance {accepted.min():.2f} to {accepted.max():.2f}"
         return rows, f"{said}, correlation of two runs {fmean(repeated):.3f}"
 
-    def _of(self, method: Method) -> Callable[[Tell], tuple[Rows, str]]:
-        def make(tell: Tell) -> tuple[Rows, str]:
-            fit, first = Fits(method, self.asked.epochs, tell), self._first
-            outputs = fit(first, self.asked.seed).predict(first.x_test, 10 * SAMPLES)
-            near = correlations(outputs.var(0), self._truth()[0].var(0))
-            drawn, chosen = (
-                acquire(fit, self._raw, self._begin, active=active).tolist()
-                for active in (False, True)
-            )
-            columns = (range(len(near)), error(first, outputs).tolist(), drawn, chosen, near)
-            rows = [list(row) for row in zip(*columns, strict=True)]
-            return rows, f"random {fmean(drawn):.2f}, active {fmean(chosen):.2f}"
-
-        return make
-
-
-def _names(part: Part) -> tuple[str, str]:
-    name, method = part.label.split()
-    return name, method
+    def _of(self, method: Method, tell: Tell) -> tuple[Rows, str]:
+        """A method: with the first points, with random ones added, and with chosen ones."""
+        fit, first = Fits(method, self.asked.epochs, tell), self._first
+        outputs = fit(first, self.asked.seed).predict(first.x_test, 10 * SAMPLES)
+        near = correlations(outputs.var(0), self._truth()[0].var(0))
+        drawn, chosen = (
+            acquire(fit, self._raw, self._begin, active=active).tolist() for active in (False, True)
+        )
+        columns = (range(len(near)), error(first, outputs).tolist(), drawn, chosen, near)
+        rows = [list(row) for row in zip(*columns, strict=True)]
+        return rows, f"random {fmean(drawn):.2f}, active {fmean(chosen):.2f}"
 
 
 def work(argv: Sequence[str]) -> int:
@@ -243,13 +232,15 @@ def work(argv: Sequence[str]) -> int:
     for name, raw in sets.items():
         if len(raw.y) < _LEAST:
             raise ScriptError(f"{name} has {len(raw.y)} rows; {_LEAST} are needed")
-    parts = [part for name, raw in sets.items() for part in Study(asked, name, raw).parts()]
-    found = [
-        Result(*_names(part), int(repeat), *values)
-        for part, rows in zip(parts, campaign.run("bayes active", parts), strict=True)
+    studies = {name: Study(asked, name, raw) for name, raw in sets.items()}
+    keys = [(name, method) for name in sets for method in (*asked.methods, _HMC)]
+    found = campaign.run("bayes active", [studies[name].part(method) for name, method in keys])
+    results = [
+        Result(*key, int(repeat), *values)
+        for key, rows in zip(keys, found, strict=True)
         for repeat, *values in rows
     ]
-    text = _markdown(found, command_line("bayes", ["active", *shown(argv)]), asked)
+    text = _markdown(results, command_line("bayes", ["active", *shown(argv)]), asked)
     save(asked.out, {"summary.md": text.encode()})
     sys.stdout.write(text)
     return 0

@@ -4,9 +4,8 @@ Usage: python -m scripts.reliability.checkpoints --out results/reliability
 
 A run is trained by the command line, then resumed for one update more; the seconds of a resume
 are those from the start of its process to that update's row in progress.csv, and to the end of the
-process, which also saves. Saves are timed here, as a session makes
-them: the trainer's state with all environments, encoded, synced and renamed.
-Nothing else should run on the machine.
+process, which also saves. Saves are timed here, as a session makes them: the trainer's state with
+all environments, encoded, synced and renamed. Nothing else should run on the machine.
 """
 
 from __future__ import annotations

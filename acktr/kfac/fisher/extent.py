@@ -12,6 +12,7 @@ from acktr.kfac.cadence import SPARSEST
 from acktr.kfac.fisher.products import Curved
 from acktr.kfac.losses.likelihoods import OutputLoss
 from acktr.kfac.losses.sums import SumLoss
+from acktr.kfac.losses.terms import has_rows
 from acktr.kfac.statistics.outputs import parts_of
 
 _LEAST_TERMS, _LEAST_SAMPLES = 32, 8
@@ -87,12 +88,6 @@ def sizes(loss: OutputLoss[Any], output: Any) -> tuple[float | None, ...]:
         part.normalizer(one) if len(one) else None if part.reduction == "sum" else 0.0
         for part, one in pairs
     )
-
-
-def has_rows(output: Any) -> bool:
-    """Whether a loss's output is of any sample."""
-    parts = parts_of(output)
-    return any(not isinstance(part, Tensor) or part.dim() == 0 or len(part) > 0 for part in parts)
 
 
 def without_terms(loss: OutputLoss[Any], output: Any) -> bool:

@@ -21,6 +21,7 @@ from acktr.kfac.losses.terms import (
     check_like,
     checked_output,
     checked_weights,
+    has_rows,
     term_count,
 )
 
@@ -255,8 +256,7 @@ def with_weights(
     Raises:
         ValueError: Something does not fit, or a loss of one's own takes no weights.
     """
-    parts = output if isinstance(output, tuple) else (output,)
-    if empty and not any(not isinstance(p, Tensor) or p.dim() == 0 or len(p) for p in parts):
+    if empty and not has_rows(output):
         return loss  # without rows there is nothing to weigh
     weighted = getattr(loss, "weighted", None)
     if weighted is None and weights is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -78,6 +78,12 @@ def check_range(loss: object, target: Tensor, low: int, high: int) -> None:
         raise ValueError(
             f"{_name(loss)}: targets must lie in [{low}, {high}], got values from {least} to {most}"
         )
+
+
+def has_rows(output: Any) -> bool:
+    """Whether a loss's output, a tensor or a tuple of them, is of any sample."""
+    parts = output if isinstance(output, tuple) else (output,)
+    return any(not isinstance(part, Tensor) or part.dim() == 0 or len(part) > 0 for part in parts)
 
 
 def checked_weights(

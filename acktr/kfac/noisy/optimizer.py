@@ -175,24 +175,14 @@ class NoisyKFAC(NamedOptimizer):
                 'NoisyKFAC needs a loss with reduction="mean": a sum has no Fisher of one term, and'
                 " the noise would be wrong by the size of the batch"
             )
-        shared = self.curvature.region.shared
-        weighted = with_weights(loss, output, weights, target, empty=shared)
-        terms = self.curvature.terms_of_all(sizes(weighted, output)[0])
+        loss = with_weights(loss, output, weights, target, empty=self.curvature.region.shared)
+        terms = self.curvature.terms_of_all(sizes(loss, output)[0])
         if self._steps == 0 and terms is not None and terms > self.data_size:
             raise ValueError(
                 f"data_size={self.data_size} is less than the {terms:g} loss terms of this batch:"
                 " it is the number of those in the whole training set"
             )
-        self.curvature.observe(
-            captured,
-            output,
-            loss,
-            source=source,
-            weights=weights,
-            target=target,
-            present=present,
-            last=False,
-        )
+        self.curvature.observe(captured, output, loss, source=source, present=present, last=False)
         self._contexts.observe(terms)
 
     def update_curvature(
