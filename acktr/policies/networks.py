@@ -47,9 +47,10 @@ class Tanh(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Element by element."""
-        wide = hidden.dtype in (torch.float32, torch.float64)
-        wide = wide and hidden.device.type == "cpu" and not torch.compiler.is_exporting()
-        if wide and hidden.numel() >= _MANY:  # a traced program must not ask for sizes
+        # A traced program must not ask for sizes.
+        if torch.compiler.is_exporting() or hidden.numel() < _MANY:
+            return hidden.tanh()
+        if hidden.dtype in (torch.float32, torch.float64) and hidden.device.type == "cpu":
             return torch.rsub(torch.sigmoid(2 * hidden), -1, alpha=-2)  # 2 sigmoid - 1
         return hidden.tanh()
 
@@ -105,7 +106,8 @@ class Features(nn.Module):
             return nn.functional.one_hot(index, self.classes).to(torch.get_default_dtype())
         if self.picture is None:
             # (N, 1) of numbers without an axis
-            rows = observations.reshape(observations.shape[0], -1)
+            flat = observations.dim() == 2
+            rows = observations if flat else observations.reshape(observations.shape[0], -1)
             if self.offsets is None:
                 return rows.to(torch.get_default_dtype())
             ones = torch.zeros(rows.shape[0], *self.shape, device=rows.device)

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
+from numpy.typing import NDArray
 from torch import Tensor
 
 from acktr.compute import one_thread, restore_generator, to_tensor
 from acktr.envs import (
     MASK,
-    GroupedEnvs,
     Masks,
-    Stepper,
-    StepResult,
     UnsavedError,
     check_state,
     choices,
@@ -30,6 +26,7 @@ from acktr.envs import (
 from acktr.policies import Normalizer, RewardScaler, to_environment
 from acktr.rollout.acting import Acting
 from acktr.rollout.buffer import Array, Rollout, ended_episodes
+from acktr.rollout.groups import Group, groups_of
 from acktr.rollout.microbatch import outputs_of
 from acktr.rollout.observations import Observations, fill
 from acktr.rollout.recurrence import Recurrence, Remembered
@@ -40,40 +37,17 @@ class NonFiniteError(RuntimeError):
     """The policy or the value function produced NaN or Inf."""
 
 
-class AtOnce:
-    """A vector environment whose step cannot be divided: all of it happens at the end."""
+class _Received(NamedTuple):
+    """What a step of a group's environments gave, (N,) each."""
 
-    def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
-        self._envs = envs
-        self._actions: Array | None = None
-
-    def step_async(self, actions: Array) -> None:
-        """Keep the actions."""
-        self._actions = actions
-
-    def step_wait(self) -> StepResult:
-        """Step."""
-        return self._envs.step(self._actions)
-
-
-@dataclass
-class Group:
-    """Environments that are stepped together."""
-
-    stepper: Stepper
-    rows: slice
-    """Their places among all environments."""
-    under_way: bool = False
-    """Whether a step has begun and not ended."""
-
-
-def groups_of(envs: VectorEnv[Any, Any, Any]) -> list[Group]:
-    """The groups of grouped environments; all of others are one group."""
-    steppers: Sequence[Stepper] = [AtOnce(envs)]
-    if isinstance(envs, GroupedEnvs):
-        steppers = envs.groups
-    size = envs.num_envs // len(steppers)
-    return [Group(each, slice(n * size, (n + 1) * size)) for n, each in enumerate(steppers)]
+    rewards: NDArray[np.float64]
+    alive: Array
+    """Whether the episode was running before it."""
+    terminated: Array
+    ended: Array
+    """Whether it ended the episode."""
+    chosen: Array
+    """Whether the policy chose the action."""
 
 
 class Collector:
@@ -195,10 +169,11 @@ class Collector:
             with one_thread(), self.acting.autocast():
                 for step in range(num_steps + 1):
                     for group in self._groups:  # the others are stepped meanwhile
-                        if step > 0:
-                            self._receive(rollout, step - 1, group)
+                        received = self._receive(rollout, step - 1, group) if step > 0 else None
                         if step < num_steps:
                             self._act(rollout, step, group)
+                        if received is not None:
+                            self._record(rollout, step - 1, group, received)
         except BaseException:
             for group in self._groups:
                 if group.under_way:  # or the next rollout could not begin
@@ -236,8 +211,8 @@ class Collector:
         group.stepper.step_async(taken)
         rollout.env_seconds += time.perf_counter() - started
 
-    def _receive(self, rollout: Rollout, step: int, group: Group) -> None:
-        """Wait for a group's step and record it."""
+    def _receive(self, rollout: Rollout, step: int, group: Group) -> _Received:
+        """Wait for a group's step, and take over what its next action needs."""
         rows, alive = group.rows, ~self._dead[group.rows]
         started = time.perf_counter()
         group.under_way = False
@@ -246,15 +221,6 @@ class Collector:
         rollout.env_seconds += moment - started
         terminated = np.asarray(terminated, np.bool_) & alive
         ended = (terminated | np.asarray(truncated, np.bool_)) & alive
-        rewards = np.asarray(rewards, np.float64)
-        if self.reward_scaler is not None:
-            rewards = self.reward_scaler(rewards, ended, alive, rows)
-        rollout.rewards[step, rows] = rewards
-        rollout.terminated[step, rows] = terminated
-        rollout.ended[step, rows] = ended
-        # Neither a reset nor a forced action (FIRE) is one that the policy chose.
-        rollout.valid[step, rows] = alive & ~np.asarray(infos.get("forced", False), np.bool_)
-        rollout.env_steps += int(alive.sum())
         rollout.episodes += ended_episodes(infos, moment)
         truncated = ended & ~terminated
         if truncated.any() and not self._next_step:
@@ -271,6 +237,23 @@ class Collector:
         self._dead[rows] = ended & self._next_step
         if self.recurrence is not None:
             self.recurrence.starts[rows] = ~alive if self._next_step else ended
+        # Neither a reset nor a forced action (FIRE) is one that the policy chose.
+        chosen = alive & ~np.asarray(infos.get("forced", False), np.bool_)
+        # A copy, since the environments may use their memory again in the step that begins.
+        return _Received(np.array(rewards, np.float64), alive, terminated, ended, chosen)
+
+    def _record(self, rollout: Rollout, step: int, group: Group, received: _Received) -> None:
+        """Record a group's step; its next one is under way meanwhile."""
+        rewards, alive, terminated, ended, chosen = received
+        rows = group.rows
+        if self.reward_scaler is not None:
+            rollout.rewards[step, rows] = self.reward_scaler(rewards, ended, alive, rows)
+        else:
+            rollout.rewards[step, rows] = rewards
+        rollout.terminated[step, rows] = terminated
+        rollout.ended[step, rows] = ended
+        rollout.valid[step, rows] = chosen
+        rollout.env_steps += int(np.count_nonzero(alive))
 
     def _value(self, rollout: Rollout) -> None:
         """Fill in the values that acting left out, and those of each step's true successor."""

@@ -16,7 +16,7 @@ from acktr.envs.groups import GroupedEnvs
 from acktr.policies.distributions import action_head
 from acktr.policies.normalize import ObservationNormalizer, RewardScaler
 from acktr.rollout import Acting, Collector, Rollout
-from acktr.rollout.collector import groups_of
+from acktr.rollout.groups import groups_of
 from tests.tools.toys import CountingEnv
 
 ENDS = [{"truncate_at": 3}, {"terminate_at": 4}, {}, {"truncate_at": 5}, {"terminate_at": 2}, {}]
