@@ -1,4 +1,4 @@
-"""Orders as jobs of a Slurm cluster, which submitit hands in."""
+"""Orders as jobs of a Slurm cluster, which submitit hands in as job arrays."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ _ASK = 20.0
 """Seconds between two questions about a job."""
 _GONE = ""
 _UNKNOWN = "UNKNOWN"
+
+Submit = Callable[[Sequence[Order]], Sequence[Any]]
+"""Makes one job array of orders that need the same, and returns its jobs."""
 
 
 def state_of(job_id: str) -> str:
@@ -36,31 +40,41 @@ def state_of(job_id: str) -> str:
 
 
 class SlurmTask:
-    """An order that Slurm has.
+    """An order that Slurm has, or gets at the first question how it is with it.
 
     Args:
-        job: Of submitit.
-        state: Says how it is with the job.
+        order: The order.
+        hand_in: Gives this task its ``job``, or says in ``refused`` why there is none.
+        state: Says how it is with a job of submitit.
         clock: Seconds.
     """
 
     def __init__(
-        self, job: Any, state: Callable[[], str], clock: Callable[[], float] = time.monotonic
+        self,
+        order: Order,
+        hand_in: Callable[[], None],
+        state: Callable[[Any], str],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._job, self._state, self._clock = job, state, clock
-        self._asked, self._missed, self._cancelled = clock(), 0, False
+        self.order, self.refused, self.cancelled = order, "", False
+        self.job: Any = None
+        self._hand_in, self._state, self._clock = hand_in, state, clock
+        self._asked, self._missed = clock(), 0
 
     def ended(self) -> tuple[int, str] | None:
         """As :class:`acktr.compare.orders.Task`."""
-        if self._cancelled:
+        if self.cancelled:
             return -signal.SIGTERM, "stopped before it began"
-        if not self._job.paths.result_pickle.exists():
+        if self.job is None and not self.refused:
+            self._hand_in()
+        if self.refused:
+            return LOST, self.refused
+        if not self.job.paths.result_pickle.exists():
             return self._lost()
         try:
-            code, line = self._job.result()
+            code, line = self.job.result()
         except Exception as error:  # whatever the job raised
-            last = str(error).strip().rpartition("\n")[2].strip()
-            return LOST, f"job {self._job.job_id} failed: {one_line(last):.300}"
+            return LOST, f"job {self.job.job_id} failed: {_last_line(error)}"
         return int(code), str(line)
 
     def _lost(self) -> tuple[int, str] | None:
@@ -69,21 +83,63 @@ class SlurmTask:
         if now - self._asked < _ASK:
             return None
         self._asked = now
-        self._missed = self._missed + 1 if self._state() == _GONE else 0
+        self._missed = self._missed + 1 if self._state(self.job) == _GONE else 0
         if self._missed < 2:
             return None
-        return LOST, f"job {self._job.job_id} is gone and has left no result"
+        return LOST, f"job {self.job.job_id} is gone and has left no result"
 
     def cancel(self) -> None:
         """As :class:`acktr.compare.orders.Task`; a job that has begun sees the order's file."""
-        if self._state() == "PENDING":
-            self._job.cancel(check=False)
-            self._cancelled = True
+        if self.job is None:
+            self.cancelled = True
+        elif self._state(self.job) == "PENDING":
+            self.job.cancel(check=False)
+            self.cancelled = True
+
+
+class Arrays:
+    """Hands in together what was begun since the last question about any of it.
+
+    So the runs of ``--workers`` begin as one array, and those that follow them as small ones.
+
+    Args:
+        submit: Told the orders of an array.
+        state: Says how it is with a job of submitit.
+    """
+
+    def __init__(self, submit: Submit, state: Callable[[Any], str]) -> None:
+        self._submit, self._state = submit, state
+        self._begun: list[SlurmTask] = []
+
+    def begin(self, order: Order) -> SlurmTask:
+        """The task of an order that is handed in later."""
+        self._begun.append(SlurmTask(order, self.hand_in, self._state))
+        return self._begun[-1]
+
+    def hand_in(self) -> None:
+        """An array for all that need as many GPUs; what was cancelled before is left out."""
+        begun, self._begun = [task for task in self._begun if not task.cancelled], []
+        for gpus in sorted({task.order.gpus for task in begun}):
+            alike = [task for task in begun if task.order.gpus == gpus]
+            try:
+                with redirect_stderr(StringIO()):  # submitit repeats there what it raises
+                    jobs = self._submit([task.order for task in alike])
+            except Exception as error:  # what sbatch refuses, and files that cannot be written
+                for task in alike:
+                    task.refused = f"not handed in: {_last_line(error)}"
+                continue
+            for task, job in zip(alike, jobs, strict=True):
+                task.job = job
+
+
+def _last_line(error: Exception) -> str:
+    last = str(error).strip().rpartition("\n")[2].strip()
+    return f"{one_line(last):.300}"
 
 
 @contextmanager
 def tasks(run_dir: Path, cluster: str = "slurm") -> Iterator[Callable[[Order], Task]]:
-    """What hands in a job for every order; the limits of jobs are those of Slurm's ``SBATCH_*``.
+    """What hands orders in as job arrays; the limits of jobs are those of Slurm's ``SBATCH_*``.
 
     Args:
         run_dir: Its ``logs/slurm`` holds what submitit writes.
@@ -105,19 +161,27 @@ def tasks(run_dir: Path, cluster: str = "slurm") -> Iterator[Callable[[Order], T
         )
     folder = run_dir.absolute() / "logs" / "slurm"
 
-    def begin(order: Order) -> SlurmTask:
+    def submit(orders: Sequence[Order]) -> Sequence[Any]:
         if cluster != "slurm":
-            job = submitit.LocalExecutor(folder).submit(attend_job, order)
-            return SlurmTask(job, lambda: "RUNNING" if job.state == "RUNNING" else _GONE)
-        executor = submitit.SlurmExecutor(folder)
-        executor.update_parameters(
-            job_name="acktr",
-            time=None,  # which submitit takes for five minutes
-            additional_parameters={"signal": f"USR1@{_NOTICE}"},  # which runs know; not USR2
-            cpus_per_task=1,
-            gpus_per_node=order.gpus or None,
-        )
-        job = executor.submit(attend_job, order)
-        return SlurmTask(job, lambda: state_of(str(job.job_id)))
+            executor = submitit.LocalExecutor(folder)
+        else:
+            executor = submitit.SlurmExecutor(folder)
+            executor.update_parameters(
+                job_name="acktr",
+                time=None,  # which submitit takes for five minutes
+                # A signal that runs know, which submitit's USR2 is not; and a job that loses its
+                # machine is begun again from its checkpoint, where Slurm repeats the first order.
+                additional_parameters={"signal": f"USR1@{_NOTICE}", "no-requeue": True},
+                array_parallelism=len(orders),  # --workers is the limit
+                cpus_per_task=1,
+                gpus_per_node=orders[0].gpus or None,
+            )
+        jobs: list[Any] = executor.map_array(attend_job, orders)
+        return jobs
 
-    yield begin
+    def state(job: Any) -> str:
+        if cluster == "slurm":
+            return state_of(str(job.job_id))
+        return "RUNNING" if job.state == "RUNNING" else _GONE
+
+    yield Arrays(submit, state).begin

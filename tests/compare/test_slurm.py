@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ from acktr.compare.comparison import RunsFailed, compare
 from acktr.compare.engines import launching
 from acktr.compare.entries import Entry, Overlay
 from acktr.compare.grid import make_plans
-from acktr.compare.orders import LOST
+from acktr.compare.orders import LOST, Order
 from acktr.config import ConfigError
 from acktr.interrupts import Interrupts
 from acktr.runs.tables import read_table
@@ -41,13 +42,22 @@ class Job:
         self.cancelled += 1
 
 
+def ordered(folder: Path, gpus: int = 0) -> Order:
+    return Order(("train",), folder / "some.log", folder, folder / "some.stop", gpus)
+
+
 class TestSlurmTask:
     @pytest.fixture(autouse=True)
     def prepared(self, tmp_path: Path) -> None:
         self.job, self.now, self.state, self.asked = Job(tmp_path), 0.0, "RUNNING", 0
-        self.task = on_slurm.SlurmTask(self.job, self.said, lambda: self.now)
+        order = ordered(tmp_path)
+        self.task = on_slurm.SlurmTask(order, self.hand_in, self.said, lambda: self.now)
 
-    def said(self) -> str:
+    def hand_in(self) -> None:
+        self.task.job = self.job
+
+    def said(self, job: Job) -> str:
+        assert job is self.job
         self.asked += 1
         return self.state
 
@@ -67,12 +77,92 @@ class TestSlurmTask:
         assert self.asked == 4
 
     def test_is_cancelled_before_it_begins(self) -> None:
+        assert self.task.ended() is None
         self.task.cancel()
         assert self.job.cancelled == 0 and self.task.ended() is None  # the file is for that
         self.state = "PENDING"
         self.task.cancel()
         assert self.job.cancelled == 1
         assert self.task.ended() == (-signal.SIGTERM, "stopped before it began")
+
+
+class TestArrays:
+    @pytest.fixture(autouse=True)
+    def prepared(self, tmp_path: Path) -> None:
+        self.folder = tmp_path
+        self.handed: list[list[int]] = []
+        """The GPUs of the orders of each array."""
+        self.arrays = on_slurm.Arrays(self.submit, lambda job: "PENDING")
+
+    def submit(self, orders: Sequence[Order]) -> list[Job]:
+        self.handed.append([order.gpus for order in orders])
+        return [Job(self.folder) for _ in orders]
+
+    def begin(self, gpus: int = 0) -> on_slurm.SlurmTask:
+        return self.arrays.begin(ordered(self.folder, gpus))
+
+    def test_what_was_begun_is_one_array_at_the_first_question(self) -> None:
+        tasks = [self.begin() for _ in range(3)]
+        assert not self.handed
+        assert [task.ended() for task in tasks] == [None] * 3 and self.handed == [[0, 0, 0]]
+        assert len({id(task.job) for task in tasks}) == 3
+        self.begin().ended()
+        assert self.handed == [[0, 0, 0], [0]]
+
+    def test_an_array_needs_the_same_for_all(self) -> None:
+        tasks = [self.begin(gpus) for gpus in (1, 0, 1)]
+        assert tasks[0].ended() is None and self.handed == [[0], [1, 1]]
+        assert all(task.job is not None for task in tasks)
+
+    def test_what_is_cancelled_before_is_not_handed_in(self) -> None:
+        first, second = self.begin(), self.begin()
+        first.cancel()
+        assert first.ended() == (-signal.SIGTERM, "stopped before it began") and not self.handed
+        assert second.ended() is None and self.handed == [[0]]
+
+    def test_a_refusal_ends_all_of_it(
+        self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        def refused(orders: Sequence[Order]) -> list[Job]:
+            said = "sbatch: error: nosuch\nsbatch: error: Invalid partition\n"
+            sys.stderr.write(said)
+            raise RuntimeError(said)
+
+        self.arrays = on_slurm.Arrays(refused, lambda job: "")
+        why = LOST, "not handed in: sbatch: error: Invalid partition"
+        assert [task.ended() for task in (self.begin(), self.begin())] == [why, why]
+        assert capfd.readouterr().err == ""
+
+
+SBATCH = """#!/bin/sh
+number=$(($(cat count 2>/dev/null || echo 6) + 1))
+echo $number > count
+cp "$1" array$number
+echo Submitted batch job $number
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs sh")
+@pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="needs submitit")
+def test_what_sbatch_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By submitit: two arrays, as some need a GPU, without a limit of time, size or restarts."""
+    monkeypatch.chdir(tmp_path)
+    for command, words in {"sbatch": SBATCH, "srun": "#!/bin/sh\n"}.items():
+        Path(command).write_text(words)
+        Path(command).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    with on_slurm.tasks(Path("runs")) as begin:
+        tasks = [begin(ordered(tmp_path, gpus)) for gpus in (0, 1, *[0] * 299, 1)]
+        assert tasks[0].ended() is None
+    jobs = [task.job.job_id for task in tasks if isinstance(task, on_slurm.SlurmTask)]
+    assert jobs == ["7_0", "8_0", *[f"7_{place}" for place in range(1, 300)], "8_1"]
+    cpu, gpu = (set(Path(f"array{number}").read_text().splitlines()) for number in (7, 8))
+    assert "#SBATCH --array=0-299%300" in cpu and "#SBATCH --array=0-1%2" in gpu
+    for words in ("--no-requeue", "--signal=USR1@120", "--cpus-per-task=1"):
+        assert f"#SBATCH {words}" in cpu & gpu
+    assert "#SBATCH --gpus-per-node=1" in gpu - cpu
+    assert not any("--time" in line for line in cpu | gpu)
+    assert len(list(Path("runs/logs/slurm").glob("*_submitted.pkl"))) == 302
 
 
 SQUEUE = {
