@@ -43,6 +43,7 @@ from acktr.policies.policy import Policy
 from acktr.policies.probability import action_probability, log_probability
 from acktr.policies.probe import check_network
 from acktr.policies.sizes import require_size
+from acktr.policies.straight import straight
 
 __all__ = [
     "ActionHead",
@@ -81,6 +82,7 @@ __all__ = [
     "require_fitting",
     "require_size",
     "stored_pictures",
+    "straight",
     "to_environment",
     "with_network",
 ]

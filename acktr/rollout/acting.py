@@ -11,7 +11,7 @@ from torch import Tensor
 
 from acktr import tree
 from acktr.compute import Compiled
-from acktr.policies import ActionHead, ActorCritic, as_outputs
+from acktr.policies import ActionHead, ActorCritic, as_outputs, straight
 from acktr.tree import Observed, Sequences, Tree
 
 Answer = tuple[Tensor, Tensor | None, Tensor]
@@ -50,10 +50,16 @@ class Acting:
         self.gives_values = network.shared or network.recurrent
         self._head = head
         self._place = place
+        self._actor: Callable[[Tree], Any] | None = None
         self._compiled: Compiled[Answer, Tree, Tensor, Tensor | None] | None = None
         if compiled:
             graph = generator.device.type == "cuda"
             self._compiled = Compiled(self._answer, "the policy", graph=graph, dynamic=False)
+
+    def begin(self) -> None:
+        """Before a rollout: separate networks are called without what lies between modules."""
+        if self._compiled is None and not self.gives_values:
+            self._actor = straight(self.network.actor)
 
     @torch.no_grad()
     def __call__(self, observations: Tree, masks: Tensor | None = None) -> Answer:
@@ -76,7 +82,8 @@ class Acting:
             if self.network.shared:
                 parameters, values, *_ = self.network(observations)
             else:
-                parameters = as_outputs(self.network.actor(observations))[0]
+                actor = self._actor or self.network.actor
+                parameters = as_outputs(actor(observations))[0]
         dist = self._head.make(parameters, masks)
         actions = dist.sample(dist.noise(self.generator) if noise is None else noise)
         # What the network itself returned is looked at, since masked logits are infinite.

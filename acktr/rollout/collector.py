@@ -157,6 +157,7 @@ class Collector:
         last and of the final observations) come from one forward pass at the end.
         """
         self.begin(None)
+        self.acting.begin()
         self._before = self._statistics()
         started = time.perf_counter()
         memory = self.observations.room(num_steps)
