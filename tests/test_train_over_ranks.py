@@ -86,11 +86,8 @@ def configuration(**settings: Any) -> Config:
 
 def trainer(config: Config, ranks: Ranks | None, make: Any = Uneven, net: Any = NET) -> Trainer:
     world = None if ranks is None else World(ranks)
-    count, first = (
-        (config.num_envs, 0)
-        if world is None
-        else part_of_envs(config.num_envs, world.ranks.rank, world.ranks.size)
-    )
+    rank, size = (0, 1) if ranks is None else (ranks.rank, ranks.size)
+    count, first = part_of_envs(config.num_envs, rank, size)
     envs = make_vec(make, count, config.seed, first=first)
     return Trainer(config, envs, net, world=world)
 
@@ -114,6 +111,19 @@ def near(found: dict[str, Any], wanted: dict[str, Any], off: float) -> None:
         torch.testing.assert_close(found["state"]["network"][name], tensor, rtol=off, atol=off)
 
 
+@pytest.fixture
+def uneven_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is learned from the last steps of episodes, as from forced actions of Atari games."""
+    receive = Collector._receive
+
+    def received(*args: Any) -> Any:
+        found = receive(*args)
+        return found._replace(chosen=found.chosen & ~found.ended)
+
+    monkeypatch.setattr(Collector, "_receive", received)
+
+
+@pytest.mark.usefixtures("uneven_shares")
 @pytest.mark.parametrize(("algo", "updates"), [("acktr", 10), ("a2c", 4), ("trpo", 3)])
 def test_training_is_that_of_one_process(algo: Any, updates: int) -> None:
     """Noise of actions and of the Fisher matrix, seeds, schedules, and the numbers of all."""
