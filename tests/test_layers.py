@@ -55,7 +55,7 @@ ALLOWED: dict[str, set[str]] = {
 """What each part of ``acktr`` may import besides itself; ``acktr`` alone is its version."""
 
 KFAC = (
-    {"checks"},
+    {"channel", "checks"},
     {"config", "losses", "state"},
     {"cadence", "linalg", "placement", "ranks", "trust"},
     {"clock", "corrected", "statistics"},

@@ -2,8 +2,10 @@
 
 from acktr.kfac.blocks.kronecker import KroneckerBlock
 from acktr.kfac.blocks.registry import LargeFactorWarning, UnsupportedParameterWarning
+from acktr.kfac.blocks.remote import serve
 from acktr.kfac.blocks.replicas import Replicas
 from acktr.kfac.blocks.rules import LayerRule
+from acktr.kfac.channel import RankError
 from acktr.kfac.clock import Stopwatch
 from acktr.kfac.config import KFACConfig, SmallParameters, Structure
 from acktr.kfac.dense import (
@@ -52,7 +54,7 @@ from acktr.kfac.noisy import (
 from acktr.kfac.optimizer import KFAC
 from acktr.kfac.preconditioner import Preconditioner
 from acktr.kfac.quadratic import LMConfig
-from acktr.kfac.ranks import RankError, Ranks, bits_of, processes
+from acktr.kfac.ranks import Ranks, bits_of, processes
 from acktr.kfac.statistics.capture import Capture, capture, sample_rows
 from acktr.kfac.trust import FisherQuadratic, StepInfo, trust_scale
 
@@ -115,6 +117,7 @@ __all__ = [
     "processes",
     "relative_error",
     "sample_rows",
+    "serve",
     "symmetric_eigen",
     "trust_scale",
     "unflattened",

@@ -81,7 +81,8 @@ class Curvature:
         known = known_fisher or {}
         registry = Registry(module, every, known, self.config, layers, skip, self.named)
         self.blocks = registry.build()
-        self._estimator = Estimator(module, self.named, self.blocks, self._guard, ranks)
+        several = None if ranks is None or ranks.size == 1 else ranks  # one has whole batches
+        self._estimator = Estimator(module, self.named, self.blocks, self._guard, several)
         self.stats = self._estimator.blocks
         self.damping = self.config.damping
         place = next(module.parameters(), None)
@@ -95,7 +96,7 @@ class Curvature:
         self._clock = Clock(parts, place.device, fast=fast)
         self.seconds = self._clock.seconds
         self._cadence = Cadence(self.config)
-        kinds = self.config, self._cadence, place, self._clock, ranks
+        kinds = self.config, self._cadence, place, self._clock, several
         self.region = Region(module, self.named, *kinds)
         self.cold = False
         """Whether the next step does not use the curvature."""

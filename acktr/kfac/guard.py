@@ -67,7 +67,14 @@ def check_module(module: nn.Module) -> None:
 
 
 def check_ranks(ranks: Ranks | None) -> None:
-    """Raise ValueError in one of several processes of torch.distributed that share nothing."""
+    """Raise ValueError in one of several processes of torch.distributed that share nothing.
+
+    Also in that which decomposes for the others.
+    """
+    if ranks is not None and ranks.serves:
+        raise ValueError(
+            "this process decomposes for the others and has no K-FAC: acktr.kfac.serve(ranks)"
+        )
     if ranks is None and (size := processes()) > 1:
         raise ValueError(
             f"K-FAC's factors are of this rank's samples alone, so that the {size} ranks would"
@@ -150,12 +157,17 @@ class Guard:
         check_ranks(self._ranks)
 
     def check_settings(self, blocks: Sequence[Block], config: KFACConfig, seed: int) -> None:
-        """Raise ValueError, on all ranks, unless they were constructed alike."""
+        """Raise ValueError, on all ranks, unless they were constructed alike, and can be."""
         if self._ranks is not None:
             kinds = [(type(block).__name__, block.names) for block in blocks]
             what = kinds, layout(self._named.items()), config, seed
             device = next(self._module.parameters()).device
             self._ranks.check_equal("modules, settings or seeds", what, device)
+            if self._ranks.helped and config.structure == "tridiagonal":
+                raise ValueError(
+                    "structure=tridiagonal refreshes at once and by itself: a process for the"
+                    " curvature would have nothing to do"
+                )
 
     @torch.no_grad()
     def check_gradients(self, turn: int) -> None:

@@ -204,6 +204,13 @@ def decompose(requests: Sequence[Request]) -> list[Parts | FactorError]:
     return [results[index] for index in range(len(requests))]
 
 
+def part_shapes(matrix: Tensor, method: Inverse) -> list[torch.Size]:
+    """The shapes of the parts that :func:`decompose` makes of a matrix."""
+    if matrix.dim() > 1 and method == "eigen":
+        return [matrix.shape[:-1], matrix.shape]
+    return [matrix.shape]
+
+
 def _batch(matrices: Sequence[Tensor], method: Inverse) -> list[Parts] | None:
     """All of them in one call, or None when anything fails."""
     stack = torch.stack(list(matrices)) if len(matrices) > 1 else matrices[0][None]

@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+from acktr.kfac.channel import Channel, answered
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 _DIGITS = 12
 """Hexadecimal digits of a digest that float64 holds exactly."""
-
-
-class RankError(Exception):
-    """Another rank did not answer: it failed, hangs or is gone. Nothing can go on without it."""
 
 
 class Ranks:
@@ -35,24 +33,71 @@ class Ranks:
 
     Args:
         group: The group; by default all processes.
+        curvature: Whether the last of all processes does not train but decomposes for the others,
+            which are the ranks then. All make this object at the same time.
+        timeout: Of messages with ``curvature``: torch does not hand that of ``init_process_group``
+            on to new groups, which have 30 minutes with gloo.
 
     Raises:
-        ValueError: ``init_process_group`` was not called, or this process is not in the group.
+        ValueError: ``init_process_group`` was not called, this process is not in the group, or
+            there is no second one.
     """
 
-    def __init__(self, group: ProcessGroup | None = None) -> None:
+    serves = False
+    """Whether this process decomposes for the ranks and is none: see :func:`acktr.kfac.serve`."""
+    helped = False
+    """Whether a process decomposes for the ranks."""
+    channel: Channel | None = None
+    """To that process, on rank 0, and from it."""
+
+    def __init__(
+        self,
+        group: ProcessGroup | None = None,
+        *,
+        curvature: bool = False,
+        timeout: timedelta | None = None,
+    ) -> None:
         from torch import distributed
 
         if not distributed.is_available() or not distributed.is_initialized():
             raise ValueError("Ranks() needs torch.distributed.init_process_group() before it")
         self._distributed: Any = distributed
+        if curvature:
+            group = self._apart(group, timeout)
         self.group = group
         self.rank = distributed.get_rank(group)
         """Number of this one."""
-        self.size = distributed.get_world_size(group)
+        self.size = distributed.get_world_size(None if curvature else group) - curvature
         """Number of all."""
-        if self.rank < 0:
+        if self.rank < 0 and not self.serves:
             raise ValueError("this process is not in the group that Ranks() was given")
+
+    def _apart(self, group: ProcessGroup | None, timeout: timedelta | None) -> Any:
+        """The group of all processes but the last, which gets a channel to the first."""
+        last = self._distributed.get_world_size() - 1
+        if group is not None or not last:
+            raise ValueError(
+                "Ranks(curvature=True) is of all processes, two or more: the last one decomposes"
+            )
+        learners = self._distributed.new_group([*range(last)], timeout=timeout)
+        pair = self._distributed.new_group([0, last], timeout=timeout, backend="gloo")
+        here = self._distributed.get_rank()
+        self.helped, self.serves = True, here == last
+        if here in (0, last):
+            self.channel = Channel(pair, last - here)
+        return learners
+
+    def close(self, code: int = 0) -> None:
+        """Let the process that decomposes end, if there is one; all refreshes are over then.
+
+        Args:
+            code: What :func:`acktr.kfac.serve` returns there.
+
+        Raises:
+            RankError: It does not answer.
+        """
+        if self.channel is not None and not self.serves:
+            self.channel.stop(code)
 
     def summed(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Sums over the ranks of tensors of the same shapes; one message for each type.
@@ -157,7 +202,7 @@ class Ranks:
         return [found[place] for place in range(len(tensors))]
 
     def _add(self, flat: Tensor) -> None:
-        with _answered():
+        with answered():
             self._distributed.all_reduce(flat, group=self.group)
 
     def _send(self, flat: Tensor, source: int) -> None:
@@ -165,17 +210,8 @@ class Ranks:
             place = source
             if self.group is not None:
                 place = self._distributed.get_global_rank(self.group, source)
-            with _answered():
+            with answered():
                 self._distributed.broadcast(flat, place, group=self.group)
-
-
-@contextmanager
-def _answered() -> Iterator[None]:
-    """Raise RankError for what a message fails of; torch's own errors are RuntimeErrors."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise RankError(f"another process did not answer: {error!s:.200}") from error
 
 
 def _scaled(parameter: Tensor, weight: float) -> Tensor:

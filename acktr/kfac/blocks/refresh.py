@@ -1,4 +1,4 @@
-"""Refreshes of decompositions: snapshots of factors, decomposed at once or in a thread."""
+"""Refreshes of decompositions: snapshots of factors, decomposed at once or in the background."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from acktr.kfac.blocks.registry import StatBlock
+from acktr.kfac.blocks.remote import RemoteJob
 from acktr.kfac.blocks.shared import Exchange
-from acktr.kfac.linalg import FactorError, Parts, decompose
+from acktr.kfac.linalg import FactorError, Inverse, Parts, decompose
 from acktr.kfac.ranks import Ranks
 from acktr.kfac.state import plain_name, require_like
 
@@ -32,21 +33,33 @@ def decomposed(blocks: Mapping[str, StatBlock], snapshot: Snapshot) -> Decomposi
     Failures are returned, not raised.
     """
     results: Decompositions = {name: [] for name in snapshot}
-    requests = []
     for name, matrices in snapshot.items():
         block = blocks[name]
         if block.method is None:
             results[name] = block.decompose(matrices) if matrices else []
-        else:
-            requests += [(name, matrix, block.method) for matrix in matrices]
+    requests = _requests(blocks, snapshot)
     found = decompose([(matrix, method) for _, matrix, method in requests])
     for (name, _, _), parts in zip(requests, found, strict=True):
         results[name].append(parts)
     return results
 
 
+def _requests(
+    blocks: Mapping[str, StatBlock], snapshot: Snapshot
+) -> list[tuple[str, Tensor, Inverse]]:
+    """The matrices of blocks that do not decompose theirs by themselves."""
+    return [
+        (name, matrix, method)
+        for name, matrices in snapshot.items()
+        if (method := blocks[name].method) is not None
+        for matrix in matrices
+    ]
+
+
 class Refresher:
     """Renews the decompositions of blocks at once, or in the background for a later turn.
+
+    The background is a thread, or the process that decomposes for the ranks.
 
     Args:
         blocks: The blocks with statistics, by name.
@@ -56,7 +69,8 @@ class Refresher:
     def __init__(self, blocks: Mapping[str, StatBlock], ranks: Ranks | None = None) -> None:
         self._blocks, self._ranks = blocks, ranks
         self._exchange: Exchange | None = None
-        self._job: BackgroundJob[Decompositions] | None = None
+        self._channel = None if ranks is None else ranks.channel
+        self._job: BackgroundJob[Decompositions] | RemoteJob | None = None
         self._snapshot: Snapshot = {}
         self._due = 0
 
@@ -66,19 +80,24 @@ class Refresher:
 
         Args:
             damping: Of each block.
-            due: The turn at which :meth:`finish` installs what a thread decomposes until then;
-                None to decompose at once.
+            due: The turn at which :meth:`finish` installs what is decomposed until then; None to
+                decompose at once.
 
         Raises:
             FactorError: A block failed ``max_failures`` times in a row.
+            RankError: Another rank, or the process that decomposes, did not answer.
         """
         self.finish()
         snapshot = {name: block.requests(damping(block)) for name, block in self._blocks.items()}
-        if due is None:
-            mine = self._mine(snapshot)
+        if due is not None:
+            self._begin(snapshot, due)
+            return
+        mine = self._mine(snapshot)
+        if self._channel is None:
             self._install(self._all(decomposed(self._blocks, mine)))
         else:
-            self._begin(snapshot, due)
+            requests = _requests(self._blocks, mine)
+            self._settle(RemoteJob(self._channel, requests, at_once=True))
 
     def finish(self, turn: int | None = None) -> None:
         """Install a refresh under way, waiting for it, if it is due; raises as :meth:`renew`.
@@ -87,16 +106,19 @@ class Refresher:
         """
         if self._job is not None and (turn is None or turn >= self._due):
             job, self._job = self._job, None
-            try:
-                found: Decompositions | FactorError = job.collect()
-            except FactorError as error:
-                if self._exchange is None:
-                    raise
-                found = error  # the other ranks are told, who wait for it
-            self._install(self._all(found))
+            self._settle(job)
+
+    def _settle(self, job: BackgroundJob[Decompositions] | RemoteJob) -> None:
+        try:
+            found: Decompositions | FactorError = job.collect()
+        except FactorError as error:
+            if self._exchange is None:
+                raise
+            found = error  # the other ranks are told, who wait for it
+        self._install(self._all(found))
 
     def close(self) -> None:
-        """Wait for a running refresh and forget it; no thread is left."""
+        """Wait for a running refresh and forget it; no thread is left, and no answer to come."""
         if self._job is not None:
             job, self._job = self._job, None
             job.wait()
@@ -105,6 +127,9 @@ class Refresher:
         blocks = self._blocks
         self._snapshot, self._due = snapshot, due
         mine = self._mine(snapshot)
+        if self._channel is not None:
+            self._job = RemoteJob(self._channel, _requests(blocks, mine), at_once=False)
+            return
         places = [matrix.device for matrices in mine.values() for matrix in matrices]
         self._job = BackgroundJob(lambda: decomposed(blocks, mine), *places[:1])
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from acktr.kfac.blocks.registry import StatBlock
-from acktr.kfac.linalg import FactorError, Parts
+from acktr.kfac.linalg import FactorError, Parts, part_shapes
 from acktr.kfac.placement import cost, owners, worthwhile
 from acktr.kfac.ranks import Ranks
 
@@ -51,7 +50,7 @@ class Exchange:
         self._ranks, self._names = ranks, list(snapshot)
         tasks = [task for name in snapshot for task in _tasks(blocks[name], snapshot[name])]
         costs = [sum(cost(matrix.shape) for matrix in task.matrices) for task in tasks]
-        whose = owners(costs, worthwhile(costs, ranks.size))
+        whose = owners(costs, 1 if ranks.helped else worthwhile(costs, ranks.size))
         self._tasks = [task._replace(owner=o) for task, o in zip(tasks, whose, strict=True)]
 
     def mine(self) -> dict[str, list[Tensor]]:
@@ -131,13 +130,6 @@ def _tasks(block: StatBlock, matrices: Sequence[Tensor]) -> list[_Task]:
     if block.method is None:
         return [_Task(block.name, 0, matrices, block.shapes())] if matrices else []
     return [
-        _Task(block.name, place, [matrix], _shapes(matrix, block.method))
+        _Task(block.name, place, [matrix], part_shapes(matrix, block.method))
         for place, matrix in enumerate(matrices)
     ]
-
-
-def _shapes(matrix: Tensor, method: str) -> list[torch.Size]:
-    """Of the parts of a decomposition, see :func:`acktr.kfac.linalg.decompose`."""
-    if matrix.dim() > 1 and method == "eigen":
-        return [matrix.shape[:-1], matrix.shape]
-    return [matrix.shape]
