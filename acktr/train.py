@@ -153,7 +153,11 @@ class Trainer:
     ) -> None:
         if world is None:
             require_alone()
-        self.config, self.world = config, world
+        ranks = None if world is None else world.ranks
+        self.config = config
+        self.world = None if ranks is None or ranks.size == 1 else world
+        self.helped = ranks is not None and ranks.helped
+        """Whether another process decomposes for this one."""
         self.auxiliary = checked_auxiliary(auxiliary)
         self.envs = envs
         device = resolve_device(config.device)
@@ -162,8 +166,8 @@ class Trainer:
         self.head = action_head(envs.single_action_space)
         require_size(space, self.head, config, envs.num_envs)
         self.network = self._initial(network)
-        if world is not None:
-            world.begin(config, self.network, self.auxiliary)
+        if self.world is not None:
+            self.world.begin(config, self.network, self.auxiliary)
         seen = pictures(space, config.network.channels)
         if self.network.recurrent:
             check_recurrent(config)
@@ -175,7 +179,6 @@ class Trainer:
         )
         observations = observation_normalizer(space, config)
         rewards = RewardScaler(envs.num_envs, config.gamma) if config.normalize_reward else None
-        ranks = None if world is None else world.ranks
         place = (0, 1) if ranks is None else (ranks.rank, ranks.size)
         acting = Acting(self.network, self.head, acting_noise, autocast, config.compile, place)
         masked = config.masks is not None
@@ -184,7 +187,9 @@ class Trainer:
             self.network, self.head, config, learning_noise, autocast, self.auxiliary, ranks
         )
         merged = (
-            None if ranks is None else MergedMoments.of(observations, rewards, ranks, self.device)
+            None
+            if self.world is None
+            else MergedMoments.of(observations, rewards, self.world.ranks, self.device)
         )
         self._merged = merged
         self.learner.learning_rate = learning_rate

@@ -25,7 +25,7 @@ from acktr.cli.options import (
     ReportOptions,
 )
 from acktr.cli.parsing import parse, peek
-from acktr.cli.training import HelpAsked, parse_train
+from acktr.cli.training import HelpAsked, parse_train, require_work
 from acktr.compare.comparison import RunsFailed, compare
 from acktr.compare.entries import Overlay, parse_algo, parse_seeds
 from acktr.compare.grid import NamedNetwork, make_plans
@@ -121,13 +121,15 @@ def _train(args: Sequence[str], interrupts: Interrupts) -> str:
         return str(page)
     argv = ["acktr", "train", *args]
     settings, path = options.settings, options.resume
-    meeting = Meeting.given(interrupts, options.rank_timeout)
+    meeting = Meeting.given(interrupts, options.rank_timeout, options.curvature_ranks)
+    if options.curvature_ranks:
+        require_work(settings, options.nproc if meeting is None else meeting.size)
     if path is None and (options.nproc > 1 or meeting is not None):
         begun = run_path(options.run_dir, with_network(settings, network), options.label)
         if meeting is not None and meeting.restarts and checkpoint_exists(RunFolder(begun).last):
             path = begun
     if meeting is None and options.nproc > 1:
-        part_of_envs(settings.num_envs, 0, options.nproc)
+        part_of_envs(settings.num_envs, 0, options.nproc - options.curvature_ranks)
         launch(args, options.nproc, options.max_restarts, RunFolder(path or begun).last)
         raise SystemExit(0)  # the first process has said how it went
     if path is not None:

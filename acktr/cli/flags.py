@@ -34,9 +34,9 @@ FLAGS: Mapping[str, tuple[str, ...]] = {
     "train": (
         *_group(
             "",
-            """config run-dir label resume stop-at nproc rank-timeout max-restarts network import
-            env algo preset seed total-timesteps env-kwargs wrappers wrapper num-envs env-workers
-            env-timeout masks num-steps micro-batch gamma gae-lambda ent-coef vf-coef
+            """config run-dir label resume stop-at nproc curvature-ranks rank-timeout max-restarts
+            network import env algo preset seed total-timesteps env-kwargs wrappers wrapper num-envs
+            env-workers env-timeout masks num-steps micro-batch gamma gae-lambda ent-coef vf-coef
             normalize-advantage normalize-observation normalize-parts normalize-reward device
             precision compile eval-freq eval-episodes record checkpoint-freq help-all""",
         ),

@@ -30,7 +30,7 @@ from acktr.runs.folder import stored_config
 from acktr.runs.meeting import RANK_TIMEOUT
 
 _HELP_ENV = "HalfCheetah-v5"
-_PROCESSES = ("--nproc", "--rank-timeout", "--max-restarts")
+_PROCESSES = ("--nproc", "--curvature-ranks", "--rank-timeout", "--max-restarts")
 _WITH_RESUME = (
     *("--resume", "--total-timesteps", "--stop-at", "--import", "--network"),
     *_PROCESSES,
@@ -61,6 +61,8 @@ class TrainOptions:
     """Steps at which to stop early, on the schedule of the whole run; --resume goes on."""
     nproc: int = 1
     """Processes of this machine that train together, each with a part of the environments."""
+    curvature_ranks: int = 0
+    """0 or 1 of these processes, which decomposes for the others in place of training."""
     rank_timeout: float = RANK_TIMEOUT
     """Seconds that one of several processes waits for the others."""
     max_restarts: int = 0
@@ -70,6 +72,7 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         require(1, _MOST_PROCESSES, nproc=self.nproc)
+        require(0, 1, curvature_ranks=self.curvature_ranks)
         require(0, _MOST_RESTARTS, max_restarts=self.max_restarts)
         if not 1 <= self.rank_timeout <= _LONGEST:
             raise UsageError(
@@ -103,6 +106,20 @@ def parse_train(args: Sequence[str]) -> tuple[TrainOptions, str]:
                 f"{name} cannot be given with --resume, only --total-timesteps and --stop-at can"
             )
     return options, source
+
+
+def require_work(config: Config, processes: int) -> None:
+    """Refuse a process that decomposes where nobody trains beside it, or has nothing for it.
+
+    Raises:
+        UsageError: One line.
+    """
+    if processes < 2:
+        raise UsageError("--curvature-ranks 1 needs --nproc 2 or more: the others train")
+    if config.algo != "acktr":
+        raise UsageError(
+            f"--curvature-ranks 1 is for acktr: {config.algo} has no factors to decompose"
+        )
 
 
 def _defaults(args: Sequence[str]) -> tuple[Config, str]:

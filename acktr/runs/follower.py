@@ -1,16 +1,20 @@
-"""A process of a run that writes nothing: it trains with the first one, and waits for it."""
+"""A process of a run that writes nothing: it trains with the first one, or decomposes for it."""
 
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
+
+import torch
 
 from acktr.interrupts import Interrupts, Stopped
-from acktr.kfac import FactorError, RankError
+from acktr.kfac import FactorError, RankError, serve
 from acktr.rollout import NonFiniteError
 from acktr.runs.episodes import SharedEpisodes
 from acktr.runs.meeting import Meeting
 from acktr.runs.session import Every, TrainingFault
 from acktr.train import Trainer
+from acktr.world import World
 
 
 def follow(
@@ -49,3 +53,34 @@ def follow(
     except RankError as error:
         raise RankError(meeting.explained(error)) from error
     return f"process {meeting.rank} of {meeting.size} is done at step {trainer.timesteps:,}"
+
+
+def assist(
+    joined: AbstractContextManager[World],
+    device: torch.device,
+    interrupts: Interrupts,
+    meeting: Meeting,
+) -> str:
+    """Decompose for the processes that train, until they end.
+
+    Args:
+        joined: What exchanges messages while entered.
+        device: That of the network.
+        interrupts: Entered by the caller.
+        meeting: The processes.
+
+    Returns:
+        A line that says so.
+
+    Raises:
+        Stopped: A signal came to one of the processes.
+        RankError: The first process is gone or hangs.
+    """
+    try:
+        with joined as world, interrupts.deferred():
+            signum = serve(world.ranks, meeting.attend, world.device(device))
+    except RankError as error:
+        raise RankError(meeting.explained(error)) from error
+    if signum:
+        raise Stopped(signum)
+    return f"process {meeting.rank} of {meeting.size} has decomposed for the others"

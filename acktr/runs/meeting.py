@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,8 @@ RANK_TIMEOUT = 300.0
 UNKNOWN = object()
 """Of a fact that this process cannot tell, which agrees with what the others say."""
 
+_ALIVE, _SIGNAL = "alive", "signal"
+"""Keys: of the first process's signs of life; of the signal that the one that decomposes got."""
 _LOOK = 0.05
 _GRACE = 5.0
 """Seconds that a process that got a signal still waits for the first one."""
@@ -44,23 +46,31 @@ class Meeting:
     Args:
         interrupts: Tell of signals while this process waits.
         timeout: Seconds to wait for the others.
+        curvature: Number of processes, the last ones, that decompose for the others: 0 or 1.
     """
 
-    def __init__(self, interrupts: Interrupts, timeout: float = RANK_TIMEOUT) -> None:
+    def __init__(
+        self, interrupts: Interrupts, timeout: float = RANK_TIMEOUT, curvature: int = 0
+    ) -> None:
         self.rank, self.size, self.local_rank, self.restarts = (
             int(os.environ.get(name, "0"))
             for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT")
         )
-        self._interrupts, self._timeout = interrupts, timeout
+        self._interrupts, self.timeout, self.curvature = interrupts, timeout, curvature
         self._store: Store | None = None
         self._pauses = 0
+        self._pulse: _Pulse | None = None
         self.ranks: Ranks | None = None
 
     @classmethod
-    def given(cls, interrupts: Interrupts, timeout: float = RANK_TIMEOUT) -> Meeting | None:
+    def given(
+        cls, interrupts: Interrupts, timeout: float = RANK_TIMEOUT, curvature: int = 0
+    ) -> Meeting | None:
         """The meeting that the environment tells of; None for a process alone."""
         several = os.environ.get("WORLD_SIZE", "1") != "1"
-        return cls(interrupts, timeout) if several and "TORCHELASTIC_RUN_ID" in os.environ else None
+        if not several or "TORCHELASTIC_RUN_ID" not in os.environ:
+            return None
+        return cls(interrupts, timeout, curvature)
 
     @property
     def leads(self) -> bool:
@@ -68,8 +78,13 @@ class Meeting:
         return self.rank == 0
 
     @property
+    def serves(self) -> bool:
+        """Whether this process decomposes for the others in place of training."""
+        return self.rank >= self.size - self.curvature
+
+    @property
     def _limit(self) -> timedelta:
-        return timedelta(seconds=self._timeout)
+        return timedelta(seconds=self.timeout)
 
     def part(self, num_envs: int) -> tuple[int, int]:
         """How many of all environments are this process's, and the number of the first.
@@ -77,7 +92,7 @@ class Meeting:
         Raises:
             ConfigError: They cannot be shared out evenly.
         """
-        return part_of_envs(num_envs, self.rank, self.size)
+        return part_of_envs(num_envs, self.rank, self.size - self.curvature)
 
     @contextmanager
     def joined(self, device: torch.device, facts: Mapping[str, object]) -> Iterator[World]:
@@ -110,10 +125,46 @@ class Meeting:
         try:
             self.ranks = Ranks()
             self._agree(facts)
-            yield World(self.ranks, self.local_rank)
+            with self._helped() if self.curvature else nullcontext():
+                yield World(self.ranks, self.local_rank)
         finally:
             with suppress(Exception):
                 distributed.destroy_process_group()
+
+    @contextmanager
+    def _helped(self) -> Iterator[None]:
+        """While entered, the last process decomposes; it is told how training ended."""
+        self.ranks = ranks = Ranks(curvature=True, timeout=self._limit)
+        with self._alive(_ALIVE) if self.leads else nullcontext():
+            try:
+                yield
+            except RankError:  # there may be nobody to tell, and whoever there is loses this one
+                raise
+            except BaseException as error:
+                with suppress(RankError):
+                    ranks.close(error.signum if isinstance(error, Stopped) else 0)
+                raise
+            try:
+                ranks.close()
+            except RankError as error:
+                raise RankError(self.explained(error)) from error
+
+    def attend(self) -> None:
+        """In the process that decomposes, while it waits: tell of its signal, look after the first.
+
+        Raises:
+            RankError: The first process gave no sign of life for the time limit.
+        """
+        if self._interrupts.requested is not None and not self._checked(_SIGNAL):
+            self._store_there.set(_SIGNAL, str(self._interrupts.requested))
+        self._pulse = self._pulse or _Pulse(self, _ALIVE)
+        self._pulse.check()
+
+    def asked(self) -> int | None:
+        """The signal that this process got, or the one that decomposes; None without one."""
+        if self._interrupts.requested is None and self.curvature and self._checked(_SIGNAL):
+            return int(self._store_there.get(_SIGNAL))
+        return self._interrupts.requested
 
     def tell(self, value: int) -> int:
         """The first process's value; all wait for it."""
@@ -130,15 +181,10 @@ class Meeting:
         """
         self._pauses += 1
         key, deadline = f"on/{self._pauses}", float("inf")
-        beats, heard = 0, time.monotonic()
+        pulse = _Pulse(self, f"busy/{self._pauses}")
         while not self._checked(key):
             now = time.monotonic()
-            if (found := self._store_there.add(f"busy/{self._pauses}", 0)) != beats:
-                beats, heard = found, now
-            if now - heard > self._timeout:
-                raise RankError(
-                    f"process 0 of {self.size} gave no sign of life for {self._timeout:g} s"
-                )
+            pulse.check()
             if self._interrupts.requested is not None:
                 deadline = min(deadline, now + _GRACE)
             if now > deadline:
@@ -149,21 +195,32 @@ class Meeting:
     def busy(self) -> Iterator[None]:
         """While entered, the others :meth:`pause`; a thread gives signs of life meanwhile."""
         self._pauses += 1
-        name, store, done = self._pauses, self._store_there, threading.Event()
+        name = self._pauses
+        with self._alive(f"busy/{name}"):
+            yield
+            self._store_there.set(f"on/{name}", "1")
+
+    @contextmanager
+    def _alive(self, key: str) -> Iterator[None]:
+        """While entered, a thread gives signs of life: it counts under a key."""
+        store, done = self._store_there, threading.Event()
 
         def beat() -> None:
-            while not done.wait(min(1.0, self._timeout / 4)):
+            while not done.wait(min(1.0, self.timeout / 4)):
                 with suppress(Exception):
-                    store.add(f"busy/{name}", 1)
+                    store.add(key, 1)
 
         thread = threading.Thread(target=beat, name="sign of life", daemon=True)
         thread.start()
         try:
             yield
-            store.set(f"on/{name}", "1")
         finally:
             done.set()
             thread.join()
+
+    def beats(self, key: str) -> str:
+        """How many signs of life there were under a key."""
+        return self._store_there.get(key).decode() if self._checked(key) else ""
 
     def explained(self, error: RankError) -> str:
         """The error with the processes that are missing, which are those that do not say so too."""
@@ -174,7 +231,7 @@ class Meeting:
             if missing and "did not answer" in str(error):
                 names = ", ".join(map(str, missing))
                 return (
-                    f"process {names} of {self.size} did not answer within {self._timeout:g} s, or"
+                    f"process {names} of {self.size} did not answer within {self.timeout:g} s, or"
                     " is gone"
                 )
         return str(error)
@@ -204,13 +261,13 @@ class Meeting:
 
     def _until(self, done: Callable[[], bool], what: str) -> None:
         """Wait in a way that signals can end."""
-        deadline = time.monotonic() + self._timeout
+        deadline = time.monotonic() + self.timeout
         while not done():
             if time.monotonic() > deadline:
                 missing = [r for r in range(self.size) if not self._checked(f"{what}/{r}")]
                 raise RankError(
                     f"process {', '.join(map(str, missing))} of {self.size} did not come within"
-                    f" {self._timeout:g} s"
+                    f" {self.timeout:g} s"
                 )
             if self._interrupts.requested is not None:
                 raise Stopped(self._interrupts.requested)
@@ -231,6 +288,30 @@ class Meeting:
                         f" {known[0]}: start all with the same command, packages and kind of"
                         " machine"
                     )
+
+
+class _Pulse:
+    """Looks whether the first process lives: the signs under a key must become more.
+
+    Args:
+        meeting: What this process sees of it.
+        key: Of the signs.
+    """
+
+    def __init__(self, meeting: Meeting, key: str) -> None:
+        self._meeting, self._key = meeting, key
+        self._beats, self._heard = "", time.monotonic()
+
+    def check(self) -> None:
+        """Raise RankError after the time limit without a sign."""
+        now, beats = time.monotonic(), self._meeting.beats(self._key)
+        if beats != self._beats:
+            self._beats, self._heard = beats, now
+        if now - self._heard > self._meeting.timeout:
+            raise RankError(
+                f"process 0 of {self._meeting.size} gave no sign of life for"
+                f" {self._meeting.timeout:g} s"
+            )
 
 
 def _digest(value: Any) -> float:

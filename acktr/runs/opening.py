@@ -165,6 +165,7 @@ def compute(trainer: Trainer) -> dict[str, object]:
     world = trainer.world
     return {
         **({} if world is None else {"processes": world.ranks.size}),
+        **({"curvature_ranks": 1} if trainer.helped else {}),
         "device": str(trainer.device),
         "precision": trainer.precision,
         "torch_threads": threads,

@@ -274,7 +274,7 @@ class Session:
 
     def _train(self) -> None:
         self.interrupts.check()
-        self.trainer.asked = lambda: self.interrupts.requested
+        self.trainer.asked = self._asked
         if self._evaluations.due(self.trainer.timesteps):  # one that was interrupted
             self._evaluate_between()
         host = self._host
@@ -291,7 +291,7 @@ class Session:
                 self._evaluate_between()
             if self._checkpoints.due(stats.timesteps):
                 self.checkpoint(self._training_score())
-            stop = self.interrupts.requested if self._meeting is None else self.trainer.stop
+            stop = self._asked() if self.trainer.world is None else self.trainer.stop
             if stop is not None:
                 self._rescue()
                 raise Stopped(stop)
@@ -299,6 +299,10 @@ class Session:
                 break
         # The run that does not stop here has no reason to look for its best one here either.
         self.checkpoint(self._training_score() if self._complete else None, required=True)
+
+    def _asked(self) -> int | None:
+        """The signal that this process got, or one that works for it alone; None without one."""
+        return self.interrupts.requested if self._meeting is None else self._meeting.asked()
 
     @property
     def _complete(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from acktr.runs.folder import (
     stored_config,
     versions,
 )
-from acktr.runs.follower import follow
+from acktr.runs.follower import assist, follow
 from acktr.runs.meeting import UNKNOWN, Meeting
 from acktr.runs.opening import Opening, best_score
 from acktr.runs.saved import SavedAgent, read_agent, run_meta
@@ -81,6 +81,8 @@ def start(
     leads = meeting is None or meeting.leads
     if leads:
         RunFolder(path).require_new()
+    if meeting is not None and meeting.serves:
+        return _assist(config, stop_at, interrupts, meeting)
     facts = _facts(config)
     with ExitStack() as stack:
         trainer = stack.enter_context(_trainer(config, network, meeting, stop_at))
@@ -185,6 +187,8 @@ def _join(
     done, goal = agent.timesteps, stop_at or config.total_timesteps
     if done >= goal and (stop_at is not None or folder.last_evaluation() >= done):
         return f"{folder.path}: nothing to do"  # as the first one says
+    if meeting.serves:
+        return _assist(config, stop_at, interrupts, meeting)
     with _trainer(config, network, meeting, stop_at) as trainer:
         agent, _ = _last_agent(folder, stored)  # now that the first one has looked at the folder
         with restoring(agent.path):
@@ -243,14 +247,24 @@ def _trainer(
         envs = stack.enter_context(closing(training_envs(config, part)))
         world: World | None = None
         if meeting is not None:
-            alike = _alike(config) | {"--stop-at": stop_at}
-            world = stack.enter_context(meeting.joined(resolve_device(config.device), alike))
+            world = stack.enter_context(_joined(config, meeting, stop_at))
         stack.enter_context(threads_for(envs.single_observation_space, channels))
         try:
             trainer = Trainer(config, envs, network, world=world)
         except ValueError as error:
             raise ConfigError(str(error)) from error
         yield trainer
+
+
+def _joined(config: Config, meeting: Meeting, stop_at: int | None) -> AbstractContextManager[World]:
+    alike = _alike(config) | {"--stop-at": stop_at, "--curvature-ranks": meeting.curvature}
+    return meeting.joined(resolve_device(config.device), alike)
+
+
+def _assist(config: Config, stop_at: int | None, interrupts: Interrupts, meeting: Meeting) -> str:
+    """Decompose for the processes that train."""
+    device = resolve_device(config.device)
+    return assist(_joined(config, meeting, stop_at), device, interrupts, meeting)
 
 
 def _alike(config: Config) -> dict[str, object]:

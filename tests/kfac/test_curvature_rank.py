@@ -27,7 +27,7 @@ from acktr.kfac.blocks import remote
 from acktr.kfac.blocks.remote import RemoteJob
 from acktr.kfac.linalg import decompose
 from tests.tools.kfac import mlp, parameters
-from tests.tools.rank_trainings import MANY, TRAININGS, Training, made_optimizer, observed
+from tests.tools.rank_trainings import KRONECKER, TRAININGS, Training, made_optimizer, observed
 from tests.tools.ranks import Case, Results, on_ranks, on_threads, same
 
 pytestmark = pytest.mark.skipif(not distributed.is_gloo_available(), reason="needs gloo")
@@ -36,8 +36,8 @@ DELAYS = (0, 1, 5, 10)
 
 
 def delayed(delay: int, **settings: Any) -> Training:
-    every = {"refresh_interval": 10, "refresh_delay": delay, "eager_start": False, **settings}
-    return Training(settings=every, shares=MANY, steps=27)
+    every = {**KRONECKER, "refresh_interval": 10, "eager_start": False, **settings}
+    return Training(settings={**every, "refresh_delay": delay}, steps=23)
 
 
 class Narrow(nn.Module):
