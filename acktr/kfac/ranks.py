@@ -41,6 +41,7 @@ class Ranks:
     Raises:
         ValueError: ``init_process_group`` was not called, this process is not in the group, or
             there is no second one.
+        RankError: Another one did not come, with ``curvature``.
     """
 
     serves = False
@@ -79,8 +80,9 @@ class Ranks:
             raise ValueError(
                 "Ranks(curvature=True) is of all processes, two or more: the last one decomposes"
             )
-        learners = self._distributed.new_group([*range(last)], timeout=timeout)
-        pair = self._distributed.new_group([0, last], timeout=timeout, backend="gloo")
+        with answered():
+            learners = self._distributed.new_group([*range(last)], timeout=timeout)
+            pair = self._distributed.new_group([0, last], timeout=timeout, backend="gloo")
         here = self._distributed.get_rank()
         self.helped, self.serves = True, here == last
         if here in (0, last):

@@ -43,6 +43,22 @@ BAD = {
     ),
     "width": ("train CartPole-v1 --network.hidden 8 b", "--network.hidden: 'b' is no integer"),
     "no processes": ("train CartPole-v1 --nproc 0", "error: --nproc must be in [1, 1024], got 0"),
+    "curvature alone": (
+        "train CartPole-v1 --curvature-ranks 1",
+        "error: --curvature-ranks 1 needs --nproc 2 or more: the others train",
+    ),
+    "two for the curvature": (
+        "train CartPole-v1 --nproc 3 --curvature-ranks 2",
+        "error: --curvature-ranks must be in [0, 1], got 2",
+    ),
+    "curvature of A2C": (
+        "train CartPole-v1 --algo a2c --nproc 2 --curvature-ranks 1",
+        "error: --curvature-ranks 1 is for acktr: a2c has no factors to decompose",
+    ),
+    "parts beside the curvature": (
+        "train CartPole-v1 --nproc 4 --curvature-ranks 1",
+        "num_envs must be a multiple of the 3 processes",
+    ),
     "no pixels": ("train CartPole-v1 --pixels.size 0", "error: pixels.size must be an integer"),
     "no screen": (
         "train ALE/Pong-v5 --atari.screen-size 0",

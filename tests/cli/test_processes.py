@@ -344,6 +344,7 @@ def test_processes_that_differ(tmp_path: Path) -> None:
             "process 1 of 2 has another torch_threads",
         ),
         ((), ("--stop-at", "500"), {}, "process 1 of 2 has another --stop-at"),
+        ((), ("--curvature-ranks", "1"), {}, "process 1 of 2 has another --curvature-ranks"),
         (of_own, of_own, {"WIDTH": "9"}, "rank 1 has other names, shapes or types of parameters"),
     )
     for number, (common, words, more, said) in enumerate(cases):

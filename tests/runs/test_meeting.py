@@ -73,6 +73,41 @@ def test_a_signal_ends_the_waiting_in_some_seconds(monkeypatch: pytest.MonkeyPat
         other.pause()
 
 
+def helped(timeout: float) -> tuple[Meeting, Meeting]:
+    """The first process, and the one that decomposes for it."""
+    first, other = meetings(timeout)
+    first.curvature = other.curvature = 1
+    return first, other
+
+
+def test_the_last_process_decomposes() -> None:
+    first, other = helped(1.0)
+    assert not first.serves and other.serves and first.part(7) == (7, 0)
+    assert not any(one.serves for one in meetings(1.0))
+
+
+def test_it_waits_for_as_long_as_the_first_gives_signs_of_life() -> None:
+    first, other = helped(0.4)
+    with first._alive(meeting_module._ALIVE):
+        begun = time.monotonic()
+        while time.monotonic() - begun < 1.0:
+            other.attend()
+            time.sleep(0.05)
+    with pytest.raises(RankError, match=r"process 0 of 2 gave no sign of life for 0\.4 s"):
+        while time.monotonic() - begun < 5.0:
+            other.attend()
+
+
+def test_its_signal_is_one_to_the_first() -> None:
+    first, other = helped(1.0)
+    assert first.asked() is None
+    other._interrupts.requested = 15
+    other.attend()
+    assert first.asked() == 15
+    first._interrupts.requested = 2
+    assert first.asked() == 2
+
+
 def agreed(facts: list[dict[str, object]]) -> list[str]:
     """What processes with these facts say; nothing where they agree."""
 

@@ -50,6 +50,7 @@ class Exchange:
         self._ranks, self._names = ranks, list(snapshot)
         tasks = [task for name in snapshot for task in _tasks(blocks[name], snapshot[name])]
         costs = [sum(cost(matrix.shape) for matrix in task.matrices) for task in tasks]
+        # The process that decomposes for the ranks does so for the first one.
         whose = owners(costs, 1 if ranks.helped else worthwhile(costs, ranks.size))
         self._tasks = [task._replace(owner=o) for task, o in zip(tasks, whose, strict=True)]
 
