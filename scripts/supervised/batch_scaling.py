@@ -196,7 +196,7 @@ def summary(found: Sequence[Reached], goal: float, images: Dataset, command: str
     ]
     head = ["optimizer", "batch", "seed", "updates", "examples", "seconds", "final training loss"]
     parts = [
-        f"# Batches of the {'small set' if images.built_in else images.name}\n",
+        f"# Batches of {'the small set' if images.built_in else images.name}\n",
         f"Command: `{command}`\n",
         f"Updates and examples to training loss {goal:.5g}, at the first evaluation at or below"
         " it.\n",
@@ -249,6 +249,9 @@ def figure(found: Sequence[Reached], title: str) -> bytes:
                 label=key[0],
             )
         _logarithmic(axis, "batch", f"{what} to the loss")
+        sizes = sorted({one.batch for one in found})
+        axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        axis.set_xticks([], minor=True)  # whose labels would lie on one another
     return _finished(drawn, axes[0], title)
 
 
