@@ -29,7 +29,7 @@ PYTHON = {
 def test_there_are_three_quick_starts_of_at_most_twelve_lines() -> None:
     assert [kind for kind, _ in QUICK] == ["sh", "python", "python"]
     assert all(len([line for line in code.splitlines() if line]) <= 12 for _, code in QUICK)
-    assert len(PYTHON) == 20
+    assert len(PYTHON) == 21
 
 
 def program(code: str, folder: Path) -> None:
