@@ -60,6 +60,7 @@ def under_way_in(state: Any) -> int:
     return sum(learner[part]["curvature"]["pending"] is not None for part in ("actor", "critic"))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_checkpoint_is_that_of_one_process(tmp_path: Path) -> None:
     wanted = trained(tmp_path / "one", *SHORT)

@@ -35,6 +35,12 @@ SCRIPTS: dict[str, tuple[Callable[[Sequence[str]], int], str, set[str]]] = {
         f"{BREAKOUT} --label acktr-640 --within float32-whole --out results/atari/breakout",
         {"band.csv"},
     ),
+    "band of two processes": (
+        band.main,
+        "results/distributed/runs.zip --label two-processes --within one-process "
+        "--out results/distributed",
+        {"band.csv"},
+    ),
     "batch_size": (
         batch_size.main,
         "results/batch_size/runs.zip --speed results/performance/batch.json --threshold 3 "
@@ -98,7 +104,7 @@ def test_nothing_else_is_published() -> None:
         tested |= {RESULTS.parent / options.split()[-1] / name for name in names}
     measured = (
         *("performance", "supervised", "approximation", "trust_region"),
-        *("race", "reliability", "bayes"),
+        *("race", "reliability", "bayes", "distributed/batches"),
     )
     for path in RESULTS.rglob("*.csv"):
         if not re.match("|".join(measured), path.relative_to(RESULTS).as_posix()):
