@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from gymnasium.vector import VectorEnv
-from numpy.typing import NDArray
 
 from acktr.envs import GroupedEnvs, Stepper, StepResult
-
-Array = NDArray[Any]
+from acktr.rollout.buffer import Array
 
 
 class AtOnce:

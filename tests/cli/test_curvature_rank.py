@@ -1,6 +1,7 @@
 """``acktr train --curvature-ranks 1``: the bits of training without it, and how all end.
 
-CI has one comparison. The others, which take a minute each on a busy machine, are for ``-m slow``.
+They take a minute each on a busy machine and are for ``-m slow``; those of a killed process stand
+beside the ones without ``--curvature-ranks``.
 """
 
 from __future__ import annotations
@@ -27,22 +28,14 @@ from tests.cli.test_processes import (
     finished,
     network,
     under_way,
-    wait,
 )
-from tests.tools.ranks import same
+from tests.tools.command_line import wait_until
+from tests.tools.ranks import HELPED, OFTEN, same
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or not distributed.is_gloo_available(), reason="needs Linux and gloo"
 )
 
-HELPED = ("--curvature-ranks", "1")
-OFTEN = tuple(
-    word
-    for part in ("actor", "critic")
-    for name, value in (("interval", "4"), ("delay", "3"))
-    for word in (f"--acktr.{part}.refresh-{name}", value)
-)
-"""Refreshes that are under way most of the time."""
 SHORT = (*TRAIN, *OFTEN, "--num-steps", "16", "--total-timesteps", "1000", "--eval-freq", "600")
 
 
@@ -107,29 +100,6 @@ def test_stopped_with_a_refresh_under_way_goes_on_with_and_without(tmp_path: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
-def test_killed(tmp_path: Path, rank: int) -> None:
-    with under_way(tmp_path, *HELPED, *LONG, *OFTEN) as (process, pids):
-        os.kill(pids[rank], signal.SIGKILL)
-        begun = time.monotonic()
-        said = ended(process, pids)
-        assert time.monotonic() - begun < 10
-    assert process.returncode == 77
-    assert f"process {rank} of 2 was killed by SIGKILL; last good checkpoint:" in said[-1]
-    assert network(tmp_path)["timesteps"] >= 0
-
-
-@pytest.mark.slow
-def test_killed_and_started_again(tmp_path: Path) -> None:
-    words = (*TRAIN, "--total-timesteps", "3000", "--eval-freq", "0", "--max-restarts", "1")
-    with under_way(tmp_path, *HELPED, *words, *OFTEN) as (process, pids):
-        os.kill(pids[1], signal.SIGKILL)
-        _, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
-    assert network(tmp_path)["timesteps"] >= 3000
-
-
-@pytest.mark.slow
 def test_hung(tmp_path: Path) -> None:
     with under_way(tmp_path, *HELPED, *LONG, *OFTEN, "--rank-timeout", "5") as (process, pids):
         os.kill(pids[1], signal.SIGSTOP)
@@ -146,7 +116,7 @@ def test_it_waits_longer_than_the_limit_but_not_for_one_that_hangs(tmp_path: Pat
     words = (*TRAIN[:2], *OFTEN, "--total-timesteps", "100000", "--eval-freq", "2000")
     endless = ("--eval-episodes", "1000000", "--rank-timeout", "5")
     with under_way(tmp_path, *HELPED, *words, *endless) as (process, pids):
-        wait(lambda: evaluating(tmp_path / RUN / "progress.csv"))
+        wait_until(lambda: evaluating(tmp_path / RUN / "progress.csv"))
         time.sleep(8)  # longer than the limit
         assert process.poll() is None
         os.kill(pids[0], signal.SIGSTOP)

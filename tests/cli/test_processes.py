@@ -27,7 +27,8 @@ from acktr.runs.checkpoint import load_checkpoint
 from acktr.runs.meeting import MEETING_FILE
 from acktr.runs.saved import read_agent
 from acktr.runs.tables import read_table
-from tests.tools.ranks import same
+from tests.tools.command_line import wait_until
+from tests.tools.ranks import HELPED, OFTEN, same
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 120
@@ -85,7 +86,7 @@ def under_way(folder: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str]
     )
     try:
         progress = folder / "runs" / "CartPole-v1" / "acktr" / "seed0" / "progress.csv"
-        wait(lambda: rows(progress) > 2 or process.poll() is not None)
+        wait_until(lambda: rows(progress) > 2 or process.poll() is not None)
         assert process.poll() is None, process.communicate()
         yield process, ranks_of(process.pid)
     finally:
@@ -103,13 +104,6 @@ def rows(path: Path) -> int:
             return sum(1 for _ in csv.reader(file))
     except OSError:
         return 0
-
-
-def wait(done: Callable[[], bool], limit: float = LIMIT) -> None:
-    deadline = time.monotonic() + limit
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def ranks_of(launcher: int) -> dict[int, int]:
@@ -130,7 +124,7 @@ def ranks_of(launcher: int) -> dict[int, int]:
 def ended(process: subprocess.Popen[str], pids: dict[int, int], limit: float = LIMIT) -> list[str]:
     """The lines of standard error of a launcher that ends, with all its processes."""
     _, said = process.communicate(timeout=limit)
-    wait(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids.values()), 10)
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids.values()), 10)
     return said.strip().splitlines()
 
 
@@ -224,9 +218,10 @@ def test_stopped_in_two_goes_on_in_any_number(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("words", [(), (*HELPED, *OFTEN)], ids=["training", "decomposing"])
 @pytest.mark.parametrize("rank", [0, 1])
-def test_killed(tmp_path: Path, rank: int) -> None:
-    with under_way(tmp_path, *LONG) as (process, pids):
+def test_killed(tmp_path: Path, rank: int, words: tuple[str, ...]) -> None:
+    with under_way(tmp_path, *LONG, *words) as (process, pids):
         os.kill(pids[rank], signal.SIGKILL)
         begun = time.monotonic()
         said = ended(process, pids)
@@ -237,9 +232,10 @@ def test_killed(tmp_path: Path, rank: int) -> None:
 
 
 @pytest.mark.slow
-def test_killed_and_started_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [(), (*HELPED, *OFTEN)], ids=["training", "decomposing"])
+def test_killed_and_started_again(tmp_path: Path, more: tuple[str, ...]) -> None:
     words = (*TRAIN, "--total-timesteps", "3000", "--eval-freq", "0", "--max-restarts", "1")
-    with under_way(tmp_path, *words) as (process, pids):
+    with under_way(tmp_path, *words, *more) as (process, pids):
         os.kill(pids[1], signal.SIGKILL)
         _, err = process.communicate(timeout=2 * LIMIT)
     assert process.returncode == 0, err
@@ -272,7 +268,7 @@ def test_hung_in_an_evaluation(tmp_path: Path) -> None:
     words = (*TRAIN[:2], "--total-timesteps", "100000", "--eval-freq", "2000")
     endless = ("--eval-episodes", "1000000", "--rank-timeout", "5")
     with under_way(tmp_path, *words, *endless) as (process, pids):
-        wait(lambda: evaluating(tmp_path / RUN / "progress.csv"))
+        wait_until(lambda: evaluating(tmp_path / RUN / "progress.csv"))
         time.sleep(8)  # longer than the limit
         assert process.poll() is None
         os.kill(pids[0], signal.SIGSTOP)

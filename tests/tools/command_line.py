@@ -4,6 +4,8 @@ import csv
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,14 @@ def start(here: Path, *argv: str, new_session: bool = False) -> subprocess.Popen
         text=True,
         start_new_session=new_session,
     )
+
+
+def wait_until(done: Callable[[], bool], limit: float = 120) -> None:
+    """Wait for what takes a tenth of that many seconds on an idle machine."""
+    deadline = time.monotonic() + limit
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def wait_for(process: subprocess.Popen[str], beginning: str) -> None:

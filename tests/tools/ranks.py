@@ -19,6 +19,16 @@ from torch import Tensor, distributed, multiprocessing
 
 from acktr.kfac import Ranks
 
+HELPED = ("--curvature-ranks", "1")
+"""Words with which the last process of ``acktr train`` decomposes for the others."""
+OFTEN = tuple(
+    word
+    for part in ("actor", "critic")
+    for name, value in (("interval", "4"), ("delay", "3"))
+    for word in (f"--acktr.{part}.refresh-{name}", value)
+)
+"""Refreshes that are under way most of the time."""
+
 Case = Callable[[Ranks], Any]
 """What a rank does; the result is made of tensors, numbers and text."""
 Results = dict[str, list[Any]]
