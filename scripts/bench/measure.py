@@ -87,6 +87,7 @@ class Windows:
         timing: Lengths.
         clock: Seconds.
         count: Counts something by name, such as messages.
+        processor: Seconds that processors have worked for this so far; None if nobody knows.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Windows:
         timing: Timing,
         clock: Callable[[], float] = time.perf_counter,
         count: Callable[[], dict[str, float]] = dict,
+        processor: Callable[[], float | None] | None = None,
     ) -> None:
         self.rates: list[float] = []
         """Environment steps per second of each finished window."""
@@ -101,12 +103,17 @@ class Windows:
         """Updates since the warm-up."""
         self.seconds = 0.0
         """Seconds of all finished windows together."""
+        self.steps = 0
+        """Environment steps of all finished windows together."""
+        self.processor: float | None = 0.0
+        """Seconds of all processors in the finished windows; None if not known."""
         self.warm = False
         """Whether the warm-up is over."""
         self.counted: dict[str, float] = {}
         """What was counted in all finished windows together."""
         self._timing, self._clock, self._count = timing, clock, count
-        self._first = count()
+        self._worked = processor or processor_seconds
+        self._first, self._before = count(), self._worked()
         self._started, self._steps, self._cold_updates = clock(), 0, 0
 
     @property
@@ -128,6 +135,12 @@ class Windows:
                 return
             self.rates.append((timesteps - self._steps) / elapsed)
             self.seconds += elapsed
+            self.steps += timesteps - self._steps
+            worked = self._worked()
+            if worked is None or self._before is None or self.processor is None:
+                self.processor = None
+            else:
+                self.processor += worked - self._before
             self.counted = {name: n - self._first[name] for name, n in self._count().items()}
         else:
             self._cold_updates += 1
@@ -136,11 +149,17 @@ class Windows:
                 return
             # The first updates refresh at every step, and would be most of a short measurement.
             self.warm, self._first = True, self._count()
-        self._started, self._steps = now, timesteps
+        self._started, self._steps, self._before = now, timesteps, self._worked()
 
     def result(self) -> dict[str, Any]:
         """The measurement as JSON values."""
-        return {"rates": self.rates, "updates": self.updates, "seconds": self.seconds}
+        return {
+            "rates": self.rates,
+            "updates": self.updates,
+            "seconds": self.seconds,
+            "steps": self.steps,
+            "processor": self.processor,
+        }
 
 
 def measure_training(config: Config, timing: Timing) -> dict[str, Any]:
@@ -291,16 +310,39 @@ def peak_mib() -> float | None:
     Returns:
         None where the system does not tell.
     """
-    peaks = [_value(process, "VmHWM") for process in (os.getpid(), *_children())]
+    peaks = [_value(process, "VmHWM") for process in _family()]
     known = [peak for peak in peaks if peak is not None]
     return sum(known) / 1024 if len(known) == len(peaks) else None
 
 
-def _children() -> set[int]:
-    """Processes of this one, by fork or by way of multiprocessing's server."""
-    started = {child.pid for child in multiprocessing.active_children() if child.pid is not None}
-    numbers = [int(path.name) for path in _PROCESSES.glob("[0-9]*")]
-    return started | {number for number in numbers if _value(number, "PPid") == os.getpid()}
+def processor_seconds() -> float | None:
+    """Seconds that processors have worked so far for this process and those it has started.
+
+    Returns:
+        None where the system does not tell, or a process has ended meanwhile.
+    """
+    ticks = 0
+    try:
+        for process in _family():
+            said = (_PROCESSES / str(process) / "stat").read_text()
+            user, system = said.rpartition(")")[2].split()[11:13]  # the name may hold anything
+            ticks += int(user) + int(system)
+    except OSError:
+        return None
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _family() -> set[int]:
+    """This process and all that it has started, by fork or by way of multiprocessing's server."""
+    parents = {
+        number: _value(number, "PPid")
+        for number in (int(path.name) for path in _PROCESSES.glob("[0-9]*"))
+    }
+    found = {child.pid for child in multiprocessing.active_children() if child.pid is not None}
+    found.add(os.getpid())
+    while more := {number for number, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
 
 
 def _value(process: int, name: str) -> int | None:

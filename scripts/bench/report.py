@@ -118,11 +118,18 @@ def _row(case: Case, found: Mapping[str, Any], named: Mapping[str, Case]) -> dic
         "ratio": rate(mine) / rate(found[case.beside]) if comparable else None,
         "milliseconds_per_update": 1000 * mine["seconds"] / mine["updates"],
         "updates": mine["updates"],
+        "processor_seconds_per_million": _processor(mine),
         "peak_mib": mine["peak_mib"],
         "shares": mine.get("shares"),
         "messages": mine.get("messages"),
         "settings": case.settings,
     }
+
+
+def _processor(found: Mapping[str, Any]) -> float | None:
+    """Seconds of processors for a million steps; None if not known."""
+    worked: float | None = found["processor"]
+    return None if worked is None else 1e6 * worked / found["steps"]
 
 
 def _drawn(case: Case, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -231,9 +238,10 @@ def _notes(timing: Mapping[str, Any]) -> str:
         f" update, after at least {timing['warm_up']:g} s and {timing['warm_up_updates']} updates"
         f" to warm up. CPU, {timing['threads']} torch threads; every line in a process of its own,"
         " one after another; ours takes one thread for networks of vectors, as acktr train does."
-        " The ratio is that of the speeds. Peak memory is resident and includes"
-        " the interpreter and libraries; processes that step environments are added up. Peers train"
-        " with the settings of rl-baselines3-zoo on their own environments.\n"
+        " The ratio is that of the speeds. CPU s/M is seconds of all processors together, of"
+        " processes that wait for work in a loop too, for a million steps. Peak memory is resident"
+        " and includes the interpreter and libraries; processes that step environments are added"
+        " up. Peers train with the settings of rl-baselines3-zoo on their own environments.\n"
     )
 
 
@@ -243,10 +251,12 @@ def _rate_table(rows: Sequence[Mapping[str, Any]]) -> str:
     body = []
     for row in rows:
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
+        worked = row["processor_seconds_per_million"]
         peak = "unknown" if row["peak_mib"] is None else f"{row['peak_mib']:,.0f}"
         speeds = [_rate(row["steps_per_second"]), ratio, f"{row['milliseconds_per_update']:.1f}"]
+        speeds.append("unknown" if worked is None else f"{worked:,.0f}")
         body.append([row["what"], row["env"], row["batch"], *speeds, peak])
-    return table([*head, "peak RSS, MiB"], body, left=2)
+    return table([*head, "CPU s/M", "peak RSS, MiB"], body, left=2)
 
 
 def share_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -46,8 +46,12 @@ def together(first: Outcome, second: Outcome) -> Outcome:
         "rates": [*first["rates"], *second["rates"]],
         "updates": first["updates"] + second["updates"],
         "seconds": seconds,
+        "steps": first["steps"] + second["steps"],
+        "processor": None,
         "peak_mib": max((e["peak_mib"] for e in both if e["peak_mib"] is not None), default=None),
     }
+    if None not in (first["processor"], second["processor"]):
+        joined["processor"] = first["processor"] + second["processor"]
     if "shares" in first:
         joined["shares"] = {
             part: sum(each["seconds"] * each["shares"].get(part, 0.0) for each in both) / seconds

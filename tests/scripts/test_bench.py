@@ -27,12 +27,9 @@ from scripts.bench.cases import SUITES, Case, Timing
 from scripts.bench.drawing import measure_drawing
 from scripts.bench.kfac import measure_kfac
 from scripts.bench.measure import (
-    Windows,
     measure_compute,
     measure_environment,
     measure_training,
-    peak_mib,
-    shares,
 )
 from scripts.bench.peers import measure_peer
 from scripts.bench.ranks import measure_ranks
@@ -61,54 +58,6 @@ def case(kind: str = "training", key: str = "acktr", env: str = "CartPole-v1") -
     config = small("acktr", "CartPole-v1")
     values = json.loads(json.dumps(dataclasses.asdict(dataclasses.replace(config, env=env))))
     return Case(key=key, what=key, kind=kind, env=env, num_envs=2, num_steps=8, settings=values)  # type: ignore[arg-type]
-
-
-def test_windows_end_with_updates_and_the_warm_up_does_not_count() -> None:
-    now = iter([100.0, 101, 102.5, 103.5, 105, 109])
-    timing = Timing(threads=1, seconds=2, windows=2, warm_up=2, warm_up_updates=2)
-    seen: list[tuple[bool, int]] = []
-    windows = Windows(timing, lambda: next(now), lambda: {"calls": len(seen) ** 2.0})
-    for steps in (10, 20, 30, 40, 60):
-        windows.end_update(steps)
-        seen.append((windows.warm, len(windows.rates)))
-    # Warm at 102.5 with 20 steps; windows end at 105 with 40 and at 109 with 60 steps.
-    assert seen == [(False, 0), (True, 0), (True, 0), (True, 1), (True, 2)]
-    assert windows.done and windows.counted == {"calls": 4**2.0 - 1**2.0}
-    assert windows.rates == [20 / 2.5, 20 / 4]
-    assert windows.seconds == 6.5
-
-
-def test_a_window_needs_the_updates_of_the_warm_up_too() -> None:
-    now = iter(range(100))
-    timing = Timing(threads=1, seconds=1, windows=1, warm_up=0.5, warm_up_updates=3)
-    windows = Windows(timing, lambda: float(next(now)))
-    for steps in (1, 2, 3):
-        assert not windows.warm
-        windows.end_update(steps)
-    assert windows.warm and not windows.done
-    windows.end_update(8)
-    assert windows.result() == {"rates": [5.0], "updates": 1, "seconds": 1.0}
-
-
-def test_shares_are_disjoint_and_sum_to_one() -> None:
-    rollout = {"env": 2.0, "forward": 1.0, "update": 6.0}
-    inside = {"forward": 1.0, "fisher": 0.5, "factors": 0.25, "backward": 1.0}
-    inside |= {"step": 3.0, "refresh": 1.0, "apply": 0.5}
-    assert shares(10.0, rollout, inside) == pytest.approx(
-        {
-            "env": 0.2,
-            "act": 0.1,
-            "batch": 0.1,
-            "forward": 0.1,
-            "fisher": 0.05,
-            "statistics": 0.025,
-            "backward": 0.1,
-            "step": 0.15,
-            "refresh": 0.1,
-            "precondition": 0.05,
-            "rest": 0.025,
-        }
-    )
 
 
 @pytest.mark.parametrize("algo", ["acktr", "a2c", "trpo"])
@@ -243,26 +192,6 @@ def test_batches_are_the_same_for_both_algorithms_and_the_largest_comes_in_parts
     assert [each.key for each in made].count("acktr") == 1
 
 
-def test_peak_memory_is_that_of_this_process() -> None:
-    peak = peak_mib()
-    if not Path("/proc/self/status").exists():
-        assert peak is None
-        return
-    assert peak is not None and 50 < peak < 100_000
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
-def test_peak_memory_counts_forked_processes() -> None:
-    alone = peak_mib()
-    envs = make_vec("Pendulum-v1", 4, env_workers=3)
-    try:
-        together = peak_mib()
-    finally:
-        envs.close()
-    assert alone is not None and together is not None
-    assert together > alone + 40  # two processes that have imported torch
-
-
 @pytest.fixture
 def tiny_suite(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = dataclasses.replace(case(key="broken"), settings={"env": "CartPole-v1", "gamma": 7})
@@ -315,7 +244,8 @@ def test_rounds_go_through_all_cases_and_put_their_windows_together(
     def numbers(turn: float) -> dict[str, Any]:
         shares = {"env": turn / 4, "act": 1 - turn / 4}
         parts = {"updates": 2, "seconds": turn, "peak_mib": 10 * turn, "shares": shares}
-        return {"rates": [100 * turn], **parts}
+        work = {"steps": 50, "processor": 2 * turn}
+        return {"rates": [100 * turn], **parts, **work}
 
     monkeypatch.setattr(runner, "measure", measure)
     assert main(["--suite", "atari", "--out", str(tmp_path), "--rounds", "3", *FAST]) == 1
@@ -325,6 +255,7 @@ def test_rounds_go_through_all_cases_and_put_their_windows_together(
     assert row["steps_per_second"]["windows"] == [100, 200, 300]
     assert row["milliseconds_per_update"] == 1000 * (1 + 2 + 3) / 6
     assert row["peak_mib"] == 30
+    assert row["processor_seconds_per_million"] == 1e6 * (2 + 4 + 6) / 150
     assert row["shares"]["env"] == pytest.approx((1 + 4 + 9) / 4 / 6)
     assert [each["why"] for each in found["failed"]] == ["broke"]
     assert "9 windows of at least" in (tmp_path / "atari.md").read_text()

@@ -32,6 +32,7 @@ def training(key: str, env: str, num_envs: int = 4) -> Case:
 
 def outcome(*rates: float, parts: dict[str, float] | None = None) -> dict[str, Any]:
     found: dict[str, Any] = {"rates": rates, "updates": 10, "seconds": 2.0, "peak_mib": 1234.6}
+    found |= {"steps": 5000, "processor": 3.5}
     return found if parts is None else {**found, "shares": parts}
 
 
@@ -84,9 +85,9 @@ def test_the_tables_show_them(document: dict[str, Any]) -> None:
     text = report.markdown(document)
     for line in (
         "Command: `python -m scripts.bench`",
-        "| ACKTR | A-v0 | 4 x 5 | 1,000 [900, 1,200] | 1.00 | 200.0 | 1,235 |",
-        "| A2C-EQUAL | A-v0 | 4 x 5 | 1,250 [900, 1,300] | 1.25 | 200.0 | 1,235 |",
-        "| OTHER | B-v0 | 8 x 5 | 60 [50, 70] |  | 200.0 | 1,235 |",
+        "| ACKTR | A-v0 | 4 x 5 | 1,000 [900, 1,200] | 1.00 | 200.0 | 700 | 1,235 |",
+        "| A2C-EQUAL | A-v0 | 4 x 5 | 1,250 [900, 1,300] | 1.25 | 200.0 | 700 | 1,235 |",
+        "| OTHER | B-v0 | 8 x 5 | 60 [50, 70] |  | 200.0 | 700 | 1,235 |",
         "- time per step, ACKTR over A2C at the same batch: 1.250",
         "| what | environment | environments | act | batch | policy | rest of update |",
         "| ACKTR | A-v0 | 50.0 | 25.0 | 0.0 |  | 25.0 |",
