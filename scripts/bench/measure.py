@@ -113,7 +113,8 @@ class Windows:
         """What was counted in all finished windows together."""
         self._timing, self._clock, self._count = timing, clock, count
         self._worked = processor or processor_seconds
-        self._first, self._before = count(), self._worked()
+        self._first = count()
+        self._before: float | None = None
         self._started, self._steps, self._cold_updates = clock(), 0, 0
 
     @property
@@ -137,10 +138,10 @@ class Windows:
             self.seconds += elapsed
             self.steps += timesteps - self._steps
             worked = self._worked()
-            if worked is None or self._before is None or self.processor is None:
+            if worked is None or self._before is None:
                 self.processor = None
             else:
-                self.processor += worked - self._before
+                self.processor = worked - self._before
             self.counted = {name: n - self._first[name] for name, n in self._count().items()}
         else:
             self._cold_updates += 1
@@ -148,8 +149,8 @@ class Windows:
             if elapsed < self._timing.warm_up or not enough:
                 return
             # The first updates refresh at every step, and would be most of a short measurement.
-            self.warm, self._first = True, self._count()
-        self._started, self._steps, self._before = now, timesteps, self._worked()
+            self.warm, self._first, self._before = True, self._count(), self._worked()
+        self._started, self._steps = now, timesteps
 
     def result(self) -> dict[str, Any]:
         """The measurement as JSON values."""
