@@ -19,6 +19,7 @@ from acktr.algorithms import (
     TRPOLearner,
     checked_auxiliary,
 )
+from acktr.apart import apart
 from acktr.compute import autocast_context, resolve_device, threads_for
 from acktr.config import Algo, Config, LearningRate, check_recurrent
 from acktr.envs import AnyVectorEnv, FoundMasks, found_masks, make_vec, pictures
@@ -266,9 +267,15 @@ class Trainer:
             NonFiniteError: The network did.
             FactorError: K-FAC cannot go on.
             RankError: Another of several processes cannot.
+            CriticError: The process in which the critic learns cannot.
         """
-        config = self.config
         self.begin()
+        with apart(self.learner, self.config, self.envs):
+            yield from self._updates(total_timesteps, start)
+
+    def _updates(self, total_timesteps: int, start: int) -> Iterator[TrainStats]:
+        """All updates until then."""
+        config = self.config
         origin = time.perf_counter() - self.seconds
         while self.timesteps < total_timesteps:
             started = time.perf_counter()
@@ -339,6 +346,15 @@ class Trainer:
                 f"the value function is NaN or Inf at step {self.timesteps}: lower lr or"
                 " kl_clip, raise damping, or normalise rewards"
             )
+
+    def settle(self) -> None:
+        """Wait for a critic that learns in another process, so that its parameters are here.
+
+        Only who reads parameters while :meth:`run` is suspended needs it: a critic that is asked
+        for values or for its state_dict() waits by itself.
+        """
+        if isinstance(self.learner, ACKTRLearner):
+            self.learner.settle()
 
     def policy(self, seed: int) -> Policy:
         """The policy as it is at any moment, with frozen statistics and its own action noise."""

@@ -59,6 +59,7 @@ environments in one process.
 
 from acktr.envs.episodes import SUCCESS
 from acktr.envs.errors import EnvError, EnvFault, EnvWarning, UnsavedError, one_line
+from acktr.envs.exchange import SharedTree
 from acktr.envs.factory import (
     describe,
     found_masks,
@@ -80,8 +81,9 @@ from acktr.envs.masks import (
     choices,
 )
 from acktr.envs.nested import Arrays, batched, final_rows, flat, nested, parts
-from acktr.envs.parallel import usable_cores, worker_count
+from acktr.envs.parallel import thread_ids, usable_cores, worker_count
 from acktr.envs.pictures import Channels, Picture, picture, pictures
+from acktr.envs.process import CLOSE, ForkedProcess, end_all
 from acktr.envs.registry import is_atari, lookup
 from acktr.envs.settings import AtariSettings, PixelSettings, Workers
 from acktr.envs.source import EnvLike, EnvSource, Wrapper, env_name, is_json, wrapper_name
@@ -91,6 +93,7 @@ from acktr.envs.vector import AnyVectorEnv, StepResult, check_state, env_seeds, 
 from acktr.envs.watch import TIMEOUT
 
 __all__ = [
+    "CLOSE",
     "MASK",
     "SUCCESS",
     "TIMEOUT",
@@ -103,6 +106,7 @@ __all__ = [
     "EnvLike",
     "EnvSource",
     "EnvWarning",
+    "ForkedProcess",
     "FoundMasks",
     "GroupedEnvs",
     "GuardedVectorEnv",
@@ -112,6 +116,7 @@ __all__ = [
     "Masks",
     "Picture",
     "PixelSettings",
+    "SharedTree",
     "StepResult",
     "Stepper",
     "UnsavedError",
@@ -123,6 +128,7 @@ __all__ = [
     "check_state",
     "choices",
     "describe",
+    "end_all",
     "env_name",
     "env_seeds",
     "final_rows",
@@ -141,6 +147,7 @@ __all__ = [
     "pictures",
     "require_like",
     "state_method",
+    "thread_ids",
     "usable_cores",
     "worker_count",
     "workers",

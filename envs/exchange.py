@@ -17,6 +17,25 @@ SAVE, LOAD = b"v", b"l"
 """Commands to a worker's process: take snapshots, and restore those that are given."""
 
 
+class SharedTree:
+    """A tree in memory that this process shares with those that are forked from it later."""
+
+    def __init__(self) -> None:
+        self._file = os.memfd_create("acktr")
+        weakref.finalize(self, os.close, self._file)
+
+    def put(self, tree: Any) -> None:
+        """Put a tree of :func:`acktr.envs.values.to_bytes` in place of the last one."""
+        data, place = memoryview(to_bytes(tree)), 0
+        os.ftruncate(self._file, len(data))
+        while place < len(data):
+            place += os.pwrite(self._file, data[place:], place)
+
+    def get(self) -> Any:
+        """The last tree, whichever process put it there."""
+        return from_bytes(os.pread(self._file, os.fstat(self._file).st_size, 0))
+
+
 class Part:
     """The environments of a worker, and the place where their snapshots go in and out.
 
@@ -30,10 +49,7 @@ class Part:
     def __init__(self, envs: Sequence[AnyEnv], first: int, name: str, elsewhere: bool) -> None:
         self._envs, self._first, self._name = envs, first, name
         self._held: list[Any] = []
-        self._file: int | None = None
-        if elsewhere:
-            self._file = os.memfd_create("acktr")
-            weakref.finalize(self, os.close, self._file)
+        self._shared = SharedTree() if elsewhere else None
 
     def save(self) -> None:
         """Take snapshots; in place of one that cannot be taken stands in words why."""
@@ -56,21 +72,15 @@ class Part:
     @property
     def states(self) -> list[Any]:
         """The snapshots, seen by both processes."""
-        if self._file is None:
-            return self._held
-        size = os.fstat(self._file).st_size
-        states: list[Any] = from_bytes(os.pread(self._file, size, 0))
+        states: list[Any] = self._held if self._shared is None else self._shared.get()
         return states
 
     @states.setter
     def states(self, states: list[Any]) -> None:
-        if self._file is None:
+        if self._shared is None:
             self._held = states
-            return
-        data, place = memoryview(to_bytes(states)), 0
-        os.ftruncate(self._file, len(data))
-        while place < len(data):
-            place += os.pwrite(self._file, data[place:], place)
+        else:
+            self._shared.put(states)
 
 
 class Snapshots:

@@ -151,7 +151,7 @@ class ForkedProcess:
         self._closed = True
         if self._gone is None:
             code, forced = self._kill(_GRACE)
-            self._gone = f"the process that steps {self._label} is closed"
+            self._gone = f"the process of {self._label} is closed"
             if forced:
                 said = f"{self._label} did not close within {_GRACE:g} s: the process was killed"
             else:
@@ -171,7 +171,7 @@ class ForkedProcess:
         while answer := _read(self._answers):
             if answer[1] == self._number:
                 return "" if answer[:1] == _DONE else self._told()[0]
-        gone = f"the process that steps {self._label} {_ended(code)} before it had closed"
+        gone = f"the process of {self._label} {_ended(code)} before it had closed"
         return gone if code else ""
 
     def _late(self, timeout: float) -> EnvFault:
@@ -183,7 +183,7 @@ class ForkedProcess:
             while time.monotonic() < until and not trace.endswith("\n"):
                 time.sleep(0.05)
                 trace = self._trace()
-        said = f"the process that steps {self._label} did not answer"
+        said = f"the process of {self._label} did not answer"
         self._gone = too_late(said if doing is None else self._said(doing), timeout)
         self._kill(0.0)
         self._lost = True
@@ -193,7 +193,7 @@ class ForkedProcess:
         code, _ = self._kill(_GRACE)
         self._lost = True
         doing = self._doing()
-        self._gone = f"the process that steps {self._label} {_ended(code)}"
+        self._gone = f"the process of {self._label} {_ended(code)}"
         if doing is not None:
             self._gone += f": {self._said(doing)}"
         return _noted(EnvFault(self._gone), self._trace())
@@ -282,7 +282,7 @@ def _kept_warnings() -> list[str]:
 def _noted(fault: EnvFault, trace: str) -> EnvFault:
     """A fault with the traceback of the process in which it happened."""
     if trace:
-        fault.add_note(f"In the process of the environment:\n{trace}")
+        fault.add_note(f"In that process:\n{trace}")
     return fault
 
 

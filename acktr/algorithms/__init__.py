@@ -7,6 +7,7 @@ May import: acktr.rollout, acktr.policies, acktr.kfac, acktr.compute, acktr.conf
 from acktr.algorithms.a2c import A2CLearner
 from acktr.algorithms.acktr import ACKTRLearner
 from acktr.algorithms.auxiliary import Auxiliary, checked_auxiliary
+from acktr.algorithms.critic import CriticError
 from acktr.algorithms.learner import Learner
 from acktr.algorithms.trpo import TRPOLearner
 from acktr.algorithms.update import A2CUpdate, ACKTRUpdate, TRPOUpdate
@@ -17,6 +18,7 @@ __all__ = [
     "ACKTRLearner",
     "ACKTRUpdate",
     "Auxiliary",
+    "CriticError",
     "Learner",
     "TRPOLearner",
     "TRPOUpdate",

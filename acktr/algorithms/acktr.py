@@ -8,10 +8,9 @@ KL of at most kl_clip / 2.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -20,10 +19,11 @@ from torch import Tensor, nn
 
 from acktr import tree
 from acktr.algorithms.auxiliary import Auxiliary
-from acktr.algorithms.critic import FirstOrderCritic
-from acktr.algorithms.kfac_step import KFACStep
+from acktr.algorithms.critic import Elsewhere, FirstOrderCritic
+from acktr.algorithms.kfac_step import KFACStep, curvature_settings
 from acktr.algorithms.learner import (
     average,
+    explained_variance,
     over_ranks,
     part_of,
     require_allowed,
@@ -36,10 +36,11 @@ from acktr.algorithms.objectives import (
     Objective,
     PolicyObjective,
     ValueObjective,
+    value_noise,
 )
 from acktr.compute import joined, restore_generator
 from acktr.config import Config, ConfigError, LearningRate, SampledKFACConfig, rate_at
-from acktr.kfac import KFAC, DiagonalGaussian, KFACConfig, Ranks, Stopwatch
+from acktr.kfac import KFAC, DiagonalGaussian, Ranks, Stopwatch
 from acktr.policies import ActionHead, ActorCritic, Outputs, as_outputs, mode
 from acktr.rollout import Batch, outputs_of
 from acktr.tree import Observed
@@ -58,34 +59,6 @@ def adapt_lr(lr: float, kl: float, target: float) -> float:
     elif kl < target / 2:
         lr *= 1.5
     return min(1.0, max(_MIN_ADAPTED_LR, lr))
-
-
-def curvature_settings(
-    network: ActorCritic, settings: SampledKFACConfig, radii: tuple[float | None, ...] = ()
-) -> KFACConfig:
-    """K-FAC's settings for a network: those of the configuration, unless it is one of one's own.
-
-    Presets were tuned on the built-in networks. One of one's own may have any layer: parameters
-    outside of known layers get the diagonal of their Fisher, and huge factors are cut. Where it is
-    shared, every part of its output has a radius of its own, measured with the exact Fisher: the
-    damped Kronecker factors can be wrong by orders of magnitude where a layer sees a sample many
-    times (nodes, words), and a value function that is far off would leave the policy no room.
-
-    Args:
-        network: The network.
-        settings: K-FAC of the actor or the whole network, or of the critic.
-        radii: kl_clip of every part of a shared network's output.
-    """
-    if not network.own:
-        return settings
-    own = {field.name: getattr(settings, field.name) for field in dataclasses.fields(KFACConfig)}
-    if settings.small_parameters == "gradient":
-        own["small_parameters"] = "diagonal"
-    if settings.max_factor_size is None:
-        own["max_factor_size"] = KFACConfig().max_factor_size
-    if radii:
-        own |= {"quadratic": "corrected", "kl_clip": radii}
-    return KFACConfig(**own)
 
 
 class ACKTRLearner:
@@ -119,6 +92,10 @@ class ACKTRLearner:
         self.generator = generator
         self.autocast = autocast
         self.learning_rate: LearningRate | None = None
+        self.elsewhere: Elsewhere | None = None
+        """Who takes the critic's steps while the next rollout is collected; None: this learner."""
+        self._report: dict[str, float] = {}
+        """Metrics of steps elsewhere, which are told with the next update."""
         self._clock = Stopwatch()
         self._dtype = next(network.parameters()).dtype
         settings = config.acktr
@@ -140,9 +117,9 @@ class ACKTRLearner:
                     network.critic, settings.first_order, generator, autocast, config.micro_batch
                 )
         self.actor = self._policy_step.optimizer
-        self._curvatures = {"": self.actor.curvature}
+        self._optimizers = {"": self.actor}
         if isinstance(self.critic, KFAC):
-            self._curvatures["critic_"] = self.critic.curvature
+            self._optimizers["critic_"] = self.critic
 
     def _kfac_step(
         self,
@@ -179,8 +156,8 @@ class ACKTRLearner:
         """
         started = time.perf_counter()
         require_allowed(batch, self.head)
-        curvatures = self._curvatures.values()
-        refreshed = sum(curvature.seconds["refresh"] for curvature in curvatures)
+        optimizers = self._optimizers_here()
+        refreshed = sum(each.curvature.seconds["refresh"] for each in optimizers.values())
         settings, lr = self.config.acktr, self._lr
         if settings.target_kl is None:
             lr = scheduled_lr(settings.actor.lr, progress, settings.lr_schedule, _SCHEDULE_HORIZON)
@@ -189,8 +166,16 @@ class ACKTRLearner:
         self.actor.lr = lr
         if settings.value_sigma == "adaptive":
             self._follow_variance(batch)
+        self.settle()
+        reported, self._report = self._report, {}
         with mode(self.network, training=True):
-            tensors = {} if self.network.shared else self._critic_step(batch)
+            if self.elsewhere is not None:
+                noises = list(self._noises(batch))
+                self.elsewhere.begin(batch, noises, self.value_sigma)
+                tensors = explained_variance(batch)
+            else:
+                reported = {}
+                tensors = {} if self.network.shared else self._critic_step(batch)
             tensors |= self._policy_update(batch)
         metrics = to_floats(tensors)
         metrics["train/learning_rate"] = lr
@@ -198,12 +183,12 @@ class ACKTRLearner:
             metrics["train/value_sigma"] = self.value_sigma
         if settings.target_kl is not None:
             self._lr = adapt_lr(lr, metrics["train/approx_kl"], settings.target_kl)
-        for prefix, curvature in self._curvatures.items():
-            if curvature.config.structure != "cholesky":  # which inverts without eigenvalues
-                low, high = curvature.extreme_eigenvalues()
-                metrics |= {f"kfac/{prefix}min_eig": low, f"kfac/{prefix}max_eig": high}
-        metrics["kfac/failures"] = float(sum(curvature.failures for curvature in curvatures))
-        seconds = sum(curvature.seconds["refresh"] for curvature in curvatures)
+        for prefix, each in optimizers.items():
+            metrics |= _spectrum(prefix, each)
+        failures = sum(each.failures for each in optimizers.values())
+        metrics |= reported
+        metrics["kfac/failures"] = failures + reported.get("kfac/failures", 0.0)
+        seconds = sum(each.curvature.seconds["refresh"] for each in optimizers.values())
         metrics["time/refresh"] = seconds - refreshed
         metrics["time/update"] = time.perf_counter() - started
         return metrics
@@ -228,16 +213,56 @@ class ACKTRLearner:
         """Gauss-Newton steps of a separate critic, or its fit by a first-order optimizer."""
         if isinstance(self.critic, FirstOrderCritic):
             return value_metrics(self.critic.fit(batch), batch)
-        means: dict[str, Tensor] = {}
+        means = self._fit_critic(batch, self._noises(batch), self.value_sigma)
+        return value_metrics(means.pop("value_loss"), batch) | means
+
+    def _noises(self, batch: Batch) -> Iterator[Tensor]:
+        """The noise of each of the critic's steps on a batch."""
         for _ in range(self.config.acktr.critic_steps):
-            objective = ValueObjective(batch, self.value_sigma, self.generator, self._dtype)
+            yield value_noise(batch, self.generator, self._dtype)
+
+    def _fit_critic(
+        self, batch: Batch, noises: Iterable[Tensor], sigma: float
+    ) -> dict[str, Tensor]:
+        """Take one Gauss-Newton step with each noise; the loss before the last one, and metrics."""
+        means: dict[str, Tensor] = {}
+        for noise in noises:
+            objective = ValueObjective(batch, sigma, noise)
             means, _ = self._value_step(objective, batch.observations, batch.share)
-        terms = value_metrics(over_ranks(batch, means)["value_loss"], batch)
+        means = over_ranks(batch, means)
         last = self._value_step.optimizer.last_step
         if last is not None:
-            terms["train/trust_scale_critic"] = last.scale
-            terms["train/quadratic_critic"] = last.quadratic
-        return terms
+            means["train/trust_scale_critic"] = last.scale
+            means["train/quadratic_critic"] = last.quadratic
+        return means
+
+    def critic_report(
+        self, batch: Batch, noises: Iterable[Tensor], sigma: float
+    ) -> dict[str, float]:
+        """Take a separate critic's Gauss-Newton steps on a batch, and tell their metrics.
+
+        Args:
+            batch: The samples, of which observations, returns and weights count.
+            noises: The noise (B, 1) of each step.
+            sigma: Standard deviation of the observation model.
+
+        Raises:
+            FactorError: K-FAC cannot go on.
+        """
+        means = self._fit_critic(batch, noises, sigma)
+        report = to_floats({"train/value_loss": means.pop("value_loss"), **means})
+        report |= _spectrum("critic_", self._optimizers["critic_"])
+        return report | {"kfac/failures": float(self._optimizers["critic_"].failures)}
+
+    def settle(self) -> None:
+        """Wait for what learns elsewhere; its parameters are here then."""
+        if self.elsewhere is not None:
+            self._report = self.elsewhere.settle() or self._report
+
+    def _optimizers_here(self) -> dict[str, KFAC]:
+        """Those that step in this process, by the prefix of their metrics."""
+        apart = self.elsewhere is not None
+        return {name: each for name, each in self._optimizers.items() if not (apart and name)}
 
     def _outputs(self, batch: Batch, rows: slice) -> Outputs:
         """The policy's parameters, and the values of a shared network, in evaluation mode."""
@@ -308,12 +333,18 @@ class ACKTRLearner:
     def seconds(self) -> dict[str, float]:
         """Time so far by part: forward, fisher, factors, backward, step (with refresh, apply).
 
-        The exact quadratic, where it is wanted, is the rest of step.
+        The exact quadratic, where it is wanted, is the rest of step. What is done elsewhere does
+        not count.
         """
-        return joined(self._clock.seconds, *(c.seconds for c in self._curvatures.values()))
+        return joined(
+            self._clock.seconds, *(o.curvature.seconds for o in self._optimizers_here().values())
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Optimizers, the adapted step size and the generator (the network saves itself)."""
+        self.settle()
+        if self.elsewhere is not None:
+            self.elsewhere.fetch()
         critic: dict[str, Any] | None
         if isinstance(self.critic, KFAC):
             critic = self.critic.state_by_name()  # a checkpoint takes text keys alone
@@ -325,6 +356,7 @@ class ACKTRLearner:
             "lr": self._lr,
             "value_variance": [self._variance, self._variance_weight],
             "generator": self.generator.get_state(),
+            "critic_report": dict(self._report),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -337,4 +369,16 @@ class ACKTRLearner:
         self._lr = float(state["lr"])
         saved = state.get("value_variance", [0.0, 0.0])  # which earlier versions did not write
         self._variance, self._variance_weight = map(float, saved)
+        report = state.get("critic_report", {})  # which earlier versions did not write
+        self._report = {str(name): float(value) for name, value in report.items()}
+        if self.elsewhere is not None and not self.elsewhere.drop():
+            self.elsewhere = None
         restore_generator(self.generator, state["generator"])
+
+
+def _spectrum(prefix: str, optimizer: KFAC) -> dict[str, float]:
+    """Metrics of the factors' eigenvalues; none where they are inverted without."""
+    if optimizer.config.structure == "cholesky":
+        return {}
+    low, high = optimizer.curvature.extreme_eigenvalues()
+    return {f"kfac/{prefix}min_eig": low, f"kfac/{prefix}max_eig": high}

@@ -1,10 +1,10 @@
-"""A value function of its own, fitted by a first-order optimizer."""
+"""A value function of its own: fitted by a first-order optimizer, or learned elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,30 @@ from acktr.algorithms.learner import (
 from acktr.config import CriticConfig
 from acktr.rollout import Batch, Share, add_means, micro_batches
 from acktr.tree import Observed
+
+
+class CriticError(RuntimeError):
+    """The process in which the critic learns failed, hangs or is gone."""
+
+
+class Elsewhere(Protocol):
+    """Where a separate critic learns from a batch while this process goes on."""
+
+    def begin(self, batch: Batch, noises: list[Tensor], sigma: float) -> None:
+        """Begin :meth:`acktr.algorithms.ACKTRLearner.critic_report`; the last one is settled."""
+
+    def settle(self) -> dict[str, float]:
+        """Wait for that, if it is under way, and give the report; the parameters are here then."""
+
+    def fetch(self) -> None:
+        """Take the optimizer's state over, when all is settled."""
+
+    def drop(self) -> bool:
+        """Forget what was learned: critic and optimizer are what they are in this process.
+
+        Returns:
+            Whether it can go on with these: it was not lost.
+        """
 
 
 class FirstOrderCritic:

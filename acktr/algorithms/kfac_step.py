@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -13,19 +14,48 @@ from torch import Tensor, nn
 from acktr import tree
 from acktr.algorithms.objectives import Objective
 from acktr.compute import compiled_for_updates
-from acktr.config import Config
+from acktr.config import Config, SampledKFACConfig
 from acktr.kfac import (
     KFAC,
     Capture,
     FisherQuadratic,
+    KFACConfig,
     Linearized,
     Stopwatch,
     output_tangents,
     sample_rows,
 )
-from acktr.policies import Outputs, as_outputs
+from acktr.policies import ActorCritic, Outputs, as_outputs
 from acktr.rollout import MicroBatch, Share, add_means, parts_of
 from acktr.tree import Observed, Sequences
+
+
+def curvature_settings(
+    network: ActorCritic, settings: SampledKFACConfig, radii: tuple[float | None, ...] = ()
+) -> KFACConfig:
+    """K-FAC's settings for a network: those of the configuration, unless it is one of one's own.
+
+    Presets were tuned on the built-in networks. One of one's own may have any layer: parameters
+    outside of known layers get the diagonal of their Fisher, and huge factors are cut. Where it is
+    shared, every part of its output has a radius of its own, measured with the exact Fisher: the
+    damped Kronecker factors can be wrong by orders of magnitude where a layer sees a sample many
+    times (nodes, words), and a value function that is far off would leave the policy no room.
+
+    Args:
+        network: The network.
+        settings: K-FAC of the actor or the whole network, or of the critic.
+        radii: kl_clip of every part of a shared network's output.
+    """
+    if not network.own:
+        return settings
+    own = {field.name: getattr(settings, field.name) for field in dataclasses.fields(KFACConfig)}
+    if settings.small_parameters == "gradient":
+        own["small_parameters"] = "diagonal"
+    if settings.max_factor_size is None:
+        own["max_factor_size"] = KFACConfig().max_factor_size
+    if radii:
+        own |= {"quadratic": "corrected", "kl_clip": radii}
+    return KFACConfig(**own)
 
 
 class KFACStep:

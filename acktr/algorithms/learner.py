@@ -122,18 +122,20 @@ def scheduled_lr(lr: float, progress: float, schedule: str, horizon: float = 1.0
 
 
 def value_metrics(value_loss: Tensor, batch: Batch) -> dict[str, Tensor]:
-    """Mean squared value error, and the share of the returns' variance that V explained."""
+    """Mean squared value error, and :func:`explained_variance`."""
+    return {"train/value_loss": value_loss, **explained_variance(batch)}
+
+
+def explained_variance(batch: Batch) -> dict[str, Tensor]:
+    """The share of the returns' variance that V explained; nothing where V is not known."""
     if batch.values is None:
-        return {"train/value_loss": value_loss}
+        return {}
     if batch.share is not None:
-        explained = value_loss.new_tensor(batch.share.explained_variance)
-        return {"train/value_loss": value_loss, "train/explained_variance": explained}
+        explained = batch.returns.new_tensor(batch.share.explained_variance)
+        return {"train/explained_variance": explained}
     residual = _variance(batch.returns - batch.values, batch.weights)
     total = _variance(batch.returns, batch.weights)
-    return {
-        "train/value_loss": value_loss,
-        "train/explained_variance": 1 - residual / total.clamp(min=1e-12),
-    }
+    return {"train/explained_variance": 1 - residual / total.clamp(min=1e-12)}
 
 
 def _variance(values: Tensor, weights: Tensor | None) -> Tensor:

@@ -110,36 +110,31 @@ class PolicyObjective:
         return self._head.make(parameters, part_of(self._masks, rows))
 
 
+def value_noise(batch: Batch, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    """Standard normal noise (B, 1) for the sampled Fisher of the values of a batch."""
+    device = generator.device
+    return drawn(
+        batch, lambda rows: torch.randn((rows, 1), generator=generator, device=device, dtype=dtype)
+    )
+
+
 class ValueObjective:
     """Gauss-Newton value function: L = mean((V - R)^2), with v ~ N(V, sigma^2) for the Fisher.
 
     Args:
         batch: The samples; the values are the only output.
         sigma: Standard deviation of the observation model.
-        generator: Source of the noise, on the network's device.
-        dtype: Type of the output.
+        noise: That of the sampled Fisher, see :func:`value_noise`.
         fisher: Whether the distribution counts: else its Fisher matrix is 0.
     """
 
-    def __init__(
-        self,
-        batch: Batch,
-        sigma: float,
-        generator: torch.Generator,
-        dtype: torch.dtype,
-        fisher: bool = True,
-    ) -> None:
+    def __init__(self, batch: Batch, sigma: float, noise: Tensor, fisher: bool = True) -> None:
         self._returns = batch.returns
         self._weights = batch.weights
         self._sigma = sigma
         self._counts = fisher
         self.plain = batch.weights is None
-        device = generator.device
-
-        def noise(rows: int) -> Tensor:
-            return torch.randn((rows, 1), generator=generator, device=device, dtype=dtype)
-
-        self._noise = drawn(batch, noise)
+        self._noise = noise
 
     @property
     def likelihood(self) -> OutputLoss[Any]:
@@ -201,23 +196,24 @@ class JointObjective:
         auxiliary: Mapping[str, Auxiliary] | None = None,
         sigma: float | None = 1.0,
     ) -> None:
-        drawn: list[PolicyObjective | ValueObjective] = [
+        made: list[PolicyObjective | ValueObjective] = [
             PolicyObjective(head, batch, config, generator, dtype)
         ]
         coefficients = [1.0]
         if sigma is not None:
             counts = config.acktr.value_fisher
-            drawn.append(ValueObjective(batch, sigma, generator, dtype, counts))
+            noise = value_noise(batch, generator, dtype)
+            made.append(ValueObjective(batch, sigma, noise, counts))
             coefficients.append(config.vf_coef)
         more = [AuxiliaryObjective(name, each, batch) for name, each in (auxiliary or {}).items()]
-        self._drawn, self._weights = drawn, batch.weights
+        self._drawn, self._weights = made, batch.weights
         self._parts: Sequence[PolicyObjective | ValueObjective | AuxiliaryObjective]
-        self._parts = [*drawn, *more]
+        self._parts = [*made, *more]
         self._coefficients = [*coefficients, *(part.weight for part in more)]
         self.plain = batch.weights is None and not more
         self.likelihood: OutputLoss[Any] = SumLoss(
             parts=tuple(part.likelihood for part in self._parts),
-            weights=(*(1.0 for _ in drawn), *(part.weight for part in more)),
+            weights=(*(1.0 for _ in made), *(part.weight for part in more)),
         )
 
     def loss(self, outputs: Outputs, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:

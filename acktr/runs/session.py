@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from acktr.algorithms import CriticError
 from acktr.config import Config
 from acktr.envs import AnyVectorEnv, EnvFault
 from acktr.evaluate import Evaluation, evaluate, usually_deterministic
@@ -173,7 +174,7 @@ class Session:
         except Stopped as stop:
             stop.note = self._leave(stop.signum)
             raise
-        except (NonFiniteError, FactorError) as error:
+        except (NonFiniteError, FactorError, CriticError) as error:
             raise TrainingFault(f"{error}; {self.good}", environment=False) from error
         except EnvFault as error:
             self._rescue()
@@ -257,7 +258,7 @@ class Session:
             if self._saved != self.trainer.timesteps:
                 self._save(self.folder.last, None)
                 self._saved = self.trainer.timesteps
-        except (CheckpointError, NonFiniteError, RunError) as error:
+        except (CheckpointError, NonFiniteError, FactorError, CriticError, RunError) as error:
             self.progress.note(f"warning: {error}")
 
     @property

@@ -16,7 +16,13 @@ from torch import Tensor
 from torch.func import functional_call, jacrev
 
 from acktr.algorithms.acktr import ACKTRLearner, adapt_lr
-from acktr.algorithms.objectives import JointObjective, Objective, PolicyObjective, ValueObjective
+from acktr.algorithms.objectives import (
+    JointObjective,
+    Objective,
+    PolicyObjective,
+    ValueObjective,
+    value_noise,
+)
 from acktr.config import (
     ACKTRConfig,
     Config,
@@ -123,7 +129,8 @@ def test_value_noise_has_fisher_one_over_sigma_squared(sigma: float) -> None:
     values = torch.zeros(200_000, requires_grad=True)
     data = Batch(*[values.detach()] * 5)
     draw = torch.Generator().manual_seed(0)
-    objective = ValueObjective(data, sigma, draw, values.dtype)
+    noise = value_noise(data, draw, values.dtype)
+    objective = ValueObjective(data, sigma, noise)
     loss = objective.fisher((values,), slice(None))
     (score,) = torch.autograd.grad(loss, values)
     error = score.square().std() / len(score) ** 0.5

@@ -91,7 +91,7 @@ def test_killed_process_ends_the_run_with_one_line(tmp_path: Path) -> None:
     _, err = process.communicate(timeout=100)
     assert process.returncode == 76
     assert (
-        "error: the process that steps environments 4 to 7 of HalfCheetah-v5 was killed by "
+        "error: the process of environments 4 to 7 of HalfCheetah-v5 was killed by "
         in (err.splitlines()[-1])
     )
     assert "Traceback" not in err

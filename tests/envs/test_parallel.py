@@ -186,7 +186,7 @@ def test_an_environment_may_keep_its_last_action() -> None:
     [
         ("shape", r"environment 2 of Toy gave something unfit at step 3: ValueError: .*\(2,\)"),
         ("exit", r"environment.* 2 of Toy: SystemExit: 5"),
-        ("die", r"the process that steps environment.* 2 of Toy ended with exit code 5"),
+        ("die", r"the process of environment.* 2 of Toy ended with exit code 5"),
         ("sleep", r"environment 2 of Toy did not return from step 3 within 0.3 s; env_timeout"),
     ],
 )
