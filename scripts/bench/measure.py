@@ -192,6 +192,7 @@ def timed(
     windows = Windows(timing, count=count or dict)
     rollout, before = dict.fromkeys(_ROLLOUT, 0.0), trainer.learner.seconds
     trainer.asked = lambda: int(signal.SIGTERM) if windows.done else None
+    peak: float | None = None
     for stats in trainer.run(_ENDLESS):
         if not windows.done:
             counts = windows.warm
@@ -202,11 +203,12 @@ def timed(
             else:
                 before = trainer.learner.seconds
         if trainer.stop or (windows.done and trainer.world is None):
+            peak = peak_mib()  # with the process of a critic, which ends with the loop
             break
     spent = {name: s for name, s in trainer.learner.seconds.items() if s}  # parts in use
     inside = {name: s - before.get(name, 0.0) for name, s in spent.items()}
     parts = shares(windows.seconds, rollout, inside)
-    found = windows.result() | {"shares": parts, "peak_mib": peak_mib()}
+    found = windows.result() | {"shares": parts, "peak_mib": peak}
     if count is not None:
         found["messages"] = {name: n / windows.updates for name, n in windows.counted.items()}
     return found

@@ -208,7 +208,9 @@ Per cent of the time of the same windows; a line sums to 100. Acting is normalis
 conversion of images, the forward passes of the rollout and sampling; environments are the time \
 spent waiting for them; statistics are K-FAC's covariances, precondition the application of the \
 inverses, the rest of the step among others the exact quadratic form and the change of the \
-weights. Of TRPO, policy and critic are the whole update.
+weights. Of TRPO, policy and critic are the whole update. Of ACKTR with networks of vectors \
+only the actor's update is told, as the critic's steps are another process's while this one \
+collects.
 """
 _MESSAGES = """\
 What the first of the processes sends, with both gloo's sums and its broadcasts counted once, per \
@@ -218,7 +220,8 @@ _LIMITS = """\
 Steps per second: the same vector environment with random actions and nothing else; acting on \
 fixed observations and learning from a fixed batch without environments; both in turn, \
 1 / (1/environments + 1/computation); and the training above, which is bounded by that unless a \
-group of environments is stepped while the policy acts for another.
+group of environments is stepped while the policy acts for another, or a separate critic learns \
+while the next rollout is collected.
 """
 
 
