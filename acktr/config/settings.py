@@ -187,7 +187,8 @@ class Config(Checked):
     """Parallel environments."""
     env_workers: Count | Literal["auto"] = "auto"
     """Processes that step them, without influence on results; auto: for MuJoCo one per core; 1: the
-    one that trains, where others than Gymnasium's have one of their own otherwise."""
+    one that trains, where others than Gymnasium's have one of their own otherwise. With several a
+    separate critic of ACKTR learns in one more, while the next rollout is collected."""
     env_timeout: Positive = TIMEOUT
     """Seconds that making, resetting, stepping or closing one environment may take."""
     masks: MaskSetting = "auto"
