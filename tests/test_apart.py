@@ -206,6 +206,22 @@ def test_parameters_of_an_agent_in_a_callback() -> None:
         assert all(torch.equal(value, two[name]) for name, value in one.items())
 
 
+def test_an_export_in_a_callback_has_the_values_of_this_update(tmp_path: Path) -> None:
+    seen, file = torch.ones(1, 4, dtype=torch.float64), tmp_path / "policy.pt2"
+    agent = ACKTR(ENV, config=configuration(2))
+    found = []
+
+    def write(stats: TrainStats) -> None:
+        if stats.updates == 2:
+            agent.export(file)
+            found.append(float(agent.value(seen.numpy())[0]))
+
+    agent.learn(3 * STEPS, callback=write)
+    _, _, value, *_ = torch.export.load(file).module()(seen)
+    assert float(value.detach()) == pytest.approx(found[0], rel=1e-5)
+    agent.close()
+
+
 def test_no_process_outlives_the_training() -> None:
     with trainer_of(2) as trainer:
         for _ in trainer.run(3 * STEPS):
