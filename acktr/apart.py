@@ -35,6 +35,16 @@ from acktr.envs import (
 from acktr.kfac import KFAC, FactorError
 from acktr.rollout import Batch
 
+TOLD_LATER = (
+    "train/value_loss",
+    "train/trust_scale_critic",
+    "train/quadratic_critic",
+    "kfac/critic_min_eig",
+    "kfac/critic_max_eig",
+    "kfac/failures",
+)
+"""Metrics that are, or count, those of the critic's steps of the update before."""
+
 _LEARN, _SAVE = b"l", b"v"
 _DONE, _STEP = 0, 1
 """Places of the batches that are done, and of the steps, in what both processes count."""

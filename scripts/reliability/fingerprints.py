@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from acktr.apart import TOLD_LATER
 from acktr.config import Config
 from acktr.runs.checkpoint import checkpoint_exists, load_checkpoint, save_checkpoint
 from acktr.runs.folder import RunFolder
@@ -83,10 +84,15 @@ def require_events_agree(path: Path) -> None:
 
 
 def link(stats: TrainStats, trainer: Trainer, whole: bool) -> str:
-    """The hash of an update: parameters, metrics and episodes, and the whole state on wish."""
-    metrics = {k: v for k, v in stats.metrics.items() if not k.startswith("time/")}
+    """The hash of an update: parameters, metrics and episodes, and the whole state on wish.
+
+    What a critic's own process tells later is left out: one worker has none.
+    """
+    metrics = {k: v for k, v in stats.metrics.items() if k not in TOLD_LATER and k[:5] != "time/"}
     episodes = [[each.reward, each.length, dict(each.info)] for each in stats.episodes]
     state = trainer.state_dict() if whole else dict(trainer.network.state_dict())
+    if whole:
+        state["learner"].pop("critic_report", None)
     return digest(state, stats.timesteps, metrics, episodes)
 
 
