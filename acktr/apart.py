@@ -156,7 +156,7 @@ class CriticApart:
         self._versions = [parameter._version for parameter in self._parameters]
 
     def _doing(self) -> int:
-        return self._counts[_STEP] + 1
+        return max(1, self._counts[_STEP])
 
     def _wait(self) -> None:
         """Wait until the process has done all that it was asked; may be broken off, and repeated.

@@ -121,7 +121,7 @@ def test_the_scores_are_those_of_the_report() -> None:
 def test_the_speeds_are_those_of_the_report() -> None:
     for suite, peer in (
         ("atari", "SB3 A2C, DummyVecEnv"),
-        ("mujoco", "SB3-contrib TRPO, DummyVecEnv"),
+        ("mujoco_30", "SB3-contrib TRPO, DummyVecEnv"),
     ):
         report = (ROOT / "results" / "performance" / f"{suite}.md").read_text()
         lines = [line.split(" | ") for line in report.splitlines()]
