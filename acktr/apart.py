@@ -72,10 +72,9 @@ class CriticApart:
         self._process: list[ForkedProcess] = []
         weakref.finalize(self, end_all, self._process)
         self._asked = self._settled = 0
+        # Those of the parameters when they were last alike here and there; torch counts writes.
         self._versions: list[int] = []
         self._fault: EnvFault | None = None
-        self._stale = False
-        """Whether parameters were written here, of which the process does not know."""
 
     def begin(self, batch: Batch, noises: list[Tensor], sigma: float) -> None:
         """Begin to learn from a batch."""
@@ -113,7 +112,6 @@ class CriticApart:
         if "parameters" not in answer:  # a fetch was broken off, whose state can be fetched again
             self._settled = self._asked
             return {}
-        self._stale = self._stale or self._written()
         with torch.no_grad():
             for place, (parameter, array) in enumerate(
                 zip(self._parameters, answer["parameters"], strict=True)
@@ -145,7 +143,7 @@ class CriticApart:
         end_all(self._process)
         self._process.clear()
         self._settled = self._counts[_DONE] = self._asked
-        self._fault, self._stale = None, False
+        self._fault = None
         return not lost
 
     def _fork(self) -> None:
@@ -176,8 +174,7 @@ class CriticApart:
 
     def _written(self) -> bool:
         """Whether parameters were written in this process, other than by settling."""
-        now = [parameter._version for parameter in self._parameters]
-        return self._stale or now != self._versions
+        return [parameter._version for parameter in self._parameters] != self._versions
 
     def _learn(self) -> None:
         """In the process: take the critic's steps."""
