@@ -142,7 +142,7 @@ class CriticApart:
         lost = self._fault is not None
         end_all(self._process)
         self._process.clear()
-        self._settled = self._counts[_DONE] = self._asked
+        self._settled = self._asked
         self._fault = None
         return not lost
 
