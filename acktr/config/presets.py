@@ -187,9 +187,8 @@ def _pixels_paper(env: str) -> Config:
 
 
 def _swimmer(env: str) -> Config:
-    """The MuJoCo family's values with gamma 0.9999 (RL Zoo) and standard deviation 1 at first."""
-    network = NetworkConfig(shared=False)  # whose log_std begins at 0
-    return dataclasses.replace(_mujoco(env), gamma=0.9999, network=network)
+    """The MuJoCo family's values with gamma 0.9999 (Franceschetti et al. 2022, RL Zoo)."""
+    return dataclasses.replace(_mujoco(env), gamma=0.9999)
 
 
 def _general(env: str) -> Config:
