@@ -82,7 +82,9 @@ def test_swimmer_has_a_preset_of_its_own() -> None:
     assert "gamma 0.9999" in line
     assert other.startswith("preset family for acktr, MuJoCo family: ")
     assert (own.gamma, shared.gamma) == (0.9999, 0.99)
-    assert shared == dataclasses.replace(own, gamma=0.99, preset="family")
+    assert (own.gae_lambda, own.network.log_std_init) == (0.99, 0.0)
+    changed = {"gamma": 0.99, "gae_lambda": 0.95, "network": shared.network, "preset": "family"}
+    assert shared == dataclasses.replace(own, **changed)
     hopper = preset("Hopper-v5")[0]
     assert dataclasses.replace(hopper, env="Swimmer-v5", preset="family") == shared
     assert preset("CartPole-v1", name="family")[0].normalize_observation

@@ -187,8 +187,9 @@ def _pixels_paper(env: str) -> Config:
 
 
 def _swimmer(env: str) -> Config:
-    """The MuJoCo family's values with gamma 0.9999 (Franceschetti et al. 2022, RL Zoo)."""
-    return dataclasses.replace(_mujoco(env), gamma=0.9999)
+    """The MuJoCo family's values with gamma 0.9999, lambda 0.99, standard deviation 1 at first."""
+    network = NetworkConfig(shared=False)  # whose log_std begins at 0
+    return dataclasses.replace(_mujoco(env), gamma=0.9999, gae_lambda=0.99, network=network)
 
 
 def _general(env: str) -> Config:
