@@ -15,7 +15,7 @@ import pytest
 
 from acktr.cli.main import main
 from acktr.report import page
-from scripts import band, batch_size, collect
+from scripts import band, batch_size, collect, six_games
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 TABLES = (".md", ".csv")
@@ -46,6 +46,12 @@ SCRIPTS: dict[str, tuple[Callable[[Sequence[str]], int], str, set[str]]] = {
         "results/batch_size/runs.zip --speed results/performance/batch.json --threshold 3 "
         "--out results/batch_size",
         {"batch_size.csv"},
+    ),
+    "six_games": (
+        six_games.main,
+        "results/atari6/runs.zip results/atari/runs.zip/BreakoutNoFrameskip-v4/acktr "
+        "--out results/atari6",
+        {"games.csv", "games.md"},
     ),
     "collect": (
         collect.main,
