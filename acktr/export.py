@@ -36,11 +36,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from acktr.environments import evaluation_envs
 from acktr.envs import MASK, MaskSource, found_masks, parts
 from acktr.files import reason, write_atomic
 from acktr.policies import ObservationNormalizer, PartNormalizer, Policy
 from acktr.runs.saved import SavedAgent
-from acktr.train import evaluation_envs
 from acktr.tree import Tree
 
 OUTPUTS = ("action", "parameters", "value")

@@ -22,7 +22,7 @@ from acktr.algorithms import (
 from acktr.apart import apart
 from acktr.compute import autocast_context, resolve_device, threads_for
 from acktr.config import Algo, Config, LearningRate, check_recurrent
-from acktr.envs import AnyVectorEnv, FoundMasks, found_masks, make_vec, pictures
+from acktr.envs import FoundMasks, found_masks, pictures
 from acktr.policies import (
     ActorCritic,
     MergedMoments,
@@ -74,54 +74,6 @@ class TrainStats:
     """Scalars by TensorBoard tag, for example train/approx_kl, kfac/min_eig, time/fps."""
     episodes: tuple[Episode, ...]
     """Episodes that ended during this update's rollout."""
-
-
-def training_envs(config: Config, part: tuple[int, int] | None = None) -> AnyVectorEnv:
-    """The environments that a configuration trains on; the caller closes them.
-
-    ``part`` is the number of those that are wanted, and the number of the first; None for all.
-
-    Raises:
-        EnvError: They cannot be made; one line.
-    """
-    count, first = part or (config.num_envs, 0)
-    return make_vec(
-        config.env,
-        count,
-        config.seed,
-        first=first,
-        atari=config.atari,
-        pixels=config.pixels,
-        env_workers=config.env_workers,
-        env_timeout=config.env_timeout,
-        apart=config.env_workers != 1,
-        env_kwargs=config.env_kwargs,
-        wrappers=config.wrappers,
-        record=config.record,
-        masks=config.masks,
-    )
-
-
-def evaluation_envs(config: Config, num_envs: int, seed: int) -> AnyVectorEnv:
-    """Environments of the same kind with whole games and rewards; the caller closes them.
-
-    Raises:
-        EnvError: They cannot be made; one line.
-    """
-    return make_vec(
-        config.env,
-        num_envs,
-        seed,
-        training=False,
-        env_timeout=config.env_timeout,
-        apart=config.env_workers != 1,
-        atari=config.atari,
-        pixels=config.pixels,
-        env_kwargs=config.env_kwargs,
-        wrappers=config.wrappers,
-        record=config.record,
-        masks=config.masks,
-    )
 
 
 class Trainer:

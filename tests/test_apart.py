@@ -20,9 +20,10 @@ from acktr import ACKTR
 from acktr.algorithms import ACKTRLearner, CriticError
 from acktr.apart import TOLD_LATER, CriticApart, can_be_apart
 from acktr.config import Config
+from acktr.environments import training_envs
 from acktr.kfac import FactorError
 from acktr.runs.checkpoint import load_checkpoint, save_checkpoint
-from acktr.train import Trainer, TrainStats, training_envs
+from acktr.train import Trainer, TrainStats
 
 ENV = "InvertedPendulum-v5"
 STEPS = 8 * 16

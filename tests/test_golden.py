@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from acktr.train import Trainer, training_envs
+from acktr.environments import training_envs
+from acktr.train import Trainer
 from scripts.common import cpu_model
 from scripts.reliability.fingerprints import chain, digest
 from scripts.reliability.runs import ALGOS

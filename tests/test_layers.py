@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GROUND = {"files", "interrupts", "tree"}
 BELOW_TRAIN = {"envs", "kfac", "config", "compute", *GROUND}
 LEARNING = {"policies", "rollout", "algorithms"}
-RUNS = {"world", "train", "evaluate", "runs"}
+RUNS = {"world", "environments", "train", "evaluate", "runs"}
 ALLOWED: dict[str, set[str]] = {
     "envs": set(),
     "kfac": set(),
@@ -25,17 +25,18 @@ ALLOWED: dict[str, set[str]] = {
     "policies": {"compute", "config", "envs", "kfac", "tree"},
     "rollout": {"policies", "kfac", "compute", "config", "envs", "tree"},
     "algorithms": {"rollout", "policies", "kfac", "compute", "config", "tree"},
+    "environments": {"config", "envs"},
     "apart": {"algorithms", "rollout", "kfac", "config", "envs"},
     "world": {*LEARNING, "kfac", "config"},
     "train": {*LEARNING, "apart", "world", "kfac", "compute", "config", "envs", "tree"},
     "evaluate": {"envs"},
     "given": {"config", "envs"},
-    "export": {"policies", "envs", "files", "runs", "train", "tree"},
+    "export": {"policies", "envs", "environments", "files", "runs", "tree"},
     "listeners": {*BELOW_TRAIN, *RUNS},
     "callbacks": {*BELOW_TRAIN, *RUNS, "listeners", "policies"},
     "learning": {*BELOW_TRAIN, *RUNS, "callbacks", "given", "listeners", "report"},
     "predictor": {"policies", "export", "envs", "config", "train"},
-    "runs": {*LEARNING, *BELOW_TRAIN, "world", "train", "evaluate"},
+    "runs": {*LEARNING, *BELOW_TRAIN, "world", "environments", "train", "evaluate"},
     "agent": {
         *LEARNING,
         *BELOW_TRAIN,

@@ -16,6 +16,7 @@ import pytest
 
 from acktr.apart import TOLD_LATER
 from acktr.config import Config, preset
+from acktr.environments import training_envs
 from acktr.envs import AtariSettings
 from acktr.interrupts import Interrupts, Stopped
 from acktr.runs.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
@@ -23,7 +24,7 @@ from acktr.runs.folder import run_path
 from acktr.runs.logger import RunLogger
 from acktr.runs.start import resume, start
 from acktr.runs.tables import read_table
-from acktr.train import Trainer, training_envs
+from acktr.train import Trainer
 from scripts.reliability.fingerprints import differing, fingerprint, numbers
 from tests.runs.test_logger import scalars
 from tests.tools.command_line import environment

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from acktr.config import Config
+from acktr.environments import training_envs
 from acktr.envs import EnvError, PixelSettings, rendering
 from acktr.runs.checkpoint import load_checkpoint, save_checkpoint
-from acktr.train import Trainer, training_envs
+from acktr.train import Trainer
 from tests.test_resume import config, require_killed_is_the_same, require_same_halves, rows
 
 HOPPER = "Pixels/Hopper-v5"

@@ -14,13 +14,14 @@ import torch
 
 from acktr.compute import resolve_device
 from acktr.config import Config, from_dict, refuse_imports, to_dict
+from acktr.environments import evaluation_envs
 from acktr.envs import AnyVectorEnv, EnvLike, one_line
 from acktr.evaluate import Evaluation, evaluate
 from acktr.policies import NetworkSource, Policy
 from acktr.runs.checkpoint import CheckpointError, checkpoint_exists, load_checkpoint, restoring
 from acktr.runs.folder import RunError, RunFolder
 from acktr.runs.trees import non_finite
-from acktr.train import Trainer, evaluation_envs
+from acktr.train import Trainer
 
 _MOST_STEPS = 1 << 53
 """Counts up to here are exact as floating-point numbers too."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from acktr.algorithms import CriticError
 from acktr.config import Config
+from acktr.environments import evaluation_envs
 from acktr.envs import AnyVectorEnv, EnvFault
 from acktr.evaluate import Evaluation, evaluate, usually_deterministic
 from acktr.interrupts import Interrupts, Stopped
@@ -27,7 +28,7 @@ from acktr.runs.logger import RunLogger
 from acktr.runs.meeting import Meeting
 from acktr.runs.progress import Progress, duration, score
 from acktr.runs.saved import broken_number, run_meta
-from acktr.train import Trainer, TrainStats, evaluation_envs
+from acktr.train import Trainer, TrainStats
 
 EVALUATION_SEED = 10_000
 """Added to the run's seed for evaluations during training."""

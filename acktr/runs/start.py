@@ -12,6 +12,7 @@ import torch
 
 from acktr.compute import resolve_device, threads_for
 from acktr.config import Config, ConfigError, to_dict
+from acktr.environments import training_envs
 from acktr.envs import describe, lookup, worker_count
 from acktr.files import flat
 from acktr.interrupts import Interrupts
@@ -40,7 +41,7 @@ from acktr.runs.meeting import UNKNOWN, Meeting
 from acktr.runs.opening import Opening, best_score
 from acktr.runs.saved import SavedAgent, read_agent, run_meta
 from acktr.runs.session import Draw
-from acktr.train import Trainer, training_envs
+from acktr.train import Trainer
 from acktr.world import World
 
 _WITHOUT_EFFECT = ("env_timeout", "env_workers", "record")

@@ -22,10 +22,11 @@ import torch
 from acktr import tree
 from acktr.compute import one_thread, threads_for
 from acktr.config import Config, from_dict
+from acktr.environments import training_envs
 from acktr.envs import group_count
 from acktr.files import read_object, write_atomic
 from acktr.rollout import make_batch
-from acktr.train import Trainer, training_envs
+from acktr.train import Trainer
 from scripts.bench.cases import Case, Timing
 
 TASK, RESULT, OUTPUT = "task.json", "result.json", "output.txt"

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, distributed
 
 from acktr.config import from_dict
+from acktr.environments import training_envs
 from acktr.files import read_object
 from acktr.kfac import Ranks
-from acktr.train import Trainer, training_envs
+from acktr.train import Trainer
 from acktr.world import World, part_of_envs
 from scripts.bench.cases import Case, Timing
 from scripts.bench.measure import TASK, timed, write_task

@@ -19,12 +19,13 @@ from unittest import mock
 from acktr.cli import commands
 from acktr.cli.main import main
 from acktr.config import preset, to_dict
+from acktr.environments import training_envs
 from acktr.envs import EnvError, EnvFault
 from acktr.kfac import FactorError
 from acktr.rollout import NonFiniteError
 from acktr.runs.checkpoint import CheckpointError, restoring
 from acktr.runs.saved import broken_number, read_agent
-from acktr.train import Trainer, training_envs
+from acktr.train import Trainer
 from scripts.reliability import corruption
 
 LONGEST = 8_000

@@ -22,11 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from acktr.config import preset
+from acktr.environments import training_envs
 from acktr.report.tables import markdown as table
 from acktr.runs.checkpoint import load_checkpoint, save_checkpoint
 from acktr.runs.folder import KEPT, RunFolder, run_path
 from acktr.runs.saved import run_meta
-from acktr.train import Trainer, training_envs
+from acktr.train import Trainer
 from scripts.common import (
     ScriptError,
     check_folder,

@@ -14,10 +14,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from acktr.apart import TOLD_LATER
 from acktr.config import Config
+from acktr.environments import training_envs
 from acktr.runs.checkpoint import checkpoint_exists, load_checkpoint, save_checkpoint
 from acktr.runs.folder import RunFolder
 from acktr.runs.tables import read_table
-from acktr.train import Trainer, TrainStats, training_envs
+from acktr.train import Trainer, TrainStats
 
 
 def numbers(tree: Any) -> list[Any]:

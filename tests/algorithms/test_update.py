@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from acktr import A2CUpdate, ACKTRUpdate, Auxiliary, Config, ConfigError, TRPOUpdate, gae, preset
 from acktr.algorithms import auxiliary, objectives
 from acktr.config import ACKTRConfig, NetworkConfig, SampledKFACConfig
+from acktr.environments import training_envs
 from acktr.kfac import BernoulliLoss, GaussianLoss
 from acktr.policies import action_head, own_network
 from acktr.rollout import Batch, make_batch
-from acktr.train import Trainer, training_envs
+from acktr.train import Trainer
 
 UPDATES: dict[str, Any] = {"acktr": ACKTRUpdate, "a2c": A2CUpdate, "trpo": TRPOUpdate}
 

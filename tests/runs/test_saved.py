@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from acktr.config import Config, ConfigError, merge, preset, to_dict
+from acktr.environments import training_envs
 from acktr.interrupts import Interrupts
 from acktr.runs.checkpoint import (
     CheckpointError,
@@ -24,7 +25,7 @@ from acktr.runs.checkpoint import (
 from acktr.runs.folder import RunError, RunFolder, run_path
 from acktr.runs.saved import SavedAgent, find_agent, find_checkpoint, play, read_agent, run_meta
 from acktr.runs.start import start
-from acktr.train import Trainer, training_envs
+from acktr.train import Trainer
 
 
 def config() -> Config:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from acktr.config import preset
-from acktr.train import Trainer, training_envs
+from acktr.environments import training_envs
+from acktr.train import Trainer
 from scripts import acktr_in_one_file as page
 
 ROOT = Path(__file__).parents[2]

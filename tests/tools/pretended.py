@@ -26,7 +26,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 import acktr.train
 from acktr.config import preset
-from acktr.train import Trainer, training_envs
+from acktr.environments import training_envs
+from acktr.train import Trainer
 
 NAME = "pretended"
 CASES = (
