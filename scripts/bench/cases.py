@@ -14,8 +14,9 @@ from acktr.files import read_object
 
 BASELINE = "acktr"
 """Key of the case that others are compared with: ACKTR with its default preset."""
-_GAME, _ROBOT = "BreakoutNoFrameskip-v4", "HalfCheetah-v5"
+_GAME, _OTHER_GAME, _ROBOT = "BreakoutNoFrameskip-v4", "PongNoFrameskip-v4", "HalfCheetah-v5"
 _ROBOTS = ("Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5")
+_WALKER = _ROBOTS[1]
 _ZOO = Path(__file__).with_name("zoo.json")
 _PEERS = {"sb3-a2c": "SB3 A2C", "sb3-ppo": "SB3 PPO", "sb3-trpo": "SB3-contrib TRPO"}
 _BATCH_STEPS = (5, 20, 80)
@@ -128,16 +129,29 @@ def _mujoco() -> list[Case]:
         _training("trpo", "TRPO", preset(_ROBOT, "trpo")[0]),
     ]
     others = [_training(f"acktr-{env}", "ACKTR", preset(env)[0]) for env in _ROBOTS]
-    zoo = read_object(_ZOO)["mujoco"] | {"sb3-ppo": _published_ppo()}
+    zoo = read_object(_ZOO)["mujoco"] | {"sb3-ppo": _published_ppo(_ROBOT)}
     peers = [_peer("mujoco peer", name, "DummyVecEnv", _ROBOT, zoo[name]) for name in zoo]
     return [*ours, *peers, *others, *limits([*ours, *others])]
 
 
-def _published_ppo() -> dict[str, Any]:
+def _published_ppo(env: str) -> dict[str, Any]:
     """The values that scripts.peers trains with."""
     from scripts.peers.settings import choose
 
-    return _json(asdict(choose("sb3-ppo", _ROBOT)[0]))
+    return _json(asdict(choose("sb3-ppo", env)[0]))
+
+
+def _score() -> list[Case]:
+    """ACKTR and PPO on the tasks of scripts.time_to_score."""
+    games, robots = (_OTHER_GAME, _GAME), (_ROBOT, _WALKER)
+    ours = [_training(f"{BASELINE}-{env}", "ACKTR", preset(env)[0]) for env in (*games, *robots)]
+    zoo = read_object(_ZOO)["atari"]["sb3-ppo"]
+    peers = [_peer("atari peer", "sb3-ppo", "DummyVecEnv", env, zoo) for env in games]
+    peers += [
+        _peer("mujoco peer", "sb3-ppo", "DummyVecEnv", env, _published_ppo(env)) for env in robots
+    ]
+    named = [replace(case, key=f"{case.key}-{case.env}") for case in peers]
+    return [replace(case, beside=f"{BASELINE}-{case.env}") for case in (*ours, *named)]
 
 
 def _peer(kind: Kind, peer: str, where: str, env: str, values: dict[str, Any]) -> Case:
@@ -234,5 +248,6 @@ SUITES: dict[str, Callable[[], list[Case]]] = {
     "batch": _batch,
     "pixels": _pixels,
     "ranks": _ranks,
+    "score": _score,
 }
 """The cases of a report, in the order in which they are measured."""
