@@ -213,4 +213,6 @@ def _facts(given: Given) -> dict[str, Any]:
     config = given.config
     if given.origin is not None:
         return {"environment": given.origin}
-    return describe(config.env, config.atari, True, config.env_kwargs, config.wrappers)
+    return describe(
+        config.env, config.atari, True, config.env_kwargs, config.wrappers, config.pixels
+    )

@@ -62,6 +62,7 @@ from acktr.envs.errors import EnvError, EnvFault, EnvWarning, UnsavedError, one_
 from acktr.envs.exchange import SharedTree
 from acktr.envs.factory import (
     describe,
+    drawer,
     found_masks,
     group_count,
     make_single,
@@ -128,6 +129,7 @@ __all__ = [
     "check_state",
     "choices",
     "describe",
+    "drawer",
     "end_all",
     "env_name",
     "env_seeds",

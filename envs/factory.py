@@ -19,7 +19,7 @@ from acktr.envs.masks import FoundMasks, MaskSetting
 from acktr.envs.parallel import ParallelEnvs, can_fork, thread_ids, worker_count
 from acktr.envs.pixels import configured, protocol
 from acktr.envs.registry import PIXELS, atari_game, is_atari_spec, lookup, pictured, uses_mujoco
-from acktr.envs.rendering import choose_backend
+from acktr.envs.rendering import choose_backend, drawn_by
 from acktr.envs.settings import AtariSettings, PixelSettings, Workers
 from acktr.envs.single import LimitedEnv, make_one
 from acktr.envs.source import EnvLike, EnvSource, Wrapper
@@ -188,6 +188,16 @@ def found_masks(envs: AnyVectorEnv) -> FoundMasks:
 def group_count(envs: AnyVectorEnv) -> int:
     """How many groups can be stepped one by one: see `GroupedEnvs`; 1 for other environments."""
     return len(envs.groups) if isinstance(envs, GroupedEnvs) else 1
+
+
+def drawer(env_id: str) -> str | None:
+    """What draws the pictures of a `Pixels/` id that MuJoCo simulates; None for other ids.
+
+    Raises:
+        EnvError: The id is unknown, or nothing can draw.
+    """
+    spec = lookup(env_id)
+    return drawn_by() if spec.namespace == PIXELS and uses_mujoco(spec) else None
 
 
 def describe(

@@ -22,6 +22,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from acktr.envs import view
 from acktr.envs.errors import EnvError, EnvFault, UnsavedError, one_line
+from acktr.envs.masks import MASK
 from acktr.envs.registry import PIXELS, lookup, pictured
 from acktr.envs.rendering import drawn_by
 from acktr.envs.settings import PixelSettings
@@ -31,6 +32,11 @@ _CLIP = 480
 """Sides of the pictures of MuJoCo that videos are made of."""
 _ANSWER = 60.0
 """Seconds that the first picture may take."""
+_RENDERING = {
+    *("render_mode", "width", "height", "camera_id", "camera_name", "default_camera_config"),
+    *("max_geom", "visual_options"),
+}
+"""Arguments of `MujocoEnv` that are about its own renderer."""
 
 
 class PixelEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -54,6 +60,9 @@ class PixelEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         self.metadata = {**env.metadata, "render_modes": ["rgb_array"], **rate}
         self._frames = np.zeros((size, size, depth), np.uint8)
         self._mujoco = _is_mujoco(env.unwrapped)
+        space = env.observation_space
+        self._masked = isinstance(space, gymnasium.spaces.Dict) and MASK in space.spaces
+        self._closed = False
         self._views: dict[int, view.View] = {}
 
     @property
@@ -65,7 +74,8 @@ class PixelEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
         """Reset; the first picture stands for those before it, or zeros do."""
-        _, info = self.env.reset(seed=seed, options=options)
+        seen, info = self.env.reset(seed=seed, options=options)
+        info = self._with_mask(seen, info)
         if self.settings.blank_start:
             self._frames[...] = 0
             self._see()
@@ -75,14 +85,14 @@ class PixelEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def step(self, action: Any) -> tuple[Array, Any, bool, bool, dict[str, Any]]:
         """Take an action `frame_skip` times, or until the episode ends; rewards are summed."""
-        _, reward, terminated, truncated, info = self.env.step(action)
+        seen, reward, terminated, truncated, info = self.env.step(action)
         for _ in range(self.settings.frame_skip - 1):
             if terminated or truncated:
                 break
-            _, more, terminated, truncated, info = self.env.step(action)
+            seen, more, terminated, truncated, info = self.env.step(action)
             reward = float(reward) + float(more)
         self._see()
-        return self._frames.copy(), reward, terminated, truncated, info
+        return self._frames.copy(), reward, terminated, truncated, self._with_mask(seen, info)
 
     def render(self) -> Array:
         """A picture for people; of MuJoCo by the same camera."""
@@ -92,7 +102,7 @@ class PixelEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         """Close the environment and what draws it."""
         for each in self._views.values():
             each.close()
-        self._views = {}
+        self._views, self._closed = {}, True
         super().close()
 
     def state_dict(self) -> dict[str, Any]:
@@ -128,9 +138,14 @@ class PixelEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             inner = self.env.unwrapped
             seen = view.described(inner, view.find_camera(inner, self.settings.camera))
             facts |= {"reflections": False, "floor_grid": view.FLOOR_GRID, "view": seen}
+            facts["multisample"] = self._views[self.settings.size].samples
         else:
             facts["rendered"] = list(self._rendered().shape)
         return facts
+
+    def _with_mask(self, seen: Any, info: dict[str, Any]) -> dict[str, Any]:
+        """The infos, with the action mask of an observation that is not seen itself."""
+        return info if not self._masked or MASK in info else {**info, MASK: seen[MASK]}
 
     def _see(self) -> None:
         """Put the present picture behind the others, of which the oldest is forgotten."""
@@ -143,6 +158,8 @@ class PixelEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def _drawn(self, size: int) -> Array:
         """MuJoCo's picture, in memory that the next one overwrites."""
+        if self._closed:
+            raise EnvError("the environment is closed: no picture can be drawn")
         if size not in self._views:
             chosen, inner = self.settings, self.env.unwrapped
             samples = chosen.multisample
@@ -161,17 +178,25 @@ class PixelEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 def make_pixels(
-    base: str, settings: Mapping[str, Any], render_mode: str | None = None, **env_kwargs: Any
+    base: str,
+    settings: Mapping[str, Any],
+    render_mode: str | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
 ) -> PixelEnv:
-    """The entry point of `Pixels/` ids, which `gymnasium.make` calls with the arguments of `base`.
+    """The entry point of `Pixels/` ids.
+
+    `env_kwargs` are the arguments of `gymnasium.make` for `base`, whose time limit stays inside:
+    it counts the steps of `base`.
 
     Raises:
-        EnvError: `base` renders no pictures, or has no camera of that name.
+        EnvError: `base` renders no pictures, has no camera of that name, or is given arguments
+            about its own pictures, which nobody would see.
     """
-    chosen, spec = PixelSettings(**settings), lookup(base)
+    chosen, spec, env_kwargs = PixelSettings(**settings), lookup(base), dict(env_kwargs or {})
     # Its pictures are drawn by Gymnasium's own renderer if it is asked to render, which is slow.
     env: AnyEnv = gymnasium.make(spec, **env_kwargs)
     if _is_mujoco(env.unwrapped):
+        _require_unseen(env_kwargs, chosen)
         view.find_camera(env.unwrapped, chosen.camera)  # a wrong name is told at once
         return PixelEnv(env, chosen)
     env.close()
@@ -180,7 +205,22 @@ def make_pixels(
         raise EnvError(f"{spec.id} renders no pictures: it offers {list(modes)}, not rgb_array")
     if chosen.camera != "auto":
         raise EnvError(f"pixels.camera is for MuJoCo: it must be auto for {spec.id}")
+    if "render_mode" in env_kwargs:
+        raise EnvError(
+            f"env_kwargs: {spec.id} is seen by its pictures, so that it has no other"
+            " render_mode than rgb_array"
+        )
     return PixelEnv(gymnasium.make(spec, render_mode="rgb_array", **env_kwargs), chosen)
+
+
+def _require_unseen(env_kwargs: Mapping[str, Any], settings: PixelSettings) -> None:
+    """Refuse arguments of Gymnasium's own renderer of MuJoCo, which draws nothing here."""
+    without = _RENDERING - ({"default_camera_config"} if settings.camera == "free" else set())
+    if unused := sorted(without & env_kwargs.keys()):
+        raise EnvError(
+            f"env_kwargs {', '.join(unused)}: another renderer draws what is seen; its settings are"
+            " pixels.camera, pixels.size, pixels.shadows and pixels.multisample"
+        )
 
 
 def configured(spec: EnvSpec, settings: PixelSettings | None) -> EnvSpec:

@@ -15,7 +15,7 @@ from gymnasium.vector import VectorEnv
 
 from acktr.envs.errors import EnvError, named
 from acktr.envs.manners import Manners
-from acktr.envs.registry import is_gymnasiums, lookup, mujoco_py_replacements, pictured
+from acktr.envs.registry import PIXELS, is_gymnasiums, lookup, mujoco_py_replacements, pictured
 from acktr.envs.vector import AnyEnv
 from acktr.envs.watch import TIMEOUT, Late, limited
 
@@ -121,7 +121,7 @@ class EnvSource:
         try:
             which = f"environment {index} of {self.name}"
             with limited(f"{which} was not made", timeout), self._minded(which):
-                return self._wrapped(self._made(index, {**self.kwargs, **mode}))
+                return self._wrapped(self._made(index, self._arguments(mode)))
         except EnvError:
             raise
         except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
@@ -166,6 +166,12 @@ class EnvSource:
         # The specification instead of the id avoids warnings of newer versions.
         env: AnyEnv = gymnasium.make(self.spec, **kwargs)
         return env
+
+    def _arguments(self, mode: dict[str, str]) -> dict[str, Any]:
+        """All arguments; those of an environment behind pictures in one, as they are not theirs."""
+        if self.spec is not None and self.registered and self.spec.namespace == PIXELS:
+            return {"env_kwargs": self.kwargs, **mode}
+        return {**self.kwargs, **mode}
 
 
 def env_name(env: AnyEnv | VectorEnv[Any, Any, Any]) -> str:

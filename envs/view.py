@@ -56,13 +56,15 @@ class View:
         model = self._model = env.model
         self._camera = find_camera(env, camera)
         simplify(model, size, multisample)
-        backend = os.environ.get("MUJOCO_GL") or "egl"
+        backend = (os.environ.get("MUJOCO_GL") or "egl").lower()
         try:
             self._context: Any = importlib.import_module(f"mujoco.{backend}").GLContext(size, size)
             self._context.make_current()
             self._drawing = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         except Exception as error:
             raise EnvError(f"MuJoCo cannot draw with MUJOCO_GL={backend}: {error}") from error
+        self.samples = int(self._drawing.offSamples)
+        """Samples a pixel that are drawn; the driver need not have those that were asked for."""
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._drawing)
         self._scene = mujoco.MjvScene(model, maxgeom=_MOST_GEOMS)
         self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = shadows

@@ -20,6 +20,7 @@ from acktr.config import (
     former_setting,
     from_dict,
     merge,
+    modules_of,
     preset,
     to_dict,
     with_learning_rate,
@@ -61,6 +62,25 @@ def test_value_sigma_is_a_number_or_adaptive(sigma: float | str) -> None:
     config = merge(preset("PongNoFrameskip-v4")[0], {"acktr": {"value_sigma": sigma}})
     assert config.acktr.value_sigma == sigma
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_modules_that_names_come_from() -> None:
+    names = {"env": "a.b:X-v0", "wrappers": ("c:W", "a.b:V.inner")}
+    assert modules_of(Config(**names)) == ["a.b", "c"]
+    assert modules_of(Config(env="ALE/Pong-v5")) == []
+
+
+def test_no_variance_is_followed_where_no_fisher_has_it() -> None:
+    given = {"acktr": {"value_sigma": "adaptive", "critic_optimizer": "first_order"}}
+    with pytest.raises(ConfigError, match=r"adaptive is for K-FAC's critic"):
+        merge(preset("HalfCheetah-v5")[0], given)
+    with pytest.raises(ConfigError, match="value_fisher must be true"):
+        merge(
+            preset("PongNoFrameskip-v4")[0],
+            {"acktr": {"value_sigma": "adaptive", "value_fisher": False}},
+        )
+    numbers = {"acktr": {"value_sigma": 0.5, "critic_optimizer": "first_order"}}  # as in the paper
+    assert merge(preset("HalfCheetah-v5")[0], numbers).acktr.value_sigma == 0.5
 
 
 @pytest.mark.parametrize("sigma", ["auto", "0.5", 0, None, True])

@@ -17,10 +17,12 @@ import pytest
 
 from acktr import A2C, ACKTR, TRPO, Config, ConfigError, preset
 from acktr.callbacks import StopAt
-from acktr.config import Settings, to_dict
+from acktr.config import Settings, merge, to_dict
+from acktr.envs import PixelSettings
 from acktr.interrupts import Stopped
 from acktr.runs.checkpoint import CheckpointError, load_checkpoint
 from acktr.runs.folder import RunError
+from tests.envs.test_pixels import Gray
 from tests.envs.test_record import Solvable
 from tests.tools.command_line import SMALL, call, table
 from tests.tools.toys import SpacesEnv
@@ -101,6 +103,22 @@ def test_a_run_of_ones_own_environment(tmp_path: Path, capsys: pytest.CaptureFix
     code, _, err = call(capsys, "train", "--resume", str(run), "--total-timesteps", "512")
     assert code == 2 and "give it in Python: A2C.load(path, env=...)" in err
     assert A2C.load(run, env=Corridor).num_timesteps == 256
+
+
+def test_the_protocol_tells_what_is_seen(tmp_path: Path) -> None:
+    """Not the pictures of the defaults; see acktr.envs.describe."""
+    small = {"num_envs": 2, "num_steps": 8, "eval_episodes": 1}
+    chosen = merge(preset("Pixels/PixelGray-v0")[0], small)
+    seen = PixelSettings(size=20, frame_skip=3)
+    gymnasium.register("PixelGray-v0", entry_point=Gray, max_episode_steps=9)
+    try:
+        agent = ACKTR("Pixels/PixelGray-v0", config=dataclasses.replace(chosen, pixels=seen))
+        agent.learn(16, run_dir=tmp_path)
+    finally:
+        del gymnasium.registry["PixelGray-v0"]
+    (path,) = tmp_path.rglob("protocol.json")
+    told = json.loads(path.read_text())["environment"]
+    assert (told["size"], told["frame_skip"], told["rendered"]) == (20, 3, [40, 60, 3])
 
 
 def test_what_a_program_alone_knows_is_not_resumed(

@@ -18,7 +18,7 @@ from acktr.files import reason
 from acktr.runs.checkpoint import CheckpointError, checkpoint_exists, older_checkpoints
 from acktr.runs.folder import KEPT, RunError, RunFolder, locked, stored_config
 from acktr.runs.saved import read_agent
-from acktr.runs.start import check, difference
+from acktr.runs.start import check, difference, require_within
 
 if sys.platform != "win32":
     import fcntl
@@ -51,6 +51,8 @@ def survey(plans: Sequence[RunPlan]) -> list[Status]:
         ConfigError, EnvError: A run cannot be made.
         RunError: A folder holds another run than the grid's, or is in training.
     """
+    for plan in plans:
+        require_within(plan.stop_at, plan.config)
     statuses = [status(plan) for plan in plans]
     cells: dict[Config, RunPlan] = {}  # seeds make no difference
     for plan, found in zip(plans, statuses, strict=True):
@@ -138,7 +140,7 @@ def status(plan: RunPlan) -> Status:
             steps = read_agent(folder.last).timesteps
         except CheckpointError:
             return Status(State.UNFINISHED)  # its process will say what is wrong
-        finished = steps >= plan.goal and (done or plan.goal < total)
+        finished = steps >= plan.goal and (done or steps < total)
         return Status(State.FINISHED if finished else State.UNFINISHED, steps)
 
 

@@ -30,7 +30,7 @@ from acktr.config.shorthand import (
     require_attribute,
     with_settings,
 )
-from acktr.config.trusted import refuse_import, refuse_imports
+from acktr.config.trusted import modules_of, refuse_import, refuse_imports
 
 __all__ = [
     "ALGOS",
@@ -57,6 +57,7 @@ __all__ = [
     "known_presets",
     "lacking_attribute",
     "merge",
+    "modules_of",
     "overlay",
     "preset",
     "rate_at",

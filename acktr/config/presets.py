@@ -263,6 +263,13 @@ def _pixels_a2c(env: str) -> Config:
     )
 
 
+def _pixels_trpo(env: str) -> Config:
+    """The pictures of ACKTR, separate networks, 16 x 64 samples, KL 0.01 as on MuJoCo."""
+    trpo = dataclasses.replace(_atari_trpo(env).trpo, max_kl=0.01)
+    network = NetworkConfig(shared=False, log_std_init=-1.0)
+    return dataclasses.replace(_pixels(env), algo="trpo", network=network, trpo=trpo)
+
+
 def _mujoco_trpo(env: str) -> Config:
     """Separate tanh networks, 8 x 256 samples, KL 0.01, running normalisation."""
     network = NetworkConfig(shared=False)
@@ -298,6 +305,7 @@ _MAKERS: dict[tuple[str, str, str | None], Callable[[str], Config]] = {
     ("a2c", "default", None): _general_a2c,
     ("trpo", "default", "Atari"): _atari_trpo,
     ("trpo", "default", "MuJoCo"): _mujoco_trpo,
+    ("trpo", "default", "Pixels"): _pixels_trpo,
     ("trpo", "default", None): _general_trpo,
 }
 """Presets by algorithm, name, and exact id, family or None for any environment.

@@ -270,17 +270,34 @@ class Config(Checked):
             raise ConfigError("trpo takes whole batches: micro_batch must be null")
         if self.algo == "trpo" and self.network.shared:
             raise ConfigError("trpo needs a separate critic: network.shared must be false")
-        if self.algo == "acktr" and self.network.shared and self.acktr.critic_optimizer != "kfac":
+        if self.algo == "acktr":
+            self._check_critic()
+        if self.network.memory != "none":
+            check_recurrent(self)
+
+    def _check_critic(self) -> None:
+        """Refuse settings of ACKTR's critic that would change nothing."""
+        if self.network.shared and self.acktr.critic_optimizer != "kfac":
             raise ConfigError(
                 "acktr.critic_optimizer applies to a separate critic: network.shared must be false"
             )
-        if self.algo == "acktr" and not self.network.shared and not self.acktr.value_fisher:
+        if not self.network.shared and not self.acktr.value_fisher:
             raise ConfigError(
                 "acktr.value_fisher=false leaves the value out of a shared network's Fisher:"
                 " network.shared must be true"
             )
-        if self.network.memory != "none":
-            check_recurrent(self)
+        if self.acktr.value_sigma != "adaptive":
+            return
+        if self.acktr.critic_optimizer != "kfac":
+            raise ConfigError(
+                "acktr.value_sigma=adaptive is for K-FAC's critic: acktr.critic_optimizer must be"
+                " kfac"
+            )
+        if self.network.shared and not self.acktr.value_fisher:
+            raise ConfigError(
+                "acktr.value_sigma=adaptive scales the value's part of a shared network's Fisher:"
+                " acktr.value_fisher must be true"
+            )
 
 
 def check_recurrent(config: Config) -> None:

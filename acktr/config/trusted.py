@@ -22,6 +22,12 @@ def refuse_import(name: str, what: str = "environment") -> None:
         )
 
 
+def modules_of(config: Config) -> list[str]:
+    """The modules that a configuration's environment and wrappers name, each once."""
+    names = (config.env, *config.wrappers)
+    return list(dict.fromkeys(name.rpartition(":")[0] for name in names if ":" in name))
+
+
 def refuse_imports(config: Config) -> None:
     """Refuse a configuration from a file whose names would import such a module.
 

@@ -124,7 +124,8 @@ def environment_name(env_id: str) -> str:
 
     Pictures are another task, which keeps its namespace: Pixels/HalfCheetah.
     """
-    name = env_id if env_id.startswith("Pixels/") else env_id.rpartition("/")[2]
+    name = env_id.rpartition(":")[2]  # without the module that it may be found in
+    name = name if name.startswith("Pixels/") else name.rpartition("/")[2]
     return re.sub(r"((NoFrameskip|Deterministic)?-v\d+)$", "", name)
 
 

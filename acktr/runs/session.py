@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from acktr.algorithms import CriticError
-from acktr.config import Config
+from acktr.config import Config, modules_of
 from acktr.environments import evaluation_envs
 from acktr.envs import AnyVectorEnv, EnvFault
 from acktr.evaluate import Evaluation, evaluate, usually_deterministic
@@ -241,9 +241,12 @@ class Session:
 
     def _continuation(self, what: str) -> str:
         """What happened, and the command that goes on."""
-        own = self.config.network.custom
+        config = self.config
         command = ["acktr", "train", "--resume", str(self.folder.path)]
-        command += [] if own is None else ["--network", own]
+        if config.network.custom is not None:
+            command += ["--network", config.network.custom]
+        modules = modules_of(config)
+        command += ["--import", ",".join(modules)] if modules else []
         return f"{what}; continue with: {shlex.join(command)}"
 
     def _rescue(self) -> None:

@@ -13,7 +13,7 @@ import torch
 from acktr.compute import resolve_device, threads_for
 from acktr.config import Config, ConfigError, to_dict
 from acktr.environments import training_envs
-from acktr.envs import describe, lookup, worker_count
+from acktr.envs import describe, drawer, lookup, worker_count
 from acktr.files import flat
 from acktr.interrupts import Interrupts
 from acktr.policies import NetworkSource, with_network
@@ -77,7 +77,7 @@ def start(
         RankError: Another process is gone, failed or hangs.
     """
     config = with_network(config, network)
-    _require_within(stop_at, config)
+    require_within(stop_at, config)
     path = run_path(run_dir, config, label)
     leads = meeting is None or meeting.leads
     if leads:
@@ -132,7 +132,7 @@ def resume(
         finish_swap(folder.best)
         _finish_best(folder, agent)
         config = dataclasses.replace(stored, total_timesteps=total or stored.total_timesteps)
-        _require_within(stop_at, config)
+        require_within(stop_at, config)
         done = agent.timesteps
         if (nothing := _nothing_left(folder, config, done, stop_at, draw)) is not None:
             return nothing
@@ -168,7 +168,7 @@ def _nothing_left(
             f"{folder.path} is complete: {done:,} of {config.total_timesteps:,} steps;"
             " a larger --total-timesteps continues it"
         )
-    if stop_at is not None and done >= stop_at:
+    if stop_at is not None and stop_at <= done < config.total_timesteps:
         return f"{folder.path} is at step {done:,}: a --stop-at above it, or none, continues it"
     return None
 
@@ -186,7 +186,7 @@ def _join(
     config = dataclasses.replace(stored, total_timesteps=total or stored.total_timesteps)
     agent, _ = _last_agent(folder, stored)
     done, goal = agent.timesteps, stop_at or config.total_timesteps
-    if done >= goal and (stop_at is not None or folder.last_evaluation() >= done):
+    if done >= goal and (done < config.total_timesteps or folder.last_evaluation() >= done):
         return f"{folder.path}: nothing to do"  # as the first one says
     if meeting.serves:
         return _assist(config, stop_at, interrupts, meeting)
@@ -219,14 +219,19 @@ def check(config: Config, network: NetworkSource | None = None, stop_at: int | N
     Raises:
         ConfigError, EnvError: The run cannot be made.
     """
-    _require_within(stop_at, config)
+    require_within(stop_at, config)
     resolve_device(config.device)
     worker_count(config.env_workers, lookup(config.env), config.num_envs)
     with _trainer(dataclasses.replace(config, device="cpu", env_workers=1), network):
         pass
 
 
-def _require_within(stop_at: int | None, config: Config) -> None:
+def require_within(stop_at: int | None, config: Config) -> None:
+    """Refuse to stop where the run has not begun, or is behind its end.
+
+    Raises:
+        ConfigError: One line.
+    """
     if stop_at is not None and not 1 <= stop_at <= config.total_timesteps:
         raise ConfigError(
             f"stop_at must be in [1, total_timesteps], here {config.total_timesteps:,}, got"
@@ -280,6 +285,7 @@ def _alike(config: Config) -> dict[str, object]:
     # An installed package and a checkout of the same version may be of the same commit.
     facts["git_commit"] = packages["git_commit"] or UNKNOWN
     facts["kind of CPU"] = torch.backends.cpu.get_cpu_capability()
+    facts["what draws pictures"] = drawer(config.env)
     facts["GPU"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return facts
 

@@ -21,7 +21,7 @@ from acktr.config import Config, ConfigError, from_dict, merge, preset, to_dict
 from acktr.envs import EnvError
 from acktr.interrupts import Interrupts
 from acktr.runs.folder import RunError, RunFolder, locked, run_path
-from acktr.runs.start import resume, start
+from acktr.runs.start import start
 
 SMALL = {"num_envs": 2, "num_steps": 32, "total_timesteps": 128, "device": "cpu"}
 
@@ -278,17 +278,6 @@ class TestStatus:
         assert status(plan) == Status(State.UNFINISHED, 128)
         (plan.path / "checkpoints/last/meta.json").write_text("{}")
         assert status(plan) == Status(State.UNFINISHED, 0)
-
-    def test_early_stop(self, tmp_path: Path) -> None:
-        (whole,) = plans(tmp_path)
-        early = dataclasses.replace(whole, stop_at=64)
-        args = (whole.config, tmp_path, "test", Interrupts(), ["acktr"], lambda *_: None)
-        start(*args, None, None, 64)
-        assert status(early) == Status(State.FINISHED, 64)
-        assert status(dataclasses.replace(whole, stop_at=65)) == Status(State.UNFINISHED, 64)
-        assert status(whole) == Status(State.UNFINISHED, 64)
-        resume(whole.path, None, Interrupts(), ["acktr"], lambda *_: None)
-        assert status(early) == status(whole) == Status(State.FINISHED, 128)
 
     def test_evaluation_without_its_checkpoint_is_not_the_end(self, tmp_path: Path) -> None:
         """As when the disk was full for the last checkpoint only."""

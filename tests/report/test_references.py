@@ -94,6 +94,8 @@ def test_bad_references_are_one_line(tmp_path: Path, content: str | None, why: s
         ("PongDeterministic-v4", "Pong"),
         ("Reacher", "Reacher"),
         ("Pixels/Hopper-v5", "Pixels/Hopper"),
+        ("gymnasium:Pixels/Hopper-v5", "Pixels/Hopper"),
+        ("my.own:Hopper-v5", "Hopper"),
     ],
 )
 def test_environment_name(env_id: str, name: str) -> None:

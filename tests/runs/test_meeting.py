@@ -134,6 +134,17 @@ def test_what_a_process_does_not_know_is_no_difference() -> None:
         assert said.startswith("process 1 of 2 has another names of settings")
 
 
+def test_pictures_must_be_drawn_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = [start._alike(preset(env)[0]) for env in ("CartPole-v1", "Hopper-v5")]
+    assert [facts["what draws pictures"] for facts in seen] == [None, None]
+    drawn = []
+    for by in ("egl, a", "egl, b"):
+        monkeypatch.setattr(start, "drawer", lambda env, by=by: by if "Pixels" in env else None)
+        drawn.append(start._alike(preset("Pixels/Hopper-v5")[0]))
+    said = agreed(drawn)
+    assert said[1].startswith("process 1 of 2 has another what draws pictures than process 0")
+
+
 @pytest.mark.parametrize(("commit", "told"), [("abc", "abc"), (None, UNKNOWN)])
 def test_commits_are_compared(commit: Any, told: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The version stays the same from one release to the next, whatever the source is."""

@@ -102,6 +102,15 @@ class TestCheckpoints:
         assert stop.value.note.endswith(f"continue with: acktr train --resume {path}")
         assert load_checkpoint(path / "checkpoints/last")[0]["timesteps"] == 128
 
+    def test_the_command_that_goes_on_imports_what_the_run_needs(self, tmp_path: Path) -> None:
+        chosen = config(env="gymnasium:CartPole-v1", wrappers=("tests.envs.test_source:Doubled",))
+        draw, none = (lambda *_: None), None
+        said = start(chosen, tmp_path, "test", Interrupts(), [], draw, none, none, 64)
+        path = run_path(tmp_path, chosen)
+        assert said.endswith(
+            f"acktr train --resume {path} --import gymnasium,tests.envs.test_source"
+        )
+
     def test_interrupted_evaluation_is_made_up_for(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
