@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from acktr.report import statistics as stats
 from acktr.report.curves import aligned, evenly, until
 from acktr.report.references import published_curves
+from acktr.report.results import PIXELS
 from acktr.report.study import BOOTSTRAP_SEED, METRICS, Study
 from acktr.runs.tables import WINDOW
 
@@ -167,9 +168,9 @@ def legend_below(figure: Figure, handles: Sequence[Line2D]) -> None:
 
 
 def step_axis(axis: Axes, title: str) -> None:
-    """Label a panel of returns over environment steps."""
+    """Label a panel of returns over environment steps, which in a `Pixels/` one are the agent's."""
     axis.set_title(plain(title))
-    axis.set_xlabel("environment steps")
+    axis.set_xlabel("agent steps" if PIXELS.search(title) else "environment steps")
     axis.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
     bare(axis)
 

@@ -189,7 +189,9 @@ def card(run: Path) -> str:
         f"# {cell(result.algo.upper())} in {cell(result.env)}",
     ]
     lines += ["", f"Trained by acktr for {result.steps:,} of"]
-    lines += [f"{result.total_steps:,} environment steps, seed {result.seed}.", ""]
+    skip = result.frame_skip
+    each = f", each of them {skip} of the environment behind the pictures" if skip > 1 else ""
+    lines += [f"{result.total_steps:,} environment steps{each}, seed {result.seed}.", ""]
     scores = [["mean of the last 100 training episodes", _number(result.last100)]]
     for steps, mean in result.evaluations[-1:]:
         scores.append([f"evaluation at step {steps:,}", _number(mean)])

@@ -20,6 +20,8 @@ from acktr.runs.tables import WINDOW
 
 _SEED = re.compile(r"seed\d{1,20}")
 _MOST_STEPS = 10**15
+PIXELS = re.compile(r"^([^:]*:)?Pixels/")
+"""Ids of environments that are seen by their pictures, whose steps are those of the agent."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,13 @@ class Result:
     def finished(self) -> bool:
         """Whether it made all its steps, was evaluated, and ended an episode."""
         return self.final is not None and self.last100 is not None
+
+    @property
+    def frame_skip(self) -> int:
+        """Steps of the environment behind the pictures per step of a `Pixels/` run; else 1."""
+        pixels = self.config.get("pixels") if PIXELS.search(self.env) else None
+        skip = pixels.get("frame_skip") if isinstance(pixels, Mapping) else None
+        return skip if isinstance(skip, int) and skip > 0 else 1
 
     @property
     def name(self) -> str:

@@ -62,3 +62,12 @@ def test_axes_end_where_the_runs_do(
     assert len(axis.lines) == (4 if kind == "plot" else 3)
     assert axis.get_xlim()[1] == pytest.approx(1_000_000, rel=0.06)
     assert 15 < axis.get_ylim()[1] < 18
+
+
+@pytest.mark.parametrize(
+    ("title", "label"), [("Pixels/Hopper-v5", "agent steps"), ("Hopper-v5", "environment steps")]
+)
+def test_steps_are_named(title: str, label: str) -> None:
+    (axis,) = panels(1, columns=1)[1]
+    figures.step_axis(axis, title)
+    assert axis.get_xlabel() == label

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from acktr.report.listing import card
 from acktr.report.results import find_runs, read_result, read_results
 from acktr.runs.folder import RunError
 from tests.tools.run_folders import write_run
@@ -170,3 +171,22 @@ def test_versions_are_text_that_can_be_shown(tmp_path: Path) -> None:
     assert read_result(run).versions == {"n": "2", "long": "x" * 100}
     (run / "versions.json").unlink()
     assert read_result(run).versions == {}
+
+
+@pytest.mark.parametrize(
+    ("env", "pixels", "skip"),
+    [
+        ("Pixels/Hopper-v5", {"frame_skip": 4}, 4),
+        ("gymnasium:Pixels/Hopper-v5", {"frame_skip": 4}, 4),
+        ("Hopper-v5", {"frame_skip": 4}, 1),
+        ("Pixels/Hopper-v5", {"frame_skip": "4"}, 1),
+        ("Pixels/Hopper-v5", None, 1),
+    ],
+)
+def test_steps_of_pictures_are_several(env: str, pixels: object, skip: int, tmp_path: Path) -> None:
+    run = write_run(tmp_path, env, "acktr", 0, [1.0] * 20)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"pixels": pixels}))
+    assert read_result(run).frame_skip == skip
+    text = f"10,000 environment steps, each of them {skip} of the environment behind the pictures,"
+    assert (text in card(run)) == (skip > 1)
