@@ -14,7 +14,7 @@ from acktr.algorithms import Auxiliary
 from acktr.callbacks import Logs, require_order
 from acktr.compute import resolve_device
 from acktr.config import Algo, Config, LearningRate, Settings, to_dict, with_learning_rate
-from acktr.envs import EnvLike, MaskSetting, Wrapper
+from acktr.envs import EnvLike, MaskSetting, Wrapper, is_among
 from acktr.evaluate import Evaluation, evaluate, usually_deterministic
 from acktr.given import (
     Given,
@@ -127,8 +127,7 @@ class Agent(Predictor):
     def _take(self, given: Given, trainer: Trainer) -> None:
         """Go on with these environments and what learns in them."""
         self._given, self.trainer = given, trainer
-        self.envs, self.config = given.envs, given.config
-        self.policy = trainer.policy(given.config.seed)
+        self.envs, self._policy = given.envs, trainer.policy(given.config.seed)
 
     @property
     def logger(self) -> RunLogger | None:
@@ -217,8 +216,8 @@ class Agent(Predictor):
         """Play whole episodes, in the environment's own reward and with frozen statistics.
 
         Args:
-            env: Where to, in any form that the constructor takes, without its arguments and
-                wrappers. None: new environments of the kind that the agent learns in.
+            env: In any form that the constructor takes, without arguments and wrappers. None: new
+                ones of its kind. Training goes on with new episodes in the very ones it learns in.
             episodes: How many.
             deterministic: The most likely actions; None: except in Atari games.
             best_by: Key of the infos of last steps whose mean is the result's ``score``, besides
@@ -232,10 +231,14 @@ class Agent(Predictor):
         seed = self.config.seed + EVALUATION_SEED if seed is None else seed
         if deterministic is None:
             deterministic = usually_deterministic(self.config.env)
-        count = max(1, min(episodes, EVALUATION_ENVS))
-        with evaluation_place(self._given, env, count, seed, best_by) as envs:
-            policy = self.trainer.policy(seed)
-            found = evaluate(policy, envs, episodes, seed=seed, deterministic=deterministic)
+        count, collector = max(1, min(episodes, EVALUATION_ENVS)), self.trainer.collector
+        try:
+            with evaluation_place(self._given, env, count, seed, best_by) as envs:
+                policy = self.trainer.policy(seed)
+                found = evaluate(policy, envs, episodes, seed=seed, deterministic=deterministic)
+        finally:
+            if collector.begun and is_among(env, self.envs):
+                collector.reset(self.config.seed + self.num_timesteps)
         if best_by is not None and math.isnan(found.mean_of(best_by)):
             raise ValueError(f"no episode's last infos have a number {best_by!r}")
         return dataclasses.replace(found, best_by=best_by)
@@ -283,11 +286,10 @@ class Agent(Predictor):
             CheckpointError: It cannot be written, or holds NaN or Inf; an older one is intact.
         """
         target, state = checkpoint_path(path), self.trainer.state_dict()
-        broken = broken_number(state)
-        if broken is not None:
+        if (broken := broken_number(state)) is not None:
             raise CheckpointError(f"{path}: not saved: {broken} is NaN or Inf")
-        meta = {"format": "acktr-agent", "config": to_dict(self.config), **self._meta()}
-        save_checkpoint(target, state, meta)
+        kept = {"format": "acktr-agent", "config": to_dict(self.config)}
+        save_checkpoint(target, state, kept | self._meta())
 
     def _meta(self) -> dict[str, Any]:
         """What no file can bring back of the agent, for its checkpoints."""

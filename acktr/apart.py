@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -54,8 +54,9 @@ class CriticApart:
     """Takes a separate critic's steps in a forked process, see :class:`Elsewhere`.
 
     The process is forked at the first batch, with critic and optimizer as they are then. Whoever
-    asks the critic here for values, or for its state, waits for the steps under way first. Writing
-    to its parameters in between counts as if it came after those steps.
+    asks the critic here for values, or for its state, waits for the steps under way first. What is
+    written to its parameters, or to the settings of the optimizer's groups, in between counts as if
+    it came after those steps.
 
     Args:
         learner: Whose critic it is; it learns by K-FAC on the CPU.
@@ -66,19 +67,22 @@ class CriticApart:
         assert isinstance(learner.critic, KFAC)
         self._learner, self._optimizer = learner, learner.critic
         self._timeout = timeout
-        self._parameters = list(learner.network.critic.parameters())
         self._given, self._answer = SharedTree(), SharedTree()
         self._counts = memoryview(mmap.mmap(-1, 16)).cast("q")
         self._process: list[ForkedProcess] = []
         weakref.finalize(self, end_all, self._process)
         self._asked = self._settled = 0
-        # Those of the parameters when they were last alike here and there; torch counts writes.
-        self._versions: list[int] = []
+        self._parameters: list[nn.Parameter] = []
+        # What they were when they were last alike here and there, and how often each had been
+        # written: torch does not count all writes, and a written value may be the one before.
+        self._alike: list[tuple[Tensor, int]] = []
+        self._trained: list[bool] = []
+        self._groups: list[dict[str, Any]] = []
         self._fault: EnvFault | None = None
 
     def begin(self, batch: Batch, noises: list[Tensor], sigma: float) -> None:
         """Begin to learn from a batch."""
-        if self._process and self._written():
+        if self._process and self._changed():
             self.fetch()
             self.drop()
         if not self._process:
@@ -112,13 +116,13 @@ class CriticApart:
         if "parameters" not in answer:  # a fetch was broken off, whose state can be fetched again
             self._settled = self._asked
             return {}
-        with torch.no_grad():
-            for place, (parameter, array) in enumerate(
-                zip(self._parameters, answer["parameters"], strict=True)
-            ):
-                if parameter._version == self._versions[place]:  # else it was written since
+        for place, (parameter, array) in enumerate(
+            zip(self._parameters, answer["parameters"], strict=True)
+        ):
+            if not self._written(place):
+                with torch.no_grad():
                     parameter.copy_(torch.from_numpy(array))
-                    self._versions[place] = parameter._version
+                self._alike[place] = _as_it_is(parameter)
         self._settled = self._asked
         report: dict[str, float] = answer["report"]
         return report
@@ -135,7 +139,11 @@ class CriticApart:
         self._process[0].send(_SAVE)
         self._wait()
         self._settled = self._asked
+        here = _settings(self._optimizer)
         self._optimizer.load_state_dict(_tensors(self._answer.get()["state"]))
+        if here != self._groups:
+            for group, given in zip(self._optimizer.param_groups, here, strict=True):
+                group.update(given)
 
     def drop(self) -> bool:
         """End the process; the next batch is learned from what is here then."""
@@ -149,12 +157,15 @@ class CriticApart:
     def _fork(self) -> None:
         """Begin the process, with what is here."""
         commands = {_LEARN: self._learn, _SAVE: self._save, CLOSE: lambda: None}
-        said = "the critic did not end step {} of its life".format
-        self._process.append(ForkedProcess("the critic", commands, self._doing, said))
-        self._versions = [parameter._version for parameter in self._parameters]
-
-    def _doing(self) -> int:
-        return max(1, self._counts[_STEP])
+        said, counts = "the critic did not end step {} of its life".format, self._counts
+        self._parameters = list(self._learner.network.critic.parameters())
+        # What the process here keeps must not hold this object, which ends it when it is forgotten.
+        self._process.append(
+            ForkedProcess("the critic", commands, lambda: max(1, counts[_STEP]), said)
+        )
+        self._alike = [_as_it_is(parameter) for parameter in self._parameters]
+        self._trained = [parameter.requires_grad for parameter in self._parameters]
+        self._groups = _settings(self._optimizer)
 
     def _wait(self) -> None:
         """Wait until the process has done all that it was asked; may be broken off, and repeated.
@@ -172,9 +183,21 @@ class CriticApart:
         if self._fault is not None:
             raise CriticError(str(self._fault)) from self._fault
 
-    def _written(self) -> bool:
-        """Whether parameters were written in this process, other than by settling."""
-        return [parameter._version for parameter in self._parameters] != self._versions
+    def _written(self, place: int) -> bool:
+        """Whether a parameter was written in this process, other than by settling."""
+        parameter, (value, version) = self._parameters[place], self._alike[place]
+        return parameter._version != version or not torch.equal(parameter, value)
+
+    def _changed(self) -> bool:
+        """Whether critic or optimizer were changed in this process."""
+        parameters = list(self._learner.network.critic.parameters())
+        return (
+            len(parameters) != len(self._parameters)
+            or any(a is not b for a, b in zip(parameters, self._parameters, strict=True))
+            or any(map(self._written, range(len(parameters))))
+            or [parameter.requires_grad for parameter in parameters] != self._trained
+            or _settings(self._optimizer) != self._groups
+        )
 
     def _learn(self) -> None:
         """In the process: take the critic's steps."""
@@ -229,18 +252,20 @@ def apart(learner: Any, config: Config, envs: AnyVectorEnv) -> Iterator[None]:
     if not isinstance(learner, ACKTRLearner) or not can_be_apart(learner, config, envs):
         yield
         return
-    learner.settle()  # which fails where the critic was lost before
+    if isinstance(learner.elsewhere, CriticApart):  # of training that is suspended, or was lost
+        _home(learner, learner.elsewhere)
     critic: nn.Module = learner.network.critic
     elsewhere = CriticApart(learner, config.env_timeout)
     learner.elsewhere = elsewhere
+    settle = _Settle(learner)
     with ExitStack() as stack:
-        for handle in (
-            critic.register_forward_pre_hook(lambda *_: learner.settle()),
-            _before_state(critic, learner.settle),
-        ):
+        for handle in (critic.register_forward_pre_hook(settle), _before_state(critic, settle)):
             stack.callback(handle.remove)
         try:
             yield
+        except GeneratorExit:  # whoever iterated has had enough
+            _home(learner, elsewhere)
+            raise
         except BaseException:
             with suppress(CriticError, FactorError):  # the first error counts
                 _home(learner, elsewhere)
@@ -249,21 +274,60 @@ def apart(learner: Any, config: Config, envs: AnyVectorEnv) -> Iterator[None]:
 
 
 def _home(learner: ACKTRLearner, elsewhere: CriticApart) -> None:
-    """End the process, and let the learner's critic learn here again."""
-    learner.settle()
+    """End the process, and let the learner's critic learn here again; Ctrl-C waits for that.
+
+    Raises:
+        FactorError: K-FAC could not go on in the last steps; all is here nevertheless.
+        CriticError: The process failed, hangs or is gone; the critic is lost.
+    """
+    if learner.elsewhere is not elsewhere:  # other training has fetched it since
+        return
+    try:
+        _fetched(learner, elsewhere)
+    except KeyboardInterrupt:
+        _fetched(learner, elsewhere)
+        raise
+
+
+def _fetched(learner: ACKTRLearner, elsewhere: CriticApart) -> None:
+    failed = None
+    try:
+        learner.settle()
+    except FactorError as error:
+        failed = error
     elsewhere.fetch()
     elsewhere.drop()
     learner.elsewhere = None
+    if failed is not None:
+        raise failed
+
+
+class _Settle:
+    """A hook that waits for the critic; a copy, which is another network's, waits for nothing."""
+
+    def __init__(self, learner: ACKTRLearner | None = None) -> None:
+        self._learner = learner
+
+    def __call__(self, *_: Any) -> None:
+        if self._learner is not None:
+            self._learner.settle()
+
+    def __reduce__(self) -> tuple[type[_Settle], tuple[()]]:
+        return _Settle, ()
 
 
 def can_be_apart(learner: ACKTRLearner, config: Config, envs: AnyVectorEnv) -> bool:
     """Whether a learner's critic may learn in a process of its own, see :func:`apart`."""
-    network = learner.network
+    network, ranks = learner.network, learner.ranks
+    alone = ranks is None or (ranks.size == 1 and not ranks.helped)
     plain = not (network.shared or network.own or network.recurrent or network.modal)
     delayed = config.acktr.actor.refresh_delay or config.acktr.critic.refresh_delay
     return (
         workers(envs) > 1
-        and thread_ids() is not None  # else there is CUDA, which does not go on in a fork
+        and alone
+        # Neither CUDA nor, once it has seen a device, torch's autograd go on in a fork.
+        and thread_ids() is not None
+        and torch.cuda.device_count() == 0
         and isinstance(learner.critic, KFAC)
         and plain
         and not (learner.auxiliary or config.compile or delayed)
@@ -274,11 +338,24 @@ def can_be_apart(learner: ACKTRLearner, config: Config, envs: AnyVectorEnv) -> b
     )
 
 
-def _before_state(module: nn.Module, call: Callable[[], None]) -> RemovableHandle:
+def _before_state(module: nn.Module, call: _Settle) -> RemovableHandle:
     """Call something before state_dict()."""
     register: Any = module.register_state_dict_pre_hook  # which torch has not typed
-    handle: RemovableHandle = register(lambda *_: call())
+    handle: RemovableHandle = register(call)
     return handle
+
+
+def _as_it_is(parameter: nn.Parameter) -> tuple[Tensor, int]:
+    """A parameter's value, and how often it was written."""
+    return parameter.detach().clone(), parameter._version
+
+
+def _settings(optimizer: KFAC) -> list[dict[str, Any]]:
+    """The settings of the optimizer's groups."""
+    return [
+        {name: value for name, value in group.items() if name != "params"}
+        for group in optimizer.param_groups
+    ]
 
 
 def _arrays(node: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from acktr.apart import TOLD_LATER
 from acktr.files import reason
 from acktr.listeners import Learning, Listener
 from acktr.policies import NetworkSource
@@ -319,7 +320,8 @@ class StopAt:
         metric: Which; the mean return of training, or ``eval/mean_reward`` of
             :class:`Evaluations` before it in the list. Metrics ``rollout/...`` are there when an
             episode has ended, metrics ``eval/...`` when there was an evaluation, and all others
-            must be there after every update.
+            must be there after every update; the first may lack those of a critic that learns in
+            another process.
         episodes: Training episodes that must have ended before a mean over them, a metric
             ``rollout/...``, counts: a mean over few of them is luck.
     """
@@ -332,6 +334,7 @@ class StopAt:
         self._group = metric.partition("/")[0]
         self._needed = episodes if self._group == "rollout" else 0
         self._ended, self._seen, self._last = 0, False, math.inf
+        self._late = metric in TOLD_LATER
 
     def begin(self, agent: Learning, total_timesteps: int) -> None:
         """Take in when training will end."""
@@ -350,6 +353,7 @@ class StopAt:
             return not (value >= self._threshold and self._ended >= self._needed)
         if not self._seen and not self._may_come(stats):
             raise ValueError(self._lacking(stats))
+        self._late = False
         if not self._seen and self._group == "eval" and stats.timesteps >= self._last:
             warnings.warn(
                 f"StopAt waited for {self.metric!r}, but there was no evaluation: give Evaluations"
@@ -366,7 +370,7 @@ class StopAt:
         """Whether a metric that these statistics lack may be in later ones."""
         if self._group == "eval":
             return not any(name.startswith("eval/") for name in stats.metrics)
-        return self._group == "rollout" and not self._ended
+        return self._late or (self._group == "rollout" and not self._ended)
 
     def _lacking(self, stats: TrainStats) -> str:
         near = difflib.get_close_matches(self.metric, stats.metrics, cutoff=0.5)

@@ -108,6 +108,7 @@ class Lessons:
         from acktr.report.plot import draw_curve  # matplotlib takes a second
 
         trainer, told = lesson.trainer, lesson.told
+        meta = {**meta, "eval_env": None if kept.eval_env is None else "own"}
         config = dataclasses.replace(trainer.config, total_timesteps=lesson.end)
         if kept.eval_freq is not None:
             config = dataclasses.replace(config, eval_freq=kept.eval_freq)

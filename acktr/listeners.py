@@ -28,7 +28,9 @@ from acktr.train import TrainStats
 class Learning(Protocol):
     """What callbacks may use of an agent; :class:`acktr.agent.Agent` is one."""
 
-    config: Config
+    @property
+    def config(self) -> Config:
+        """How it is trained."""
 
     @property
     def num_timesteps(self) -> int:

@@ -37,24 +37,32 @@ from acktr.train import Trainer
 class Predictor:
     """A policy, asked in the words of Stable-Baselines; :class:`acktr.agent.Agent` trains it."""
 
-    policy: Policy
-    """What acts."""
-    config: Config
-    """How it was trained."""
     envs: AnyVectorEnv
     """Where it was trained."""
     trainer: Trainer
     """What trains it."""
+    _policy: Policy
+
+    @property
+    def policy(self) -> Policy:
+        """What acts; a critic that learns in another process has ended its steps."""
+        self.trainer.settle()
+        return self._policy
+
+    @property
+    def config(self) -> Config:
+        """How it was trained."""
+        return self.trainer.config
 
     @property
     def observation_space(self) -> gymnasium.Space[Any]:
         """Observations of one environment."""
-        return self.policy.observation_space
+        return self._policy.observation_space
 
     @property
     def action_space(self) -> gymnasium.Space[Any]:
         """Actions of one environment."""
-        return self.policy.action_space
+        return self._policy.action_space
 
     @property
     def num_envs(self) -> int:
@@ -63,7 +71,7 @@ class Predictor:
 
     def __repr__(self) -> str:
         """What it is, where it learns, how far it is."""
-        count = sum(parameter.numel() for parameter in self.policy.network.parameters())
+        count = sum(parameter.numel() for parameter in self._policy.network.parameters())
         return (
             f"<{type(self).__name__} in {self.num_envs} x {self.config.env}, step"
             f" {self.trainer.timesteps:,}, {count:,} parameters, device {self.trainer.device}>"
@@ -115,7 +123,7 @@ class Predictor:
         batch, alone = self._batched(observation)
         masks = self._allowed(batch, alone, action_masks, "predict")
         starts = None if episode_start is None else np.asarray(episode_start, np.bool_).reshape(-1)
-        actions, state = self.policy.advance(batch, state, starts, deterministic, masks)
+        actions, state = self._policy.advance(batch, state, starts, deterministic, masks)
         return (actions[0] if alone else actions), state
 
     def value(self, observation: Any) -> NDArray[np.float32]:
@@ -128,7 +136,7 @@ class Predictor:
             ValueError: The observation has another shape or other parts than the environment's.
         """
         batch, alone = self._batched(observation)
-        values: NDArray[np.float32] = self.policy.outputs(batch)[1].float().cpu().numpy()
+        values: NDArray[np.float32] = self._policy.outputs(batch)[1].float().cpu().numpy()
         return values[0] if alone else values
 
     def action_probability(
@@ -160,12 +168,12 @@ class Predictor:
         masks = self._allowed(batch, alone, action_masks, "action_probability")
         if actions is not None:
             given = np.asarray(actions)
-            logs = log_probability(self.policy, batch, given[None] if alone else given, masks)
+            logs = log_probability(self._policy, batch, given[None] if alone else given, masks)
             found = logs if logp else np.exp(logs)
             return found[0] if alone else found
         if logp:
             raise ValueError("logp=True needs actions")
-        arrays = action_probability(self.policy, batch, masks)
+        arrays = action_probability(self._policy, batch, masks)
         if not alone:
             return arrays
         return tuple(array[0] for array in arrays) if isinstance(arrays, tuple) else arrays[0]
@@ -176,7 +184,7 @@ class Predictor:
         Raises:
             ValueError: Its shape or parts are not the environment's, or a number is NaN or Inf.
         """
-        space = self.policy.observation_space
+        space = self._policy.observation_space
         if (
             isinstance(observation, tuple)
             and any(isinstance(part, dict) for part in observation)
@@ -195,7 +203,7 @@ class Predictor:
 
     def _allowed(self, batch: Any, alone: bool, action_masks: Any, name: str) -> Masks | None:
         """Masks (N, P) of a batch of observations as booleans."""
-        sizes = choices(self.policy.action_space)
+        sizes = choices(self._policy.action_space)
         inside = self.config.masks in ("auto", "observation") and sizes is not None
         if action_masks is None and inside and isinstance(batch, dict):
             action_masks, alone = batch.get(MASK), False
@@ -209,9 +217,9 @@ class Predictor:
                 )
             return None
         if sizes is None:
-            kind = type(self.policy.action_space).__name__
+            kind = type(self._policy.action_space).__name__
             raise ValueError(f"action_masks are for Discrete and MultiDiscrete actions, not {kind}")
-        arrays = flat(self.policy.observation_space, batch)
+        arrays = flat(self._policy.observation_space, batch)
         rows = len(next(iter(arrays.values())) if isinstance(arrays, dict) else arrays)
         try:
             masks = as_masks(action_masks, sizes, () if alone else (rows,))

@@ -147,6 +147,8 @@ class Trainer:
         self._merged = merged
         self.learner.learning_rate = learning_rate
         self.timesteps, self.updates, self.restarts, self.seconds = 0, 0, 0, 0.0
+        self.begun = 0
+        """Steps at which the schedules began."""
         self.restarted: str | None = None
         self.doing: Doing = "nothing"
         """What :meth:`run` does; after an error, what it did then."""
@@ -207,12 +209,12 @@ class Trainer:
                 self.restarted = f"environments start new episodes: {why}"
         return found_masks(self.envs)
 
-    def run(self, total_timesteps: int, start: int = 0) -> Iterator[TrainStats]:
+    def run(self, total_timesteps: int, start: int | None = None) -> Iterator[TrainStats]:
         """Train until ``timesteps`` reaches the total, yielding after every update.
 
         The state may be saved whenever the generator is suspended, and also while it collects, or
         after an error in that: it is that of the last update then. Schedules run from start to the
-        total; a resumed run keeps start at 0, so that they go on where they were.
+        total; None: from where they began before, also in the session that a state was saved in.
 
         Raises:
             EnvFault: An environment returned NaN or Inf.
@@ -222,8 +224,9 @@ class Trainer:
             CriticError: The process in which the critic learns cannot.
         """
         self.begin()
+        self.begun = self.begun if start is None else start
         with apart(self.learner, self.config, self.envs):
-            yield from self._updates(total_timesteps, start)
+            yield from self._updates(total_timesteps, self.begun)
 
     def _updates(self, total_timesteps: int, start: int) -> Iterator[TrainStats]:
         """All updates until then."""
@@ -320,6 +323,7 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a later session needs to go on, in several processes without episodes."""
+        self.settle()
         unkept = None if self.world is None else UNKEPT
         auxiliary = {"auxiliary": list(self.auxiliary)} if self.auxiliary else {}
         return {
@@ -328,6 +332,7 @@ class Trainer:
             "collector": self._held or self.collector.state_dict(unkept),
             "timesteps": self.timesteps,
             "updates": self.updates,
+            "begun": self.begun,
             "seconds": self.seconds,
             "restarts": self.restarts,
             **auxiliary,
@@ -359,6 +364,7 @@ class Trainer:
             self._merged.begin()
         self.timesteps = int(state["timesteps"])
         self.updates = int(state["updates"])
+        self.begun = int(state.get("begun", 0))  # which earlier versions did not write
         self.seconds = float(state["seconds"])
         self.restarts = int(state.get("restarts", 0))  # which earlier versions did not write
         self.restarted = None

@@ -10,7 +10,7 @@ from typing import Any
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, VectorEnv
 
 from acktr.envs.errors import EnvError, check_integer, one_line
 from acktr.envs.groups import GroupedEnvs
@@ -172,6 +172,14 @@ def workers(envs: AnyVectorEnv) -> int:
     """How many processes step these environments; 1 if `make_vec` did not make them."""
     inner = envs.unwrapped
     return inner.workers if isinstance(inner, ParallelEnvs) else 1
+
+
+def is_among(env: object, envs: AnyVectorEnv) -> bool:
+    """Whether something is those vector environments, or one of them."""
+    if not isinstance(env, gymnasium.Env | VectorEnv):
+        return False
+    inner: Any = envs.unwrapped
+    return any(env.unwrapped is each.unwrapped for each in (inner, *getattr(inner, "envs", ())))
 
 
 def found_masks(envs: AnyVectorEnv) -> FoundMasks:

@@ -31,6 +31,8 @@ _DONE, _FAILED, _REFUSED, _TOLD = b"d", b"f", b"r", b"t"
 _SIZE = 2
 """Bytes of a message: what, and the number of the command, so that late answers are told apart."""
 
+_FORGOTTEN = 64 * _SIZE
+"""Bytes of answers that are forgotten at once; there are more of them if none was waited for."""
 _SPIN = 1e-3
 """Seconds for which a reader asks again and again before it sleeps; waking costs a step or more."""
 _SLICE = 1.0
@@ -103,9 +105,14 @@ class ForkedProcess:
         self._poller.register(self._answers, select.POLLIN)
 
     def send(self, command: bytes) -> None:
-        """Start a command; an answer to an earlier one that nobody waited for will be skipped."""
+        """Start a command; an answer to an earlier one that nobody waited for is forgotten.
+
+        It would fill the pipe of answers otherwise, or is skipped if it comes later.
+        """
         self._number = (self._number + 1) % 256
         if self._gone is None:
+            with suppress(BlockingIOError):
+                os.read(self._answers, _FORGOTTEN)
             with suppress(BrokenPipeError, BlockingIOError):  # the answer will not come
                 os.write(self._commands, command + bytes([self._number]))
 

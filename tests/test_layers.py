@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "given": {"config", "envs"},
     "export": {"policies", "envs", "environments", "files", "runs", "tree"},
     "listeners": {*BELOW_TRAIN, *RUNS},
-    "callbacks": {*BELOW_TRAIN, *RUNS, "listeners", "policies"},
+    "callbacks": {*BELOW_TRAIN, *RUNS, "apart", "listeners", "policies"},
     "learning": {*BELOW_TRAIN, *RUNS, "callbacks", "given", "listeners", "report"},
     "predictor": {"policies", "export", "envs", "config", "train"},
     "runs": {*LEARNING, *BELOW_TRAIN, "world", "environments", "train", "evaluate"},

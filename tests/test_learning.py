@@ -121,6 +121,60 @@ def test_the_protocol_tells_what_is_seen(tmp_path: Path) -> None:
     assert (told["size"], told["frame_skip"], told["rendered"]) == (20, 3, [40, 60, 3])
 
 
+def test_a_resumed_run_keeps_its_schedule(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It began where ``learn`` was called, at update 3."""
+    rates = {}
+    for name, stops in (("straight", ()), ("split", (6,))):
+        agent = ACKTR("CartPole-v1", seed=0, **FAST)
+        agent.learn(3 * 128)
+
+        def stop(stats: Any, stops: Any = stops) -> None:
+            if stats.updates in stops:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        try:
+            agent.learn(6 * 128, stop, run_dir=tmp_path / name)
+        except Stopped:
+            assert call(capsys, "train", "--resume", str(tmp_path / name / RUN))[0] == 0
+        rows = table(tmp_path / name / RUN / "progress.csv")
+        rates[name] = [row["train/learning_rate"] for row in rows]
+    assert rates["split"] == rates["straight"] and len(rates["split"]) == 6
+    falling = [0.25 * (1 - update / 6 / 1.1) for update in range(6)]
+    assert [float(rate) for rate in rates["split"]] == pytest.approx(falling, rel=1e-6)
+
+
+def test_environments_of_evaluations_alone_are_not_found_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    agent = ACKTR("CartPole-v1", seed=0, **FAST)
+    agent.learn(128, run_dir=tmp_path, eval_env="CartPole-v0")
+    code, _, err = call(
+        capsys, "train", "--resume", str(tmp_path / RUN), "--total-timesteps", "512"
+    )
+    assert code == 2 and "evaluated in an eval_env of its own" in err
+
+
+def test_an_evaluation_in_its_own_environment_begins_new_episodes() -> None:
+    """Else a transition would go from one episode to another."""
+    env = gymnasium.make("CartPole-v1")
+    inner: Any = env.unwrapped
+    with ACKTR(env, seed=0, num_steps=32) as agent:
+        agent.learn(32)
+        agent.evaluate("CartPole-v1", episodes=1)
+        now = agent.trainer.collector.observations.now
+        kept = now.copy()
+        agent.evaluate(env, episodes=1)
+        now = agent.trainer.collector.observations.now
+        assert not np.array_equal(now, kept)
+        assert np.array_equal(now[0], np.asarray(inner.state, np.float32))
+        agent.learn(32)
+        agent.evaluate(agent.envs, episodes=1)
+        now = agent.trainer.collector.observations.now
+        assert np.array_equal(now[0], np.asarray(inner.state, np.float32))
+
+
 def test_what_a_program_alone_knows_is_not_resumed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

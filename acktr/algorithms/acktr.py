@@ -85,7 +85,7 @@ class ACKTRLearner:
         ranks: Ranks | None = None,
     ) -> None:
         self.network = network
-        self._ranks = ranks
+        self.ranks = ranks
         self.auxiliary = dict(auxiliary or {})
         self.head = head
         self.config = config
@@ -136,7 +136,7 @@ class ACKTRLearner:
             and parameter.requires_grad
         }
         config = curvature_settings(self.network, settings, radii)
-        optimizer = KFAC(network, config, known_fisher=known, ranks=self._ranks)
+        optimizer = KFAC(network, config, known_fisher=known, ranks=self.ranks)
         fraction = settings.stat_fraction
         return KFACStep(network, optimizer, fraction, self.config, self.autocast, self._clock)
 
@@ -356,7 +356,8 @@ class ACKTRLearner:
             "lr": self._lr,
             "value_variance": [self._variance, self._variance_weight],
             "generator": self.generator.get_state(),
-            "critic_report": dict(self._report),
+            # Metrics may be NaN, as of a step that was left out; a state may not.
+            "critic_report": {k: v for k, v in self._report.items() if math.isfinite(v)},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -381,4 +382,6 @@ def _spectrum(prefix: str, optimizer: KFAC) -> dict[str, float]:
     if optimizer.config.structure == "cholesky":
         return {}
     low, high = optimizer.curvature.extreme_eigenvalues()
+    if math.isnan(low):  # before the first decomposition, and where a structure needs none
+        return {}
     return {f"kfac/{prefix}min_eig": low, f"kfac/{prefix}max_eig": high}

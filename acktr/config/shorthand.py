@@ -67,6 +67,8 @@ _LEARN = {
     "callbacks": "callback=",
 }
 """What to write instead of arguments of ``learn`` elsewhere."""
+_GIVEN = ("config", "learning_rate")
+"""Arguments of agents that are no settings by themselves."""
 _ELSEWHERE = {
     "n_steps": "num_steps",
     "n_envs": "num_envs",
@@ -131,7 +133,7 @@ def require_attribute(agent: str, name: str) -> None:
         AttributeError: It is the name of a setting, here or elsewhere.
     """
     own = name in ("policy", "verbose")
-    if not own and name in (*typing.get_type_hints(Settings), "learning_rate", *_ELSEWHERE):
+    if not own and name in (*typing.get_type_hints(Settings), *_GIVEN, *_ELSEWHERE):
         here = _ELSEWHERE.get(name, f"{agent}(env, {name}=...)")
         raise AttributeError(
             f"{name} cannot be set in an agent that is made, where it would change nothing; give"

@@ -72,6 +72,9 @@ class SavedAgent:
     lacks_learning_rate: bool = False
     """Whether it was trained by a function of the learning rate, which no file can hold."""
 
+    lacks_eval_env: bool = False
+    """Whether its run evaluates in environments of a program's own."""
+
     def require_env(self) -> None:
         """Refuse an agent whose environments only Python code can make.
 
@@ -158,6 +161,7 @@ def read_agent(path: Path) -> SavedAgent:
         score,
         env_origin=origin if isinstance(origin, str) else None,
         lacks_learning_rate=meta.get("learning_rate") is not None,
+        lacks_eval_env=meta.get("eval_env") is not None,
     )
 
 
@@ -175,8 +179,8 @@ def _check_state(path: Path, state: Mapping[str, Any]) -> None:
     for name in ("network", "learner", "collector"):
         if not isinstance(state.get(name), dict):
             raise CheckpointError(f"{path}: it holds no state of the {name}")
-    for name in ("timesteps", "updates"):
-        count = state.get(name)
+    for name in ("timesteps", "updates", "begun"):
+        count = state.get(name, 0 if name == "begun" else None)  # an earlier version has it not
         if type(count) is not int or not 0 <= count < _MOST_STEPS:
             raise CheckpointError(f"{path}: {name} must be a count, not {count!r:.40}")
     seconds = state.get("seconds")

@@ -283,7 +283,8 @@ class Session:
         if self._evaluations.due(self.trainer.timesteps):  # one that was interrupted
             self._evaluate_between()
         host = self._host
-        for stats in self.trainer.run(self.config.total_timesteps, host.begun if host else 0):
+        begun = None if host is None else host.begun
+        for stats in self.trainer.run(self.config.total_timesteps, begun):
             if self._episodes is not None:
                 self._episodes.after_update()
             if host is not None:

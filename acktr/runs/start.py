@@ -325,7 +325,8 @@ def _require_told(agent: SavedAgent) -> None:
     """Refuse an agent of a Python program that no file tells enough about to go on with.
 
     Raises:
-        CheckpointError: Its environments or its learning rate are functions of that program.
+        CheckpointError: Its environments, those of its evaluations or its learning rate are that
+            program's own.
     """
     agent.require_env()
     if agent.lacks_learning_rate:
@@ -333,6 +334,12 @@ def _require_told(agent: SavedAgent) -> None:
         raise CheckpointError(
             f"{agent.path}: trained with a learning_rate function, which no file can hold; go on in"
             f" Python: {kind}.load(path, learning_rate=...).learn(..., run_dir=...)"
+        )
+    if agent.lacks_eval_env:
+        kind = agent.config.algo.upper()
+        raise CheckpointError(
+            f"{agent.path}: evaluated in an eval_env of its own, which no file can hold; go on in"
+            f" Python: {kind}.load(path).learn(..., run_dir=..., eval_env=...)"
         )
 
 
