@@ -111,7 +111,7 @@ class Trainer:
         self.world = None if ranks is None or ranks.size == 1 else world
         self.helped = ranks is not None and ranks.helped
         """Whether another process decomposes for this one."""
-        self.auxiliary = checked_auxiliary(auxiliary)
+        self.auxiliary = checked_auxiliary(auxiliary, config.micro_batch)
         self.envs = envs
         device = resolve_device(config.device)
         self.device = device if world is None else world.device(device)

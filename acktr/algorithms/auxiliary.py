@@ -51,8 +51,10 @@ class Auxiliary:
             )
 
 
-def checked_auxiliary(auxiliary: Mapping[str, Auxiliary] | None) -> dict[str, Auxiliary]:
-    """Auxiliary losses by name; raises ConfigError for others."""
+def checked_auxiliary(
+    auxiliary: Mapping[str, Auxiliary] | None, micro_batch: int | None = None
+) -> dict[str, Auxiliary]:
+    """Auxiliary losses by name; raises ConfigError for others, and what parts would weigh wrong."""
     losses = dict(auxiliary or {})
     for name, loss in losses.items():
         if not isinstance(name, str) or not name.isidentifier() or name in ("policy", "value"):
@@ -62,6 +64,13 @@ def checked_auxiliary(auxiliary: Mapping[str, Auxiliary] | None) -> dict[str, Au
         if not isinstance(loss, Auxiliary):
             raise ConfigError(
                 f"auxiliary[{name!r}] must be Auxiliary(loss, weight=, target=), got {loss!r:.60}"
+            )
+        weighted = ("ignore_index", "class_weights")
+        if micro_batch and any(getattr(loss.loss, each, None) is not None for each in weighted):
+            raise ConfigError(
+                f"auxiliary[{name!r}]: the targets of its loss decide on weights, of which a part"
+                " of a batch has others than the whole: micro_batch must be null, or weigh terms by"
+                " several outputs instead"
             )
     return losses
 

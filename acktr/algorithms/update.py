@@ -61,7 +61,7 @@ class Update:
                 f" {self.config.algo.upper()}Update"
             )
         self._space, self._head = action_space, action_head(action_space)
-        losses = checked_auxiliary(auxiliary)
+        losses = checked_auxiliary(auxiliary, self.config.micro_batch)
         self.network = own_network(network, None, action_space, self._head, tuple(losses))
         if self.network.recurrent:
             raise ConfigError(

@@ -25,7 +25,7 @@ from acktr.kfac.fisher.products import (
     output_tangents,
 )
 from acktr.kfac.guard import NoStatisticsWarning
-from acktr.kfac.linalg import FactorError, symmetric_eigen
+from acktr.kfac.linalg import FactorError, fill_bound, symmetric_eigen
 from acktr.kfac.losses.base import Likelihood
 from acktr.kfac.losses.distributions import (
     Bernoulli,
@@ -108,6 +108,7 @@ __all__ = [
     "dense_fisher",
     "dense_inverse",
     "dense_kfac",
+    "fill_bound",
     "fisher_gram",
     "fisher_vector_product",
     "flattened",

@@ -30,6 +30,8 @@ from acktr.kfac.statistics.outputs import tensors
 
 _MOST_FORMS = 256
 """Forms of steps that are kept before a look, which waits for the device."""
+_PROCESSES = 256
+"""Most processes or micro-batches by which a program is thought to divide gradients."""
 _LEAST_DAMPING = 0.01
 """Damping from which half precision has done no harm."""
 _OWN_FORWARD = (ProjectionLayout, RuleLayout)
@@ -279,7 +281,8 @@ class Guard:
     def check_kept(self) -> None:
         """Raise ValueError when a GradScaler divided gradients that were preconditioned before.
 
-        Nothing else divides all of a tensor by one power of two.
+        Nothing else divides all of a tensor by one large power of two: a number of processes or of
+        micro-batches, by which a program may divide, is small.
         """
         self._unhook()
         if self._kept is None:
@@ -287,7 +290,7 @@ class Guard:
         (grad, before), self._kept = self._kept, None
         ratio = (before[grad != 0] / grad[grad != 0]).double()
         scale = float(ratio.max()) if len(ratio) else 1.0
-        if scale > 1 and math.frexp(scale)[0] == 0.5 and float(ratio.min()) == scale:
+        if scale > _PROCESSES and math.frexp(scale)[0] == 0.5 and float(ratio.min()) == scale:
             raise ValueError(
                 f"gradients were divided by {scale:g} after precondition() had taken them, as"
                 " GradScaler.step does: call scaler.unscale_(optimizer) before it, or"

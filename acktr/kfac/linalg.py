@@ -18,6 +18,18 @@ Request = tuple[Tensor, Inverse]
 """A factor, ([k,] d, d) or the diagonal (d,) of one, and how to decompose it."""
 
 
+_FILL = 100.0
+"""How many times as far below zero as the largest number of an output a fill lies."""
+
+
+def fill_bound(output: Tensor) -> Tensor:
+    """Numbers of an output below this () are what masks put there, such as -1e9 or -inf.
+
+    Logits that a mask has filled say nothing of the size of the others.
+    """
+    return -_FILL * (1 + output.amax().nan_to_num(posinf=0.0, neginf=0.0).abs())
+
+
 class FactorError(RuntimeError):
     """A curvature factor that could not be decomposed."""
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from acktr.kfac.blocks.registry import caller_level
-from acktr.kfac.parameter_groups import FULL, INITIAL, check_groups
+from acktr.kfac.parameter_groups import FULL, check_groups
 from acktr.kfac.state import packed, plain_name, require_like, unpacked
 
 
@@ -80,8 +80,9 @@ class NamedOptimizer(torch.optim.Optimizer):
 
     def _warn_schedule(self, why: str, scale: Tensor | None = None) -> None:
         """Say once that a scheduler's lr has no effect, unless nu = 1 shows that it has one."""
-        scheduled = any(INITIAL in group for group in self.param_groups)
-        if self._warned or not scheduled or self.lr == self._full_lr():
+        groups = zip(self.param_groups, self._built, strict=True)
+        changed = any(float(g["lr"]) != float(g.get(FULL, built)) for g, built in groups)
+        if self._warned or not changed:
             return
         if scale is None or float(scale) < 1:
             self._warned = True

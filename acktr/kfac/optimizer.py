@@ -286,7 +286,9 @@ class KFAC(NamedOptimizer):
         if lr > 0 and any(rate != lr for rate in rates.values()):
             step = {name: update * (rates[name] / lr) for name, update in step.items()}
             gradients = {name: gradients[name] * (rates[name] / lr) for name in step}
-        velocities = self._velocities(step)
+        # A group whose lr is 0 stands still, momentum included, which decays meanwhile.
+        still = {name for name in step if rates[name] == 0}
+        velocities = {n: v for n, v in self._velocities(step).items() if n not in still}
         full = max(lr, self._full_lr())
         proposal = Proposal(gradients, step, velocities, momenta, lr, full)
         region = self.curvature.region
@@ -295,7 +297,8 @@ class KFAC(NamedOptimizer):
             self._warn_schedule(_BOUND, fit.info.scale)
         moving = {n: velocities[n] if n in velocities else self._momentum(n) for n in step}
         fit.accelerate(moving, momenta)
-        return {name: (v, -lr * (1 - momenta[name])) for name, v in moving.items()}, fit.info
+        moves = {n: (v, 0.0 if n in still else -lr * (1 - momenta[n])) for n, v in moving.items()}
+        return moves, fit.info
 
     def _quadratic_model(
         self, gradients: Named, step: Named, inputs: tuple[Any, ...] | None

@@ -102,9 +102,15 @@ def _parameters(given: dict[str, Any], index: int) -> list[Any]:
 
 
 def group_state(groups: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
-    """The settings of each group, and the initial and the full lr where it has them."""
-    names = (*_OPTIONS, INITIAL, FULL)
-    return [{name: float(group[name]) for name in names if name in group} for group in groups]
+    """The settings of each group, and the numbers that schedulers keep beside them."""
+    return [
+        {name: float(value) for name, value in group.items() if _is_number(value)}
+        for group in groups
+    ]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def check_groups(state: object, groups: Sequence[dict[str, Any]]) -> None:
@@ -112,7 +118,12 @@ def check_groups(state: object, groups: Sequence[dict[str, Any]]) -> None:
     if not isinstance(state, list) or len(state) != len(groups):
         raise ValueError(f"K-FAC state must have the settings of {len(groups)} parameter groups")
     for index, stored in enumerate(state):
-        if not isinstance(stored, dict) or set(stored) - {INITIAL, FULL} != set(_OPTIONS):
+        if not isinstance(stored, dict) or not set(_OPTIONS) <= set(stored):
             raise ValueError(f"K-FAC group {index} must have the entries {sorted(_OPTIONS)}")
-        for name in stored:
-            _check(stored[name], name, f"K-FAC group {index}:")
+        for name, value in stored.items():
+            if name in (*_OPTIONS, INITIAL, FULL):
+                _check(value, name, f"K-FAC group {index}:")
+            elif not _is_number(groups[index].get(name, 0.0)):
+                raise ValueError(f"K-FAC group {index}: {name!r:.40} is no number of a scheduler")
+            else:
+                check_number(f"K-FAC group {index}: {name}", value, low=-math.inf)

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from acktr.config import ConfigError
 from acktr.envs import flat, one_line
+from acktr.kfac import fill_bound
 from acktr.policies.contract import ActorCritic, Outputs, as_outputs, described
 from acktr.tree import Tree
 
@@ -155,6 +156,15 @@ def _check_dependence(
 
 
 def _near(first: Tensor, second: Tensor, scale: Tensor | None = None) -> bool:
-    """Whether two outputs are equal up to what a batch of another size may round."""
-    size = (first if scale is None else scale).abs().max()
-    return bool((first - second).abs().max() <= 10 * torch.finfo(first.dtype).eps ** 0.5 * size)
+    """Whether two outputs are equal up to what a batch of another size may round.
+
+    The -1e9 that a network itself gives actions that are not allowed is compared apart: next to it
+    no other number would count.
+    """
+    whole = first if scale is None else scale
+    bound, allowed = fill_bound(whole), 10 * torch.finfo(first.dtype).eps ** 0.5
+    filled = first < bound
+    return all(
+        bool(((first - second).abs() * part).max() <= allowed * (whole.abs() * seen).max())
+        for part, seen in ((filled, whole < bound), (~filled, whole >= bound))
+    )

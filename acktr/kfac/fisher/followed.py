@@ -11,6 +11,7 @@ from torch import Tensor
 
 from acktr.kfac.fisher.linearized import Linearized
 from acktr.kfac.fisher.products import Curved, Vector
+from acktr.kfac.linalg import fill_bound
 from acktr.kfac.losses.likelihoods import OutputLoss
 from acktr.kfac.statistics.inputs import Autocast
 
@@ -104,16 +105,26 @@ def same(first: Tensor, second: Tensor, lower: float) -> bool:
         second: Of the module called again.
         lower: Rounding of the lower precision of autocast; 0 without it.
     """
-    if first.shape != second.shape:
-        return False
-    off = (first - second).double().norm()
     rounding = max(100 * torch.finfo(first.dtype).eps, 4 * lower)
-    return bool(off <= rounding * (1 + first.double().norm()))
+    return first.shape == second.shape and all(
+        bool(off <= rounding * (1 + size)) for off, size in _apart(first, second)
+    )
 
 
 def near(first: Tensor, second: Tensor, lower: float) -> bool:
     """The same as :func:`same`, up to what a batch of another size may round."""
-    if first.shape != second.shape:
-        return False
-    off, size = (first - second).double().norm(), first.double().norm()
-    return bool(off <= max(torch.finfo(first.dtype).eps ** 0.5, 4 * lower) * size)
+    rounding = max(torch.finfo(first.dtype).eps ** 0.5, 4 * lower)
+    return first.shape == second.shape and all(
+        bool(off <= rounding * size) for off, size in _apart(first, second)
+    )
+
+
+def _apart(first: Tensor, second: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Norms of the difference of two outputs and of the first, of fills and of the rest.
+
+    Next to the -1e9 or -inf of actions that are not allowed no other number would count.
+    """
+    off = torch.where(first == second, 0.0, first - second).double()
+    size = first.double().where(first.isfinite(), 0.0)
+    filled = first < fill_bound(first)
+    return [(off[part].norm(), size[part].norm()) for part in (filled, ~filled)]
