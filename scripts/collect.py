@@ -100,8 +100,18 @@ def add(copies: Copies, target: str, run: Path, files: dict[str, bytes]) -> None
 
 
 def write(copies: Copies, archive: Path) -> None:
-    """Add the copies to an archive, which is made if missing, in place of older ones."""
+    """Add the copies to an archive, which is made if missing, in place of older ones.
+
+    Raises:
+        ValueError: It has a run of other settings in the place of one.
+    """
     old = read_archive(archive) if archive.exists() else {}
+    for target, copy in copies.items():
+        name = f"{target}/config.json"
+        if name in old and old[name] != copy.get("config.json"):
+            raise ValueError(
+                f"{archive}: it has a run of other settings as {target}; choose another --out"
+            )
     files = {name: data for name, data in old.items() if name.rpartition("/")[0] not in copies}
     for target, copy in copies.items():
         files |= {f"{target}/{name}": data for name, data in copy.items()}

@@ -6,8 +6,9 @@ RUNS are run folders, folders with runs, or archives; what is not a run of acktr
 own label on one of the four tasks is left out. FILE is the report of `python -m scripts.bench
 --suite score`. A run's minutes are the steps until the mean of its last 100 training episodes is at
 the score (Pong 18, Breakout 300, HalfCheetah 4000, Walker2d 3000), over the steps per second that
-were measured; so they are of one machine and one day, whatever machine made the runs. Runs that
-never get there count as infinite in the median. Writes time_to_score.md and time_to_score.csv.
+were measured; so they are of one machine and one day, whatever machine made the runs. Runs that end
+below it count as infinite in the median; those that have stopped early are left out. Writes
+time_to_score.md and time_to_score.csv.
 """
 
 from __future__ import annotations
@@ -78,8 +79,12 @@ def rows_of(runs: Sequence[Result], speeds: Mapping[tuple[str, str], float]) -> 
     rows = []
     for env, score in SCORES.items():
         for label in LABELS:
-            curves = [run.curve for run in runs if (run.env, run.label) == (env, label)]
-            steps = [None if one is None else steps_to_threshold(one, score) for one in curves]
+            mine = [run for run in runs if (run.env, run.label) == (env, label)]
+            if len({run.total_steps for run in mine}) > 1:
+                raise ValueError(f"{env}: the runs of {label} must be of one length")
+            pairs = [(r, steps_to_threshold(r.curve, score) if r.curve else None) for r in mine]
+            # Nobody knows whether a run gets there that has stopped early.
+            steps = [step for run, step in pairs if run.finished or step is not None]
             if steps:
                 reached = sum(step is not None for step in steps)
                 speed = speeds.get((env, label), math.nan)

@@ -223,6 +223,8 @@ def _eval(args: Sequence[str], interrupts: Interrupts) -> str:
     told = []
     with closing(Display("acktr eval", interval=5.0)) as display:
         show = _counting(display, "evaluating runs")
+        for path in paths[1:]:  # a damaged one is told before the others have played for hours
+            find_agent(path, options.checkpoint, network)
         for count, path in enumerate(paths):
             show(count, len(paths))
             agent = find_agent(path, options.checkpoint, network)

@@ -219,6 +219,10 @@ def with_named_env(args: Sequence[str]) -> list[str]:
             f"one environment is trained in, got {args[0]} and {args[1]}; acktr compare --envs has"
             " several, and --network takes a network of your own"
         )
+    for word, following in zip(args, [*args[1:], ""], strict=True):
+        if word == "--env" or word.startswith("--env="):
+            other = following if word == "--env" else word.partition("=")[2]
+            raise UsageError(f"one environment is trained in, got {args[0]} and {other}")
     return ["--env", *args]
 
 

@@ -49,6 +49,22 @@ _REPEATED = {
 """Options that may be given several times, and what the parser calls them."""
 
 
+_ONCE = ("--algos", "--config", "--envs", "--import", "--seeds")
+"""Options whose earlier values would be forgotten, were they given again."""
+
+
+def refuse_twice(args: Sequence[str]) -> None:
+    """Refuse options that are given again.
+
+    Raises:
+        UsageError: One line.
+    """
+    names = [arg.partition("=")[0] for arg in args]
+    for name in _ONCE:
+        if names.count(name) > 1:
+            raise UsageError(f"{name} is given {names.count(name)} times: give all its values once")
+
+
 def peek(args: Sequence[str], name: str) -> str | None:
     """The last value of an option, before the command line is parsed properly."""
     value = None
@@ -72,6 +88,7 @@ def parse(
         SystemExit: After its help.
         UsageError: Words that it does not take, or options that do not go together.
     """
+    refuse_twice(args)
     words = _gathered(args)
     said = io.StringIO()
     width = contextlib.nullcontext() if HELP.intersection(words) else _wide()

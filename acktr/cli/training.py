@@ -15,8 +15,9 @@ import tyro
 
 from acktr.cli.flags import HELP_ALL, UsageError, with_named_env
 from acktr.cli.options import File, Module, Network, require
-from acktr.cli.parsing import parse, peek
+from acktr.cli.parsing import parse, peek, refuse_twice
 from acktr.config import (
+    ALGOS,
     Config,
     ConfigError,
     former_setting,
@@ -90,6 +91,7 @@ def parse_train(args: Sequence[str]) -> tuple[TrainOptions, str]:
     """
     args = with_named_env(args)
     _refuse_former(args)
+    refuse_twice(args)
     run = peek(args, "resume")
     if run is not None:
         default, source = stored_config(Path(run)), ""
@@ -99,13 +101,26 @@ def parse_train(args: Sequence[str]) -> tuple[TrainOptions, str]:
         raise HelpAsked(_help(default, args[args.index(HELP_ALL) + 1 :]))
     options = parse(TrainOptions, args, "train", TrainOptions(settings=default))
     if options.resume is None:
-        return options, source
+        return options, source + _idle(args, options.settings)
     for name in (arg.partition("=")[0] for arg in args if arg.startswith("--")):
         if name.replace("_", "-") not in _WITH_RESUME:
             raise UsageError(
                 f"{name} cannot be given with --resume, only --total-timesteps and --stop-at can"
             )
     return options, source
+
+
+def _idle(args: Sequence[str], settings: Config) -> str:
+    """Options of other algorithms and kinds of environments, which change nothing; in words."""
+    uses = {
+        **{f"--{algo}.": settings.algo == algo for algo in ALGOS},
+        "--atari.": is_atari(settings.env),
+        "--pixels.": "Pixels/" in settings.env,
+    }
+    names = dict.fromkeys(arg.partition("=")[0] for arg in args)
+    idle = [n for n in names if any(n.startswith(p) and not used for p, used in uses.items())]
+    of = f"{settings.algo} in {settings.env}"
+    return f"; warning: {', '.join(idle)} changes nothing of {of}" if idle else ""
 
 
 def require_work(config: Config, processes: int) -> None:

@@ -52,18 +52,26 @@ def survey(plans: Sequence[RunPlan]) -> list[Status]:
         RunError: A folder holds another run than the grid's, or is in training.
     """
     for plan in plans:
-        require_within(plan.stop_at, plan.config)
+        with _named(plan):
+            require_within(plan.stop_at, plan.config)
     statuses = [status(plan) for plan in plans]
     cells: dict[Config, RunPlan] = {}  # seeds make no difference
     for plan, found in zip(plans, statuses, strict=True):
         if found.state in (State.NEW, State.UNFINISHED):
             cells.setdefault(dataclasses.replace(plan.config, seed=0), plan)
     for plan in cells.values():
-        try:
+        with _named(plan):
             check(plan.config, plan.network.source if plan.network else None, plan.stop_at)
-        except ConfigError as error:
-            raise ConfigError(f"{plan.config.env} {plan.label}: {error}") from error
     return statuses
+
+
+@contextmanager
+def _named(plan: RunPlan) -> Iterator[None]:
+    """Let what is wrong with a run's configuration say which run it is."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{plan.config.env} {plan.label}: {error}") from error
 
 
 @contextmanager

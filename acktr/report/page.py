@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from acktr.files import one_line, reason, write_atomic
+from acktr.files import flat, one_line, reason, write_atomic
 from acktr.report import tables
 from acktr.report.archives import unpacked
 from acktr.report.curves import GRID_POINTS
@@ -27,6 +27,8 @@ _NAMES = (
 )
 _DEFAULT_BASELINE = "acktr"
 _MOST_NAMED = 4
+_NO_DIFFERENCE = ("seed", "env_workers", "env_timeout", "checkpoint_freq", "record")
+"""Settings in which runs may differ without being others."""
 """Runs that a message names."""
 
 
@@ -180,6 +182,11 @@ def _about(study: Study) -> Iterator[str]:
         f"Wall-clock in all: {minutes / 60:.1f} hours. "
         "A row per run is in runs.csv.\n"
     )
+    for env, label, settings in _unlike(study):
+        yield (
+            f"**Runs of {cell(label)} on {cell(env)} differ in {', '.join(map(cell, settings))}**,"
+            " so that a mean over them is one over settings, too.\n"
+        )
     if study.unfinished:
         names = ", ".join(cell(run.name) for run in study.unfinished)
         yield f"Unfinished and left out everywhere: {names}.\n"
@@ -191,6 +198,18 @@ def _about(study: Study) -> Iterator[str]:
     ]
     if missing:
         yield f"Without a finished run: {', '.join(missing)}.\n"
+
+
+def _unlike(study: Study) -> Iterator[tuple[str, str, list[str]]]:
+    """Settings in which runs of one environment and label differ, besides their seeds."""
+    for env in study.envs:
+        for label in study.labels:
+            settings = [flat(result.config) for result in study.of(env, label)]
+            first = settings[0] if settings else {}
+            names = set(first).intersection(*settings).difference(_NO_DIFFERENCE)
+            differing = sorted(n for n in names if any(s[n] != first[n] for s in settings))
+            if differing:
+                yield env, label, differing
 
 
 def _returns(study: Study, rows: Sequence[EnvironmentRow], published: bool) -> Iterator[str]:
@@ -244,7 +263,7 @@ def _improvements(
         "Probability that a run of X returns more than a run of Y, averaged over environments. "
         f"{_used(study, [*study.common], 'runs of every algorithm')}\n"
     )
-    yield tables.improvement_table(rows, metrics)
+    yield tables.improvement_table(study, rows, metrics)
 
 
 def _steps(study: Study, rows: Sequence[StepsRow]) -> Iterator[str]:

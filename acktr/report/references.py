@@ -22,6 +22,8 @@ _SOURCES = {
     "paper": ("Wu et al. 2017", "NoFrameskip-v3", "-v1"),
     "baselines": ("OpenAI Baselines", "NoFrameskip-v4", "-v2"),
 }
+_KNOWN_MODULES = ("gymnasium", "ale_py")
+"""Modules that register the environments of these references."""
 _ATARI = frozenset(
     {"BeamRider", "Breakout", "Enduro", "Pong", "Qbert", "Seaquest", "SpaceInvaders"}
 )
@@ -120,12 +122,14 @@ def _number(text: str) -> float:
 
 
 def environment_name(env_id: str) -> str:
-    """Name of an environment without namespace, frame skip and version: Pong, HalfCheetah.
+    """Name of an environment without version, frame skip and ale-py's namespace: Pong, Hopper.
 
-    Pictures are another task, which keeps its namespace: Pixels/HalfCheetah.
+    Environments of other modules and namespaces are other tasks, which keep them: mine:Hopper,
+    MinAtar/Breakout, and Pixels/Hopper, seen by its pictures.
     """
-    name = env_id.rpartition(":")[2]  # without the module that it may be found in
-    name = name if name.startswith("Pixels/") else name.rpartition("/")[2]
+    module, _, name = env_id.rpartition(":")
+    name = name.removeprefix("ALE/")
+    name = name if module in ("", *_KNOWN_MODULES) else f"{module}:{name}"
     return re.sub(r"((NoFrameskip|Deterministic)?-v\d+)$", "", name)
 
 

@@ -79,17 +79,22 @@ def aggregates_table(study: Study, rows: Sequence[AggregateRow], metric: str) ->
     """Aggregates of one metric, a row per label."""
     of = {(row.label, row.statistic): row.estimate for row in rows if row.metric == metric}
     body = [
-        [cell(label), *(ranged(of[label, name], digits=3) for name in AGGREGATES)]
+        [cell(label), *(ranged(of[label, name], _most(study, label), 3) for name in AGGREGATES)]
         for label in study.labels
     ]
     return markdown(["algorithm", *AGGREGATES], body)
 
 
-def improvement_table(rows: Sequence[AggregateRow], metrics: Sequence[str]) -> str:
+def _most(study: Study, *labels: str) -> int:
+    """The most runs that one of the labels has of an environment; of one alone no interval."""
+    return max((len(study.of(env, label)) for env in study.envs for label in labels), default=0)
+
+
+def improvement_table(study: Study, rows: Sequence[AggregateRow], metrics: Sequence[str]) -> str:
     """Probability of improvement, a row per pair."""
     of = {(row.label, row.other, row.metric): row.estimate for row in rows}
     body = [
-        [cell(x), cell(y), *(ranged(of[x, y, metric], digits=3) for metric in metrics)]
+        [cell(x), cell(y), *(ranged(of[x, y, m], _most(study, x, y), 3) for m in metrics)]
         for x, y in dict.fromkeys((row.label, row.other) for row in rows)
     ]
     return markdown(["X", "Y", *(f"P(X > Y), {metric}" for metric in metrics)], body, left=2)

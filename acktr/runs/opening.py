@@ -12,6 +12,7 @@ import torch
 
 from acktr.config import Config, to_dict
 from acktr.envs import found_masks, group_count, workers
+from acktr.files import read_object
 from acktr.interrupts import Interrupts
 from acktr.kfac import RankError
 from acktr.runs.checkpoint import CheckpointError, checkpoint_exists
@@ -22,6 +23,9 @@ from acktr.runs.progress import Progress, Quiet
 from acktr.runs.saved import read_agent
 from acktr.runs.session import Draw, Host, Session
 from acktr.train import Trainer
+
+_PROGRAMS = ("python", "acktr", "torch", "gymnasium", "ale-py", "mujoco", "numpy", "git_commit")
+"""Versions on which numbers may depend."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,27 @@ class Opening:
                 f"warning: {folder.progress.name} lacks the last {missing:,} updates before step"
                 f" {done:,}: it was not written to the end, and the logs have a gap there"
             )
+        self._tell_changes(session, done)
         return session
+
+    def _tell_changes(self, session: Session, done: int) -> None:
+        """Say, and keep in versions.json, what the run goes on with that it had not before."""
+        folder = session.folder
+        if not folder.versions.is_file():
+            return
+        known = read_object(folder.versions)
+        sessions = known.get("sessions")
+        sessions = sessions if isinstance(sessions, list) else []
+        before = known
+        for each in sessions:
+            before = before | each if isinstance(each, dict) else before
+        now = {name: value for name, value in versions().items() if name in _PROGRAMS}
+        changed = {name: value for name, value in now.items() if before.get(name) != value}
+        if changed:
+            said = ", ".join(f"{name} {before.get(name)} before" for name in changed)
+            session.progress.note(f"warning: other versions from step {done:,} on: {said}")
+            entry = {"step": done, **changed}
+            folder.write_json(folder.versions, {**known, "sessions": [*sessions, entry]})
 
     def save(self, session: Session) -> None:
         """Write what a session goes on from: what cannot be written is found out now.

@@ -134,6 +134,11 @@ def resume(
         config = dataclasses.replace(stored, total_timesteps=total or stored.total_timesteps)
         require_within(stop_at, config)
         done = agent.timesteps
+        if total is not None and total < done:
+            raise ConfigError(
+                f"total_timesteps must be at least the {done:,} steps that {path} has done, got"
+                f" {total:,}"
+            )
         if (nothing := _nothing_left(folder, config, done, stop_at, draw)) is not None:
             return nothing
         facts = _facts(config)

@@ -95,7 +95,9 @@ def test_bad_references_are_one_line(tmp_path: Path, content: str | None, why: s
         ("Reacher", "Reacher"),
         ("Pixels/Hopper-v5", "Pixels/Hopper"),
         ("gymnasium:Pixels/Hopper-v5", "Pixels/Hopper"),
-        ("my.own:Hopper-v5", "Hopper"),
+        ("my.own:Hopper-v5", "my.own:Hopper"),
+        ("MinAtar/Breakout-v1", "MinAtar/Breakout"),
+        ("ale_py:ALE/Pong-v5", "Pong"),
     ],
 )
 def test_environment_name(env_id: str, name: str) -> None:

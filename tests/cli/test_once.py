@@ -1,0 +1,96 @@
+"""What is given twice, or would change nothing, is refused; other versions are told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from acktr.cli.training import parse_train
+from tests.tools.command_line import SMALL, call
+
+RUN = Path("CartPole-v1/acktr/seed0")
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (
+            "train CartPole-v1 --env Acrobot-v1",
+            "one environment is trained in, got CartPole-v1 and",
+        ),
+        ("train CartPole-v1 --env=Acrobot-v1", "got CartPole-v1 and Acrobot-v1"),
+        ("train CartPole-v1 --config a.json --config b.json", "--config is given 2 times"),
+        ("compare --envs A --envs B --seeds 0", "--envs is given 2 times: give all its values"),
+        ("compare --envs A --seeds 0 --seeds 7", "--seeds is given 2 times"),
+    ],
+)
+def test_refusals(words: str, why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = call(capsys, *words.split(), "--run-dir", str(tmp_path / "runs"))
+    assert code == 2 and why in err and err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "idle"),
+    [
+        ("--algo a2c --acktr.actor.lr 9 --trpo.max-kl 5", "--acktr.actor.lr, --trpo.max-kl"),
+        ("--a2c.lr=5", "--a2c.lr"),
+        ("--atari.sticky 0.25 --pixels.size 32", "--atari.sticky, --pixels.size"),
+        ("--acktr.actor.lr 0.1", ""),
+    ],
+)
+def test_options_that_change_nothing_are_told(words: str, idle: str) -> None:
+    _, source = parse_train(["CartPole-v1", *words.split()])
+    algo = "a2c" if "a2c" in words.split() else "acktr"
+    told = f"; warning: {idle} changes nothing of {algo} in CartPole-v1"
+    assert source.endswith(told) if idle else "warning" not in source
+
+
+def trained(tmp_path: Path, capsys: pytest.CaptureFixture[str], *more: str) -> Path:
+    words = ("train", "CartPole-v1", *SMALL, "--run-dir", str(tmp_path), *more)
+    assert call(capsys, *words)[0] == 0
+    return tmp_path / RUN
+
+
+def test_a_total_below_what_is_done_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained(tmp_path, capsys, "--total-timesteps", "512", "--stop-at", "256")
+    before = (run / "config.json").read_text()
+    code, _, err = call(capsys, "train", "--resume", str(run), "--total-timesteps", "128")
+    assert code == 2 and "must be at least the 256 steps" in err and err.count("\n") == 1
+    assert (run / "config.json").read_text() == before
+
+
+def test_other_versions_are_told_and_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained(tmp_path, capsys, "--total-timesteps", "512", "--stop-at", "256")
+    path = run / "versions.json"
+    known = json.loads(path.read_text())
+    assert "sessions" not in known
+    path.write_text(json.dumps(known | {"torch": "1.0.0", "platform": "elsewhere"}))
+    code, _, err = call(capsys, "train", "--resume", str(run), "--stop-at", "384")
+    assert code == 0
+    assert "warning: other versions from step 256 on: torch 1.0.0 before" in err
+    told: dict[str, Any] = json.loads(path.read_text())
+    assert told["torch"] == "1.0.0"
+    assert told["sessions"] == [{"step": 256, "torch": known["torch"]}]
+    code, _, err = call(capsys, "train", "--resume", str(run))
+    assert code == 0 and "other versions" not in err
+    assert json.loads(path.read_text())["sessions"] == told["sessions"]
+
+
+def test_a_damaged_run_is_told_before_others_are_played(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained(tmp_path, capsys, "--total-timesteps", "128")
+    damaged = trained(tmp_path, capsys, "--total-timesteps", "128", "--seed", "1")
+    damaged = damaged.with_name("seed1")
+    (damaged / "checkpoints/last/meta.json").write_text("{}")
+    monkeypatch.setattr("acktr.cli.commands._evaluated", lambda *_: pytest.fail("it played"))
+    code, out, err = call(capsys, "eval", str(tmp_path))
+    assert code == 2 and not out and "seed1" in err
