@@ -221,6 +221,12 @@ def _names(policy: Policy, masks: MaskSource | None) -> tuple[list[str], list[st
         states = [f"state_{place}" for place in range(len(policy.network.initial_state(1)))]
         inputs += [START, *states]
         outputs += [f"next_{name}" for name in states]
+    names = [*inputs, *outputs]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ExportError(
+            f"the part {twice!r} of the observation has the name of another input or output of the"
+            " file: call it otherwise in the environment"
+        )
     return inputs, outputs
 
 

@@ -20,6 +20,7 @@ from acktr.envs import (
     EnvSource,
     GuardedVectorEnv,
     Wrapper,
+    autoreset_mode,
     check_spaces,
     env_name,
     make_vec,
@@ -173,6 +174,7 @@ def evaluation_place(
     config = given.config
     record = config.record if key is None else tuple(dict.fromkeys((*config.record, key)))
     if isinstance(env, VectorEnv):
+        autoreset_mode(env)
         envs = _guarded(env, env_name(env), dataclasses.replace(config, record=record))
     else:
         source = given.source

@@ -22,6 +22,7 @@ from acktr.envs import (
     choices,
     flat,
     found_masks,
+    parts,
 )
 from acktr.export import export_policy
 from acktr.policies import (
@@ -195,10 +196,11 @@ class Predictor:
                 " gives, it is the first"
             )
         batch, alone = batched(space, observation)
-        arrays = flat(space, batch)
-        for array in arrays.values() if isinstance(arrays, dict) else (arrays,):
+        arrays, kinds = flat(space, batch), parts(space)
+        for name, array in arrays.items() if isinstance(arrays, dict) else [("", arrays)]:
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise ValueError("the observation has NaN or Inf, of which no action follows")
+            _require_kept(array, np.dtype(kinds[name].dtype or np.float32))
         return batch, alone
 
     def _allowed(self, batch: Any, alone: bool, action_masks: Any, name: str) -> Masks | None:
@@ -258,3 +260,20 @@ class Predictor:
         masks = self.trainer.begin().source  # which the first reset of environments finds
         self.trainer.settle()
         export_policy(self.policy, Path(path), masks)
+
+
+def _require_kept(array: NDArray[Any], kind: np.dtype[Any]) -> None:
+    """Refuse numbers that would be others in the type that the environment's have.
+
+    Raises:
+        ValueError: Fractions in place of integers, or integers beyond the type's.
+    """
+    if kind.kind not in "iu" or array.dtype == kind:
+        return
+    limits = np.iinfo(kind)
+    outside = (array < limits.min) | (array > limits.max)
+    if outside.any() or (array.dtype.kind == "f" and (array != np.rint(array)).any()):
+        raise ValueError(
+            f"the observation is of {array.dtype} and does not fit {kind}, as the environment gives"
+            " it: numbers would be cut off (pictures are scaled by the policy itself)"
+        )

@@ -91,7 +91,14 @@ from acktr.envs.settings import AtariSettings, PixelSettings, Workers
 from acktr.envs.source import EnvLike, EnvSource, Wrapper, env_name, is_json, wrapper_name
 from acktr.envs.spaces import check_spaces
 from acktr.envs.values import require_like
-from acktr.envs.vector import AnyVectorEnv, StepResult, check_state, env_seeds, state_method
+from acktr.envs.vector import (
+    AnyVectorEnv,
+    StepResult,
+    autoreset_mode,
+    check_state,
+    env_seeds,
+    state_method,
+)
 from acktr.envs.watch import TIMEOUT
 
 __all__ = [
@@ -125,6 +132,7 @@ __all__ = [
     "Workers",
     "Wrapper",
     "as_masks",
+    "autoreset_mode",
     "batched",
     "check_spaces",
     "check_state",

@@ -223,7 +223,8 @@ class GuardedVectorEnv(AnyVectorWrapper):
         if not fits:
             shown = " ".join(str(column).split())
             raise EnvFault(f"{self._name} returned {what} {shown:.60} at {when}, not {kind}")
-        return column.reshape(self.num_envs)
+        column = column.reshape(self.num_envs)
+        return column.astype(np.bool_) if kind == "booleans" else column
 
     def _give_finals(
         self, infos: dict[str, Any], ended: Array, cut: Array, obs: Any, when: str

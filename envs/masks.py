@@ -314,11 +314,14 @@ class VectorMasks:
 
 
 def _asking(envs: AnyVectorEnv) -> Callable[[], Any] | None:
-    """What asks all environments for `action_masks()`, if they have that method."""
+    """What asks all environments for `action_masks()`, if they or a wrapper have that method."""
     inner: Any = envs.unwrapped
-    own: Callable[[], Any] | None = getattr(inner, _METHOD, None)
-    if own is not None:
-        return own
+    layer: Any = envs
+    while layer is not None:  # the outermost counts
+        own: Callable[[], Any] | None = getattr(layer, _METHOD, None)
+        if own is not None and (layer is inner or hasattr(type(layer), _METHOD)):
+            return own
+        layer = None if layer is inner else layer.env
     # A worker of AsyncVectorEnv would end if it were asked for what is not there.
     known = isinstance(inner, SyncVectorEnv | AsyncVectorEnv)
     if known and all(inner.call("has_wrapper_attr", _METHOD)):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 
 from acktr.envs.errors import EnvError, UnsavedError, check_integer
@@ -91,3 +91,18 @@ def check_state(envs: AnyVectorEnv, state: Any) -> None:
     except UnsavedError:
         return
     check(state)
+
+
+def autoreset_mode(envs: AnyVectorEnv) -> AutoresetMode:
+    """How a vector environment resets those whose episodes have ended.
+
+    Raises:
+        EnvError: It does not say so, or not by itself; one line.
+    """
+    mode = envs.metadata.get("autoreset_mode")
+    if mode not in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP):
+        raise EnvError(
+            f"the vector environment declares autoreset mode {mode!r}; NEXT_STEP or SAME_STEP"
+            ' is needed in metadata["autoreset_mode"], of gymnasium.vector.AutoresetMode'
+        )
+    return mode

@@ -11,7 +11,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from acktr import ACKTR, ExportError
+from acktr import A2C, ACKTR, ExportError
 from acktr.cli.main import main
 from acktr.config import merge, preset
 from acktr.envs import MASK, make_vec
@@ -280,4 +280,25 @@ def test_a_network_that_cannot_be_traced_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="torch cannot export the network") as caught:
         export_policy(policy, tmp_path / "policy.pt2")
     assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_parts_with_the_names_of_outputs_are_refused(tmp_path: Path) -> None:
+    """onnxruntime would refuse the file, which nobody would see before."""
+
+    class Named(gymnasium.Env[Any, Any]):
+        observation_space = gymnasium.spaces.Dict(
+            value=gymnasium.spaces.Box(-1, 1, (2,), np.float32),
+            state=gymnasium.spaces.Box(-1, 1, (2,), np.float32),
+        )
+        action_space = gymnasium.spaces.Discrete(2)
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            super().reset(seed=seed)
+            return self.observation_space.sample(), {}
+
+    with A2C(Named, num_envs=1) as agent:
+        for name in ("policy.onnx", "policy.pt2"):
+            with pytest.raises(ExportError, match="part 'value' of the observation"):
+                agent.export(tmp_path / name)
     assert not list(tmp_path.iterdir())

@@ -18,6 +18,7 @@ from acktr.envs import (
     MASK,
     Masks,
     UnsavedError,
+    autoreset_mode,
     check_state,
     choices,
     require_like,
@@ -62,7 +63,7 @@ class Collector:
         masked: Whether to obey the action masks in the infos, where there are some.
 
     Raises:
-        ValueError: The environment does not declare a supported autoreset mode.
+        EnvError: The environment does not declare a supported autoreset mode.
     """
 
     def __init__(
@@ -74,12 +75,7 @@ class Collector:
         micro_batch: int | None = None,
         masked: bool = True,
     ) -> None:
-        mode = envs.metadata.get("autoreset_mode")
-        if mode not in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP):
-            raise ValueError(
-                f"the vector environment declares autoreset mode {mode!r}; NEXT_STEP or SAME_STEP"
-                ' is needed in metadata["autoreset_mode"], of gymnasium.vector.AutoresetMode'
-            )
+        mode = autoreset_mode(envs)
         self.envs = envs
         self.acting = acting
         self.device = acting.generator.device
