@@ -282,13 +282,13 @@ def _make_parallel(
     threads = thread_ids()
     try:
         for index in range(num_envs):
-            env = make_one(source, index, render_mode, timeout)
-            if any(env.unwrapped is other.unwrapped for other in built):
+            new = make_one(source, index, render_mode, timeout)
+            if any(new.unwrapped is other.unwrapped for other in built):
                 raise EnvError(
                     f"{name}: environments {len(built) - 1} and {len(built)} are one and the same:"
                     " the function must make a new one each time"
                 )
-            built.append(env)
+            built.append(new)
         apart = apart and source.foreign and not render_mode
         apart = apart and can_fork(threads)
         if source.spec is not None and source.spec.namespace == PIXELS and drawn_here():

@@ -99,10 +99,10 @@ def autoreset_mode(envs: AnyVectorEnv) -> AutoresetMode:
     Raises:
         EnvError: It does not say so, or not by itself; one line.
     """
-    mode = envs.metadata.get("autoreset_mode")
+    mode: Any = envs.metadata.get("autoreset_mode")
     if mode not in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP):
         raise EnvError(
             f"the vector environment declares autoreset mode {mode!r}; NEXT_STEP or SAME_STEP"
             ' is needed in metadata["autoreset_mode"], of gymnasium.vector.AutoresetMode'
         )
-    return mode
+    return AutoresetMode(mode)

@@ -42,7 +42,7 @@ def test_evaluations_refuse_what_training_refuses() -> None:
 def test_one_environment_is_not_several(listed: bool) -> None:
     one = Counted()
     given: Any = [lambda: one, lambda: one] if listed else lambda: one
-    with pytest.raises(EnvError, match="0 and 1 are one and the same: .* a new one each time"):
+    with pytest.raises(EnvError, match=r"0 and 1 are one and the same: .* a new one each time"):
         A2C(given, num_envs=2)
     A2C(given if not listed else [lambda: one], num_envs=1).close()
 
@@ -76,17 +76,18 @@ class Flags(VectorWrapper):  # type: ignore[type-arg]
 
 
 def test_ends_may_be_numbers() -> None:
-    lengths = {}
+    lengths: dict[bool, list[Any]] = {}
     for wrapped in (False, True):
         envs: VectorEnv[Any, Any, Any] = SyncVectorEnv(
             [Counted, Counted], autoreset_mode=AutoresetMode.SAME_STEP
         )
         with A2C(Flags(envs) if wrapped else envs, num_steps=16, seed=0) as agent:
-            found: list[Any] = []
-            agent.learn(
-                96, lambda stats: found.extend((e.reward, e.length) for e in stats.episodes)
-            )
-            lengths[wrapped] = found
+            lengths[wrapped] = []
+
+            def keep(stats: Any, found: Any = lengths[wrapped]) -> None:
+                found.extend((each.reward, each.length) for each in stats.episodes)
+
+            agent.learn(96, keep)
     assert lengths[True] == lengths[False] and len(lengths[True]) == 8
 
 
