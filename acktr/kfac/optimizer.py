@@ -287,7 +287,7 @@ class KFAC(NamedOptimizer):
             step = {name: update * (rates[name] / lr) for name, update in step.items()}
             gradients = {name: gradients[name] * (rates[name] / lr) for name in step}
         # A group whose lr is 0 stands still, momentum included, which decays meanwhile.
-        still = {name for name in step if rates[name] == 0}
+        still = {name for name in step if rates[name] == 0 < lr}
         velocities = {n: v for n, v in self._velocities(step).items() if n not in still}
         full = max(lr, self._full_lr())
         proposal = Proposal(gradients, step, velocities, momenta, lr, full)
