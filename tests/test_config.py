@@ -105,10 +105,19 @@ def test_swimmer_has_a_preset_of_its_own() -> None:
     assert (own.gae_lambda, own.network.log_std_init) == (0.99, 0.0)
     changed = {"gamma": 0.99, "gae_lambda": 0.95, "network": shared.network, "preset": "family"}
     assert shared == dataclasses.replace(own, **changed)
-    hopper = preset("Hopper-v5")[0]
-    assert dataclasses.replace(hopper, env="Swimmer-v5", preset="family") == shared
+    walker = preset("Walker2d-v5")[0]
+    assert dataclasses.replace(walker, env="Swimmer-v5", preset="family") == shared
     assert preset("CartPole-v1", name="family")[0].normalize_observation
     assert preset("Swimmer-v5", "a2c")[0].gamma == 0.99
+
+
+def test_hopper_has_a_preset_of_its_own() -> None:
+    own, line = preset("Hopper-v5")
+    shared, _ = preset("Hopper-v5", name="family")
+    assert line.startswith("preset default for acktr, exact id Hopper-v5: ")
+    changed = dataclasses.replace(shared, gamma=0.995, gae_lambda=0.97, preset="default")
+    assert own == changed == dataclasses.replace(preset("Hopper-v4")[0], env="Hopper-v5")
+    assert preset("Hopper-v5", "trpo")[0].gamma == preset("Pixels/Hopper-v5")[0].gamma == 0.99
 
 
 def test_pixels() -> None:

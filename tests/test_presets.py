@@ -17,7 +17,8 @@ from acktr.config import ALGOS, PRESETS, Config, ConfigError, preset, to_dict
 from acktr.files import flat
 
 KNOWN = Path(__file__).with_name("presets.json")
-ENVIRONMENTS = ["CartPole-v1", "X-v0", "PongNoFrameskip-v4", "HalfCheetah-v5", "Swimmer-v5"]
+ENVIRONMENTS = ["CartPole-v1", "X-v0", "PongNoFrameskip-v4", "HalfCheetah-v5", "Hopper-v5"]
+ENVIRONMENTS += ["Swimmer-v5"]
 ENVIRONMENTS += [f"Pixels/{name}-v5" for name in ("Hopper", "Walker2d", "Reacher", "HalfCheetah")]
 
 

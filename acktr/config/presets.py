@@ -192,6 +192,11 @@ def _swimmer(env: str) -> Config:
     return dataclasses.replace(_mujoco(env), gamma=0.9999, gae_lambda=0.99, network=network)
 
 
+def _hopper(env: str) -> Config:
+    """The MuJoCo family's values with gamma 0.995, lambda 0.97."""
+    return dataclasses.replace(_mujoco(env), gamma=0.995, gae_lambda=0.97)
+
+
 def _general(env: str) -> Config:
     """Separate tanh networks and running normalisation, for any other environment."""
     return Config(
@@ -294,6 +299,8 @@ _MAKERS: dict[tuple[str, str, str | None], Callable[[str], Config]] = {
     ("acktr", "paper", "Atari"): _atari_paper,
     ("acktr", "default", "MuJoCo"): _mujoco,
     ("acktr", "paper", "MuJoCo"): _mujoco_paper,
+    ("acktr", "default", "Hopper-v4"): _hopper,
+    ("acktr", "default", "Hopper-v5"): _hopper,
     ("acktr", "default", "Swimmer-v4"): _swimmer,
     ("acktr", "default", "Swimmer-v5"): _swimmer,
     ("acktr", "default", "Pixels"): _pixels,
