@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from acktr.config import Config
-from acktr.envs import AnyVectorEnv, make_vec
+from acktr.envs import AnyVectorEnv, Workers, make_vec
 
 
 def training_envs(config: Config, part: tuple[int, int] | None = None) -> AnyVectorEnv:
@@ -15,21 +15,7 @@ def training_envs(config: Config, part: tuple[int, int] | None = None) -> AnyVec
         EnvError: They cannot be made; one line.
     """
     count, first = part or (config.num_envs, 0)
-    return make_vec(
-        config.env,
-        count,
-        config.seed,
-        first=first,
-        atari=config.atari,
-        pixels=config.pixels,
-        env_workers=config.env_workers,
-        env_timeout=config.env_timeout,
-        apart=config.env_workers != 1,
-        env_kwargs=config.env_kwargs,
-        wrappers=config.wrappers,
-        record=config.record,
-        masks=config.masks,
-    )
+    return _made(config, count, config.seed, config.env_workers, first=first)
 
 
 def evaluation_envs(config: Config, num_envs: int, seed: int) -> AnyVectorEnv:
@@ -38,15 +24,29 @@ def evaluation_envs(config: Config, num_envs: int, seed: int) -> AnyVectorEnv:
     Raises:
         EnvError: They cannot be made; one line.
     """
+    return _made(config, num_envs, seed, training=False)
+
+
+def _made(
+    config: Config,
+    count: int,
+    seed: int,
+    env_workers: Workers = 1,
+    *,
+    first: int = 0,
+    training: bool = True,
+) -> AnyVectorEnv:
     return make_vec(
         config.env,
-        num_envs,
+        count,
         seed,
-        training=False,
-        env_timeout=config.env_timeout,
-        apart=config.env_workers != 1,
+        first=first,
+        training=training,
         atari=config.atari,
         pixels=config.pixels,
+        env_workers=env_workers,
+        env_timeout=config.env_timeout,
+        apart=config.env_workers != 1,
         env_kwargs=config.env_kwargs,
         wrappers=config.wrappers,
         record=config.record,

@@ -139,12 +139,10 @@ class Trainer:
         self.learner: Learner = _LEARNERS[config.algo](
             self.network, self.head, config, learning_noise, autocast, self.auxiliary, ranks
         )
-        merged = (
-            None
-            if self.world is None
-            else MergedMoments.of(observations, rewards, self.world.ranks, self.device)
-        )
-        self._merged = merged
+        self._merged: MergedMoments | None = None
+        if self.world is not None:
+            shared = self.world.ranks
+            self._merged = MergedMoments.of(observations, rewards, shared, self.device)
         self.learner.learning_rate = learning_rate
         self.timesteps, self.updates, self.restarts, self.seconds = 0, 0, 0, 0.0
         self.begun = 0

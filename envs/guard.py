@@ -106,9 +106,8 @@ class GuardedVectorEnv(AnyVectorWrapper):
         mask = (options or {}).get("reset_mask")
         seeds: Any = seed
         if seed is not None and not self._foreign:
-            seeds = env_seeds(seed, self._first + self.num_envs)[
-                self._first :
-            ]  # sync environments take a list of seeds
+            every = env_seeds(seed, self._first + self.num_envs)
+            seeds = every[self._first :]  # sync environments take a list of seeds
         if seed is not None:
             self._seeds = seeds if isinstance(seeds, list) else [seed] * self.num_envs
         obs, infos = self._call("reset", lambda: self.env.reset(seed=seeds, options=options))
@@ -223,8 +222,8 @@ class GuardedVectorEnv(AnyVectorWrapper):
         if not fits:
             shown = " ".join(str(column).split())
             raise EnvFault(f"{self._name} returned {what} {shown:.60} at {when}, not {kind}")
-        column = column.reshape(self.num_envs)
-        return column.astype(np.bool_) if kind == "booleans" else column
+        kept = np.bool_ if kind == "booleans" else column.dtype
+        return column.reshape(self.num_envs).astype(kept)
 
     def _give_finals(
         self, infos: dict[str, Any], ended: Array, cut: Array, obs: Any, when: str

@@ -297,7 +297,7 @@ def test_parts_with_the_names_of_outputs_are_refused(tmp_path: Path) -> None:
             super().reset(seed=seed)
             return self.observation_space.sample(), {}
 
-    with A2C(Named, num_envs=1) as agent:
-        with pytest.raises(ExportError, match="part 'value' of the observation"):
-            agent.export(tmp_path / "policy.pt2")  # as .onnx, where its packages are installed
+    why = "part 'value' of the observation"
+    with A2C(Named, num_envs=1) as agent, pytest.raises(ExportError, match=why):
+        agent.export(tmp_path / "policy.pt2")  # as .onnx, where its packages are installed
     assert not list(tmp_path.iterdir())

@@ -131,14 +131,9 @@ def resume(
         _require_told(agent)
         finish_swap(folder.best)
         _finish_best(folder, agent)
-        config = dataclasses.replace(stored, total_timesteps=total or stored.total_timesteps)
+        config, done = _longer(stored, total), agent.timesteps
         require_within(stop_at, config)
-        done = agent.timesteps
-        if total is not None and total < done:
-            raise ConfigError(
-                f"total_timesteps must be at least the {done:,} steps that {path} has done, got"
-                f" {total:,}"
-            )
+        _require_ahead(total, done, path)
         if (nothing := _nothing_left(folder, config, done, stop_at, draw)) is not None:
             return nothing
         facts = _facts(config)
@@ -188,7 +183,7 @@ def _join(
     meeting: Meeting,
 ) -> str:
     """Go on with a run as another of its processes than the first, which reads alone."""
-    config = dataclasses.replace(stored, total_timesteps=total or stored.total_timesteps)
+    config = _longer(stored, total)
     agent, _ = _last_agent(folder, stored)
     done, goal = agent.timesteps, stop_at or config.total_timesteps
     if done >= goal and (done < config.total_timesteps or folder.last_evaluation() >= done):
@@ -229,6 +224,24 @@ def check(config: Config, network: NetworkSource | None = None, stop_at: int | N
     worker_count(config.env_workers, lookup(config.env), config.num_envs)
     with _trainer(dataclasses.replace(config, device="cpu", env_workers=1), network):
         pass
+
+
+def _longer(stored: Config, total: int | None) -> Config:
+    """A run's configuration with another total, or with its own."""
+    return dataclasses.replace(stored, total_timesteps=total or stored.total_timesteps)
+
+
+def _require_ahead(total: int | None, done: int, path: Path) -> None:
+    """Refuse a new total behind what a run has done, which would count as a run of that length.
+
+    Raises:
+        ConfigError: One line.
+    """
+    if total is not None and total < done:
+        raise ConfigError(
+            f"total_timesteps must be at least the {done:,} steps that {path} has done, got"
+            f" {total:,}"
+        )
 
 
 def require_within(stop_at: int | None, config: Config) -> None:
