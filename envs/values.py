@@ -110,16 +110,27 @@ def require_like(value: Any, template: Any, where: str) -> None:
             raise ValueError(f"{where} has other entries than {', '.join(template)}")
         for key in template:
             require_like(value[key], template[key], key)
-    elif isinstance(template, np.ndarray) and isinstance(value, np.ndarray):
+    elif _has_axes(template) and isinstance(value, np.ndarray):
         _require_array(value, template, where)
-    elif isinstance(template, np.ndarray):  # MountainCar's state is an array or a tuple
+    elif _has_axes(template):  # MountainCar's state is an array or a tuple
         if not isinstance(value, tuple | list) or len(value) != len(template):
             raise ValueError(f"{where} is not {len(template)} numbers")
     elif template is not None:
-        kinds = (bool, int, float, np.generic)
-        kind = kinds if isinstance(template, kinds) else type(template)
-        if not isinstance(value, kind):
+        fits = _is_number(value) if _is_number(template) else isinstance(value, type(template))
+        if not fits:
             raise ValueError(f"{where} is a {type(value).__name__}")
+        if isinstance(template, np.ndarray):
+            _require_array(np.asarray(value), template, where)
+
+
+def _has_axes(value: Any) -> bool:
+    """Whether something is an array of several numbers."""
+    return isinstance(value, np.ndarray) and value.ndim > 0
+
+
+def _is_number(value: Any) -> bool:
+    """Whether something is one number; sums make NumPy's of arrays without axes."""
+    return isinstance(value, bool | int | float | np.generic | np.ndarray) and np.ndim(value) == 0
 
 
 def _require_array(value: Array, template: Array, where: str) -> None:

@@ -14,10 +14,10 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
-from gymnasium.wrappers import FrameStackObservation, NormalizeObservation
+from gymnasium.wrappers import FrameStackObservation, NormalizeObservation, NormalizeReward
 
 from acktr.envs import AnyVectorEnv, EnvFault, UnsavedError, make_vec
-from acktr.envs.values import decoded, encoded, from_bytes, to_bytes
+from acktr.envs.values import decoded, encoded, from_bytes, require_like, to_bytes
 from tests.tools.command_line import environment
 
 MUJOCO = [
@@ -161,7 +161,7 @@ def test_all_of_mujoco_goes_on_in_another_process(tmp_path: Path) -> None:
 def test_wrappers_are_saved_with_it() -> None:
     def make() -> Any:
         env = NormalizeObservation(gymnasium.make("Pendulum-v1"))
-        return FrameStackObservation(Scaled(env), 3)
+        return FrameStackObservation(Scaled(NormalizeReward(env)), 3)
 
     state, following = saved(make)
     assert continued(make, state) == following
@@ -240,6 +240,16 @@ def test_a_state_of_the_right_form_and_wrong_content_names_the_environment() -> 
     with pytest.raises(EnvFault, match=r"environment 2 of Walk: .*KeyError: 'place'"):
         envs.load_state_dict(state)
     envs.close()
+
+
+def test_a_number_is_one_with_and_without_an_array() -> None:
+    """Running moments are an array without axes at first, and NumPy's number after a sum."""
+    for value in (np.float64(3), np.array(3.0), 3.0):
+        for template in (np.zeros(()), np.float64(0)):
+            require_like(value, template, "mean")
+    for value, why in ((np.ones(1), "a ndarray"), ("3", "a str"), (np.array(math.inf), "not fin")):
+        with pytest.raises(ValueError, match=why):
+            require_like(value, np.zeros(()), "mean")
 
 
 def test_values_keep_their_types() -> None:
