@@ -22,6 +22,7 @@ from acktr.envs import (
     choices,
     flat,
     found_masks,
+    integers,
     parts,
 )
 from acktr.export import export_policy
@@ -198,9 +199,9 @@ class Predictor:
         batch, alone = batched(space, observation)
         arrays, kinds = flat(space, batch), parts(space)
         for name, array in arrays.items() if isinstance(arrays, dict) else [("", arrays)]:
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise ValueError("the observation has NaN or Inf, of which no action follows")
-            _require_kept(array, np.dtype(kinds[name].dtype or np.float32))
+            _require_known(
+                array, kinds[name], f"observation's part {name!r}" if name else "observation"
+            )
         return batch, alone
 
     def _allowed(self, batch: Any, alone: bool, action_masks: Any, name: str) -> Masks | None:
@@ -262,18 +263,37 @@ class Predictor:
         export_policy(self.policy, Path(path), masks)
 
 
-def _require_kept(array: NDArray[Any], kind: np.dtype[Any]) -> None:
-    """Refuse numbers that would be others in the type that the environment's have.
+def _require_known(array: NDArray[Any], space: gymnasium.Space[Any], what: str) -> None:
+    """Refuse numbers that the space has not, or that would be others in its type.
+
+    Boxes may be left by a little, as by environments in training.
 
     Raises:
-        ValueError: Fractions in place of integers, or integers beyond the type's.
+        ValueError: NaN or Inf, fractions in place of integers, or numbers out of range.
     """
-    if kind.kind not in "iu" or array.dtype == kind:
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ValueError(f"the {what} has NaN or Inf, of which no action follows")
+    kind, ranges = np.dtype(space.dtype or np.float32), integers(space)
+    if array.dtype == kind and ranges is None:
         return
-    limits = np.iinfo(kind)
-    outside = (array < limits.min) | (array > limits.max)
-    if outside.any() or (array.dtype.kind == "f" and (array != np.rint(array)).any()):
+    if kind.kind == "f":
+        with np.errstate(over="ignore"):
+            large = ~np.isfinite(array.astype(kind, copy=False))
+        if large.any():
+            raise ValueError(f"the {what} has {array[large][0]}, which is too large for {kind}")
+        return
+    low, above = ranges or _limits(kind)
+    whole = array.dtype.kind != "f" or (array == np.rint(array)).all()
+    outside = (array < low) | (array >= above)
+    if ranges is not None and whole and outside.any():
+        raise ValueError(f"the {what} has {array[outside][0]}, which is not in range for {space}")
+    if outside.any() or not whole:
         raise ValueError(
-            f"the observation is of {array.dtype} and does not fit {kind}, as the environment gives"
+            f"the {what} is of {array.dtype} and does not fit {kind}, as the environment gives"
             " it: numbers would be cut off (pictures are scaled by the policy itself)"
         )
+
+
+def _limits(kind: np.dtype[Any]) -> tuple[int, int]:
+    """The least integer of a type, and the one above the largest."""
+    return (0, 2) if kind.kind == "b" else (np.iinfo(kind).min, int(np.iinfo(kind).max) + 1)

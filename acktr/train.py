@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -148,6 +149,7 @@ class Trainer:
         self.begun = 0
         """Steps at which the schedules began."""
         self.restarted: str | None = None
+        self._idle = False
         self.doing: Doing = "nothing"
         """What :meth:`run` does; after an error, what it did then."""
         self.asked: Callable[[], int | None] = lambda: None
@@ -249,6 +251,8 @@ class Trainer:
                     batch, steps, episodes = self._joined(self.world, rollout, batch, episodes)
                 # One sample has no variance to learn from: resets may have taken all other steps.
                 metrics = self.learner.update(batch, progress) if batch.total > 1 else {}
+            if batch.total <= 1 and steps > 0:
+                self._tell_idle(steps, batch.total)
             self.timesteps += steps
             self.updates += 1
             self.seconds = time.perf_counter() - origin
@@ -299,6 +303,18 @@ class Trainer:
                 f"the value function is NaN or Inf at step {self.timesteps}: lower lr or"
                 " kl_clip, raise damping, or normalise rewards"
             )
+
+    def _tell_idle(self, steps: int, samples: int) -> None:
+        """Warn, once, of a rollout that nothing could be learned from."""
+        if not self._idle:
+            warnings.warn(
+                f"the update at step {self.timesteps + steps} was skipped, as {samples} of its"
+                f" {steps} steps can be learned from and 2 are needed (not steps that reset, nor"
+                " those whose action the environment forced): raise num_steps",
+                UserWarning,
+                stacklevel=2,
+            )
+        self._idle = True
 
     def settle(self) -> None:
         """Wait for a critic that learns in another process, so that its parameters are here.

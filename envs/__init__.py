@@ -89,7 +89,7 @@ from acktr.envs.process import CLOSE, ForkedProcess, end_all
 from acktr.envs.registry import is_atari, lookup
 from acktr.envs.settings import AtariSettings, PixelSettings, Workers
 from acktr.envs.source import EnvLike, EnvSource, Wrapper, env_name, is_json, wrapper_name
-from acktr.envs.spaces import check_spaces
+from acktr.envs.spaces import check_spaces, integers
 from acktr.envs.values import require_like
 from acktr.envs.vector import (
     AnyVectorEnv,
@@ -146,6 +146,7 @@ __all__ = [
     "flat",
     "found_masks",
     "group_count",
+    "integers",
     "is_among",
     "is_atari",
     "is_json",

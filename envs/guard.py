@@ -10,14 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from acktr.envs.episodes import SUCCESS, EpisodeStats, last_infos
 from acktr.envs.errors import EnvError, EnvFault, EnvWarning, named
 from acktr.envs.masks import MASK, FoundMasks, MaskSetting, VectorMasks
 from acktr.envs.nested import dense_finals, flat, is_nested, parts
-from acktr.envs.spaces import check_actions
+from acktr.envs.spaces import bounds, check_actions, integers
 from acktr.envs.values import Tree, require_like
 from acktr.envs.vector import (
     AnyVectorWrapper,
@@ -44,7 +43,7 @@ class GuardedVectorEnv(AnyVectorWrapper):
         name: For messages.
         seed: Of the first reset.
         foreign: Made by somebody else: its seeds, actions and infos are passed through as they
-            are, except for the statistics of episodes and action masks.
+            are, except for the statistics of episodes, action masks and "forced".
         record: Keys of the infos of last steps whose numbers are in `infos["recorded"]`.
         masks: Where the action masks of a foreign environment come from.
         timeout: Seconds that a call of a foreign environment may take.
@@ -83,8 +82,8 @@ class GuardedVectorEnv(AnyVectorWrapper):
         space = env.single_observation_space
         self._nested = is_nested(space)
         self._parts = parts(space)
-        self._limits = {name: _integers(part) for name, part in self._parts.items()}
-        self._bounds = {name: _bounds(part) for name, part in self._parts.items() if bounded}
+        self._limits = {name: integers(part) for name, part in self._parts.items()}
+        self._bounds = {name: bounds(part) for name, part in self._parts.items() if bounded}
         calls: list[tuple[int, str] | None] = [None]  # the call that is under way, by its number
         self._calls, self._count = calls, 0
         if foreign:
@@ -146,10 +145,9 @@ class GuardedVectorEnv(AnyVectorWrapper):
         if dones.any() and not self._next_step:
             self._give_finals(infos, dones, ~terminated, obs, when)
         self._check_observations(obs, "observation", when)
-        for key in ("episode", "_episode"):
+        # Words of this package, in which environments of others may say something else.
+        for key in ("episode", "_episode", "forced", "_forced"):
             infos.pop(key, None)
-        if not self._foreign:
-            infos.pop("forced", None)
         infos.update(self._stats.step(rewards, dones, alive))
         self._add_masks(obs, infos, when, ~self._dead)
         return obs, rewards, terminated, truncated, infos
@@ -376,25 +374,3 @@ def _first(bad: Array) -> tuple[tuple[int, ...], str]:
     """The indices of the first bad value of a batch, and the place in its sample in words."""
     where = tuple(int(i) for i in np.argwhere(bad)[0])
     return where, f" at element {where[1:]}" if len(where) > 1 else ""
-
-
-def _bounds(space: spaces.Space[Any]) -> tuple[Array, Array] | None:
-    """The bounds of a Box; None for other spaces, and where its type alone keeps to them."""
-    if not isinstance(space, spaces.Box):
-        return None
-    low, high = np.asarray(space.low), np.asarray(space.high)
-    least: Any = -np.inf
-    most: Any = np.inf
-    if space.dtype.kind in "iu":
-        least, most = np.iinfo(space.dtype).min, np.iinfo(space.dtype).max
-    free = space.dtype.kind == "b" or ((low <= least) & (high >= most)).all()
-    return None if free else (low, high)
-
-
-def _integers(space: spaces.Space[Any]) -> tuple[Any, Any] | None:
-    """The least integers of a space, and those above the largest; None for a Box."""
-    if isinstance(space, spaces.Discrete):
-        return space.start, space.start + space.n
-    if isinstance(space, spaces.MultiDiscrete):
-        return space.start, space.start + space.nvec
-    return (0, 2) if isinstance(space, spaces.MultiBinary) else None

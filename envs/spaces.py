@@ -55,17 +55,34 @@ def check_actions(actions: Any, space: spaces.Space[Any], num_envs: int) -> NDAr
             raise EnvFault(f"actions for {_show(space)} must be floats, got {array.dtype}")
         _report_bad(np.isfinite(array), array, space, "a finite number")
         return array.astype(space.dtype, copy=False)
-    kinds = "iub"
-    start: Any = 0
-    limit: Any = 2  # of MultiBinary
-    if isinstance(space, spaces.Discrete):
-        kinds, start, limit = "iu", space.start, space.start + space.n
-    elif isinstance(space, spaces.MultiDiscrete):
-        kinds, start, limit = "iu", space.start, space.start + space.nvec
+    kinds = "iub" if isinstance(space, spaces.MultiBinary) else "iu"
+    start, limit = integers(space) or (0, 0)
     if array.dtype.kind not in kinds:
         raise EnvFault(f"actions for {_show(space)} must be integers, got {array.dtype}")
     _report_bad((array >= start) & (array < limit), array, space, "in range")
     return array.astype(space.dtype, copy=False)
+
+
+def integers(space: spaces.Space[Any]) -> tuple[Any, Any] | None:
+    """The least integers of a space, and those above the largest; None for a Box."""
+    if isinstance(space, spaces.Discrete):
+        return space.start, space.start + space.n
+    if isinstance(space, spaces.MultiDiscrete):
+        return space.start, space.start + space.nvec
+    return (0, 2) if isinstance(space, spaces.MultiBinary) else None
+
+
+def bounds(space: spaces.Space[Any]) -> tuple[NDArray[Any], NDArray[Any]] | None:
+    """The bounds of a Box; None for other spaces, and where its type alone keeps to them."""
+    if not isinstance(space, spaces.Box):
+        return None
+    low, high = np.asarray(space.low), np.asarray(space.high)
+    least: Any = -np.inf
+    most: Any = np.inf
+    if space.dtype.kind in "iu":
+        least, most = np.iinfo(space.dtype).min, np.iinfo(space.dtype).max
+    free = space.dtype.kind == "b" or ((low <= least) & (high >= most)).all()
+    return None if free else (low, high)
 
 
 def _report_bad(

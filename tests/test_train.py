@@ -290,3 +290,23 @@ def test_vector_environment_must_be_supported() -> None:
     envs.single_observation_space = gymnasium.spaces.Text(4)  # type: ignore[assignment]
     with pytest.raises(ValueError, match="unsupported observation space"):
         Trainer(small(), envs)
+
+
+class Resetting(gymnasium.Env[Any, Any]):
+    """Episodes of one step, so that every second step of next-step autoreset only resets."""
+
+    observation_space, action_space = spaces.Box(0, 1, (1,), np.float32), spaces.Discrete(2)
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        return np.ones(1, np.float32), 1.0, True, False, {}
+
+
+def test_updates_without_samples_are_told_once() -> None:
+    envs = SyncVectorEnv([Resetting], autoreset_mode=AutoresetMode.NEXT_STEP)
+    config = dataclasses.replace(preset("CartPole-v1", "a2c")[0], num_envs=1, num_steps=2)
+    with pytest.warns(UserWarning, match="1 of its 1 steps .* 2 are needed .* num_steps") as told:
+        stats = list(Trainer(config, envs).run(4))
+    assert len(stats) == 4 and len(told) == 1

@@ -101,6 +101,22 @@ def test_processes_of_gymnasium_are_taken_as_before() -> None:
     plain.close()
 
 
+class Forcing(Counted):
+    """Has a word of its own that this package knows as well."""
+
+    def step(self, action: Any) -> Any:
+        return *super().step(action)[:4], {"forced": True}
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_forced_is_a_word_of_others_too(own: bool) -> None:
+    """Nothing at all was learned from such environments."""
+    pair = [Forcing, Forcing]
+    envs = pair if own else SyncVectorEnv(pair, autoreset_mode=AutoresetMode.SAME_STEP)
+    with A2C(envs, num_steps=8) as agent:
+        assert agent.trainer.collector.collect(8).valid.all()
+
+
 class Pictures(gymnasium.Env[Any, Any]):
     observation_space = gymnasium.spaces.Box(0, 255, (3, 36, 36), np.uint8)
     action_space = gymnasium.spaces.Discrete(3)
