@@ -68,6 +68,8 @@ class Standalone(nn.Module):
     def __init__(self, policy: Policy, masks: MaskSource | None) -> None:
         super().__init__()
         self.masks = masks
+        inside = parts(policy.observation_space)  # a tuple has a mask for each component
+        self.mask_parts = [name for name in inside if name.partition("/")[0] == MASK]
         self.network = copy.deepcopy(policy.network).cpu().eval()
         self.head = policy.head
         self.space = policy.action_space
@@ -87,7 +89,7 @@ class Standalone(nn.Module):
     ) -> tuple[Tensor, ...]:
         """Actions, parameters and values, and the state of a network with a memory."""
         if self.masks == "observation" and isinstance(observation, dict):
-            action_mask = observation[MASK] == 1
+            action_mask = torch.cat([observation[name] == 1 for name in self.mask_parts], -1)
         if isinstance(observation, dict):
             shown: Tree = {name: self._shown(name, part) for name, part in observation.items()}
         else:

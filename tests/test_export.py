@@ -160,6 +160,33 @@ def test_masks_are_an_input(source: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(session.run(["action"], fed)[0], wanted)
 
 
+def test_masks_in_parts_of_observations_are_joined(tmp_path: Path) -> None:
+    """A tuple with a mask for each component, as environments may give it."""
+    bits = spaces.Box(0, 1, (2,), np.int8), spaces.Box(0, 1, (3,), np.int8)
+    space = spaces.Dict({"x": VECTOR, MASK: spaces.Tuple(bits)})
+    given = {"x": np.ones((6, 3), np.float32)}
+    masks = (np.tile(np.eye(2, dtype=np.int8), (3, 1)), np.tile(np.eye(3, dtype=np.int8), (2, 1)))
+
+    class Tupled(gymnasium.Env[Any, Any]):
+        observation_space, action_space = space, spaces.MultiDiscrete([2, 3])
+
+        def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+            return {"x": np.ones(3, np.float32), MASK: (masks[0][0], masks[1][0])}, {}
+
+        def step(self, action: Any) -> Any:
+            return self.reset()[0], 1.0, False, False, {}
+
+    with A2C(Tupled, num_envs=1, num_steps=4) as agent:
+        agent.export(tmp_path / "policy.pt2")
+        wanted, _ = agent.predict({**given, MASK: masks}, deterministic=True)
+    program = torch.export.load(tmp_path / "policy.pt2").module()
+    fed = {**given, f"{MASK}/0": masks[0], f"{MASK}/1": masks[1]}
+    with torch.no_grad():
+        actions = program({name: torch.from_numpy(each) for name, each in fed.items()})[0]
+    np.testing.assert_array_equal(actions.numpy(), wanted)
+    np.testing.assert_array_equal(wanted, [[i % 2, i % 3] for i in range(6)])
+
+
 class Counting(torch.nn.Module):
     """A recurrent network of a user's, with one tensor as state and a pair of outputs."""
 
