@@ -253,8 +253,8 @@ class Agent(Predictor):
     ) -> None:
         """Go on learning in another environment with the same spaces, in new episodes.
 
-        The network, its statistics and the curvature are kept, in new objects. The former
-        environments are closed if the agent made them.
+        The network, its statistics and the curvature are kept, in new objects, and so are the
+        samples of an update: num_steps follows. Former environments that the agent made are closed.
 
         Args:
             env: As in the constructor.

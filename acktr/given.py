@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -139,12 +140,15 @@ def moved(
 ) -> Given:
     """Other environments for an agent, with arguments and wrappers of their own.
 
+    Updates keep their number of samples whatever the number of environments, as where one
+    environment is given to :func:`take_envs`.
+
     Raises:
         EnvError, ConfigError: As :func:`take_envs`.
     """
     name = env if isinstance(env, str) else given.config.env
     config = dataclasses.replace(given.config, env=name, env_kwargs={}, wrappers=())
-    return take_envs(
+    found = take_envs(
         env,
         config,
         config.algo,
@@ -153,6 +157,16 @@ def moved(
         env_kwargs=env_kwargs,
         wrappers=wrappers,
     )
+    count, samples = found.config.num_envs, config.num_envs * config.num_steps
+    steps = max(1, round(samples / count))
+    if steps * count != samples:
+        warnings.warn(
+            f"updates have {steps * count} samples from now on, num_steps={steps} in each of"
+            f" {count} environments: {samples}, as before, is no multiple of {count}",
+            UserWarning,
+            stacklevel=3,
+        )
+    return dataclasses.replace(found, config=dataclasses.replace(found.config, num_steps=steps))
 
 
 @contextmanager

@@ -167,15 +167,16 @@ def test_another_environment_of_the_same_spaces() -> None:
     rows = np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32)
     before, values = agent.predict(rows, deterministic=True)[0], agent.value(rows)
     envs = make_vec("Pendulum-v1", 3, 7)
-    agent.set_env(envs)
-    assert agent.envs is envs and agent.config.num_envs == 3
+    with pytest.warns(UserWarning, match="15 samples .* num_steps=5 .* 3 environments: 16, as"):
+        agent.set_env(envs)
+    assert agent.envs is envs and (agent.config.num_envs, agent.config.num_steps) == (3, 5)
     np.testing.assert_array_equal(agent.predict(rows, deterministic=True)[0], before)
     np.testing.assert_array_equal(agent.value(rows), values)
-    assert agent.learn(24).num_timesteps == 88
+    assert agent.learn(24).num_timesteps == 94
     normalizer = agent.trainer.collector.observation_normalizer
     assert normalizer is not None and normalizer.moments.count > 80
     agent.set_env("Pendulum-v1")
-    assert agent.learn(24).num_timesteps == 112
+    assert agent.learn(24).num_timesteps == 124
     for wrong, line in (("CartPole-v1", "action space|observation space"), ("No-v0", "No")):
         with pytest.raises(EnvError, match=line) as caught:
             agent.set_env(wrong)

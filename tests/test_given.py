@@ -224,3 +224,16 @@ def test_evaluation_follows_the_setting_of_masks(masks: Any, obeys: bool, again:
     played = agent.evaluate(OnlyOne if again else None, 8, deterministic=False)
     assert (played.mean == 10.0) is obeys
     agent.close()
+
+
+def test_another_number_of_environments_keeps_the_samples_of_an_update(tmp_path: Path) -> None:
+    """As where the one environment is given at first; silently it was an eighth of them."""
+    config = dataclasses.replace(preset("CartPole-v1", "a2c")[0], num_envs=8, num_steps=4)
+    sizes = []
+    with A2C("CartPole-v1", config) as agent:
+        agent.save(tmp_path / "agent.zip")
+        for env in (gymnasium.make("CartPole-v1"), [lambda: gymnasium.make("CartPole-v1")] * 16):
+            agent.set_env(env)
+            sizes.append((agent.config.num_envs, agent.config.num_steps))
+    one = A2C.load(tmp_path / "agent.zip", gymnasium.make("CartPole-v1"))
+    assert sizes == [(1, 32), (16, 2)] and one.config.num_steps == 32

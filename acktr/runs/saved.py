@@ -91,6 +91,8 @@ class SavedAgent:
     def place(self, env: EnvLike | AnyVectorEnv | None) -> tuple[EnvLike | AnyVectorEnv, Config]:
         """What the agent goes on in, and its configuration there.
 
+        One environment makes as many steps as those together that are in the configuration.
+
         Raises:
             CheckpointError: None is given, and its own cannot be made again.
         """
@@ -99,6 +101,9 @@ class SavedAgent:
             return self.config.env, self.config
         if isinstance(env, str) and env != self.config.env:
             return env, replace(self.config, env=env, env_kwargs={}, wrappers=())
+        if isinstance(env, gymnasium.Env):
+            samples = self.config.num_envs * self.config.num_steps
+            return env, replace(self.config, num_envs=1, num_steps=samples)
         return env, self.config
 
     def restore(self, trainer: Trainer) -> None:
