@@ -15,8 +15,8 @@ from acktr.policies.contract import ActorCritic, NetworkSource, SeparateActorCri
 from acktr.policies.distributions import ActionHead
 from acktr.policies.networks import Actor, Critic, SharedActorCritic
 from acktr.policies.own import own_network
-from acktr.policies.probe import check_network, examples
-from acktr.policies.recurrent import check_sequences, memory_network
+from acktr.policies.probe import check_network, check_sequences, examples
+from acktr.policies.recurrent import memory_network
 
 
 class ChannelsWarning(UserWarning):

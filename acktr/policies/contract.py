@@ -13,8 +13,9 @@ nothing. A network knows nothing of action masks, and gets
     pictures (B, C, H, W), other Boxes (B, *shape) in the type of its parameters, and everything
     else as the environment gives it; of a Dict or Tuple space a dict or tuple of these.
 
-Its resting state is evaluation mode, which acting and all comparisons of policies use; learners
-take the gradients of their losses in training mode.
+Its resting state is evaluation mode, which acting and all comparisons of policies use, and in which
+its outputs are a function of the observations; learners take the gradients of their losses in
+training mode. It leaves the tensors that it gets as they are, since rollouts record them.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ class ActorCritic(nn.Module):
     own = False
     """Whether it is a network of one's own."""
     modal = False
-    """Whether training mode differs from evaluation mode (dropout, batch normalisation)."""
+    """Whether training mode differs from evaluation mode (dropout, batch normalisation): policies
+    are compared in a pass of its own then. It is found out by a look, which may overlook some."""
     auxiliary: tuple[str, ...] = ()
     """Names of the auxiliary outputs."""
     actor: nn.Module
@@ -103,9 +105,13 @@ class SeparateActorCritic(ActorCritic):
 
 @contextmanager
 def mode(network: ActorCritic, training: bool) -> Iterator[None]:
-    """Context in training or in evaluation mode, for a network to which it makes a difference."""
+    """Context in training or in evaluation mode, for a network to which it may make a difference.
+
+    That is every network of one's own: a look at a few observations cannot tell for certain that it
+    makes none.
+    """
     before = network.training
-    if not network.modal or before == training:
+    if before == training or not (network.own or network.modal):
         yield
         return
     network.train(training)

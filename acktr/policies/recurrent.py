@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map as pytree_map
 
 from acktr.config import ConfigError, NetworkConfig
-from acktr.envs import one_line
 from acktr.policies.contract import (
     ActorCritic,
     Adapter,
@@ -33,7 +32,7 @@ from acktr.policies.contract import (
 from acktr.policies.distributions import ActionHead
 from acktr.policies.memory import memory_of
 from acktr.policies.networks import PolicyHead, full_precision, orthogonal, trunk_of
-from acktr.tree import Sequences, Tree, first, length, tree_map
+from acktr.tree import Sequences, Tree, tree_map
 
 
 class MemoryNetwork(nn.Module):
@@ -205,61 +204,3 @@ def memory_network(
     if config.shared:
         return part("policy", "value")
     return RecurrentSeparate(part("policy"), part("value"))
-
-
-def _stacked(one: Tree, two: Tree) -> Tree:
-    """Two steps (N, ...) as a sequence (2, N, ...)."""
-    if isinstance(one, dict):
-        assert isinstance(two, dict)
-        return {name: torch.stack([part, two[name]]) for name, part in one.items()}
-    assert isinstance(two, Tensor)
-    return torch.stack([one, two])
-
-
-@torch.no_grad()
-def check_sequences(network: ActorCritic, observations: Tree) -> ActorCritic:
-    """Call a recurrent network of one's own on a few observations (N, ...); returns it.
-
-    Raises:
-        ConfigError: It gives other outputs for sequences than for their steps, or does not forget
-            where an episode starts.
-    """
-    turned = tree_map(lambda part: part.flip(0), observations)
-    both = _stacked(observations, turned)
-    num = length(observations)
-    starts = torch.zeros(2, num, dtype=torch.bool, device=first(observations).device)
-    starts[0] = True
-    fresh = network.initial_state(num)
-    network.eval()
-
-    def run(sequences: Sequences) -> tuple[Tensor, State]:
-        try:
-            outputs, state = network.unroll(sequences)
-        except ConfigError:
-            raise
-        except Exception as error:  # whatever a network of one's own raises
-            raise ConfigError(
-                f"the network cannot take observations {described(sequences.observations)}, state"
-                f" {described(sequences.state)} and starts {described(sequences.starts)}:"
-                f" {type(error).__name__}: {one_line(error)}"
-            ) from error
-        rows = sequences.valid.numel()
-        return torch.cat([output.reshape(rows, -1) for output in outputs], dim=1), state
-
-    whole, _ = run(Sequences.of(both, starts, fresh, torch.ones_like(starts)))
-    one, state = run(Sequences.step(observations, starts[0], fresh))
-    two, _ = run(Sequences.step(turned, starts[1], state))
-    if not torch.allclose(
-        whole.view(num, 2, -1).transpose(0, 1), torch.stack([one, two]), atol=1e-4
-    ):
-        raise ConfigError(
-            "the network's outputs for a sequence are not those of its steps one by one: forward()"
-            " must take observations (T, N, ...) in the order of time"
-        )
-    again, _ = run(Sequences.step(turned, starts[0], state))
-    anew, _ = run(Sequences.step(turned, starts[0], fresh))
-    if not torch.allclose(again, anew, atol=1e-4):
-        raise ConfigError(
-            "the network does not forget its state where starts is true: an episode begins there"
-        )
-    return network

@@ -288,7 +288,7 @@ def test_modes() -> None:
     rows = torch.randn(9, 5)
     with mode(net, training=True), mode(plain, training=True):
         assert not torch.equal(net(rows)[0], net(rows)[0])
-        assert not plain.training  # which makes no difference
+        assert plain.training  # a look cannot tell for certain that it makes no difference
         with mode(net, training=False):
             assert torch.equal(net(rows)[0], net(rows)[0])
         assert net.training
