@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 
 from acktr.compare.engines import Engine, Launch, launching
-from acktr.compare.grid import RunPlan
+from acktr.compare.grid import RunPlan, unequal_presets
 from acktr.compare.pool import Child, Ended, Pool
 from acktr.compare.progress import Run, result, show
 from acktr.compare.status import State, Status, claimed, status, survey
@@ -197,6 +197,8 @@ def _train(
     with closing(display):
         states = ", ".join(f"{counts[state]} {state.value}" for state in State if counts[state])
         display.note(f"runs: {states}; {workers} at a time")
+        for line in unequal_presets(plans):
+            display.note(line)
         comparison = Comparison(plans, statuses, workers, launch, display)
         try:
             comparison.run(interrupts)

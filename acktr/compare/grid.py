@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from acktr.compare.entries import Entry, Overlay
-from acktr.config import Config, ConfigError, merge, preset, refuse_import, to_dict
+from acktr.config import Config, ConfigError, has_own, merge, preset, refuse_import, to_dict
 from acktr.envs import EnvError
 from acktr.files import flat
 from acktr.policies import NetworkSource, with_network
@@ -115,6 +115,24 @@ def make_plans(
             raise ConfigError(f"the grid has two runs for the folder {plan.path}; name each once")
         paths.add(plan.path)
     return plans
+
+
+def unequal_presets(plans: Sequence[RunPlan]) -> list[str]:
+    """A line for each environment whose own values only some of the algorithms start from."""
+    lines = []
+    for env in dict.fromkeys(plan.config.env for plan in plans):
+        by_own: dict[bool, list[str]] = {True: [], False: []}
+        for plan in plans:
+            if plan.config.env == env:
+                own = plan.config.preset == "default" and has_own(env, plan.config.algo)
+                by_own[own] += [plan.label] if plan.label not in by_own[own] else []
+        if all(by_own.values()):
+            with_one, without = (", ".join(by_own[key]) for key in (True, False))
+            lines.append(
+                f"{env}: {with_one} with the preset of this id, {without} without one:"
+                " acktr-family starts from values of the family"
+            )
+    return lines
 
 
 def train_args(plan: RunPlan, resume: bool, module: str | None = None) -> list[str]:

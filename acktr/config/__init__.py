@@ -6,7 +6,7 @@ May import: acktr.kfac, acktr.envs, acktr.files.
 
 from acktr.config.former import former_setting
 from acktr.config.network import Activation, NetworkConfig, Trunk
-from acktr.config.presets import ALGOS, PRESETS, PUBLISHED, known_presets, preset
+from acktr.config.presets import ALGOS, PRESETS, PUBLISHED, has_own, known_presets, preset
 from acktr.config.rates import LearningRate, rate_at, with_learning_rate
 from acktr.config.schema import ConfigError, JsonObject, build, overlay
 from acktr.config.settings import (
@@ -54,6 +54,7 @@ __all__ = [
     "check_recurrent",
     "former_setting",
     "from_dict",
+    "has_own",
     "known_presets",
     "lacking_attribute",
     "merge",

@@ -332,6 +332,11 @@ def known_presets() -> list[tuple[str, str, str, str]]:
     ]
 
 
+def has_own(env: str, algo: str) -> bool:
+    """Whether the default preset of this algorithm has values for this very environment."""
+    return (algo, "default", env) in _MAKERS
+
+
 def _family(env: str) -> str | None:
     """Atari, MuJoCo, Pixels or None (also for an environment that Gymnasium does not know)."""
     if env.rpartition(":")[2].startswith("Pixels/"):
