@@ -16,6 +16,10 @@ and of every base the generator ``np_random``. Any other layer makes the environ
 be saved. Restored into a new environment of the same making, the following steps are the same bit
 for bit. MuJoCo's integration state alone does not suffice: rewards of Ant and Humanoid read arrays
 that lag one sub-step behind it, so that these are kept too.
+
+Other plain attributes of Gymnasium's bases, such as CartPole's ``gravity``, and numbers of MuJoCo's
+model must be as in the new environment: where somebody changed them, for example at random in
+``reset``, the snapshot cannot be restored.
 """
 
 from __future__ import annotations
@@ -23,13 +27,15 @@ from __future__ import annotations
 import operator
 import sys
 from collections import deque
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import gymnasium
 import numpy as np
 
 from acktr.envs.errors import UnsavedError, named, one_line
-from acktr.envs.values import Tree, decoded, encoded, require_like
+from acktr.envs.values import Tree, decoded, encoded, escaped, require_like, to_bytes
 from acktr.envs.vector import AnyEnv, Array
 
 _BASES = {
@@ -41,6 +47,15 @@ _BASES = {
     "gymnasium.envs.mujoco.": ("goal", "cylinder_pos", "goal_pos"),
 }
 """Variables of the base environments of a package, of which each has some."""
+
+_PLAIN = ("_np_random", "_np_random_seed", "render_mode", "init_qpos")
+"""Attributes that may differ: steps do not depend on them (resets of Pusher write the last)."""
+_MODEL = (
+    *("body_mass", "body_inertia", "dof_damping", "dof_armature", "jnt_stiffness", "geom_friction"),
+    *("geom_size", "actuator_gear", "actuator_gainprm", "actuator_biasprm"),
+)
+_OPTIONS = ("gravity", "wind", "timestep", "density", "viscosity")
+"""Numbers of a model of MuJoCo's that are varied to make robust agents."""
 
 _MOMENTS = ("mean", "var", "count")
 _WRAPPERS: dict[str, tuple[str, ...]] = {
@@ -70,6 +85,8 @@ _WRAPPERS: dict[str, tuple[str, ...]] = {
     ),
 }
 """Variables of wrappers, all of which are there."""
+_LONG = 10_000
+"""Entries of a container that is too long to be compared."""
 _PURE = "gymnasium.wrappers.transform_"
 """Beginning of the modules whose wrappers have no variables."""
 
@@ -89,40 +106,50 @@ def save(env: AnyEnv) -> Tree:
     return {"layers": [_saved(layer) for layer in _layers(env)]}
 
 
-def check(env: AnyEnv, state: object) -> None:
+def check(env: AnyEnv, state: object, varied: bool = True) -> None:
     """Refuse a snapshot that does not fit an environment; nothing is changed.
 
     Args:
         env: The environment; variables that it has only after a reset are compared if it was.
         state: From a file; not trusted.
+        varied: Whether to compare what no step changes by itself, such as gravity.
 
     Raises:
         ValueError: It does not fit; one line.
+        UnsavedError: It was saved where such an attribute had been changed, or was changed here.
     """
     entries = state.get("layers") if isinstance(state, dict) else None
     layers = _layers(env)
     if not isinstance(entries, list) or len(entries) != len(layers):
         raise ValueError(f"its state is not one of {len(layers)} layers")
     for layer, entry in zip(layers, entries, strict=True):
-        own = _saved(layer, ask=False)
-        if not isinstance(entry, dict) or entry.keys() != own.keys():
-            raise ValueError(f"the state of {own['kind']} has other entries")
-        if entry["kind"] != own["kind"]:
-            raise ValueError(f"it is made of {own['kind']}, the state of {entry['kind']!s:.80}")
-        try:
-            given = {key: decoded(entry[key]) for key in entry}
-            template = {key: decoded(own[key]) for key in own}
-            for name in given["variables"].keys() - template["variables"].keys():
-                if name not in _late_variables(own["kind"]):
-                    raise ValueError(f"there is no variable {name!r:.40}")
-                template["variables"][name] = None
-            require_like(given, template, "it")
-            if "own" in given and callable(getattr(layer, "check_state_dict", None)):
-                layer.check_state_dict(given["own"])
-        except UnsavedError:
-            raise
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"the state of {own['kind']}: {one_line(error)}") from error
+        _check_layer(layer, entry, varied)
+
+
+def _check_layer(layer: Any, entry: Any, varied: bool) -> None:
+    own = _saved(layer, ask=False)
+    # Earlier versions did not write the others.
+    if not isinstance(entry, dict) or entry.keys() | {"others"} != own.keys() | {"others"}:
+        raise ValueError(f"the state of {own['kind']} has other entries")
+    if entry["kind"] != own["kind"]:
+        raise ValueError(f"it is made of {own['kind']}, the state of {entry['kind']!s:.80}")
+    try:
+        given = {key: decoded(entry[key]) for key in entry}
+        template = {key: decoded(own[key]) for key in own}
+        others, here = given.pop("others", {}), template.pop("others", {})
+        for name in given["variables"].keys() - template["variables"].keys():
+            if name not in _late_variables(own["kind"]):
+                raise ValueError(f"there is no variable {name!r:.40}")
+            template["variables"][name] = None
+        require_like(given, template, "it")
+        if "own" in given and callable(getattr(layer, "check_state_dict", None)):
+            layer.check_state_dict(given["own"])
+        if varied:
+            _require_same(others, here, own["kind"])
+    except UnsavedError:
+        raise
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"the state of {own['kind']}: {one_line(error)}") from error
 
 
 def load(env: AnyEnv, state: Tree) -> None:
@@ -131,7 +158,7 @@ def load(env: AnyEnv, state: Tree) -> None:
     Raises:
         ValueError: It does not fit; one line.
     """
-    check(env, state)
+    check(env, state, varied=False)  # which a reset may have changed since it was compared
     for layer, entry in zip(_layers(env), state["layers"], strict=True):
         try:
             if entry.get("generator") is not None:
@@ -140,6 +167,11 @@ def load(env: AnyEnv, state: Tree) -> None:
                 _load_mujoco(layer, entry["mujoco"])
             for name, value in decoded(entry["variables"]).items():
                 _set(layer, name, value)
+            for name, value in decoded(entry.get("others", {"dict": {}})).items():
+                if name == "model":
+                    _load_model(layer.model, value)
+                elif name in vars(layer):
+                    setattr(layer, name, value)
             if "own" in entry:
                 layer.load_state_dict(decoded(entry["own"]))
         except Exception as error:
@@ -171,6 +203,8 @@ def _saved(layer: Any, ask: bool = True) -> Tree:
         if names is None:
             raise UnsavedError(f"{kind} has no state_dict and load_state_dict")
         values = {name: operator.attrgetter(name)(layer) for name in names}
+        if base:
+            entry["others"] = {"dict": _others(layer, names)}
         return {**entry, "variables": encoded(values)}
     except UnsavedError:
         raise
@@ -195,6 +229,46 @@ def _wrapper_variables(layer: Any, kind: str) -> tuple[str, ...] | None:
     if kind.startswith(_PURE) or vars(layer).keys() <= plain:
         return ()
     return _WRAPPERS.get(kind)
+
+
+def _plain(layer: Any) -> Tree:
+    """The attributes of a layer that are plain values, by name; long lists are left out."""
+    found: Tree = {}
+    for name, value in list(getattr(layer, "__dict__", {}).items()):
+        if not isinstance(value, list | tuple | dict | deque) or len(value) <= _LONG:
+            with suppress(TypeError):
+                found[escaped(name)] = encoded(value)
+    return found
+
+
+def _others(layer: Any, names: Iterable[str]) -> Tree:
+    """What no step changes by itself, but somebody may."""
+    plain = {k: v for k, v in _plain(layer).items() if k not in (*names, *_PLAIN)}
+    return plain | ({"model": _model(layer.model)} if _is_mujoco(layer) else {})
+
+
+def _require_same(others: Tree, here: Tree, kind: str) -> None:
+    for name, value in others.items():
+        same = name in here and to_bytes(encoded(value)) == to_bytes(encoded(here[name]))
+        if not same:
+            raise UnsavedError(
+                f"the attribute {name!r:.40} of {kind}, which no step changes, differs from that of"
+                " the environment where it was saved"
+            )
+
+
+def trace(env: Any) -> list[Tree]:
+    """What can be seen of the state of an environment, or of a vector, without its help."""
+    seen = []
+    for layer in _layers(env):
+        found = _plain(layer)
+        generator = vars(layer).get("_np_random")
+        if isinstance(generator, np.random.Generator):
+            found["_np_random"] = encoded(generator.bit_generator.state)
+        if _is_mujoco(layer):
+            found["data"] = _saved_mujoco(layer)
+        seen.append(found)
+    return seen
 
 
 def _set(layer: Any, name: str, value: Any) -> None:
@@ -223,6 +297,21 @@ def _saved_mujoco(layer: Any) -> Array:
     integration = np.empty(mujoco.mj_stateSize(layer.model, what))
     mujoco.mj_getState(layer.model, layer.data, integration, what)
     return np.concatenate([integration, *(getattr(layer.data, n).ravel() for n in _DERIVED)])
+
+
+def _model(model: Any) -> Array:
+    options = [np.ravel(getattr(model.opt, name)) for name in _OPTIONS]
+    return np.concatenate([*options, *(getattr(model, name).ravel() for name in _MODEL)])
+
+
+def _load_model(model: Any, numbers: Array) -> None:
+    place = 0
+    for owner, names in ((model.opt, _OPTIONS), (model, _MODEL)):
+        for name in names:
+            shape, size = np.shape(getattr(owner, name)), np.size(getattr(owner, name))
+            value = numbers[place : place + size].reshape(shape)
+            setattr(owner, name, value if shape else float(value))
+            place += size
 
 
 def _load_mujoco(layer: Any, state: Array) -> None:

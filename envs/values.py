@@ -41,7 +41,7 @@ def encoded(value: Any, depth: int = 0) -> Any:
     if isinstance(value, Mapping):
         if any(type(key) is not str for key in value):
             raise TypeError("a dict with other keys than text")
-        return {"dict": {_escaped(key): encoded(value[key], depth + 1) for key in value}}
+        return {"dict": {escaped(key): encoded(value[key], depth + 1) for key in value}}
     for name, kind in _SEQUENCES.items():
         if type(value) is kind:
             return {name: [encoded(each, depth + 1) for each in value]}
@@ -90,7 +90,7 @@ _NUMBERS: dict[str, Any] = {"int": int, "float": float}
 _SEQUENCES: dict[str, Any] = {"list": list, "tuple": tuple, "deque": deque}
 
 
-def _escaped(key: str) -> str:
+def escaped(key: str) -> str:
     """A key that a checkpoint takes: it has no $ at its beginning."""
     return f"\\{key}" if key.startswith(("$", "\\")) else key
 

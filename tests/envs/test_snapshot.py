@@ -175,6 +175,45 @@ def test_pixels_of_classic_control() -> None:
     assert continued(make, state) == following
 
 
+class Varied(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Gives every episode a gravity of its own."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        found = self.env.reset(seed=seed, options=options)
+        base: Any = self.unwrapped
+        if hasattr(base, "model"):
+            base.model.opt.gravity[2] = self.np_random.uniform(-10, -9)
+        else:
+            base.gravity = self.np_random.uniform(9, 10)
+        return found
+
+
+@pytest.mark.parametrize(
+    ("env", "what"), [("CartPole-v1", "'gravity' of .*CartPoleEnv"), ("Hopper-v5", "'model' of")]
+)
+def test_what_somebody_changes_is_not_forgotten(env: str, what: str) -> None:
+    """Restored in silence the episode went on under other laws."""
+
+    def make() -> Any:
+        return Varied(gymnasium.make(env))
+
+    state, _ = saved(make)
+    with pytest.raises(UnsavedError, match=f"environment 0 of {env}: .*{what}"):
+        continued(make, state)
+
+
+def test_attributes_come_back_where_only_the_reset_changed_them() -> None:
+    """They were the environment's own when it was saved."""
+    envs: Any = make_vec(Varied(gymnasium.make("CartPole-v1")), 1)
+    base = envs.unwrapped.envs[0].unwrapped
+    envs.reset()
+    base.gravity = 9.8
+    state = envs.state_dict()
+    envs.load_state_dict(state)
+    assert base.gravity == 9.8
+    envs.close()
+
+
 @pytest.mark.parametrize(
     ("make", "why"),
     [
@@ -247,9 +286,14 @@ def test_a_number_is_one_with_and_without_an_array() -> None:
     for value in (np.float64(3), np.array(3.0), 3.0):
         for template in (np.zeros(()), np.float64(0)):
             require_like(value, template, "mean")
-    for value, why in ((np.ones(1), "a ndarray"), ("3", "a str"), (np.array(math.inf), "not fin")):
+    wrong: list[tuple[Any, str]] = [
+        (np.ones(1), "a ndarray"),
+        ("3", "a str"),
+        (math.inf, "not fin"),
+    ]
+    for other, why in wrong:
         with pytest.raises(ValueError, match=why):
-            require_like(value, np.zeros(()), "mean")
+            require_like(other, np.zeros(()), "mean")
 
 
 def test_values_keep_their_types() -> None:
