@@ -14,6 +14,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from acktr.envs.episodes import SUCCESS, EpisodeStats, last_infos
 from acktr.envs.errors import EnvError, EnvFault, EnvWarning, named
+from acktr.envs.finals import ReusedFinals
 from acktr.envs.masks import MASK, FoundMasks, MaskSetting, VectorMasks
 from acktr.envs.nested import dense_finals, flat, is_nested, parts
 from acktr.envs.spaces import bounds, check_actions, integers
@@ -25,6 +26,8 @@ from acktr.envs.vector import (
     check_seed,
     check_state,
     env_seeds,
+    inner_envs,
+    require_new,
     state_method,
 )
 from acktr.envs.watch import TIMEOUT, Late, Watch
@@ -86,7 +89,12 @@ class GuardedVectorEnv(AnyVectorWrapper):
         self._bounds = {name: bounds(part) for name, part in self._parts.items() if bounded}
         calls: list[tuple[int, str] | None] = [None]  # the call that is under way, by its number
         self._calls, self._count = calls, 0
+        self._reused: ReusedFinals | None = None
         if foreign:
+            for number, inner in enumerate(inside := inner_envs(env)):
+                require_new(inner, inside[:number], name)
+            if not self._next_step:
+                self._reused = ReusedFinals(space, env.num_envs, name)
             watch = Watch(
                 lambda: calls[0], lambda call: f"{name} did not return from {call[1]}", timeout
             )
@@ -96,6 +104,11 @@ class GuardedVectorEnv(AnyVectorWrapper):
     def found_masks(self) -> FoundMasks | None:
         """The action masks that a foreign environment was found to have; None if not known."""
         return None if self._masks is None else self._masks.found
+
+    @property
+    def turns(self) -> int:
+        """Resets and steps so far, and states that were loaded."""
+        return self._count
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -115,6 +128,8 @@ class GuardedVectorEnv(AnyVectorWrapper):
         which = np.ones(self.num_envs, np.bool_) if mask is None else mask
         self._dead[which] = False
         self._add_masks(obs, infos, "reset", which)
+        if self._reused is not None:
+            self._reused.see(obs)
         return obs, infos
 
     def step(self, actions: Any) -> StepResult:
@@ -145,6 +160,8 @@ class GuardedVectorEnv(AnyVectorWrapper):
         if dones.any() and not self._next_step:
             self._give_finals(infos, dones, ~terminated, obs, when)
         self._check_observations(obs, "observation", when)
+        if self._reused is not None:
+            self._reused.step(infos, obs)
         # Words of this package, in which environments of others may say something else.
         for key in ("episode", "_episode", "forced", "_forced"):
             infos.pop(key, None)
@@ -174,6 +191,7 @@ class GuardedVectorEnv(AnyVectorWrapper):
             ValueError: It does not fit; one line.
         """
         self.check_state_dict(state)
+        self._count += 1
         state_method(self.env, "load_state_dict")(state["envs"])
         self._stats.load_state_dict(state["episodes"])
         self._dead[:] = state["dead"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -59,6 +59,27 @@ def check_mask(mask: Any, num_envs: int) -> NDArray[np.bool_]:
             f"reset_mask must be {num_envs} booleans, not all of them false; got {mask!r}"
         )
     return array
+
+
+def require_new(env: AnyEnv, others: Sequence[AnyEnv], name: str) -> None:
+    """Refuse an environment that is one of the others already: both would step it.
+
+    Raises:
+        EnvError: It is; one line.
+    """
+    for index, other in enumerate(others):
+        if env.unwrapped is other.unwrapped:
+            raise EnvError(
+                f"{name}: environments {index} and {len(others)} are one and the same: the function"
+                " must make a new one each time"
+            )
+
+
+def inner_envs(envs: AnyEnv | AnyVectorEnv) -> list[AnyEnv]:
+    """The environments of a vector that has them in this process, as Gymnasium's own do."""
+    inside: Any = getattr(envs.unwrapped, "envs", ()) if isinstance(envs, VectorEnv) else ()
+    listed = inside if isinstance(inside, list | tuple) else ()
+    return [env for env in listed if isinstance(env, gymnasium.Env)]
 
 
 def state_method(envs: AnyVectorEnv, name: str) -> Callable[..., Any]:
