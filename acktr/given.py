@@ -24,6 +24,7 @@ from acktr.envs import (
     autoreset_mode,
     check_spaces,
     env_name,
+    is_among,
     make_vec,
     wrapper_name,
 )
@@ -192,7 +193,8 @@ def evaluation_place(
         envs = _guarded(env, env_name(env), dataclasses.replace(config, record=record))
     else:
         source = given.source
-        if env is not None and (source is None or env != config.env):
+        more = source is not None and source.count is None  # of its environments can be made
+        if env is not None and not (more and env == config.env):
             source = EnvSource(env, timeout=config.env_timeout)
         if source is None or (env is None and source.count is not None):
             raise EnvError(f"the agent learns in {given.origin}: evaluate(env=...) needs others")
@@ -208,6 +210,11 @@ def evaluation_place(
             record=record,
             masks=config.masks,
         )
+        if not isinstance(env, Env) and is_among(envs, given.envs):  # which stays open
+            raise EnvError(
+                f"{source.name}: the function gave an environment that the agent learns in: it must"
+                " make a new one each time"
+            )
     try:
         require_same_spaces(given.envs, envs)
         yield envs

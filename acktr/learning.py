@@ -16,7 +16,7 @@ import numpy as np
 
 from acktr.callbacks import ProgressBar, with_panel
 from acktr.config import Config, refuse_learn
-from acktr.envs import AnyVectorEnv, FoundMasks, describe
+from acktr.envs import AnyVectorEnv, EnvError, FoundMasks, describe, is_among
 from acktr.given import Given, evaluation_place
 from acktr.interrupts import Interrupts
 from acktr.listeners import Learning, Listener, Window, tell
@@ -62,6 +62,7 @@ class Lesson:
 
     def begin(self, told: Sequence[Listener], stack: ExitStack) -> None:
         """Tell listeners the beginning, and the end when the stack is left."""
+        stack.callback(self.trainer.collector.note)  # before the caller may play in them
         for each in told:
             each.begin(self.agent, self.end)
             stack.callback(each.end)
@@ -102,6 +103,7 @@ class Lessons:
 
         Raises:
             RunError: The folder holds another run, or cannot be written.
+            EnvError: It would be evaluated where it learns.
             TrainingFault: Training failed; the message names the last good checkpoint.
             Stopped: A signal came, after which the run was saved.
         """
@@ -116,6 +118,8 @@ class Lessons:
         def place(config: Config, count: int, seed: int) -> AbstractContextManager[AnyVectorEnv]:
             return evaluation_place(given, kept.eval_env, count, seed, None)
 
+        if is_among(kept.eval_env, given.envs):
+            raise EnvError("eval_env is where the agent learns: a run is evaluated in others")
         with place(config, 1, config.seed):
             pass  # what cannot be made is told before training
         path = run_path(kept.run_dir, config, kept.label)

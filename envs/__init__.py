@@ -68,6 +68,8 @@ from acktr.envs.factory import (
     is_among,
     make_single,
     make_vec,
+    traced,
+    turns,
     workers,
 )
 from acktr.envs.groups import GroupedEnvs, Stepper
@@ -161,6 +163,8 @@ __all__ = [
     "require_like",
     "state_method",
     "thread_ids",
+    "traced",
+    "turns",
     "usable_cores",
     "worker_count",
     "workers",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.metadata
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -11,8 +13,10 @@ from typing import Any
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.wrappers import NormalizeObservation, NormalizeReward
 
-from acktr.envs.errors import EnvError, check_integer, one_line
+from acktr.envs import snapshot
+from acktr.envs.errors import EnvError, EnvWarning, check_integer, one_line
 from acktr.envs.groups import GroupedEnvs
 from acktr.envs.guard import GuardedVectorEnv
 from acktr.envs.masks import FoundMasks, MaskSetting
@@ -23,11 +27,19 @@ from acktr.envs.rendering import choose_backend, drawn_by
 from acktr.envs.settings import AtariSettings, PixelSettings, Workers
 from acktr.envs.single import LimitedEnv, make_one
 from acktr.envs.source import EnvLike, EnvSource, Wrapper
-from acktr.envs.vector import AnyEnv, AnyVectorEnv, check_seed
+from acktr.envs.values import to_bytes
+from acktr.envs.vector import AnyEnv, AnyVectorEnv, check_seed, inner_envs, require_new
 from acktr.envs.view import drawn_here
 from acktr.envs.watch import TIMEOUT
 
 MAX_ENVS = 16_384
+
+
+_STATISTICS: tuple[tuple[type[Any], str, str], ...] = (
+    (NormalizeObservation, "obs_rms", "observation"),
+    (NormalizeReward, "return_rms", "reward"),
+)
+"""Gymnasium's wrappers with running statistics, these, and what they normalise."""
 
 
 def make_vec(
@@ -85,9 +97,12 @@ def make_vec(
     spec = _atari_spec(source)
     if spec is None:
         workers = 1 if render_mode else workers
-        return _make_parallel(
+        envs = _make_parallel(
             source, num_envs, seed, render_mode, workers, record, masks, env_timeout, apart, first
         )
+        if not training:
+            tell_new_statistics(envs, source.name)
+        return envs
     _require_plain(spec, masks, record, render_mode)
     return _make_games(spec, num_envs, seed, atari or AtariSettings(), training, first)
 
@@ -175,11 +190,55 @@ def workers(envs: AnyVectorEnv) -> int:
 
 
 def is_among(env: object, envs: AnyVectorEnv) -> bool:
-    """Whether something is those vector environments, or one of them."""
+    """Whether something is those vector environments, or has one of them."""
     if not isinstance(env, gymnasium.Env | VectorEnv):
         return False
-    inner: Any = envs.unwrapped
-    return any(env.unwrapped is each.unwrapped for each in (inner, *getattr(inner, "envs", ())))
+    theirs, ours = ({id(each.unwrapped) for each in (one, *inner_envs(one))} for one in (env, envs))
+    return bool(theirs & ours)
+
+
+def turns(envs: AnyVectorEnv) -> int | None:
+    """Resets and steps that environments have had, whoever called; None if they do not count."""
+    layer: Any = envs
+    while layer is not None:
+        if isinstance(layer, GuardedVectorEnv | GroupedEnvs):
+            return layer.turns
+        layer = getattr(layer, "env", None)
+    return None
+
+
+def traced(envs: AnyVectorEnv) -> bytes | None:
+    """What is seen of environments that a caller has at hand; None of others.
+
+    It differs where somebody stepped them in between without these vector environments.
+    """
+    inner = envs.unwrapped
+    if isinstance(inner, GroupedEnvs) or (isinstance(inner, ParallelEnvs) and not inner.lent):
+        return None
+    try:
+        seen = [snapshot.trace(each) for each in (inner, *inner_envs(inner))]
+        return hashlib.sha256(to_bytes({"seen": seen})).digest()
+    except Exception:  # whatever attributes of others raise when they are read
+        return None
+
+
+def tell_new_statistics(envs: AnyVectorEnv, name: str) -> None:
+    """Warn of wrappers whose running statistics are not those of training."""
+    layer: Any = next(iter(inner_envs(envs)), None)
+    while isinstance(layer, gymnasium.Wrapper):
+        for kind, moments, what in _STATISTICS:
+            if isinstance(layer, kind) and getattr(layer, moments).count < 1:
+                _tell(f"{name}: {kind.__name__}", what)
+        layer = layer.env
+
+
+def _tell(which: str, what: str) -> None:
+    warnings.warn(
+        f"{which} begins with new statistics where the agent is evaluated, so that {what}s are"
+        f" others there than in training: leave it out; normalize_{what}=True has the agent do it",
+        EnvWarning,
+        stacklevel=4,
+    )
 
 
 def found_masks(envs: AnyVectorEnv) -> FoundMasks:
@@ -283,17 +342,15 @@ def _make_parallel(
     try:
         for index in range(num_envs):
             new = make_one(source, index, render_mode, timeout)
-            if any(new.unwrapped is other.unwrapped for other in built):
-                raise EnvError(
-                    f"{name}: environments {len(built) - 1} and {len(built)} are one and the same:"
-                    " the function must make a new one each time"
-                )
+            former, built = built, [one for one in built if one.unwrapped is not new.unwrapped]
+            require_new(new, former, name)  # else whoever has it keeps it open
             built.append(new)
         apart = apart and source.foreign and not render_mode
         apart = apart and can_fork(threads)
         if source.spec is not None and source.spec.namespace == PIXELS and drawn_here():
             workers, apart = 1, False
         parallel = ParallelEnvs(built, name, workers, timeout, record, masks, apart)
+        parallel.lent = not source.registered and parallel.workers == 1 and not apart
         return GuardedVectorEnv(
             parallel, name, seed, record=record, bounded=source.foreign, first=first
         )

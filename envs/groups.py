@@ -67,6 +67,8 @@ class GroupedEnvs(VectorEnv[Any, Any, Any]):
         if not kinds or any(kind != kinds[0] for kind in kinds):
             raise ValueError("groups must be of one size and have the same spaces")
         self.groups = tuple(groups)
+        self.turns = 0
+        """Resets and steps of this object, and states that it was given."""
         size, self.single_observation_space, self.single_action_space = kinds[0]
         self.num_envs = len(groups) * size
         self.metadata = groups[0].metadata
@@ -77,6 +79,7 @@ class GroupedEnvs(VectorEnv[Any, Any, Any]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
         """Reset all environments, or those of `options["reset_mask"]`."""
+        self.turns += 1
         parts: list[dict[str, Any] | None] = [options] * len(self.groups)
         if options is not None and "reset_mask" in options:
             mask = check_mask(options["reset_mask"], self.num_envs)
@@ -88,6 +91,7 @@ class GroupedEnvs(VectorEnv[Any, Any, Any]):
 
     def step(self, actions: Any) -> StepResult:
         """Step all environments; after an exception none is under way."""
+        self.turns += 1
         batch = check_actions(actions, self.single_action_space, self.num_envs)
         begun: list[Group] = []
         results: list[StepResult] = []
@@ -129,6 +133,7 @@ class GroupedEnvs(VectorEnv[Any, Any, Any]):
             ValueError: It does not fit.
         """
         self.check_state_dict(state)
+        self.turns += 1
         for group, part in zip(self.groups, state["groups"], strict=True):
             _asked(group, "load_state_dict")(part)
 

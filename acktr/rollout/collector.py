@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+import warnings
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ from acktr.envs import (
     choices,
     require_like,
     state_method,
+    traced,
+    turns,
 )
 from acktr.policies import Normalizer, RewardScaler, to_environment
 from acktr.rollout.acting import Acting
@@ -32,6 +35,8 @@ from acktr.rollout.microbatch import outputs_of
 from acktr.rollout.observations import Observations, fill
 from acktr.rollout.recurrence import Recurrence, Remembered
 from acktr.tree import Observed, tree_map
+
+_PLAYED = "the environments of training were reset, stepped or changed by others since"
 
 
 class NonFiniteError(RuntimeError):
@@ -97,6 +102,9 @@ class Collector:
         self._next_step = mode == AutoresetMode.NEXT_STEP
         self._groups = groups_of(envs)
         self._begun = False
+        # How the environments were when this object was the last to use them.
+        self._turns: int | None = None
+        self._trace: bytes | None = None
         # Why the episodes of the state that was loaded cannot go on; None if they do.
         self.unsaved: str | None = None
         # Those of a loaded state, until they go on.
@@ -144,6 +152,24 @@ class Collector:
         if self.reward_scaler is not None:
             self.reward_scaler.reset()
         self._begun, self._loaded = True, None
+        self.note()
+
+    def note(self) -> None:
+        """Take note of how the environments are, by which is seen later if others step them."""
+        self._turns, self._trace = turns(self.envs), traced(self.envs)
+
+    @property
+    def _played(self) -> bool:
+        """Whether others have reset or stepped the environments since."""
+        changed = self._trace is not None and self._trace != traced(self.envs)
+        return changed or turns(self.envs) != self._turns
+
+    def _begin_again(self) -> None:
+        """Start new episodes if others have played in the running ones, and say so."""
+        if self._played:
+            warnings.warn(f"{_PLAYED}: new episodes begin", UserWarning, stacklevel=5)
+            self.reset(None)
+        self._trace = None  # nobody but this object steps them for now
 
     @torch.no_grad()
     def collect(self, num_steps: int) -> Rollout:
@@ -153,6 +179,7 @@ class Collector:
         last and of the final observations) come from one forward pass at the end.
         """
         self.begin(None)
+        self._begin_again()
         self.acting.begin()
         self._before = self._statistics()
         started = time.perf_counter()
@@ -177,6 +204,8 @@ class Collector:
                     with suppress(Exception):
                         self._receive(rollout, 0, group)
             raise
+        finally:
+            self._turns = turns(self.envs)
         self._value(rollout)
         rollout.forward_seconds = time.perf_counter() - started - rollout.env_seconds
         self._before = None
@@ -293,6 +322,8 @@ class Collector:
             pass
         elif self._before is not None:
             unsaved = "the checkpoint was made in the middle of a rollout that was broken off"
+        elif self._begun and self._played:
+            unsaved = _PLAYED
         elif self._begun:
             try:
                 envs = state_method(self.envs, "state_dict")()
@@ -359,6 +390,7 @@ class Collector:
         if self.recurrence is not None:
             self.recurrence.load_state_dict(state["memory"])
         self._begun, self._loaded = True, None
+        self.note()
 
 
 def _state(stateful: Normalizer | RewardScaler | None) -> dict[str, Any] | None:
