@@ -52,10 +52,10 @@ _PLAIN = ("_np_random", "_np_random_seed", "render_mode", "init_qpos")
 """Attributes that may differ: steps do not depend on them (resets of Pusher write the last)."""
 _MODEL = (
     *("body_mass", "body_inertia", "dof_damping", "dof_armature", "jnt_stiffness", "geom_friction"),
-    *("geom_size", "actuator_gear", "actuator_gainprm", "actuator_biasprm"),
+    *("actuator_gear", "actuator_gainprm", "actuator_biasprm"),
 )
 _OPTIONS = ("gravity", "wind", "timestep", "density", "viscosity")
-"""Numbers of a model of MuJoCo's that are varied to make robust agents."""
+"""Numbers of a model of MuJoCo's that are varied for robust agents; drawing changes others."""
 
 _MOMENTS = ("mean", "var", "count")
 _WRAPPERS: dict[str, tuple[str, ...]] = {
