@@ -30,11 +30,12 @@ from acktr.report.results import Result, find_runs, read_results
 from acktr.report.statistics import steps_to_threshold
 from acktr.report.tables import as_csv
 from acktr.runs.folder import RunError
+from acktr.runs.tables import WINDOW
 from scripts.common import finite, on_files, parsed, save
 
 ALGOS = ("acktr", "a2c")
 _NAMES = {"acktr": "ACKTR", "a2c": "A2C"}
-_MARKS = (":", "--", "-")
+_WIDTHS = (1.0, 1.8, 2.8)
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,10 @@ def figure(points: Sequence[Point], speeds: Mapping[tuple[str, int], float]) -> 
             of = [point for point in mine if point.batch == size]
             means[size] = float(np.mean([point.last100 for point in of]))
             steps, returns = aligned([point.curve for point in of])
-            look: dict[str, Any] = {"color": colour, "linewidth": 1.5}
-            look["linestyle"] = _MARKS[batches.index(size) % len(_MARKS)]
+            # Dashes run together where updates are few, so that width and depth tell the sizes.
+            place = batches.index(size) % len(_WIDTHS)
+            look: dict[str, Any] = {"color": colour, "linewidth": _WIDTHS[place]}
+            look["alpha"] = (0.45, 0.7, 1.0)[place]
             over_steps.plot(steps, returns.mean(axis=0), label=f"{_NAMES[algo]} {size}", **look)
             over_updates.plot(steps / size, returns.mean(axis=0), **look)
         final.plot([*means], [*means.values()], "-", color=colour, label=_NAMES[algo])
@@ -139,6 +142,7 @@ def figure(points: Sequence[Point], speeds: Mapping[tuple[str, int], float]) -> 
     step_axis(over_steps, points[0].run.env)
     step_axis(over_updates, "the same over updates")
     over_updates.set_xlabel("updates")
+    over_steps.set_ylabel(f"return (mean of the last {WINDOW} episodes)")
     for axis, title in ((final, "return at the end"), (speed, "environment steps per second")):
         axis.set_title(title)
         axis.set_xscale("log")

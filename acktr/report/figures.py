@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context, rcdefaults, ticker
@@ -26,7 +27,7 @@ Dash = tuple[int, tuple[float, ...]]
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""One per algorithm, used again from the first when there are more."""
+"""One per label; more of them have them again, with other dashes."""
 DASHES: tuple[Dash, ...] = ((0, (5, 2)), (0, (2, 1.5)), (0, (7, 2, 1.5, 2)), (0, (1, 1)))
 """Of published curves."""
 GREY = "#6e6e6e"
@@ -62,8 +63,8 @@ def curves_figure(study: Study, published: bool) -> dict[str, bytes]:
             dash = dashes.setdefault(name, DASHES[len(dashes) % len(DASHES)])
             seen = until(total, curve.steps, curve.returns)  # so that the axes fit the runs
             axis.plot(*seen, color=GREY, linewidth=1.3, linestyle=dash, zorder=1)
-        for label, colour in _colours(study).items():
-            _draw_curve(axis, study, env, label, colour)
+        for label, look in looks(study.labels).items():
+            _draw_curve(axis, study, env, label, look)
         step_axis(axis, env)
         axis.set_xlim(0, total)
     for axis in first_column:
@@ -83,14 +84,14 @@ def profiles_figure(study: Study, metric: str) -> dict[str, bytes]:
     Returns:
         File endings to contents.
     """
-    colours = _colours(study)
-    figure, (left, right), _ = panels(2, columns=2, height=max(4.5, 0.22 * len(colours)))
+    figure, (left, right), _ = panels(2, columns=2, height=max(4.5, 0.22 * len(study.labels)))
     scores = {label: study.scores(metric, label) for label in study.labels}
     best = max(float(np.max(of)) for by_env in scores.values() for of in by_env.values())
     taus = np.linspace(0, max(1.0, np.ceil(10 * best) / 10), _TAUS)
-    for row, (label, colour) in enumerate(colours.items()):
+    for row, (label, look) in enumerate(looks(study.labels).items()):
+        colour = look["color"]
         profile = study.interval(lambda of: stats.performance_profile(of, taus), scores[label])
-        left.plot(taus, profile.value, color=colour, linewidth=2)
+        left.plot(taus, profile.value, linewidth=2, **look)
         left.fill_between(taus, profile.low, profile.high, color=colour, alpha=0.15, linewidth=0)
         iqm = study.interval(stats.iqm, scores[label])
         low, high = float(iqm.low), float(iqm.high)
@@ -100,7 +101,7 @@ def profiles_figure(study: Study, metric: str) -> dict[str, bytes]:
     left.set_ylabel("share of runs with a score above tau")
     left.set_ylim(0, 1)
     right.use_sticky_edges = False
-    right.set_yticks(range(len(colours)), [plain(label) for label in colours])
+    right.set_yticks(range(len(study.labels)), [plain(label) for label in study.labels])
     right.invert_yaxis()
     right.set_xlabel(f"IQM of normalised scores ({len(study.scored)} environments)")
     for axis in (left, right):
@@ -109,17 +110,20 @@ def profiles_figure(study: Study, metric: str) -> dict[str, bytes]:
     return {kind: picture(figure, kind) for kind in _KINDS}
 
 
-def _colours(study: Study) -> dict[str, str]:
-    return {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(study.labels)}
+def looks(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Colour and dashes of each label's line, by matplotlib's names: 35 pairs, solid ones first."""
+    pairs = [{"color": colour, "linestyle": dash} for dash in ("-", *DASHES) for colour in COLOURS]
+    return {label: pairs[place % len(pairs)] for place, label in enumerate(labels)}
 
 
 def _handles(study: Study) -> list[Line2D]:
     return [
-        Line2D([], [], color=c, linewidth=2, label=plain(x)) for x, c in _colours(study).items()
+        Line2D([], [], linewidth=2, label=plain(label), **look)
+        for label, look in looks(study.labels).items()
     ]
 
 
-def _draw_curve(axis: Axes, study: Study, env: str, label: str, colour: str) -> None:
+def _draw_curve(axis: Axes, study: Study, env: str, label: str, look: Mapping[str, Any]) -> None:
     """Over the steps at which all runs of the label have ended an episode."""
     curves = [r.curve for r in study.of(env, label) if r.curve is not None and len(r.curve.steps)]
     if not curves:
@@ -128,8 +132,8 @@ def _draw_curve(axis: Axes, study: Study, env: str, label: str, colour: str) -> 
     kept = evenly(len(steps), _POINTS)
     steps, returns = steps[kept], returns[:, kept]
     band = stats.curve_band(returns, resamples=study.resamples, seed=BOOTSTRAP_SEED)
-    axis.plot(steps, band.value, color=colour, linewidth=2)
-    axis.fill_between(steps, band.low, band.high, color=colour, alpha=0.2, linewidth=0)
+    axis.plot(steps, band.value, linewidth=2, **look)
+    axis.fill_between(steps, band.low, band.high, color=look["color"], alpha=0.2, linewidth=0)
 
 
 def panels(

@@ -15,9 +15,9 @@ from acktr.files import one_line, reason, write_atomic
 from acktr.report.archives import unpacked
 from acktr.report.curves import Floats, curve, evenly, has_episodes, minutes, until
 from acktr.report.figures import (
-    COLOURS,
     DASHES,
     GREY,
+    looks,
     own_style,
     panels,
     picture,
@@ -171,9 +171,9 @@ def _draw(
 ) -> bytes:
     figure, axes, first_column = panels(len(envs), columns=3)
     algos = sorted({line.algo for line in lines if line.kind != "published"})
-    colours = {algo: COLOURS[i % len(COLOURS)] for i, algo in enumerate(algos)}
+    by_algo = looks(algos)
     for axis, env in zip(axes, envs, strict=True):
-        _draw_panel(axis, [line for line in lines if line.env == env], env, colours)
+        _draw_panel(axis, [line for line in lines if line.env == env], env, by_algo)
         if x == "time":
             axis.set_xlabel("minutes of training")
     for axis in first_column:
@@ -183,11 +183,13 @@ def _draw(
     return picture(figure, kind)
 
 
-def _draw_panel(axis: Axes, lines: Sequence[_Line], env: str, colours: Mapping[str, str]) -> None:
+def _draw_panel(
+    axis: Axes, lines: Sequence[_Line], env: str, by_algo: Mapping[str, Mapping[str, Any]]
+) -> None:
     end = max(line.steps[-1] for line in lines if line.kind == "run")
     dashes = iter(DASHES * len(lines))
     for line in lines:
-        look: dict[str, Any] = {"color": colours.get(line.algo), "label": plain(line.name)}
+        look: dict[str, Any] = {**by_algo.get(line.algo, {}), "label": plain(line.name)}
         if line.kind == "published":
             look |= {"color": GREY, "linewidth": 1.3, "linestyle": next(dashes)}
         elif line.kind == "run":

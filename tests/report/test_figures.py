@@ -35,6 +35,14 @@ def test_a_legend_has_the_columns_that_there_is_room_for(
     assert all(axis.get_window_extent().height > 3 * figure.dpi for axis in figure.axes)
 
 
+def test_no_two_of_35_labels_look_alike() -> None:
+    names = [str(i) for i in range(35)]
+    found = figures.looks(names)
+    assert [*found] == names
+    assert len({(look["color"], look["linestyle"]) for look in found.values()}) == 35
+    assert {look["linestyle"] for look in list(found.values())[:7]} == {"-"}
+
+
 def test_a_name_that_is_wider_than_the_figure_stands_alone() -> None:
     figure, _, _ = panels(1, columns=1)
     legend_below(figure, [Line2D([], [], label="x" * 200), Line2D([], [], label="y")])
