@@ -116,15 +116,8 @@ class Update:
         if not 0 <= progress <= 1:
             raise ConfigError(f"progress must be in [0, 1], got {progress!r}")
         rows = len(torch.as_tensor(advantages))
-        seen = self._seen(observations)
-        leaves = seen.values() if isinstance(seen, dict) else [seen]
-        lengths = sorted({len(leaf) if leaf.dim() else 0 for leaf in leaves})
-        if lengths != [rows]:
-            raise ConfigError(
-                f"observations must have a row for each of {rows} advantages, got {lengths} rows"
-            )
         batch = Batch(
-            observations=seen,
+            observations=self._seen(observations, rows),
             actions=self._actions(actions, rows),
             advantages=self._numbers("advantages", advantages, rows),
             returns=self._numbers("returns", returns, rows),
@@ -135,6 +128,7 @@ class Update:
         batch = _counted(batch)
         if len(batch) < 2:
             raise ConfigError(f"an update needs 2 samples or more, got {len(batch)}")
+        _require_finite(batch)
         if not self._looked:
             check_network(self.network, tree.rows(batch.observations, slice(3)))
             self._looked = True
@@ -148,17 +142,26 @@ class Update:
         """Restore :meth:`state_dict`; raises ValueError when it is another network's."""
         self._learner.load_state_dict(state)
 
-    def _seen(self, given: Any) -> Tree:
+    def _seen(self, given: Any, rows: int) -> Tree:
         """Observations on the network's device."""
+        seen: Tree
         try:
             if isinstance(given, Mapping):
-                return {n: torch.as_tensor(part, device=self._device) for n, part in given.items()}
-            return torch.as_tensor(given, device=self._device)
+                seen = {n: torch.as_tensor(part, device=self._device) for n, part in given.items()}
+            else:
+                seen = torch.as_tensor(given, device=self._device)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ConfigError(
                 "observations must be a tensor (B, ...) or a dict of such tensors, got"
                 f" {type(given).__name__}"
             ) from error
+        leaves = seen.values() if isinstance(seen, dict) else [seen]
+        lengths = sorted({len(leaf) if leaf.dim() else 0 for leaf in leaves})
+        if lengths != [rows]:
+            raise ConfigError(
+                f"observations must have a row for each of {rows} advantages, got {lengths} rows"
+            )
+        return seen
 
     def _numbers(self, name: str, given: Any, rows: int) -> Tensor:
         """Finite numbers (B,) in the type of the network."""
@@ -192,6 +195,11 @@ class Update:
         if self._head.gaussian:
             return actions.reshape(rows, -1).to(self._dtype)
         if isinstance(space, gymnasium.spaces.MultiBinary):
+            if not bool(((actions == 0) | (actions == 1)).all()):
+                raise ConfigError(
+                    f"actions of {space} must be 0 or 1, got {actions.dtype} from"
+                    f" {actions.min().item()} to {actions.max().item()}"
+                )
             return actions.reshape(rows, -1).to(self._dtype)
         most = torch.as_tensor(getattr(space, "nvec", getattr(space, "n", 0)), device=self._device)
         if actions.is_floating_point() or bool(((actions < 0) | (actions >= most)).any()):
@@ -224,6 +232,26 @@ def _counted(batch: Batch) -> Batch:
         masks=part_of(batch.masks, rows),
         weights=None if alike else kept / kept.mean(),
     )
+
+
+def _require_finite(batch: Batch) -> None:
+    """Refuse observations or actions from which the network would become NaN.
+
+    Samples that are left out may have any.
+
+    Raises:
+        ConfigError: One line.
+    """
+    seen = batch.observations
+    named: dict[str, Any] = {"observations": seen, "actions": batch.actions}
+    if isinstance(seen, dict):
+        named = {f"observations[{name!r}]": part for name, part in seen.items()}
+        named["actions"] = batch.actions
+    for name, part in named.items():
+        if part.is_floating_point() and not bool(part.isfinite().all()):
+            raise ConfigError(
+                f"{name} must be finite, got NaN or Inf (weight 0 leaves a sample out)"
+            )
 
 
 class ACKTRUpdate(Update):
