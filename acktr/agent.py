@@ -27,7 +27,7 @@ from acktr.given import (
 )
 from acktr.learning import Lesson, Lessons, asked_steps, begin, kept_by
 from acktr.listeners import Callback, listeners
-from acktr.policies import NetworkSource, with_network
+from acktr.policies import NetworkSource, require_unused, with_network
 from acktr.predictor import Predictor
 from acktr.runs.checkpoint import CheckpointError, checkpoint_path, save_checkpoint
 from acktr.runs.logger import RunLogger
@@ -325,8 +325,8 @@ class Agent(Predictor):
             num_envs: Overrides the saved number of environments.
             env_kwargs: Arguments of each environment given.
             wrappers: Wrappers of each environment given.
-            network: The network of one's own that was trained: a checkpoint has its weights and
-                its name, and imports nothing.
+            network: The network of one's own that was trained, but no module that an agent has: a
+                checkpoint has its weights and its name, and imports nothing.
             auxiliary: The auxiliary losses that it was trained with.
             learning_rate: As in the constructor. A function, which no file can hold, must be given
                 again before training goes on.
@@ -336,8 +336,8 @@ class Agent(Predictor):
         Raises:
             CheckpointError: It is damaged, foreign, or fits another environment, algorithm or
                 network; or its environments cannot be made again.
-            ConfigError: There is no such device, or other arguments than the saved ones are given
-                without an environment.
+            ConfigError: There is no such device, an agent has the network already, or other
+                arguments than the saved ones are given without an environment.
         """
         saved = cls._saved(checkpoint_path(path), network)
         if env is None:
@@ -363,11 +363,11 @@ class Agent(Predictor):
     def _saved(cls, path: Path, network: NetworkSource | None) -> SavedAgent:
         """What :meth:`load` reads, if it is an agent of this class and its network is given."""
         saved = read_agent(find_checkpoint(path))
-        algo, custom = saved.config.algo, saved.config.network.custom
-        if algo != cls.algo:
+        if (algo := saved.config.algo) != cls.algo:
             raise CheckpointError(f"{path}: an agent trained by {algo}; use {algo.upper()}.load")
-        if custom is not None and network is None:
+        if (custom := saved.config.network.custom) is not None and network is None:
             raise CheckpointError(f"{path}: trained with the network {custom}: pass it as network=")
+        require_unused(network)
         return saved
 
     def close(self) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import re
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -21,6 +23,11 @@ from acktr.kfac import GaussianLoss
 from tests.tools.networks import Actor, Critic, Small
 
 KINDS: dict[str, Any] = {"acktr": ACKTR, "a2c": A2C, "trpo": TRPO}
+
+
+def spaces_of(env: str) -> tuple[Any, Any]:
+    made = gymnasium.make(env)
+    return made.observation_space, made.action_space
 
 
 def few(algo: Any, env: str, like: str) -> Any:
@@ -82,6 +89,58 @@ def test_a_network_for_another_checkpoint_is_refused(tmp_path: Path) -> None:
         ACKTR(Small, "CartPole-v1")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"masks must be one of .*, observation, None, got False"):
         ACKTR("CartPole-v1", masks=False)  # type: ignore[arg-type]
+
+
+def test_a_file_is_not_read_into_a_network_that_an_agent_has(tmp_path: Path) -> None:
+    config, path = few("a2c", "CartPole-v1", "CartPole-v1"), tmp_path / "agent"
+    net = Small(*spaces_of("CartPole-v1"))
+    agent = A2C("CartPole-v1", config, network=net)
+    agent.save(path)
+    saved = copy.deepcopy(net)
+    agent.learn(64)
+    learned = copy.deepcopy(net.state_dict())
+    message = r"network .*:Small belongs to an agent .*: give its class, or a copy \(copy"
+    for given in (net, torch.compile(net, backend="eager"), agent.trainer.network):
+        with pytest.raises(ConfigError, match=message if given is net else "belongs to an agent"):
+            A2C.load(path, network=given)
+    assert all(torch.equal(value, learned[name]) for name, value in net.state_dict().items())
+    for given in (Small, copy.deepcopy(net)):
+        again = A2C.load(path, network=given)
+        pairs = zip(again.trainer.network.parameters(), saved.parameters(), strict=True)
+        assert all(torch.equal(one, other) for one, other in pairs)
+    del agent, again
+    A2C.load(path, network=net)  # nobody has it any more
+    pairs = zip(net.parameters(), saved.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+class Stateful(Small):
+    """It has a state beside its tensors."""
+
+    def __init__(self, observation_space: Any, action_space: Any) -> None:
+        super().__init__(observation_space, action_space)
+        self.state: Any = {"version": 1}
+
+    def get_extra_state(self) -> Any:
+        return self.state
+
+    def set_extra_state(self, state: Any) -> None:
+        self.state = state
+
+
+def test_what_no_checkpoint_holds_is_refused_before_training(tmp_path: Path) -> None:
+    config = few("a2c", "CartPole-v1", "CartPole-v1")
+    message = r"state_dict\(\) has 'network\._extra_state' of dict: checkpoints hold tensors alone"
+    with pytest.raises(ConfigError, match=message) as caught:
+        A2C("CartPole-v1", config, network=Stateful)
+    assert "\n" not in str(caught.value)
+    net = Stateful(*spaces_of("CartPole-v1"))
+    net.state = torch.tensor([1.0, 2.0])
+    A2C("CartPole-v1", config, network=net).save(tmp_path / "agent")
+    other = copy.deepcopy(net)
+    other.state = torch.zeros(2)
+    A2C.load(tmp_path / "agent", network=other)
+    assert torch.equal(other.state, net.state)
 
 
 def test_from_the_command_line(

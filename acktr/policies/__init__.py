@@ -32,7 +32,7 @@ from acktr.policies.normalize import (
     observation_normalizer,
     pooling,
 )
-from acktr.policies.own import own_network
+from acktr.policies.own import own_network, require_unused
 from acktr.policies.parameters import (
     copied_parameters,
     free_deviation,
@@ -81,6 +81,7 @@ __all__ = [
     "replace_parameters",
     "require_fitting",
     "require_size",
+    "require_unused",
     "stored_pictures",
     "straight",
     "to_environment",

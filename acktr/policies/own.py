@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakSet
 
 import gymnasium
 from torch import nn
@@ -26,6 +28,10 @@ from acktr.policies.recurrent import RecurrentAdapter, RecurrentSeparate
 
 class MemoryWarning(UserWarning):
     """A network has recurrent layers that remember nothing from step to step."""
+
+
+_ADAPTED: WeakSet[Adapter] = WeakSet()
+"""What is around modules of one's own, for as long as an agent or an update has it."""
 
 
 def own_network(
@@ -59,7 +65,9 @@ def own_network(
     kind = RecurrentAdapter if remembering == {True} else Adapter
 
     def adapted(module: nn.Module, *outputs: str) -> Any:
-        return kind(module, outputs, head, action_space, space, channels)
+        adapter = kind(module, outputs, head, action_space, space, channels)
+        _ADAPTED.add(adapter)
+        return adapter
 
     if len(made) == 1:
         network: ActorCritic = adapted(made[0], "policy", "value", *auxiliary)
@@ -75,6 +83,30 @@ def own_network(
     network = separate(adapted(actor, "policy", *auxiliary), adapted(critic, "value"))
     network.own, network.auxiliary = True, tuple(auxiliary)
     return network
+
+
+def require_unused(source: NetworkSource | None) -> None:
+    """Refuse a module that an agent or an update has, whose weights a file would overwrite.
+
+    Raises:
+        ConfigError: One line.
+    """
+    if source is None:
+        return
+    modules = [each for each in each_source(source) if isinstance(each, nn.Module)]
+    given = {id(parameter) for each in modules for parameter in each.parameters()}
+
+    def used() -> bool:
+        return any(id(p) in given for adapter in list(_ADAPTED) for p in adapter.parameters())
+
+    if not used():
+        return
+    gc.collect()  # an agent that nobody has any more may be a part of a cycle
+    if used():
+        raise ConfigError(
+            f"the network {network_name(source)} belongs to an agent or an update already, whose"
+            " weights the file would overwrite: give its class, or a copy (copy.deepcopy)"
+        )
 
 
 def _tell_forgetful(made: Sequence[nn.Module]) -> None:

@@ -9,12 +9,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from acktr.config import ConfigError
 from acktr.policies.distributions import ActionHead
 
 
 def copied_parameters(network: nn.Module) -> dict[str, Tensor]:
     """Copies of the parameters and buffers, by name."""
     return {name: value.detach().clone() for name, value in network.state_dict().items()}
+
+
+def require_saveable(network: nn.Module) -> None:
+    """Refuse a network with a state that no checkpoint can hold, before it is trained.
+
+    Raises:
+        ConfigError: One line.
+    """
+    for name, value in network.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise ConfigError(
+                f"the network's state_dict() has {name!r} of {type(value).__name__}: checkpoints"
+                " hold tensors alone, as those of register_buffer() or of a get_extra_state() that"
+                " gives one"
+            )
 
 
 def replace_parameters(
