@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import secrets
@@ -21,7 +22,7 @@ from acktr.compute import resolve_device
 from acktr.config import Config
 from acktr.envs import EnvError, MaskReader, batched, env_seeds, make_single
 from acktr.evaluate import usually_deterministic
-from acktr.files import reason
+from acktr.files import reason, write_atomic
 from acktr.policies import Policy
 from acktr.runs.progress import Display
 from acktr.runs.saved import SavedAgent
@@ -31,6 +32,7 @@ SUFFIXES = (".mp4", ".gif")
 
 _GIF_FPS = 50
 _SMALLEST_SIDE = 480
+_LIKELY = "the disk may be full, or this ffmpeg has no x264"
 
 Frame = NDArray[np.uint8]
 
@@ -157,28 +159,74 @@ def prepare(picture: Frame) -> Frame:
 
 
 def _write(out: Path, pictures: Iterator[Frame], fps: float) -> None:
-    """Write a video under a temporary name beside its own, and rename it at the end."""
-    options: dict[str, Any] = {"fps": fps, "macro_block_size": 2, "codec": "libx264"}
-    options["ffmpeg_log_level"] = "error"
-    if out.suffix == ".gif":
-        stride = max(1, math.ceil(fps / _GIF_FPS))  # a GIF shows at most 50 pictures a second
-        pictures = islice(pictures, 0, None, stride)
-        options = {"mode": "I", "duration": 1000 * stride / fps, "loop": 0}
-    temporary = out.with_name(f".{out.stem}.tmp-{secrets.token_hex(4)}{out.suffix}")
+    """Write a video; an older one stays as it is unless all of it could be written.
+
+    Raises:
+        RecordError: It cannot be written.
+    """
     try:
         if out.is_dir():
             raise IsADirectoryError(None, "is a folder")
+        if out.suffix == ".gif":
+            write_atomic(out, _gif(pictures, fps))
+        else:
+            _write_mp4(out, pictures, fps)
+    except OSError as error:
+        raise RecordError(f"{out}: cannot write the video: {reason(error)}") from error
+
+
+def _gif(pictures: Iterator[Frame], fps: float) -> bytes:
+    """A GIF, made in memory: Pillow keeps its pictures there anyway, until the end."""
+    stride = max(1, math.ceil(fps / _GIF_FPS))  # a GIF shows at most 50 pictures a second
+    made = io.BytesIO()
+    options: dict[str, Any] = {"mode": "I", "duration": 1000 * stride / fps, "loop": 0}
+    writer: Any = imageio.get_writer(made, format=".gif", **options)
+    with closing(writer):
+        for picture in islice(pictures, 0, None, stride):
+            writer.append_data(picture)
+    return made.getvalue()
+
+
+def _write_mp4(out: Path, pictures: Iterator[Frame], fps: float) -> None:
+    """Write an MP4 under a temporary name beside its own, and rename it at the end.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    options: dict[str, Any] = {"fps": fps, "macro_block_size": 2, "codec": "libx264"}
+    options["ffmpeg_log_level"] = "quiet"  # what went wrong is said in one line
+    temporary = out.with_name(f".{out.stem}.tmp-{secrets.token_hex(4)}{out.suffix}")
+    count = 0
+    try:
         temporary.touch(exist_ok=False)
         writer: Any = imageio.get_writer(temporary, **options)
         with closing(writer):
             for picture in pictures:
-                writer.append_data(picture)
+                count += 1
+                try:
+                    writer.append_data(picture)
+                except OSError as error:  # imageio's text is the whole command
+                    raise OSError(None, f"ffmpeg ended early; {_LIKELY}") from error
+        _require_whole(temporary, count)
         os.replace(temporary, out)
-    except OSError as error:
-        raise RecordError(f"{out}: cannot write the video: {reason(error)}") from error
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def _require_whole(video: Path, count: int) -> None:
+    """Read a video again, as imageio does not tell whether ffmpeg wrote all of it.
+
+    Raises:
+        OSError: Pictures are missing.
+    """
+    found = 0
+    with suppress(Exception):  # of whatever reads a broken file
+        reader: Any = imageio.get_reader(video)
+        with closing(reader):
+            found = reader.count_frames()
+    if found < count:
+        raise OSError(None, f"only {found} of {count} pictures are in it; {_LIKELY}")
 
 
 def _fps(given: object) -> float:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -210,3 +211,53 @@ def test_prepare(shape: tuple[int, int], expected: tuple[int, int]) -> None:
     np.testing.assert_array_equal(
         large[: shape[0] * factor : factor, ::factor][:, : shape[1]], picture
     )
+
+
+_RNG = np.random.default_rng(0)
+PICTURES = [_RNG.integers(0, 255, (64, 64, 3), dtype=np.uint8) for _ in range(8)]
+ENDS = {
+    "at once": "exit 1",
+    "without a file": "cat > /dev/null; exit 1",
+    "with a part": 'cat > /dev/null; for last; do :; done; echo part > "$last"; exit 1',
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="of sh")
+@pytest.mark.parametrize("end", ENDS)
+def test_a_video_that_ffmpeg_did_not_finish_replaces_none(
+    end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    program = tmp_path / "ffmpeg"
+    program.write_text(f"#!/bin/sh\ncase $* in *'-i - '*) {ENDS[end]};; esac; exit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
+    out = tmp_path / "clip.mp4"
+    out.write_text("an older one")
+    with pytest.raises(recording.RecordError, match="mp4: cannot write the video: ") as error:
+        recording._write(out, iter(PICTURES * 100), 20)
+    assert "\n" not in str(error.value) and "the disk may be full" in str(error.value)
+    assert capfd.readouterr().err == ""
+    assert out.read_text() == "an older one"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "ffmpeg"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such limits")
+@pytest.mark.parametrize("suffix", [".mp4", ".gif"])
+def test_a_disk_that_is_full_leaves_the_older_video(
+    suffix: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A limit to the size of files stands for it."""
+    import resource
+
+    out = tmp_path / f"clip{suffix}"
+    out.write_text("an older one")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(recording.RecordError, match="cannot write the video: ") as error:
+            recording._write(out, iter(PICTURES), 20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in str(error.value)
+    assert capfd.readouterr().err == ""
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["an older one"]
