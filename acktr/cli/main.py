@@ -14,7 +14,9 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from types import FrameType
+from typing import TextIO
 
 from acktr import __version__
 from acktr.cli.flags import HELP, TRAIN_HELP, UsageError, unknown_option
@@ -89,6 +91,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         end_with_parent()
     _replace_closed_streams()
     try:
+        return _told(argv)
+    finally:
+        _discard(sys.stderr)  # Python's own flush at the end would change the code
+
+
+def _told(argv: Sequence[str] | None) -> int:
+    """Run a command line and say what went wrong; returns the exit code."""
+    try:
         return _run(_words(argv))
     except Stopped as stop:
         if argv is None:  # nothing is left to do but to leave with the right exit code
@@ -96,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 signal.signal(number, signal.SIG_IGN)
         return _failed(STOPPED[signal.Signals(stop.signum)], stop.note)
     except BrokenPipeError:
-        _discard_output()
+        _discard(sys.stdout)
         return BROKEN_PIPE
     except (MemoryError, UnicodeError) as error:
         # The latter comes of names that the file system's encoding does not have.
@@ -105,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         where = "standard output" if error.filename is None else error.filename
         code = _failed(BAD_INPUT, f"error: {where!s:.200}: {reason(error)}")
-        _discard_output()
+        _discard(sys.stdout)
         return code
 
 
@@ -198,7 +208,8 @@ def _run_doctor(args: list[str]) -> int:
 
 def _leave(signum: int, frame: FrameType | None) -> None:
     """Leave at once: nothing has been written yet, and modules are half imported."""
-    os.write(2, b"acktr: stopped\n")
+    with suppress(OSError):  # where the terminal is gone
+        os.write(2, b"acktr: stopped\n")
     os._exit(STOPPED[signal.Signals(signum)])
 
 
@@ -215,12 +226,13 @@ def _replace_closed_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _discard_output() -> None:
-    """Let what standard output still holds vanish if it cannot be written at the end either."""
+def _discard(stream: TextIO) -> None:
+    """Let what a stream still holds vanish if it cannot be written at the end either."""
     try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        stream.flush()
+    except (OSError, ValueError):  # the latter of one that was closed
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _say(text: str) -> None:
@@ -229,7 +241,11 @@ def _say(text: str) -> None:
 
 
 def _failed(code: int, text: str) -> int:
-    """Write one line to standard error, whatever the text; returns the code."""
-    sys.stderr.write(f"acktr: {message(text)}\n")
-    sys.stderr.flush()
+    """Write one line to standard error, whatever the text; returns the code.
+
+    Where nobody reads it any more (a closed terminal, a full disk), the code says it alone.
+    """
+    with suppress(OSError, ValueError):
+        sys.stderr.write(f"acktr: {message(text)}\n")
+        sys.stderr.flush()
     return code

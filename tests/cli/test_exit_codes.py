@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +16,7 @@ import pytest
 
 from acktr.cli import commands
 from acktr.cli.launch import RANK_LOST, ProcessesFailed, _explained
+from acktr.cli.main import main
 from acktr.compare.comparison import RunsFailed
 from acktr.config import ConfigError
 from acktr.envs import EnvError, EnvFault
@@ -19,7 +24,7 @@ from acktr.interrupts import STOPPED, Stopped
 from acktr.runs.checkpoint import CheckpointError
 from acktr.runs.folder import RunError
 from acktr.runs.session import TrainingFault
-from tests.tools.command_line import ROOT, call
+from tests.tools.command_line import ROOT, call, environment
 
 CAUSES: list[tuple[int, BaseException | None]] = [
     (0, None),
@@ -50,12 +55,39 @@ def test_cause_has_its_code(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("acktr.cli.main._discard_output", lambda: None)  # pytest's own
+    monkeypatch.setattr("acktr.cli.main._discard", lambda stream: None)  # pytest's own
     monkeypatch.setitem(commands.COMMANDS, "eval", doing(cause))
     found, out, err = call(capsys, "eval", "run")
     assert found == code
     assert out == ("done\n" if code == 0 else "")
     assert err.count("\n") == (0 if code in (0, 141) else 1)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("words", ["foo", "train --foo"])
+def test_codes_stay_where_nobody_reads_standard_error(words: str) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "acktr", *words.split()],
+            env=environment(),
+            stderr=full,
+            check=False,
+        )
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize(("code", "cause"), CAUSES[1:-1], ids=lambda value: repr(value)[:40])
+def test_causes_without_standard_error(
+    code: int, cause: BaseException | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Gone(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("acktr.cli.main._discard", lambda stream: None)  # pytest's own
+    monkeypatch.setitem(commands.COMMANDS, "eval", doing(cause))
+    monkeypatch.setattr("sys.stderr", Gone())
+    assert main(["eval", "run"]) == code
 
 
 @pytest.mark.parametrize("code", [0, 2, 76, RANK_LOST])
