@@ -3,6 +3,7 @@
 import json
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,20 @@ def test_mujoco_messages_other_than_deprecations_are_kept() -> None:
         _forward("attribute 'x' is deprecated and will be removed")
     with pytest.warns(RuntimeWarning, match="nan in QACC"):
         _forward("nan in QACC")
+
+
+@pytest.mark.parametrize("make", [make_single, lambda env_id: make_vec(env_id, 2)])
+def test_mujoco_that_cannot_be_imported_is_told(
+    make: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(name: str) -> Any:
+        assert name == "mujoco"
+        raise RuntimeError("invalid value for environment variable MUJOCO_GL: foo")
+
+    monkeypatch.setattr("acktr.envs.single.importlib.import_module", fail)
+    why = "^MuJoCo cannot be imported: invalid value .* MUJOCO_GL: foo; unset it or try egl$"
+    with pytest.raises(EnvError, match=why):
+        make("HalfCheetah-v5")
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "HalfCheetah-v5", "ALE/Pong-v5"])
