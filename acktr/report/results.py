@@ -16,7 +16,7 @@ import numpy as np
 from acktr.files import is_label, read_object, reason, safe_name
 from acktr.report.curves import Curve, curve, grid, load_monitor, on_grid, read_columns
 from acktr.runs.folder import RunError, RunFolder
-from acktr.runs.tables import WINDOW
+from acktr.runs.tables import WINDOW, last_row
 
 _SEED = re.compile(r"seed\d{1,20}")
 _MOST_STEPS = 10**15
@@ -49,7 +49,7 @@ class Result:
     total_steps: int
     """Environment steps it was to make."""
     steps: int
-    """Environment steps it made, as far as its files say."""
+    """Environment steps it made, as far as its files say: those of the last update or episode."""
     final: Final | None
     """Evaluation at the end; None in an unfinished run."""
     last100: float | None
@@ -156,10 +156,10 @@ def read_result(run: Path, with_curve: bool = True) -> Result:
     seed = _integer(config.get("seed"), "seed", 0, folder.config)
     total = _integer(config.get("total_timesteps"), "total_timesteps", 1, folder.config)
     final, evaluations = _evaluations(folder.evaluations, total)
-    steps, last100, minutes, line = 0, None, None, None
+    steps, last100, minutes, line = _steps_of_updates(folder), None, None, None
     monitor = load_monitor(run) if folder.monitor.exists() else None
     if monitor is not None and len(monitor.steps):
-        steps = int(monitor.steps[-1])
+        steps = max(steps, int(monitor.steps[-1]))
         last100 = float(np.mean(monitor.returns[-WINDOW:]))
         minutes = float(monitor.seconds[-1]) / 60
         line = on_grid(curve(run, monitor), grid(total)) if with_curve else None
@@ -179,6 +179,15 @@ def read_result(run: Path, with_curve: bool = True) -> Result:
         evaluations=evaluations,
         config=config,
     )
+
+
+def _steps_of_updates(folder: RunFolder) -> int:
+    """Steps at the last update, which counts where no episode has ended; 0 if it is not known."""
+    row = last_row(folder.progress)
+    try:
+        return int((row or {}).get("timesteps", 0))
+    except ValueError:
+        return 0
 
 
 def label_of(run: Path, env: str, algo: str) -> str:

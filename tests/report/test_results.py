@@ -51,6 +51,22 @@ def test_unfinished(tmp_path: Path) -> None:
     assert read_result(early).last100 == 1.0 and read_result(early).steps == 10_000
 
 
+def test_steps_of_updates_count_where_no_episode_has_ended(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "X-v0", "a", 0, [], evaluation=None)
+    assert read_result(run).steps == 0
+    progress = run / "progress.csv"
+    progress.write_text("timesteps,updates,train/std\n128,1,0.5\n256,2,0.5\n384,3,")
+    assert read_result(run).steps == 256  # the last row is not whole
+    assert "Trained by acktr for 256 of\n10,000 environment steps" in card(run)
+    progress.write_text("timesteps,updates\nx,1\nx,2\n")
+    assert read_result(run).steps == 0
+    ended = write_run(tmp_path, "X-v0", "a", 1, [1.0], evaluation=None)
+    (ended / "progress.csv").write_text("timesteps,updates\n128,1\n256,2\n")
+    assert read_result(ended).steps == 10_000
+    (ended / "progress.csv").write_text("timesteps,updates\n128,1\n20000,2\n")
+    assert read_result(ended).steps == 20_000
+
+
 def test_label(tmp_path: Path) -> None:
     labelled = write_run(tmp_path, "X-v0", "my.label_1", 0, [1.0], algo="trpo")
     assert read_result(labelled).label == "my.label_1"
