@@ -6,7 +6,7 @@ import importlib
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import gymnasium
@@ -154,11 +154,19 @@ def quiet_mujoco(spec: EnvSpec | None) -> Iterator[None]:
 
     MuJoCo 4 reports deprecated attributes of the model files in Gymnasium from C, on stderr and
     in a file MUJOCO_LOG.TXT in the working directory. Its other messages become Python warnings.
+
+    Raises:
+        EnvError: It is there, but cannot be imported.
     """
     mujoco: Any = sys.modules.get("mujoco")
     if spec is not None and uses_mujoco(spec):
-        with suppress(ImportError):  # Gymnasium explains what is missing
+        try:
             mujoco = importlib.import_module("mujoco")
+        except ImportError:
+            pass  # Gymnasium explains what is missing
+        except Exception as error:  # of a MUJOCO_GL that it does not know, for example
+            hint = "; unset it or try egl" if "MUJOCO_GL" in str(error) else ""
+            raise EnvError(f"MuJoCo cannot be imported: {one_line(error)}{hint}") from error
     if not hasattr(mujoco, "set_mju_user_warning"):
         yield
         return

@@ -13,6 +13,15 @@ HELP_ALL = "--help-all"
 HELP = frozenset(("-h", "--help"))
 """Either asks for the page of a command."""
 
+REPEATED: Mapping[str, str] = {
+    "--env-kwargs": "--env-kwargs",
+    "--wrapper": "--wrappers",
+    "--wrappers": "--wrappers",
+}
+"""Options that may be given several times, and what the parser calls them."""
+_LISTS = ("--algos", "--envs", "--labels", "--record", "--seeds")
+"""Options of several values, which are given one after another."""
+
 
 class UsageError(ValueError):
     """A command line that cannot be used; the message is one line."""
@@ -176,6 +185,17 @@ def unknown_option(command: str, args: Sequence[str]) -> str | None:
             continue
         if plain.rpartition(".")[2].removeprefix("no-") not in _REMOVED:
             return f"unknown option {name}; {_hint(command, plain)}"
+    return None
+
+
+def given_twice(args: Sequence[str]) -> str | None:
+    """One line on the first option that is given again: the values before would be forgotten."""
+    names = [arg.partition("=")[0].replace("_", "-") for arg in args if arg.startswith("--")]
+    names = [f"--{_positive(name[2:])}" for name in names if name not in REPEATED]
+    for name in names:
+        if names.count(name) > 1:
+            once = "all its values once" if name in _LISTS else "it once"
+            return f"{name} is given {names.count(name)} times: give {once}"
     return None
 
 

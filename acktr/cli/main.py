@@ -19,7 +19,7 @@ from types import FrameType
 from typing import TextIO
 
 from acktr import __version__
-from acktr.cli.flags import HELP, TRAIN_HELP, UsageError, unknown_option
+from acktr.cli.flags import HELP, TRAIN_HELP, UsageError, given_twice, unknown_option
 from acktr.files import message, reason
 from acktr.interrupts import STOPPED, Interrupts, Stopped, end_with_parent
 
@@ -149,8 +149,8 @@ def _run_known(name: str, args: list[str]) -> int:
     if name == "train" and HELP.intersection(args):
         _say(TRAIN_HELP.rstrip("\n"))
         return 0
-    if (unknown := unknown_option(name, args)) is not None:
-        return _failed(BAD_INPUT, f"error: {unknown}")
+    if (wrong := unknown_option(name, args) or given_twice(args)) is not None:
+        return _failed(BAD_INPUT, f"error: {wrong}")
     return _run_doctor(args) if name == "doctor" else _run_command(name, args)
 
 

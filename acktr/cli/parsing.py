@@ -26,7 +26,7 @@ from tyro.constructors import (
     UnsupportedTypeAnnotationError,
 )
 
-from acktr.cli.flags import HELP, HELP_ALL, UsageError
+from acktr.cli.flags import HELP, HELP_ALL, REPEATED, UsageError
 
 _EXACT = 2**53
 """Integers up to here are exact as floating-point numbers."""
@@ -40,29 +40,6 @@ _ABOUT = re.compile(r"^Error parsing ([^\s:]+): ")
 Parsed = TypeVar("Parsed")
 JsonObject = Mapping[str, Any]
 """JSON values by name; :data:`acktr.config.JsonObject`."""
-
-_REPEATED = {
-    "--env-kwargs": "--env-kwargs",
-    "--wrapper": "--wrappers",
-    "--wrappers": "--wrappers",
-}
-"""Options that may be given several times, and what the parser calls them."""
-
-
-_ONCE = ("--algos", "--config", "--envs", "--import", "--seeds")
-"""Options whose earlier values would be forgotten, were they given again."""
-
-
-def refuse_twice(args: Sequence[str]) -> None:
-    """Refuse options that are given again.
-
-    Raises:
-        UsageError: One line.
-    """
-    names = [arg.partition("=")[0] for arg in args]
-    for name in _ONCE:
-        if names.count(name) > 1:
-            raise UsageError(f"{name} is given {names.count(name)} times: give all its values once")
 
 
 def peek(args: Sequence[str], name: str) -> str | None:
@@ -88,7 +65,6 @@ def parse(
         SystemExit: After its help.
         UsageError: Words that it does not take, or options that do not go together.
     """
-    refuse_twice(args)
     words = _gathered(args)
     said = io.StringIO()
     width = contextlib.nullcontext() if HELP.intersection(words) else _wide()
@@ -309,8 +285,8 @@ def _gathered(args: Sequence[str]) -> list[str]:
         name, equals, value = arg.partition("=")
         if not arg.startswith("-"):
             current.append(arg)
-        elif name.replace("_", "-") in _REPEATED:
-            current = lists.setdefault(_REPEATED[name.replace("_", "-")], [])
+        elif name.replace("_", "-") in REPEATED:
+            current = lists.setdefault(REPEATED[name.replace("_", "-")], [])
             current += [value] if equals else []
         else:
             current = rest

@@ -15,7 +15,7 @@ import tyro
 
 from acktr.cli.flags import HELP_ALL, UsageError, with_named_env
 from acktr.cli.options import File, Module, Network, require
-from acktr.cli.parsing import parse, peek, refuse_twice
+from acktr.cli.parsing import parse, peek
 from acktr.config import (
     ALGOS,
     Config,
@@ -91,7 +91,6 @@ def parse_train(args: Sequence[str]) -> tuple[TrainOptions, str]:
     """
     args = with_named_env(args)
     _refuse_former(args)
-    refuse_twice(args)
     run = peek(args, "resume")
     if run is not None:
         default, source = stored_config(Path(run)), ""

@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,10 @@ def test_two_that_train_are_two_processes(tmp_path: Path) -> None:
     done = finished(tmp_path / "torchrun", *HELPED, *SHORT, module=module)
     assert done.returncode == 0, done.stderr
     assert same(network(tmp_path / "torchrun"), wanted, {"seconds"})
-    at_once = ("--acktr.actor.refresh-delay", "0", "--acktr.critic.refresh-delay", "0")
-    wanted = trained(tmp_path / "two at once", "--nproc", "2", *SHORT, *at_once)
-    words = ("--nproc", "3", *HELPED, *SHORT, *at_once)
+    pairs = [("", SHORT[0]), *pairwise(SHORT)]
+    at_once = ["0" if name.endswith("-delay") else word for name, word in pairs]
+    wanted = trained(tmp_path / "two at once", "--nproc", "2", *at_once)
+    words = ("--nproc", "3", *HELPED, *at_once)
     assert same(trained(tmp_path / "helped at once", *words), wanted, {"seconds"})
 
 

@@ -25,12 +25,37 @@ RUN = Path("CartPole-v1/acktr/seed0")
         ("train CartPole-v1 --config a.json --config b.json", "--config is given 2 times"),
         ("compare --envs A --envs B --seeds 0", "--envs is given 2 times: give all its values"),
         ("compare --envs A --seeds 0 --seeds 7", "--seeds is given 2 times"),
+        ("train CartPole-v1 --seed 3 --seed 4", "--seed is given 2 times: give it once"),
+        ("train CartPole-v1 --num-envs=3 --num_envs 4", "--num-envs is given 2 times"),
+        ("train CartPole-v1 --network.shared --network.no-shared", "--network.shared is given 2"),
+        ("train --resume a --resume b", "--resume is given 2 times"),
     ],
 )
 def test_refusals(words: str, why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = call(capsys, *words.split(), "--run-dir", str(tmp_path / "runs"))
     assert code == 2 and why in err and err.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("report rp --out o --labels a --labels b", "--labels"),
+        ("plot rp --published --no-published", "--published"),
+        ("eval rp --episodes 1 --episodes 2", "--episodes"),
+        ("list --json --json", "--json"),
+        ("doctor --run-dir a --run-dir b", "--run-dir"),
+    ],
+)
+def test_every_command_refuses(words: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = call(capsys, *words.split())
+    assert code == 2 and f"{name} is given 2 times" in err and err.count("\n") == 1
+
+
+def test_what_may_be_repeated_is_kept() -> None:
+    words = "CartPole-v1 --env-kwargs a=1 --env-kwargs b=2 --wrapper m:A --wrappers m:B"
+    settings = parse_train(words.split())[0].settings
+    assert settings.env_kwargs == {"a": 1, "b": 2} and len(settings.wrappers) == 2
 
 
 @pytest.mark.parametrize(

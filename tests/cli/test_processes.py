@@ -304,7 +304,7 @@ def test_what_cannot_begin(tmp_path: Path) -> None:
         done = finished(tmp_path, "--nproc", "2", *SHORT, *words)
         assert done.returncode == 2 and message in done.stderr, done.stderr
         assert not (tmp_path / "runs").exists()
-    finished(tmp_path, *SHORT, "--total-timesteps", "300")
+    finished(tmp_path, *TRAIN, "--total-timesteps", "300")
     done = finished(tmp_path, "--nproc", "2", *SHORT)
     assert done.returncode == 2 and "already holds a run" in done.stderr.splitlines()[-1]
 
