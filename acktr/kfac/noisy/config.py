@@ -94,6 +94,7 @@ class NoisyConfig:
             )
         variances = self.prior_variance
         named = variances if isinstance(variances, Mapping) else {"": variances}
+        _names("the keys of prior_variance", named)
         for name, variance in named.items():
             what = f"prior_variance of {name!r}" if name else "prior_variance"
             check_number(what, variance, open_low=True)
@@ -110,6 +111,8 @@ class NoisyConfig:
         if not isinstance(self.sample_norms, bool):
             raise ValueError(f"sample_norms must be True or False, got {self.sample_norms!r}")
         object.__setattr__(self, "deterministic", _names("deterministic", self.deterministic))
+        if isinstance(variances, Mapping):
+            object.__setattr__(self, "prior_variance", dict(sorted(variances.items())))
         self.curvature()
 
     def curvature(self) -> KFACConfig:
@@ -137,9 +140,13 @@ class NoisyConfig:
 
 
 def _names(field: str, given: object) -> tuple[str, ...]:
-    """Names as a tuple; a string by itself would be one name for each of its letters."""
+    """Names as a tuple; a string by itself would be one name for each of its letters.
+
+    They are in order, as the order of a set is another one in each process, and ranks compare
+    settings.
+    """
     if isinstance(given, Iterable) and not isinstance(given, str):
         names = tuple(given)
         if all(isinstance(name, str) for name in names):
-            return names
+            return tuple(sorted(set(names)))
     raise ValueError(f"{field} must be a list of names, got {given!r:.100}")
