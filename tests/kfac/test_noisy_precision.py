@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import Gamma, StudentT, kl_divergence
+from torch.distributions import Gamma, Normal, StudentT, kl_divergence
 
 from acktr.kfac import NoisePrecision, gaussian_log_prob
 from tests.tools.kfac import randn, same
@@ -84,6 +84,35 @@ def test_the_mean_density_over_samples_is_that_of_a_student_t() -> None:
     assert abs(float(densities.mean()) - math.exp(float(exact))) < 4 * error
     assert float(densities.log().mean()) < float(exact)
     torch.testing.assert_close(draws.mean(), precision.mean(), rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize(
+    "output, target", [((50, 1), (50,)), ((50,), (50, 1)), ((5, 3), (5, 1)), ((3,), (5, 3))]
+)
+def test_a_target_of_another_shape_is_refused(
+    output: tuple[int, ...], target: tuple[int, ...]
+) -> None:
+    """Torch would take every target for every output, and say nothing."""
+    first, second = torch.zeros(output), torch.zeros(target)
+    with pytest.raises(ValueError, match="the target must have the output's shape"):
+        gaussian_log_prob(first, second, 1.0)
+    for count in (None, 3):
+        precision = NoisePrecision(SIZE, count)
+        with pytest.raises(ValueError, match="they must have one shape"):
+            precision.observe(first, second)
+        assert precision.mean().isfinite().all() and not precision._errors.weight
+
+
+def test_samples_lead_the_outputs_and_the_precisions() -> None:
+    outputs, target, taus = randn(4, 5, 3), randn(5, 3, seed=1), randn(4, seed=2).exp()
+    found = gaussian_log_prob(outputs, target, taus[:, None, None])
+    for output, tau, one in zip(outputs, taus, found, strict=True):
+        exact = Normal(output, tau.rsqrt()).log_prob(target)
+        torch.testing.assert_close(one, exact, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match=r"output \(4, 5, 3\) and a precision \(4,\)"):
+        gaussian_log_prob(outputs, target, taus)
+    with pytest.raises(ValueError, match=r"output \(5, 1\) and a precision \(5,\)"):
+        gaussian_log_prob(target[:, :1], target[:, :1], torch.ones(5))
 
 
 def test_a_state_goes_on_and_another_one_is_refused() -> None:

@@ -16,8 +16,30 @@ from acktr.kfac.statistics.averages import RunningAverage
 
 
 def gaussian_log_prob(output: Tensor, target: Tensor, precision: Tensor | float) -> Tensor:
-    """Log N(target; output, 1 / precision) of every number, constants included."""
+    """Log N(target; output, 1 / precision) of every number, constants included.
+
+    Args:
+        output: Means (..., N, D), with dimensions of samples in front or without.
+        target: Targets (N, D), or whatever else the last dimensions of the output are.
+        precision: A number, or a tensor that the output's dimensions fit, as (samples, 1, 1).
+
+    Raises:
+        ValueError: The shapes do not fit, as torch would make (N, N) of (N, 1) and (N).
+    """
+    lead = output.dim() - target.dim()
+    if lead < 0 or output.shape[lead:] != target.shape:
+        raise ValueError(
+            f"gaussian_log_prob got an output {tuple(output.shape)} and a target"
+            f" {tuple(target.shape)}: the target must have the output's shape (dimensions of"
+            " samples in front of the output's excepted)"
+        )
     tau = torch.as_tensor(precision, dtype=output.dtype, device=output.device)
+    pairs = zip(reversed(tau.shape), reversed(output.shape), strict=False)
+    if any(size not in (1, wanted) for size, wanted in pairs):
+        raise ValueError(
+            f"gaussian_log_prob got an output {tuple(output.shape)} and a precision"
+            f" {tuple(tau.shape)}: every dimension of the precision must be 1 or the output's"
+        )
     return 0.5 * (tau.log() - math.log(2 * math.pi) - tau * (target - output).square())
 
 
@@ -67,7 +89,16 @@ class NoisePrecision:
         self.generator = torch.Generator().manual_seed(seed)
 
     def observe(self, output: Tensor, target: Tensor) -> None:
-        """Learn from the squared errors of a batch, (N,) or (N, count), at sampled weights."""
+        """Learn from the squared errors of a batch, (N,) or (N, count), at sampled weights.
+
+        Raises:
+            ValueError: The output and the target have not both that shape.
+        """
+        if output.shape != target.shape:
+            raise ValueError(
+                f"NoisePrecision got an output {tuple(output.shape)} and a target"
+                f" {tuple(target.shape)}: they must have one shape"
+            )
         errors = (target - output).detach().square()
         if errors.shape[1:] != self._errors.value.shape:
             raise ValueError(
