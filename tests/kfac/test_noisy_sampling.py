@@ -185,3 +185,44 @@ def test_prediction_and_samples_leave_the_module_alone() -> None:
     assert all(torch.equal(p, before[n]) for n, p in parameters(optimizer.module).items())
     module: Tensor = optimizer.module(randn(2, 4))
     assert module.grad_fn is not None
+
+
+# --- modules that have changed --------------------------------------------------------------------
+
+
+def assigned(model: nn.Sequential) -> None:
+    state = {name: 3 * value for name, value in model.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+
+
+def replaced(model: nn.Sequential) -> None:
+    model[2].weight = nn.Parameter(torch.zeros_like(model[2].weight))
+
+
+def narrowed(model: nn.Sequential) -> None:
+    model.float()
+
+
+@pytest.mark.parametrize("change", [assigned, replaced, narrowed])
+def test_a_module_with_other_parameters_is_not_taken_for_the_mean(change: Any) -> None:
+    """Noise would go to the parameters of before, and the divergence would be theirs."""
+    optimizer = observed("mlp")
+    module: Any = optimizer.module
+    change(module)
+    inputs = randn(3, 4).to(next(module.parameters()).dtype)
+
+    def inside() -> None:
+        with optimizer.sampled_params():
+            pass
+
+    for act in (
+        inside,
+        optimizer.draw,
+        optimizer.sample,
+        optimizer.posterior_std,
+        optimizer.kl,
+        lambda: optimizer.predict(inputs),
+        lambda: optimizer.elbo(inputs, inputs, lambda output, target: output),
+    ):
+        with pytest.raises(ValueError, match="K-FAC was constructed"):
+            act()

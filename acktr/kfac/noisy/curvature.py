@@ -68,6 +68,10 @@ class NoisyCurvature(Preconditioner):
             self.refresh()
             restart_scales(self.stats.values(), self.config.stat_decay)
 
+    def check_parameters(self) -> None:
+        """Raise ValueError when the parameters are not those of the construction any more."""
+        self._guard.check_parameters()
+
     def terms_of_all(self, terms: float | None) -> float | None:
         """The loss terms of a context on all ranks, of which it is one weight sample."""
         if self._ranks is None:

@@ -126,6 +126,8 @@ class NoisyKFAC(NamedOptimizer):
             if train:
                 self.zero_grad()
                 self._capture = stack.enter_context(self.curvature.capture())
+            else:  # a capture checks them itself
+                self.curvature.check_parameters()
             noise = self._noise(source)
             names, self._open = list(noise), True
             parameters: list[Tensor] = [self._named[name] for name in names]
@@ -208,6 +210,11 @@ class NoisyKFAC(NamedOptimizer):
     def _check_closed(self, what: str) -> None:
         if self._open:
             raise ValueError(f"{what} inside of sampled_params(): leave that context first")
+
+    def _check_ready(self, what: str) -> None:
+        """Raise ValueError unless the module holds the mean, in the parameters that it had."""
+        self._check_closed(what)
+        self.curvature.check_parameters()
 
     def _check_record(self, captured: Capture | None) -> None:
         if self._capture is None or captured is not self._capture:
@@ -303,7 +310,7 @@ class NoisyKFAC(NamedOptimizer):
     @torch.no_grad()
     def draw(self, generator: torch.Generator | None = None) -> Named:
         """One sample of the weights by name; those without noise are the module's."""
-        self._check_closed("draw()")
+        self._check_ready("draw()")
         noise = self._noise(generator or self.curvature.evaluation)
         named = self.module.named_parameters()
         return {n: p + noise[n] if n in noise else p.detach() for n, p in named}
@@ -350,12 +357,13 @@ class NoisyKFAC(NamedOptimizer):
 
     def posterior_std(self) -> Named:
         """Standard deviation of every weight with noise, by name."""
+        self.curvature.check_parameters()
         with torch.no_grad():
             return self.posterior.deviations()
 
     def kl(self) -> Tensor:
         """KL(q || prior) in nats."""
-        self._check_closed("kl()")
+        self._check_ready("kl()")
         with torch.no_grad():
             return self.posterior.kl()
 
