@@ -22,7 +22,6 @@ from acktr.kfac.clock import Clock
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.estimator import Estimator, Scalars
 from acktr.kfac.fisher.extent import sizes
-from acktr.kfac.fisher.observed import Observed
 from acktr.kfac.guard import Guard, check_capture, check_loss
 from acktr.kfac.linalg import LARGE_FACTOR, float32_products
 from acktr.kfac.losses.base import OutputLoss, with_weights
@@ -229,10 +228,14 @@ class Curvature:
                 self._estimator.fold(self.config.stat_decay)
                 self.batches += 1
 
-    @property
-    def observed(self) -> Observed | None:
-        """The last observed pass, without its graph after the step."""
-        return self.region.observed
+    def forget(self) -> None:
+        """Forget what was observed since the last whole batch: a batch that is given up.
+
+        What ``last=False`` began would otherwise be part of the next batch, as after an error of
+        the loader or of memory. Gradients are the caller's own, to be set to zero.
+        """
+        self._estimator.drop()
+        self.region.drop()
 
     @property
     def observing(self) -> bool:
@@ -345,10 +348,6 @@ class Curvature:
             step = precondition_all(self.blocks, groups, gradients, self.named, damping)
             return {n: u.to(gradients[n].dtype) for n, u in step.items() if n in gradients}
 
-    def exact_quadratic(self, step: dict[str, Tensor]) -> Tensor:
-        """U^T F U with the exact Fisher of the last batch; ValueError if none had a loss."""
-        return self.region.quadratic(step)
-
     # --- inspection and state ---------------------------------------------------------------------
 
     def extreme_eigenvalues(self) -> tuple[float, float]:
@@ -364,7 +363,7 @@ class Curvature:
         """Statistics, the possibly stale decompositions, a refresh under way, and the generator.
 
         Names are those of a module that is not compiled. What :meth:`observe` collected with
-        ``last=False`` is not part of it.
+        ``last=False`` is not part of it, and loading forgets it.
         """
         corrected = self.region.corrected
         return {
@@ -388,6 +387,7 @@ class Curvature:
         """Restore :meth:`state_dict`; ValueError and no change if it does not fit."""
         state = self.checked(state)
         self.close()
+        self.forget()
         for name, block in self.stats.items():
             block.load(state["layers"][plain_name(name)])
         self.turn = state["turn"]

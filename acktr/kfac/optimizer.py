@@ -43,8 +43,8 @@ class KFAC(NamedOptimizer):
     """Natural gradient descent with Kronecker-factored curvature and a KL trust region.
 
     The curvature, and what every kind of layer gets, is that of :attr:`curvature`, a
-    :class:`acktr.kfac.Preconditioner`, whose ``capture``, ``observe`` and ``update_curvature`` the
-    optimizer has too. One update with one forward pass::
+    :class:`acktr.kfac.Preconditioner`, whose ``capture``, ``observe``, ``update_curvature`` and
+    ``forget`` the optimizer has too. One update with one forward pass::
 
         with optimizer.capture() as captured:
             output = model(inputs)
@@ -118,7 +118,7 @@ class KFAC(NamedOptimizer):
         )
         self.capture = self.curvature.capture
         self.observe = self.curvature.observe
-        self.update_curvature = self.curvature.update_curvature
+        self.update_curvature, self.forget = self.curvature.update_curvature, self.curvature.forget
         self.blocks, self.close = self.curvature.blocks, self.curvature.close
         self.extreme_eigenvalues = self.curvature.extreme_eigenvalues
         check_whole(groups, self.curvature.blocks)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
 from acktr.kfac.corrected import Proposal
 from acktr.kfac.curvature import Curvature
+from acktr.kfac.fisher.observed import Observed
 from acktr.kfac.trust import StepInfo
 
 
@@ -24,6 +26,15 @@ class Preconditioner(Curvature):
         curvature.precondition(lr=optimizer.param_groups[0]["lr"])
         optimizer.step()
     """
+
+    @property
+    def observed(self) -> Observed | None:
+        """The last observed pass, without its graph after the step."""
+        return self.region.observed
+
+    def exact_quadratic(self, step: dict[str, Tensor]) -> Tensor:
+        """U^T F U with the exact Fisher of the last batch; ValueError if none had a loss."""
+        return self.region.quadratic(step)
 
     @torch.no_grad()
     def precondition(

@@ -18,6 +18,7 @@ from acktr.kfac import (
     Exact,
     GaussianLoss,
     OutputLoss,
+    Preconditioner,
     SumLoss,
 )
 from acktr.kfac.losses.likelihoods import Reduction
@@ -311,6 +312,63 @@ def test_parts_of_a_sum_that_weigh_differently_in_micro_batches_are_refused(toke
     )
     with pytest.raises(ValueError, match=r'do not add up.*reduction="sum"'):
         seen("mean", mask, (3, 4))
+
+
+# --- batches that are given up --------------------------------------------------------------------
+
+
+def given_up(optimizer: KFAC, model: nn.Module, how: str) -> None:
+    """A part of other data, after which nothing comes."""
+    state = copy.deepcopy(optimizer.state_dict())
+    observe_in(optimizer, model, randn(7, 4, seed=90) * 50, (1, 4), GaussianLoss())
+    if how == "load":
+        optimizer.load_state_dict(state)
+    elif how == "forget":
+        optimizer.forget()
+
+
+@pytest.mark.parametrize("how", ["load", "forget", "nothing"])
+@pytest.mark.parametrize("quadratic", STEPS)
+@pytest.mark.parametrize("structure", [*STRUCTURES, "diagonal"])
+def test_a_batch_that_is_given_up_leaves_no_trace(structure: str, quadratic: str, how: str) -> None:
+    """Bit for bit; without a word the next batch has it for a part of itself."""
+    found = []
+    for act in ("", how):
+        model = mlp()
+        settings = {**STRUCTURES.get(structure, {"structure": structure}), **STEPS[quadratic]}
+        optimizer = KFAC(model, plain_config(refresh_interval=1, kl_clip=0.01, **settings))
+        for index in range(3):
+            if act and index == 1:
+                given_up(optimizer, model, act)
+            inputs = inputs_of("mlp", index)
+            observe_in(optimizer, model, inputs, (3, 4), GaussianLoss())
+            optimizer.zero_grad()
+            (model(inputs) - 1).square().mean().backward()
+            optimizer.step()
+        found.append(parameters(model))
+    alike = all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+    assert alike == (how != "nothing")
+
+
+@pytest.mark.parametrize("how", ["load", "forget", "nothing"])
+def test_scales_of_a_sum_are_not_compared_with_those_of_a_batch_given_up(how: str) -> None:
+    model = filled(TwoHeads(False))
+    curvature, loss = Preconditioner(model), SumLoss(CategoricalLoss(), GaussianLoss())
+    state, inputs = copy.deepcopy(curvature.state_dict()), randn(7, 4, 3)
+
+    def observe(weights: Any, last: bool) -> None:
+        with curvature.capture() as captured:
+            output = model(inputs)
+        curvature.observe(captured, output, loss, weights=weights, last=last)
+
+    observe((torch.arange(7) < 3, None), last=False)
+    if how == "nothing":
+        with pytest.raises(ValueError, match="its parts have the scales"):
+            observe(None, last=True)
+        return
+    curvature.load_state_dict(state) if how == "load" else curvature.forget()
+    observe(None, last=True)
+    assert curvature.batches == 1
 
 
 # --- exact forms ----------------------------------------------------------------------------------

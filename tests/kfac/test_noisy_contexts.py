@@ -126,6 +126,19 @@ def test_contexts_without_any_backward_pass_are_no_step() -> None:
         optimizer.step()
 
 
+def test_contexts_that_are_forgotten_are_no_part_of_the_next_step() -> None:
+    optimizer, reference = stepped(), stepped()
+    context(optimizer, *data(4), LOSS)
+    optimizer.forget()
+    with pytest.raises(ValueError, match=r"needs sampled_params\(train=True\)"):
+        optimizer.step()
+    for one in (optimizer, reference):
+        one.curvature.noise.manual_seed(5)
+        context(one, *data(7), LOSS)
+        one.step()
+    assert equal(optimizer, reference)
+
+
 @pytest.mark.parametrize("unscaled", [False, True])
 def test_a_gradient_scaler_recovers_from_inf(unscaled: bool) -> None:
     """A skipped step forgets its contexts; the next one is that of an optimizer without them."""

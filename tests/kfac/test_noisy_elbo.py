@@ -40,7 +40,7 @@ def observed(structure: str, form: str, **settings: Any) -> NoisyKFAC:
     context(optimizer, randn(20, 4), randn(20, 3, seed=5), gaussian())
     refreshed(optimizer)
     optimizer.zero_grad()
-    optimizer._forget()
+    optimizer.forget()
     return optimizer
 
 

@@ -101,11 +101,6 @@ class NoisyCurvature(Preconditioner):
         self.region.drop()
         self.batches += 1
 
-    def forget(self) -> None:
-        """Forget what was observed since the last :meth:`fold`."""
-        self._estimator.drop()
-        self.region.drop()
-
     def _keep_weight(self) -> None:
         """Keep the lambda of a new inverse of a chain, whose damping it holds."""
         inverse = self._chain()
@@ -143,7 +138,6 @@ class NoisyCurvature(Preconditioner):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`; ValueError and no change if it does not fit."""
         fitting = self.checked(state)
-        self.forget()
         super().load_state_dict(fitting)
         ((noise, evaluation, *weight),) = fitting["noisy"].values()
         self.noise.set_state(noise.cpu())

@@ -140,7 +140,7 @@ class NoisyKFAC(NamedOptimizer):
                         torch.add(mean, drawn, out=parameter)
                 yield self._capture
             except BaseException:
-                self._forget()
+                self.forget()
                 raise
             finally:
                 self._open, self._capture = False, None
@@ -202,8 +202,8 @@ class NoisyKFAC(NamedOptimizer):
         with torch.no_grad():
             return self.posterior.draw(partial(standard_normal, generator))
 
-    def _forget(self) -> None:
-        """Begin a step anew."""
+    def forget(self) -> None:
+        """Forget the contexts since the last step, which begins anew."""
         self._contexts.forget()
         self.curvature.forget()
 
@@ -250,7 +250,7 @@ class NoisyKFAC(NamedOptimizer):
         self._check_closed("step()")
         # What a GradScaler tells an optimizer that scales gradients back itself.
         if bool(getattr(self, "found_inf", False)):
-            self._forget()
+            self.forget()
             return
         scale = getattr(self, "grad_scale", None)
         gradients = self.curvature.gradients(factor=1.0 if scale is None else 1 / float(scale))
@@ -267,7 +267,7 @@ class NoisyKFAC(NamedOptimizer):
                 self.curvature.warn_forgotten()
         self.curvature.prepare()
         self._move(gradients)
-        self._forget()
+        self.forget()
         self._steps += 1
         self.posterior.weight = self.config.weight(self._steps)
 
@@ -390,5 +390,5 @@ class NoisyKFAC(NamedOptimizer):
         self.curvature.load_state_dict(curvature)
         self._load_own(state)
         self._steps = state["steps"]
-        self._forget()
+        self.forget()
         self.posterior.weight = self.config.weight(self._steps)
