@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from acktr.kfac import CategoricalLoss, GaussianLoss, NoisyKFAC, Sampled, dense_fisher, dense_kfac
 from tests.tools.exact import Apply
 from tests.tools.kfac import build, parameters, randn
-from tests.tools.noisy import context, covariance, noisy
+from tests.tools.noisy import context, covariance, names_of, noisy
 
 SIZE = 30
 
@@ -88,6 +89,56 @@ def test_tables_have_noise_but_for_the_row_of_padding(structure: str, tied: bool
     table = optimizer.sample(2)["table.weight"]
     assert torch.equal(table[0, 0], table[1, 0]) != tied
     assert not torch.equal(table[0, 1], table[1, 1])
+
+
+class Padded(nn.Module):
+    """A table with a row of padding that is not zero, whose head may have it too, or its bags."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.head = nn.Linear(4, 6, bias=False)
+        self.table = (nn.EmbeddingBag if kind == "bag" else nn.Embedding)(6, 4, padding_idx=2)
+        if kind == "tied":
+            self.table.weight = self.head.weight
+        nn.init.normal_(self.table.weight)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        output: Tensor = self.head(self.table(tokens).tanh())
+        return output
+
+
+@pytest.mark.parametrize("kind", ["table", "tied", "bag"])
+@pytest.mark.parametrize(
+    "structure, form",
+    [("mvg", "exact"), ("mvg", "factored"), ("emvg", "exact"), ("ffg", "exact")],
+)
+def test_the_row_of_padding_has_no_deviation_and_no_divergence(
+    structure: str, form: str, kind: str
+) -> None:
+    """The others have the covariance of their draws, and the divergence of that dense Gaussian."""
+    settings = {"structure": structure, "damping_form": form, "initial_curvature": 0.3}
+    model, loss = Padded(kind).double(), CategoricalLoss()
+    optimizer = noisy(model, SIZE, lr=0.01, **settings)
+    tokens = torch.arange(12).reshape(4, 3) % 6
+    targets = tokens[:, 0] if kind == "bag" else tokens
+    before = parameters(model)
+    for _ in range(2):
+        context(optimizer, tokens, targets, loss, Sampled())
+        optimizer.step()
+    name = "head.weight" if kind == "tied" else "table.weight"
+    assert torch.equal(model.table.weight[2], before[name][2]) == (kind != "tied")
+    deviations, names = optimizer.posterior_std(), names_of(optimizer)
+    found = covariance(optimizer, names)
+    std = torch.cat([deviations[n].flatten() for n in names])
+    assert not deviations[name][2].any() and deviations[name][[0, 1, 3, 4, 5]].all()
+    torch.testing.assert_close(std.square(), found.diagonal(), rtol=1e-10, atol=1e-14)
+    rest = std > 0
+    mean = torch.cat([model.get_parameter(n).detach().flatten() for n in names])[rest]
+    sigma, eta = found[rest][:, rest], 0.7
+    exact = (sigma.trace() + mean.square().sum()) / eta - len(sigma) * (1 - math.log(eta))
+    exact = 0.5 * (exact - torch.logdet(sigma))
+    assert float(optimizer.kl()) == pytest.approx(float(exact), rel=1e-9)
 
 
 @pytest.mark.parametrize("deterministic", [("0",), ("0.weight", "0.bias")])

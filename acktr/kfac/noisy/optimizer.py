@@ -303,7 +303,8 @@ class NoisyKFAC(NamedOptimizer):
                     weight: Tensor = self._named[name]
                     drawn = self._contexts.noise(name)
                     weight = weight if drawn is None else weight + drawn
-                    gradients[name] = gradients[name].add(weight, alpha=damping)
+                    pulled = self.posterior.unpadded(name, weight)
+                    gradients[name] = gradients[name].add(pulled, alpha=damping)
 
     # --- what the posterior knows -----------------------------------------------------------------
 

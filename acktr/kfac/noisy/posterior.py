@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from acktr.kfac.blocks.diagonal import DiagonalBlock
+from acktr.kfac.blocks.kronecker import Corrected, Eigen, KroneckerBlock
 from acktr.kfac.blocks.registry import StatBlock
 from acktr.kfac.blocks.tridiagonal import TridiagonalBlock
 from acktr.kfac.noisy.chain import chain_noise, chain_spread
@@ -77,6 +78,21 @@ def spread(block: StatBlock, damping: float, scale: float) -> Spread:
     return Spread(found.turned(inner, squared=True), inner.log().sum())
 
 
+def log_det_of_row(block: StatBlock, row: int, damping: float, scale: float) -> Tensor:
+    """Log det (Sigma^-1)_row of the row of an embedding's table, Sigma as in :func:`spread`.
+
+    In the basis Q_G, with d = (F + damping) / ``scale``, it is sum_i log sum_j d_ij Q_A[row, j]^2.
+    """
+    precision = cast(Turned, block).damped(damping).double() / scale
+    if isinstance(block, DiagonalBlock):  # of the table's own shape
+        return precision[row].log().sum()
+    inverse = block.inverse if isinstance(block, KroneckerBlock) else None
+    basis = inverse.basis if isinstance(inverse, Corrected) else inverse
+    vectors = basis.a.vectors if isinstance(basis, Eigen) else None
+    own = precision[:, row] if vectors is None else precision @ vectors[row].double().square()
+    return own.log().sum()
+
+
 def is_known(block: StatBlock) -> bool:
     """Whether a block has a curvature already."""
     history = block.history
@@ -107,13 +123,14 @@ class Posterior:
         """The present lambda."""
         self.chain_weight = weight
         """Lambda when the inverse of a chain was made, which holds the damping of that time."""
-        embeddings = [(p, m) for p, m in module.named_modules() if isinstance(m, nn.Embedding)]
+        names = {id(parameter): name for name, parameter in named.items()}
         self._padding = {
-            f"{path}.weight" if path else "weight": layer.padding_idx
-            for path, layer in embeddings
-            if layer.padding_idx is not None
+            names[id(layer.weight)]: layer.padding_idx
+            for layer in module.modules()
+            if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.padding_idx is not None
+            if id(layer.weight) in names
         }
-        """Rows of tables that stand for no token, which have no noise."""
+        """Rows of tables that stand for no token, which have neither noise nor a prior."""
 
     @property
     def scale(self) -> float:
@@ -141,10 +158,16 @@ class Posterior:
         for block in self.prior.sampled:
             if is_known(block):
                 drawn.update(noise(block, self.damping(block.name), self._scale(block), normal))
-        for name, row in self._padding.items():
-            if name in drawn:
-                drawn[name][row] = 0
-        return {name: e.to(self.named[name].dtype) for name, e in drawn.items()}
+        return {n: self.unpadded(n, e).to(self.named[n].dtype) for n, e in drawn.items()}
+
+    def unpadded(self, name: str, tensor: Tensor) -> Tensor:
+        """A tensor like a parameter, with zeros where that is the row of padding."""
+        row = self._padding.get(name)
+        if row is None:
+            return tensor
+        tensor = tensor.clone()
+        tensor[row] = 0
+        return tensor
 
     def deviations(self) -> dict[str, Tensor]:
         """Standard deviations by name; those of the prior where no curvature is known yet."""
@@ -158,24 +181,32 @@ class Posterior:
                 damping, scale = self.damping(block.name), self._scale(block)
                 unknown = spread(block, damping, scale).variances
             found.update({n: v.sqrt().to(self.named[n].dtype) for n, v in unknown.items()})
-        return found
+        return {name: self.unpadded(name, deviation) for name, deviation in found.items()}
 
     def kl(self) -> Tensor:
         """KL(q || prior) in nats; infinite without noise, and with the prior's covariance at first.
 
         1/2 [tr Sigma / eta + ||mu||^2 / eta - P + P log eta - log det Sigma]
+
+        Rows of padding are no part of it: of a table it is the divergence of the other rows, with
+        log det Sigma_rest = log det Sigma + log det (Sigma^-1)_row.
         """
         parts = []
         for block in self.prior.sampled:
             variance = self.prior.variance[block.name]
-            means = [self.named[name].detach().double() for name in block.names]
+            named = {name: self.named[name].detach() for name in block.names}
+            means = [self.unpadded(name, mean).double() for name, mean in named.items()]
             parts.append(torch.stack([mean.square().sum() for mean in means]).sum() / variance)
             if self.weight == 0:
                 parts.append(torch.full_like(parts[-1], math.inf))
             elif is_known(block):
-                found = spread(block, self.damping(block.name), self._scale(block))
-                size = sum(mean.numel() for mean in means)
-                trace = torch.stack([v.double().sum() for v in found.variances.values()]).sum()
+                damping, scale = self.damping(block.name), self._scale(block)
+                found = spread(block, damping, scale)
+                size, log_det = sum(mean.numel() for mean in means), found.log_det.double()
+                for name in self._padding.keys() & named.keys():
+                    size -= named[name].shape[1]
+                    log_det = log_det + log_det_of_row(block, self._padding[name], damping, scale)
+                left = [self.unpadded(n, v).double().sum() for n, v in found.variances.items()]
                 constant = size * (math.log(variance) - 1)
-                parts.append(trace / variance + constant - found.log_det.double())
+                parts.append(torch.stack(left).sum() / variance + constant - log_det)
         return 0.5 * torch.stack(parts).sum() if parts else torch.zeros(())
