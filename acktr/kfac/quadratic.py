@@ -205,7 +205,7 @@ class QuadraticModel:
         Raises:
             ValueError: Nothing was observed with a loss, or the module itself was not called.
         """
-        observed = curvature.observed
+        observed = curvature.region.observed
         if observed is None:
             raise ValueError("the quadratic model needs observe() with a loss before the step")
         if inputs is None:
@@ -288,10 +288,10 @@ def adaptive_objective(
     """
     if objective is None:
         raise ValueError("adaptive damping needs objective in step()")
-    if curvature.observed is None:
+    if curvature.region.observed is None:
         raise ValueError("adaptive damping needs observe() with a loss before the step")
-    if inputs is None and curvature.observed.followed is None:
-        _ = curvature.observed.inputs
+    if inputs is None and curvature.region.observed.followed is None:
+        _ = curvature.region.observed.inputs
     loss = objective
 
     def evaluate() -> float:
@@ -302,4 +302,4 @@ def adaptive_objective(
                 total = total + 0.5 * rate * curvature.named[name].double().square().sum()
         return float(total)
 
-    return repeatable(curvature.module, evaluate, curvature.observed.random)
+    return repeatable(curvature.module, evaluate, curvature.region.observed.random)
