@@ -50,9 +50,9 @@ def check_module(module: nn.Module) -> None:
             f" got {type(module).__name__} (param_groups names a part of its parameters)"
         )
     if isinstance(module, torch.jit.ScriptModule):
-        raise ValueError(
-            "K-FAC needs a module of Python, not of torch.jit: its layers are recorded"
-        )
+        raise ValueError("K-FAC needs a module of Python, not of torch.jit: layers are recorded")
+    if isinstance(module, nn.DataParallel):
+        raise ValueError("K-FAC cannot try steps out on DataParallel: give and call model.module")
     for name, parameter in module.named_parameters():
         if is_lazy(parameter):
             raise ValueError(f"parameter {name!r} has no shape yet: run the lazy module once first")

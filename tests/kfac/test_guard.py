@@ -263,6 +263,7 @@ def complex_layer() -> nn.Module:
     [
         (lambda: nn.Sequential(nn.LazyLinear(3)), "'0.weight' has no shape yet: run the lazy"),
         (lambda: torch.jit.script(mlp()), "a module of Python, not of torch.jit"),
+        (lambda: nn.DataParallel(mlp()), "cannot try steps out on DataParallel: give and call"),
         (complex_layer, "'weight' is complex"),
     ],
 )
