@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
+from torch.utils.checkpoint import checkpoint
 
 from acktr.kfac import BayesByBackprop, Replicas
+from acktr.kfac.noisy.mean_field import _moved
 from tests.tools.kfac import build, mlp, parameters, randn
 from tests.tools.noisy import ETA, LAMBDA, TAU, gaussian, linear_data, linear_model
 
@@ -226,3 +228,153 @@ def test_layers_that_are_called_by_keyword_draw_their_outputs() -> None:
     inputs = randn(5, 4)
     found = [made(model, local=True, initial_rho=0.0)(inputs) for model in (named, plain)]
     assert torch.equal(*found)
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
+
+
+class Checkpointed(nn.Module):
+    """A layer inside of a checkpoint, called or by its weight alone, and one outside."""
+
+    def __init__(self, reentrant: bool, called: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.reentrant, self.called = reentrant, called
+
+    def inner(self, hidden: Tensor) -> Tensor:
+        output: Tensor = self.second(hidden) if self.called else hidden @ self.second.weight
+        return output.tanh()
+
+    def forward(self, inputs: Tensor) -> Any:
+        hidden = self.first(inputs)
+        return hidden + checkpoint(self.inner, hidden, use_reentrant=self.reentrant)
+
+
+@pytest.mark.parametrize("local", [False, True])
+@pytest.mark.parametrize("called", [False, True])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpoint_inside_is_refused(reentrant: bool, called: bool, local: bool) -> None:
+    """It would be computed again at the mean, and the gradients be wrong in silence."""
+    posterior = made(Checkpointed(reentrant, called).double(), local=local)
+    inputs = randn(3, 4)
+    with pytest.raises(ValueError, match="needs a module without it"):
+        posterior(inputs)
+    with torch.no_grad():
+        assert posterior(inputs).shape == posterior.predict(inputs, 2)[0].shape
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpoint_around_it_is_refused(reentrant: bool) -> None:
+    posterior = made(mlp())
+    with pytest.raises(ValueError, match="needs a module without it"):
+        inputs = randn(3, 4).requires_grad_()
+        output: Any = checkpoint(posterior, inputs, use_reentrant=reentrant)
+        output.sum().backward()
+
+
+def test_a_checkpoint_without_weights_gives_the_gradients_of_a_pass_without_it() -> None:
+    """And so do passes of trained layers where no graph is made."""
+
+    class Harmless(nn.Module):
+        def __init__(self, plain: bool) -> None:
+            super().__init__()
+            self.layer, self.plain = nn.Linear(4, 4), plain
+
+        def forward(self, inputs: Tensor) -> Any:
+            with torch.no_grad():
+                fixed = self.layer(inputs)
+            hidden = self.layer(inputs) + fixed
+            if self.plain:
+                return hidden.tanh().square()
+            return checkpoint(lambda h: h.tanh().square(), hidden, use_reentrant=False)
+
+    found = []
+    for plain in (True, False):
+        torch.manual_seed(0)
+        posterior = made(Harmless(plain).double(), initial_rho=0.0)
+        output = posterior(randn(3, 4))
+        found.append(torch.autograd.grad(output.sum(), list(posterior.parameters())))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
+# --- hooks, types and generators ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hook", ["before", "after"])
+def test_layers_with_hooks_have_the_variance_of_their_weights(hook: str) -> None:
+    """Those of (2 W) a and 2 (W a + b): four times sigma^2 |a|^2, and sigma^2 or four times it."""
+    model = build(nn.Linear(3, 2))
+    if hook == "before":
+        handle = model[0].register_forward_pre_hook(lambda layer, args: (2 * args[0],))
+    else:
+        handle = model[0].register_forward_hook(lambda layer, args, output: 2 * output)
+    posterior = made(model, local=True, initial_rho=0.0)
+    inputs, count = randn(1, 3), 600
+    for factor in (4.0, 1.0):
+        weights = factor * inputs.square().sum()
+        exact = 0.6931471805599453**2 * (weights + (factor if hook == "after" else 1.0))
+        ratio = shared(posterior, inputs, count).var(0) / exact
+        assert bool(((ratio - 1).abs() < 4.5 * (2 / count) ** 0.5).all())
+        handle.remove()  # from the next pass on its outputs are drawn
+    assert set(posterior._layers) == posterior._looked == {"0"}
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_rows_of_zeros_have_gradients_in_half_precision(kind: torch.dtype) -> None:
+    model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Linear(4, 2, bias=False)).to(kind)
+    posterior = made(model, local=True)
+    output = posterior(torch.cat([torch.zeros(1, 3), torch.ones(2, 3)]).to(kind))
+    assert output.dtype == kind and float(output[0].detach().abs().max()) < 1e-14
+    output.float().square().mean().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in posterior.parameters())
+
+
+def after(posterior: BayesByBackprop, steps: int) -> Tensor:
+    optimizer = torch.optim.SGD(posterior.parameters(), lr=0.1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (posterior(randn(5, 4)).square().mean() + posterior.penalty()).backward()
+        optimizer.step()
+    return torch.cat([*(p.detach().flatten() for p in posterior.parameters()), *draws(posterior)])
+
+
+def draws(posterior: BayesByBackprop) -> list[Tensor]:
+    return [weight.flatten() for weight in posterior.draw().values()]
+
+
+def test_a_run_goes_on_from_a_state_bit_for_bit() -> None:
+    posterior, other = made(mlp()), made(mlp(), seed=7)
+    after(posterior, 2)
+    other.load_state_dict(posterior.state_dict())
+    assert torch.equal(after(posterior, 2), after(other, 2))
+
+
+def test_states_without_generators_leave_ones_own_and_bad_ones_are_refused() -> None:
+    posterior, nested = made(mlp()), nn.ModuleDict({"inner": made(mlp(), seed=7)})
+    old = {f"inner.{k}": v for k, v in posterior.state_dict().items() if k != "_extra_state"}
+    own: Any = nested["inner"]
+    before = own.get_extra_state()
+    nested.load_state_dict(old)
+    assert torch.equal(own.get_extra_state(), before)
+    own.set_extra_state(torch.zeros(2, 16, dtype=torch.uint8))  # of CUDA
+    assert torch.equal(own.get_extra_state(), before)
+    for wrong in (torch.zeros(2, 3, dtype=torch.uint8), torch.tensor(1), None, before[:1]):
+        with pytest.raises(ValueError, match="BayesByBackprop generators"):
+            own.set_extra_state(wrong)
+
+
+def test_generators_of_another_device_begin_with_a_number_of_the_former() -> None:
+    """So that a module which is moved to and fro does not draw the same noise again."""
+    former, place = torch.Generator().manual_seed(3), torch.device("cpu")
+    first, second = _moved(former, place), _moved(former, place)
+    assert first.initial_seed() != second.initial_seed() != former.initial_seed()
+    again = _moved(torch.Generator().manual_seed(3), place)
+    assert again.initial_seed() == first.initial_seed()
+
+
+@pytest.mark.gpu
+def test_a_posterior_that_is_moved_draws_there() -> None:
+    posterior = made(mlp(), local=True)
+    posterior.to("cuda")
+    assert posterior(randn(2, 4).cuda()).is_cuda and posterior.draw()["0.weight"].is_cuda

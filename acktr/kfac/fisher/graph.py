@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from acktr.kfac.statistics.outputs import parts_of
+from acktr.kfac.statistics.outputs import parts_of, tensors
+
+
+def joined(output: Any) -> Tensor | None:
+    """A scalar whose graph is that of all tensors of an output; None without a graph."""
+    parts = [part.sum() for _, part in tensors(output) if part.requires_grad]
+    return torch.stack(parts).sum() if parts else None
+
+
+def nodes(root: Tensor) -> Iterator[Any]:
+    """The nodes of the graph of a tensor; its leaves are children of some."""
+    waiting, seen = [root.grad_fn], {root.grad_fn}
+    while waiting:
+        node = waiting.pop()
+        if node is None:
+            continue
+        yield node
+        for child, _ in node.next_functions:
+            if child is not None and child not in seen and not hasattr(child, "variable"):
+                seen.add(child)
+                waiting.append(child)
 
 
 def uses_of_leaves(root: Tensor) -> Counter[int]:
@@ -16,18 +37,8 @@ def uses_of_leaves(root: Tensor) -> Counter[int]:
 
     A leaf that is cast once for several uses, as autocast does it, counts once.
     """
-    counts: Counter[int] = Counter()
-    waiting, seen = [root.grad_fn], {root.grad_fn}
-    while waiting:
-        node = waiting.pop()
-        for child, _ in () if node is None else node.next_functions:
-            leaf = getattr(child, "variable", None)
-            if leaf is not None:
-                counts[id(leaf)] += 1
-            elif child is not None and child not in seen:
-                seen.add(child)
-                waiting.append(child)
-    return counts
+    children = (child for node in nodes(root) for child, _ in node.next_functions)
+    return Counter(id(child.variable) for child in children if hasattr(child, "variable"))
 
 
 def own_parameters(output: Any, parameters: Mapping[str, Tensor]) -> dict[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -16,13 +16,15 @@ from torch.nn import functional
 
 from acktr.kfac.blocks.replicas import Replicas
 from acktr.kfac.checks import check_integer, check_number
-from acktr.kfac.fisher.graph import uses_of_leaves
+from acktr.kfac.fisher.graph import joined, uses_of_leaves
 from acktr.kfac.guard import check_module
 from acktr.kfac.noisy import predictive
+from acktr.kfac.noisy.checkpoints import watched
+from acktr.kfac.noisy.contexts import wide
 from acktr.kfac.noisy.posterior import standard_normal
 from acktr.kfac.noisy.predictive import LogLikelihood
 from acktr.kfac.noisy.prior import check_trainable
-from acktr.kfac.statistics.outputs import tensors
+from acktr.kfac.state import require_like, with_own_generators
 
 _LOCAL = [kind.forward for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, Replicas)]
 """Forward passes of layers whose outputs can be drawn in place of their weights."""
@@ -45,6 +47,23 @@ def _local_layers(module: nn.Module, trained: Collection[str]) -> dict[str, dict
         if set(own) == used and alone and all(name in trained for name in names.values()):
             found[path] = names
     return found
+
+
+def _hooked(layer: nn.Module) -> bool:
+    """Whether hooks run with a layer: they would run on its variances as well.
+
+    What they make of the output, or of the input, is no part of what the layer computes.
+    """
+    own = layer._forward_hooks, layer._forward_pre_hooks
+    backward = layer._backward_hooks, layer._backward_pre_hooks
+    everywhere: bool = nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
+    return everywhere or any((*own, *backward))
+
+
+def _moved(generator: torch.Generator, place: torch.device) -> torch.Generator:
+    """A generator of another device, which a number of this one begins."""
+    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+    return torch.Generator(place).manual_seed(int(seed))
 
 
 class BayesByBackprop(nn.Module):
@@ -71,7 +90,8 @@ class BayesByBackprop(nn.Module):
         local: Draw the outputs of linear layers and convolutions in place of their weights
             (Kingma et al. 2015), each sample of a batch by itself; gradients are less noisy.
             Weights of other layers are drawn as they are, and so are those that layers share or
-            that a pass uses without a call of the layer, as attention does its last projection.
+            that a pass uses without a call of the layer, as attention does its last projection,
+            and those of layers with hooks.
         seed: Seed of the generators of noise.
 
     Raises:
@@ -100,7 +120,8 @@ class BayesByBackprop(nn.Module):
         check_trainable(module)
         self._names = [n for n, p in module.named_parameters() if p.requires_grad]
         means = [module.get_parameter(name) for name in self._names]
-        self._inside, self._looked = False, False
+        self._inside = False
+        self._looked: set[str] = set()
         self._layers = _local_layers(module, self._names) if local else {}
         """By path the layers whose outputs are drawn, with the names of their parameters."""
         self.rho = nn.ParameterList([torch.full_like(mean, initial_rho) for mean in means])
@@ -117,6 +138,9 @@ class BayesByBackprop(nn.Module):
 
         The first pass of a network with layers that are used in another way than by a call runs
         twice, since only the pass shows it.
+
+        Raises:
+            ValueError: A part of the pass, or all of it, is inside of torch.utils.checkpoint.
         """
         deviations = self.deviations()
         while True:
@@ -131,30 +155,39 @@ class BayesByBackprop(nn.Module):
         self, deviations: dict[str, Tensor], args: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, Counter[str]]:
         """One pass, and how often every layer whose outputs are drawn was called, by path."""
-        calls: Counter[str] = Counter()
+        layers = {path: self.module.get_submodule(path) for path in self._layers}
+        calls = Counter({path: 0 for path, layer in layers.items() if not _hooked(layer)})
+        apart = {name for path in calls for name in self._layers[path].values()}
         with ExitStack() as stack:
-            for path, own in self._layers.items():
+            for path in calls:
+                own = self._layers[path]
                 variances = {key: deviations[name].square() for key, name in own.items()}
                 hook = partial(self._add_noise, variances, calls, path)
-                layer = self.module.get_submodule(path)
-                stack.callback(layer.register_forward_hook(hook, with_kwargs=True).remove)
-            apart = {name for own in self._layers.values() for name in own.values()}
+                handle = layers[path].register_forward_hook(hook, with_kwargs=True)
+                stack.callback(handle.remove)
             whole = {name: s for name, s in deviations.items() if name not in apart}
             weights = self._sample(whole, self.noise)
-            return functional_call(self.module, weights, args, kwargs), calls
+            means = [self.module.get_parameter(name) for name in apart]
+            mode = stack.enter_context(watched(self.module, [*weights.values(), *means]))
+            output = functional_call(self.module, weights, args, kwargs)
+        if mode is not None:
+            mode.check(output)
+        return output, calls
 
     def _used_elsewhere(self, output: Any, calls: Counter[str]) -> list[str]:
         """Paths of layers whose weights the pass may have used at their mean, outside of calls."""
-        uncalled = [path for path in self._layers if not calls[path]]
-        parts = [part.sum() for _, part in tensors(output) if part.requires_grad]
-        if uncalled or self._looked or not parts:
+        uncalled = [path for path in calls if not calls[path]]
+        new = calls.keys() - self._looked
+        total = joined(output) if new and not uncalled else None
+        if total is None:
             return uncalled
-        self._looked = True
-        uses = uses_of_leaves(torch.stack(parts).sum())
+        self._looked |= new
+        uses = uses_of_leaves(total)
         return [
             path
-            for path, own in self._layers.items()
-            if any(uses[id(self.module.get_parameter(n))] > calls[path] for n in own.values())
+            for path, count in calls.items()
+            for own in [self._layers[path].values()]
+            if any(uses[id(self.module.get_parameter(name))] > count for name in own)
         ]
 
     def _sample(
@@ -186,7 +219,40 @@ class BayesByBackprop(nn.Module):
             variance: Tensor = functional_call(layer, variances, *squares)
         finally:
             self._inside = False
-        return output + variance.clamp(min=1e-30).sqrt() * standard_normal(self.noise, output)
+        # In half precision the bound is zero, at which a root has no finite derivative.
+        deviation = wide(variance).clamp(min=1e-30).sqrt().to(output.dtype)
+        return output + deviation * standard_normal(self.noise, output)
+
+    # --- generators -------------------------------------------------------------------------------
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BayesByBackprop:
+        """Move or cast all tensors; noise comes from generators of the device."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        place = self.rho[0].device
+        if place not in (self.noise.device, torch.device("meta")):
+            self.noise, self.evaluation = _moved(self.noise, place), _moved(self.evaluation, place)
+        return self
+
+    def get_extra_state(self) -> Tensor:
+        """The states of both generators, in :meth:`state_dict`, with which a run goes on."""
+        return torch.stack([self.noise.get_state(), self.evaluation.get_state()])
+
+    def set_extra_state(self, state: Any) -> None:
+        """Restore :meth:`get_extra_state`; ValueError if it does not fit.
+
+        Generators of another kind of device cannot go on here, and one's own stay.
+        """
+        own = list(self.get_extra_state())
+        given = list(state) if isinstance(state, Tensor) and state.dim() else state
+        given = with_own_generators(given, own)
+        require_like(given, own, "BayesByBackprop generators")
+        for generator, stream in zip((self.noise, self.evaluation), given, strict=True):
+            generator.set_state(stream.cpu().clone())  # torch reads a row as if it were the first
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
+        """As torch's; a state of former versions, without generators, leaves one's own."""
+        state_dict.setdefault(f"{prefix}_extra_state", self.get_extra_state())
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     # --- what the posterior knows -----------------------------------------------------------------
 

@@ -160,18 +160,18 @@ class Capture:
         root: Tensor,
         valid: Tensor | None = None,
     ) -> None:
-        if _computed_again():
+        if computed_again():
             return
         edge, moments = get_gradient_edge(root), _moments(record.module)
         self.turns += 1
         record.calls.append(Call(inputs, output.shape, edge, part, moments, self.turns, valid))
 
     def _keep_inputs(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if not _computed_again():
+        if not computed_again():
             self.inputs, self.autocast = Inputs.of(args, kwargs), Autocast.now(module)
 
     def _keep_output(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        if not _computed_again():
+        if not computed_again():
             self.returned.append(output)
 
     def sizes(self) -> frozenset[int]:
@@ -320,7 +320,7 @@ def _moments(module: nn.Module) -> Moments | None:
     return None if mean is None or variance is None else (mean.clone(), variance.clone())
 
 
-def _computed_again() -> bool:
+def computed_again() -> bool:
     """Whether a backward pass runs, for which a checkpoint computes its part again."""
     return torch._C._current_graph_task_id() != -1
 
