@@ -99,6 +99,7 @@ def evaluate(
     seed: int,
     deterministic: bool = True,
     max_episode_steps: int = MAX_EPISODE_STEPS,
+    note: Callable[[int], None] = lambda ended: None,
 ) -> Evaluation:
     """Play whole episodes.
 
@@ -112,6 +113,7 @@ def evaluate(
         deterministic: The most likely action instead of a sample.
         max_episode_steps: Longer episodes are cut, so that a policy that never ends one does not
             play forever.
+        note: Called after every step with the number of episodes that have ended.
 
     Raises:
         ValueError: episodes is not positive.
@@ -133,6 +135,7 @@ def evaluate(
             actions = policy.act(observation, deterministic, masks)
         observation, rewards, _, _, infos = envs.step(actions)
         starts, late = account.step(rewards, infos)
+        note(episodes - int(account.left.sum()))
         if late.any():
             observation, fresh = envs.reset(options={"reset_mask": late})
             infos = {**infos, **fresh}

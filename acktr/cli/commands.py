@@ -6,7 +6,7 @@ import importlib
 import json
 import math
 import shlex
-import time
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -41,7 +41,7 @@ from acktr.report.results import find_runs
 from acktr.runs.checkpoint import CheckpointError, checkpoint_exists
 from acktr.runs.folder import RunError, RunFolder, run_path
 from acktr.runs.meeting import Meeting
-from acktr.runs.progress import Display, pace, score, share
+from acktr.runs.progress import Display, counting, score
 from acktr.runs.saved import SavedAgent, find_agent, play
 from acktr.runs.session import TrainingFault
 from acktr.runs.start import resume, start
@@ -220,18 +220,24 @@ def _eval(args: Sequence[str], interrupts: Interrupts) -> str:
     # Runs of scripts.peers, for example, keep no agent.
     paths = [run for run in found if len(found) == 1 or (run / "checkpoints").is_dir()] or found
     network = _network(options.network)
-    told = []
     with closing(Display("acktr eval", interval=5.0)) as display:
-        show = _counting(display, "evaluating runs")
+        show, total = counting(display, "playing episodes"), len(paths) * options.episodes
         for path in paths[1:]:  # a damaged one is told before the others have played for hours
             find_agent(path, options.checkpoint, network)
-        for count, path in enumerate(paths):
-            show(count, len(paths))
+
+        def further(before: int) -> Callable[[int], None]:
+            return lambda ended: show(before + ended, total)
+
+        for number, path in enumerate(paths):
             agent = find_agent(path, options.checkpoint, network)
-            told.append(("" if len(paths) == 1 else f"{path}: ", *_evaluated(agent, options)))
-    if options.json:
-        return "\n".join(json.dumps(report) for _, report, _ in told)
-    return "\n".join(f"{name}{line}" for name, _, line in told)
+            report, line = _evaluated(agent, options, further(number * options.episodes))
+            name = "" if len(paths) == 1 else f"{path}: "
+            line = json.dumps(report) if options.json else f"{name}{line}"
+            display.hide()
+            if number + 1 < len(paths):  # what comes later may fail, or never come
+                sys.stdout.write(f"{line}\n")
+                sys.stdout.flush()
+    return line
 
 
 def _runs(path: Path) -> list[Path]:
@@ -252,8 +258,10 @@ def _only_agent(options: RecordOptions | ExportOptions) -> SavedAgent:
     return find_agent(first, options.checkpoint, _network(options.network))
 
 
-def _evaluated(agent: SavedAgent, options: EvalOptions) -> tuple[dict[str, Any], str]:
-    """What evaluating an agent came to: for programs, and as a line."""
+def _evaluated(
+    agent: SavedAgent, options: EvalOptions, note: Callable[[int], None]
+) -> tuple[dict[str, Any], str]:
+    """What evaluating an agent came to: for programs, and as a line; see :func:`play`."""
     usual = not options.stochastic and usually_deterministic(agent.config.env)
     deterministic = options.deterministic or usual
     played = play(
@@ -263,6 +271,7 @@ def _evaluated(agent: SavedAgent, options: EvalOptions) -> tuple[dict[str, Any],
         num_envs=options.num_envs,
         deterministic=deterministic,
         device=options.device,
+        note=note,
     )
     report: dict[str, Any] = {
         "env": agent.config.env,
@@ -359,24 +368,10 @@ def _report(args: Sequence[str], interrupts: Interrupts) -> str:
             published=options.published,
         )
         with closing(Display("acktr report", interval=5.0)) as display:
-            show = _counting(display, "reading runs")
+            show = counting(display, "reading runs")
             return write_report(options.runs, options.out, settings, argv, show)
     except (ValueError, OSError) as error:
         raise UsageError(str(error)) from error
-
-
-def _counting(display: Display, doing: str) -> Callable[[int, int], None]:
-    """A function that shows how many of all runs are done and how long the rest will take."""
-    started = time.monotonic()
-    display.due()  # nothing is shown before the first interval is over
-
-    def show(count: int, total: int) -> None:
-        if count and display.due():
-            _, eta = pace(count, total, count / (time.monotonic() - started))
-            line = f"{doing} {share(count, total)}  ETA {eta}"
-            display.show(line, count, total, line)
-
-    return show
 
 
 COMMANDS: dict[str, Callable[[Sequence[str], Interrupts], str]] = {

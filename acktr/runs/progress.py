@@ -146,6 +146,13 @@ class Display:
         self._guard(self._live.start)
         self._guard(self._live.update, narrower, refresh=True)
 
+    def hide(self) -> None:
+        """Take the panel away, so that others may write; what is shown next brings it back."""
+        if self._live is not None:
+            self._live.transient = True
+            self.close()
+            self._live = Live(console=self._live.console, auto_refresh=False)
+
     def close(self) -> None:
         """Leave the panel as it is; further calls do nothing."""
         if self._live is not None:
@@ -312,6 +319,22 @@ class Quiet(Progress):
 
     def close(self) -> None:
         """Nothing to do."""
+
+
+def counting(
+    display: Display, doing: str, clock: Callable[[], float] = time.monotonic
+) -> Callable[[int, int], None]:
+    """A function that shows how many of all are done and how long the rest will take."""
+    started = clock()
+    display.due()  # nothing is shown before the first interval is over
+
+    def show(count: int, total: int) -> None:
+        if display.due():
+            _, eta = pace(count, total, count / max(clock() - started, 1e-9))
+            line = f"{doing} {share(count, total)}  ETA {eta}"
+            display.show(line, count, total, line)
+
+    return show
 
 
 def share(done: int, total: int) -> str:

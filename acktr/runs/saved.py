@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -234,9 +234,16 @@ def _checkpoint(path: Path, which: str) -> Path:
 
 
 def play(
-    agent: SavedAgent, episodes: int, *, seed: int, num_envs: int, deterministic: bool, device: str
+    agent: SavedAgent,
+    episodes: int,
+    *,
+    seed: int,
+    num_envs: int,
+    deterministic: bool,
+    device: str,
+    note: Callable[[int], None] = lambda ended: None,
 ) -> Evaluation:
-    """Evaluate a saved agent in new environments.
+    """Evaluate a saved agent in new environments; ``note`` is told how many episodes have ended.
 
     Raises:
         EnvError: The environment cannot be made.
@@ -248,4 +255,4 @@ def play(
     agent.require_env()
     with closing(evaluation_envs(config, count, seed)) as envs:
         policy = agent.policy(envs.single_observation_space, envs.single_action_space, place, seed)
-        return evaluate(policy, envs, episodes, seed=seed, deterministic=deterministic)
+        return evaluate(policy, envs, episodes, seed=seed, deterministic=deterministic, note=note)

@@ -21,7 +21,6 @@ from acktr.cli.parsing import peek
 from acktr.cli.training import parse_train
 from acktr.config import Config, from_dict, merge, preset, to_dict
 from acktr.runs.checkpoint import load_checkpoint
-from acktr.runs.progress import Display
 from tests.tools.command_line import RUN, TRAIN, call, environment, table, tree
 
 
@@ -257,18 +256,6 @@ class TestReport:
         score = next(row for row in table(Path("r/e/aggregate.csv")) if row["statistic"] == "mean")
         assert float(score["value"]) == pytest.approx(mean / 500)
         assert (Path("r/e/profiles.svg")).exists()
-
-    def test_reading_takes_long(
-        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        now = [100.0]
-        monkeypatch.setattr("acktr.cli.commands.time.monotonic", lambda: now[0])
-        show = commands._counting(Display("x", 5.0, clock=lambda: now[0]), "reading runs")
-        for count, now[0] in enumerate((100.0, 104.0, 106.0, 108.0, 112.0)):
-            show(count, 10)
-        assert capsys.readouterr().err == (
-            "reading runs 2/10 (20.0%)  ETA 0:00:24\nreading runs 4/10 (40.0%)  ETA 0:00:18\n"
-        )
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:

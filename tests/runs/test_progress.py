@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import io
 import math
+import sys
 
 import pytest
 from rich.text import Text
 
-from acktr.runs.progress import Display, Meter, Progress, Sparkline, score
+from acktr.runs.progress import Display, Meter, Progress, Sparkline, counting, score
 from acktr.train import TrainStats
 
 
@@ -236,3 +237,34 @@ class EncodedTerminal(Terminal):
     @property
     def encoding(self) -> str:  # type: ignore[override]
         return self.named
+
+
+def test_counting() -> None:
+    clock, stream = Clock(), io.StringIO()
+    show = counting(Display("x", 5.0, stream, clock), "reading runs", clock)
+    for count, clock.now in enumerate((100.0, 104.0, 106.0, 108.0, 112.0)):
+        show(count, 10)
+    clock.now = 120.0
+    show(0, 10)  # a first one that takes long
+    assert stream.getvalue() == (
+        "reading runs 2/10 (20.0%)  ETA 0:00:24\n"
+        "reading runs 4/10 (40.0%)  ETA 0:00:18\n"
+        "reading runs 0/10 (0.0%)  ETA -\n"
+    )
+
+
+def test_a_panel_that_is_hidden_leaves_standard_output_to_others(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    display = Display("title", 1.0, stream)
+    for number in range(2):
+        display.show("line", number, 2, Text(f"row {number}"))
+        display.hide()
+        sys.stdout.write(f"result {number}\n")
+    display.close()
+    assert capsys.readouterr().out == "result 0\nresult 1\n"
+    shown = stream.getvalue()
+    assert "row 0" in shown and "row 1" in shown and "result" not in shown
+    assert shown.endswith("\x1b[2K")  # the last panel's first line is cleared as well
