@@ -157,6 +157,32 @@ def write_atomic(path: Path, data: bytes | Iterable[bytes]) -> None:
     sync_folder(path.parent)
 
 
+def write_together(files: Mapping[Path, bytes]) -> None:
+    """Write or replace several files: all are whole under other names before the first is renamed.
+
+    Raises:
+        OSError: if one cannot be written; nothing is left then, and old files are intact.
+    """
+    temporary = {path: path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}") for path in files}
+    made: list[Path] = []
+    try:
+        for path, data in files.items():
+            if path.is_dir():
+                raise IsADirectoryError(None, "is a folder", str(path))
+            write_synced(temporary[path], data)
+        for path, whole in temporary.items():
+            if not os.path.lexists(path):
+                made.append(path)
+            os.replace(whole, path)
+    except BaseException:
+        for path in (*temporary.values(), *made):
+            with contextlib.suppress(OSError):
+                path.unlink()
+        raise
+    for folder in {path.parent for path in files}:
+        sync_folder(folder)
+
+
 def safe_name(text: str) -> str:
     """Text with characters that are not for file names replaced by ``_``."""
     return re.sub(r"[^\w.\-]", "_", text)

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from acktr.config import Config
-from acktr.files import one_line, reason, write_atomic
+from acktr.files import one_line, reason, write_together
 from acktr.report.archives import unpacked
 from acktr.report.curves import Floats, curve, evenly, has_episodes, minutes, until
 from acktr.report.figures import (
@@ -111,8 +111,7 @@ def plot_runs(
         for step, value in zip(line.steps, line.returns, strict=True)
     )
     try:
-        write_atomic(numbers, as_csv(_HEADERS[x == "time"], rows))
-        write_atomic(out, image)
+        write_together({numbers: as_csv(_HEADERS[x == "time"], rows), out: image})
     except OSError as error:
         raise ValueError(f"{out}: cannot write: {reason(error)}") from error
     return Plotted(numbers, ["/".join(run.parts[-3:]) for run in found if run not in drawn])

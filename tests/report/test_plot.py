@@ -73,6 +73,16 @@ def test_runs_that_do_not_overlap_have_no_mean(tmp_path: Path) -> None:
     assert {row["kind"] for row in table(tmp_path / "x.csv")} == {"run"}
 
 
+def test_numbers_are_not_left_without_their_picture(
+    tmp_path: Path,
+) -> None:
+    run = make_run(tmp_path / "run", np.arange(9.0))
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(ValueError, match=r"folder\.png: cannot write: is a folder"):
+        plot_runs([run], tmp_path / "folder.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.png", "run"]
+
+
 def test_refusals_write_nothing(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a", np.arange(3.0))
     empty = make_run(tmp_path / "seed7", np.empty(0))
