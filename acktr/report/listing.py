@@ -41,6 +41,8 @@ class Row:
     steps: int
     """Environment steps made."""
     total_steps: int
+    planned: int
+    """Steps it was to make when it began; others than ``total_steps`` if a resume changed them."""
     last100: float | None
     """Mean return of the last 100 training episodes."""
     evaluation: float | None
@@ -51,6 +53,8 @@ class Row:
     """Minutes of training."""
     changed: Mapping[str, Any] | None
     """Settings that are not the preset's; None where the preset is not known."""
+    replanned: str | None
+    """From which length it was lengthened or shortened, in words."""
 
 
 def row(run: Path, named: bool = True) -> Row:
@@ -73,11 +77,13 @@ def row(run: Path, named: bool = True) -> Row:
         finished=result.finished,
         steps=result.steps,
         total_steps=result.total_steps,
+        planned=result.planned,
         last100=result.last100,
         evaluation=means[-1] if means else None,
         best=max(means, default=None),
         minutes=result.minutes,
         changed=changed(result.config),
+        replanned=result.replanned,
     )
 
 
@@ -120,6 +126,8 @@ def rows_table(rows: Sequence[Row]) -> str:
         settings = "unknown"
         if each.changed is not None:
             settings = ", ".join(f"{name}={value}" for name, value in each.changed.items())
+        if each.replanned:
+            settings = f"{settings}; {each.replanned}" if settings else each.replanned
         numbers = map(_number, (each.last100, each.evaluation, each.best, each.minutes))
         body.append([each.run, f"{each.steps:,}{part}", *numbers, settings])
     return aligned_text(head, body, words=(0, 6))
@@ -191,6 +199,7 @@ def card(run: Path) -> str:
     lines += ["", f"Trained by acktr for {result.steps:,} of"]
     skip = result.frame_skip
     each = f", each of them {skip} of the environment behind the pictures" if skip > 1 else ""
+    each += f", {result.replanned}" if result.replanned else ""
     lines += [f"{result.total_steps:,} environment steps{each}, seed {result.seed}.", ""]
     scores = [["mean of the last 100 training episodes", _number(result.last100)]]
     for steps, mean in result.evaluations[-1:]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from acktr.files import flat, one_line, reason, write_atomic
+from acktr.files import flat, one_line, reason, write_together
 from acktr.report import tables
 from acktr.report.archives import unpacked
 from acktr.report.curves import GRID_POINTS
@@ -27,9 +30,13 @@ _NAMES = (
 )
 _DEFAULT_BASELINE = "acktr"
 _MOST_NAMED = 4
+"""Runs that a message names."""
 _NO_DIFFERENCE = ("seed", "env_workers", "env_timeout", "checkpoint_freq", "record")
 """Settings in which runs may differ without being others."""
-"""Runs that a message names."""
+_TASK = re.compile(
+    r"env_kwargs\.|wrappers$|pixels\.|atari\.(?!num_threads$|num_groups$|reseed_steps$)"
+)
+"""Settings of the environment, which other algorithms are to be given alike."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +194,17 @@ def _about(study: Study) -> Iterator[str]:
             f"**Runs of {cell(label)} on {cell(env)} differ in {', '.join(map(cell, settings))}**,"
             " so that a mean over them is one over settings, too.\n"
         )
+    for env, labels, settings in _other_tasks(study):
+        yield (
+            f"**Runs of {' and '.join(map(cell, labels))} on {cell(env)} differ in"
+            f" {', '.join(map(cell, settings))}**, so that they are compared over tasks, too.\n"
+        )
+    lengthened = [f"{cell(run.name)} ({run.replanned})" for run in study.results if run.replanned]
+    if lengthened:
+        yield (
+            f"**Resumed with another length: {', '.join(lengthened)}**, so that their schedules"
+            " began as those of that length.\n"
+        )
     if study.unfinished:
         names = ", ".join(cell(run.name) for run in study.unfinished)
         yield f"Unfinished and left out everywhere: {names}.\n"
@@ -205,11 +223,35 @@ def _unlike(study: Study) -> Iterator[tuple[str, str, list[str]]]:
     for env in study.envs:
         for label in study.labels:
             settings = [flat(result.config) for result in study.of(env, label)]
-            first = settings[0] if settings else {}
-            names = set(first).intersection(*settings).difference(_NO_DIFFERENCE)
-            differing = sorted(n for n in names if any(s[n] != first[n] for s in settings))
+            names = _comparable(settings).difference(_NO_DIFFERENCE)
+            differing = sorted(n for n in names if len(_values(settings, n)) > 1)
             if differing:
                 yield env, label, differing
+
+
+def _other_tasks(study: Study) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Settings of one environment in which labels differ, whose returns are compared."""
+    for env in study.envs:
+        runs = {label: [flat(run.config) for run in study.of(env, label)] for label in study.labels}
+        runs = {label: settings for label, settings in runs.items() if settings}
+        names = filter(_TASK.match, _comparable([one for of in runs.values() for one in of]))
+        differing = sorted(n for n in names if len({_values(of, n) for of in runs.values()}) > 1)
+        if differing:
+            yield env, [*runs], differing
+
+
+def _comparable(settings: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Names of settings that all have, as earlier versions lack some, and of env_kwargs of any.
+
+    An argument of the environment that is not given is one that is given otherwise.
+    """
+    named = {n for each in settings for n in each if n.startswith("env_kwargs.")}
+    return named.union(set(settings[0]).intersection(*settings) if settings else ())
+
+
+def _values(settings: Sequence[Mapping[str, Any]], name: str) -> frozenset[str]:
+    """The values that a setting has in runs, as text; none is one too."""
+    return frozenset(repr(each[name]) if name in each else "" for each in settings)
 
 
 def _returns(study: Study, rows: Sequence[EnvironmentRow], published: bool) -> Iterator[str]:
@@ -312,13 +354,16 @@ def _refuse_other(out: Path) -> None:
 
 
 def _write(out: Path, files: Mapping[str, bytes]) -> None:
+    """Write the files of a report, or nothing: what is left of one would be taken for others'."""
+    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
+        write_together({out / name: files[name] for name in (*_NAMES, _PAGE) if name in files})
         for name in _NAMES:
-            if name in files:
-                write_atomic(out / name, files[name])
-            else:
+            if name not in files:
                 (out / name).unlink(missing_ok=True)
-        write_atomic(out / _PAGE, files[_PAGE])
     except OSError as error:
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()  # empty ones only
         raise ValueError(f"{out}: cannot write: {reason(error)}") from error

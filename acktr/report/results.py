@@ -15,7 +15,7 @@ import numpy as np
 
 from acktr.files import is_label, read_object, reason, safe_name
 from acktr.report.curves import Curve, curve, grid, load_monitor, on_grid, read_columns
-from acktr.runs.folder import RunError, RunFolder
+from acktr.runs.folder import FORMER_TOTAL, RunError, RunFolder
 from acktr.runs.tables import WINDOW, last_row
 
 _SEED = re.compile(r"seed\d{1,20}")
@@ -65,11 +65,22 @@ class Result:
     """Steps and mean return of each evaluation."""
     config: Mapping[str, Any]
     """What its config.json holds, unchecked."""
+    planned: int
+    """Environment steps it was to make when it began; ``total_steps`` unless it was resumed with
+    others, as far as its files say."""
 
     @property
     def finished(self) -> bool:
         """Whether it made all its steps, was evaluated, and ended an episode."""
         return self.final is not None and self.last100 is not None
+
+    @property
+    def replanned(self) -> str | None:
+        """From which length it was lengthened or shortened, in words; None if it was not."""
+        if self.planned == self.total_steps:
+            return None
+        what = "lengthened" if self.planned < self.total_steps else "shortened"
+        return f"{what} from {self.planned:,} steps"
 
     @property
     def frame_skip(self) -> int:
@@ -163,6 +174,7 @@ def read_result(run: Path, with_curve: bool = True) -> Result:
         last100 = float(np.mean(monitor.returns[-WINDOW:]))
         minutes = float(monitor.seconds[-1]) / 60
         line = on_grid(curve(run, monitor), grid(total)) if with_curve else None
+    made_with = read_object(folder.versions) if folder.versions.exists() else {}
     return Result(
         folder=run,
         env=env,
@@ -175,9 +187,10 @@ def read_result(run: Path, with_curve: bool = True) -> Result:
         last100=last100,
         minutes=minutes,
         curve=line,
-        versions=_versions(folder.versions),
+        versions=_versions(made_with),
         evaluations=evaluations,
         config=config,
+        planned=_planned(made_with.get("sessions"), total),
     )
 
 
@@ -216,15 +229,24 @@ def _evaluations(path: Path, total: int) -> tuple[Final | None, list[tuple[int, 
     return final, means
 
 
-def _versions(path: Path) -> dict[str, str]:
-    """Printable texts and numbers of versions.json; empty if there is none."""
-    if not path.exists():
-        return {}
+def _versions(content: Mapping[str, Any]) -> dict[str, str]:
+    """Printable texts and numbers of versions.json."""
     return {
         key: f"{value!s:.100}"
-        for key, value in read_object(path).items()
+        for key, value in content.items()
         if key.isprintable() and isinstance(value, str | int | float) and str(value).isprintable()
     }
+
+
+def _planned(sessions: object, total: int) -> int:
+    """The steps that a run was to make before any session had others in mind."""
+    each = sessions if isinstance(sessions, list) else []
+    pairs = [(s.get(FORMER_TOTAL), s.get("total_timesteps")) for s in each if isinstance(s, dict)]
+    # The last one is of a session that did not begin, where config.json says otherwise.
+    while pairs and pairs[-1][1] != total:
+        pairs.pop()
+    former = [before for before, _ in pairs if type(before) is int and 0 < before <= _MOST_STEPS]
+    return former[0] if former else total
 
 
 def _integer(value: object, key: str, least: int, path: Path) -> int:

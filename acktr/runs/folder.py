@@ -30,6 +30,9 @@ if sys.platform != "win32":
 KEPT = 3
 """Checkpoints of the latest steps that a run keeps: last, last-1 and last-2."""
 
+FORMER_TOTAL = "former_total_timesteps"
+"""Key in the sessions of versions.json: the steps of the whole run before one that has others."""
+
 _STALE = re.compile(r"\..+\.tmp-[0-9a-f]{8}")
 _COMMAND_CAP = 1 << 20
 _FAULT_CAP = 1 << 16

@@ -16,7 +16,7 @@ from acktr.files import read_object
 from acktr.interrupts import Interrupts
 from acktr.kfac import RankError
 from acktr.runs.checkpoint import CheckpointError, checkpoint_exists
-from acktr.runs.folder import RunFolder, new_folder, versions
+from acktr.runs.folder import FORMER_TOTAL, RunFolder, new_folder, versions
 from acktr.runs.logger import RunLogger
 from acktr.runs.meeting import Meeting
 from acktr.runs.progress import Progress, Quiet
@@ -113,11 +113,17 @@ class Opening:
         for each in sessions:
             before = before | each if isinstance(each, dict) else before
         now = {name: value for name, value in versions().items() if name in _PROGRAMS}
-        changed = {name: value for name, value in now.items() if before.get(name) != value}
+        changed: dict[str, Any] = {
+            name: value for name, value in now.items() if before.get(name) != value
+        }
         if changed:
             said = ", ".join(f"{name} {before.get(name)} before" for name in changed)
             session.progress.note(f"warning: other versions from step {done:,} on: {said}")
-            entry = {"step": done, **changed}
+        former, total = folder.read_config().get("total_timesteps"), self.config.total_timesteps
+        if former != total:  # config.json has the new one from here on, and nothing says what was
+            changed |= {"total_timesteps": total, FORMER_TOTAL: former}
+        entry = {"step": done, **changed}
+        if changed and entry not in sessions[-1:]:  # or the last one ended before config.json
             folder.write_json(folder.versions, {**known, "sessions": [*sessions, entry]})
 
     def save(self, session: Session) -> None:

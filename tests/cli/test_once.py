@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
+from acktr.cli import commands
 from acktr.cli.training import parse_train
+from acktr.envs import EnvError
+from acktr.report.results import read_result
 from tests.tools.command_line import SMALL, call
 
 RUN = Path("CartPole-v1/acktr/seed0")
@@ -119,3 +122,41 @@ def test_a_damaged_run_is_told_before_others_are_played(
     monkeypatch.setattr("acktr.cli.commands._evaluated", lambda *_: pytest.fail("it played"))
     code, out, err = call(capsys, "eval", str(tmp_path))
     assert code == 2 and not out and "seed1" in err
+
+
+def test_results_of_runs_are_said_as_they_come(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What fails later loses none of them; progress is that of all episodes."""
+    for seed in ("0", "1"):
+        trained(tmp_path, capsys, "--total-timesteps", "128", "--seed", seed)
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        "acktr.cli.commands.counting", lambda *_: lambda count, total: told.append((count, total))
+    )
+    words = ("eval", str(tmp_path), "--episodes", "2", "--json")
+    code, out, _ = call(capsys, *words)
+    assert code == 0 and [json.loads(line)["seed"] for line in out.splitlines()] == [0, 1]
+    assert told[-1] == (4, 4) and sorted(told) == told and {(0, 4), (2, 4)} < {*told}
+    play, calls = commands.play, 0
+
+    def fail(*args: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise EnvError("no more")
+        return play(*args, **options)
+
+    monkeypatch.setattr(commands, "play", fail)
+    code, again, err = call(capsys, *words)
+    assert code == 2 and again == out.splitlines(keepends=True)[0] and "no more" in err
+
+
+def test_another_length_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = trained(tmp_path, capsys, "--total-timesteps", "256")
+    assert read_result(run).replanned is None
+    assert call(capsys, "train", "--resume", str(run), "--total-timesteps", "512")[0] == 0
+    sessions = json.loads((run / "versions.json").read_text())["sessions"]
+    assert sessions == [{"step": 256, "total_timesteps": 512, "former_total_timesteps": 256}]
+    assert "lengthened from 256 steps" in call(capsys, "list", str(run))[1]
+    assert "sessions" in call(capsys, "diff", str(run), str(run / "config.json"))[1]

@@ -6,12 +6,13 @@ import csv
 import itertools
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from acktr.report.page import ReportSettings, write_report
+from acktr.report.page import ReportSettings, _write, write_report
 from acktr.report.references import Reference, load_references
 from acktr.report.tables import as_csv
 from tests.tools.run_folders import write_run
@@ -271,6 +272,30 @@ def test_other_files_are_not_replaced(runs: Path, tmp_path: Path) -> None:
         write_report([runs], tmp_path / "file", SETTINGS, COMMAND)
     with pytest.raises(ValueError, match="cannot write: Not a directory"):
         write_report([runs], tmp_path / "file" / "below", SETTINGS, COMMAND)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such limits")
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_full_disk_leaves_nothing(beside: bool, tmp_path: Path) -> None:
+    """A limit to the size of files stands for it."""
+    import resource
+
+    out = tmp_path / "reports" / "one"
+    if beside:
+        out.mkdir(parents=True)
+        (out / "notes.txt").write_text("mine")
+    files = {"runs.csv": b"env", "curves.png": b"x" * 9000, "report.md": b"# Comparison of runs"}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
+    try:
+        with pytest.raises(ValueError, match="one: cannot write: File too large"):
+            _write(out, files)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.rglob("*.*")] == (["notes.txt"] if beside else [])
+    assert out.parent.exists() == beside
+    _write(out, files)
+    assert {path.name for path in out.iterdir()} == {*files, *(["notes.txt"] if beside else [])}
 
 
 def test_names_cannot_break_the_tables(tmp_path: Path) -> None:

@@ -67,6 +67,32 @@ def test_steps_of_updates_count_where_no_episode_has_ended(tmp_path: Path) -> No
     assert read_result(ended).steps == 20_000
 
 
+@pytest.mark.parametrize(
+    ("sessions", "words"),
+    [
+        (None, None),
+        ([{"step": 4096, "torch": "2.1"}], None),
+        ([(4000, 10_000)], "lengthened from 4,000 steps"),
+        ([(4000, 8000), (8000, 10_000)], "lengthened from 4,000 steps"),
+        ([(20_000, 10_000)], "shortened from 20,000 steps"),
+        ([(10_000, 12_000)], None),  # it did not come to it
+        ([("x", 10_000)], None),
+        ("damaged", None),
+    ],
+)
+def test_another_length(sessions: object, words: str | None, tmp_path: Path) -> None:
+    run = write_run(tmp_path, "X-v0", "a", 0, [1.0])
+    if isinstance(sessions, list):
+        names = ("former_total_timesteps", "total_timesteps")
+        each = [s if isinstance(s, dict) else dict(zip(names, s, strict=True)) for s in sessions]
+        sessions = [{"step": 1, **one} for one in each]
+    known = json.loads((run / "versions.json").read_text())
+    if sessions is not None:
+        (run / "versions.json").write_text(json.dumps({**known, "sessions": sessions}))
+    assert read_result(run).replanned == words
+    assert ("environment steps, " + (words or "seed")) in card(run)
+
+
 def test_label(tmp_path: Path) -> None:
     labelled = write_run(tmp_path, "X-v0", "my.label_1", 0, [1.0], algo="trpo")
     assert read_result(labelled).label == "my.label_1"

@@ -30,6 +30,43 @@ def test_runs_of_one_label_with_other_settings_are_named(tmp_path: Path) -> None
     assert "Runs of a2c" not in text
 
 
+def configured(root: Path, label: str, seed: int, **settings: object) -> Path:
+    run = write_run(root / "runs", "X-v0", label, seed, [1.0] * 20, algo=label)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | settings))
+    return run
+
+
+def test_an_argument_that_some_runs_lack_is_a_difference(tmp_path: Path) -> None:
+    for seed, kwargs in enumerate(({}, {"max_episode_steps": 50})):
+        configured(tmp_path, "acktr", seed, env_kwargs=kwargs, gamma=0.9)
+    configured(tmp_path, "acktr", 2, env_kwargs={})  # of an earlier version, without gamma
+    text = reported(tmp_path)
+    assert "**Runs of acktr on X-v0 differ in env\\_kwargs.max\\_episode\\_steps**" in text
+    assert "compared over tasks" not in text
+
+
+def test_labels_that_were_given_other_tasks_are_named(tmp_path: Path) -> None:
+    atari = {"sticky": 0.25, "num_threads": 4}
+    for seed in range(2):
+        configured(tmp_path, "acktr", seed, env_kwargs={"g": 1}, wrappers=[], atari=atari, lr=1)
+        other = {"sticky": 0.0, "num_threads": 8}
+        configured(tmp_path, "a2c", seed, wrappers=["m:W"], atari=other, lr=2)
+    text = reported(tmp_path)
+    line = "**Runs of a2c and acktr on X-v0 differ in atari.sticky, env\\_kwargs.g, wrappers**"
+    assert f"{line}, so that they are compared over tasks, too." in text
+    assert text.count("differ in") == 1
+
+
+def test_runs_that_were_lengthened_are_named(tmp_path: Path) -> None:
+    run = configured(tmp_path, "acktr", 0)
+    assert "another length" not in reported(tmp_path)
+    session = {"step": 4096, "total_timesteps": 10_000, "former_total_timesteps": 4000}
+    (run / "versions.json").write_text(json.dumps({"sessions": [session]}))
+    named = "**Resumed with another length: X-v0/acktr/seed0 (lengthened from 4,000 steps)**"
+    assert named in reported(tmp_path)
+
+
 def test_one_run_has_no_interval(tmp_path: Path) -> None:
     for label, level in (("acktr", 3.0), ("a2c", 1.0)):
         write_run(tmp_path / "runs", "HalfCheetah-v5", label, 0, [level] * 200, algo=label)
