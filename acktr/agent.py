@@ -27,7 +27,7 @@ from acktr.given import (
 )
 from acktr.learning import Lesson, Lessons, asked_steps, begin, kept_by
 from acktr.listeners import Callback, listeners
-from acktr.policies import NetworkSource, require_unused, with_network
+from acktr.policies import NetworkSource, release, tell_used, with_network
 from acktr.predictor import Predictor
 from acktr.runs.checkpoint import CheckpointError, checkpoint_path, save_checkpoint
 from acktr.runs.logger import RunLogger
@@ -284,6 +284,7 @@ class Agent(Predictor):
 
         Raises:
             CheckpointError: It cannot be written, or holds NaN or Inf; an older one is intact.
+            ConfigError: The network has a state that no file holds.
         """
         target, state = checkpoint_path(path), self.trainer.state_dict()
         if (broken := broken_number(state)) is not None:
@@ -293,10 +294,8 @@ class Agent(Predictor):
 
     def _meta(self) -> dict[str, Any]:
         """What no file can bring back of the agent, for its checkpoints."""
-        return {
-            "env_origin": self._given.origin,
-            "learning_rate": None if self._learning_rate is None else "function",
-        }
+        rate = None if self._learning_rate is None else "function"
+        return {"env_origin": self._given.origin, "learning_rate": rate}
 
     @classmethod
     def load(
@@ -325,8 +324,8 @@ class Agent(Predictor):
             num_envs: Overrides the saved number of environments.
             env_kwargs: Arguments of each environment given.
             wrappers: Wrappers of each environment given.
-            network: The network of one's own that was trained, but no module that an agent has: a
-                checkpoint has its weights and its name, and imports nothing.
+            network: The network of one's own that was trained: a checkpoint has its weights and its
+                name. Another agent that has this very module gets the weights too, which is told.
             auxiliary: The auxiliary losses that it was trained with.
             learning_rate: As in the constructor. A function, which no file can hold, must be given
                 again before training goes on.
@@ -336,8 +335,8 @@ class Agent(Predictor):
         Raises:
             CheckpointError: It is damaged, foreign, or fits another environment, algorithm or
                 network; or its environments cannot be made again.
-            ConfigError: There is no such device, an agent has the network already, or other
-                arguments than the saved ones are given without an environment.
+            ConfigError: There is no such device, or other arguments than the saved ones are given
+                without an environment.
         """
         saved = cls._saved(checkpoint_path(path), network)
         if env is None:
@@ -367,11 +366,12 @@ class Agent(Predictor):
             raise CheckpointError(f"{path}: an agent trained by {algo}; use {algo.upper()}.load")
         if (custom := saved.config.network.custom) is not None and network is None:
             raise CheckpointError(f"{path}: trained with the network {custom}: pass it as network=")
-        require_unused(network)
+        tell_used(network)
         return saved
 
     def close(self) -> None:
         """Close the environments, if the agent made them."""
+        release(self.trainer.network)
         if self._given.owned:
             self.envs.close()
 

@@ -36,6 +36,7 @@ from acktr.policies import (
     observation_normalizer,
     require_fitting,
     require_size,
+    saved_parameters,
 )
 from acktr.rollout import Acting, Batch, Collector, NonFiniteError, Rollout, make_batch
 from acktr.world import UNKEPT, World, require_alone, with_episodes
@@ -341,7 +342,7 @@ class Trainer:
         unkept = None if self.world is None else UNKEPT
         auxiliary = {"auxiliary": list(self.auxiliary)} if self.auxiliary else {}
         return {
-            "network": {k: v.detach().clone() for k, v in self.network.state_dict().items()},
+            "network": saved_parameters(self.network),
             "learner": self.learner.state_dict(),
             "collector": self._held or self.collector.state_dict(unkept),
             "timesteps": self.timesteps,

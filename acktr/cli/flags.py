@@ -176,7 +176,7 @@ _PLAYING = ("eval", "record")
 def unknown_option(command: str, args: Sequence[str]) -> str | None:
     """One line on the first word that looks like an option and is none of the command's."""
     known = {*FLAGS[command], "help"}
-    for arg in args:
+    for arg in _options(args):
         name = arg.partition("=")[0]
         plain = name.lstrip("-").replace("_", "-")
         if not name.startswith("-") or not plain[:1].isalpha() or name == "-h":
@@ -190,13 +190,19 @@ def unknown_option(command: str, args: Sequence[str]) -> str | None:
 
 def given_twice(args: Sequence[str]) -> str | None:
     """One line on the first option that is given again: the values before would be forgotten."""
-    names = [arg.partition("=")[0].replace("_", "-") for arg in args if arg.startswith("--")]
+    words = (arg.partition("=")[0].replace("_", "-") for arg in _options(args))
+    names = [word for word in words if word.startswith("--")]
     names = [f"--{_positive(name[2:])}" for name in names if name not in REPEATED]
     for name in names:
         if names.count(name) > 1:
             once = "all its values once" if name in _LISTS else "it once"
             return f"{name} is given {names.count(name)} times: give {once}"
     return None
+
+
+def _options(args: Sequence[str]) -> Sequence[str]:
+    """The words among which are options: those behind ``--`` are none."""
+    return args[: args.index("--")] if "--" in args else args
 
 
 def _positive(name: str) -> str:

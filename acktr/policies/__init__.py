@@ -32,12 +32,14 @@ from acktr.policies.normalize import (
     observation_normalizer,
     pooling,
 )
-from acktr.policies.own import own_network, require_unused
+from acktr.policies.own import own_network, release, tell_used
 from acktr.policies.parameters import (
     copied_parameters,
     free_deviation,
     replace_parameters,
     require_fitting,
+    require_saveable,
+    saved_parameters,
 )
 from acktr.policies.policy import Policy
 from acktr.policies.probability import action_probability, log_probability
@@ -78,12 +80,15 @@ __all__ = [
     "pack",
     "pooling",
     "prepared",
+    "release",
     "replace_parameters",
     "require_fitting",
+    "require_saveable",
     "require_size",
-    "require_unused",
+    "saved_parameters",
     "stored_pictures",
     "straight",
+    "tell_used",
     "to_environment",
     "with_network",
 ]

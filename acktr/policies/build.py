@@ -15,7 +15,7 @@ from acktr.policies.contract import ActorCritic, NetworkSource, SeparateActorCri
 from acktr.policies.distributions import ActionHead
 from acktr.policies.networks import Actor, Critic, SharedActorCritic
 from acktr.policies.own import own_network
-from acktr.policies.parameters import require_saveable
+from acktr.policies.parameters import tell_unsaveable
 from acktr.policies.probe import check_network, check_sequences, examples
 from acktr.policies.recurrent import memory_network
 
@@ -68,7 +68,7 @@ def build_network(
     if network is not None:
         assert action_space is not None
         built = own_network(network, space, action_space, head, auxiliary, config.channels)
-        require_saveable(built)
+        tell_unsaveable(built)
     elif config.custom is not None:
         raise ConfigError(
             f"the network is {config.custom}: give it by network= (on the command line:"

@@ -15,7 +15,8 @@ nothing. A network knows nothing of action masks, and gets
 
 Its resting state is evaluation mode, which acting and all comparisons of policies use, and in which
 its outputs are a function of the observations; learners take the gradients of their losses in
-training mode. It leaves the tensors that it gets as they are, since rollouts record them.
+training mode. It leaves observations as they are where it gets the tensors that rollouts record:
+Boxes of float32 and what is no Box.
 """
 
 from __future__ import annotations

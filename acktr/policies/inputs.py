@@ -59,7 +59,10 @@ class Given:
     def __init__(self, space: gymnasium.Space[Any], channels: Channels = "auto") -> None:
         self.pictures = pictures(space, channels)
         self._space = space
-        self._boxes = {n for n, part in parts(space).items() if isinstance(part, spaces.Box)}
+        boxes = {n: part for n, part in parts(space).items() if isinstance(part, spaces.Box)}
+        # Whether each is a copy always: normalised ones come as float32 whatever the space says,
+        # and a module that works in place on the copy of a float64 would change these.
+        self._boxes = {name: part.dtype != np.float32 for name, part in boxes.items()}
 
     def __call__(self, observations: Tree, dtype: torch.dtype) -> Any:
         """Give a batch: tensors (B, ...), by part if the space has parts."""
@@ -69,4 +72,4 @@ class Given:
     def _one(self, name: str, part: Tensor, dtype: torch.dtype) -> Tensor:
         if name in self.pictures:
             return converted(part, self.pictures[name])
-        return part.to(dtype) if name in self._boxes else part
+        return part.to(dtype, copy=self._boxes[name]) if name in self._boxes else part

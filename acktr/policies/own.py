@@ -31,7 +31,7 @@ class MemoryWarning(UserWarning):
 
 
 _ADAPTED: WeakSet[Adapter] = WeakSet()
-"""What is around modules of one's own, for as long as an agent or an update has it."""
+"""What is around modules of one's own, while an agent that is not closed or an update has it."""
 
 
 def own_network(
@@ -85,16 +85,15 @@ def own_network(
     return network
 
 
-def require_unused(source: NetworkSource | None) -> None:
-    """Refuse a module that an agent or an update has, whose weights a file would overwrite.
+def tell_used(source: NetworkSource | None) -> None:
+    """Warn of a module that an agent or an update has, whose weights a file overwrites.
 
-    Raises:
-        ConfigError: One line.
+    Frozen parameters do not count, which such modules may share.
     """
     if source is None:
         return
     modules = [each for each in each_source(source) if isinstance(each, nn.Module)]
-    given = {id(parameter) for each in modules for parameter in each.parameters()}
+    given = {id(p) for each in modules for p in each.parameters() if p.requires_grad}
 
     def used() -> bool:
         return any(id(p) in given for adapter in list(_ADAPTED) for p in adapter.parameters())
@@ -103,10 +102,18 @@ def require_unused(source: NetworkSource | None) -> None:
         return
     gc.collect()  # an agent that nobody has any more may be a part of a cycle
     if used():
-        raise ConfigError(
-            f"the network {network_name(source)} belongs to an agent or an update already, whose"
-            " weights the file would overwrite: give its class, or a copy (copy.deepcopy)"
+        warnings.warn(
+            f"the network {network_name(source)} belongs to another agent or update, which gets the"
+            " loaded weights too: pass its class, or a copy (copy.deepcopy), if it should not",
+            UserWarning,
+            stacklevel=4,  # the caller of load()
         )
+
+
+def release(network: ActorCritic) -> None:
+    """Count an agent that is closed no more."""
+    for module in network.modules():
+        _ADAPTED.discard(module)  # type: ignore[arg-type]
 
 
 def _tell_forgetful(made: Sequence[nn.Module]) -> None:

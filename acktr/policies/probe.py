@@ -15,14 +15,12 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.dropout import _DropoutNd
-from torch.utils._pytree import tree_leaves
 
 from acktr.config import ConfigError
 from acktr.envs import flat, one_line
 from acktr.kfac import fill_bound
 from acktr.policies.contract import (
     ActorCritic,
-    Adapter,
     Outputs,
     State,
     as_outputs,
@@ -71,7 +69,7 @@ def check_network(network: ActorCritic, observations: Observed) -> ActorCritic:
     network.eval()
     leaves = _leaves(observations)
     cuda = [leaf.device for leaf in leaves[:1] if leaf.is_cuda]
-    with torch.random.fork_rng(devices=cuda), torch.no_grad(), _watched(network):
+    with torch.random.fork_rng(devices=cuda), torch.no_grad():
         whole, weights = _finite(_run(network, observations, {})), _moved(network)
         outputs = _run(network, observations, weights)
         if all(bool(output.isfinite().all()) for output in outputs):
@@ -111,9 +109,26 @@ def _leaves(observations: Observed) -> list[Tensor]:
 
 
 def _run(network: ActorCritic, observations: Observed, weights: dict[str, Tensor]) -> Outputs:
-    """Outputs with some weights or buffers replaced."""
+    """Outputs with some weights or buffers replaced.
+
+    Raises:
+        ConfigError: It changes observations or starts in place. A rollout records these very
+            tensors, so that it would learn from others than it acted on.
+    """
+    watched = [("observations", leaf) for leaf in _leaves(observations)]
+    if isinstance(observations, Sequences):
+        watched.append(("starts", observations.starts))
+    # torch counts changes of every tensor, also those that leave these numbers alone.
+    before = [(*each, each[1]._version) for each in watched if not each[1].is_inference()]
     with _told(observations):
-        return as_outputs(functional_call(network, weights, (observations,)))
+        outputs = as_outputs(functional_call(network, weights, (observations,)))
+    for name, leaf, version in before:
+        if leaf._version != version:
+            raise ConfigError(
+                f"the network's forward() changes its {name} in place, which rollouts record:"
+                " compute new tensors (x = 0.5 * x, not x.mul_(0.5) or x *= 0.5)"
+            )
+    return outputs
 
 
 @contextmanager
@@ -133,45 +148,6 @@ def _told(given: Observed) -> Iterator[None]:
         raise ConfigError(
             f"the network cannot take {what}: {type(error).__name__}: {one_line(error)}"
         ) from error
-
-
-@contextmanager
-def _watched(network: ActorCritic) -> Iterator[None]:
-    """Context in which a module of one's own that changes what it is given raises ConfigError.
-
-    A rollout records the very tensors that the module gets, so that it would learn from others than
-    it acted on. torch counts changes of every tensor, also those that leave these numbers alone.
-    """
-    before: list[int] = []
-
-    def given(arguments: tuple[Any, ...]) -> list[tuple[str, Tensor]]:
-        named = zip(("observations", "state", "starts"), arguments, strict=False)
-        return [
-            (name, leaf)
-            for name, each in named
-            for leaf in tree_leaves(each)
-            if isinstance(leaf, Tensor) and not leaf.is_inference()
-        ]
-
-    def note(_: nn.Module, arguments: tuple[Any, ...]) -> None:
-        before[:] = [leaf._version for _, leaf in given(arguments)]
-
-    def compare(_: nn.Module, arguments: tuple[Any, ...], __: Any) -> None:
-        for (name, leaf), version in zip(given(arguments), before, strict=True):
-            if leaf._version != version:
-                raise ConfigError(
-                    f"the network's forward() changes its {name} in place, which rollouts record:"
-                    " compute new tensors (x = 0.5 * x, not x.mul_(0.5) or x *= 0.5)"
-                )
-
-    modules = [each.network for each in network.modules() if isinstance(each, Adapter)]
-    hooks = [module.register_forward_pre_hook(note) for module in modules]
-    hooks += [module.register_forward_hook(compare) for module in modules]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _finite(outputs: Outputs) -> Outputs:
@@ -364,6 +340,15 @@ def _check_steps(network: ActorCritic, whole: Sequences, weights: dict[str, Tens
         raise ConfigError(
             "the network does not forget its state where starts is true: an episode begins there"
         )
+    # h[starts[t]] = 0 also changes an output that is h itself, of the step before.
+    cut, _ = run(replace(whole, starts=torch.ones_like(whole.starts)))
+    for together, *apart in zip(cut, one, again, strict=True):
+        if not _near(together, torch.stack(apart, dim=1).flatten(0, 1)):
+            raise ConfigError(
+                "the network's outputs are others where a sequence goes on with a new episode:"
+                " forward() must forget at every step where starts is true, and change no output"
+                " of the step before (h = h.masked_fill(...), not h[starts[t]] = 0)"
+            )
 
 
 def _near(first: Tensor, second: Tensor, scale: Tensor | None = None, power: float = 0.5) -> bool:

@@ -134,6 +134,8 @@ class RecurrentAdapter(Adapter):
         shown = pytree_map(lambda part: part.unflatten(0, (steps, num)), shown)
         initial: Any = self.network.initial_state
         given: Any = state[self.place]
+        if self.own:  # it may forget in place, and rollouts record the state before
+            given = tuple(part.clone() for part in given)
         if isinstance(initial(1), Tensor):
             (given,) = given
         returned: Any = self.network(shown, given, starts)

@@ -15,6 +15,7 @@ from acktr.envs import found_masks, group_count, workers
 from acktr.files import read_object
 from acktr.interrupts import Interrupts
 from acktr.kfac import RankError
+from acktr.policies import require_saveable
 from acktr.runs.checkpoint import CheckpointError, checkpoint_exists
 from acktr.runs.folder import FORMER_TOTAL, RunFolder, new_folder, versions
 from acktr.runs.logger import RunLogger
@@ -67,7 +68,9 @@ class Opening:
 
         Raises:
             RunError, CheckpointError: The folder is not new or cannot be written.
+            ConfigError: The network has a state that no checkpoint holds.
         """
+        require_saveable(self.trainer.network)
         with new_folder(path, held) as folder:
             folder.write_config(to_dict(self.config))
             with self.trainer.threads():

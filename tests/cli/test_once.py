@@ -55,6 +55,11 @@ def test_every_command_refuses(words: str, name: str, capsys: pytest.CaptureFixt
     assert code == 2 and f"{name} is given 2 times" in err and err.count("\n") == 1
 
 
+def test_words_behind_two_dashes_are_no_options(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = call(capsys, "list", "--", "--json", "--json")
+    assert code == 2 and "--json: no such folder or archive" in err and err.count("\n") == 1
+
+
 def test_what_may_be_repeated_is_kept() -> None:
     words = "CartPole-v1 --env-kwargs a=1 --env-kwargs b=2 --wrapper m:A --wrappers m:B"
     settings = parse_train(words.split())[0].settings

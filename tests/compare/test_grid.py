@@ -15,7 +15,7 @@ from acktr.cli.training import parse_train
 from acktr.compare import entries
 from acktr.compare import status as status_module
 from acktr.compare.entries import Entry, Overlay, parse_algo, parse_seeds
-from acktr.compare.grid import RunPlan, make_plans, train_args, unequal_presets
+from acktr.compare.grid import RunPlan, make_plans, train_args
 from acktr.compare.status import State, Status, claimed, status, survey
 from acktr.config import Config, ConfigError, from_dict, merge, preset, to_dict
 from acktr.envs import EnvError
@@ -38,26 +38,6 @@ def plans(run_dir: Path, *seeds: int, **changes: Any) -> list[RunPlan]:
     return make_plans(
         ["CartPole-v1"], [Entry("acktr", "acktr")], seeds or (0,), run_dir, None, small
     )
-
-
-class TestUnequalPresets:
-    """gamma 0.9999 beside 0.99 is no comparison of algorithms, and is told."""
-
-    @staticmethod
-    def lines(run_dir: Path, *algos: str) -> list[str]:
-        envs = ["Swimmer-v5", "HalfCheetah-v5"]
-        entries = [parse_algo(algo) for algo in algos]
-        return unequal_presets(make_plans(envs, entries, (0, 1), run_dir, None, {}))
-
-    def test_an_id_of_which_only_some_have_values_is_named(self, tmp_path: Path) -> None:
-        assert self.lines(tmp_path, "acktr", "a2c", "trpo") == [
-            "Swimmer-v5: acktr with the preset of this id, a2c, trpo without one: acktr-family"
-            " starts from values of the family"
-        ]
-        assert len(self.lines(tmp_path, "acktr", "acktr-family")) == 1
-
-    def test_equal_ones_are_not(self, tmp_path: Path) -> None:
-        assert self.lines(tmp_path, "acktr-family", "a2c") == self.lines(tmp_path, "acktr") == []
 
 
 class TestSeeds:

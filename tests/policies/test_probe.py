@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch._decomp.decompositions_for_jvp  # seconds, that Adam and forward differentiation
+import torch._dynamo  # would take in the case that is their first
 from gymnasium import spaces
 from torch import Tensor, nn
 from torch.nn import functional
@@ -70,9 +72,29 @@ class Lasting(Steps):
         return super().forward(observations, state, torch.zeros_like(starts))
 
 
-class StateInPlace(Steps):
+class OutputsInPlace(Steps):
+    """What it forgets in place is the output of the step before."""
+
     def forward(self, observations: Tensor, state: Tensor, starts: Tensor) -> Any:
-        return super().forward(observations, state.mul_(~starts[0][:, None]), starts)
+        states = []
+        for now, start in zip(observations, starts, strict=True):
+            state[start] = 0.0
+            state = self.cell(now, state)
+            states.append(state)
+        outputs = self.head(torch.stack(states))
+        return (outputs[..., :4], outputs[..., 4]), state
+
+
+class FirstStarts(Steps):
+    def forward(self, observations: Tensor, state: Tensor, starts: Tensor) -> Any:
+        later = torch.zeros_like(starts[1:])
+        return super().forward(observations, state, torch.cat([starts[:1], later]))
+
+
+class StartsInPlace(Steps):
+    def forward(self, observations: Tensor, state: Tensor, starts: Tensor) -> Any:
+        starts[0] |= False
+        return super().forward(observations, state, starts)
 
 
 SEQUENCES: dict[str, tuple[Callable[[bool], nn.Module], str]] = {
@@ -89,11 +111,13 @@ SEQUENCES: dict[str, tuple[Callable[[bool], nn.Module], str]] = {
     "ignores": (lambda zero: Steps(zero, shown=torch.zeros_like), "same for different observat"),
     "future": (lambda zero: Steps(zero, hidden=lambda h: h.flip(0)), "not those of its steps one"),
     "lasting": (Lasting, "does not forget its state where starts is true"),
+    "outputs in place": (OutputsInPlace, "others where a sequence goes on with a new episode"),
+    "first starts": (FirstStarts, "must forget at every step where starts is true, and change no"),
     "observations in place": (
         lambda zero: Steps(zero, shown=lambda x: x.mul_(0.5)),
         r"forward\(\) changes its observations in place, which rollouts record: compute new",
     ),
-    "state in place": (StateInPlace, r"forward\(\) changes its state in place"),
+    "starts in place": (StartsInPlace, r"forward\(\) changes its starts in place"),
     "random": (
         lambda zero: Steps(zero, hidden=functional.dropout),
         "for the same observations differ from call to call in evaluation mode",
@@ -120,6 +144,63 @@ def test_recurrent_networks_that_fit_are_taken(zero: bool) -> None:
             return super().forward(observations["a"] + rest, state, starts)
 
     built(Both(zero), parts)
+
+
+class Forgetting(Steps):
+    """It forgets in place, which the state that rollouts record is not to show."""
+
+    def forward(self, observations: Tensor, state: Tensor, starts: Tensor) -> Any:
+        state[starts[0]] = 0.0
+        state *= (~starts[0]).float()[:, None]
+        return super().forward(observations, state, starts)
+
+
+def test_states_may_be_forgotten_in_place() -> None:
+    state, starts = (torch.ones(3, 8),), torch.tensor([True, False, True])
+    networks = built(Steps(False)), built(Forgetting(False))
+    (one, (after,)), (other, (again,)) = (n.step(torch.ones(3, 5), state, starts) for n in networks)
+    assert torch.equal(one[0], other[0]) and torch.equal(after, again)
+    assert torch.equal(state[0], torch.ones(3, 8))
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_the_dict_of_a_call_is_the_networks_own(recurrent: bool) -> None:
+    parts = spaces.Dict(a=spaces.Box(-1, 1, (2,)), b=spaces.Box(-1, 1, (3,)))
+
+    def joined(shown: Any) -> Tensor:
+        shown["more"] = torch.ones(1)
+        return torch.cat([shown.pop("a"), shown.pop("b")], -1)
+
+    class Popping(Steps):
+        def forward(self, observations: Any, state: Tensor, starts: Tensor) -> Any:
+            return super().forward(joined(observations), state, starts)
+
+    class Rows(Uses):
+        def forward(self, observations: Any) -> Any:
+            return super().forward(joined(observations))
+
+    built(Popping(False) if recurrent else Rows(torch.tanh), parts)
+
+
+COPIED: dict[str, spaces.Space[Any]] = {
+    "pictures": spaces.Box(0, 255, (1, 8, 8), np.uint8),
+    "integers": spaces.Box(-9, 9, (5,), np.int64),
+    "float64": spaces.Box(-9, 9, (5,), np.float64),
+}
+
+
+@pytest.mark.parametrize("kind", COPIED)
+def test_copies_may_be_changed_in_place(kind: str) -> None:
+    class Shifting(Uses):
+        def forward(self, rows: Tensor) -> Any:
+            rows -= 0.5
+            return super().forward(rows.flatten(1)[:, :5])
+
+    network = built(Shifting(torch.tanh), COPIED[kind])
+    if kind != "pictures":  # and where a normaliser has made them float32
+        rows = torch.ones(3, 5)
+        network(rows)
+        assert torch.equal(rows, torch.ones(3, 5))
 
 
 IN_PLACE: dict[str, Change] = {
@@ -267,7 +348,7 @@ def test_the_norm_of_a_spectral_norm_stays_one() -> None:
             return found[:, :4], found[:, 4]
 
     update, draw = ACKTRUpdate(Normed(), CHOICES), torch.Generator().manual_seed(0)
-    for _ in range(12):
+    for _ in range(6):
         rows = torch.randn(64, 5, generator=draw)
         update(rows, (rows[:, 0] > 0).long(), rows[:, 1], 9 * rows[:, 2].square())
     largest = float(torch.linalg.matrix_norm(layer.weight.detach(), 2))
