@@ -23,6 +23,7 @@ from acktr.given import (
     moved,
     require_same,
     require_same_spaces,
+    same_samples,
     take_envs,
 )
 from acktr.learning import Lesson, Lessons, asked_steps, begin, kept_by
@@ -321,14 +322,13 @@ class Agent(Predictor):
                 wrappers unless others are given. None: the saved environment id, made anew; an
                 agent of other environments than an id's needs them again.
             device: Overrides the saved device.
-            num_envs: Overrides the saved number of environments.
+            num_envs: Overrides the saved number of environments; num_steps follows.
             env_kwargs: Arguments of each environment given.
             wrappers: Wrappers of each environment given.
             network: The network of one's own that was trained: a checkpoint has its weights and its
                 name. Another agent that has this very module gets the weights too, which is told.
             auxiliary: The auxiliary losses that it was trained with.
-            learning_rate: As in the constructor. A function, which no file can hold, must be given
-                again before training goes on.
+            learning_rate: As in the constructor. A function must be given again to go on training.
             verbose: As in the constructor.
             tensorboard_log: As in the constructor.
 
@@ -342,7 +342,7 @@ class Agent(Predictor):
         if env is None:
             require_same(saved.config, env_kwargs, wrappers)
         agent = cls(
-            *saved.place(env),
+            *same_samples(*saved.place(env), num_envs),
             device=device,
             num_envs=num_envs,
             env_kwargs=env_kwargs,

@@ -158,16 +158,40 @@ def moved(
         env_kwargs=env_kwargs,
         wrappers=wrappers,
     )
-    count, samples = found.config.num_envs, config.num_envs * config.num_steps
+    steps = _steps_of(config, found.config.num_envs)
+    return dataclasses.replace(found, config=dataclasses.replace(found.config, num_steps=steps))
+
+
+def same_samples(
+    env: EnvLike | AnyVectorEnv, config: Config, num_envs: int | None
+) -> tuple[EnvLike | AnyVectorEnv, Config]:
+    """Where a saved agent goes on, and its configuration with as many samples in an update.
+
+    Args:
+        env: Where.
+        config: The saved configuration.
+        num_envs: What is asked for in place of its number of environments.
+    """
+    count: object = env.num_envs if isinstance(env, VectorEnv) else num_envs
+    if isinstance(env, list | tuple):
+        count = len(env)
+    if not isinstance(count, int) or count < 1:  # the same, or refused where they are made
+        return env, config
+    return env, dataclasses.replace(config, num_steps=_steps_of(config, count))
+
+
+def _steps_of(config: Config, count: int) -> int:
+    """Steps of so many environments that keep the samples of an update; told if none do."""
+    samples = config.num_envs * config.num_steps
     steps = max(1, round(samples / count))
     if steps * count != samples:
         warnings.warn(
             f"updates have {steps * count} samples from now on, num_steps={steps} in each of"
             f" {count} environments: {samples}, as before, is no multiple of {count}",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
-    return dataclasses.replace(found, config=dataclasses.replace(found.config, num_steps=steps))
+    return steps
 
 
 @contextmanager

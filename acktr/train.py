@@ -127,11 +127,7 @@ class Trainer:
         if self.network.recurrent:
             check_recurrent(config)
         self.precision, autocast = autocast_context(self.device, config.precision, bool(seen))
-        # Acting and learning draw from generators of their own: how often one of them draws does
-        # not change the numbers of the other.
-        acting_noise, learning_noise = (
-            torch.Generator(self.device).manual_seed(2 * config.seed + part) for part in (1, 2)
-        )
+        acting_noise, learning_noise = _noise(config.seed, self.device)
         observations = observation_normalizer(space, config)
         rewards = RewardScaler(envs.num_envs, config.gamma) if config.normalize_reward else None
         place = (0, 1) if ranks is None else (ranks.rank, ranks.size)
@@ -383,3 +379,12 @@ class Trainer:
         self.seconds = float(state["seconds"])
         self.restarts = int(state.get("restarts", 0))  # which earlier versions did not write
         self.restarted = None
+
+
+def _noise(seed: int, device: torch.device) -> tuple[torch.Generator, torch.Generator]:
+    """Generators of acting and of learning.
+
+    How often one of them draws does not change the numbers of the other.
+    """
+    acting, learning = (torch.Generator(device).manual_seed(2 * seed + part) for part in (1, 2))
+    return acting, learning

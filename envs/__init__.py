@@ -68,8 +68,6 @@ from acktr.envs.factory import (
     is_among,
     make_single,
     make_vec,
-    traced,
-    turns,
     workers,
 )
 from acktr.envs.groups import GroupedEnvs, Stepper
@@ -87,6 +85,7 @@ from acktr.envs.masks import (
 from acktr.envs.nested import Arrays, batched, final_rows, flat, nested, parts
 from acktr.envs.parallel import thread_ids, usable_cores, worker_count
 from acktr.envs.pictures import Channels, Picture, picture, pictures
+from acktr.envs.played import Witness
 from acktr.envs.process import CLOSE, ForkedProcess, end_all
 from acktr.envs.registry import is_atari, lookup
 from acktr.envs.settings import AtariSettings, PixelSettings, Workers
@@ -131,6 +130,7 @@ __all__ = [
     "StepResult",
     "Stepper",
     "UnsavedError",
+    "Witness",
     "Workers",
     "Wrapper",
     "as_masks",
@@ -163,8 +163,6 @@ __all__ = [
     "require_like",
     "state_method",
     "thread_ids",
-    "traced",
-    "turns",
     "usable_cores",
     "worker_count",
     "workers",

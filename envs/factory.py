@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,6 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.wrappers import NormalizeObservation, NormalizeReward
 
-from acktr.envs import snapshot
 from acktr.envs.errors import EnvError, EnvWarning, check_integer, one_line
 from acktr.envs.groups import GroupedEnvs
 from acktr.envs.guard import GuardedVectorEnv
@@ -27,7 +25,6 @@ from acktr.envs.rendering import choose_backend, drawn_by
 from acktr.envs.settings import AtariSettings, PixelSettings, Workers
 from acktr.envs.single import LimitedEnv, make_one
 from acktr.envs.source import EnvLike, EnvSource, Wrapper
-from acktr.envs.values import to_bytes
 from acktr.envs.vector import AnyEnv, AnyVectorEnv, check_seed, inner_envs, require_new
 from acktr.envs.view import drawn_here
 from acktr.envs.watch import TIMEOUT
@@ -89,17 +86,13 @@ def make_vec(
     """
     check_seed(seed)
     num_envs = check_integer("num_envs", num_envs, 1, MAX_ENVS)
-    source = env
-    if not isinstance(source, EnvSource):
-        source = EnvSource(source, env_kwargs, wrappers, env_timeout)
-    _prepare_pixels(source, pixels)
+    source = _source(env, env_kwargs, wrappers, env_timeout, pixels)
     workers = worker_count(env_workers, source.spec, num_envs)
     spec = _atari_spec(source)
     if spec is None:
         workers = 1 if render_mode else workers
-        envs = _make_parallel(
-            source, num_envs, seed, render_mode, workers, record, masks, env_timeout, apart, first
-        )
+        making = (record, masks, env_timeout, apart, first)
+        envs = _make_parallel(source, num_envs, seed, render_mode, workers, *making)
         if not training:
             tell_new_statistics(envs, source.name)
         return envs
@@ -146,8 +139,7 @@ def make_single(
     Raises:
         EnvError: unknown id, bad render mode, missing dependency or unsupported space.
     """
-    source = EnvSource(env_id, env_kwargs, wrappers, env_timeout)
-    _prepare_pixels(source, pixels)
+    source = _source(env_id, env_kwargs, wrappers, env_timeout, pixels)
     spec = _atari_spec(source)
     if spec is None:
         env = make_one(source, 0, render_mode, env_timeout)
@@ -157,6 +149,21 @@ def make_single(
     from acktr.envs.atari_single import AtariSingle
 
     return AtariSingle(atari_game(spec), atari or AtariSettings(), render_mode=render_mode)
+
+
+def _source(
+    env: EnvLike | EnvSource,
+    env_kwargs: Mapping[str, Any] | None,
+    wrappers: Sequence[Wrapper],
+    timeout: float,
+    pixels: PixelSettings | None,
+) -> EnvSource:
+    """What makes environments, with the settings of pixels."""
+    source = env
+    if not isinstance(source, EnvSource):
+        source = EnvSource(source, env_kwargs, wrappers, timeout)
+    _prepare_pixels(source, pixels)
+    return source
 
 
 def _prepare_pixels(source: EnvSource, settings: PixelSettings | None) -> None:
@@ -195,31 +202,6 @@ def is_among(env: object, envs: AnyVectorEnv) -> bool:
         return False
     theirs, ours = ({id(each.unwrapped) for each in (one, *inner_envs(one))} for one in (env, envs))
     return bool(theirs & ours)
-
-
-def turns(envs: AnyVectorEnv) -> int | None:
-    """Resets and steps that environments have had, whoever called; None if they do not count."""
-    layer: Any = envs
-    while layer is not None:
-        if isinstance(layer, GuardedVectorEnv | GroupedEnvs):
-            return layer.turns
-        layer = getattr(layer, "env", None)
-    return None
-
-
-def traced(envs: AnyVectorEnv) -> bytes | None:
-    """What is seen of environments that a caller has at hand; None of others.
-
-    It differs where somebody stepped them in between without these vector environments.
-    """
-    inner = envs.unwrapped
-    if isinstance(inner, GroupedEnvs) or (isinstance(inner, ParallelEnvs) and not inner.lent):
-        return None
-    try:
-        seen = [snapshot.trace(each) for each in (inner, *inner_envs(inner))]
-        return hashlib.sha256(to_bytes({"seen": seen})).digest()
-    except Exception:  # whatever attributes of others raise when they are read
-        return None
 
 
 def tell_new_statistics(envs: AnyVectorEnv, name: str) -> None:

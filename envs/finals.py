@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,8 @@ from acktr.envs.errors import EnvWarning
 from acktr.envs.nested import flat, parts
 from acktr.envs.vector import Array
 
-_ENOUGH = 3
-"""Episodes of an environment after which it is no coincidence."""
+_ENOUGH = 2
+"""Episodes of an environment, after another one, after which it is no coincidence."""
 
 
 class ReusedFinals:
@@ -24,9 +23,11 @@ class ReusedFinals:
     episode without a copy of it, after the reset. It is then the first one of the next episode, by
     which a truncated episode would be valued.
 
-    An environment is no longer looked at after an episode whose two observations differ. Where all
-    observations are alike, nothing is wrong. Spaces of integers have few observations, so that they
-    may be alike by chance.
+    That is told of an environment whose episodes were cut, at a place other than where the next one
+    begins, with last observations in one array that are the first ones. The latest is held, so that
+    no new array has its memory. An environment is no longer looked at after an episode whose two
+    observations differ. Spaces of integers have few observations, so that they may be alike by
+    chance.
 
     Args:
         space: Of one environment's observations.
@@ -43,28 +44,38 @@ class ReusedFinals:
         self._looked = np.full(num_envs, bool(self._parts))
         self._alike = np.zeros(num_envs, np.int64)
         self._before: list[Array] | None = None
+        self._held: dict[int, list[Array]] = {}
 
     def see(self, observations: Any) -> None:
         """Take note of what is shown before the next step."""
         if self._looked.any():
             self._before = [each.copy() for each in self._floats(observations)]
 
-    def step(self, infos: Mapping[str, Any], observations: Any) -> None:
-        """Compare the last observations of episodes that ended with the first ones of the next."""
-        if "final_obs" in infos:
-            self._compare(infos["final_obs"], observations, infos["_final_obs"])
+    def step(self, observations: Any, shown: Any, cut: Array) -> None:
+        """Compare the last observations of episodes with the first ones of the next.
+
+        Args:
+            observations: What the step returned.
+            shown: Its ``infos["final_obs"]`` as the environment gave it; None if there was none.
+            cut: Where the episode was truncated only; the last observations of others are not used.
+        """
+        if isinstance(shown, np.ndarray) and shown.dtype == object:
+            self._compare(shown, observations, cut)
         self.see(observations)
 
-    def _compare(self, finals: Any, observations: Any, ended: Array) -> None:
-        rows = np.flatnonzero(ended & self._looked)
+    def _compare(self, shown: Array, observations: Any, cut: Array) -> None:
+        rows = np.flatnonzero(cut & self._looked)
         if self._before is None or not len(rows):
             return
-        last, first = self._floats(finals), self._floats(observations)
+        first = self._floats(observations)
         for row in rows.tolist():
-            if not _same(last, first, row):
+            last, held = self._floats(shown[row]), self._held.get(row)
+            self._held[row] = last
+            if not _same(last, [each[row] for each in first]):
                 self._looked[row] = False
-            elif not _same(self._before, first, row):
-                self._alike[row] += 1
+            elif held is not None and not _same(last, [each[row] for each in self._before]):
+                pairs = zip(last, held, strict=True)
+                self._alike[row] += all(np.may_share_memory(*pair) for pair in pairs)
         if (self._alike >= _ENOUGH).any():
             self._looked[:] = False
             warnings.warn(
@@ -81,5 +92,5 @@ class ReusedFinals:
         return [arrays[key] for key in self._parts] if isinstance(arrays, dict) else [arrays]
 
 
-def _same(ours: list[Array], theirs: list[Array], row: int) -> bool:
-    return all(np.array_equal(a[row], b[row]) for a, b in zip(ours, theirs, strict=True))
+def _same(ours: list[Array], theirs: list[Array]) -> bool:
+    return all(map(np.array_equal, ours, theirs))

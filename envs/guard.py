@@ -26,8 +26,7 @@ from acktr.envs.vector import (
     check_seed,
     check_state,
     env_seeds,
-    inner_envs,
-    require_new,
+    require_distinct,
     state_method,
 )
 from acktr.envs.watch import TIMEOUT, Late, Watch
@@ -91,8 +90,7 @@ class GuardedVectorEnv(AnyVectorWrapper):
         self._calls, self._count = calls, 0
         self._reused: ReusedFinals | None = None
         if foreign:
-            for number, inner in enumerate(inside := inner_envs(env)):
-                require_new(inner, inside[:number], name)
+            require_distinct(env, name)
             if not self._next_step:
                 self._reused = ReusedFinals(space, env.num_envs, name)
             watch = Watch(
@@ -157,11 +155,12 @@ class GuardedVectorEnv(AnyVectorWrapper):
         self._check_finite(rewards, "reward", when, _LARGEST_REWARD)
         if dones.any():
             self._record(infos, dones)
+        shown = infos.get("final_obs")
         if dones.any() and not self._next_step:
             self._give_finals(infos, dones, ~terminated, obs, when)
         self._check_observations(obs, "observation", when)
         if self._reused is not None:
-            self._reused.step(infos, obs)
+            self._reused.step(obs, shown, truncated & ~terminated)
         # Words of this package, in which environments of others may say something else.
         for key in ("episode", "_episode", "forced", "_forced"):
             infos.pop(key, None)

@@ -17,9 +17,9 @@ be saved. Restored into a new environment of the same making, the following step
 for bit. MuJoCo's integration state alone does not suffice: rewards of Ant and Humanoid read arrays
 that lag one sub-step behind it, so that these are kept too.
 
-Other plain attributes of Gymnasium's bases, such as CartPole's ``gravity``, and numbers of MuJoCo's
-model must be as in the new environment: where somebody changed them, for example at random in
-``reset``, the snapshot cannot be restored.
+Other numbers and words of Gymnasium's bases, such as CartPole's ``gravity``, but for those of
+drawing, and numbers of MuJoCo's model must be as in the new environment: where somebody changed
+them, for example at random in ``reset``, the snapshot cannot be restored.
 """
 
 from __future__ import annotations
@@ -48,8 +48,14 @@ _BASES = {
 }
 """Variables of the base environments of a package, of which each has some."""
 
-_PLAIN = ("_np_random", "_np_random_seed", "render_mode", "init_qpos")
-"""Attributes that may differ: steps do not depend on them (resets of Pusher write the last)."""
+_PLAIN = (
+    *("_np_random", "render_mode", "init_qpos", "fullpath", "metadata", "width", "height"),
+    *("_ez", "screen", "surf", "clock", "isopen", "window", "camera", "cell_size"),
+)
+"""Beginnings of attributes that may differ: steps do not depend on them.
+
+They are for drawing, or repeat the arguments; resets of Pusher write ``init_qpos``.
+"""
 _MODEL = (
     *("body_mass", "body_inertia", "dof_damping", "dof_armature", "jnt_stiffness", "geom_friction"),
     *("actuator_gear", "actuator_gainprm", "actuator_biasprm"),
@@ -85,8 +91,11 @@ _WRAPPERS: dict[str, tuple[str, ...]] = {
     ),
 }
 """Variables of wrappers, all of which are there."""
-_LONG = 10_000
-"""Entries of a container that is too long to be compared."""
+_LONG = 1000
+"""Entries of a value that is too long to be compared."""
+CERTAIN = "step: "
+"""Beginning of what is traced of Gymnasium's own, which nothing but steps and resets changes."""
+_STEPPED = ("state", "s", "player", "dealer", "_elapsed_steps")
 _PURE = "gymnasium.wrappers.transform_"
 """Beginning of the modules whose wrappers have no variables."""
 
@@ -167,15 +176,22 @@ def load(env: AnyEnv, state: Tree) -> None:
                 _load_mujoco(layer, entry["mujoco"])
             for name, value in decoded(entry["variables"]).items():
                 _set(layer, name, value)
-            for name, value in decoded(entry.get("others", {"dict": {}})).items():
-                if name == "model":
-                    _load_model(layer.model, value)
-                elif name in vars(layer):
-                    setattr(layer, name, value)
+            _load_others(layer, entry)
             if "own" in entry:
                 layer.load_state_dict(decoded(entry["own"]))
         except Exception as error:
             raise ValueError(f"the state of {entry['kind']}: {named(error)}") from error
+
+
+def _load_others(layer: Any, entry: Tree) -> None:
+    """Set what the reset may have changed; windows and logs stay as they are here."""
+    given = decoded(entry.get("others", {"dict": {}}))
+    here = _others(layer, decoded(entry["variables"])) if given else {}
+    for name in given.keys() & here:
+        if name == "model":
+            _load_model(layer.model, given[name])
+        else:
+            setattr(layer, name, given[name])
 
 
 def _layers(env: AnyEnv) -> list[Any]:
@@ -231,44 +247,67 @@ def _wrapper_variables(layer: Any, kind: str) -> tuple[str, ...] | None:
     return _WRAPPERS.get(kind)
 
 
-def _plain(layer: Any) -> Tree:
-    """The attributes of a layer that are plain values, by name; long lists are left out."""
+def _others(layer: Any, names: Iterable[str]) -> Tree:
+    """What no step changes by itself, but somebody may: numbers, words and short rows of them."""
     found: Tree = {}
     for name, value in list(getattr(layer, "__dict__", {}).items()):
-        if not isinstance(value, list | tuple | dict | deque) or len(value) <= _LONG:
+        if name not in names and not name.startswith(_PLAIN) and _is_setting(value):
             with suppress(TypeError):
                 found[escaped(name)] = encoded(value)
-    return found
+    return found | ({"model": _model(layer.model)} if _is_mujoco(layer) else {})
 
 
-def _others(layer: Any, names: Iterable[str]) -> Tree:
-    """What no step changes by itself, but somebody may."""
-    plain = {k: v for k, v in _plain(layer).items() if k not in (*names, *_PLAIN)}
-    return plain | ({"model": _model(layer.model)} if _is_mujoco(layer) else {})
+def _is_setting(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.size <= _LONG
+    if isinstance(value, tuple):  # lists are rather records
+        return len(value) <= _LONG and all(isinstance(each, int | float) for each in value)
+    return isinstance(value, int | float | str | np.generic)
 
 
 def _require_same(others: Tree, here: Tree, kind: str) -> None:
-    for name, value in others.items():
-        same = name in here and to_bytes(encoded(value)) == to_bytes(encoded(here[name]))
-        if not same:
+    for name in others.keys() & here:  # another version of Gymnasium may have others
+        if to_bytes(encoded(others[name])) != to_bytes(encoded(here[name])):
             raise UnsavedError(
                 f"the attribute {name!r:.40} of {kind}, which no step changes, differs from that of"
                 " the environment where it was saved"
             )
 
 
-def trace(env: Any) -> list[Tree]:
-    """What can be seen of the state of an environment, or of a vector, without its help."""
-    seen = []
-    for layer in _layers(env):
-        found = _plain(layer)
-        generator = vars(layer).get("_np_random")
-        if isinstance(generator, np.random.Generator):
-            found["_np_random"] = encoded(generator.bit_generator.state)
+def trace(env: Any) -> dict[str, Any]:
+    """What can be seen of the steps of an environment, or of a vector, without its help.
+
+    Names of what is of Gymnasium's own begin with ``CERTAIN``. Where there is nothing of that, the
+    whole numbers of all layers and the generators are given.
+    """
+    certain: dict[str, Any] = {}
+    rest: dict[str, Any] = {}
+    for place, layer in enumerate(_layers(env)):
+        own = vars(layer)
+        if type(layer).__module__.startswith("gymnasium."):
+            names = [name for name in _STEPPED if name in own]
+            certain |= {f"{CERTAIN}{place} {name}": _frozen(own[name]) for name in names}
         if _is_mujoco(layer):
-            found["data"] = _saved_mujoco(layer)
-        seen.append(found)
-    return seen
+            data = layer.data
+            seen = np.concatenate([data.qpos, data.qvel, [data.time]])
+            certain[f"{CERTAIN}{place} data"] = _frozen(seen)
+        whole = {name: value for name, value in list(own.items()) if _is_whole(value)}
+        rest |= {f"{place} {name}": _frozen(value) for name, value in whole.items()}
+    return certain or rest
+
+
+def _is_whole(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "iu" and value.size <= _LONG
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return whole or isinstance(value, np.random.Generator)
+
+
+def _frozen(value: Any) -> Any:
+    """Something of a value that is another after it has changed."""
+    if isinstance(value, np.random.Generator):
+        value = value.bit_generator.state
+    return value.tobytes() if isinstance(value, np.ndarray) else repr(value)
 
 
 def _set(layer: Any, name: str, value: Any) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 
 from acktr.envs.errors import EnvError, UnsavedError, check_integer
@@ -61,6 +61,12 @@ def check_mask(mask: Any, num_envs: int) -> NDArray[np.bool_]:
     return array
 
 
+_TWICE = (
+    "{name}: environments {first} and {second} are one and the same: the function must make a new"
+    " one each time"
+)
+
+
 def require_new(env: AnyEnv, others: Sequence[AnyEnv], name: str) -> None:
     """Refuse an environment that is one of the others already: both would step it.
 
@@ -69,10 +75,24 @@ def require_new(env: AnyEnv, others: Sequence[AnyEnv], name: str) -> None:
     """
     for index, other in enumerate(others):
         if env.unwrapped is other.unwrapped:
-            raise EnvError(
-                f"{name}: environments {index} and {len(others)} are one and the same: the function"
-                " must make a new one each time"
-            )
+            raise EnvError(_TWICE.format(name=name, first=index, second=len(others)))
+
+
+def require_distinct(envs: AnyVectorEnv, name: str) -> None:
+    """Refuse Gymnasium's vector of environments where it has one of them twice.
+
+    In vectors of others the environments may be views of one simulation that all step together.
+
+    Raises:
+        EnvError: It has; one line.
+    """
+    if type(envs.unwrapped) is not SyncVectorEnv:
+        return
+    places: dict[int, int] = {}
+    for index, env in enumerate(inner_envs(envs)):
+        first = places.setdefault(id(env.unwrapped), index)
+        if first != index:
+            raise EnvError(_TWICE.format(name=name, first=first, second=index))
 
 
 def inner_envs(envs: AnyEnv | AnyVectorEnv) -> list[AnyEnv]:

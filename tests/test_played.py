@@ -16,7 +16,7 @@ from gymnasium.wrappers import NormalizeObservation, NormalizeReward
 from acktr import A2C, EnvError
 from acktr.envs import EnvWarning
 
-PLAYED = "environments of training were reset, stepped or changed by others since: new episodes"
+PLAYED = "environments of training were reset or stepped by others since: new episodes"
 
 
 class Watched(gymnasium.Env[Any, Any]):
@@ -64,7 +64,8 @@ def test_steps_of_the_agents_own_environments_are_seen() -> None:
 def by_hand(env: Any) -> None:
     env.reset()
     for _ in range(5):
-        env.step(0)
+        if any(env.step(0)[2:4]):
+            break
 
 
 @pytest.mark.parametrize("kind", ["one", "function", "vector"])
@@ -93,6 +94,47 @@ def test_learning_goes_on_as_before_where_nobody_plays(tmp_path: Path) -> None:
             agent.predict(np.zeros(1))
             agent.save(tmp_path / "agent.zip")
             agent.evaluate(Watched, episodes=2)
+
+
+class Rendered(Watched):
+    """Counts pictures and keeps what it once computed."""
+
+    frames, table = 0, None
+
+    def render(self) -> None:
+        self.frames += 1
+        self.table, self.notes = 7, ["drawn"]
+
+
+def draw(env: Any) -> None:
+    env.render()
+
+
+def lighten(env: Any) -> None:
+    env.unwrapped.gravity = env.unwrapped.gravity + 0.1
+    env.unwrapped.screen, env.unwrapped.isopen = object(), False
+
+
+@pytest.mark.parametrize(
+    ("make", "change"),
+    [
+        (lambda: gymnasium.make("FrozenLake-v1", render_mode="ansi"), draw),
+        (lambda: gymnasium.make("CartPole-v1"), lighten),
+        (Rendered, draw),
+    ],
+)
+def test_what_is_no_step_cuts_no_episode(make: Any, change: Any) -> None:
+    """Episodes of a curriculum, which began anew at every call, never ended."""
+    env = make()
+    agent = learner(env)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            agent.learn(8)
+            change(env)
+    by_hand(env)
+    with pytest.warns(UserWarning, match=PLAYED):
+        agent.learn(8)
 
 
 def test_evaluation_does_not_close_what_is_learned_in() -> None:

@@ -19,13 +19,12 @@ from acktr.envs import (
     MASK,
     Masks,
     UnsavedError,
+    Witness,
     autoreset_mode,
     check_state,
     choices,
     require_like,
     state_method,
-    traced,
-    turns,
 )
 from acktr.policies import Normalizer, RewardScaler, to_environment
 from acktr.rollout.acting import Acting
@@ -36,7 +35,7 @@ from acktr.rollout.observations import Observations, fill
 from acktr.rollout.recurrence import Recurrence, Remembered
 from acktr.tree import Observed, tree_map
 
-_PLAYED = "the environments of training were reset, stepped or changed by others since"
+_PLAYED = "the environments of training were reset or stepped by others since"
 
 
 class NonFiniteError(RuntimeError):
@@ -102,9 +101,7 @@ class Collector:
         self._next_step = mode == AutoresetMode.NEXT_STEP
         self._groups = groups_of(envs)
         self._begun = False
-        # How the environments were when this object was the last to use them.
-        self._turns: int | None = None
-        self._trace: bytes | None = None
+        self._witness = Witness(envs)
         # Why the episodes of the state that was loaded cannot go on; None if they do.
         self.unsaved: str | None = None
         # Those of a loaded state, until they go on.
@@ -156,20 +153,14 @@ class Collector:
 
     def note(self) -> None:
         """Take note of how the environments are, by which is seen later if others step them."""
-        self._turns, self._trace = turns(self.envs), traced(self.envs)
-
-    @property
-    def _played(self) -> bool:
-        """Whether others have reset or stepped the environments since."""
-        changed = self._trace is not None and self._trace != traced(self.envs)
-        return changed or turns(self.envs) != self._turns
+        self._witness.note()
 
     def _begin_again(self) -> None:
         """Start new episodes if others have played in the running ones, and say so."""
-        if self._played:
+        if self._witness.played:
             warnings.warn(f"{_PLAYED}: new episodes begin", UserWarning, stacklevel=5)
             self.reset(None)
-        self._trace = None  # nobody but this object steps them for now
+        self._witness.begin()
 
     @torch.no_grad()
     def collect(self, num_steps: int) -> Rollout:
@@ -198,6 +189,7 @@ class Collector:
                             self._act(rollout, step, group)
                         if received is not None:
                             self._record(rollout, step - 1, group, received)
+                            self._witness.stepped()
         except BaseException:
             for group in self._groups:
                 if group.under_way:  # or the next rollout could not begin
@@ -205,7 +197,7 @@ class Collector:
                         self._receive(rollout, 0, group)
             raise
         finally:
-            self._turns = turns(self.envs)
+            self._witness.count()
         self._value(rollout)
         rollout.forward_seconds = time.perf_counter() - started - rollout.env_seconds
         self._before = None
@@ -322,7 +314,7 @@ class Collector:
             pass
         elif self._before is not None:
             unsaved = "the checkpoint was made in the middle of a rollout that was broken off"
-        elif self._begun and self._played:
+        elif self._begun and self._witness.played:
             unsaved = _PLAYED
         elif self._begun:
             try:

@@ -19,12 +19,15 @@ class Buffered(gymnasium.Env[Any, Any]):
 
     action_space = spaces.Discrete(2)
 
-    def __init__(self, reused: bool = True, kind: Any = np.float32, rate: int = 1) -> None:
+    def __init__(
+        self, reused: bool = True, kind: Any = np.float32, rate: int = 1, **more: Any
+    ) -> None:
         self.observation_space: Any = spaces.Box(0, 9, (2,), kind)
         self.array, self.reused, self.rate = np.zeros(2, kind), reused, rate
+        self.home, self.cut = more.get("home", False), more.get("cut", True)
 
     def _seen(self) -> Any:
-        self.array[:] = self.rate * self.count
+        self.array[:] = self.rate * (0 if self.home and self.count == 3 else self.count)
         return self.array if self.reused else self.array.copy()
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
@@ -33,7 +36,8 @@ class Buffered(gymnasium.Env[Any, Any]):
 
     def step(self, action: Any) -> Any:
         self.count += 1
-        return self._seen(), 1.0, False, self.count == 3, {}
+        over = self.count == 3
+        return self._seen(), 1.0, over and not self.cut, over and self.cut, {}
 
 
 def warned(make: Any, steps: int = 24, own: bool = False) -> list[str]:
@@ -65,6 +69,8 @@ def test_what_is_right_or_no_harm_is_not_told() -> None:
     assert not warned(lambda: Buffered(reused=False))
     assert not warned(lambda: Buffered(rate=0))  # whose observations are all the same
     assert not warned(lambda: Buffered(kind=np.int8))  # which may be chance
+    assert not warned(lambda: Buffered(reused=False, home=True))  # ends where it begins
+    assert not warned(lambda: Buffered(cut=False))  # whose last observations have no value
 
 
 def test_an_instance_that_is_twice_in_a_vector_is_refused() -> None:
@@ -72,3 +78,14 @@ def test_an_instance_that_is_twice_in_a_vector_is_refused() -> None:
     twice = SyncVectorEnv([lambda: one, lambda: one], autoreset_mode=AutoresetMode.SAME_STEP)
     with pytest.raises(EnvError, match=r"Two: environments 0 and 1 are one and the same: the func"):
         GuardedVectorEnv(twice, "Two", 0, foreign=True)
+
+
+def test_views_of_one_simulation_are_no_twins() -> None:
+    """As the agents of one world, which a vector of somebody else's steps together."""
+
+    class World(SyncVectorEnv):
+        pass
+
+    one = Buffered(reused=False)
+    views = World([lambda: one, lambda: one], autoreset_mode=AutoresetMode.SAME_STEP)
+    GuardedVectorEnv(views, "World", 0, foreign=True).reset()

@@ -202,6 +202,31 @@ def test_what_somebody_changes_is_not_forgotten(env: str, what: str) -> None:
         continued(make, state)
 
 
+def test_what_is_for_drawing_may_differ() -> None:
+    """Also what only one of two versions of Gymnasium has, and windows stay open."""
+
+    def changed(**attributes: Any) -> Any:
+        env = gymnasium.make("CartPole-v1")
+        vars(env.unwrapped).update(attributes)
+        return env
+
+    state, following = saved(lambda: changed(newer=1, notes=[1], camera_id=2, isopen=True))
+    window = object()
+    drawn = changed(surf=window, isopen=False, screen_width=9, own=3)
+    assert continued(lambda: changed(surf=window, isopen=False, own=3), state) == following
+    envs: Any = make_vec(drawn, 1)
+    envs.reset()
+    envs.load_state_dict(envs.state_dict())
+    assert drawn.unwrapped.surf is window
+    envs.close()
+
+
+@pytest.mark.parametrize("making", [{"width": 200}, {"render_mode": "rgb_array"}])
+def test_pictures_of_mujoco_may_differ(making: dict[str, Any]) -> None:
+    state, following = saved(lambda: gymnasium.make("Hopper-v5"), steps=5)
+    assert continued(lambda: gymnasium.make("Hopper-v5", **making), state) == following
+
+
 def test_attributes_come_back_where_only_the_reset_changed_them() -> None:
     """They were the environment's own when it was saved."""
     envs: Any = make_vec(Varied(gymnasium.make("CartPole-v1")), 1)
