@@ -161,16 +161,6 @@ def test_wrong_parameters_change_nothing() -> None:
     assert torch.equal(agent.get_parameters()[last], own[last])
 
 
-def test_a_saved_agent_keeps_the_samples_of_an_update(tmp_path: Path) -> None:
-    A2C("CartPole-v1", num_envs=4, num_steps=8).save(tmp_path / "agent")
-    pair = make_vec("CartPole-v1", 2)
-    for given, count, steps in (({"env": pair}, 2, 16), ({"num_envs": 1}, 1, 32), ({}, 4, 8)):
-        with A2C.load(tmp_path / "agent", **given) as agent:  # type: ignore[arg-type]
-            assert (agent.config.num_envs, agent.config.num_steps) == (count, steps)
-    with pytest.warns(UserWarning, match="33 samples .* num_steps=11 .* 3 environments: 32, as"):
-        A2C.load(tmp_path / "agent", num_envs=3).close()
-
-
 def test_another_environment_of_the_same_spaces() -> None:
     """The network and its statistics go along, what it predicts is the same."""
     agent = ACKTR("Pendulum-v1", tiny("Pendulum-v1"), seed=0).learn(64)

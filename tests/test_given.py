@@ -16,6 +16,7 @@ from gymnasium.wrappers import TransformReward
 
 from acktr import A2C, ACKTR, CheckpointError, Config, ConfigError, EnvError, preset
 from acktr.config import to_dict
+from acktr.envs import make_vec
 from acktr.runs.checkpoint import save_checkpoint
 from acktr.runs.saved import play, read_agent
 from tests.tools.toys import CountingEnv, IdentityEnv, variant
@@ -237,3 +238,13 @@ def test_another_number_of_environments_keeps_the_samples_of_an_update(tmp_path:
             sizes.append((agent.config.num_envs, agent.config.num_steps))
     one = A2C.load(tmp_path / "agent.zip", gymnasium.make("CartPole-v1"))
     assert sizes == [(1, 32), (16, 2)] and one.config.num_steps == 32
+
+
+def test_a_saved_agent_keeps_the_samples_of_an_update(tmp_path: Path) -> None:
+    A2C("CartPole-v1", num_envs=4, num_steps=8).save(tmp_path / "agent")
+    pair = make_vec("CartPole-v1", 2)
+    for given, count, steps in (({"env": pair}, 2, 16), ({"num_envs": 1}, 1, 32), ({}, 4, 8)):
+        with A2C.load(tmp_path / "agent", **given) as agent:  # type: ignore[arg-type]
+            assert (agent.config.num_envs, agent.config.num_steps) == (count, steps)
+    with pytest.warns(UserWarning, match="33 samples .* num_steps=11 .* 3 environments: 32, as"):
+        A2C.load(tmp_path / "agent", num_envs=3).close()
