@@ -133,7 +133,7 @@ def resume(
         _finish_best(folder, agent)
         config, done = _longer(stored, total), agent.timesteps
         require_within(stop_at, config)
-        _require_ahead(total, done, path)
+        _require_ahead(total, stored, done, path)
         if (nothing := _nothing_left(folder, config, done, stop_at, draw)) is not None:
             return nothing
         facts = _facts(config)
@@ -231,13 +231,15 @@ def _longer(stored: Config, total: int | None) -> Config:
     return dataclasses.replace(stored, total_timesteps=total or stored.total_timesteps)
 
 
-def _require_ahead(total: int | None, done: int, path: Path) -> None:
+def _require_ahead(total: int | None, stored: Config, done: int, path: Path) -> None:
     """Refuse a new total behind what a run has done, which would count as a run of that length.
+
+    Its own total may lie behind it, as updates are whole.
 
     Raises:
         ConfigError: One line.
     """
-    if total is not None and total < done:
+    if total not in (None, stored.total_timesteps) and total < done:
         raise ConfigError(
             f"total_timesteps must be at least the {done:,} steps that {path} has done, got"
             f" {total:,}"

@@ -98,6 +98,12 @@ def test_a_total_below_what_is_done_is_refused(
     assert (run / "config.json").read_text() == before
 
 
+def test_the_own_total_is_not_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = trained(tmp_path, capsys, "--total-timesteps", "250")
+    code, out, _ = call(capsys, "train", "--resume", str(run), "--total-timesteps", "250")
+    assert code == 0 and "is complete: 256 of 250 steps" in out
+
+
 def test_other_versions_are_told_and_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
