@@ -16,8 +16,8 @@ from acktr.kfac.dense import (
     kfac_error,
     relative_error,
 )
+from acktr.kfac.fisher.flat import flattened, unflattened
 from acktr.kfac.fisher.linearized import Linearized, Metric
-from acktr.kfac.fisher.operator import FisherOperator, flattened, unflattened
 from acktr.kfac.fisher.products import (
     dense_fisher,
     fisher_gram,
@@ -71,7 +71,6 @@ __all__ = [
     "Empirical",
     "Exact",
     "FactorError",
-    "FisherOperator",
     "FisherQuadratic",
     "Gaussian",
     "GaussianLoss",

@@ -22,7 +22,7 @@ from acktr.kfac.blocks.layouts import LayerFactors
 from acktr.kfac.blocks.registry import Block
 from acktr.kfac.blocks.tridiagonal import TridiagonalBlock, chain_matrix
 from acktr.kfac.blocks.vectors import VectorBlock
-from acktr.kfac.fisher.operator import flattened, unflattened
+from acktr.kfac.fisher.flat import flattened, unflattened
 from acktr.kfac.fisher.products import dense_fisher
 from acktr.kfac.linalg import FactorError, factored_tikhonov
 from acktr.kfac.losses.likelihoods import OutputLoss

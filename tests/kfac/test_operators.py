@@ -1,4 +1,4 @@
-"""Curvature matrices and operators against matrices written out and against the steps taken."""
+"""Curvature matrices against matrices written out and against the steps taken."""
 
 from __future__ import annotations
 
@@ -26,11 +26,10 @@ from acktr.kfac.dense import (
     kfac_error,
     relative_error,
 )
-from acktr.kfac.fisher.operator import FisherOperator, flattened, unflattened
+from acktr.kfac.fisher.flat import flattened, unflattened
 from tests.tools.kfac import build, mlp, parameters, plain_config, randn, set_gradients
-from tests.tools.product_cases import Case, LogStd, cases, close, filled, joined, written_out
+from tests.tools.product_cases import Case, LogStd, close, filled, joined, written_out
 
-FISHERS = sorted(cases("mean"))
 KINDS: dict[str, dict[str, Any]] = {
     "kfac": {},
     "factored": {"structure": "kfac_factored"},
@@ -79,55 +78,7 @@ class Mixed(nn.Module):
         return output
 
 
-# --- the exact Fisher -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", FISHERS)
-def test_fisher_operator_is_the_matrix_written_out(name: str) -> None:
-    case = cases("mean")[name]
-    operator = FisherOperator(case.model, (case.inputs,), case.loss)
-    expected = written_out(case)
-    assert operator.shape == tuple(expected.shape)
-    close(operator.dense(), expected)
-    vectors = randn(len(expected), 3, seed=9)
-    close(operator @ vectors, expected @ vectors)
-    close(operator @ vectors[:, 0], expected @ vectors[:, 0])
-    close(operator.trace(), expected.trace())
-
-
-def test_fisher_operator_of_some_parameters_is_a_part_of_the_matrix() -> None:
-    case = cases("mean")["categorical"]
-    whole = FisherOperator(case.model, (case.inputs,), case.loss)
-    sizes = {name: p.numel() for name, p in case.model.named_parameters()}
-    starts = {n: sum(list(sizes.values())[:i]) for i, n in enumerate(sizes)}
-    names = ("2.bias", "0.weight")
-    rows = torch.cat([torch.arange(sizes[n]) + starts[n] for n in names])
-    part = FisherOperator(case.model, (case.inputs,), case.loss, names)
-    expected = written_out(case)[rows[:, None], rows]
-    assert whole.names == tuple(sizes)
-    assert part.shape == (23, 23)
-    close(part.dense(), expected)
-    close(part @ torch.eye(23, dtype=torch.float64), expected)
-    close(part.trace(), expected.trace())
-
-
-def test_frozen_parameters_are_no_part_of_the_operator() -> None:
-    model = mlp()
-    model[0].requires_grad_(False)
-    operator = FisherOperator(model, (randn(3, 4),), GaussianLoss())
-    assert operator.names == ("2.weight", "2.bias")
-    with pytest.raises(ValueError, match=r"distinct names of trainable parameters, got 0\.weight"):
-        FisherOperator(model, (randn(3, 4),), GaussianLoss(), ("0.weight",))
-    with pytest.raises(ValueError, match=r"distinct names .* got 2\.bias, 2\.bias"):
-        FisherOperator(model, (randn(3, 4),), GaussianLoss(), ("2.bias", "2.bias"))
-
-
-def test_products_of_the_wrong_shape_are_refused() -> None:
-    operator = FisherOperator(mlp(), (randn(3, 4),), GaussianLoss())
-    with pytest.raises(ValueError, match=r"must be of shape \(43,\), got \(42,\)"):
-        operator @ randn(42)
-    with pytest.raises(ValueError, match=r"shape \(P,\) or \(P, k\), got \(43, 1, 1\)"):
-        operator @ randn(43, 1, 1)
+# --- flat vectors ---------------------------------------------------------------------------------
 
 
 def test_flat_vectors_and_back() -> None:
@@ -137,6 +88,8 @@ def test_flat_vectors_and_back() -> None:
     close(flat, joined(named))
     back = unflattened(flat, list(named), model)
     assert all(torch.equal(back[name], named[name]) for name in named)
+    with pytest.raises(ValueError, match=r"must be of shape \(43,\), got \(42,\)"):
+        unflattened(flat[1:], list(named), model)
     with pytest.raises(ValueError, match=r"needs a tensor for 9\.weight"):
         flattened(named, ["9.weight"])
     with pytest.raises(ValueError, match=r"no parameter '9\.weight'"):
