@@ -377,7 +377,7 @@ class Curvature:
         }
 
     def checked(self, state: Any) -> dict[str, Any]:
-        """A state to load, which may be one of former versions; ValueError if it does not fit."""
+        """A state to load; ValueError if it does not fit."""
         fitting = curvature_state(state, self.state_dict(), self._estimator.rest)
         if fitting["pending"] is not None:
             self._refresher.check_state(fitting["pending"])

@@ -104,56 +104,8 @@ def _require_number(state: object, template: object, where: str) -> None:
         check_number(where, state, -math.inf)
 
 
-def modernised(state: Any, templates: Mapping[str, Mapping[str, Any]]) -> Any:
-    """A curvature's state as this version has it, of any version; it is not checked.
-
-    Former states have an entry "chain", and None in a block for what was not there yet.
-
-    Args:
-        state: The state.
-        templates: Present states of the blocks, which fill what a former one lacks.
-
-    Raises:
-        ValueError: It is a former state of which this version cannot go on.
-    """
-    if not isinstance(state, dict) or "chain" not in state:
-        return state
-    if state["chain"] is not None or state.get("pending") is not None:
-        raise ValueError(
-            "K-FAC state of an earlier version with structure=tridiagonal or refresh_delay:"
-            " finish that run with that version, or start it anew"
-        )
-    layers: Any = state.get("layers")
-    if isinstance(layers, dict):
-        layers = {
-            name: _modern_block(block, templates[name]) if name in templates else block
-            for name, block in layers.items()
-        }
-    return {key: value for key, value in state.items() if key != "chain"} | {"layers": layers}
-
-
-def _modern_block(block: Any, template: Mapping[str, Any]) -> Any:
-    if not isinstance(block, dict):
-        return block
-    kept = {key: value for key, value in block.items() if value is not None}
-    filled = {**template, **{k: v for k, v in kept.items() if not k.endswith("reference")}}
-    filled["started"] = "a" in kept or "moment" in kept
-    filled["ready"] = "basis" in kept or "inverses" in kept
-    return filled
-
-
-def _modern_trust(state: Any, own: dict[str, Any] | None) -> Any:
-    """The state of a region as this version has it; its own if it was made with another q."""
-    if state is None or own is None:
-        return own
-    reach = own["reach"]
-    anywhere = torch.full_like(reach, torch.finfo(reach.dtype).max)
-    added = {"whole": True, "beyond": own["beyond"], "reach": anywhere, "sparsest": 1}
-    return {**added, **state} if isinstance(state, dict) else state
-
-
 def curvature_state(state: Any, own: dict[str, Any], outside: Collection[str]) -> dict[str, Any]:
-    """The state of a curvature that fits, of this or a former version; ``pending`` as it is.
+    """The state of a curvature that fits; ``pending`` as it is.
 
     Args:
         state: The state.
@@ -164,7 +116,6 @@ def curvature_state(state: Any, own: dict[str, Any], outside: Collection[str]) -
         ValueError: It does not fit.
     """
     own = {**own, "pending": None}
-    state = modernised(state, own["layers"])
     if not isinstance(state, dict):
         raise ValueError("K-FAC curvature must be a dict")
     given = state.get("layers")
@@ -173,7 +124,9 @@ def curvature_state(state: Any, own: dict[str, Any], outside: Collection[str]) -
             f"K-FAC state has no statistics of {', '.join(outside)}: it was made with another"
             ' small_parameters ("gradient" was the default); give that setting'
         )
-    state = {**state, "trust": _modern_trust(state.get("trust"), own["trust"])}
+    state = dict(state)
+    if own["trust"] is None or state.get("trust") is None:  # one of the two has another q
+        state["trust"] = own["trust"]
     for key in ("generator", "noisy"):
         if key in own and key in state:
             state[key] = with_own_generators(state[key], own[key])

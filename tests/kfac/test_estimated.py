@@ -186,15 +186,3 @@ def test_the_whole_pass_is_taken_where_its_parts_are_another(between: nn.Module)
     second = due.index(True, 1)  # the first measurement of a part, which does not do
     assert followed[: second + 2] == [True, *[False] * second, True]
     assert region.whole
-
-
-def test_a_state_without_this_knowledge_measures_whole_passes() -> None:
-    model = mlp()
-    optimizer = observed(model, CategoricalLoss(), randn(256, 4), {}, {})
-    state = optimizer.state_by_name()
-    del state["curvature"]["trust"]["whole"], state["curvature"]["trust"]["sparsest"]
-    other = KFAC(model, plain_config(damping=0.1))
-    other.load_state_dict(state)
-    assert other.curvature.region.corrected is not None
-    assert other.curvature.region.corrected.whole
-    assert other.curvature.region.corrected.measurements.sparsest == 1

@@ -249,11 +249,6 @@ class BayesByBackprop(nn.Module):
         for generator, stream in zip((self.noise, self.evaluation), given, strict=True):
             generator.set_state(stream.cpu().clone())  # torch reads a row as if it were the first
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
-        """As torch's; a state of former versions, without generators, leaves one's own."""
-        state_dict.setdefault(f"{prefix}_extra_state", self.get_extra_state())
-        super()._load_from_state_dict(state_dict, prefix, *others)
-
     # --- what the posterior knows -----------------------------------------------------------------
 
     def kl(self) -> Tensor:
