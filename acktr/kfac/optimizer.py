@@ -203,7 +203,6 @@ class KFAC(NamedOptimizer):
         *,
         fisher_quadratic: FisherQuadratic | None = None,
         objective: Callable[[], Tensor] | None = None,
-        model_inputs: tuple[Any, ...] | None = None,
         outputs: Callable[[], Any] | None = None,
     ) -> Tensor | None:
         """Take one step.
@@ -216,7 +215,6 @@ class KFAC(NamedOptimizer):
             objective: The loss on the batch of the gradient, at the present parameters, without
                 weight decay; evaluated around the steps that adapt the damping, both times with the
                 same random numbers, and without a trace in the generators or in buffers.
-            model_inputs: Positional inputs for the model's Fisher; by default the observed ones.
             outputs: The output that observe() was given, at the present parameters, such as
                 ``lambda: model(inputs)``: evaluated before and after the step, with the random
                 numbers of the observed pass, for ``last_step.spent_kl``.
@@ -238,7 +236,7 @@ class KFAC(NamedOptimizer):
             if self._steps == self.config.cold_steps:
                 self._clear_momentum()
             spent = None if outputs is None else self.curvature.region.spending(outputs)
-            self._natural_step(fisher_quadratic, objective, model_inputs)
+            self._natural_step(fisher_quadratic, objective)
             if spent is not None and self.last_step is not None:
                 self.last_step = replace(self.last_step, spent_kl=spent())
             self.curvature.advance(None if self.last_step is None else self.last_step.quadratic)
@@ -249,12 +247,11 @@ class KFAC(NamedOptimizer):
         self,
         fisher_quadratic: FisherQuadratic | None,
         objective: Callable[[], Tensor] | None,
-        inputs: tuple[Any, ...] | None,
     ) -> None:
         """Refresh, direction, length, move; then the damping if it adapts after this step."""
         decay, rule, evaluate = self._decay(), self.adaptive, None
         if rule is not None and rule.due(self._steps - self.config.cold_steps):
-            evaluate = adaptive_objective(self.curvature, objective, decay, inputs, self.maximize)
+            evaluate = adaptive_objective(self.curvature, objective, decay, self.maximize)
         self.curvature.prepare(decay)
         gradients = self._gradients(decay)
         step = self.curvature.direction(gradients, decay)
@@ -266,10 +263,10 @@ class KFAC(NamedOptimizer):
             moves, self.last_step = self._trust_region(gradients, step, fisher_quadratic)
             if evaluate is not None:
                 change = {name: move * factor for name, (move, factor) in moves.items()}
-                model = QuadraticModel.of(self.curvature, gradients, [change], decay, inputs)
+                model = QuadraticModel.of(self.curvature, gradients, [change], decay)
                 predicted = model.predicted(torch.ones_like(model.slopes))
         else:
-            moves, self.last_step, predicted = self._quadratic_model(gradients, step, inputs)
+            moves, self.last_step, predicted = self._quadratic_model(gradients, step)
         rates = self._each("lr") if self.decoupled_weight_decay else {}
         self._move(moves, rates, self.last_step.scale)
         if rule is not None and evaluate is not None and predicted is not None:
@@ -300,15 +297,13 @@ class KFAC(NamedOptimizer):
         moves = {n: (v, 0.0 if n in still else -lr * (1 - momenta[n])) for n, v in moving.items()}
         return moves, fit.info
 
-    def _quadratic_model(
-        self, gradients: Named, step: Named, inputs: tuple[Any, ...] | None
-    ) -> tuple[Moves, StepInfo, Tensor]:
+    def _quadratic_model(self, gradients: Named, step: Named) -> tuple[Moves, StepInfo, Tensor]:
         """The best combination of -U and the last change, and what the model predicts of it."""
         ahead = {name: -update for name, update in step.items()}
         last = self._velocities(step)
         vectors = [ahead, last] if last else [ahead]
         self._warn_schedule('step_rule="quadratic_model" finds the length of a step itself')
-        model = QuadraticModel.of(self.curvature, gradients, vectors, self._decay(), inputs)
+        model = QuadraticModel.of(self.curvature, gradients, vectors, self._decay())
         assert not isinstance(self.config.kl_clip, tuple)
         change, info, predicted = model_step(model, vectors, self.config.kl_clip)
         moves = {name: (moved, 1.0) for name, moved in change.items()}

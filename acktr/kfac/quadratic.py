@@ -16,15 +16,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from acktr.kfac.checks import check_integer, check_number
 from acktr.kfac.curvature import Curvature
-from acktr.kfac.fisher.products import fisher_gram, inner_products, repeatable
-from acktr.kfac.statistics.inputs import Inputs
+from acktr.kfac.fisher.products import inner_products, repeatable
 from acktr.kfac.trust import StepInfo, trust_scale, updates
 
 Named = dict[str, Tensor]
@@ -191,7 +189,6 @@ class QuadraticModel:
         gradients: Named,
         vectors: Sequence[Named],
         decay: Mapping[str, float],
-        inputs: tuple[Any, ...] | None = None,
     ) -> QuadraticModel:
         """The model at the present parameters.
 
@@ -200,20 +197,13 @@ class QuadraticModel:
             gradients: Gradient of the objective, weight decay included.
             vectors: The directions.
             decay: Weight decay by parameter name.
-            inputs: Positional inputs of the Fisher's batch; by default the observed ones.
 
         Raises:
             ValueError: Nothing was observed with a loss, or the module itself was not called.
         """
-        observed = curvature.region.observed
-        if observed is None:
+        if curvature.region.observed is None:
             raise ValueError("the quadratic model needs observe() with a loss before the step")
-        if inputs is None:
-            fisher = curvature.region.grams(vectors).sum(0)
-        elif curvature.region.shared:
-            raise ValueError("model_inputs is for one process: leave it out with ranks")
-        else:
-            fisher = fisher_gram(curvature.module, Inputs.of(inputs).args, observed.loss, vectors)
+        fisher = curvature.region.grams(vectors).sum(0)
         scaled = [
             {
                 n: v * decay[n] if n in curvature.weights else torch.zeros_like(v)
@@ -268,7 +258,6 @@ def adaptive_objective(
     curvature: Curvature,
     objective: Callable[[], Tensor] | None,
     decay: Mapping[str, float],
-    inputs: tuple[Any, ...] | None,
     maximize: bool = False,
 ) -> Callable[[], float]:
     """The loss with its weight decay, for evaluations before and after a step.
@@ -280,7 +269,6 @@ def adaptive_objective(
         curvature: Gives the module, what was observed, and the parameters that decay.
         objective: The loss at the present parameters.
         decay: Weight decay by parameter name.
-        inputs: Inputs of the quadratic model, if not the observed ones.
         maximize: Whether the loss is to ascend.
 
     Raises:
@@ -290,7 +278,7 @@ def adaptive_objective(
         raise ValueError("adaptive damping needs objective in step()")
     if curvature.region.observed is None:
         raise ValueError("adaptive damping needs observe() with a loss before the step")
-    if inputs is None and curvature.region.observed.followed is None:
+    if curvature.region.observed.followed is None:
         _ = curvature.region.observed.inputs
     loss = objective
 

@@ -141,24 +141,6 @@ def test_the_coefficients_solve_the_dense_model(kind: str, decay: float) -> None
         last = change
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_fisher_may_come_from_other_inputs(kind: str) -> None:
-    problem = Problem(kind)
-    config = plain_config(damping=0.2, kl_clip=None)
-    optimizer = KFAC(problem.model, config, step_rule="quadratic_model")
-    problem.backward(optimizer)
-    optimizer.refresh()
-    part = problem.inputs[:2]
-    fisher = dense_fisher(problem.model, (part,), problem.loss)
-    ahead = -ordered(problem.model, optimizer.direction())
-    curvature = ahead @ fisher @ ahead + 0.2 * ahead @ ahead
-    optimizer.step(model_inputs=(part,))
-    assert optimizer.last_step is not None
-    assert optimizer.last_step.coefficients is not None
-    alpha = -float(ahead @ problem.gradient(0.0)) / float(curvature)
-    assert float(optimizer.last_step.coefficients[0]) == pytest.approx(alpha, rel=1e-9)
-
-
 def test_the_trust_region_shortens_a_model_step() -> None:
     free, clipped = Problem("softmax"), Problem("softmax")
     changes = []
