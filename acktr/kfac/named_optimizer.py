@@ -1,4 +1,4 @@
-"""A torch optimizer that knows its parameters by name: groups, momentum, and states."""
+"""A torch optimizer with a curvature, by names of parameters: groups, momentum, and states."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from acktr.kfac.blocks.registry import caller_level
-from acktr.kfac.parameter_groups import FULL, check_groups
+from acktr.kfac.curvature import Curvature
+from acktr.kfac.parameter_groups import FULL, check_groups, group_state
 from acktr.kfac.state import packed, plain_name, require_like, unpacked
 
 
@@ -19,18 +20,19 @@ class NamedOptimizer(torch.optim.Optimizer):
     """An optimizer with momentum, whose groups are fixed at construction.
 
     Args:
-        named: The parameters by name.
         groups: Complete parameter groups, with ``param_names``.
         defaults: Options of a group.
     """
 
+    curvature: Curvature
+    """What preconditions, and has the parameters; it is there before the construction."""
+
     def __init__(
         self,
-        named: Mapping[str, nn.Parameter],
         groups: Sequence[dict[str, Any]],
         defaults: dict[str, float],
     ) -> None:
-        self._named = named
+        self._named = self.curvature.named
         super().__init__(groups, defaults)
         self._built = [float(group["lr"]) for group in self.param_groups]
         """Step sizes of the groups as they were given."""
@@ -40,6 +42,16 @@ class NamedOptimizer(torch.optim.Optimizer):
             for index, group in enumerate(self.param_groups)
             for name in group["param_names"]
         }
+        self._count(0)
+
+    @property
+    def steps(self) -> int:
+        """Steps taken so far."""
+        return self._steps
+
+    def _count(self, steps: int) -> None:
+        """Set the number of steps taken, and what depends on it."""
+        self._steps = steps
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Groups are fixed at construction; raises ValueError afterwards."""
@@ -122,12 +134,25 @@ class NamedOptimizer(torch.optim.Optimizer):
         raise TypeError("a K-FAC optimizer is copied with state_dict() and load_state_dict()")
 
     def state_by_name(self) -> dict[str, Any]:
-        """Everything by names of parameters: ``groups``, ``momentum`` and whatever else."""
-        raise NotImplementedError
+        """What :meth:`state_dict` holds by the names of parameters, for files with text keys."""
+        return {
+            "groups": group_state(self.param_groups),
+            "steps": self._steps,
+            "momentum": self._moving(),
+            "curvature": self.curvature.state_dict(),
+        }
 
     def load_by_name(self, state: Any) -> None:
         """Restore :meth:`state_by_name`; ValueError and no change if it does not fit."""
-        raise NotImplementedError
+        own = self.state_by_name()
+        if not isinstance(state, dict) or set(state) != set(own):
+            raise ValueError(f"K-FAC state must have the entries {', '.join(own)}")
+        curvature = self.curvature.checked(state["curvature"])
+        require_like(state["steps"], self._steps, "K-FAC steps")
+        self._check_own({**state, "curvature": curvature})
+        self.curvature.load_state_dict(curvature)
+        self._load_own(state)
+        self._count(state["steps"])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a bit-exact resume needs, in torch's form: ``state`` and ``param_groups``.
@@ -163,7 +188,7 @@ class NamedOptimizer(torch.optim.Optimizer):
         }
 
     def _check_own(self, state: Mapping[str, Any]) -> None:
-        """Raise ValueError unless options and momentum fit."""
+        """Raise ValueError unless options and momentum fit; the curvature does."""
         named = {plain_name(name): p.detach() for name, p in self._named.items()}
         moving = _plain(state["momentum"])
         require_like(moving, {n: p for n, p in named.items() if n in moving}, "K-FAC momentum")

@@ -16,7 +16,7 @@ from acktr.kfac.config import KFACConfig
 from acktr.kfac.corrected import Proposal
 from acktr.kfac.guard import check_module
 from acktr.kfac.named_optimizer import NamedOptimizer
-from acktr.kfac.parameter_groups import check_whole, group_state, listed, make_groups
+from acktr.kfac.parameter_groups import check_whole, listed, make_groups
 from acktr.kfac.preconditioner import Preconditioner
 from acktr.kfac.quadratic import (
     LMConfig,
@@ -26,7 +26,6 @@ from acktr.kfac.quadratic import (
     reduction_ratio,
 )
 from acktr.kfac.ranks import Ranks
-from acktr.kfac.state import require_like
 from acktr.kfac.trust import FisherQuadratic, StepInfo, clipped
 
 StepRule = Literal["trust_region", "quadratic_model"]
@@ -84,6 +83,8 @@ class KFAC(NamedOptimizer):
             layers does not fit.
     """
 
+    curvature: Preconditioner
+
     def __init__(
         self,
         module: nn.Module,
@@ -124,7 +125,7 @@ class KFAC(NamedOptimizer):
         check_whole(groups, self.curvature.blocks)
         defaults = ("lr", "momentum", "weight_decay")
         options = {name: getattr(self.config, name) for name in defaults}
-        super().__init__(self.curvature.named, groups, options)
+        super().__init__(groups, options)
         self.adaptive = adaptive
         if adaptive is not None:
             adaptive.check(self.config.damping)
@@ -141,7 +142,6 @@ class KFAC(NamedOptimizer):
         region.follow_all = region.follow_all or modelled or adaptive is not None
         if modelled:
             region.corrected = None  # its own form is exact
-        self._count(0)
         self.last_step: StepInfo | None = None
 
     # --- what belongs to the curvature ------------------------------------------------------------
@@ -163,11 +163,6 @@ class KFAC(NamedOptimizer):
     # --- step -------------------------------------------------------------------------------------
 
     @property
-    def steps(self) -> int:
-        """Steps taken so far."""
-        return self._steps
-
-    @property
     def observing(self) -> bool:
         """Whether batches are folded before the next step (``stat_interval``)."""
         return self.curvature.observing
@@ -178,7 +173,7 @@ class KFAC(NamedOptimizer):
         return self._steps >= self.config.cold_steps and self.curvature.needs_refresh
 
     def _count(self, steps: int) -> None:
-        self._steps = steps
+        super()._count(steps)
         self.curvature.cold = steps < self.config.cold_steps
 
     def _decay(self) -> dict[str, float]:
@@ -350,25 +345,7 @@ class KFAC(NamedOptimizer):
 
     # --- state ------------------------------------------------------------------------------------
 
-    def state_by_name(self) -> dict[str, Any]:
-        """What :meth:`state_dict` holds by the names of parameters, for files with text keys."""
-        return {
-            "groups": group_state(self.param_groups),
-            "steps": self._steps,
-            "momentum": self._moving(),
-            "curvature": self.curvature.state_dict(),
-        }
-
-    def load_by_name(self, state: Any) -> None:
-        """Restore :meth:`state_by_name`; ValueError and no change if it does not fit."""
-        own = self.state_by_name()
-        if not isinstance(state, dict) or set(state) != set(own):
-            raise ValueError(f"K-FAC state must have the entries {', '.join(own)}")
-        curvature = self.curvature.checked(state["curvature"])
+    def _check_own(self, state: Mapping[str, Any]) -> None:
+        super()._check_own(state)
         if self.adaptive is not None:
-            self.adaptive.check(curvature["damping"])
-        require_like(state["steps"], self._steps, "K-FAC steps")
-        self._check_own(state)
-        self.curvature.load_state_dict(curvature)
-        self._load_own(state)
-        self._count(state["steps"])
+            self.adaptive.check(state["curvature"]["damping"])

@@ -25,9 +25,8 @@ from acktr.kfac.noisy.curvature import NoisyCurvature
 from acktr.kfac.noisy.posterior import standard_normal
 from acktr.kfac.noisy.predictive import LogLikelihood
 from acktr.kfac.noisy.prior import check_trainable
-from acktr.kfac.parameter_groups import group_state, make_groups
+from acktr.kfac.parameter_groups import make_groups
 from acktr.kfac.ranks import Ranks
-from acktr.kfac.state import require_like
 from acktr.kfac.statistics.capture import Capture
 from acktr.kfac.trust import trust_scale
 
@@ -70,6 +69,7 @@ class NoisyKFAC(NamedOptimizer):
         ValueError: A setting does not fit the module.
     """
 
+    curvature: NoisyCurvature
     _step_supports_amp_scaling = True
     """A GradScaler calls :meth:`step` also where it finds Inf, so that contexts are forgotten."""
 
@@ -93,11 +93,10 @@ class NoisyKFAC(NamedOptimizer):
         self.posterior = self.curvature.posterior
         settings, named = self.curvature.config, self.curvature.named
         options = {"lr": settings.lr, "momentum": settings.momentum, "weight_decay": 0.0}
-        super().__init__(named, make_groups(named, settings, None), options)
+        super().__init__(make_groups(named, settings, None), options)
         self.blocks, self.close = self.curvature.blocks, self.curvature.close
         self._capture: Capture | None = None
         self._open = False
-        self._steps = 0
         self._contexts = Contexts(named)
 
     # --- samples ----------------------------------------------------------------------------------
@@ -226,11 +225,6 @@ class NoisyKFAC(NamedOptimizer):
     # --- step -------------------------------------------------------------------------------------
 
     @property
-    def steps(self) -> int:
-        """Steps taken so far."""
-        return self._steps
-
-    @property
     def kl_weight(self) -> float:
         """The present weight lambda of the KL divergence."""
         return self.posterior.weight
@@ -268,8 +262,11 @@ class NoisyKFAC(NamedOptimizer):
         self.curvature.prepare()
         self._move(gradients)
         self.forget()
-        self._steps += 1
-        self.posterior.weight = self.config.weight(self._steps)
+        self._count(self._steps + 1)
+
+    def _count(self, steps: int) -> None:
+        super()._count(steps)
+        self.posterior.weight = self.config.weight(steps)
 
     def _move(self, gradients: Named) -> None:
         self._add_prior(gradients)
@@ -370,26 +367,8 @@ class NoisyKFAC(NamedOptimizer):
 
     # --- state ------------------------------------------------------------------------------------
 
-    def state_by_name(self) -> dict[str, Any]:
-        """What :meth:`state_dict` holds by the names of parameters, for files with text keys."""
-        return {
-            "groups": group_state(self.param_groups),
-            "steps": self._steps,
-            "momentum": self._moving(),
-            "curvature": self.curvature.state_dict(),
-        }
-
     def load_by_name(self, state: Any) -> None:
         """Restore :meth:`state_by_name`; ValueError and no change if it does not fit."""
         self._check_closed("load_state_dict()")
-        own = self.state_by_name()
-        if not isinstance(state, dict) or set(state) != set(own):
-            raise ValueError(f"NoisyKFAC state must have the entries {', '.join(own)}")
-        curvature = self.curvature.checked(state["curvature"])
-        require_like(state["steps"], self._steps, "NoisyKFAC steps")
-        self._check_own(state)
-        self.curvature.load_state_dict(curvature)
-        self._load_own(state)
-        self._steps = state["steps"]
+        super().load_by_name(state)
         self.forget()
-        self.posterior.weight = self.config.weight(self._steps)
