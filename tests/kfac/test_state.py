@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from acktr.kfac import KFAC, KFACConfig
+from acktr.kfac import KFAC, KFACConfig, LMConfig
 from tests.tools.kfac import block, build, observe, parameters, plain_config, randn, same, snapshot
 
 SETTINGS = plain_config(refresh_interval=4, cold_steps=2, stat_decay=0.9, weight_decay=0.01)
@@ -122,6 +122,14 @@ def test_a_state_of_another_version_is_refused_in_one_line() -> None:
     optimizer, state = trained()
     refused(optimizer, changed(state, None, "curvature", "chain"), "lacks nothing and has chain")
     refused(optimizer, without(state, "curvature", "trust", "reach"), r"trust .*lacks reach")
+
+
+def test_a_damping_beyond_the_limits_of_its_adaptation_is_refused() -> None:
+    _, state = trained()
+    optimizer = KFAC(
+        network(), SETTINGS, known_fisher={"extra": 2.0}, adaptive=LMConfig(maximum=5.0)
+    )
+    refused(optimizer, changed(state, 7.0, "curvature", "damping"), "damping must be .*5")
 
 
 def test_a_state_with_other_layers_is_refused() -> None:
