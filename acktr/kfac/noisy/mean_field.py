@@ -18,11 +18,10 @@ from acktr.kfac.blocks.replicas import Replicas
 from acktr.kfac.checks import check_integer, check_number
 from acktr.kfac.fisher.graph import joined, uses_of_leaves
 from acktr.kfac.guard import check_module
-from acktr.kfac.noisy import predictive
 from acktr.kfac.noisy.checkpoints import watched
 from acktr.kfac.noisy.contexts import wide
 from acktr.kfac.noisy.posterior import standard_normal
-from acktr.kfac.noisy.predictive import LogLikelihood
+from acktr.kfac.noisy.predictive import Predictive
 from acktr.kfac.noisy.prior import check_trainable
 from acktr.kfac.state import require_like, with_own_generators
 
@@ -66,7 +65,7 @@ def _moved(generator: torch.Generator, place: torch.device) -> torch.Generator:
     return torch.Generator(place).manual_seed(int(seed))
 
 
-class BayesByBackprop(nn.Module):
+class BayesByBackprop(Predictive, nn.Module):
     """The posterior q = prod N(mu, sigma^2), sigma = softplus(rho), of the weights of a module.
 
     Blundell et al. 2015, with the KL divergence from the prior N(0, eta) in closed form:
@@ -267,28 +266,6 @@ class BayesByBackprop(nn.Module):
     def draw(self, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """One sample of the weights by name."""
         return self._sample(self.deviations(), generator or self.evaluation)
-
-    def sample(self, count: int = 1, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Samples of the weights by name (count, ...)."""
-        return predictive.samples(self, count, generator)
-
-    def predict(
-        self, inputs: Any, samples: int = 10, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """Outputs (samples, N, ...), as :meth:`acktr.kfac.NoisyKFAC.predict`."""
-        return predictive.predict(self, inputs, samples, generator)
-
-    def elbo(
-        self,
-        inputs: Any,
-        targets: Any,
-        log_likelihood: LogLikelihood,
-        *,
-        samples: int = 10,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Estimate of a bound of the log evidence, as :meth:`acktr.kfac.NoisyKFAC.elbo`."""
-        return predictive.elbo(self, inputs, targets, log_likelihood, samples, generator)
 
     @torch.no_grad()
     def posterior_std(self) -> dict[str, Tensor]:

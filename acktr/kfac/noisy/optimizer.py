@@ -18,12 +18,11 @@ from acktr.kfac.guard import check_loss, check_module
 from acktr.kfac.losses.base import OutputLoss, with_weights
 from acktr.kfac.losses.sources import Source
 from acktr.kfac.named_optimizer import NamedOptimizer
-from acktr.kfac.noisy import predictive
 from acktr.kfac.noisy.config import NoisyConfig
 from acktr.kfac.noisy.contexts import Contexts, wide
 from acktr.kfac.noisy.curvature import NoisyCurvature
 from acktr.kfac.noisy.posterior import standard_normal
-from acktr.kfac.noisy.predictive import LogLikelihood
+from acktr.kfac.noisy.predictive import Predictive
 from acktr.kfac.noisy.prior import check_trainable
 from acktr.kfac.parameter_groups import make_groups
 from acktr.kfac.ranks import Ranks
@@ -33,7 +32,7 @@ from acktr.kfac.trust import trust_scale
 Named = dict[str, Tensor]
 
 
-class NoisyKFAC(NamedOptimizer):
+class NoisyKFAC(Predictive, NamedOptimizer):
     """Variational inference by natural gradients with Kronecker-factored curvature.
 
     The posterior of the weights is q = N(mu, (lambda / N) (F + gamma_in I)^-1), gamma_in =
@@ -312,46 +311,6 @@ class NoisyKFAC(NamedOptimizer):
         noise = self._noise(generator or self.curvature.evaluation)
         named = self.module.named_parameters()
         return {n: p + noise[n] if n in noise else p.detach() for n, p in named}
-
-    def sample(self, count: int = 1, generator: torch.Generator | None = None) -> Named:
-        """Samples of the weights by name (count, ...), as functional_call and vmap take them."""
-        return predictive.samples(self, count, generator)
-
-    def predict(
-        self, inputs: Any, samples: int = 10, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """Outputs (samples, N, ...) of the module, each sample of the weights for all inputs.
-
-        The module is not touched, and runs in the mode in which it is: with dropout or batch
-        normalisation it is put into evaluation mode first. Probabilities are to be averaged, not
-        logits.
-
-        Args:
-            inputs: Its input, or a tuple of positional ones.
-            samples: Number of weight samples.
-            generator: Source of the noise; by default an own one that training does not use.
-        """
-        return predictive.predict(self, inputs, samples, generator)
-
-    def elbo(
-        self,
-        inputs: Any,
-        targets: Any,
-        log_likelihood: LogLikelihood,
-        *,
-        samples: int = 10,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Estimate of E_q log p(data | w) - KL(q || prior), in nats, whatever lambda is.
-
-        Args:
-            inputs: All training data, or a random part of them.
-            targets: Their targets.
-            log_likelihood: log p of every loss term for an output and targets, constants included.
-            samples: Number of weight samples.
-            generator: Source of the noise.
-        """
-        return predictive.elbo(self, inputs, targets, log_likelihood, samples, generator)
 
     def posterior_std(self) -> Named:
         """Standard deviation of every weight with noise, by name."""
