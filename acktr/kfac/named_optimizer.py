@@ -109,12 +109,20 @@ class NamedOptimizer(torch.optim.Optimizer):
 
     # --- momentum ---------------------------------------------------------------------------------
 
+    def _fresh(self, parameter: Tensor) -> dict[str, Tensor]:
+        """What is kept of a parameter, as it is at first."""
+        return {"momentum": torch.zeros_like(parameter)}
+
+    @property
+    def _kinds(self) -> tuple[str, ...]:
+        return tuple(self._fresh(torch.zeros(())))
+
     def _momentum(self, name: str) -> Tensor:
         """V of a parameter, zero at first."""
         parameter = self._named[name]
         state = self.state[parameter]
         if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(parameter)
+            state.update(self._fresh(parameter))
         velocity: Tensor = state["momentum"]
         return velocity
 
@@ -138,7 +146,7 @@ class NamedOptimizer(torch.optim.Optimizer):
         return {
             "groups": group_state(self.param_groups),
             "steps": self._steps,
-            "momentum": self._moving(),
+            **{kind: self._moving(kind) for kind in self._kinds},
             "curvature": self.curvature.state_dict(),
         }
 
@@ -175,38 +183,42 @@ class NamedOptimizer(torch.optim.Optimizer):
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             changed = before(self, state_dict)
             state_dict = state_dict if changed is None else changed
-        self.load_by_name(unpacked(state_dict, self.param_groups))
+        self.load_by_name(unpacked(state_dict, self.param_groups, self._kinds))
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 
-    def _moving(self) -> dict[str, Tensor]:
-        """V by name, of the parameters that have moved."""
+    def _moving(self, kind: str) -> dict[str, Tensor]:
+        """V, or what else is kept, by name, of the parameters that have moved."""
         return {
-            plain_name(name): self.state[p]["momentum"].clone()
+            plain_name(name): self.state[p][kind].clone()
             for name, p in self._named.items()
             if p in self.state
         }
 
     def _check_own(self, state: Mapping[str, Any]) -> None:
         """Raise ValueError unless options and momentum fit; the curvature does."""
-        named = {plain_name(name): p.detach() for name, p in self._named.items()}
+        fresh = {plain_name(name): self._fresh(p) for name, p in self._named.items()}
         moving = _plain(state["momentum"])
-        require_like(moving, {n: p for n, p in named.items() if n in moving}, "K-FAC momentum")
+        for kind in self._kinds:
+            template = {name: new[kind] for name, new in fresh.items() if name in moving}
+            require_like(_plain(state[kind]), template, f"K-FAC {kind}")
         check_groups(state["groups"], self.param_groups)
 
     def _load_own(self, state: Mapping[str, Any]) -> None:
         """Restore options and momentum that fit."""
-        moving = _plain(state["momentum"])
         self.state.clear()
-        for name, p in self._named.items():
-            value = moving.get(plain_name(name))
-            if value is not None:
-                self.state[p]["momentum"] = value.to(p, copy=True)
+        for kind in self._kinds:
+            moving = _plain(state[kind])
+            for name, p in self._named.items():
+                if plain_name(name) in moving:
+                    value = moving[plain_name(name)]
+                    self.state[p][kind] = value.to(self._fresh(p)[kind], copy=True)
         for group, stored in zip(self.param_groups, state["groups"], strict=True):
             group.pop(FULL, None)
             group.update(stored)
 
 
-def _plain(momentum: Any) -> dict[str, Any]:
-    given = momentum if isinstance(momentum, dict) else {}
-    return {plain_name(str(name)): value for name, value in given.items()}
+def _plain(moving: Any) -> dict[str, Any]:
+    if not isinstance(moving, dict):
+        raise ValueError("K-FAC momentum must be a dict")
+    return {plain_name(str(name)): value for name, value in moving.items()}

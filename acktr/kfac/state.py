@@ -145,7 +145,7 @@ def packed(state: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> dic
     """Torch's form, with ``state`` by number of the parameter and ``param_groups``.
 
     Args:
-        state: The form by name: momentum, groups, steps and curvature.
+        state: The form by name: groups, steps and curvature; what else is there is by parameter.
         groups: The optimizer's parameter groups.
     """
     places: dict[str, int] = {}
@@ -155,16 +155,20 @@ def packed(state: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> dic
         numbers = [places.setdefault(name, len(places)) for name in names]
         written.append({**settings, "params": numbers, "param_names": names})
     written[0].update({key: state[key] for key in _OWN})
-    momentum = {places[name]: {"momentum": value} for name, value in state["momentum"].items()}
-    return {"state": momentum, "param_groups": written}
+    kept: dict[int, dict[str, Any]] = {}
+    for kind in (key for key in state if key not in ("groups", *_OWN)):
+        for name, value in state[kind].items():
+            kept.setdefault(places[name], {})[kind] = value
+    return {"state": kept, "param_groups": written}
 
 
-def unpacked(state: Any, groups: Sequence[Mapping[str, Any]]) -> Any:
+def unpacked(state: Any, groups: Sequence[Mapping[str, Any]], kinds: Collection[str]) -> Any:
     """The form by name of either form; only what is torch's is checked.
 
     Args:
         state: Parameters may be numbered, or named as torch.distributed.checkpoint does.
         groups: The optimizer's parameter groups.
+        kinds: What a parameter has: momentum, and whatever else.
 
     Raises:
         ValueError: It has other parameters, or is the state of another kind of optimizer.
@@ -197,11 +201,13 @@ def unpacked(state: Any, groups: Sequence[Mapping[str, Any]]) -> Any:
             "this is no K-FAC state: it has"
             + (f" no {' and no '.join(missing)}" if missing else f" a state for {foreign[0]}")
         )
-    momentum = {}
+    kept: dict[str, dict[str, Any]] = {kind: {} for kind in kinds}
     for number, entries in state["state"].items():
-        if not isinstance(entries, dict) or set(entries) != {"momentum"}:
-            raise ValueError(f"K-FAC state of {names[number]} must have the entry momentum")
-        momentum[names[number]] = entries["momentum"]
+        if not isinstance(entries, dict) or set(entries) != set(kinds):
+            wanted = " and the entry ".join(kinds)
+            raise ValueError(f"K-FAC state of {names[number]} must have the entry {wanted}")
+        for kind, value in entries.items():
+            kept[kind][names[number]] = value
     apart = {*_OWN, "params", "param_names"}
     settings = [{k: v for k, v in group.items() if k not in apart} for group in given]
-    return {"groups": settings, "momentum": momentum, **{key: given[0][key] for key in _OWN}}
+    return {"groups": settings, **kept, **{key: given[0][key] for key in _OWN}}

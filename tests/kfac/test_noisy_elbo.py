@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from itertools import cycle
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Normal
 from torch.func import functional_call
 
@@ -30,6 +31,7 @@ from tests.tools.noisy import (
     noisy,
     refreshed,
 )
+from tests.tools.product_cases import filled
 
 SIZE = 40
 
@@ -177,26 +179,84 @@ def test_the_prior_pulls_at_the_sample() -> None:
     assert float(error.abs().mean()) > 0.1
 
 
+def recorded(
+    optimizer: NoisyKFAC, monkeypatch: pytest.MonkeyPatch, given: list[dict[str, Tensor]]
+) -> NoisyKFAC:
+    """The optimizer, which puts what it preconditions at the end of a list."""
+    direction = optimizer.curvature.direction
+
+    def record(gradients: dict[str, Tensor]) -> Any:
+        given.append({name: g.clone() for name, g in gradients.items()})
+        return direction(gradients)
+
+    monkeypatch.setattr(optimizer.curvature, "direction", record)
+    return optimizer
+
+
 def test_the_average_of_gradients_is_corrected_for_its_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """m <- rho m + (1 - rho) V over 1 - rho^t: the first step is that without momentum."""
-    found: list[list[dict[str, Tensor]]] = []
-    for momentum in (0.0, 0.9):
+    found: list[list[dict[str, Tensor]]] = [[], []]
+    for momentum, given in zip((0.0, 0.9), found, strict=True):
         optimizer = noisy(mlp(), SIZE, lr=0.1, momentum=momentum, initial_curvature=0.1)
-        given: list[dict[str, Tensor]] = []
-        direction = optimizer.curvature.direction
-
-        def record(gradients: dict[str, Tensor], given: Any = given, act: Any = direction) -> Any:
-            given.append({name: g.clone() for name, g in gradients.items()})
-            return act(gradients)
-
-        monkeypatch.setattr(optimizer.curvature, "direction", record)
+        recorded(optimizer, monkeypatch, given)
         for seed in (1, 2):
             context(optimizer, randn(20, 4, seed=seed), randn(20, 3, seed=seed), gaussian())
             optimizer.step()
-        found.append(given)
     (first, second), (one, two) = found
     for name, gradient in first.items():
         close(one[name], gradient, 1e-12)
         close(two[name], (0.9 * gradient + second[name]) / 1.9, 1e-12)
+
+
+class Late(nn.Module):
+    """A network whose second layer joins later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.whole = nn.Linear(4, 3), nn.Linear(3, 3), False
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden: Tensor = self.first(x)
+        return self.second(hidden.tanh()) if self.whole else hidden  # type: ignore[no-any-return]
+
+
+def late_steps(momentum: float, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
+    """What eight steps precondition: 0 and 4 are skipped, and before 5 the state is restored."""
+    given: list[dict[str, Tensor]] = []
+
+    def made() -> NoisyKFAC:  # with steps that are too short for a change
+        settings = {"lr": 1e-300, "momentum": momentum, "initial_curvature": 0.1}
+        return recorded(noisy(filled(Late()), SIZE, **settings), monkeypatch, given)
+
+    optimizer = made()
+    for step in range(8):
+        if step == 5:
+            state, optimizer = copy.deepcopy(optimizer.state_dict()), made()
+            optimizer.load_state_dict(state)
+        optimizer.module.whole = step > 2  # type: ignore[assignment]
+        targets = randn(20, 3, seed=50 + step)
+        if step in (0, 4):
+            targets[0] = torch.inf
+        context(optimizer, randn(20, 4, seed=step), targets, gaussian())
+        optimizer.step()
+    return given
+
+
+def test_the_correction_counts_the_gradients_that_an_average_is_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """m / omega, omega <- rho omega + 1 - rho: over skipped steps, states, and a late layer."""
+    gradients: dict[str, list[Tensor]] = {}
+    both = zip(late_steps(0.0, monkeypatch), late_steps(0.9, monkeypatch), strict=True)
+    for step, (plain, corrected) in enumerate(both):
+        assert ("second.bias" in plain) == (step > 2)
+        if step in (0, 4):
+            continue
+        for name, gradient in plain.items():
+            mine = gradients.setdefault(name, [])
+            mine.append(gradient)
+            shares = [0.9**age for age in reversed(range(len(mine)))]
+            total = torch.stack([p * g for p, g in zip(shares, mine, strict=True)]).sum(0)
+            close(corrected[name], total / sum(shares), 1e-12)

@@ -247,11 +247,16 @@ def test_a_state_of_a_gpu_is_loaded_with_ones_own_generators() -> None:
 def test_a_state_of_another_kind_is_refused_without_a_change() -> None:
     optimizer = stepped()
     before = copy.deepcopy(optimizer.state_by_name())
-    plain = KFAC(mlp())
+    plain, former = KFAC(mlp()), stepped().state_dict()
+    del former["state"][1]["momentum_weight"]
     for state, message in [
         (stepped(structure="ffg").state_dict(), "lacks mvg with exact damping and has ffg with"),
         (stepped(damping_form="factored").state_dict(), "has mvg with factored damping instead"),
         (plain.state_dict(), "lacks noisy"),
+        (
+            former,
+            "K-FAC state of 0.bias must have the entry momentum and the entry momentum_weight",
+        ),
         ({"state": {}}, "entries"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -198,6 +198,7 @@ def eye(size: int) -> torch.Tensor:
         (("groups",), [{"lr": 0.1, "momentum": 1.0, "weight_decay": 0.0}]),
         (("groups",), [{"lr": 0.1}]),
         (("steps",), "many"),
+        (("momentum",), "fast"),
         (("curvature", "damping"), 0.0),
         (("curvature", "generator"), torch.zeros(3, dtype=torch.uint8)),
         (("curvature", "pending"), {"due": 3, "names": [], "places": [], "matrices": []}),

@@ -63,11 +63,7 @@ class NoisyConfig:
     lr: float = 0.01
     """Step size alpha of the mean."""
     momentum: float = 0.9
-    """Decay of the bias-corrected average of gradients that is preconditioned.
-
-    The correction 1 - rho^t counts the optimizer's steps t: after a step that was skipped for NaN,
-    or for a parameter whose first gradient comes later, the average is too short at first.
-    """
+    """Decay of the bias-corrected average of gradients that is preconditioned."""
     stat_decay: float = 0.99
     """Decay 1 - beta of the running averages of the curvature."""
     stat_interval: int = 1

@@ -50,8 +50,8 @@ class NoisyKFAC(Predictive, NamedOptimizer):
     gradients and statistics are averaged over the loss terms that observe() was given. Each begins
     with empty gradients. The step is
 
-        V = grad h(w) + gamma_in w,   m <- rho m + (1 - rho) V,
-        mu <- mu - lr (F + (gamma_in + gamma_ex) I)^-1 m / (1 - rho^t).
+        V = grad h(w) + gamma_in w,   m <- rho m + (1 - rho) V,   omega <- rho omega + 1 - rho,
+        mu <- mu - lr (F + (gamma_in + gamma_ex) I)^-1 m / omega.
 
     Args:
         module: The network.
@@ -267,6 +267,12 @@ class NoisyKFAC(Predictive, NamedOptimizer):
         super()._count(steps)
         self.posterior.weight = self.config.weight(steps)
 
+    def _fresh(self, parameter: Tensor) -> Named:
+        """With the weight of the average, which is less than 1 while it is short."""
+        kind = torch.promote_types(parameter.dtype, torch.float32)
+        weight = torch.zeros((), dtype=kind, device=parameter.device)
+        return {**super()._fresh(parameter), "momentum_weight": weight}
+
     def _move(self, gradients: Named) -> None:
         self._add_prior(gradients)
         total = torch.stack([wide(gradient).sum() for gradient in gradients.values()]).sum()
@@ -276,8 +282,11 @@ class NoisyKFAC(Predictive, NamedOptimizer):
             momentum = momenta[name]
             if momentum > 0:
                 average = self._momentum(name)
-                average.lerp_(gradient.where(finite, average), 1 - momentum)
-                gradients[name] = average / (1 - momentum ** (self._steps + 1))
+                weight: Tensor = self.state[self._named[name]]["momentum_weight"]
+                for mean, new in ((average, gradient), (weight, torch.ones_like(weight))):
+                    mean.lerp_(new.where(finite, mean), 1 - momentum)
+                some = weight.clamp(min=torch.finfo(weight.dtype).tiny)  # 0 before any gradient
+                gradients[name] = (average / some).to(average.dtype)
         steps = self.curvature.direction(gradients)
         scale = finite.to(total.dtype)
         if self.config.kl_clip is not None:
