@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from acktr.kfac.cadence import Measurements
-from acktr.kfac.trust import Fit, StepInfo, part_scales, root, updates
+from acktr.kfac.trust import Fit, Named, StepInfo, part_scales, root, updates
 
 _FORETOLD, _KEPT = math.log(1.5), math.log(2.0)
 """Logarithms: how far off a form may be foretold, and what a step really costs be promised."""
@@ -40,7 +40,6 @@ _LEAP = 4.0
 _TRIALS = 4
 """Most times that a step whose real KL is far beyond its radius is shortened and tried again."""
 
-Named = Mapping[str, Tensor]
 Measure = Callable[[Sequence[Named]], Tensor | None]
 """Exact forms (parts, m, m) of m vectors, those of a part without its weight where it has a radius
 of its own; None where a part of the samples does not do."""
@@ -161,37 +160,37 @@ class CorrectedRegion:
         """
         step, velocities, full = proposal.step, proposal.velocities, proposal.full
         finite, known = self._known(proposal)
-        nu, kept = self._lengths(known, full)
-        measured, off = False, 0.0
+        unit = known.length.square()  # what takes forms of a velocity to those of its step
+        nu, carry = self._lengths(known, full)
+        measured, surprise = False, 0.0
         if self.due(turn):
-            change = self._sum(self._scaled(step, torch.where(finite, nu, 0.0)), velocities, kept)
+            change = self._sum(self._scaled(step, torch.where(finite, nu, 0.0)), velocities, carry)
             lengths = {name: full * (1 - proposal.momenta[name]) for name in step}
             exact = self._measured({n: d * lengths[n] for n, d in change.items()}, measure)
             if exact is not None:
-                forms = self._velocity_forms(known, nu, kept)
-                off = self._learn(exact, known.length.square() * forms)
-                nu, kept = self._lengths(known, full)
+                surprise = self._learn(exact, unit * self._velocity_forms(known, nu, carry))
+                nu, carry = self._lengths(known, full)
                 measured = True
         nu = torch.where(finite, nu, 0.0)
-        forms = self._velocity_forms(known, nu, kept)
-        keep = self._scales(known.length.square() * forms)
+        forms = self._velocity_forms(known, nu, carry)
+        scale = self._scales(unit * forms)
         if measured:
-            change = self._sum(self._scaled(step, nu * keep), velocities, keep * kept)
-            factor, beyond = self._tried(
+            change = self._sum(self._scaled(step, nu * scale), velocities, scale * carry)
+            factor, excess = self._tried(
                 {n: d * -lengths[n] for n, d in change.items()},
-                0.5 * self._wholes(known.length.square() * keep.square() * forms),
+                0.5 * self._wholes(unit * scale.square() * forms),
                 spend,
             )
-            keep = keep * factor
-            self.measurements.plan(off <= _FORETOLD and beyond <= _KEPT, turn, renewed)
-        keep = keep * self._reached(known.length.square() * keep.square() * forms, measured)
-        forms = keep.square() * forms
+            scale = scale * factor
+            self.measurements.plan(surprise <= _FORETOLD and excess <= _KEPT, turn, renewed)
+        scale = scale * self._reached(unit * scale.square() * forms, measured)
+        taken = scale.square() * forms
         part = proposal.lr / full if full > 0 else 1.0
-        kl = 0.5 * part**2 * self._wholes(known.length.square() * forms)
-        self.forms = torch.where(known.length > 0, forms, self.forms)
+        kl = 0.5 * part**2 * self._wholes(unit * taken)
+        self.forms = torch.where(known.length > 0, taken, self.forms)
         whole = torch.where(finite, self._wholes(known.quadratic).sum(), torch.nan)
-        info = StepInfo(whole, (nu * keep).min(), kl.sum(), part_kl=kl if self.separate else None)
-        return Fit(dict(step), self._by_name(nu * keep), self._by_name(keep * kept), info)
+        info = StepInfo(whole, (nu * scale).min(), kl.sum(), part_kl=kl if self.separate else None)
+        return Fit(dict(step), self._by_name(nu * scale), self._by_name(scale * carry), info)
 
     def _known(self, proposal: Proposal) -> tuple[Tensor, _Forms]:
         """Whether the update is finite, and the forms of the step, 0 where it is not."""
@@ -217,10 +216,10 @@ class CorrectedRegion:
             for name, update in updates.items()
         }
 
-    def _velocity_forms(self, known: _Forms, nu: Tensor, kept: Tensor) -> Tensor:
+    def _velocity_forms(self, known: _Forms, nu: Tensor, carry: Tensor) -> Tensor:
         """Kronecker forms of the velocity times its factor, plus nu U, by parameter."""
-        old, new = kept.square() * self.forms, nu.square() * known.quadratic
-        cross = 2 * kept * nu * known.slope
+        old, new = carry.square() * self.forms, nu.square() * known.quadratic
+        cross = 2 * carry * nu * known.slope
         limit = 2 * (old.sum() * new.sum()).clamp(min=0.0).sqrt()
         share = (limit / cross.sum().abs()).clamp(max=1.0)  # by Cauchy-Schwarz, unless w is old
         return old + cross * share.nan_to_num(nan=1.0) + new

@@ -26,10 +26,9 @@ from acktr.kfac.quadratic import (
     reduction_ratio,
 )
 from acktr.kfac.ranks import Ranks
-from acktr.kfac.trust import FisherQuadratic, StepInfo, clipped
+from acktr.kfac.trust import FisherQuadratic, Named, StepInfo, clipped
 
 StepRule = Literal["trust_region", "quadratic_model"]
-Named = dict[str, Tensor]
 Moves = dict[str, tuple[Tensor, float]]
 """Changes of the parameters by name: a tensor, and its factor."""
 _BOUND = (

@@ -23,9 +23,7 @@ from torch import Tensor
 from acktr.kfac.checks import check_integer, check_number
 from acktr.kfac.curvature import Curvature
 from acktr.kfac.fisher.products import inner_products, repeatable
-from acktr.kfac.trust import StepInfo, trust_scale, updates
-
-Named = dict[str, Tensor]
+from acktr.kfac.trust import Named, StepInfo, trust_scale, updates
 
 _TRUSTED = 0.75
 _DISTRUSTED = 0.25

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+Named = dict[str, Tensor]
+"""Tensors by name of a parameter."""
 FisherQuadratic = Callable[[dict[str, Tensor]], Tensor]
 """U -> U^T F U with the exact Fisher."""
 _SHARE = 0.5

@@ -253,10 +253,7 @@ def test_a_state_of_another_kind_is_refused_without_a_change() -> None:
         (stepped(structure="ffg").state_dict(), "lacks mvg with exact damping and has ffg with"),
         (stepped(damping_form="factored").state_dict(), "has mvg with factored damping instead"),
         (plain.state_dict(), "lacks noisy"),
-        (
-            former,
-            "K-FAC state of 0.bias must have the entry momentum and the entry momentum_weight",
-        ),
+        (former, "0.bias must have the entry momentum and the entry momentum_weight"),
         ({"state": {}}, "entries"),
     ]:
         with pytest.raises(ValueError, match=message):

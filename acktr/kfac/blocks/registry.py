@@ -107,7 +107,7 @@ class Registry:
         rules: How layers of one's own become rows, by their type.
         skip: Layers without a block of their own; their parameters are treated as those that no
             layer has.
-        wanted: Names of the parameters that are to have blocks; None for all.
+        wanted: Names of the parameters that are to have blocks.
 
     Raises:
         ValueError: A rule does not fit, or ``skip`` names what does not exist.
@@ -119,11 +119,11 @@ class Registry:
         named: Mapping[str, nn.Parameter],
         known: Mapping[str, float],
         config: KFACConfig,
-        rules: Rules | None = None,
-        skip: Skip = (),
-        wanted: Iterable[str] | None = None,
+        rules: Rules | None,
+        skip: Skip,
+        wanted: Iterable[str],
     ) -> None:
-        self.wanted = set(named if wanted is None else wanted)
+        self.wanted = set(wanted)
         self.rules = rules or {}
         check_rules(self.rules, module)
         self.module = module

@@ -21,7 +21,7 @@ _REFUSED = (
 )
 
 
-class Sampled(TorchFunctionMode):
+class CheckpointWatch(TorchFunctionMode):
     """Looks for uses of a pass's own weights inside of torch.utils.checkpoint.
 
     What torch compiles is left alone: there the weights are inputs of what is computed again.
@@ -61,7 +61,7 @@ class Sampled(TorchFunctionMode):
 
 
 @contextmanager
-def watched(module: nn.Module, weights: Iterable[Tensor]) -> Iterator[Sampled | None]:
+def watched(module: nn.Module, weights: Iterable[Tensor]) -> Iterator[CheckpointWatch | None]:
     """Context of a pass with weights of its own; without a graph there is nothing to look for.
 
     Args:
@@ -80,5 +80,5 @@ def watched(module: nn.Module, weights: Iterable[Tensor]) -> Iterator[Sampled | 
     if any(part._compiled_call_impl or hasattr(part, "_orig_mod") for part in module.modules()):
         yield None
         return
-    with Sampled(weights) as mode:
+    with CheckpointWatch(weights) as mode:
         yield mode

@@ -27,9 +27,7 @@ from acktr.kfac.noisy.prior import check_trainable
 from acktr.kfac.parameter_groups import make_groups
 from acktr.kfac.ranks import Ranks
 from acktr.kfac.statistics.capture import Capture
-from acktr.kfac.trust import trust_scale
-
-Named = dict[str, Tensor]
+from acktr.kfac.trust import Named, trust_scale
 
 
 class NoisyKFAC(Predictive, NamedOptimizer):
