@@ -62,7 +62,6 @@ class Lesson:
 
     def begin(self, told: Sequence[Listener], stack: ExitStack) -> None:
         """Tell listeners the beginning, and the end when the stack is left."""
-        stack.callback(self.trainer.collector.note)  # before the caller may play in them
         for each in told:
             each.begin(self.agent, self.end)
             stack.callback(each.end)

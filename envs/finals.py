@@ -6,91 +6,61 @@ import warnings
 from typing import Any
 
 import numpy as np
-from gymnasium import spaces
 
 from acktr.envs.errors import EnvWarning
-from acktr.envs.nested import flat, parts
-from acktr.envs.vector import Array
-
-_ENOUGH = 2
-"""Episodes of an environment, after another one, after which it is no coincidence."""
+from acktr.envs.vector import AnyVectorEnv, Array
 
 
 class ReusedFinals:
     """Finds environments that write every observation into one and the same array.
 
-    Under same-step autoreset Gymnasium's vector environments show the last observation of an
-    episode without a copy of it, after the reset. It is then the first one of the next episode, by
-    which a truncated episode would be valued.
+    Under same-step autoreset Gymnasium's vector shows the last observation of an episode without a
+    copy of it, after the reset. It is then the first one of the next episode, by which a truncated
+    episode would be valued.
 
-    That is told of an environment whose episodes were cut, at a place other than where the next one
-    begins, with last observations in one array that are the first ones. The latest is held, so that
-    no new array has its memory. An environment is no longer looked at after an episode whose two
-    observations differ. Spaces of integers have few observations, so that they may be alike by
-    chance.
+    Both lie in one memory then, which is told once the environment has written there: rows of a
+    table that stay as they are do no harm.
 
     Args:
-        space: Of one environment's observations.
-        num_envs: Number of environments.
+        envs: The vector; of others than Gymnasium's in this process nothing is seen.
         name: For messages.
     """
 
-    def __init__(self, space: spaces.Space[Any], num_envs: int, name: str) -> None:
-        inside = parts(space).items()
-        self._parts = [
-            key for key, part in inside if isinstance(part, spaces.Box) and part.dtype.kind == "f"
-        ]
-        self._space, self._name = space, name
-        self._looked = np.full(num_envs, bool(self._parts))
-        self._alike = np.zeros(num_envs, np.int64)
-        self._before: list[Array] | None = None
-        self._held: dict[int, list[Array]] = {}
+    def __init__(self, envs: AnyVectorEnv, name: str) -> None:
+        self._envs, self._name = envs, name
+        self._shared: dict[int, list[tuple[Array, Array]]] = {}  # each with what was in it
+        self._told = False
 
-    def see(self, observations: Any) -> None:
-        """Take note of what is shown before the next step."""
-        if self._looked.any():
-            self._before = [each.copy() for each in self._floats(observations)]
-
-    def step(self, observations: Any, shown: Any, cut: Array) -> None:
-        """Compare the last observations of episodes with the first ones of the next.
+    def step(self, shown: Any, cut: Array) -> None:
+        """Look at the last observations that a step has shown.
 
         Args:
-            observations: What the step returned.
             shown: Its ``infos["final_obs"]`` as the environment gave it; None if there was none.
             cut: Where the episode was truncated only; the last observations of others are not used.
         """
-        if isinstance(shown, np.ndarray) and shown.dtype == object:
-            self._compare(shown, observations, cut)
-        self.see(observations)
-
-    def _compare(self, shown: Array, observations: Any, cut: Array) -> None:
-        rows = np.flatnonzero(cut & self._looked)
-        if self._before is None or not len(rows):
+        for row, pairs in () if self._told else self._shared.items():
+            if not all(np.array_equal(array, was) for array, was in pairs):
+                self._told = True
+                warnings.warn(
+                    f"environment {row} of {self._name} gave final observations that are the first"
+                    " ones of the next episodes: it returns the same array at every step and must"
+                    " return a copy(), or truncated episodes are valued by what comes after them",
+                    EnvWarning,
+                    stacklevel=2,
+                )
+                return
+        first = getattr(self._envs.unwrapped, "_env_obs", None)  # of Gymnasium's SyncVectorEnv
+        if not (isinstance(first, list) and isinstance(shown, np.ndarray) and shown.dtype == "O"):
             return
-        first = self._floats(observations)
-        for row in rows.tolist():
-            last, held = self._floats(shown[row]), self._held.get(row)
-            self._held[row] = last
-            if not _same(last, [each[row] for each in first]):
-                self._looked[row] = False
-            elif held is not None and not _same(last, [each[row] for each in self._before]):
-                pairs = zip(last, held, strict=True)
-                self._alike[row] += all(np.may_share_memory(*pair) for pair in pairs)
-        if (self._alike >= _ENOUGH).any():
-            self._looked[:] = False
-            warnings.warn(
-                f"environment {int(self._alike.argmax())} of {self._name} gave final observations"
-                " that are the first ones of the next episodes, number for number: if it returns"
-                " the same array at every step, it must return a copy(), or truncated episodes are"
-                " valued by what comes after them",
-                EnvWarning,
-                stacklevel=2,
-            )
-
-    def _floats(self, observations: Any) -> list[Array]:
-        arrays = flat(self._space, observations)
-        return [arrays[key] for key in self._parts] if isinstance(arrays, dict) else [arrays]
+        for row in np.flatnonzero(cut).tolist():
+            both = zip(_arrays(shown[row]), _arrays(first[row]), strict=False)
+            shared = [(last, last.copy()) for last, next_ in both if np.shares_memory(last, next_)]
+            self._shared[row] = shared
 
 
-def _same(ours: list[Array], theirs: list[Array]) -> bool:
-    return all(map(np.array_equal, ours, theirs))
+def _arrays(value: Any) -> list[Array]:
+    """The arrays of an observation, however deep they lie in it."""
+    if isinstance(value, dict | tuple):
+        inside = value.values() if isinstance(value, dict) else value
+        return [array for each in inside for array in _arrays(each)]
+    return [value] if isinstance(value, np.ndarray) else []

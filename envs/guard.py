@@ -88,11 +88,9 @@ class GuardedVectorEnv(AnyVectorWrapper):
         self._bounds = {name: bounds(part) for name, part in self._parts.items() if bounded}
         calls: list[tuple[int, str] | None] = [None]  # the call that is under way, by its number
         self._calls, self._count = calls, 0
-        self._reused: ReusedFinals | None = None
+        self._reused = ReusedFinals(env, name) if foreign and not self._next_step else None
         if foreign:
             require_distinct(env, name)
-            if not self._next_step:
-                self._reused = ReusedFinals(space, env.num_envs, name)
             watch = Watch(
                 lambda: calls[0], lambda call: f"{name} did not return from {call[1]}", timeout
             )
@@ -126,8 +124,6 @@ class GuardedVectorEnv(AnyVectorWrapper):
         which = np.ones(self.num_envs, np.bool_) if mask is None else mask
         self._dead[which] = False
         self._add_masks(obs, infos, "reset", which)
-        if self._reused is not None:
-            self._reused.see(obs)
         return obs, infos
 
     def step(self, actions: Any) -> StepResult:
@@ -160,7 +156,7 @@ class GuardedVectorEnv(AnyVectorWrapper):
             self._give_finals(infos, dones, ~terminated, obs, when)
         self._check_observations(obs, "observation", when)
         if self._reused is not None:
-            self._reused.step(obs, shown, truncated & ~terminated)
+            self._reused.step(shown, truncated & ~terminated)
         # Words of this package, in which environments of others may say something else.
         for key in ("episode", "_episode", "forced", "_forced"):
             infos.pop(key, None)

@@ -93,9 +93,6 @@ _WRAPPERS: dict[str, tuple[str, ...]] = {
 """Variables of wrappers, all of which are there."""
 _LONG = 1000
 """Entries of a value that is too long to be compared."""
-CERTAIN = "step: "
-"""Beginning of what is traced of Gymnasium's own, which nothing but steps and resets changes."""
-_STEPPED = ("state", "s", "player", "dealer", "_elapsed_steps")
 _PURE = "gymnasium.wrappers.transform_"
 """Beginning of the modules whose wrappers have no variables."""
 
@@ -272,42 +269,6 @@ def _require_same(others: Tree, here: Tree, kind: str) -> None:
                 f"the attribute {name!r:.40} of {kind}, which no step changes, differs from that of"
                 " the environment where it was saved"
             )
-
-
-def trace(env: Any) -> dict[str, Any]:
-    """What can be seen of the steps of an environment, or of a vector, without its help.
-
-    Names of what is of Gymnasium's own begin with ``CERTAIN``. Where there is nothing of that, the
-    whole numbers of all layers and the generators are given.
-    """
-    certain: dict[str, Any] = {}
-    rest: dict[str, Any] = {}
-    for place, layer in enumerate(_layers(env)):
-        own = vars(layer)
-        if type(layer).__module__.startswith("gymnasium."):
-            names = [name for name in _STEPPED if name in own]
-            certain |= {f"{CERTAIN}{place} {name}": _frozen(own[name]) for name in names}
-        if _is_mujoco(layer):
-            data = layer.data
-            seen = np.concatenate([data.qpos, data.qvel, [data.time]])
-            certain[f"{CERTAIN}{place} data"] = _frozen(seen)
-        whole = {name: value for name, value in list(own.items()) if _is_whole(value)}
-        rest |= {f"{place} {name}": _frozen(value) for name, value in whole.items()}
-    return certain or rest
-
-
-def _is_whole(value: Any) -> bool:
-    if isinstance(value, np.ndarray):
-        return value.dtype.kind in "iu" and value.size <= _LONG
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    return whole or isinstance(value, np.random.Generator)
-
-
-def _frozen(value: Any) -> Any:
-    """Something of a value that is another after it has changed."""
-    if isinstance(value, np.random.Generator):
-        value = value.bit_generator.state
-    return value.tobytes() if isinstance(value, np.ndarray) else repr(value)
 
 
 def _set(layer: Any, name: str, value: Any) -> None:

@@ -82,6 +82,26 @@ def test_steps_by_hand_are_seen(kind: str) -> None:
     assert shown(agent).max() == one.count
 
 
+def test_a_reset_after_the_last_update_is_seen() -> None:
+    """By a callback that is still told of it, or at the end of training."""
+
+    class AtTheEnd:
+        def begin(self, agent: Any, total_timesteps: int) -> None:
+            self.agent = agent
+
+        def __call__(self, stats: Any) -> None:
+            if stats.updates == 2:
+                self.agent.envs.reset()
+
+        def end(self) -> None:
+            pass
+
+    with learner("CartPole-v1", num_envs=1) as agent:
+        agent.learn(16, AtTheEnd())
+        with pytest.warns(UserWarning, match=PLAYED):
+            agent.learn(16)
+
+
 def test_learning_goes_on_as_before_where_nobody_plays(tmp_path: Path) -> None:
     """Asking, saving and evaluating elsewhere is no play."""
     one = Watched()

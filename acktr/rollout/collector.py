@@ -149,10 +149,6 @@ class Collector:
         if self.reward_scaler is not None:
             self.reward_scaler.reset()
         self._begun, self._loaded = True, None
-        self.note()
-
-    def note(self) -> None:
-        """Take note of how the environments are, by which is seen later if others step them."""
         self._witness.note()
 
     def _begin_again(self) -> None:
@@ -160,7 +156,6 @@ class Collector:
         if self._witness.played:
             warnings.warn(f"{_PLAYED}: new episodes begin", UserWarning, stacklevel=5)
             self.reset(None)
-        self._witness.begin()
 
     @torch.no_grad()
     def collect(self, num_steps: int) -> Rollout:
@@ -189,7 +184,6 @@ class Collector:
                             self._act(rollout, step, group)
                         if received is not None:
                             self._record(rollout, step - 1, group, received)
-                            self._witness.stepped()
         except BaseException:
             for group in self._groups:
                 if group.under_way:  # or the next rollout could not begin
@@ -197,7 +191,7 @@ class Collector:
                         self._receive(rollout, 0, group)
             raise
         finally:
-            self._witness.count()
+            self._witness.note()
         self._value(rollout)
         rollout.forward_seconds = time.perf_counter() - started - rollout.env_seconds
         self._before = None
@@ -382,7 +376,7 @@ class Collector:
         if self.recurrence is not None:
             self.recurrence.load_state_dict(state["memory"])
         self._begun, self._loaded = True, None
-        self.note()
+        self._witness.note()
 
 
 def _state(stateful: Normalizer | RewardScaler | None) -> dict[str, Any] | None:

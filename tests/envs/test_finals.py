@@ -64,11 +64,43 @@ def test_an_array_that_is_used_again_is_told_once() -> None:
     assert "must return a copy()" in line
 
 
+def test_pictures_that_are_used_again_are_told() -> None:
+    assert warned(lambda: Buffered(kind=np.uint8))
+    assert warned(lambda: Buffered(kind=np.int8, home=True))  # the numbers of which are the same
+
+
+class Parts(Buffered):
+    """The array is one of several parts."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(**more)
+        one = self.observation_space
+        self.observation_space = spaces.Dict(fresh=one, deep=spaces.Tuple((one, one)))
+
+    def _seen(self) -> Any:
+        seen = super()._seen()
+        return {"fresh": seen.copy(), "deep": (seen.copy(), seen)}
+
+
+class Table(Buffered):
+    """Shows rows of a table, which it never changes, and ends where it begins."""
+
+    rows = np.arange(6, dtype=np.float32).reshape(3, 2)
+
+    def _seen(self) -> Any:
+        return self.rows[self.count % 3]
+
+
+def test_a_part_that_is_used_again_is_told() -> None:
+    assert warned(Parts)
+    assert not warned(lambda: Parts(reused=False))
+
+
 def test_what_is_right_or_no_harm_is_not_told() -> None:
     assert not warned(Buffered, own=True)  # which copies
     assert not warned(lambda: Buffered(reused=False))
     assert not warned(lambda: Buffered(rate=0))  # whose observations are all the same
-    assert not warned(lambda: Buffered(kind=np.int8))  # which may be chance
+    assert not warned(Table)
     assert not warned(lambda: Buffered(reused=False, home=True))  # ends where it begins
     assert not warned(lambda: Buffered(cut=False))  # whose last observations have no value
 
