@@ -19,7 +19,7 @@ from types import FrameType
 from typing import TextIO
 
 from acktr import __version__
-from acktr.cli.flags import HELP, TRAIN_HELP, UsageError, given_twice, unknown_option
+from acktr.cli.flags import FLAGS, HELP, TRAIN_HELP, UsageError, given_twice, unknown_option
 from acktr.files import message, reason
 from acktr.interrupts import STOPPED, Interrupts, Stopped, end_with_parent
 
@@ -30,20 +30,7 @@ MOST_CHARACTERS = 8192
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
-COMMANDS = (
-    "train",
-    "compare",
-    "eval",
-    "record",
-    "export",
-    "plot",
-    "report",
-    "list",
-    "diff",
-    "presets",
-    "card",
-    "doctor",
-)
+COMMANDS = tuple(FLAGS)
 
 _MODULE = re.compile(r"(^|[=,])[^\W\d][\w.]*:[^\W\d]")
 """module:Name, as environments, wrappers and networks are named."""
