@@ -121,13 +121,15 @@ def unequal_presets(plans: Sequence[RunPlan]) -> list[str]:
     """A line for each environment whose own values only some of the algorithms start from."""
     lines = []
     for env in dict.fromkeys(plan.config.env for plan in plans):
-        by_own: dict[bool, list[str]] = {True: [], False: []}
-        for plan in plans:
-            if plan.config.env == env:
-                own = plan.config.preset == "default" and has_own(env, plan.config.algo)
-                by_own[own] += [plan.label] if plan.label not in by_own[own] else []
-        if all(by_own.values()):
-            with_one, without = (", ".join(by_own[key]) for key in (True, False))
+        own = {
+            plan.label: plan.config.preset == "default" and has_own(env, plan.config.algo)
+            for plan in plans
+            if plan.config.env == env
+        }
+        with_one, without = (
+            ", ".join(n for n in own if own[n] is there) for there in (True, False)
+        )
+        if with_one and without:
             lines.append(
                 f"{env}: {with_one} with the preset of this id, {without} without one:"
                 " acktr-family starts from values of the family"
