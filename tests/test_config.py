@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from typing import Any
 
 import pytest
@@ -17,7 +16,6 @@ from acktr.config import (
     Config,
     ConfigError,
     SampledKFACConfig,
-    former_setting,
     from_dict,
     merge,
     modules_of,
@@ -297,18 +295,6 @@ def test_a_former_setting_over_a_preset_changes_its_part_alone() -> None:
         ConfigError, match=r"acktr\.actor: .* factored_damping=1 cannot go together"
     ):
         merge(atari, {"acktr": {"actor": {"factored_damping": 1}}})
-
-
-@pytest.mark.parametrize(
-    "name, hint",
-    [
-        ("env_backend", "removed"),
-        ("acktr.critic.no_factored_damping", r"acktr\.critic\.structure"),
-        ("acktr.actor.norm_clip", "removed"),
-    ],
-)
-def test_former_flags_say_what_became_of_them(name: str, hint: str) -> None:
-    assert re.search(hint, former_setting(name) or "")
 
 
 def test_the_defaults_of_training_are_pinned() -> None:

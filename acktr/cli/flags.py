@@ -96,9 +96,6 @@ FLAGS: Mapping[str, tuple[str, ...]] = {
 }
 """The options of every command, without dashes."""
 
-_REMOVED = ("env-backend", "inverse", "factored-damping", "norm-clip", "refresh-staleness")
-"""Last parts of former options, of which the parser says more."""
-
 _LR = "--acktr.actor.lr (--a2c.lr of A2C, --trpo.max-kl of TRPO)"
 _SAID_ELSEWHERE: Mapping[str, str] = {
     **dict.fromkeys(("n-envs", "num-env", "n-env", "num-processes"), "--num-envs"),
@@ -183,8 +180,7 @@ def unknown_option(command: str, args: Sequence[str]) -> str | None:
             continue  # a value, such as -0.5
         if name.startswith("--") and (plain in known or _positive(plain) in known):
             continue
-        if plain.rpartition(".")[2].removeprefix("no-") not in _REMOVED:
-            return f"unknown option {name}; {_hint(command, plain)}"
+        return f"unknown option {name}; {_hint(command, plain)}"
     return None
 
 

@@ -20,7 +20,6 @@ from acktr.config import (
     ALGOS,
     Config,
     ConfigError,
-    former_setting,
     merge,
     preset,
     read_settings,
@@ -90,7 +89,6 @@ def parse_train(args: Sequence[str]) -> tuple[TrainOptions, str]:
         UsageError, ConfigError, EnvError, RunError: One line.
     """
     args = with_named_env(args)
-    _refuse_former(args)
     run = peek(args, "resume")
     if run is not None:
         default, source = stored_config(Path(run)), ""
@@ -212,11 +210,3 @@ def _plays_atari(env: str) -> bool:
         return is_atari(env)
     except EnvError:
         return False
-
-
-def _refuse_former(args: Sequence[str]) -> None:
-    """Raise UsageError for an option that earlier versions had."""
-    for arg in args:
-        name = arg.partition("=")[0]
-        if name.startswith("--") and (hint := former_setting(name[2:].replace("-", "_"))):
-            raise UsageError(f"{name} is no option any more; {hint}")

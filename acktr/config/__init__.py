@@ -4,7 +4,6 @@ Presets, settings as dataclasses with limits in their types, and what earlier ve
 May import: acktr.kfac, acktr.envs, acktr.files.
 """
 
-from acktr.config.former import former_setting
 from acktr.config.network import Activation, NetworkConfig, Trunk
 from acktr.config.presets import ALGOS, PRESETS, PUBLISHED, has_own, known_presets, preset
 from acktr.config.rates import LearningRate, rate_at, with_learning_rate
@@ -52,7 +51,6 @@ __all__ = [
     "Trunk",
     "build",
     "check_recurrent",
-    "former_setting",
     "from_dict",
     "has_own",
     "known_presets",

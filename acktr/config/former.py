@@ -84,17 +84,6 @@ def translated(values: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, 
     return settings
 
 
-def former_setting(name: str) -> str | None:
-    """One line on a setting that earlier versions had; None for any other name."""
-    group, _, last = name.rpartition(".")
-    last = last.removeprefix("no_")
-    if last in ("inverse", "factored_damping"):
-        return f"write {group}.structure ({_CHOICES}) instead"
-    if last in ("norm_clip", "refresh_staleness", "env_backend"):
-        return "it was removed; an earlier version of acktr can use it"
-    return None
-
-
 def _group(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
     """A group of settings inside of others; an empty one if there is none."""
     group: Any = values

@@ -77,7 +77,10 @@ BAD = {
         "train --env CartPole-v1 --preset best",
         "preset must be one of default, family, paper",
     ),
-    "former option": ("train --env Hopper-v5 --env-backend envpool", "--env-backend"),
+    "former option": (
+        "train --env Hopper-v5 --env-backend envpool",
+        "unknown option --env-backend",
+    ),
     "unpublished": ("train --env CartPole-v1 --preset paper", "the paper has no configuration"),
     "no config file": ("train --env CartPole-v1 --config no.json", "no.json: cannot read"),
     "no JSON": ("train --env CartPole-v1 --config bad/text.json", "not valid JSON"),
