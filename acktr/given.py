@@ -13,6 +13,7 @@ from gymnasium import Env
 from gymnasium.vector import VectorEnv
 
 from acktr.config import Algo, Config, ConfigError, preset, with_settings
+from acktr.environments import made
 from acktr.envs import (
     TIMEOUT,
     AnyVectorEnv,
@@ -25,7 +26,6 @@ from acktr.envs import (
     check_spaces,
     env_name,
     is_among,
-    make_vec,
     wrapper_name,
 )
 
@@ -89,17 +89,8 @@ def take_envs(
     if num_envs is not None:
         changes = {**changes, "num_envs": num_envs}
     chosen = with_settings(dataclasses.replace(chosen, **changes), settings or {})
-    envs = make_vec(
-        source,
-        chosen.num_envs,
-        chosen.seed,
-        atari=chosen.atari,
-        pixels=chosen.pixels,
-        env_workers=chosen.env_workers,
-        env_timeout=chosen.env_timeout,
-        record=chosen.record,
-        masks=chosen.masks,
-    )
+    count, workers = chosen.num_envs, chosen.env_workers
+    envs = made(chosen, count, chosen.seed, source=source, env_workers=workers)
     return Given(envs, chosen, source.origin, not isinstance(env, Env), source)
 
 
@@ -211,10 +202,12 @@ def evaluation_place(
         EnvError: They cannot be made, or have other spaces.
     """
     config = given.config
-    record = config.record if key is None else tuple(dict.fromkeys((*config.record, key)))
+    if key is not None:
+        record = tuple(dict.fromkeys((*config.record, key)))
+        config = dataclasses.replace(config, record=record)
     if isinstance(env, VectorEnv):
         autoreset_mode(env)
-        envs = _guarded(env, env_name(env), dataclasses.replace(config, record=record))
+        envs = _guarded(env, env_name(env), config)
     else:
         source = given.source
         more = source is not None and source.count is None  # of its environments can be made
@@ -222,18 +215,7 @@ def evaluation_place(
             source = EnvSource(env, timeout=config.env_timeout)
         if source is None or (env is None and source.count is not None):
             raise EnvError(f"the agent learns in {given.origin}: evaluate(env=...) needs others")
-        count = source.count or num_envs
-        envs = make_vec(
-            source,
-            count,
-            seed,
-            training=False,
-            atari=config.atari,
-            pixels=config.pixels,
-            env_timeout=config.env_timeout,
-            record=record,
-            masks=config.masks,
-        )
+        envs = made(config, source.count or num_envs, seed, source=source, training=False)
         if not isinstance(env, Env) and is_among(envs, given.envs):  # which stays open
             raise EnvError(
                 f"{source.name}: the function gave an environment that the agent learns in: it must"

@@ -16,7 +16,8 @@ import numpy as np
 
 from acktr.callbacks import ProgressBar, with_panel
 from acktr.config import Config, refuse_learn
-from acktr.envs import AnyVectorEnv, EnvError, FoundMasks, describe, is_among
+from acktr.environments import described
+from acktr.envs import AnyVectorEnv, EnvError, FoundMasks, is_among
 from acktr.given import Given, evaluation_place
 from acktr.interrupts import Interrupts
 from acktr.listeners import Learning, Listener, Window, tell
@@ -122,6 +123,7 @@ class Lessons:
         with place(config, 1, config.seed):
             pass  # what cannot be made is told before training
         path = run_path(kept.run_dir, config, kept.label)
+        known = described(given.config) if given.origin is None else {"environment": given.origin}
         begun = trainer.timesteps
         host = Host(config, begun, lambda stats: self._told(told, stats), place, meta)
         with ExitStack() as stack:
@@ -131,7 +133,7 @@ class Lessons:
                 trainer,
                 interrupts,
                 trainer.described,
-                {**_facts(given), "action_masks": lesson.masks.source},
+                {**known, "action_masks": lesson.masks.source},
                 ["python", *sys.argv],
                 host=host,
                 shown=lesson.shown and not any(isinstance(each, ProgressBar) for each in told),
@@ -210,13 +212,3 @@ def kept_by(
                 " acktr.callbacks.Evaluations evaluates without one"
             )
     return None
-
-
-def _facts(given: Given) -> dict[str, Any]:
-    """What protocol.json says about the environment."""
-    config = given.config
-    if given.origin is not None:
-        return {"environment": given.origin}
-    return describe(
-        config.env, config.atari, True, config.env_kwargs, config.wrappers, config.pixels
-    )

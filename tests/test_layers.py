@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "world": {*LEARNING, "kfac", "config"},
     "train": {*LEARNING, "apart", "world", "kfac", "compute", "config", "envs", "tree"},
     "evaluate": {"envs"},
-    "given": {"config", "envs"},
+    "given": {"config", "environments", "envs"},
     "export": {"policies", "envs", "environments", "files", "runs", "tree"},
     "listeners": {*BELOW_TRAIN, *RUNS},
     "callbacks": {*BELOW_TRAIN, *RUNS, "apart", "listeners", "policies"},

@@ -12,8 +12,8 @@ import torch
 
 from acktr.compute import resolve_device, threads_for
 from acktr.config import Config, ConfigError, to_dict
-from acktr.environments import training_envs
-from acktr.envs import describe, drawer, lookup, worker_count
+from acktr.environments import described, training_envs
+from acktr.envs import drawer, lookup, worker_count
 from acktr.files import flat
 from acktr.interrupts import Interrupts
 from acktr.policies import NetworkSource, with_network
@@ -84,7 +84,7 @@ def start(
         RunFolder(path).require_new()
     if meeting is not None and meeting.serves:
         return _assist(config, stop_at, interrupts, meeting)
-    facts = _facts(config)
+    facts = described(config)
     with ExitStack() as stack:
         trainer = stack.enter_context(_trainer(config, network, meeting, stop_at))
         facts["action_masks"] = trainer.begin().source
@@ -136,7 +136,7 @@ def resume(
         _require_ahead(total, stored, done, path)
         if (nothing := _nothing_left(folder, config, done, stop_at, draw)) is not None:
             return nothing
-        facts = _facts(config)
+        facts = described(config)
         require_replaceable(folder.best)
         trainer = stack.enter_context(_trainer(config, network, meeting, stop_at))
         with restoring(agent.path):
@@ -308,13 +308,6 @@ def _alike(config: Config) -> dict[str, object]:
     facts["what draws pictures"] = drawer(config.env)
     facts["GPU"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return facts
-
-
-def _facts(config: Config) -> dict[str, Any]:
-    """What protocol.json says about the environment."""
-    return describe(
-        config.env, config.atari, True, config.env_kwargs, config.wrappers, config.pixels
-    )
 
 
 def _last_agent(

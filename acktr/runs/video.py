@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from rich.text import Text
 
 from acktr.compute import resolve_device
-from acktr.config import Config
-from acktr.envs import EnvError, MaskReader, batched, env_seeds, make_single
+from acktr.environments import drawn
+from acktr.envs import EnvError, MaskReader, batched, env_seeds
 from acktr.evaluate import usually_deterministic
 from acktr.files import reason, write_atomic
 from acktr.policies import Policy
@@ -67,7 +67,7 @@ def record(
         raise RecordError(f"{out}: the name of a video must end in {' or '.join(SUFFIXES)}")
     place = resolve_device(device)
     agent.require_env()
-    config, env = agent.config, _drawn(agent.config)
+    config, env = agent.config, drawn(agent.config)
     reader = MaskReader(env, config.masks, config.env)
     display = Display("acktr record", 5.0)
     returns: list[float] = []
@@ -95,18 +95,6 @@ def record(
         display.close()
         env.close()
     return tuple(returns)
-
-
-def _drawn(config: Config) -> gymnasium.Env[Any, Any]:
-    """An environment of a run that can be drawn."""
-    return make_single(
-        config.env,
-        atari=config.atari,
-        pixels=config.pixels,
-        env_kwargs=config.env_kwargs,
-        wrappers=config.wrappers,
-        env_timeout=config.env_timeout,
-    )
 
 
 def _play(
