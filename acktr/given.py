@@ -26,6 +26,7 @@ from acktr.envs import (
     check_spaces,
     env_name,
     is_among,
+    layers,
     wrapper_name,
 )
 
@@ -308,13 +309,11 @@ def _misplaced(env: object, config: object) -> str:
 
 def _guarded(envs: AnyVectorEnv, name: str, config: Config) -> AnyVectorEnv:
     """Add finite checks and episode statistics unless the environment has them from make_vec."""
-    layer: Any = envs
-    while layer is not None:
+    for layer in layers(envs):
         if getattr(type(layer), "reports_episodes", False):
             if config.record != getattr(layer, "record", ()):
                 raise EnvError(f"{name} was made by make_vec: give record= to that as well")
             return envs
-        layer = getattr(layer, "env", None)
     return GuardedVectorEnv(
         envs,
         name,

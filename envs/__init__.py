@@ -98,6 +98,7 @@ from acktr.envs.vector import (
     autoreset_mode,
     check_state,
     env_seeds,
+    layers,
     state_method,
 )
 from acktr.envs.watch import TIMEOUT
@@ -152,6 +153,7 @@ __all__ = [
     "is_among",
     "is_atari",
     "is_json",
+    "layers",
     "lookup",
     "make_single",
     "make_vec",

@@ -25,7 +25,7 @@ from acktr.envs.rendering import choose_backend, drawn_by
 from acktr.envs.settings import AtariSettings, PixelSettings, Workers
 from acktr.envs.single import LimitedEnv, make_one
 from acktr.envs.source import EnvLike, EnvSource, Wrapper
-from acktr.envs.vector import AnyEnv, AnyVectorEnv, check_seed, inner_envs, require_new
+from acktr.envs.vector import AnyEnv, AnyVectorEnv, check_seed, inner_envs, layers, require_new
 from acktr.envs.view import drawn_here
 from acktr.envs.watch import TIMEOUT
 
@@ -225,13 +225,8 @@ def _tell(which: str, what: str) -> None:
 
 def found_masks(envs: AnyVectorEnv) -> FoundMasks:
     """The action masks that environments were found to have; none before their first reset."""
-    layer: Any = envs
-    while layer is not None:
-        found = getattr(layer, "found_masks", None)
-        if isinstance(found, FoundMasks):
-            return found
-        layer = getattr(layer, "env", None)
-    return FoundMasks(None)
+    found = (getattr(layer, "found_masks", None) for layer in layers(envs))
+    return next((each for each in found if isinstance(each, FoundMasks)), FoundMasks(None))
 
 
 def group_count(envs: AnyVectorEnv) -> int:

@@ -26,7 +26,7 @@ from acktr.envs.masks import MASK
 from acktr.envs.registry import PIXELS, lookup, pictured
 from acktr.envs.rendering import drawn_by
 from acktr.envs.settings import PixelSettings
-from acktr.envs.vector import AnyEnv, Array
+from acktr.envs.vector import AnyEnv, Array, is_mujoco
 
 _CLIP = 480
 """Sides of the pictures of MuJoCo that videos are made of."""
@@ -59,7 +59,7 @@ class PixelEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         rate = {} if fps is None else {"render_fps": fps / settings.frame_skip}
         self.metadata = {**env.metadata, "render_modes": ["rgb_array"], **rate}
         self._frames = np.zeros((size, size, depth), np.uint8)
-        self._mujoco = _is_mujoco(env.unwrapped)
+        self._mujoco = is_mujoco(env.unwrapped)
         space = env.observation_space
         self._masked = isinstance(space, gymnasium.spaces.Dict) and MASK in space.spaces
         self._closed = False
@@ -195,7 +195,7 @@ def make_pixels(
     chosen, spec, env_kwargs = PixelSettings(**settings), lookup(base), dict(env_kwargs or {})
     # Its pictures are drawn by Gymnasium's own renderer if it is asked to render, which is slow.
     env: AnyEnv = gymnasium.make(spec, **env_kwargs)
-    if _is_mujoco(env.unwrapped):
+    if is_mujoco(env.unwrapped):
         _require_unseen(env_kwargs, chosen)
         view.find_camera(env.unwrapped, chosen.camera)  # a wrong name is told at once
         return PixelEnv(env, chosen)
@@ -307,8 +307,3 @@ def _areas(old: int, new: int) -> Array:
     high = np.minimum(edges[1:, None], places + 1)
     shares: Array = np.maximum(high - low, 0) * (new / old)
     return shares.astype(np.float32)
-
-
-def _is_mujoco(env: AnyEnv) -> bool:
-    module: Any = sys.modules.get("gymnasium.envs.mujoco.mujoco_env")
-    return module is not None and isinstance(env, module.MujocoEnv)

@@ -9,7 +9,7 @@ from typing import Any
 from acktr.envs.groups import GroupedEnvs
 from acktr.envs.guard import GuardedVectorEnv
 from acktr.envs.parallel import ParallelEnvs
-from acktr.envs.vector import AnyVectorEnv, inner_envs
+from acktr.envs.vector import AnyVectorEnv, inner_envs, layers
 
 _NAMES = ("reset", "step")
 
@@ -57,10 +57,9 @@ class Witness:
         return self._calls() != self._noted
 
     def _calls(self) -> list[int]:
-        layer: Any = self._envs
-        while not (layer is None or isinstance(layer, GuardedVectorEnv | GroupedEnvs)):
-            layer = getattr(layer, "env", None)
-        return [0 if layer is None else layer.turns, *(each.count for each in self._methods)]
+        kinds = GuardedVectorEnv | GroupedEnvs
+        turns = (layer.turns for layer in layers(self._envs) if isinstance(layer, kinds))
+        return [next(turns, 0), *(each.count for each in self._methods)]
 
 
 def _counted(env: Any, name: str) -> _Counted:

@@ -36,7 +36,7 @@ import numpy as np
 
 from acktr.envs.errors import UnsavedError, named, one_line
 from acktr.envs.values import Tree, decoded, encoded, escaped, require_like, to_bytes
-from acktr.envs.vector import AnyEnv, Array
+from acktr.envs.vector import AnyEnv, Array, is_mujoco
 
 _BASES = {
     "gymnasium.envs.classic_control.": ("state", "steps_beyond_terminated", "last_u"),
@@ -207,7 +207,7 @@ def _saved(layer: Any, ask: bool = True) -> Tree:
     if base:
         generator = vars(layer).get("_np_random")
         entry["generator"] = None if generator is None else _generator(generator, kind)
-        if _is_mujoco(layer):
+        if is_mujoco(layer):
             entry["mujoco"] = _saved_mujoco(layer)
     try:
         if all(callable(getattr(layer, name, None)) for name in ("state_dict", "load_state_dict")):
@@ -251,7 +251,7 @@ def _others(layer: Any, names: Iterable[str]) -> Tree:
         if name not in names and not name.startswith(_PLAIN) and _is_setting(value):
             with suppress(TypeError):
                 found[escaped(name)] = encoded(value)
-    return found | ({"model": _model(layer.model)} if _is_mujoco(layer) else {})
+    return found | ({"model": _model(layer.model)} if is_mujoco(layer) else {})
 
 
 def _is_setting(value: Any) -> bool:
@@ -284,11 +284,6 @@ def _generator(generator: np.random.Generator, kind: str) -> Any:
     if state.get("bit_generator") != "PCG64":
         raise UnsavedError(f"{kind} draws from another generator than Gymnasium's")
     return encoded(state)
-
-
-def _is_mujoco(layer: Any) -> bool:
-    module: Any = sys.modules.get("gymnasium.envs.mujoco.mujoco_env")
-    return module is not None and isinstance(layer, module.MujocoEnv)
 
 
 def _saved_mujoco(layer: Any) -> Array:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -100,6 +101,20 @@ def inner_envs(envs: AnyEnv | AnyVectorEnv) -> list[AnyEnv]:
     inside: Any = getattr(envs.unwrapped, "envs", ()) if isinstance(envs, VectorEnv) else ()
     listed = inside if isinstance(inside, list | tuple) else ()
     return [env for env in listed if isinstance(env, gymnasium.Env)]
+
+
+def layers(envs: AnyVectorEnv) -> Iterator[Any]:
+    """A vector environment and what it wraps, the outermost first."""
+    layer: Any = envs
+    while layer is not None:
+        yield layer
+        layer = getattr(layer, "env", None)
+
+
+def is_mujoco(env: Any) -> bool:
+    """Whether it is one of Gymnasium's base environments that MuJoCo simulates."""
+    module: Any = sys.modules.get("gymnasium.envs.mujoco.mujoco_env")
+    return module is not None and isinstance(env, module.MujocoEnv)
 
 
 def state_method(envs: AnyVectorEnv, name: str) -> Callable[..., Any]:
