@@ -20,9 +20,9 @@ from acktr.environments import described
 from acktr.envs import AnyVectorEnv, EnvError, FoundMasks, is_among
 from acktr.given import Given, evaluation_place
 from acktr.interrupts import Interrupts
-from acktr.listeners import Learning, Listener, Window, tell
+from acktr.listeners import Learning, Listener, tell
 from acktr.runs.folder import RunFolder, locked, run_path
-from acktr.runs.logger import RunLogger
+from acktr.runs.logger import RunLogger, Window
 from acktr.runs.opening import Opening, best_score
 from acktr.runs.session import Host
 from acktr.train import Trainer, TrainStats
@@ -151,7 +151,11 @@ class Lessons:
             session.progress.note(opening.run(session, draw_curve))
 
     def _told(self, told: Sequence[Listener], stats: TrainStats) -> tuple[TrainStats, bool]:
-        return tell(told, self._window(stats))
+        """Tell an update, with means over the last episodes among its metrics."""
+        for each in stats.episodes:
+            self._window.add(each.reward, each.length, each.info)
+        means = {tag: mean for tag, mean in self._window.means.items() if mean is not None}
+        return tell(told, dataclasses.replace(stats, metrics={**stats.metrics, **means}))
 
 
 def asked_steps(total_timesteps: Any) -> int:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -21,7 +20,6 @@ import torch
 
 from acktr.config import Config
 from acktr.evaluate import Evaluation
-from acktr.runs.tables import WINDOW, tag_of
 from acktr.train import TrainStats
 
 
@@ -160,30 +158,3 @@ def _is_false(answer: object) -> bool:
     if isinstance(answer, np.generic | np.ndarray | torch.Tensor) and math.prod(answer.shape) == 1:
         answer = answer.item()
     return answer is False
-
-
-class Window:
-    """Means over the last 100 episodes that ended in training."""
-
-    def __init__(self) -> None:
-        self._episodes: deque[dict[str, float]] = deque(maxlen=WINDOW)
-
-    def __call__(self, stats: TrainStats) -> TrainStats:
-        """The statistics with ``rollout/ep_rew_mean``, ``rollout/ep_len_mean``, and means of infos.
-
-        The last ones are ``rollout/KEY_mean``, or ``rollout/success_rate`` of is_success, of the
-        episodes whose info had a number by this key.
-        """
-        for each in stats.episodes:
-            infos = {tag_of("rollout", key): value for key, value in each.info.items()}
-            lengths = {"rollout/ep_rew_mean": each.reward, "rollout/ep_len_mean": each.length}
-            self._episodes.append({**lengths, **infos})
-        if not self._episodes:
-            return stats
-        means = {}
-        for name in dict.fromkeys(name for episode in self._episodes for name in episode):
-            found = [episode.get(name, math.nan) for episode in self._episodes]
-            known = [value for value in found if not math.isnan(value)]
-            if known:
-                means[name] = float(np.mean(known))
-        return dataclasses.replace(stats, metrics={**stats.metrics, **means})

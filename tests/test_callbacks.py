@@ -17,7 +17,8 @@ import torch
 from acktr import ACKTR, CheckpointError, Config, TrainStats, preset
 from acktr.callbacks import Checkpoints, Evaluations, ProgressBar, StopAt, Videos
 from acktr.envs import EnvError
-from acktr.listeners import Window, listeners, tell
+from acktr.learning import Lessons
+from acktr.listeners import listeners, tell
 from acktr.runs.folder import RunError
 from acktr.runs.tables import read_table
 from acktr.train import Episode
@@ -332,7 +333,10 @@ def test_stop_at_an_evaluation_that_is_never_made() -> None:
 
 
 def test_means_are_over_the_last_hundred_episodes() -> None:
-    window = Window()
+    def window(stats: TrainStats) -> TrainStats:
+        return lessons._told([], stats)[0]
+
+    lessons = Lessons()
     assert window(TrainStats(16, 1, {"a": 1.0}, ())).metrics == {"a": 1.0}
     rewards = np.random.default_rng(0).normal(size=130)
     for start in range(0, 130, 10):

@@ -39,6 +39,36 @@ def rows_apart(updates: int, dense: int) -> int:
     return 1 << (max(updates - 1, 0) // dense).bit_length()
 
 
+class Window:
+    """Means over the last 100 episodes that ended in training."""
+
+    def __init__(self) -> None:
+        self._episodes: deque[tuple[float, int, Mapping[str, float]]] = deque(maxlen=WINDOW)
+
+    def add(self, reward: float, length: int, info: Mapping[str, float]) -> None:
+        """Take in an episode."""
+        self._episodes.append((reward, length, info))
+
+    @property
+    def reward(self) -> float | None:
+        """Mean return; None before the first episode."""
+        return _mean([reward for reward, *_ in self._episodes])
+
+    @property
+    def means(self) -> dict[str, float | None]:
+        """``rollout/ep_rew_mean``, ``rollout/ep_len_mean``, and means of infos.
+
+        The last ones are ``rollout/KEY_mean``, or ``rollout/success_rate`` of is_success, of the
+        episodes whose info had a number by this key. None stands where there is no number.
+        """
+        length = _mean([length for _, length, _ in self._episodes])
+        means = {"rollout/ep_rew_mean": self.reward, "rollout/ep_len_mean": length}
+        infos = [info for *_, info in self._episodes]
+        for key in dict.fromkeys(key for info in infos for key in info):
+            means[tag_of("rollout", key)] = _mean([info.get(key, math.nan) for info in infos])
+        return means
+
+
 class RunLogger:
     """Writes what training reports: monitor.csv, progress.csv, eval.csv and TensorBoard.
 
@@ -70,7 +100,8 @@ class RunLogger:
         self._evaluations = Table(folder.evaluations, "timesteps", _EVAL)
         self._tables = (self._monitor, self._progress, self._evaluations)
         self._recorded = 0
-        self._episodes: deque[tuple[float, int, Mapping[str, float]]] = deque(maxlen=WINDOW)
+        self.window = Window()
+        """The last episodes."""
         try:
             self._start(resume_timesteps)
         except ValueError as error:
@@ -86,21 +117,7 @@ class RunLogger:
     @property
     def ep_rew_mean(self) -> float | None:
         """Mean return of the last 100 episodes; None before the first."""
-        return _mean([reward for reward, _, _ in self._episodes])
-
-    @property
-    def ep_len_mean(self) -> float | None:
-        """Mean length of the last 100 episodes; None before the first."""
-        return _mean([length for _, length, _ in self._episodes])
-
-    @property
-    def recorded_means(self) -> dict[str, float | None]:
-        """Means of recorded infos of the last 100 episodes by name."""
-        names = dict.fromkeys(name for *_, info in self._episodes for name in info)
-        return {
-            name: _mean([info[name] for *_, info in self._episodes if _known(info.get(name))])
-            for name in names
-        }
+        return self.window.reward
 
     def write(self, stats: TrainStats) -> None:
         """Record one update and the episodes that ended in it."""
@@ -111,13 +128,12 @@ class RunLogger:
             infos = {k: f"{v:.9g}" if _known(v) else "" for k, v in episode.info.items()}
             # The numbers of the file, which a resumed run goes on with.
             read = {k: float(text or "nan") for k, text in infos.items()}
-            self._episodes.append((reward, int(episode.length), read))
+            self.window.add(reward, int(episode.length), read)
             values = (repr(reward), str(int(episode.length)), repr(seconds), str(stats.timesteps))
             rows.append(dict(zip(_MONITOR, values, strict=True)) | infos)
         if rows:
             self._monitor.add(rows)
-        means = {"rollout/ep_rew_mean": self.ep_rew_mean, "rollout/ep_len_mean": self.ep_len_mean}
-        means |= {tag_of("rollout", key): mean for key, mean in self.recorded_means.items()}
+        means = self.window.means
         row = {"timesteps": str(stats.timesteps), "updates": str(stats.updates)}
         row |= {tag: "" if mean is None else f"{mean:.9g}" for tag, mean in means.items()}
         # The means of callbacks are of the same episodes, but not rounded as those of the file.
@@ -213,7 +229,7 @@ class RunLogger:
         try:
             for row in episodes:
                 infos = {k: float(row[k] or "nan") for k in row if k not in _MONITOR}
-                self._episodes.append((float(row["r"]), int(row["l"]), infos))
+                self.window.add(float(row["r"]), int(row["l"]), infos)
         except ValueError as error:
             raise ValueError(f"{self._folder.monitor}: {error}") from error
 
@@ -232,4 +248,5 @@ def _known(value: float | None) -> bool:
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    return float(np.mean(values)) if values else None
+    known = [value for value in values if not math.isnan(value)]
+    return float(np.mean(known)) if known else None

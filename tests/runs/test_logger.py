@@ -93,13 +93,15 @@ class TestRunLogger:
         rng = np.random.default_rng(0)
         returns, lengths = rng.normal(size=250).round(6), rng.integers(1, 99, 250)
         with RunLogger(folder, "X") as logger:
-            assert logger.ep_rew_mean is None and logger.ep_len_mean is None
+            assert set(logger.window.means.values()) == {None}
             for k in range(250):
                 episode = Episode(float(returns[k]), int(lengths[k]), 0.0)
                 logger.write(TrainStats(k, k, {}, (episode,)))
                 window = slice(max(0, k - 99), k + 1)
                 assert logger.ep_rew_mean == pytest.approx(returns[window].mean(), abs=1e-12)
-                assert logger.ep_len_mean == pytest.approx(lengths[window].mean(), abs=1e-12)
+                assert logger.window.means["rollout/ep_len_mean"] == pytest.approx(
+                    lengths[window].mean(), abs=1e-12
+                )
         assert float(rows(folder.progress)[-1]["rollout/ep_rew_mean"]) == pytest.approx(
             returns[150:].mean(), rel=1e-8
         )
@@ -280,7 +282,7 @@ def test_recorded_infos_are_columns_and_means(folder: RunFolder) -> None:
         logger.write_evaluation(20, [1.0], [2], {"ratio": 0.25, "other": math.nan})
     with RunLogger(folder, "X-v0", 20) as logger:
         logger.write(stats(3, 0.7))
-        assert logger.recorded_means == {"ratio": pytest.approx(0.6)}
+        assert logger.window.means["rollout/ratio_mean"] == pytest.approx(0.6)
     assert [row["ratio"] for row in rows(folder.monitor)] == ["0.5", "", "0.7"]
     means = [row["rollout/ratio_mean"] for row in rows(folder.progress)]
     assert means == ["0.5", "0.5", "0.6"]
@@ -335,7 +337,7 @@ def test_names_are_no_formulas(folder: RunFolder) -> None:
         )
     assert set(names) < set(read_table(folder.monitor).columns)
     with RunLogger(folder, "X-v0", 10) as logger:
-        assert logger.recorded_means == infos
+        assert all(logger.window.means[f"rollout/{name}_mean"] == 0.5 for name in names)
         logger.write(dataclasses.replace(stats, timesteps=20, updates=2))
     assert [row["=cmd|' /C calc'!A0"] for row in read_table(folder.monitor).rows] == ["0.5", "0.5"]
     assert [row["r"] for row in read_table(folder.monitor).rows] == ["-1.0", "-1.0"]
