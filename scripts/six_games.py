@@ -156,7 +156,8 @@ def words(rows: Sequence[Row]) -> bytes:
     sources = sorted({source for row in rows for source in row.passes})
     head = ["game", "algorithm", "by", "seed", "steps of 10M"]
     head += [f"{step // 1_000_000}M" for step in STEPS]
-    head += ["last", *(f"passes A2C's end of {source}" for source in sources)]
+    goals = ["our A2C's last" if by == OURS else f"A2C's end of {by}" for by in sources]
+    head += ["last", *(f"passes {goal}" for goal in goals)]
     body = []
     for row in rows:
         cells = [row.game, _NAMES[row.algo], row.by, "" if row.seed is None else str(row.seed)]
