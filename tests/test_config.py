@@ -109,6 +109,16 @@ def test_swimmer_has_a_preset_of_its_own() -> None:
     assert preset("Swimmer-v5", "a2c")[0].gamma == 0.99
 
 
+def test_ant_has_a_preset_of_its_own() -> None:
+    own, line = preset("Ant-v5")
+    shared, _ = preset("Ant-v5", name="family")
+    assert line.startswith("preset default for acktr, exact id Ant-v5: ") and "log -1.5" in line
+    assert (own.network.log_std_init, shared.network.log_std_init) == (-1.5, -1.0)
+    assert own == dataclasses.replace(shared, network=own.network, preset="default")
+    assert own == dataclasses.replace(preset("Ant-v4")[0], env="Ant-v5")
+    assert preset("Ant-v5", "a2c")[0].network.log_std_init == -1.0
+
+
 def test_hopper_has_a_preset_of_its_own() -> None:
     own, line = preset("Hopper-v5")
     shared, _ = preset("Hopper-v5", name="family")

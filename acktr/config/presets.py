@@ -197,6 +197,12 @@ def _hopper(env: str) -> Config:
     return dataclasses.replace(_mujoco(env), gamma=0.995, gae_lambda=0.97)
 
 
+def _ant(env: str) -> Config:
+    """The MuJoCo family's values with a standard deviation of 0.22 (log -1.5) at first."""
+    network = NetworkConfig(shared=False, log_std_init=-1.5)
+    return dataclasses.replace(_mujoco(env), network=network)
+
+
 def _general(env: str) -> Config:
     """Separate tanh networks and running normalisation, for any other environment."""
     return Config(
@@ -299,6 +305,8 @@ _MAKERS: dict[tuple[str, str, str | None], Callable[[str], Config]] = {
     ("acktr", "paper", "Atari"): _atari_paper,
     ("acktr", "default", "MuJoCo"): _mujoco,
     ("acktr", "paper", "MuJoCo"): _mujoco_paper,
+    ("acktr", "default", "Ant-v4"): _ant,
+    ("acktr", "default", "Ant-v5"): _ant,
     ("acktr", "default", "Hopper-v4"): _hopper,
     ("acktr", "default", "Hopper-v5"): _hopper,
     ("acktr", "default", "Swimmer-v4"): _swimmer,
