@@ -27,6 +27,8 @@ from acktr.envs import (
     env_name,
     is_among,
     layers,
+    space_difference,
+    space_facts,
     wrapper_name,
 )
 
@@ -236,10 +238,12 @@ def require_same_spaces(ours: AnyVectorEnv, theirs: AnyVectorEnv) -> None:
     Raises:
         EnvError: A space differs.
     """
-    for kind in ("observation", "action"):
-        wanted, found = (getattr(envs, f"single_{kind}_space") for envs in (ours, theirs))
-        if wanted != found:
-            raise EnvError(f"the agent's {kind} space is {wanted}, the environment's {found}")
+    facts = (
+        space_facts(envs.single_observation_space, envs.single_action_space)
+        for envs in (ours, theirs)
+    )
+    if (other := space_difference(*facts)) is not None:
+        raise EnvError(other)
 
 
 def _take_vector(

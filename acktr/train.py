@@ -23,7 +23,7 @@ from acktr.algorithms import (
 from acktr.apart import apart
 from acktr.compute import autocast_context, resolve_device, threads_for
 from acktr.config import Algo, Config, LearningRate, check_recurrent
-from acktr.envs import FoundMasks, found_masks, pictures
+from acktr.envs import FoundMasks, found_masks, pictures, space_difference, space_facts
 from acktr.policies import (
     ActorCritic,
     MergedMoments,
@@ -322,6 +322,11 @@ class Trainer:
         if isinstance(self.learner, ACKTRLearner):
             self.learner.settle()
 
+    @property
+    def _spaces(self) -> dict[str, Any]:
+        envs = self.envs
+        return space_facts(envs.single_observation_space, envs.single_action_space)
+
     def policy(self, seed: int) -> Policy:
         """The policy as it is at any moment, with frozen statistics and its own action noise."""
         return Policy(
@@ -346,6 +351,7 @@ class Trainer:
             "begun": self.begun,
             "seconds": self.seconds,
             "restarts": self.restarts,
+            "spaces": self._spaces,
             **auxiliary,
         }
 
@@ -358,6 +364,8 @@ class Trainer:
         Raises:
             ValueError: The state belongs to another network, algorithm or environment.
         """
+        if (other := space_difference(state.get("spaces"), self._spaces)) is not None:
+            raise ValueError(other)
         names = state.get("auxiliary", [])
         if names != list(self.auxiliary):
             raise ValueError(

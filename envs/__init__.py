@@ -90,7 +90,12 @@ from acktr.envs.process import CLOSE, ForkedProcess, end_all
 from acktr.envs.registry import is_atari, lookup
 from acktr.envs.settings import AtariSettings, PixelSettings, Workers
 from acktr.envs.source import EnvLike, EnvSource, Wrapper, env_name, is_json, wrapper_name
-from acktr.envs.spaces import check_spaces, integers
+from acktr.envs.spaces import (
+    check_spaces,
+    integers,
+    space_difference,
+    space_facts,
+)
 from acktr.envs.values import require_like
 from acktr.envs.vector import (
     AnyVectorEnv,
@@ -163,6 +168,8 @@ __all__ = [
     "picture",
     "pictures",
     "require_like",
+    "space_difference",
+    "space_facts",
     "state_method",
     "thread_ids",
     "usable_cores",

@@ -28,7 +28,8 @@ def is_nested(space: spaces.Space[Any]) -> bool:
     return isinstance(space, _NESTED)
 
 
-def _inside(space: spaces.Space[Any]) -> Iterable[tuple[Any, spaces.Space[Any]]]:
+def inner_spaces(space: spaces.Space[Any]) -> Iterable[tuple[Any, spaces.Space[Any]]]:
+    """The spaces right inside of a Dict or Tuple space, with their keys, in its order."""
     if isinstance(space, spaces.Dict):
         return space.spaces.items()
     return enumerate(space.spaces) if isinstance(space, spaces.Tuple) else ()
@@ -39,7 +40,7 @@ def parts(space: spaces.Space[Any], path: str = "") -> dict[str, spaces.Space[An
     if not is_nested(space):
         return {path: space}
     found: dict[str, spaces.Space[Any]] = {}
-    for key, inner in _inside(space):
+    for key, inner in inner_spaces(space):
         found |= parts(inner, f"{path}/{key}" if path else str(key))
     return found
 
@@ -55,7 +56,7 @@ def _leaves(space: spaces.Space[Any], value: Any, path: str) -> Iterable[tuple[s
     if not is_nested(space):
         yield path, value
         return
-    for key, inner in _inside(space):
+    for key, inner in inner_spaces(space):
         yield from _leaves(inner, value[key], f"{path}/{key}" if path else str(key))
 
 
@@ -71,7 +72,7 @@ def nested(space: spaces.Space[Any], values: Mapping[str, Part], path: str = "")
         return values[path]
     made = {
         key: nested(inner, values, f"{path}/{key}" if path else str(key))
-        for key, inner in _inside(space)
+        for key, inner in inner_spaces(space)
     }
     return tuple(made.values()) if isinstance(space, spaces.Tuple) else made
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,12 +12,14 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from acktr.envs.errors import EnvError, EnvFault
-from acktr.envs.nested import is_nested, parts
+from acktr.envs.nested import inner_spaces, is_nested, parts
 
 OBSERVATIONS = (
     "Box (numbers, or pictures), Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of these"
 )
 ACTIONS = "Discrete, Box (float, 1-D or more), MultiDiscrete (1-D) and MultiBinary (1-D)"
+SpaceFacts = Mapping[str, Mapping[str, str]]
+"""What is kept of an environment's spaces: of each its text for people, and a hash of it all."""
 
 
 def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
@@ -83,6 +88,62 @@ def bounds(space: spaces.Space[Any]) -> tuple[NDArray[Any], NDArray[Any]] | None
         least, most = np.iinfo(space.dtype).min, np.iinfo(space.dtype).max
     free = space.dtype.kind == "b" or ((low <= least) & (high >= most)).all()
     return None if free else (low, high)
+
+
+def space_facts(
+    observation_space: spaces.Space[Any], action_space: spaces.Space[Any]
+) -> dict[str, dict[str, str]]:
+    """What is kept of a single environment's spaces, as JSON values of a bounded size.
+
+    Spaces are the same if kind, shape, type, numbers of choices, first choices and bounds are, of
+    all parts in their order, in which networks take them.
+    """
+    return {
+        kind: {"text": _show(space), "sha256": _hash(json.dumps(_canonical(space)).encode())}
+        for kind, space in (("observation", observation_space), ("action", action_space))
+    }
+
+
+def space_difference(ours: SpaceFacts | None, theirs: SpaceFacts) -> str | None:
+    """A line that says which space of an environment is another than an agent's; None if none.
+
+    Args:
+        ours: The agent's; None where an earlier version did not write them.
+        theirs: The environment's.
+    """
+    if ours is None:
+        return None
+    for kind in ("observation", "action"):
+        our, their = ours[kind], theirs[kind]
+        if our["sha256"] != their["sha256"]:
+            unseen = ", with other numbers or parts" if our["text"] == their["text"] else ""
+            return (
+                f"the agent's {kind} space is {our['text']}, the environment's"
+                f" {their['text']}{unseen}"
+            )
+    return None
+
+
+def _canonical(space: spaces.Space[Any]) -> list[Any]:
+    """A space as JSON values that are equal for equal spaces alone."""
+    if is_nested(space):
+        kind = "Dict" if isinstance(space, spaces.Dict) else "Tuple"
+        return [kind, [[str(key), _canonical(part)] for key, part in inner_spaces(space)]]
+    kinds = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+    kind = next((each.__name__ for each in kinds if isinstance(space, each)), repr(space))
+    ends = (space.low, space.high) if isinstance(space, spaces.Box) else integers(space) or ()
+    return [kind, list(space.shape or ()), str(space.dtype), *map(_number_hash, ends)]
+
+
+def _number_hash(values: Any) -> str:
+    """The hash of numbers, whatever the machine's order of bytes and the sign of zeros."""
+    array = np.asarray(values)
+    array = np.where(array == 0, np.zeros((), array.dtype), array)
+    return _hash(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _report_bad(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from acktr.compute import threads_for, to_tensor
 from acktr.config import Config
-from acktr.envs import Masks
+from acktr.envs import Masks, space_difference, space_facts
 from acktr.policies.build import build_network
 from acktr.policies.contract import ActorCritic, NetworkSource, Outputs
 from acktr.policies.distributions import action_head, to_environment
@@ -68,6 +68,9 @@ class Policy:
         Raises:
             ValueError: The state does not fit the spaces, or a network of one's own is not given.
         """
+        there = space_facts(observation_space, action_space)
+        if (other := space_difference(state.get("spaces"), there)) is not None:
+            raise ValueError(other)
         network = build_network(
             observation_space,
             action_head(action_space),
