@@ -13,7 +13,15 @@ from gymnasium.vector import VectorEnv
 from acktr.algorithms import Auxiliary
 from acktr.callbacks import Logs, require_order
 from acktr.compute import resolve_device
-from acktr.config import Algo, Config, LearningRate, Settings, to_dict, with_learning_rate
+from acktr.config import (
+    Algo,
+    Config,
+    LearningRate,
+    Settings,
+    refuse_load,
+    to_dict,
+    with_learning_rate,
+)
 from acktr.envs import EnvLike, MaskSetting, Wrapper, is_among
 from acktr.evaluate import Evaluation, evaluate, usually_deterministic
 from acktr.given import (
@@ -28,11 +36,11 @@ from acktr.given import (
 )
 from acktr.learning import Lesson, Lessons, asked_steps, begin, kept_by
 from acktr.listeners import Callback, listeners
-from acktr.policies import NetworkSource, release, tell_used, with_network
+from acktr.policies import NetworkSource, release, with_network
 from acktr.predictor import Predictor
 from acktr.runs.checkpoint import CheckpointError, checkpoint_path, save_checkpoint
 from acktr.runs.logger import RunLogger
-from acktr.runs.saved import SavedAgent, broken_number, find_checkpoint, read_agent
+from acktr.runs.saved import broken_number, trained_agent
 from acktr.runs.session import EVALUATION_ENVS, EVALUATION_SEED
 from acktr.train import Trainer
 
@@ -128,7 +136,7 @@ class Agent(Predictor):
     def _take(self, given: Given, trainer: Trainer) -> None:
         """Go on with these environments and what learns in them."""
         self._given, self.trainer = given, trainer
-        self.envs, self._policy = given.envs, trainer.policy(given.config.seed)
+        self._envs, self._policy = given.envs, trainer.policy(given.config.seed)
 
     @property
     def logger(self) -> RunLogger | None:
@@ -313,6 +321,7 @@ class Agent(Predictor):
         learning_rate: float | LearningRate | None = None,
         verbose: int = 0,
         tensorboard_log: str | Path | None = None,
+        **others: Never,
     ) -> Self:
         """Read an agent written by :meth:`save`, or the checkpoint of a training run.
 
@@ -331,14 +340,16 @@ class Agent(Predictor):
             learning_rate: As in the constructor. A function must be given again to go on training.
             verbose: As in the constructor.
             tensorboard_log: As in the constructor.
+            others: There are none: settings stay those of training.
 
         Raises:
             CheckpointError: It is damaged, foreign, or fits another environment, algorithm or
                 network; or its environments cannot be made again.
-            ConfigError: There is no such device, or other arguments than the saved ones are given
-                without an environment.
+            ConfigError: There is no such argument or device, or other arguments than the saved ones
+                are given without an environment.
         """
-        saved = cls._saved(checkpoint_path(path), network)
+        refuse_load(others)
+        saved = trained_agent(checkpoint_path(path), cls.algo, network)
         if env is None:
             require_same(saved.config, env_kwargs, wrappers)
         agent = cls(
@@ -357,17 +368,6 @@ class Agent(Predictor):
         with closed_on_failure(agent._given):
             saved.restore(agent.trainer)
         return agent
-
-    @classmethod
-    def _saved(cls, path: Path, network: NetworkSource | None) -> SavedAgent:
-        """What :meth:`load` reads, if it is an agent of this class and its network is given."""
-        saved = read_agent(find_checkpoint(path))
-        if (algo := saved.config.algo) != cls.algo:
-            raise CheckpointError(f"{path}: an agent trained by {algo}; use {algo.upper()}.load")
-        if (custom := saved.config.network.custom) is not None and network is None:
-            raise CheckpointError(f"{path}: trained with the network {custom}: pass it as network=")
-        tell_used(network)
-        return saved
 
     def close(self) -> None:
         """Close the environments, if the agent made them."""

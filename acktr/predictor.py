@@ -39,11 +39,15 @@ from acktr.train import Trainer
 class Predictor:
     """A policy, asked in the words of Stable-Baselines; :class:`acktr.agent.Agent` trains it."""
 
-    envs: AnyVectorEnv
-    """Where it was trained."""
     trainer: Trainer
     """What trains it."""
+    _envs: AnyVectorEnv
     _policy: Policy
+
+    @property
+    def envs(self) -> AnyVectorEnv:
+        """Where it learns."""
+        return self._envs
 
     @property
     def policy(self) -> Policy:

@@ -26,6 +26,7 @@ from acktr.config.shorthand import (
     Settings,
     lacking_attribute,
     refuse_learn,
+    refuse_load,
     require_attribute,
     with_settings,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "refuse_import",
     "refuse_imports",
     "refuse_learn",
+    "refuse_load",
     "require_attribute",
     "to_dict",
     "with_learning_rate",

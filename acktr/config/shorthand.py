@@ -67,8 +67,21 @@ _LEARN = {
     "callbacks": "callback=",
 }
 """What to write instead of arguments of ``learn`` elsewhere."""
-_GIVEN = ("config", "learning_rate")
+_LOAD = {
+    "custom_objects": "network=, auxiliary= or learning_rate=",
+    "print_system_info": "nothing: a run has versions.json",
+    "force_reset": "nothing: episodes go on if they can, and a warning tells if not",
+    "vec_env": "env=",
+    **dict.fromkeys(("n_envs", "num_workers"), "num_envs="),
+}
+"""What to write instead of arguments of ``load`` elsewhere."""
+_GIVEN = (
+    *("config", "seed", "device", "num_envs", "env_kwargs", "wrappers", "record", "network"),
+    *("auxiliary", "masks", "learning_rate", "tensorboard_log"),
+)
 """Arguments of agents that are no settings by themselves."""
+_PLACES = ("env", "envs")
+"""Where an agent learns, which :meth:`acktr.agent.Agent.set_env` changes."""
 _ELSEWHERE = {
     "n_steps": "num_steps",
     "n_envs": "num_envs",
@@ -132,6 +145,11 @@ def require_attribute(agent: str, name: str) -> None:
     Raises:
         AttributeError: It is the name of a setting, here or elsewhere.
     """
+    if name in _PLACES:
+        raise AttributeError(
+            f"{name} cannot be set in an agent that is made, where it would change nothing; use"
+            " set_env(...)"
+        )
     own = name in ("policy", "verbose")
     if not own and name in (*typing.get_type_hints(Settings), *_GIVEN, *_ELSEWHERE):
         here = _ELSEWHERE.get(name, f"{agent}(env, {name}=...)")
@@ -164,6 +182,23 @@ def refuse_learn(others: Iterable[str]) -> None:
         known = "there are run_dir, label, eval_freq, eval_env, tensorboard"
         hint = f"write {_LEARN[name]}" if name in _LEARN else known
         raise ConfigError(f"learn() has no argument {name}; {hint}")
+
+
+def refuse_load(others: Iterable[str]) -> None:
+    """Raise ConfigError for arguments that ``load`` does not have."""
+    for name in others:
+        hint = (
+            "there are env, device, num_envs, env_kwargs, wrappers, network, auxiliary,"
+            " learning_rate, verbose, tensorboard_log"
+        )
+        if name in (*typing.get_type_hints(Settings), *_GIVEN):
+            hint = (
+                f"settings stay those of training: a new agent with {name}= takes the weights alone"
+                " by set_parameters(loaded.get_parameters())"
+            )
+        elif name in _LOAD:
+            hint = f"write {_LOAD[name]}"
+        raise ConfigError(f"load() has no argument {name}; {hint}")
 
 
 def _hint(name: str) -> str:

@@ -13,11 +13,11 @@ import gymnasium
 import torch
 
 from acktr.compute import resolve_device
-from acktr.config import Config, from_dict, refuse_imports, to_dict
+from acktr.config import Algo, Config, from_dict, refuse_imports, to_dict
 from acktr.environments import evaluation_envs
 from acktr.envs import AnyVectorEnv, EnvLike, one_line
 from acktr.evaluate import Evaluation, evaluate
-from acktr.policies import NetworkSource, Policy
+from acktr.policies import NetworkSource, Policy, tell_used
 from acktr.runs.checkpoint import CheckpointError, checkpoint_exists, load_checkpoint, restoring
 from acktr.runs.folder import RunError, RunFolder
 from acktr.runs.trees import non_finite
@@ -168,6 +168,26 @@ def read_agent(path: Path) -> SavedAgent:
         lacks_learning_rate=meta.get("learning_rate") is not None,
         lacks_eval_env=meta.get("eval_env") is not None,
     )
+
+
+def trained_agent(path: Path, algo: Algo, network: NetworkSource | None) -> SavedAgent:
+    """Read what ``load`` of an agent's class does.
+
+    Args:
+        path: As :func:`find_checkpoint` takes it.
+        algo: Of the class.
+        network: The network of one's own that is given.
+
+    Raises:
+        CheckpointError: It is another algorithm's, its network is missing, or as `read_agent`.
+    """
+    saved = read_agent(find_checkpoint(path))
+    if (trained := saved.config.algo) != algo:
+        raise CheckpointError(f"{path}: an agent trained by {trained}; use {trained.upper()}.load")
+    if (custom := saved.config.network.custom) is not None and network is None:
+        raise CheckpointError(f"{path}: trained with the network {custom}: pass it as network=")
+    tell_used(network)
+    return saved
 
 
 def broken_number(state: Mapping[str, Any]) -> str | None:
