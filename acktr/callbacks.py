@@ -76,11 +76,25 @@ class ProgressBar:
             self._progress.close()
 
 
-class Logs:
+class _OfAgent:
+    """What follows one agent through its calls of ``learn``; the next one begins anew."""
+
+    _agent: Learning | None = None
+
+    def _takes_another(self, agent: Learning) -> bool:
+        """Take in the agent; whether it is another one than last time."""
+        former, self._agent = self._agent, agent
+        return former is not agent
+
+    def end(self) -> None:
+        """Nothing to do."""
+
+
+class Logs(_OfAgent):
     """TensorBoard events, progress.csv and monitor.csv, as a training run writes them.
 
     They lie in a folder ``ALGO_N`` of the given one, with the first N that is free, as in
-    Stable-Baselines3. Later calls of ``learn`` go on in the same folder.
+    Stable-Baselines3. Later calls of ``learn`` of the same agent go on in the same folder.
 
     Args:
         folder: Where the folders of all agents are.
@@ -99,6 +113,8 @@ class Logs:
         Raises:
             RunError: It cannot be made.
         """
+        if self._takes_another(agent):
+            self.folder = None
         done = None if self.folder is None else agent.num_timesteps
         if self.folder is None:
             self.folder = _new_folder(self._root, agent.config.algo)
@@ -129,7 +145,7 @@ def _new_folder(root: Path, name: str) -> Path:
     return path
 
 
-class Checkpoints:
+class Checkpoints(_OfAgent):
     """Saves the agent to ``FOLDER/step_N.zip`` every so many steps.
 
     Args:
@@ -141,7 +157,6 @@ class Checkpoints:
         self._folder = Path(folder)
         self._every = _positive("every", every)
         self._due = Every(every, 0)
-        self._agent: Learning | None = None
 
     def begin(self, agent: Learning, total_timesteps: int) -> None:
         """Make the folder.
@@ -150,7 +165,7 @@ class Checkpoints:
             CheckpointError: It cannot be made.
         """
         _make(self._folder)
-        self._agent = agent
+        self._takes_another(agent)
         self._due = Every(self._every, agent.num_timesteps)
 
     def __call__(self, stats: TrainStats) -> None:
@@ -163,11 +178,8 @@ class Checkpoints:
             assert self._agent is not None
             self._agent.save(self._folder / f"step_{stats.timesteps}.zip")
 
-    def end(self) -> None:
-        """Nothing to do."""
 
-
-class Videos:
+class Videos(_OfAgent):
     """Films episodes every so many steps: ``FOLDER/step_N.mp4``.
 
     They are played by a copy of the agent in an environment of their own, so that training goes on
@@ -194,7 +206,6 @@ class Videos:
         self._every, self._episodes = _positive("every", every), _positive("episodes", episodes)
         self._max_steps = _positive("max_steps", max_steps)
         self._due = Every(every, 0)
-        self._agent: Learning | None = None
 
     def begin(self, agent: Learning, total_timesteps: int) -> None:
         """Make the folder, and film a step to see that it can be done.
@@ -206,7 +217,7 @@ class Videos:
             RecordError: The video cannot be written.
         """
         _make(self._folder)
-        self._agent = agent
+        self._takes_another(agent)
         self._due = Every(self._every, agent.num_timesteps)
         self._film(None, 1, 1)
 
@@ -220,9 +231,6 @@ class Videos:
         if self._due.due(stats.timesteps):
             out = self._folder / f"step_{stats.timesteps}.mp4"
             self._film(out, self._episodes, self._max_steps)
-
-    def end(self) -> None:
-        """Nothing to do."""
 
     def _film(self, out: Path | None, episodes: int, max_steps: int) -> None:
         """Write a video; to nowhere if there is no name."""
@@ -242,7 +250,7 @@ class Videos:
             )
 
 
-class Evaluations:
+class Evaluations(_OfAgent):
     """Evaluates every so many steps, and saves the best agent so far.
 
     The metrics ``eval/mean_reward``, ``eval/mean_ep_length`` and, of recorded infos,
@@ -258,7 +266,7 @@ class Evaluations:
         deterministic: The most likely actions; None: except in Atari games.
 
     Attributes:
-        score: Score of the best evaluation so far.
+        score: Score of the agent's best evaluation so far.
     """
 
     def __init__(
@@ -276,12 +284,12 @@ class Evaluations:
         self._best, self._best_by = best, best_by
         self._deterministic = deterministic
         self._due = Every(every, 0)
-        self._agent: Learning | None = None
         self.score = -math.inf
 
     def begin(self, agent: Learning, total_timesteps: int) -> None:
-        """Take in the agent."""
-        self._agent = agent
+        """Take in the agent; of another one than before no evaluation was yet."""
+        if self._takes_another(agent):
+            self.score = -math.inf
         self._due = Every(self._every, agent.num_timesteps)
 
     def __call__(self, stats: TrainStats) -> dict[str, float] | None:
@@ -308,11 +316,8 @@ class Evaluations:
         lengths = float(np.mean(found.lengths))
         return {"eval/mean_reward": found.mean, "eval/mean_ep_length": lengths, **means}
 
-    def end(self) -> None:
-        """Nothing to do."""
 
-
-class StopAt:
+class StopAt(_OfAgent):
     """Stops when a metric reaches a threshold.
 
     Args:
@@ -337,7 +342,9 @@ class StopAt:
         self._late = metric in TOLD_LATER
 
     def begin(self, agent: Learning, total_timesteps: int) -> None:
-        """Take in when training will end."""
+        """Take in when training will end, and begin anew with another agent than before."""
+        if self._takes_another(agent):
+            self._ended, self._seen, self._late = 0, False, self.metric in TOLD_LATER
         self._last = total_timesteps
 
     def __call__(self, stats: TrainStats) -> bool:
@@ -362,9 +369,6 @@ class StopAt:
                 stacklevel=2,
             )
         return True
-
-    def end(self) -> None:
-        """Nothing to do."""
 
     def _may_come(self, stats: TrainStats) -> bool:
         """Whether a metric that these statistics lack may be in later ones."""
