@@ -213,8 +213,7 @@ def evaluation_place(
         envs = _guarded(env, env_name(env), config)
     else:
         source = given.source
-        more = source is not None and source.count is None  # of its environments can be made
-        if env is not None and not (more and env == config.env):
+        if env is not None:
             source = EnvSource(env, timeout=config.env_timeout)
         if source is None or (env is None and source.count is not None):
             raise EnvError(f"the agent learns in {given.origin}: evaluate(env=...) needs others")
