@@ -12,7 +12,7 @@ from typing import Any
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.wrappers import NormalizeObservation, NormalizeReward
+from gymnasium.wrappers import NormalizeObservation, NormalizeReward, vector
 
 from acktr.envs.errors import EnvError, EnvWarning, check_integer, one_line
 from acktr.envs.groups import GroupedEnvs
@@ -37,6 +37,11 @@ _STATISTICS: tuple[tuple[type[Any], str, str], ...] = (
     (NormalizeReward, "return_rms", "reward"),
 )
 """Gymnasium's wrappers with running statistics, these, and what they normalise."""
+_VECTOR_STATISTICS: tuple[tuple[type[Any], str], ...] = (
+    (vector.NormalizeObservation, "observation"),
+    (vector.NormalizeReward, "reward"),
+)
+"""Those around a vector, and what they normalise."""
 
 
 def make_vec(
@@ -212,6 +217,20 @@ def tell_new_statistics(envs: AnyVectorEnv, name: str) -> None:
             if isinstance(layer, kind) and getattr(layer, moments).count < 1:
                 _tell(f"{name}: {kind.__name__}", what)
         layer = layer.env
+
+
+def tell_vector_statistics(envs: AnyVectorEnv, name: str) -> None:
+    """Warn of wrappers around a vector of training whose running statistics stay with it."""
+    for layer in layers(envs):
+        for kind, what in _VECTOR_STATISTICS:
+            if isinstance(layer, kind):
+                warnings.warn(
+                    f"{name}: the statistics of the vector's {kind.__name__} are neither saved with"
+                    f" the agent nor used in other environments, where its {what}s are others:"
+                    f" leave it out; normalize_{what}=True has the agent do it",
+                    EnvWarning,
+                    stacklevel=5,
+                )
 
 
 def _tell(which: str, what: str) -> None:

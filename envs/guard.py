@@ -20,8 +20,8 @@ from acktr.envs.nested import dense_finals, flat, is_nested, parts
 from acktr.envs.spaces import bounds, check_actions, integers
 from acktr.envs.values import Tree, require_like
 from acktr.envs.vector import (
-    AnyVectorWrapper,
     Array,
+    OpenVectorEnv,
     StepResult,
     check_seed,
     check_state,
@@ -37,7 +37,7 @@ _LARGEST_REWARD = math.sqrt(_LARGEST)
 """The squared error of a larger reward would be."""
 
 
-class GuardedVectorEnv(AnyVectorWrapper):
+class GuardedVectorEnv(OpenVectorEnv):
     """A Gymnasium vector environment with the guarantees of `envs` (see the package).
 
     Args:
@@ -87,7 +87,7 @@ class GuardedVectorEnv(AnyVectorWrapper):
         self._limits = {name: integers(part) for name, part in self._parts.items()}
         self._bounds = {name: bounds(part) for name, part in self._parts.items() if bounded}
         calls: list[tuple[int, str] | None] = [None]  # the call that is under way, by its number
-        self._calls, self._count = calls, 0
+        self._calls = calls
         self._reused = ReusedFinals(env, name) if foreign and not self._next_step else None
         if foreign:
             require_distinct(env, name)
@@ -100,11 +100,6 @@ class GuardedVectorEnv(AnyVectorWrapper):
     def found_masks(self) -> FoundMasks | None:
         """The action masks that a foreign environment was found to have; None if not known."""
         return None if self._masks is None else self._masks.found
-
-    @property
-    def turns(self) -> int:
-        """Resets and steps so far, and states that were loaded."""
-        return self._count
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -29,6 +29,45 @@ else:  # Gymnasium 1.2 has no generic VectorWrapper at run time
 MAX_SEED = 2**32 - 1
 
 
+class OpenVectorEnv(AnyVectorWrapper):
+    """A wrapper through which attributes and methods of the environments inside are reached.
+
+    As in Gymnasium's vectors; others may lack them, and a vector over processes refuses in one
+    line. What is called here counts as played by somebody else.
+    """
+
+    _count = 0
+
+    @property
+    def turns(self) -> int:
+        """Resets and steps so far, and states that were loaded."""
+        return self._count
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Call a method of every environment, or get an attribute."""
+        self._count += name in ("reset", "step")
+        results: tuple[Any, ...] = self._inside("call")(name, *args, **kwargs)
+        return results
+
+    def get_attr(self, name: str) -> tuple[Any, ...]:
+        """An attribute of every environment."""
+        values: tuple[Any, ...] = self._inside("get_attr")(name)
+        return values
+
+    def set_attr(self, name: str, values: Any) -> None:
+        """Set an attribute of every environment: one value, or a list of one for each."""
+        self._inside("set_attr")(name, values)
+
+    def _inside(self, name: str) -> Callable[..., Any]:
+        """A method of the vector environment that is wrapped."""
+        method = getattr(self.env.unwrapped, name, None)
+        if method is None:
+            kind = type(self.env.unwrapped).__name__
+            raise AttributeError(f"{kind} has no {name}: its environments are not reached so")
+        found: Callable[..., Any] = method
+        return found
+
+
 def check_seed(seed: object) -> int:
     """Return `seed` as an int.
 
