@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 
 from acktr import ACKTR, ConfigError
+from acktr.runs.folder import RunError
+from tests.tools.networks import Small
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +64,33 @@ def test_arguments_that_load_does_not_have(
     with pytest.raises(ConfigError, match=re.escape(f"load() has no argument {name}; ")) as told:
         ACKTR.load(tmp_path / "agent", **others)
     assert hint in str(told.value) and "\n" not in str(told.value)
+
+
+def test_a_folder_of_another_agent(agent: ACKTR, tmp_path: Path) -> None:
+    """A program has no --resume and no --run-dir."""
+    agent.learn(16, run_dir=tmp_path)
+    assert agent.logger is not None
+    folder = str(agent.logger.path)
+    with (
+        ACKTR("CartPole-v1", num_envs=2, num_steps=8, hidden=(4,), env_workers=1) as other,
+        pytest.raises(RunError, match="already holds a run") as told,
+    ):
+        other.learn(16, run_dir=tmp_path)
+    said = f"ACKTR.load({folder!r}) gives the agent of a run; a new one needs another run_dir=,"
+    assert said in str(told.value) and "--" not in str(told.value)
+
+
+class Alike(Small):
+    """A network with the same weights, which may compute something else."""
+
+
+def test_a_network_of_another_name_is_told_once(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"num_envs": 2, "num_steps": 8, "env_workers": 1}
+    with ACKTR("CartPole-v1", network=Small, **settings) as agent:
+        agent.save(tmp_path / "agent")
+    with pytest.warns(UserWarning, match="trained with the network .*:Small, and .*:Alike") as told:
+        ACKTR.load(tmp_path / "agent", network=Alike).close()
+    assert len(told) == 1 and told[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ACKTR.load(tmp_path / "agent", network=Small).close()

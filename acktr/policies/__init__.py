@@ -32,7 +32,7 @@ from acktr.policies.normalize import (
     observation_normalizer,
     pooling,
 )
-from acktr.policies.own import own_network, release, tell_used
+from acktr.policies.own import own_network, release, tell_other, tell_used
 from acktr.policies.parameters import (
     copied_parameters,
     free_deviation,
@@ -88,6 +88,7 @@ __all__ = [
     "saved_parameters",
     "stored_pictures",
     "straight",
+    "tell_other",
     "tell_used",
     "to_environment",
     "with_network",

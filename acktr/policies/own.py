@@ -110,6 +110,23 @@ def tell_used(source: NetworkSource | None) -> None:
         )
 
 
+def tell_other(trained: str | None, source: NetworkSource | None) -> None:
+    """Warn of a network of another name, in whatever module, than that of a checkpoint."""
+    if trained is None or source is None:
+        return
+    given = network_name(source)
+    former, present = (
+        [each.rpartition(":")[2] for each in name.split(",")] for name in (trained, given)
+    )
+    if former != present:
+        warnings.warn(
+            f"the agent was trained with the network {trained:.200}, and {given} is given: if"
+            " weights of the same shapes mean something else there, it computes something else",
+            UserWarning,
+            stacklevel=4,  # the caller of load()
+        )
+
+
 def release(network: ActorCritic) -> None:
     """Count an agent that is closed no more."""
     for module in network.modules():

@@ -33,6 +33,9 @@ KEPT = 3
 FORMER_TOTAL = "former_total_timesteps"
 """Key in the sessions of versions.json: the steps of the whole run before one that has others."""
 
+INSTEAD = "continue a run with --resume PATH or choose another --run-dir or --seed"
+"""What to do where there is a run already, on the command line."""
+
 _STALE = re.compile(r"\..+\.tmp-[0-9a-f]{8}")
 _COMMAND_CAP = 1 << 20
 _FAULT_CAP = 1 << 16
@@ -70,14 +73,18 @@ class RunFolder:
         """The checkpoint with the best evaluation."""
 
     @classmethod
-    def create(cls, path: Path) -> RunFolder:
+    def create(cls, path: Path, instead: str = INSTEAD) -> RunFolder:
         """Make the folder of a new run; an empty one may exist, or one of an :attr:`unborn` run.
+
+        Args:
+            path: The folder.
+            instead: What to do if it is another run's.
 
         Raises:
             RunError: if it holds something else already or cannot be made.
         """
         folder = cls(path)
-        folder.require_new()
+        folder.require_new(instead)
         try:
             path.mkdir(parents=True, exist_ok=True)
             for entry in path.iterdir():
@@ -90,15 +97,12 @@ class RunFolder:
             raise _uncreatable(path, error) from error
         return folder
 
-    def require_new(self) -> None:
+    def require_new(self, instead: str = INSTEAD) -> None:
         """Raise RunError if :meth:`create` would not make the folder, as it holds something."""
         try:
             if self.path.is_dir() and any(self.path.iterdir()) and not self.unborn:
                 held = "already holds a run" if self.config.exists() else "is not empty"
-                raise RunError(
-                    f"{self.path} {held}; continue a run with --resume PATH "
-                    "or choose another --run-dir or --seed"
-                )
+                raise RunError(f"{self.path} {held}; {instead}")
         except OSError as error:
             raise _uncreatable(self.path, error) from error
 
@@ -242,12 +246,13 @@ def stored_config(path: Path) -> Config:
 
 
 @contextmanager
-def new_folder(path: Path, held: ExitStack) -> Iterator[RunFolder]:
+def new_folder(path: Path, held: ExitStack, instead: str = INSTEAD) -> Iterator[RunFolder]:
     """A new run's folder that is removed again, with parents made for it, if anything fails.
 
     Args:
         path: The folder.
         held: Where its lock is entered (:func:`locked`), which outlasts this.
+        instead: As :meth:`RunFolder.create` has it.
 
     Raises:
         RunError: As :meth:`RunFolder.create`, or another process starts the same run.
@@ -260,7 +265,7 @@ def new_folder(path: Path, held: ExitStack) -> Iterator[RunFolder]:
         except OSError as error:
             raise _uncreatable(path, error) from error
         held.enter_context(locked(RunFolder(path)))  # before anything in it is changed
-        folder = RunFolder.create(path)
+        folder = RunFolder.create(path, instead)
         created = True
         yield folder
     except BaseException:

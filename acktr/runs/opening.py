@@ -17,7 +17,7 @@ from acktr.interrupts import Interrupts
 from acktr.kfac import RankError
 from acktr.policies import require_saveable
 from acktr.runs.checkpoint import CheckpointError, checkpoint_exists
-from acktr.runs.folder import FORMER_TOTAL, RunFolder, new_folder, versions
+from acktr.runs.folder import FORMER_TOTAL, INSTEAD, RunFolder, new_folder, versions
 from acktr.runs.logger import RunLogger
 from acktr.runs.meeting import Meeting
 from acktr.runs.progress import Progress, Quiet
@@ -71,7 +71,14 @@ class Opening:
             ConfigError: The network has a state that no checkpoint holds.
         """
         require_saveable(self.trainer.network)
-        with new_folder(path, held) as folder:
+        instead = INSTEAD
+        if self.host is not None:  # a program has no options
+            kind = self.config.algo.upper()
+            instead = (
+                f"{kind}.load({str(path)!r}) gives the agent of a run; a new one needs another"
+                " run_dir=, label= or seed="
+            )
+        with new_folder(path, held, instead) as folder:
             folder.write_config(to_dict(self.config))
             with self.trainer.threads():
                 folder.write_json(folder.versions, versions())
