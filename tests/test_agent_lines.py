@@ -93,4 +93,6 @@ def test_a_network_of_another_name_is_told_once(tmp_path: Path) -> None:
     assert len(told) == 1 and told[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ACKTR.load(tmp_path / "agent", network=Small).close()
+        again = ACKTR.load(tmp_path / "agent", network=Small)
+        again.close()
+        ACKTR.load(tmp_path / "agent", network=again.trainer.network).close()

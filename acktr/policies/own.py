@@ -112,8 +112,8 @@ def tell_used(source: NetworkSource | None) -> None:
 
 def tell_other(trained: str | None, source: NetworkSource | None) -> None:
     """Warn of a network of another name, in whatever module, than that of a checkpoint."""
-    if trained is None or source is None:
-        return
+    if trained is None or source is None or isinstance(source, ActorCritic):
+        return  # what an agent has around its modules has no name of them
     given = network_name(source)
     former, present = (
         [each.rpartition(":")[2] for each in name.split(",")] for name in (trained, given)
