@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from acktr.kfac.cadence import Measurements
-from acktr.kfac.trust import Fit, Named, StepInfo, part_scales, root, updates
+from acktr.kfac.trust import Fit, Named, StepInfo, dot, part_scales, root, updates
 
 _FORETOLD, _KEPT = math.log(1.5), math.log(2.0)
 """Logarithms: how far off a form may be foretold, and what a step really costs be promised."""
@@ -116,6 +116,8 @@ class CorrectedRegion:
         """Whether there is nothing to measure with."""
         self.whole = False
         """Whether a part of the samples was seen not to stand for the observed pass."""
+        self._fickle = False
+        """Whether the observed pass was seen not to come out the same twice."""
 
     @property
     def entire(self) -> bool:
@@ -268,7 +270,7 @@ class CorrectedRegion:
         Returns:
             The factor that shortens the step then, and how far off the promise was, as a logarithm.
         """
-        spent, factor = spend(change), torch.ones_like(self._like)
+        spent, factor = None if self._fickle else spend(change), torch.ones_like(self._like)
         if spent is None:
             return factor, 0.0
         off = (spent.to(promised.dtype) / promised).nan_to_num(nan=_FURTHEST)
@@ -281,7 +283,15 @@ class CorrectedRegion:
                 break
             factor = factor * over.max().nan_to_num(nan=math.inf).rsqrt().clamp(min=0.1)
             again = spend({name: d * factor for name, d in change.items()})
-            assert again is not None
+            if again is None:  # it was known a moment ago: so may every trial have been wrong
+                self._fickle, self.beyond = True, torch.ones_like(self.beyond)
+                warnings.warn(
+                    "a step cannot be tried out, so that its KL is the quadratic form's alone: the"
+                    " module called on the same inputs gives now this output, now another, as with"
+                    " a torch.Generator of its own (the global ones are set back)",
+                    stacklevel=2,
+                )
+                return torch.ones_like(factor), 0.0
             spent = again
         return factor, float(off.log().abs().max())
 
@@ -298,7 +308,7 @@ class CorrectedRegion:
         both = [name for name in self._names if name in first and name in second]
         if not both:
             return torch.zeros_like(self.forms)
-        dots = torch.stack([_dot(first[n], second[n]).to(self._like.dtype) for n in both])
+        dots = torch.stack([dot(first[n], second[n]).to(self._like.dtype) for n in both])
         if len(both) == len(self._names):
             return dots
         places = torch.tensor([self._names.index(n) for n in both], device=dots.device)
@@ -386,9 +396,3 @@ def _descending(old: Tensor, new: Tensor) -> Tensor:
     """
     ascent, descent = -old.sum(), new.sum()
     return torch.where(ascent > 0, (descent / ascent).clamp(max=1.0), torch.ones_like(ascent))
-
-
-def _dot(first: Tensor, second: Tensor) -> Tensor:
-    """Dot product of two tensors of one shape, at least in float32."""
-    kind = torch.promote_types(first.dtype, torch.float32)
-    return torch.dot(first.to(kind).flatten(), second.to(kind).flatten())

@@ -27,11 +27,11 @@ from acktr.kfac.statistics.capture import (
     Capture,
     Divisor,
     OutputGradients,
-    RandomState,
     capture,
     part_size,
 )
 from acktr.kfac.statistics.elementary import twice_differentiable
+from acktr.kfac.statistics.generators import RandomState
 from acktr.kfac.statistics.outputs import parts_of
 from acktr.kfac.statistics.projections import recorded
 from acktr.kfac.statistics.samples import Samples, checked_masks

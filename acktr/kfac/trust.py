@@ -183,3 +183,9 @@ def part_scales(forms: Tensor, clips: Tensor) -> Tensor:
 def root(room: Tensor) -> Tensor:
     """Square root; infinite for no step in no bound, which is 0 / 0 or inf / inf."""
     return room.nan_to_num(nan=math.inf).sqrt()
+
+
+def dot(first: Tensor, second: Tensor) -> Tensor:
+    """Dot product of two tensors of one shape, at least in float32."""
+    kind = torch.promote_types(first.dtype, torch.float32)
+    return torch.dot(first.to(kind).flatten(), second.to(kind).flatten())

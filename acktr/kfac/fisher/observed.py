@@ -26,7 +26,8 @@ from acktr.kfac.fisher.products import (
 from acktr.kfac.losses.base import with_weights
 from acktr.kfac.losses.likelihoods import OutputLoss
 from acktr.kfac.losses.sums import SumLoss
-from acktr.kfac.statistics.capture import Capture, RandomState, sample_rows
+from acktr.kfac.statistics.capture import Capture, sample_rows
+from acktr.kfac.statistics.generators import RandomState
 from acktr.kfac.statistics.inputs import Autocast, Inputs, detached
 from acktr.kfac.statistics.outputs import Selection, parts_of, selection
 
@@ -257,8 +258,9 @@ class Observed:
         try:
             call = self._call(rows)
             with self._again():
+                more: dict[str, Any] = {"random": self.random, "select": self.select}
                 output, tangents = output_tangents(
-                    module, call.args, vectors, kwargs=call.kwargs, select=self.select
+                    module, call.args, vectors, kwargs=call.kwargs, **more
                 )
             some, lower = parts_of(output), lower_rounding(self.autocast)
             pairs = zip(parts_of(self.output), some, strict=True)
@@ -316,7 +318,7 @@ class Observed:
         if not all(near(part, again, lower) for part, again in pairs):
             return None
         every = (*self.earlier, self)
-        each = [part.divergence(module, change, slice(None), part.random) for part in every]
+        each = [part.divergence(module, change, slice(None)) for part in every]
         kept = [found[0] for found in each if found is not None]
         return (self._mean(torch.stack(kept)), self.totals()) if len(kept) == len(each) else None
 
@@ -327,19 +329,15 @@ class Observed:
         return sample_rows(count, 1 / stride(count, terms, sparsest), turn) or slice(None)
 
     def divergence(
-        self,
-        module: nn.Module,
-        change: Vector,
-        rows: slice,
-        random: RandomState | None = None,
+        self, module: nn.Module, change: Vector, rows: slice
     ) -> tuple[Tensor, tuple[float | None, ...]] | None:
         """The KL of each part (K,) that a change costs some samples, with their sizes; or None."""
         try:
             call = self._call(rows)
             with self._again():
-                after = moved_output(module, call, change, self.select, random)
+                after = moved_output(module, call, change, self.select, self.random)
                 if self.output is None:  # of a former micro-batch
-                    before = moved_output(module, call, {}, self.select, random)
+                    before = moved_output(module, call, {}, self.select, self.random)
                 else:
                     before = tree_map(lambda leaf: _part(leaf, rows), self.output)
             loss = self._loss(before, rows)

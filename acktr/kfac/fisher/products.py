@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, jvp, vjp
 
 from acktr.kfac.losses.likelihoods import OutputLoss
-from acktr.kfac.statistics.capture import RandomState
 from acktr.kfac.statistics.elementary import elementary_operations
+from acktr.kfac.statistics.generators import RandomState
 from acktr.kfac.statistics.inputs import Inputs
 from acktr.kfac.statistics.outputs import parts_of
 

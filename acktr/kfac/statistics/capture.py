@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from acktr.kfac.statistics.generators import RandomState
 from acktr.kfac.statistics.inputs import Autocast, Inputs
 from acktr.kfac.statistics.outputs import parts_of, tensors
 from acktr.kfac.statistics.owners import Rows, found, probes
@@ -69,32 +70,6 @@ class LayerRecord:
     """The layer."""
     calls: list[Call] = field(default_factory=list)
     """Its uses in the forward pass."""
-
-
-@dataclass(frozen=True)
-class RandomState:
-    """State of torch's global random generators."""
-
-    cpu: Tensor
-    """That of the CPU."""
-    cuda: Mapping[int, Tensor]
-    """Those of the CUDA devices that matter."""
-
-    @classmethod
-    def now(cls, tensors: Iterable[Tensor]) -> RandomState:
-        """The present state, of the CPU and the devices of these tensors."""
-        devices = sorted({t.device.index or 0 for t in tensors if t.device.type == "cuda"})
-        states = {device: torch.cuda.get_rng_state(device) for device in devices}
-        return cls(torch.get_rng_state(), states)
-
-    @contextmanager
-    def again(self) -> Iterator[None]:
-        """Draw from this state on, and set the generators back afterwards."""
-        with torch.random.fork_rng(devices=list(self.cuda)):
-            torch.set_rng_state(self.cpu)
-            for device, state in self.cuda.items():
-                torch.cuda.set_rng_state(state, device)
-            yield
 
 
 @dataclass
