@@ -12,6 +12,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from acktr.kfac import CategoricalLoss, Exact, Preconditioner, UnsupportedParameterWarning
+from acktr.kfac.fisher.graph import own_parameters
+from acktr.kfac.noisy import BayesByBackprop
 from tests.tools.kfac import randn
 from tests.tools.product_cases import filled
 
@@ -107,3 +109,39 @@ def test_uses_by_modules_are_not_told(autocast: bool) -> None:
 def test_linear_layers_over_any_positions_are_not_told(shape: tuple[int, ...], bias: bool) -> None:
     model = filled(nn.Sequential(nn.Linear(3, 4, bias=bias), nn.Tanh(), nn.Linear(4, 4, bias)))
     assert told(model, randn(*shape)) == []
+
+
+class Force(nn.Module):
+    """The gradient of an energy, in whose graph layers are used again, backwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.energy = nn.Linear(3, 4), nn.Linear(4, 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        with torch.enable_grad():
+            places = inputs.detach().requires_grad_()
+            total = self.energy(self.layer(places).tanh()).sum()
+            return torch.autograd.grad(total, places, create_graph=True)[0]
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (5, 2, 3)])
+def test_a_use_by_a_gradient_inside_is_told(shape: tuple[int, ...]) -> None:
+    messages = told(filled(Force()), randn(*shape))
+    assert len(messages) == 1
+    assert messages[0].startswith("layer.weight is also used outside of its layer")
+
+
+def test_an_output_that_is_a_transposed_weight_depends_on_it() -> None:
+    layer = nn.Linear(3, 4)
+    assert own_parameters((layer.weight.T, layer.bias * 2), dict(layer.named_parameters())) == {
+        "weight": 1,
+        "bias": 2,
+    }
+
+
+def test_outputs_of_layers_used_by_a_gradient_inside_are_not_drawn() -> None:
+    """Their weights are: the noise of an output would not reach the gradient."""
+    posterior = BayesByBackprop(filled(Force()), data_size=10, local=True)
+    posterior(randn(5, 3))
+    assert not posterior._layers

@@ -35,10 +35,23 @@ def nodes(root: Tensor) -> Iterator[Any]:
 def uses_of_leaves(root: Tensor) -> Counter[int]:
     """How often the graph of a tensor takes each leaf, by the leaf's id.
 
-    A leaf that is cast once for several uses, as autocast does it, counts once.
+    A leaf that is cast once for several uses, as autocast does it, counts once. One that a linear
+    layer transposes counts for every use of that: a gradient inside the graph uses it again.
     """
-    children = (child for node in nodes(root) for child, _ in node.next_functions)
-    return Counter(id(child.variable) for child in children if hasattr(child, "variable"))
+    used = [root.grad_fn]
+    used += [c for n in nodes(root) if not _transposes(n) for c, _ in n.next_functions]
+    leaves = (_untransposed(node) for node in used)
+    return Counter(id(leaf.variable) for leaf in leaves if hasattr(leaf, "variable"))
+
+
+def _transposes(node: Any) -> bool:
+    return type(node).__name__ == "TBackward0"
+
+
+def _untransposed(node: Any) -> Any:
+    while _transposes(node):
+        node = node.next_functions[0][0]
+    return node
 
 
 def own_parameters(output: Any, parameters: Mapping[str, Tensor]) -> dict[str, int]:

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from acktr.kfac.blocks.replicas import Replicas
 from acktr.kfac.checks import check_integer, check_number
-from acktr.kfac.fisher.graph import joined, uses_of_leaves
+from acktr.kfac.fisher.graph import joined, nodes, uses_of_leaves
 from acktr.kfac.guard import check_module
 from acktr.kfac.noisy.checkpoints import watched
 from acktr.kfac.noisy.contexts import wide
@@ -152,10 +152,10 @@ class BayesByBackprop(Predictive, nn.Module):
 
     def _run(
         self, deviations: dict[str, Tensor], args: Any, kwargs: dict[str, Any]
-    ) -> tuple[Any, Counter[str]]:
-        """One pass, and how often every layer whose outputs are drawn was called, by path."""
+    ) -> tuple[Any, dict[str, list[Any]]]:
+        """One pass, and by path the nodes of the calls of every layer whose outputs are drawn."""
         layers = {path: self.module.get_submodule(path) for path in self._layers}
-        calls = Counter({path: 0 for path, layer in layers.items() if not _hooked(layer)})
+        calls: dict[str, list[Any]] = {p: [] for p, layer in layers.items() if not _hooked(layer)}
         apart = {name for path in calls for name in self._layers[path].values()}
         with ExitStack() as stack:
             for path in calls:
@@ -173,7 +173,7 @@ class BayesByBackprop(Predictive, nn.Module):
             mode.check(output)
         return output, calls
 
-    def _used_elsewhere(self, output: Any, calls: Counter[str]) -> list[str]:
+    def _used_elsewhere(self, output: Any, calls: dict[str, list[Any]]) -> list[str]:
         """Paths of layers whose weights the pass may have used at their mean, outside of calls."""
         uncalled = [path for path in calls if not calls[path]]
         new = calls.keys() - self._looked
@@ -181,11 +181,12 @@ class BayesByBackprop(Predictive, nn.Module):
         if total is None:
             return uncalled
         self._looked |= new
-        uses = uses_of_leaves(total)
+        uses, reached = uses_of_leaves(total), set(nodes(total))
         return [
             path
-            for path, count in calls.items()
+            for path, made in calls.items()
             for own in [self._layers[path].values()]
+            for count in [sum(node in reached for node in made)]
             if any(uses[id(self.module.get_parameter(name))] > count for name in own)
         ]
 
@@ -201,7 +202,7 @@ class BayesByBackprop(Predictive, nn.Module):
     def _add_noise(
         self,
         variances: dict[str, Tensor],
-        calls: Counter[str],
+        calls: dict[str, list[Any]],
         path: str,
         layer: nn.Module,
         args: tuple[Tensor, ...],
@@ -211,7 +212,7 @@ class BayesByBackprop(Predictive, nn.Module):
         """Add N(0, sigma^2 a^2) to the output of a layer at the mean."""
         if self._inside:  # the call below
             return output
-        calls[path] += 1
+        calls[path].append(output.grad_fn)
         squares = tuple(a.square() for a in args), {key: a.square() for key, a in kwargs.items()}
         self._inside = True
         try:  # a sum of w a has the variance that the same sum of sigma^2 and a^2 gives
