@@ -10,7 +10,6 @@ from weakref import ref
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils._pytree import tree_flatten
 from torch.utils.hooks import RemovableHandle
@@ -24,6 +23,7 @@ from acktr.kfac.config import KFACConfig
 from acktr.kfac.fisher.graph import uses_of_leaves
 from acktr.kfac.linalg import FactorError
 from acktr.kfac.losses.likelihoods import OutputLoss
+from acktr.kfac.modules import check_module
 from acktr.kfac.ranks import Ranks, bits_of, layout, processes
 from acktr.kfac.statistics.capture import Capture
 from acktr.kfac.statistics.outputs import tensors
@@ -40,32 +40,6 @@ _OWN_FORWARD = (ProjectionLayout, RuleLayout)
 
 class NoStatisticsWarning(UserWarning):
     """A layer whose curvature was never observed follows its plain gradient."""
-
-
-def check_module(module: nn.Module) -> None:
-    """Raise ValueError for a module that K-FAC cannot have blocks of."""
-    if not isinstance(module, nn.Module):
-        raise ValueError(
-            "K-FAC takes the module itself, not its parameters, as in KFAC(model),"
-            f" got {type(module).__name__} (param_groups names a part of its parameters)"
-        )
-    if isinstance(module, torch.jit.ScriptModule):
-        raise ValueError("K-FAC needs a module of Python, not of torch.jit: layers are recorded")
-    if isinstance(module, nn.DataParallel):
-        raise ValueError("K-FAC cannot try steps out on DataParallel: give and call model.module")
-    for name, parameter in module.named_parameters():
-        if is_lazy(parameter):
-            raise ValueError(f"parameter {name!r} has no shape yet: run the lazy module once first")
-        if hasattr(parameter, "full_tensor"):
-            raise ValueError(
-                f"parameter {name!r} is a DTensor, of which each process holds a part (FSDP): K-FAC"
-                " needs whole weights, as DistributedDataParallel has them"
-            )
-        if parameter.requires_grad and parameter.is_complex():
-            raise ValueError(
-                f"parameter {name!r} is complex: K-FAC's Fisher is one of real parameters"
-                " (keep real and imaginary part as parameters of their own)"
-            )
 
 
 def check_ranks(ranks: Ranks | None) -> None:

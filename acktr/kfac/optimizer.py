@@ -14,7 +14,7 @@ from acktr.kfac.blocks.skip import Skip
 from acktr.kfac.checks import check_choice
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.corrected import Proposal
-from acktr.kfac.guard import check_module
+from acktr.kfac.modules import check_module
 from acktr.kfac.named_optimizer import NamedOptimizer
 from acktr.kfac.parameter_groups import check_whole, listed, make_groups
 from acktr.kfac.preconditioner import Preconditioner

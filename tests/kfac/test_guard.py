@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn import functional as F
 
 from acktr.kfac import (
@@ -257,10 +258,19 @@ def complex_layer() -> nn.Module:
     return nn.Linear(3, 2, dtype=torch.complex64)
 
 
+class Sharded(FullyShardedDataParallel):
+    """Its kind alone, without a group of processes."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self._fsdp_wrapped_module = nn.Linear(3, 3)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize(
     ("make", "match"),
     [
+        (lambda: nn.Sequential(mlp(), Sharded()), "'1' is FullyShardedDataParallel, of whose wei"),
         (lambda: nn.Sequential(nn.LazyLinear(3)), "'0.weight' has no shape yet: run the lazy"),
         (lambda: torch.jit.script(mlp()), "a module of Python, not of torch.jit"),
         (lambda: nn.DataParallel(mlp()), "cannot try steps out on DataParallel: give and call"),

@@ -17,7 +17,7 @@ from torch.nn import functional
 from acktr.kfac.blocks.replicas import Replicas
 from acktr.kfac.checks import check_integer, check_number
 from acktr.kfac.fisher.graph import joined, nodes, uses_of_leaves
-from acktr.kfac.guard import check_module
+from acktr.kfac.modules import check_module
 from acktr.kfac.noisy.checkpoints import watched
 from acktr.kfac.noisy.contexts import wide
 from acktr.kfac.noisy.posterior import standard_normal

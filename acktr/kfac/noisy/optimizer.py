@@ -14,9 +14,10 @@ from acktr.kfac.blocks.rules import Rules
 from acktr.kfac.blocks.skip import Skip
 from acktr.kfac.checks import check_integer
 from acktr.kfac.fisher.extent import sizes
-from acktr.kfac.guard import check_loss, check_module
+from acktr.kfac.guard import check_loss
 from acktr.kfac.losses.base import OutputLoss, with_weights
 from acktr.kfac.losses.sources import Source
+from acktr.kfac.modules import check_module
 from acktr.kfac.named_optimizer import NamedOptimizer
 from acktr.kfac.noisy.config import NoisyConfig
 from acktr.kfac.noisy.contexts import Contexts, wide
