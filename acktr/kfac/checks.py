@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import fields
+from typing import Any
 
 _MOST = 1e30
 """Numbers beyond it are no setting, and float32 has no room to multiply them."""
@@ -58,3 +60,20 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Raise ValueError unless value is one of the choices."""
     if value not in choices:
         raise ValueError(f"{name} must be {' or '.join(choices)}, got {value!r}")
+
+
+def refuse_settings(owner: object, names: Iterable[str], config: type[Any]) -> None:
+    """Raise TypeError for arguments that a class does not have, as settings of its configuration.
+
+    Args:
+        owner: The object that is constructed.
+        names: The arguments.
+        config: The dataclass of its settings.
+    """
+    kind = type(owner).__name__
+    for name in names:
+        hint = ""
+        if name in {field.name for field in fields(config)}:
+            whole = config.__name__
+            hint = f": settings are those of {whole}, as in {kind}(model, {whole}({name}=...))"
+        raise TypeError(f"{kind} has no argument {name}{hint}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, Never
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from acktr.kfac.blocks.registry import Block, Registry
 from acktr.kfac.blocks.rules import Rules
 from acktr.kfac.blocks.skip import Skip
 from acktr.kfac.cadence import Cadence
-from acktr.kfac.checks import check_integer
+from acktr.kfac.checks import check_integer, refuse_settings
 from acktr.kfac.clock import Clock
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.estimator import Estimator, Scalars
@@ -49,14 +49,13 @@ class Curvature:
         layers: How layers of one's own become rows, by their type.
         skip: Layers without a block of their own, by path, pattern of paths ("blocks.*.mlp") or
             class; their parameters get what parameters outside of layers get.
-        parameters: Those to precondition; by default all that are trainable. Others may belong to
-            another optimizer.
+        parameters: Those to precondition, by default all trainable; others may have an optimizer.
         seed: Seed of the generator that sampled targets are drawn with.
         ranks: The processes that have the other shares of every batch; None for one process.
+        settings: There are none: they belong into the config.
 
     Raises:
-        ValueError: ``known_fisher`` names a parameter that does not exist, or the structure or a
-            rule for layers does not fit the module.
+        ValueError: ``known_fisher``, the structure or a rule for layers does not fit the module.
     """
 
     def __init__(
@@ -70,16 +69,18 @@ class Curvature:
         parameters: Iterable[nn.Parameter] | None = None,
         seed: int = 0,
         ranks: Ranks | None = None,
+        **settings: Never,
     ) -> None:
+        refuse_settings(self, settings, KFACConfig)
         self.module = module
         self.config = config or KFACConfig()
         every = {name: p for name, p in module.named_parameters() if p.requires_grad}
         mine = None if parameters is None else set(map(id, parameters))
         self.named = {n: p for n, p in every.items() if mine is None or id(p) in mine}
         self._guard = Guard(module, self.named, everything=parameters is None, ranks=ranks)
-        known = known_fisher or {}
-        registry = Registry(module, every, known, self.config, layers, skip, self.named)
-        self.blocks = registry.build()
+        self.blocks = Registry(
+            module, every, known_fisher or {}, self.config, layers, skip, self.named
+        ).build()
         several = None if ranks is None or ranks.size == 1 else ranks  # one has whole batches
         self._estimator = Estimator(module, self.named, self.blocks, self._guard, several)
         self.stats = self._estimator.blocks
@@ -90,9 +91,8 @@ class Curvature:
         self.generator = torch.Generator(place.device).manual_seed(seed)
         factors = (factor.value for block in self.stats.values() for factor in block.factors)
         self._large = any(max(value.shape) >= LARGE_FACTOR for value in factors)
-        fast = self._large and self.config.fast_products
         parts = ("fisher", "factors", "refresh", "apply", "exact")
-        self._clock = Clock(parts, place.device, fast=fast)
+        self._clock = Clock(parts, place.device, fast=self._large and self.config.fast_products)
         self.seconds = self._clock.seconds
         self._cadence = Cadence(self.config)
         kinds = self.config, self._cadence, place, self._clock, several

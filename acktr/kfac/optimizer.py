@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Never, get_args
 
 import torch
 from torch import Tensor, nn
 
 from acktr.kfac.blocks.rules import Rules
 from acktr.kfac.blocks.skip import Skip
-from acktr.kfac.checks import check_choice
+from acktr.kfac.checks import check_choice, refuse_settings
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.corrected import Proposal
 from acktr.kfac.modules import check_module
@@ -76,10 +76,12 @@ class KFAC(NamedOptimizer):
         seed: Seed of the generator that sampled targets are drawn with.
         ranks: The processes that have the other shares of every batch, whose gradients are averaged
             before :meth:`step`; None for one process.
+        settings: There are none: they belong into the config.
 
     Raises:
         ValueError: ``known_fisher`` names a parameter that does not exist, or a group or a rule for
             layers does not fit.
+        TypeError: There is no such argument.
     """
 
     curvature: Preconditioner
@@ -99,7 +101,9 @@ class KFAC(NamedOptimizer):
         decoupled_weight_decay: bool = False,
         seed: int = 0,
         ranks: Ranks | None = None,
+        **settings: Never,
     ) -> None:
+        refuse_settings(self, settings, KFACConfig)
         check_choice("step_rule", step_rule, get_args(StepRule))
         check_module(module)
         self.config = config or KFACConfig()

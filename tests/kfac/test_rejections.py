@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from acktr.kfac import KFAC, CategoricalLoss, Exact, GaussianLoss, Preconditioner
 from acktr.kfac.losses.likelihoods import Reduction
+from acktr.kfac.noisy import NoisyKFAC
 from tests.tools.kfac import build, mlp, plain_config, randn, same, set_gradients, snapshot
 from tests.tools.product_cases import filled
 
@@ -174,3 +175,25 @@ def test_a_sparse_gradient_is_preconditioned_for_another_optimizer() -> None:
     assert info is not None and 0 < float(info.scale) <= 1
     torch.testing.assert_close(table.grad, float(info.scale) * plain, rtol=1e-12, atol=1e-14)
     torch.optim.SGD(model.parameters(), lr=0.1).step()
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "config", "name"),
+    [
+        (KFAC, {}, "KFACConfig", "lr"),
+        (Preconditioner, {}, "KFACConfig", "damping"),
+        (NoisyKFAC, {"data_size": 9}, "NoisyConfig", "lr"),
+    ],
+)
+def test_settings_as_arguments_are_told_where_they_belong(
+    kind: Any, arguments: dict[str, Any], config: str, name: str
+) -> None:
+    with pytest.raises(TypeError) as caught:
+        kind(mlp(), **arguments, **{name: 0.1})
+    own = kind.__name__
+    assert str(caught.value) == (
+        f"{own} has no argument {name}: settings are those of {config}, as in"
+        f" {own}(model, {config}({name}=...))"
+    )
+    with pytest.raises(TypeError, match=f"^{own} has no argument rate$"):
+        kind(mlp(), **arguments, rate=0.1)

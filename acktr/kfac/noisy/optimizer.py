@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Never
 
 import torch
 from torch import Tensor, nn
 
 from acktr.kfac.blocks.rules import Rules
 from acktr.kfac.blocks.skip import Skip
-from acktr.kfac.checks import check_integer
+from acktr.kfac.checks import check_integer, refuse_settings
 from acktr.kfac.fisher.extent import sizes
 from acktr.kfac.guard import check_loss
 from acktr.kfac.losses.base import OutputLoss, with_weights
@@ -62,9 +62,11 @@ class NoisyKFAC(Predictive, NamedOptimizer):
         seed: Seed of the generators of noise and of targets.
         ranks: The processes that have the other shares of every batch, at the same weights; their
             gradients are averaged inside of every context. None for one process.
+        settings: There are none: they belong into the config.
 
     Raises:
         ValueError: A setting does not fit the module.
+        TypeError: There is no such argument.
     """
 
     curvature: NoisyCurvature
@@ -81,7 +83,9 @@ class NoisyKFAC(Predictive, NamedOptimizer):
         skip: Skip = (),
         seed: int = 0,
         ranks: Ranks | None = None,
+        **settings: Never,
     ) -> None:
+        refuse_settings(self, settings, NoisyConfig)
         check_integer("data_size (the loss terms of the whole training set)", data_size, 1)
         check_module(module)
         check_trainable(module)
@@ -89,9 +93,9 @@ class NoisyKFAC(Predictive, NamedOptimizer):
         self.config = config or NoisyConfig()
         self.curvature = NoisyCurvature(module, self.config, data_size, layers, skip, seed, ranks)
         self.posterior = self.curvature.posterior
-        settings, named = self.curvature.config, self.curvature.named
-        options = {"lr": settings.lr, "momentum": settings.momentum, "weight_decay": 0.0}
-        super().__init__(make_groups(named, settings, None), options)
+        own, named = self.curvature.config, self.curvature.named
+        options = {"lr": own.lr, "momentum": own.momentum, "weight_decay": 0.0}
+        super().__init__(make_groups(named, own, None), options)
         self.blocks, self.close = self.curvature.blocks, self.curvature.close
         self._capture: Capture | None = None
         self._open = False
