@@ -345,8 +345,7 @@ class Agent(Predictor):
         Raises:
             CheckpointError: It is damaged, foreign, or fits another environment, algorithm or
                 network; or its environments cannot be made again.
-            ConfigError: There is no such argument or device, or other arguments than the saved ones
-                are given without an environment.
+            ConfigError: No such argument or device, or other arguments than the saved without env.
         """
         refuse_load(others)
         saved = trained_agent(checkpoint_path(path), cls.algo, network)
