@@ -1,17 +1,15 @@
 """Copy the small files of runs into an archive that reports are made from.
 
-Usage: python -m scripts.collect RUN [RUN ...] --out results/NAME
-       python -m scripts.collect RUN [RUN ...] --compact --out results/NAME/runs.zip
+Usage: python -m scripts.collect RUN [RUN ...] --out results/NAME/runs.zip
 
 RUNs are run folders, folders with runs below them, or archives. They are added to the archive, in
-place of what it has of the same runs. Everything is read before anything is written, and files are
-replaced as a whole. Without --compact runs lie as ENV/seedN in OUT/runs.zip, and beside it are
-table.md and a figure per environment.
+place of what it has of the same runs. Everything is read before anything is written, and the
+archive is replaced as a whole.
 
-With --compact they lie as ENV/LABEL/seedN in the archive OUT, small enough to be kept by the
-hundred, and ``acktr report`` makes the tables and figures: the same from the copies as from the
-runs. Of a run with more than 1,000 episodes monitor.csv keeps the last 100, and moving_mean.csv has
-its learning curve at 1,000 equidistant steps; progress.csv keeps 25 rows.
+Runs lie in it as ENV/LABEL/seedN, small enough to be kept by the hundred, and ``acktr report``
+makes the tables and figures: the same from the copies as from the runs. Of a run with more than
+1,000 episodes monitor.csv keeps the last 100, and moving_mean.csv has its learning curve at 1,000
+equidistant steps; progress.csv keeps 25 rows.
 """
 
 from __future__ import annotations
@@ -27,16 +25,14 @@ from pathlib import Path
 from acktr.files import read_limited, safe_name, write_atomic
 from acktr.report.archives import SUFFIX, pack, read_archive, unpacked
 from acktr.report.curves import MOVING_MEAN, Curve, evenly, load_monitor
-from acktr.report.plot import plot_runs
 from acktr.report.results import Result, find_runs, read_results
-from acktr.report.tables import as_csv, markdown
+from acktr.report.tables import as_csv
 from acktr.runs.tables import SIZE_CAP, WINDOW, read_table
 from scripts.common import ScriptError, on_files, parsed
 
-PROGRESS_ROWS, COMPACT_PROGRESS_ROWS = 400, 25
-COMPACT_EPISODES = 1000
+PROGRESS_ROWS = 25
+EPISODES = 1000
 COPIED = ("config.json", "versions.json", "protocol.json", "eval.csv")
-EPISODES = ("monitor.csv", MOVING_MEAN)
 
 Copies = dict[str, dict[str, bytes]]
 """Files of each copy, by its folder such as ENV/LABEL/seedN and their names."""
@@ -49,11 +45,11 @@ def thinned(path: Path, most: int) -> bytes:
     return as_csv(content.columns, [[*content.rows[i].values()] for i in kept])
 
 
-def small_files(run: Path, names: Sequence[str], progress_rows: int) -> dict[str, bytes]:
+def small_files(run: Path) -> dict[str, bytes]:
     """Whole files, a thinned progress.csv and the command without its paths, if they are there."""
-    files = {name: read_limited(run / name, SIZE_CAP) for name in names if (run / name).exists()}
+    files = {name: read_limited(run / name, SIZE_CAP) for name in COPIED if (run / name).exists()}
     if (run / "progress.csv").exists():
-        files["progress.csv"] = thinned(run / "progress.csv", progress_rows)
+        files["progress.csv"] = thinned(run / "progress.csv", PROGRESS_ROWS)
     if (run / "command.txt").exists():
         command = read_limited(run / "command.txt", SIZE_CAP).decode("utf-8", "replace")
         shown = re.sub(r" --(run-dir|resume)[ =]\S+", r" --\1 ...", command)
@@ -61,14 +57,14 @@ def small_files(run: Path, names: Sequence[str], progress_rows: int) -> dict[str
     return files
 
 
-def compact_files(result: Result) -> dict[str, bytes]:
+def copied_files(result: Result) -> dict[str, bytes]:
     """What a report needs of a run, so that a report of the copy is that of the run."""
     run = result.folder
-    files = small_files(run, COPIED, COMPACT_PROGRESS_ROWS)
+    files = small_files(run)
     if result.curve is None:  # no episode has ended yet
         return files
     monitor = load_monitor(run)
-    if len(monitor.steps) <= COMPACT_EPISODES and not (run / MOVING_MEAN).exists():
+    if len(monitor.steps) <= EPISODES and not (run / MOVING_MEAN).exists():
         return files | {"monitor.csv": read_limited(run / "monitor.csv", SIZE_CAP)}
     columns = (monitor.returns, monitor.lengths, monitor.seconds, monitor.steps)
     rows = zip(*(column[-WINDOW:].tolist() for column in columns), strict=True)
@@ -86,17 +82,6 @@ def curve_csv(curve: Curve, end: float = math.inf) -> bytes:
     rows = ([step, episodes, repr(value)] for step, episodes, value in points if step <= end)
     comment = json.dumps({"return": f"mean of the last {WINDOW} episodes"})
     return as_csv(["step", "episodes", "return"], rows, comment)
-
-
-def add(copies: Copies, target: str, run: Path, files: dict[str, bytes]) -> None:
-    """Take note of a copy to make.
-
-    Raises:
-        ValueError: Another run has its place.
-    """
-    if target in copies:
-        raise ValueError(f"{run}: another run goes to {target} too; collect them apart")
-    copies[target] = files
 
 
 def write(copies: Copies, archive: Path) -> None:
@@ -119,46 +104,18 @@ def write(copies: Copies, archive: Path) -> None:
     write_atomic(archive, pack(files))
 
 
-def table(results: Sequence[Result]) -> str:
-    """Markdown table of the runs.
+def collect(results: Sequence[Result], archive: Path) -> str:
+    """Copy the runs to an archive; returns a line that sums it up.
 
     Raises:
-        ValueError: A run has no episodes.
+        ValueError: Two have one place there.
     """
-    head = ["env", "seed", "steps", "last 100 training episodes", "final evaluation", "minutes"]
-    rows = []
-    for run in results:
-        if run.last100 is None or run.minutes is None:
-            raise ValueError(f"{run.folder}: no episode has ended yet")
-        evaluation = "unfinished" if run.final is None else f"{run.final.mean:.1f}"
-        row = [run.env, str(run.seed), f"{run.steps:,}", f"{run.last100:.1f}"]
-        rows.append([*row, evaluation, f"{run.minutes:.1f}"])
-    return markdown(head, rows)
-
-
-def collect(results: Sequence[Result], out: Path) -> str:
-    """Copy the runs to OUT/runs.zip; returns the table of them, which is in OUT too."""
-    text = table(results)
-    copies: Copies = {}
-    figures: dict[str, list[Path]] = {}
-    for result in results:
-        target = f"{safe_name(result.env)}/seed{result.seed}"
-        files = small_files(result.folder, (*COPIED, *EPISODES), PROGRESS_ROWS)
-        add(copies, target, result.folder, files)
-        figures.setdefault(safe_name(result.env), []).append(result.folder)
-    write(copies, out / "runs.zip")
-    for env, folders in figures.items():
-        plot_runs(folders, out / f"{env}.png", published=["acktr"])
-    write_atomic(out / "table.md", text.encode())
-    return text
-
-
-def collect_compact(results: Sequence[Result], archive: Path) -> str:
-    """Copy the runs to an archive; returns a line that sums it up."""
     copies: Copies = {}
     for result in results:
         target = f"{safe_name(result.env)}/{result.label}/seed{result.seed}"
-        add(copies, target, result.folder, compact_files(result))
+        if target in copies:
+            raise ValueError(f"{result.folder}: another run goes to {target} too; collect it apart")
+        copies[target] = copied_files(result)
     write(copies, archive)
     size = sum(len(data) for files in copies.values() for data in files.values())
     return f"{archive}: {len(results)} runs, {size / 1e6:.2f} MB unpacked\n"
@@ -168,14 +125,13 @@ def work(argv: Sequence[str]) -> None:
     """Do what a command line says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("--out", required=True, type=Path, help="folder; with --compact FILE.zip")
-    parser.add_argument("--compact", action="store_true", help="small copies for acktr report")
+    parser.add_argument("--out", required=True, type=Path, help="the archive, FILE.zip")
+    parser.add_argument("--compact", action="store_true", help="changes nothing; former pages")
     options = parsed(parser, argv)
-    if options.compact and options.out.suffix != SUFFIX:
-        raise ScriptError(f"{options.out}: with --compact the name must end in {SUFFIX}")
+    if options.out.suffix != SUFFIX:
+        raise ScriptError(f"{options.out}: the name must end in {SUFFIX}")
     with unpacked(options.runs) as folders:
-        make = collect_compact if options.compact else collect
-        sys.stdout.write(make(read_results(find_runs(folders)), options.out))
+        sys.stdout.write(collect(read_results(find_runs(folders)), options.out))
 
 
 def main(argv: Sequence[str]) -> int:

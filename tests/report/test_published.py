@@ -15,7 +15,7 @@ import pytest
 
 from acktr.cli.main import main
 from acktr.report import page
-from scripts import band, batch_size, collect, six_games
+from scripts import band, batch_size, six_games
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 TABLES = (".md", ".csv")
@@ -53,12 +53,8 @@ SCRIPTS: dict[str, tuple[Callable[[Sequence[str]], int], str, set[str]]] = {
         "--out results/atari6",
         {"games.csv", "games.md"},
     ),
-    "collect": (
-        collect.main,
-        "results/first/runs.zip --out results/first",
-        {"table.md", "CartPole-v1.csv", "InvertedPendulum-v5.csv", "PongNoFrameskip-v4.csv"},
-    ),
 }
+PLOTS = re.findall(r"    acktr (plot results/first/.*)", (RESULTS / "first/README.md").read_text())
 
 
 @pytest.fixture
@@ -102,12 +98,20 @@ def test_tables_of_scripts(script: str, copy: Path) -> None:
     assert made == {name: (RESULTS.parent / out / name).read_bytes() for name in names}
 
 
+@pytest.mark.parametrize("command", PLOTS, ids=lambda command: Path(command).stem)
+def test_numbers_of_plots(command: str, copy: Path) -> None:
+    assert main(command.split()) == 0
+    numbers = Path(command.split()[-1]).with_suffix(".csv")
+    assert numbers.read_bytes() == (RESULTS.parent / numbers).read_bytes()
+
+
 def test_nothing_else_is_published() -> None:
     """Tables that a new campaign adds must come again as well."""
     tested = {path.parent / name for path in RESULTS.rglob("report.md") for name in page._NAMES}
     tested |= set(RESULTS.rglob("report.md"))
     for _, options, names in SCRIPTS.values():
         tested |= {RESULTS.parent / options.split()[-1] / name for name in names}
+    tested |= {(RESULTS.parent / plot.split()[-1]).with_suffix(".csv") for plot in PLOTS}
     measured = (
         *("performance", "supervised", "approximation", "trust_region"),
         *("race", "reliability", "bayes", "distributed/batches"),

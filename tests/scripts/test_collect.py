@@ -17,7 +17,7 @@ from tests.tools.run_folders import write_run
 
 
 def compact(runs: Path, archive: Path) -> int:
-    return main([str(runs), "--compact", "--out", str(archive)])
+    return main([str(runs), "--out", str(archive)])
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -122,7 +122,6 @@ def test_finished_runs_are_added_to_an_archive(
     assert one.read_bytes() == b"PK"
 
 
-@pytest.mark.parametrize("flags", [["--out"], ["--compact", "--out"]])
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [
@@ -137,14 +136,13 @@ def test_damaged_runs_are_refused_before_anything_is_written(
     runs: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    flags: list[str],
     name: str,
     content: bytes,
     why: str,
 ) -> None:
     folders = [runs / "Hopper-v5" / "acktr" / f"seed{seed}" for seed in (0, 1)]
     (folders[1] / name).write_bytes(content)
-    assert main([*map(str, folders), *flags, str(tmp_path / "x.zip")]) == 2
+    assert main([*map(str, folders), "--out", str(tmp_path / "x.zip")]) == 2
     error = capsys.readouterr().err
     assert error.startswith("collect: error: ") and len(error.splitlines()) == 1
     assert why in error and str(folders[1] / name) in error
@@ -155,15 +153,17 @@ def test_no_run_is_overwritten(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.read_bytes() for path in runs.rglob("*.*")}
-    assert main([str(runs), "--compact", "--out", str(runs)]) == 2
-    assert "with --compact the name must end in .zip" in capsys.readouterr().err
-    same = [str(runs / "Hopper-v5" / label / "seed0") for label in ("acktr", "a2c")]
-    assert main([*same, "--out", str(tmp_path / "out")]) == 2  # OUT/ENV/seed0 both
+    assert main([str(runs), "--out", str(runs)]) == 2
+    assert "the name must end in .zip" in capsys.readouterr().err
+    for env in ("Hop:per-v5", "Hop_per-v5"):
+        write_run(tmp_path / env, env, "acktr", 0, np.ones(9), evaluation=None)
+    same = [str(tmp_path / env) for env in ("Hop:per-v5", "Hop_per-v5")]
+    assert main([*same, "--out", str(tmp_path / "out.zip")]) == 2
     assert "another run goes to" in capsys.readouterr().err
-    assert main([same[0]]) == 2
+    assert main([str(runs)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert {path: path.read_bytes() for path in runs.rglob("*.*")} == before
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.zip").exists()
 
 
 def test_stored_curve_comes_back_bit_for_bit(tmp_path: Path) -> None:

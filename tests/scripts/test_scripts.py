@@ -21,23 +21,18 @@ def collect(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
-def test_collect_copies_the_small_files_and_writes_a_table(tmp_path: Path) -> None:
+def test_collect_copies_the_small_files(tmp_path: Path) -> None:
     where = str(tmp_path / "runs")
     command = ["train", "--env", "CartPole-v1", "--total-timesteps", "3000", "--run-dir", where]
     assert main(command) == 0
     run = tmp_path / "runs" / "CartPole-v1" / "acktr" / "seed0"
-    done = collect(str(run), "--out", str(tmp_path / "out"))
+    done = collect(str(run), "--out", str(tmp_path / "runs.zip"))
     assert done.returncode == 0, done.stderr
-    copy = read_archive(tmp_path / "out" / "runs.zip")
-    target = "CartPole-v1/seed0"
+    copy = read_archive(tmp_path / "runs.zip")
+    target = "CartPole-v1/acktr/seed0"
     assert copy[f"{target}/monitor.csv"] == (run / "monitor.csv").read_bytes()
     assert not any("checkpoints" in name for name in copy)
     assert where.encode() not in copy[f"{target}/command.txt"]
-    with (run / "monitor.csv").open() as handle:
-        rows = list(csv.reader(handle))[2:]
-    last = [float(row[0]) for row in rows[-100:]]
-    assert f"| {sum(last) / len(last):.1f} |" in (tmp_path / "out" / "table.md").read_text()
-    assert (tmp_path / "out" / "CartPole-v1.png").stat().st_size > 5_000
 
 
 def test_random_returns(capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,14 +58,14 @@ def test_random_returns(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_collect_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert collecting.main([str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert collecting.main([str(tmp_path), "--out", str(tmp_path / "out.zip")]) == 2
     assert capsys.readouterr().err.startswith(f"collect: error: {tmp_path}: no run in it")
     argv = [str(tmp_path / "none"), "--compact", "--out", str(tmp_path / "out.zip")]
     assert collecting.main(argv) == 2
     error = capsys.readouterr().err
     assert error.startswith("collect: error: ") and error.count("\n") == 1
     assert "no such folder" in error
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.zip").exists()
 
 
 def test_mask_cost(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
