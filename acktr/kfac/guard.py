@@ -6,13 +6,10 @@ import math
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
-from weakref import ref
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils._pytree import tree_flatten
-from torch.utils.hooks import RemovableHandle
 
 from acktr.kfac.blocks.entries import EntriesBlock
 from acktr.kfac.blocks.kronecker import KroneckerBlock
@@ -123,7 +120,6 @@ class Guard:
         self._told: set[str] = set()
         self._kept: tuple[Tensor, Tensor] | None = None
         self._looks = 3
-        self._hook: RemovableHandle | None = None
         self._outside_checked = False
         self._skipped = 0
         self._forms: list[Tensor] = []
@@ -224,33 +220,11 @@ class Guard:
                     )
 
     def keep(self, gradients: Iterable[Tensor | None]) -> None:
-        """Remember the smallest preconditioned gradient of the first steps, to be compared.
-
-        It is looked at when an optimizer begins to step along it, or at the next capture.
-        """
+        """Remember the smallest preconditioned gradient of the first steps, to be compared later."""
         if self._looks:  # each look waits for the device
             self._looks -= 1
             grad = min((g for g in gradients if g is not None), key=Tensor.numel)
             self._kept = grad, grad.clone()
-            own = ref(self)
-
-            def before(optimizer: torch.optim.Optimizer, *_: object) -> None:
-                guard = own()
-                if guard is not None and guard._steps_along(optimizer):
-                    guard.check_kept()
-
-            self._unhook()
-            self._hook = register_optimizer_step_pre_hook(before)
-
-    def _unhook(self) -> None:
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
-
-    def _steps_along(self, optimizer: torch.optim.Optimizer) -> bool:
-        kept = None if self._kept is None else self._kept[0]
-        groups = optimizer.param_groups if kept is not None else []
-        return any(p.grad is kept for group in groups for p in group["params"])
 
     def check_kept(self) -> None:
         """Raise ValueError when a GradScaler divided gradients that were preconditioned before.
@@ -258,7 +232,6 @@ class Guard:
         Nothing else divides all of a tensor by one large power of two: a number of processes or of
         micro-batches, by which a program may divide, is small.
         """
-        self._unhook()
         if self._kept is None:
             return
         (grad, before), self._kept = self._kept, None

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 from acktr.kfac import (
     KFAC,
@@ -231,12 +232,20 @@ def test_a_scaler_that_divides_after_the_preconditioner_is_told() -> None:
     curvature, sgd = Preconditioner(model), torch.optim.SGD(model.parameters(), lr=0.1)
     scaler.scale(torch.ones(()))
     differentiated(model, curvature, (4,), 2.0**10)
-    before = parameters(model)
     curvature.precondition(lr=0.1)
-    torch.optim.SGD(mlp().parameters(), lr=0.1).step()  # another one's step is none of ours
+    scaler.step(sgd)
+    sgd.zero_grad()
     with pytest.raises(ValueError, match=r"divided by 1024 after .* call scaler.unscale_"):
-        scaler.step(sgd)
-    assert same(parameters(model), before)
+        curvature.capture()
+
+
+def test_a_preconditioner_whose_steps_nobody_takes_leaves_no_hook_in_the_process() -> None:
+    for _ in range(3):
+        model = mlp()
+        curvature = Preconditioner(model)
+        differentiated(model, curvature, (4,))
+        curvature.precondition(lr=0.1)
+    assert not _global_optimizer_pre_hooks
 
 
 @pytest.mark.parametrize("to_none", [True, False])
