@@ -15,7 +15,7 @@ from acktr.kfac.blocks.diagonal import DiagonalBlock
 from acktr.kfac.blocks.kronecker import KroneckerBlock
 from acktr.kfac.blocks.layouts import ConvLayout
 from acktr.kfac.blocks.linear import LinearLayout
-from acktr.kfac.blocks.registry import ROOT, Block, StatBlock
+from acktr.kfac.blocks.registry import Block, StatBlock
 from acktr.kfac.fisher.extent import without_terms
 from acktr.kfac.guard import Guard
 from acktr.kfac.losses.base import OutputLoss
@@ -24,6 +24,7 @@ from acktr.kfac.losses.sums import SumLoss
 from acktr.kfac.ranks import Ranks
 from acktr.kfac.statistics.averages import RunningAverage, join_ranks
 from acktr.kfac.statistics.capture import (
+    ROOT,
     Capture,
     Divisor,
     OutputGradients,

@@ -220,7 +220,7 @@ class Guard:
                     )
 
     def keep(self, gradients: Iterable[Tensor | None]) -> None:
-        """Remember the smallest preconditioned gradient of the first steps, to be compared later."""
+        """Remember the smallest preconditioned gradient of the first steps, to be compared."""
         if self._looks:  # each look waits for the device
             self._looks -= 1
             grad = min((g for g in gradients if g is not None), key=Tensor.numel)

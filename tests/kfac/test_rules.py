@@ -283,3 +283,15 @@ def test_a_bad_rule_is_refused_at_construction(rules: Any, message: str) -> None
     with pytest.raises(ValueError, match=message) as caught:
         KFAC(build(Conv1D(3, 4), nn.Tanh(), nn.Linear(4, 3)), layers=rules)
     assert "\n" not in str(caught.value)
+
+
+def test_a_registered_layer_that_returns_a_dict_is_told_as_such() -> None:
+    class Named(Conv1D):
+        def forward(self, inputs: Tensor) -> Any:
+            return {"rows": super().forward(inputs)}
+
+    model = build(Named(3, 4))
+    optimizer = KFAC(model, layers={Named: CONV1D})
+    message = "the LayerRule layer '0' must return a tensor or a tuple of tensors, got dict"
+    with pytest.raises(ValueError, match=f"^{message}$"), optimizer.capture():
+        model(randn(5, 3))

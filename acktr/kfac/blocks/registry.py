@@ -34,12 +34,11 @@ from acktr.kfac.blocks.vectors import (
     VectorBlock,
 )
 from acktr.kfac.config import KFACConfig
+from acktr.kfac.statistics.capture import ROOT
 from acktr.kfac.statistics.projections import Projection, biases, is_fused, projections
 
 _INSIDE = ("acktr.kfac", "torch.")
 """Modules of frames that a warning does not point to: ours, and torch's wrappers of step()."""
-ROOT = "<module>"
-"""Name of the record of the whole module."""
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _LAYERS = (nn.Linear, nn.Embedding, Replicas, *_CONVS, *_TRANSPOSED)

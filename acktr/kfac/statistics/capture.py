@@ -29,6 +29,8 @@ _STATEFUL_NORMS = (
     nn.InstanceNorm3d,
 )
 """Normalisations that may keep a running mean and variance."""
+ROOT = "<module>"
+"""Name of the record of the whole module."""
 OutputGradients = dict[str, list[Tensor | None]]
 """By layer one gradient for each use; None where the scalar does not depend on it."""
 Divisor = float | Literal["samples", "sum"]
@@ -98,18 +100,19 @@ class Capture:
     returned: list[Any] = field(default_factory=list)
     """What the whole module returned, one entry for every call."""
 
-    def _record(
-        self, record: LayerRecord, _module: nn.Module, args: Any, kwargs: Any, output: Any
-    ) -> Any:
+    def _record(self, name: str, _module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         several = isinstance(output, tuple)
         if several:
             output = _separated(output)
         elif not isinstance(output, Tensor):
+            got = f"a tensor or a tuple of tensors, got {type(output).__name__}"
+            if name != ROOT:
+                raise ValueError(f"the LayerRule layer {name!r} must return {got}")
             raise ValueError(
-                'small_parameters="dense" needs a module that returns a tensor or a tuple of'
-                f' tensors, got {type(output).__name__} (or small_parameters="diagonal")'
+                f'small_parameters="dense" needs a module that returns {got}'
+                ' (or small_parameters="diagonal")'
             )
-        inputs = Inputs.of(args, kwargs)
+        record, inputs = self.layers[name], Inputs.of(args, kwargs)
         for place, part in enumerate(output if several else (output,)):
             if isinstance(part, Tensor) and part.requires_grad:
                 where, root = (place, part) if several else (None, _underneath(part))
@@ -333,7 +336,7 @@ def capture(
                 fused.setdefault(part.module, {})[part.key] = layer
             else:
                 layer = LayerRecord(part)
-                keep = partial(record._record, layer)
+                keep = partial(record._record, name)
                 stack.callback(
                     part.register_forward_hook(keep, prepend=True, with_kwargs=True).remove
                 )
