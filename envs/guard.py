@@ -14,7 +14,6 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from acktr.envs.episodes import SUCCESS, EpisodeStats, last_infos
 from acktr.envs.errors import EnvError, EnvFault, EnvWarning, named
-from acktr.envs.finals import ReusedFinals
 from acktr.envs.masks import MASK, FoundMasks, MaskSetting, VectorMasks
 from acktr.envs.nested import dense_finals, flat, is_nested, parts
 from acktr.envs.spaces import bounds, check_actions, integers
@@ -88,7 +87,6 @@ class GuardedVectorEnv(OpenVectorEnv):
         self._bounds = {name: bounds(part) for name, part in self._parts.items() if bounded}
         calls: list[tuple[int, str] | None] = [None]  # the call that is under way, by its number
         self._calls = calls
-        self._reused = ReusedFinals(env, name) if foreign and not self._next_step else None
         if foreign:
             require_distinct(env, name)
             watch = Watch(
@@ -146,12 +144,9 @@ class GuardedVectorEnv(OpenVectorEnv):
         self._check_finite(rewards, "reward", when, _LARGEST_REWARD)
         if dones.any():
             self._record(infos, dones)
-        shown = infos.get("final_obs")
         if dones.any() and not self._next_step:
             self._give_finals(infos, dones, ~terminated, obs, when)
         self._check_observations(obs, "observation", when)
-        if self._reused is not None:
-            self._reused.step(shown, truncated & ~terminated)
         # Words of this package, in which environments of others may say something else.
         for key in ("episode", "_episode", "forced", "_forced"):
             infos.pop(key, None)

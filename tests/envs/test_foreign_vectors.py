@@ -10,7 +10,7 @@ import pytest
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 
 from acktr import A2C
-from acktr.envs import EnvError, found_masks, make_vec
+from acktr.envs import EnvError, GuardedVectorEnv, found_masks, make_vec
 
 
 class Counted(gymnasium.Env[Any, Any]):
@@ -45,6 +45,24 @@ def test_one_environment_is_not_several(listed: bool) -> None:
     with pytest.raises(EnvError, match=r"0 and 1 are one and the same: .* a new one each time"):
         A2C(given, num_envs=2)
     A2C(given if not listed else [lambda: one], num_envs=1).close()
+
+
+def test_an_instance_that_is_twice_in_a_vector_is_refused() -> None:
+    one = Counted()
+    twice = SyncVectorEnv([lambda: one, lambda: one], autoreset_mode=AutoresetMode.SAME_STEP)
+    with pytest.raises(EnvError, match=r"Two: environments 0 and 1 are one and the same: the func"):
+        GuardedVectorEnv(twice, "Two", 0, foreign=True)
+
+
+def test_views_of_one_simulation_are_no_twins() -> None:
+    """As the agents of one world, which a vector of somebody else's steps together."""
+
+    class World(SyncVectorEnv):
+        pass
+
+    one = Counted()
+    views = World([lambda: one, lambda: one], autoreset_mode=AutoresetMode.SAME_STEP)
+    GuardedVectorEnv(views, "World", 0, foreign=True).reset()
 
 
 class Masking(VectorWrapper):  # type: ignore[type-arg]
