@@ -86,7 +86,6 @@ from acktr.envs.masks import (
 from acktr.envs.nested import Arrays, batched, final_rows, flat, nested, parts
 from acktr.envs.parallel import thread_ids, usable_cores, worker_count
 from acktr.envs.pictures import Channels, Picture, picture, pictures
-from acktr.envs.played import Witness
 from acktr.envs.process import CLOSE, ForkedProcess, end_all
 from acktr.envs.registry import is_atari, lookup
 from acktr.envs.settings import AtariSettings, PixelSettings, Workers
@@ -137,7 +136,6 @@ __all__ = [
     "StepResult",
     "Stepper",
     "UnsavedError",
-    "Witness",
     "Workers",
     "Wrapper",
     "as_masks",

@@ -346,7 +346,6 @@ def _make_parallel(
         if source.spec is not None and source.spec.namespace == PIXELS and drawn_here():
             workers, apart = 1, False
         parallel = ParallelEnvs(built, name, workers, timeout, record, masks, apart)
-        parallel.lent = not source.registered and parallel.workers == 1 and not apart
         return GuardedVectorEnv(
             parallel, name, seed, record=record, bounded=source.foreign, first=first
         )

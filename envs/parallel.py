@@ -71,9 +71,6 @@ class ParallelEnvs(SyncVectorEnv):
         RuntimeError: The environments have different spaces.
     """
 
-    lent = False
-    """Whether whoever made the environments may have them at hand too, in this process."""
-
     def __init__(
         self,
         envs: Sequence[AnyEnv],

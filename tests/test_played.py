@@ -61,22 +61,15 @@ def test_steps_of_the_agents_own_environments_are_seen() -> None:
             agent.learn(32, lambda stats: agent.envs.reset() and None)
 
 
-def by_hand(env: Any) -> None:
-    env.reset()
-    for _ in range(5):
-        if any(env.step(0)[2:4]):
-            break
-
-
-@pytest.mark.parametrize("kind", ["one", "function", "vector"])
-def test_steps_by_hand_are_seen(kind: str) -> None:
-    """The next rollout began with an action for an old observation, in an episode that was over."""
+def test_a_reset_after_steps_by_hand_begins_new_episodes() -> None:
+    """The next rollout begins with an action for an old observation, in an episode that is over."""
     one = Watched()
-    pair = SyncVectorEnv([lambda: one, Watched], autoreset_mode=AutoresetMode.SAME_STEP)
-    place: Any = {"one": one, "function": lambda: one, "vector": pair}[kind]
-    agent = learner(place, num_envs=1) if kind != "vector" else learner(place)
+    agent = learner(one)
     agent.learn(16)
-    by_hand(one)
+    one.reset()
+    for _ in range(5):
+        one.step(0)
+    agent.envs.reset()
     with pytest.warns(UserWarning, match=PLAYED):
         agent.learn(16)
     assert shown(agent).max() == one.count
@@ -152,9 +145,6 @@ def test_what_is_no_step_cuts_no_episode(make: Any, change: Any) -> None:
         for _ in range(3):
             agent.learn(8)
             change(env)
-    by_hand(env)
-    with pytest.warns(UserWarning, match=PLAYED):
-        agent.learn(8)
 
 
 def test_evaluation_does_not_close_what_is_learned_in() -> None:

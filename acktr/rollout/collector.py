@@ -17,12 +17,14 @@ from torch import Tensor
 from acktr.compute import one_thread, restore_generator, to_tensor
 from acktr.envs import (
     MASK,
+    GroupedEnvs,
+    GuardedVectorEnv,
     Masks,
     UnsavedError,
-    Witness,
     autoreset_mode,
     check_state,
     choices,
+    layers,
     require_like,
     state_method,
 )
@@ -101,7 +103,7 @@ class Collector:
         self._next_step = mode == AutoresetMode.NEXT_STEP
         self._groups = groups_of(envs)
         self._begun = False
-        self._witness = Witness(envs)
+        self._noted = self._turns()
         # Why the episodes of the state that was loaded cannot go on; None if they do.
         self.unsaved: str | None = None
         # Those of a loaded state, until they go on.
@@ -149,11 +151,16 @@ class Collector:
         if self.reward_scaler is not None:
             self.reward_scaler.reset()
         self._begun, self._loaded = True, None
-        self._witness.note()
+        self._noted = self._turns()
+
+    def _turns(self) -> int:
+        """How often the environments were reset or stepped so far, by whomever."""
+        kinds = GuardedVectorEnv | GroupedEnvs
+        return next((each.turns for each in layers(self.envs) if isinstance(each, kinds)), 0)
 
     def _begin_again(self) -> None:
         """Start new episodes if others have played in the running ones, and say so."""
-        if self._witness.played:
+        if self._turns() != self._noted:
             warnings.warn(f"{_PLAYED}: new episodes begin", UserWarning, stacklevel=5)
             self.reset(None)
 
@@ -191,7 +198,7 @@ class Collector:
                         self._receive(rollout, 0, group)
             raise
         finally:
-            self._witness.note()
+            self._noted = self._turns()
         self._value(rollout)
         rollout.forward_seconds = time.perf_counter() - started - rollout.env_seconds
         self._before = None
@@ -308,7 +315,7 @@ class Collector:
             pass
         elif self._before is not None:
             unsaved = "the checkpoint was made in the middle of a rollout that was broken off"
-        elif self._begun and self._witness.played:
+        elif self._begun and self._turns() != self._noted:
             unsaved = _PLAYED
         elif self._begun:
             try:
@@ -376,7 +383,7 @@ class Collector:
         if self.recurrence is not None:
             self.recurrence.load_state_dict(state["memory"])
         self._begun, self._loaded = True, None
-        self._witness.note()
+        self._noted = self._turns()
 
 
 def _state(stateful: Normalizer | RewardScaler | None) -> dict[str, Any] | None:
