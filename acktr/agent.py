@@ -36,7 +36,7 @@ from acktr.given import (
 )
 from acktr.learning import Lesson, Lessons, asked_steps, begin, kept_by
 from acktr.listeners import Callback, listeners
-from acktr.policies import NetworkSource, release, with_network
+from acktr.policies import NetworkSource, with_network
 from acktr.predictor import Predictor
 from acktr.runs.checkpoint import CheckpointError, checkpoint_path, save_checkpoint
 from acktr.runs.logger import RunLogger
@@ -335,7 +335,7 @@ class Agent(Predictor):
             env_kwargs: Arguments of each environment given.
             wrappers: Wrappers of each environment given.
             network: The network of one's own that was trained: a checkpoint has its weights and its
-                name. Another agent that has this very module gets the weights too, which is told.
+                name. An agent that has this very module gets them too: give its class or a copy.
             auxiliary: The auxiliary losses that it was trained with.
             learning_rate: As in the constructor. A function must be given again to go on training.
             verbose: As in the constructor.
@@ -370,7 +370,6 @@ class Agent(Predictor):
 
     def close(self) -> None:
         """Close the environments, if the agent made them."""
-        release(self.trainer.network)
         if self._given.owned:
             self.envs.close()
 

@@ -92,37 +92,6 @@ def test_a_network_for_another_checkpoint_is_refused(tmp_path: Path) -> None:
         ACKTR("CartPole-v1", masks=False)  # type: ignore[arg-type]
 
 
-def test_a_file_for_a_network_that_an_agent_has_is_told(tmp_path: Path) -> None:
-    config, path = few("a2c", "CartPole-v1", "CartPole-v1"), tmp_path / "agent"
-    net = Small(*spaces_of("CartPole-v1"))
-    agent = A2C("CartPole-v1", config, network=net)
-    agent.save(path)
-    saved = copy.deepcopy(net)
-    agent.learn(64)
-    message = r"network .*:Small belongs to another agent or update, which gets the loaded weights"
-    with pytest.warns(UserWarning, match=message) as told:
-        again = A2C.load(path, network=net)
-    assert (told[0].filename, len(told)) == (__file__, 1)
-    pairs = zip(again.trainer.network.parameters(), saved.parameters(), strict=True)
-    assert all(torch.equal(one, other) for one, other in pairs)
-    with pytest.warns(UserWarning, match="belongs to another agent"):
-        A2C.load(path, network=agent.trainer.network)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for given in (Small, copy.deepcopy(net)):
-            A2C.load(path, network=given)
-        agent.close()
-        again.close()
-        last = A2C.load(path, network=net)  # nobody else goes on with it
-        del last
-        A2C.load(path, network=net)
-        shared = Small(*spaces_of("CartPole-v1"))
-        shared.trunk = net.trunk.requires_grad_(False)
-        live = A2C("CartPole-v1", config, network=net)
-        A2C.load(path, network=shared)  # which has but a frozen layer of it
-        live.close()
-
-
 class Stateful(Small):
     """It has a state beside its tensors."""
 

@@ -32,7 +32,7 @@ from acktr.policies.normalize import (
     observation_normalizer,
     pooling,
 )
-from acktr.policies.own import own_network, release, tell_other, tell_used
+from acktr.policies.own import own_network, tell_other
 from acktr.policies.parameters import (
     copied_parameters,
     free_deviation,
@@ -80,7 +80,6 @@ __all__ = [
     "pack",
     "pooling",
     "prepared",
-    "release",
     "replace_parameters",
     "require_fitting",
     "require_saveable",
@@ -89,7 +88,6 @@ __all__ = [
     "stored_pictures",
     "straight",
     "tell_other",
-    "tell_used",
     "to_environment",
     "with_network",
 ]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import warnings
 from collections.abc import Sequence
 from typing import Any
-from weakref import WeakSet
 
 import gymnasium
 from torch import nn
@@ -28,10 +26,6 @@ from acktr.policies.recurrent import RecurrentAdapter, RecurrentSeparate
 
 class MemoryWarning(UserWarning):
     """A network has recurrent layers that remember nothing from step to step."""
-
-
-_ADAPTED: WeakSet[Adapter] = WeakSet()
-"""What is around modules of one's own, while an agent that is not closed or an update has it."""
 
 
 def own_network(
@@ -65,9 +59,7 @@ def own_network(
     kind = RecurrentAdapter if remembering == {True} else Adapter
 
     def adapted(module: nn.Module, *outputs: str) -> Any:
-        adapter = kind(module, outputs, head, action_space, space, channels)
-        _ADAPTED.add(adapter)
-        return adapter
+        return kind(module, outputs, head, action_space, space, channels)
 
     if len(made) == 1:
         network: ActorCritic = adapted(made[0], "policy", "value", *auxiliary)
@@ -85,31 +77,6 @@ def own_network(
     return network
 
 
-def tell_used(source: NetworkSource | None) -> None:
-    """Warn of a module that an agent or an update has, whose weights a file overwrites.
-
-    Frozen parameters do not count, which such modules may share.
-    """
-    if source is None:
-        return
-    modules = [each for each in each_source(source) if isinstance(each, nn.Module)]
-    given = {id(p) for each in modules for p in each.parameters() if p.requires_grad}
-
-    def used() -> bool:
-        return any(id(p) in given for adapter in list(_ADAPTED) for p in adapter.parameters())
-
-    if not used():
-        return
-    gc.collect()  # an agent that nobody has any more may be a part of a cycle
-    if used():
-        warnings.warn(
-            f"the network {network_name(source)} belongs to another agent or update, which gets the"
-            " loaded weights too: pass its class, or a copy (copy.deepcopy), if it should not",
-            UserWarning,
-            stacklevel=4,  # the caller of load()
-        )
-
-
 def tell_other(trained: str | None, source: NetworkSource | None) -> None:
     """Warn of a network of another name, in whatever module, than that of a checkpoint."""
     if trained is None or source is None or isinstance(source, ActorCritic):
@@ -125,12 +92,6 @@ def tell_other(trained: str | None, source: NetworkSource | None) -> None:
             UserWarning,
             stacklevel=4,  # the caller of load()
         )
-
-
-def release(network: ActorCritic) -> None:
-    """Count an agent that is closed no more."""
-    for module in network.modules():
-        _ADAPTED.discard(module)  # type: ignore[arg-type]
 
 
 def _tell_forgetful(made: Sequence[nn.Module]) -> None:

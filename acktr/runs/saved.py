@@ -17,7 +17,7 @@ from acktr.config import Algo, Config, from_dict, refuse_imports, to_dict
 from acktr.environments import evaluation_envs
 from acktr.envs import AnyVectorEnv, EnvLike, one_line
 from acktr.evaluate import Evaluation, evaluate
-from acktr.policies import NetworkSource, Policy, tell_other, tell_used
+from acktr.policies import NetworkSource, Policy, tell_other
 from acktr.runs.checkpoint import CheckpointError, checkpoint_exists, load_checkpoint, restoring
 from acktr.runs.folder import RunError, RunFolder
 from acktr.runs.trees import non_finite
@@ -186,7 +186,6 @@ def trained_agent(path: Path, algo: Algo, network: NetworkSource | None) -> Save
         raise CheckpointError(f"{path}: an agent trained by {trained}; use {trained.upper()}.load")
     if (custom := saved.config.network.custom) is not None and network is None:
         raise CheckpointError(f"{path}: trained with the network {custom}: pass it as network=")
-    tell_used(network)
     tell_other(custom, network)
     return saved
 
