@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from acktr.kfac.blocks.moment import MomentBlock
 from acktr.kfac.config import KFACConfig
-from acktr.kfac.linalg import Inverse, Parts
-from acktr.kfac.statistics.averages import History, RunningAverage
+from acktr.kfac.statistics.averages import RunningAverage
 from acktr.kfac.statistics.factors import accumulation_type
 
 PRIOR = 8.0
 """Degrees of freedom of the mean over a tensor, in batches: what its entries are drawn towards."""
 
 
-class DiagonalBlock:
+class DiagonalBlock(MomentBlock):
     """A parameter of any use whose curvature is the diagonal of the Fisher.
 
     The scores g_n of independent samples, at targets drawn from the model, have mean zero and do
@@ -47,11 +46,8 @@ class DiagonalBlock:
         config: Settings.
     """
 
-    method: Inverse = "eigen"
     paths: tuple[str, ...] = ()
     """No layer is recorded for it."""
-    factors: tuple[RunningAverage, ...] = ()
-    """Nothing is decomposed."""
 
     def __init__(self, name: str, parameter: Tensor, config: KFACConfig) -> None:
         self.name = name
@@ -59,13 +55,12 @@ class DiagonalBlock:
         self.decay = config.stat_decay
         self.dtype = accumulation_type(parameter)
         zero = torch.zeros(parameter.shape, dtype=self.dtype, device=parameter.device)
-        self.moment = RunningAverage(zero)
-        self.history = History(f"parameter {name!r}", config.max_failures, parameter.device)
+        super().__init__(f"parameter {name!r}", zero, config.max_failures)
 
     @property
-    def averages(self) -> list[RunningAverage]:
-        """All that batches are folded into."""
-        return [self.moment]
+    def factors(self) -> list[RunningAverage]:
+        """Nothing is decomposed."""
+        return []
 
     def square(self, gradient: Tensor) -> Tensor:
         """The square of a batch's summed gradient, in the type of the statistics."""
@@ -86,22 +81,6 @@ class DiagonalBlock:
             self.moment.add(torch.zeros_like(self.moment.value), count)
         else:
             self.moment.pass_over(count)
-
-    def fold(self, decay: float) -> None:
-        """Take the joined batch into the running average."""
-        self.history.fold(self.averages, decay)
-
-    def requests(self, damping: float) -> list[Tensor]:
-        """Nothing to decompose.
-
-        Raises:
-            FactorError: After ``max_failures`` batches of NaN or Inf in a row.
-        """
-        self.history.has_statistics()
-        return []
-
-    def install(self, results: Sequence[Parts]) -> None:
-        """Nothing is decomposed."""
 
     def fisher(self) -> Tensor:
         """The diagonal d that a step divides by, drawn towards its mean; NaN without statistics."""
@@ -125,17 +104,3 @@ class DiagonalBlock:
             return {self.name: gradient}
         step = (gradient.to(self.dtype) / (self.fisher() + damping)).to(gradient.dtype)
         return {self.name: torch.where(self.moment.weight > 0, step, gradient)}
-
-    def state_dict(self) -> dict[str, Any]:
-        """The average, and what happened so far."""
-        return {
-            "moment": self.moment.value,
-            "moment_weight": self.moment.weight,
-            **self.history.state_dict(),
-        }
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Restore a checked state; parts of an unfinished batch are dropped."""
-        device = self.moment.value.device
-        self.moment.load(state["moment"].to(device), state["moment_weight"].to(device))
-        self.history.load(state)

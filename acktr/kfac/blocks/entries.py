@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import reduce
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from acktr.kfac.blocks.layouts import LayerFactors
+from acktr.kfac.blocks.moment import MomentBlock
 from acktr.kfac.config import KFACConfig
-from acktr.kfac.linalg import Inverse, Parts
-from acktr.kfac.statistics.averages import History, RunningAverage
 from acktr.kfac.statistics.uses import Observation, by_sample
 
 
-class EntriesBlock:
+class EntriesBlock(MomentBlock):
     """Weight and bias of a layer whose curvature is the diagonal of its Fisher.
 
     The entry of weight (i, j) is f_ij = 1/Z sum_n E[(sum_t g_i a_j)^2], squared sample by sample:
@@ -28,9 +26,7 @@ class EntriesBlock:
         config: Settings.
     """
 
-    method: Inverse = "eigen"
-    needs_samples = True
-    """Whether rows are added up sample by sample."""
+    key = "entries"
 
     def __init__(self, layer: LayerFactors, config: KFACConfig) -> None:
         self.layer = layer
@@ -38,16 +34,8 @@ class EntriesBlock:
         self._float64 = config.float64
         a, g = layer.layout.shapes
         self._shape = (*g[:-1], a[-1])
-        self.moment = RunningAverage(layer.zeros(self._shape).flatten())
-        self.history = History(f"layer {layer.name!r}", config.max_failures, layer.device)
-
-    @property
-    def factors(self) -> list[RunningAverage]:
-        """What a refresh looks at."""
-        return [self.moment]
-
-    averages = factors
-    """All that batches are folded into."""
+        zero = layer.zeros(self._shape).flatten()
+        super().__init__(f"layer {layer.name!r}", zero, config.max_failures)
 
     def observe(self, seen: Observation) -> None:
         """Join a part of a batch to the statistics."""
@@ -56,25 +44,6 @@ class EntriesBlock:
         pairs = enumerate(seen.weights)
         squares = (w * self.layer.squares(seen.uses, i, None, None) for i, w in pairs)
         self.moment.add(reduce(torch.add, squares).flatten().to(self.layer.dtype), seen.count)
-
-    def pass_over(self, count: float) -> None:
-        """Count a part of a batch in which the layer was not used."""
-        self.moment.pass_over(count)
-
-    def fold(self, decay: float) -> None:
-        """Take the joined batch into the running average."""
-        self.history.fold(self.factors, decay)
-
-    def requests(self, damping: float) -> list[Tensor]:
-        """The diagonal, for a look at its numbers; empty before any statistics.
-
-        Raises:
-            FactorError: After ``max_failures`` batches of NaN or Inf in a row.
-        """
-        return [self.moment.mean()] if self.history.has_statistics() else []
-
-    def install(self, results: Sequence[Parts]) -> None:
-        """Nothing is decomposed."""
 
     def damped(self, damping: float) -> Tensor:
         """The entries f + lambda, ([k,] out, in [+ 1])."""
@@ -91,17 +60,3 @@ class EntriesBlock:
         gradient = self.layer.matrix(gradients)
         step = gradient.to(self.layer.dtype) / self.damped(damping)
         return self.layer.split(step.to(gradient.dtype))
-
-    def state_dict(self) -> dict[str, Any]:
-        """The average, and what happened so far."""
-        return {
-            "entries": self.moment.value,
-            "entries_weight": self.moment.weight,
-            **self.history.state_dict(),
-        }
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Restore a checked state; parts of an unfinished batch are dropped."""
-        device = self.layer.device
-        self.moment.load(state["entries"].to(device), state["entries_weight"].to(device))
-        self.history.load(state)

@@ -149,13 +149,12 @@ class Corrected:
 
     def state_dict(self) -> dict[str, Any]:
         """The possibly stale basis, and the second moments in it."""
-        scales = {"scales": self.scales.value, "scales_weight": self.scales.weight}
-        return self.basis.state_dict() | scales
+        return self.basis.state_dict() | self.scales.state_dict("scales")
 
     def load(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Restore a checked state."""
         self.basis.load(state, device)
-        self.scales.load(state["scales"].to(device), state["scales_weight"].to(device))
+        self.scales.load_state_dict("scales", state)
         self._started = state["ready"]
 
 

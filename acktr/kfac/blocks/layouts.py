@@ -319,14 +319,9 @@ class LayerFactors:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Both averages."""
-        return {
-            "a": self.a.value,
-            "a_weight": self.a.weight,
-            "g": self.g.value,
-            "g_weight": self.g.weight,
-        }
+        return self.a.state_dict("a") | self.g.state_dict("g")
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Restore a checked state."""
-        self.a.load(state["a"].to(self.device), state["a_weight"].to(self.device))
-        self.g.load(state["g"].to(self.device), state["g_weight"].to(self.device))
+        self.a.load_state_dict("a", state)
+        self.g.load_state_dict("g", state)

@@ -388,7 +388,7 @@ class TridiagonalBlock:
         device = self.layers[0].device
         stored = zip(self.factors, state["moments"], state["weights"], strict=True)
         for average, value, weight in stored:
-            average.load(value.to(device), weight.to(device))
+            average.load(value, weight)
         inverse = [tensor.to(device) for tensor in state["inverse"]]
         self.inverse = ChainInverse.from_tensors(inverse, len(self.layers))
         self.history.load(state)

@@ -12,10 +12,10 @@ from torch.func import functional_call, vjp, vmap
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from acktr.kfac.blocks.moment import MomentBlock
 from acktr.kfac.blocks.projections import ProjectionBiasRows
 from acktr.kfac.config import KFACConfig
-from acktr.kfac.linalg import Inverse, Parts, Spectrum
-from acktr.kfac.statistics.averages import History, RunningAverage
+from acktr.kfac.linalg import Parts, Spectrum
 from acktr.kfac.statistics.elementary import elementary_operations
 from acktr.kfac.statistics.factors import accumulation_type
 from acktr.kfac.statistics.uses import Observation, Use, by_sample
@@ -192,7 +192,7 @@ RowSource = NormRows | SlopeRows | BiasRows | ProjectionBiasRows | ExampleRows
 """What gives the per-sample gradients (N, P) of a block's parameters, for each scalar."""
 
 
-class VectorBlock:
+class VectorBlock(MomentBlock):
     """Parameters whose curvature is the second moment of their per-sample gradient.
 
     Exact for any number of uses and positions, as the gradient is summed over them first. The full
@@ -206,8 +206,6 @@ class VectorBlock:
         paths: Records that the rows are made of; each use is a row, uses of one sample are summed.
         config: Settings; above ``dense_limit`` the diagonal alone is kept.
     """
-
-    method: Inverse = "eigen"
 
     def __init__(
         self,
@@ -229,20 +227,9 @@ class VectorBlock:
         place = parameters[0]
         self.dtype = accumulation_type(place)
         shape = (size,) if self.diagonal else (size, size)
-        self.moment = RunningAverage(torch.zeros(shape, dtype=self.dtype, device=place.device))
-        self.spectrum = Spectrum.blank(self.moment.value)
-        self.history = History(f"block {name!r}", config.max_failures, place.device)
-
-    @property
-    def factors(self) -> list[RunningAverage]:
-        """What a refresh decomposes."""
-        return [self.moment]
-
-    averages = factors
-    """All that batches are folded into."""
-
-    needs_samples = True
-    """Whether rows are added up sample by sample."""
+        zero = torch.zeros(shape, dtype=self.dtype, device=place.device)
+        super().__init__(f"block {name!r}", zero, config.max_failures)
+        self.spectrum = Spectrum.blank(zero)
 
     def observe(self, seen: Observation) -> None:
         """Join a part of a batch to the statistics; all uses must have one batch size."""
@@ -255,22 +242,6 @@ class VectorBlock:
             rows = rows if apart else rows.sum(0, keepdim=True)
             parts.append(weight * (rows.square().sum(0) if self.diagonal else rows.mT @ rows))
         self.moment.add(reduce(torch.add, parts), seen.count)
-
-    def pass_over(self, count: float) -> None:
-        """Count a part of a batch in which the parameters were not used."""
-        self.moment.pass_over(count)
-
-    def fold(self, decay: float) -> None:
-        """Take the joined batch into the running average."""
-        self.history.fold(self.factors, decay)
-
-    def requests(self, damping: float) -> list[Tensor]:
-        """The matrix, or diagonal, to decompose; empty before any statistics.
-
-        Raises:
-            FactorError: After ``max_failures`` batches of NaN or Inf in a row.
-        """
-        return [self.moment.mean()] if self.history.has_statistics() else []
 
     def install(self, results: Sequence[Parts]) -> None:
         """Take a new decomposition."""
@@ -307,16 +278,11 @@ class VectorBlock:
 
     def state_dict(self) -> dict[str, Any]:
         """Second moment, the possibly stale decomposition, and what happened so far."""
-        return {
-            "moment": self.moment.value,
-            "moment_weight": self.moment.weight,
-            "basis": [part for part in self.spectrum if part is not None],
-            **self.history.state_dict(),
-        }
+        basis = [part for part in self.spectrum if part is not None]
+        return super().state_dict() | {"basis": basis}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Restore a checked state; parts of an unfinished batch are dropped."""
+        super().load(state)
         device = self.moment.value.device
-        self.moment.load(state["moment"].to(device), state["moment_weight"].to(device))
         self.spectrum = Spectrum(*(part.to(device) for part in state["basis"]))
-        self.history.load(state)

@@ -84,8 +84,16 @@ class RunningAverage:
 
     def load(self, value: Tensor, weight: Tensor) -> None:
         """Restore value and weight; parts of an unfinished batch are dropped."""
-        self.value, self.weight = value, weight
+        self.value, self.weight = value.to(self.value.device), weight.to(self.weight.device)
         self.drop()
+
+    def state_dict(self, key: str) -> dict[str, Tensor]:
+        """Value and weight, with a key for its entries in the state of a block."""
+        return {key: self.value, f"{key}_weight": self.weight}
+
+    def load_state_dict(self, key: str, state: Mapping[str, Any]) -> None:
+        """Restore :meth:`state_dict` from the checked state of a block."""
+        self.load(state[key], state[f"{key}_weight"])
 
 
 def join_ranks(averages: Sequence[RunningAverage], ranks: Ranks) -> None:
