@@ -29,7 +29,7 @@ from acktr.envs import (
     layers,
     space_difference,
     space_facts,
-    tell_vector_statistics,
+    tell_statistics,
     wrapper_name,
 )
 
@@ -262,7 +262,7 @@ def _take_vector(
         )
     check_spaces(envs.single_observation_space, envs.single_action_space)
     name = env_name(envs)
-    tell_vector_statistics(envs, name)
+    tell_statistics(envs, name)
     chosen = dataclasses.replace(
         _configuration(name, config, algo),
         env=name,

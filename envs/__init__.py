@@ -68,7 +68,7 @@ from acktr.envs.factory import (
     is_among,
     make_single,
     make_vec,
-    tell_vector_statistics,
+    tell_statistics,
     workers,
 )
 from acktr.envs.groups import GroupedEnvs, Stepper
@@ -170,7 +170,7 @@ __all__ = [
     "space_difference",
     "space_facts",
     "state_method",
-    "tell_vector_statistics",
+    "tell_statistics",
     "thread_ids",
     "usable_cores",
     "worker_count",

@@ -32,16 +32,13 @@ from acktr.envs.watch import TIMEOUT
 MAX_ENVS = 16_384
 
 
-_STATISTICS: tuple[tuple[type[Any], str, str], ...] = (
+_STATISTICS: tuple[tuple[type[Any], str | None, str], ...] = (
     (NormalizeObservation, "obs_rms", "observation"),
     (NormalizeReward, "return_rms", "reward"),
+    (vector.NormalizeObservation, None, "observation"),
+    (vector.NormalizeReward, None, "reward"),
 )
-"""Gymnasium's wrappers with running statistics, these, and what they normalise."""
-_VECTOR_STATISTICS: tuple[tuple[type[Any], str], ...] = (
-    (vector.NormalizeObservation, "observation"),
-    (vector.NormalizeReward, "reward"),
-)
-"""Those around a vector, and what they normalise."""
+"""Gymnasium's wrappers with running statistics, where new ones show it, and what they normalise."""
 
 
 def make_vec(
@@ -99,7 +96,7 @@ def make_vec(
         making = (record, masks, env_timeout, apart, first)
         envs = _make_parallel(source, num_envs, seed, render_mode, workers, *making)
         if not training:
-            tell_new_statistics(envs, source.name)
+            tell_statistics(next(iter(inner_envs(envs)), None), source.name)
         return envs
     _require_plain(spec, masks, record, render_mode)
     return _make_games(spec, num_envs, seed, atari or AtariSettings(), training, first)
@@ -209,37 +206,24 @@ def is_among(env: object, envs: AnyVectorEnv) -> bool:
     return bool(theirs & ours)
 
 
-def tell_new_statistics(envs: AnyVectorEnv, name: str) -> None:
-    """Warn of wrappers whose running statistics are not those of training."""
-    layer: Any = next(iter(inner_envs(envs)), None)
-    while isinstance(layer, gymnasium.Wrapper):
+def tell_statistics(outermost: Any, name: str) -> None:
+    """Warn of wrappers, from the outermost on, whose running statistics are in one place alone.
+
+    Args:
+        outermost: A vector that is learned in, or an environment of an evaluation, whose statistics
+            are those of training where they are not new.
+        name: For messages.
+    """
+    for layer in layers(outermost):
         for kind, moments, what in _STATISTICS:
-            if isinstance(layer, kind) and getattr(layer, moments).count < 1:
-                _tell(f"{name}: {kind.__name__}", what)
-        layer = layer.env
-
-
-def tell_vector_statistics(envs: AnyVectorEnv, name: str) -> None:
-    """Warn of wrappers around a vector of training whose running statistics stay with it."""
-    for layer in layers(envs):
-        for kind, what in _VECTOR_STATISTICS:
-            if isinstance(layer, kind):
+            if isinstance(layer, kind) and (not moments or getattr(layer, moments).count < 1):
                 warnings.warn(
-                    f"{name}: the statistics of the vector's {kind.__name__} are neither saved with"
-                    f" the agent nor used in other environments, where its {what}s are others:"
-                    f" leave it out; normalize_{what}=True has the agent do it",
+                    f"{name}: the statistics of {kind.__name__} are not the agent's, so that"
+                    f" {what}s are others in evaluations than in training: leave it out;"
+                    f" normalize_{what}=True has the agent do it",
                     EnvWarning,
                     stacklevel=5,
                 )
-
-
-def _tell(which: str, what: str) -> None:
-    warnings.warn(
-        f"{which} begins with new statistics where the agent is evaluated, so that {what}s are"
-        f" others there than in training: leave it out; normalize_{what}=True has the agent do it",
-        EnvWarning,
-        stacklevel=4,
-    )
 
 
 def found_masks(envs: AnyVectorEnv) -> FoundMasks:

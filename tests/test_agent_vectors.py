@@ -23,7 +23,7 @@ SETTINGS: Any = {"num_steps": 4, "hidden": (4,), "seed": 0}
 def test_statistics_of_a_vector_are_told(wrapper: Any, what: str) -> None:
     """They are in no file, and not where the agent is evaluated."""
     envs = wrapper(gymnasium.make_vec("CartPole-v1", 2, vectorization_mode="sync"))
-    said = rf"{wrapper.__name__} are neither saved .* normalize_{what}=True has the agent do it"
+    said = rf"{wrapper.__name__} are not the agent's, .* normalize_{what}=True has the agent do it"
     with pytest.warns(EnvWarning, match=said) as told:
         agent = ACKTR(envs, **SETTINGS)
     assert len(told) == 1 and told[0].filename == __file__

@@ -171,7 +171,7 @@ def test_a_run_is_not_evaluated_where_it_learns(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wrapper", [NormalizeObservation, NormalizeReward])
 def test_new_statistics_of_evaluations_are_told(wrapper: Any) -> None:
     what = wrapper.__name__.removeprefix("Normalize").lower()
-    line = f"{wrapper.__name__} begins with new .* normalize_{what}=True"
+    line = f"the statistics of {wrapper.__name__} are not the agent's.* normalize_{what}=True"
     agent = learner(Watched, wrappers=[wrapper], num_envs=2)
     with agent, pytest.warns(EnvWarning, match=line):
         agent.evaluate(episodes=2)
