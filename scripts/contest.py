@@ -30,8 +30,7 @@ from scripts.common import ScriptError, given_once, integer, machine, parsed, sa
 
 TUNE_SEED = 1000
 _LOSSES = ("seconds", "train_loss", "test_loss")
-_OTHERS = ("gymnasium", "ale-py", "mujoco")
-"""Packages that have no part in this."""
+_ENVIRONMENTS = ("gymnasium", "ale-py", "mujoco")
 
 Setting = dict[str, float]
 """The tuned values of an optimizer, for example {"lr": 0.01}; empty for one as it comes."""
@@ -349,7 +348,8 @@ def shown(argv: Sequence[str]) -> list[str]:
     ]
 
 
-def described_machine() -> str:
-    """Versions, processor, threads and commit as one line of a report."""
-    known = {key: value for key, value in machine().items() if key not in _OTHERS}
+def described_machine(*, environments: bool = False) -> str:
+    """Versions, those of environments if asked for, processor, threads and commit in one line."""
+    others = () if environments else _ENVIRONMENTS
+    known = {key: value for key, value in machine().items() if key not in others}
     return f"Machine: {', '.join(f'{key} {value}' for key, value in known.items())}\n"

@@ -27,11 +27,11 @@ from scripts.common import (
     check_folder,
     command_line,
     integer,
-    machine,
     parsed,
     run,
     save,
 )
+from scripts.contest import described_machine
 
 GROUPS = {
     "K-FAC": "acktr.kfac.",
@@ -123,8 +123,7 @@ def report(mutants: Mapping[str, int | None], command: str) -> dict[str, bytes]:
             f"The {len(alive)} that live:\n",
             *(f"- `{name}`: {tested[name]}" for name in alive),
             "",
-            f"Machine: {', '.join(f'{key} {value}' for key, value in machine().items())}",
-            "",
+            described_machine(environments=True),
         ]
     )
     rows = [[name, group_of(name), tested[name]] for name in sorted(tested)]

@@ -24,7 +24,8 @@ from torch.nn import functional
 
 from acktr.kfac import KFAC, BernoulliLoss, CategoricalLoss, KFACConfig
 from acktr.report.tables import markdown as table
-from scripts.common import check_folder, command_line, complain, integer, machine, parsed, run, save
+from scripts.common import check_folder, command_line, complain, integer, parsed, run, save
+from scripts.contest import described_machine
 from scripts.race.peers import heavyball, muon
 
 _SYMBOLS, _LENGTH, _WIDTH, _LAYERS, _HEADS = 256, 64, 128, 4, 4
@@ -245,7 +246,7 @@ def _cost(argv: Sequence[str]) -> int:
             "# CPU seconds of an update over those of SGD with momentum\n",
             f"Command: `{command_line('race.cost', argv)}`\n",
             table(head, [["SGD itself", *least], *body]),
-            f"Machine: {', '.join(f'{key} {value}' for key, value in machine().items())}\n",
+            described_machine(),
         ]
     )
     save(asked.out, {"cost.md": text.encode()})

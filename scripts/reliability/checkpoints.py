@@ -34,11 +34,11 @@ from scripts.common import (
     command_line,
     complain,
     integer,
-    machine,
     parsed,
     run,
     save,
 )
+from scripts.contest import described_machine
 
 ENVS = ("BreakoutNoFrameskip-v4", "HalfCheetah-v5")
 _SAVES = 5
@@ -146,7 +146,7 @@ def _work(argv: Sequence[str]) -> int:
             f"Runs of {asked.steps:,} steps. A resumed process makes one update and a last"
             " checkpoint.\n",
             table(head, body),
-            f"Machine: {', '.join(f'{key} {value}' for key, value in machine().items())}\n",
+            described_machine(environments=True),
         ]
     )
     save(asked.out, {"checkpoints.md": text.encode()})
