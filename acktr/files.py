@@ -193,7 +193,7 @@ def is_label(text: str) -> bool:
     return _LABEL.fullmatch(text) is not None
 
 
-def one_line(text: str) -> str:
+def blanked(text: str) -> str:
     """Text with blanks for what cannot be printed."""
     return "".join(c if c.isprintable() else " " for c in text)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from acktr.config import ConfigError
 from acktr.envs import EnvError
-from acktr.files import one_line, reason, write_atomic
+from acktr.files import blanked, reason, write_atomic
 from acktr.interrupts import STOPPED, Interrupts, Stopped, end_with_parent
 from acktr.runs.folder import RunError, versions
 
@@ -73,7 +73,7 @@ def on_files(name: str, work: Callable[[], None]) -> int:
 
 def complain(name: str, text: str) -> None:
     """Write one line on standard error."""
-    sys.stderr.write(f"{name}: {one_line(text)}\n")
+    sys.stderr.write(f"{name}: {blanked(text)}\n")
     sys.stderr.flush()
 
 

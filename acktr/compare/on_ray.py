@@ -10,7 +10,7 @@ from typing import Any
 
 from acktr.compare.orders import LOST, Order, Task, attend
 from acktr.config import ConfigError
-from acktr.files import one_line
+from acktr.files import blanked
 from acktr.interrupts import STOPPED
 
 
@@ -37,7 +37,7 @@ class RayTask:
         except self._ray.exceptions.TaskCancelledError:
             return -signal.SIGTERM, "stopped"
         except self._ray.exceptions.RayError as error:
-            return LOST, f"lost by Ray: {one_line(str(error)):.300}"
+            return LOST, f"lost by Ray: {blanked(str(error)):.300}"
         return int(code), str(line)
 
     def cancel(self) -> None:
@@ -61,7 +61,7 @@ def tasks(run_dir: Path) -> Iterator[Callable[[Order], Task]]:
         ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
     except Exception as error:  # whatever a cluster that is not there comes to
         raise ConfigError(
-            f"no Ray cluster: {one_line(str(error)):.300}; start one by ray start --head, or name"
+            f"no Ray cluster: {blanked(str(error)):.300}; start one by ray start --head, or name"
             " it in RAY_ADDRESS"
         ) from error
     finally:

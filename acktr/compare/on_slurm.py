@@ -14,7 +14,7 @@ from typing import Any
 
 from acktr.compare.orders import LOST, Order, Task, attend_job
 from acktr.config import ConfigError
-from acktr.files import one_line
+from acktr.files import blanked
 
 _NOTICE = 120
 """Seconds before its time is over that a job is told."""
@@ -134,7 +134,7 @@ class Arrays:
 
 def _last_line(error: Exception) -> str:
     last = str(error).strip().rpartition("\n")[2].strip()
-    return f"{one_line(last):.300}"
+    return f"{blanked(last):.300}"
 
 
 @contextmanager

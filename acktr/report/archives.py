@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from acktr.files import one_line, read_limited, reason
+from acktr.files import blanked, read_limited, reason
 from acktr.runs.folder import RunError
 
 SUFFIX = ".zip"
@@ -91,7 +91,7 @@ def read_archive(path: Path) -> dict[str, bytes]:
     except OSError as error:
         raise ValueError(f"{path}: cannot read: {reason(error)}") from error
     except _DAMAGED as error:
-        raise ValueError(f"{path}: not an archive of runs: {one_line(str(error)):.200}") from error
+        raise ValueError(f"{path}: not an archive of runs: {blanked(str(error)):.200}") from error
 
 
 def pack(files: Mapping[str, bytes]) -> bytes:

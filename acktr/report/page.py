@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from acktr.files import flat, one_line, reason, write_together
+from acktr.files import blanked, flat, reason, write_together
 from acktr.report import tables
 from acktr.report.archives import unpacked
 from acktr.report.curves import GRID_POINTS
@@ -158,7 +158,7 @@ def report_files(
     metrics = sorted(METRICS, key=lambda metric: metric != settings.metric)
     sections = [
         _TITLE,
-        f"    {one_line(shlex.join(command))}\n",
+        f"    {blanked(shlex.join(command))}\n",
         *_about(study),
         *_returns(study, environments, settings.published),
         *_aggregates(study, aggregates, metrics),

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from acktr.config import Config
-from acktr.files import one_line, reason, write_together
+from acktr.files import blanked, reason, write_together
 from acktr.report.archives import unpacked
 from acktr.report.curves import Floats, curve, evenly, has_episodes, minutes, until
 from acktr.report.figures import (
@@ -124,7 +124,7 @@ def draw_curve(folder: RunFolder, config: Config) -> str | None:
     except (ValueError, OSError) as error:
         return str(error)
     except Exception as error:  # the run is worth more than its picture
-        return f"{type(error).__name__}: {one_line(str(error)):.200}"
+        return f"{type(error).__name__}: {blanked(str(error)):.200}"
     return None
 
 

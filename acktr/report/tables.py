@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
-from acktr.files import one_line, spreadsheet_text
+from acktr.files import blanked, spreadsheet_text
 from acktr.report.results import Result
 from acktr.report.statistics import Interval
 from acktr.report.study import AGGREGATES, AggregateRow, EnvironmentRow, StepsRow, Study
@@ -49,7 +49,7 @@ def _safe(value: object) -> object:
 
 def cell(text: str) -> str:
     """Text that Markdown takes as it is, on one line."""
-    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", one_line(text))
+    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", blanked(text))
 
 
 def number(value: float) -> str:

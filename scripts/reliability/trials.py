@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from acktr.files import append_whole, one_line, write_atomic
+from acktr.files import append_whole, blanked, write_atomic
 from acktr.runs.progress import duration
 from acktr.runs.tables import read_table
 from scripts.reliability.processes import descendants, kill
@@ -214,7 +214,7 @@ def _work_and_leave(work: Callable[[], str | Outcome], log: Path, sending: int) 
             outcome = Outcome(f"{type(error).__name__}: {error}", 1)
         sys.stdout.flush()
         sys.stderr.flush()
-        os.write(sending, json.dumps([one_line(outcome.said)[:1000], outcome.wrong]).encode())
+        os.write(sending, json.dumps([blanked(outcome.said)[:1000], outcome.wrong]).encode())
     finally:
         os._exit(0)
 
