@@ -1,1 +1,1 @@
-"""To be written."""
+"""Benchmarks and studies around the library; README.md lists them."""

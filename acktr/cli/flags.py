@@ -145,10 +145,11 @@ _NOT_NEEDED: Mapping[str, str] = {
     **dict.fromkeys(("policy",), "the network follows the spaces; --network takes one of your own"),
     **dict.fromkeys(
         ("track", "wandb", "wandb-project-name"),
-        "see the recipe for Weights & Biases in scripts/README.md",
+        "see the recipe for Weights & Biases in scripts/examples/README.md",
     ),
     **dict.fromkeys(
-        ("optimize", "optimize-hyperparameters"), "see the recipe for Optuna in scripts/README.md"
+        ("optimize", "optimize-hyperparameters"),
+        "see the recipe for Optuna in scripts/examples/README.md",
     ),
     **dict.fromkeys(
         ("torch-deterministic", "deterministic"), "a seed gives the same run as it is: --seed"

@@ -87,6 +87,14 @@ def test_runs_are_no_agents_of_the_zoo(command: str, words: str, hint: str) -> N
     assert said is not None and hint in said
 
 
+@pytest.mark.parametrize(("flag", "tool"), [("track", "Weights & Biases"), ("optimize", "Optuna")])
+def test_recipes_are_where_they_are_said_to_be(flag: str, tool: str) -> None:
+    said = unknown_option("train", ["--env", "X", f"--{flag}"])
+    assert said is not None and f"the recipe for {tool} in " in said
+    page = Path(__file__).parents[2] / said.rpartition(" ")[2]
+    assert f"## {tool}\n" in page.read_text()
+
+
 def test_two_environments_to_train_in(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = call(capsys, "train", "MlpPolicy", "CartPole-v1")
     assert code == 2 and "one environment is trained in, got MlpPolicy and CartPole-v1" in err
