@@ -57,7 +57,7 @@ ALLOWED: dict[str, set[str]] = {
 """What each part of ``acktr`` may import besides itself; ``acktr`` alone is its version."""
 
 KFAC = (
-    {"channel", "checks", "modules"},
+    {"channel", "checks", "modules", "tensors"},
     {"config", "losses", "state"},
     {"cadence", "linalg", "placement", "ranks", "trust"},
     {"clock", "corrected", "statistics"},

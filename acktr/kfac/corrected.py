@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from acktr.kfac.cadence import Measurements
+from acktr.kfac.tensors import accumulation_type
 from acktr.kfac.trust import Fit, Named, StepInfo, dot, part_scales, root, updates
 
 _FORETOLD, _KEPT = math.log(1.5), math.log(2.0)
@@ -96,7 +97,7 @@ class CorrectedRegion:
     ) -> None:
         self.separate = isinstance(clips, tuple)
         every = clips if isinstance(clips, tuple) else (clips,)
-        kind = torch.promote_types(example.dtype, torch.float32)
+        kind = accumulation_type(example)
         self._like = torch.zeros((), dtype=kind, device=example.device)
         self._clips = self._like.new_tensor([math.inf if c is None else c for c in every])
         self._names = list(names)

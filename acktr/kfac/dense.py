@@ -25,7 +25,7 @@ from acktr.kfac.blocks.vectors import VectorBlock
 from acktr.kfac.fisher.flat import flattened, unflattened
 from acktr.kfac.fisher.products import dense_fisher
 from acktr.kfac.linalg import FactorError, factored_tikhonov
-from acktr.kfac.losses.likelihoods import OutputLoss
+from acktr.kfac.losses.base import OutputLoss
 from acktr.kfac.optimizer import KFAC
 from acktr.kfac.preconditioner import Preconditioner
 

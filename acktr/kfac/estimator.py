@@ -33,10 +33,10 @@ from acktr.kfac.statistics.capture import (
 )
 from acktr.kfac.statistics.elementary import twice_differentiable
 from acktr.kfac.statistics.generators import RandomState
-from acktr.kfac.statistics.outputs import parts_of
 from acktr.kfac.statistics.projections import recorded
 from acktr.kfac.statistics.samples import Samples, checked_masks
 from acktr.kfac.statistics.uses import Observation
+from acktr.kfac.tensors import parts_of
 
 Scalars = Iterable[tuple[Tensor, float]]
 """Scalars f_c of a batch and weights w_c; the curvature is sum_c w_c (grad f_c) (grad f_c)^T."""

@@ -19,7 +19,7 @@ from acktr.kfac.blocks.rules import RuleLayout
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.fisher.graph import uses_of_leaves
 from acktr.kfac.linalg import FactorError
-from acktr.kfac.losses.likelihoods import OutputLoss
+from acktr.kfac.losses.base import OutputLoss
 from acktr.kfac.modules import check_module
 from acktr.kfac.ranks import Ranks, bits_of, layout, processes
 from acktr.kfac.statistics.capture import Capture

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from acktr.kfac.channel import Channel, answered
+from acktr.kfac.tensors import accumulation_type
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -179,7 +180,7 @@ class Ranks:
         given = [float(p.grad is not None) for p in parameters]
         # Of the gradients' type, so that all is one message; see _scaled.
         first = parameters[0]
-        kind = torch.promote_types(first.dtype, torch.float32)
+        kind = accumulation_type(first)
         facts = torch.tensor([*given, weight], dtype=kind, device=first.device)
         facts, *grads = self.summed([facts, *(_scaled(p, weight) for p in parameters)])
         *some, total = facts.tolist()
@@ -221,7 +222,7 @@ def _scaled(parameter: Tensor, weight: float) -> Tensor:
 
     Half precision overflows from 65504 rows on.
     """
-    grad, kind = parameter.grad, torch.promote_types(parameter.dtype, torch.float32)
+    grad, kind = parameter.grad, accumulation_type(parameter)
     if grad is None or weight == 0:
         return torch.zeros_like(parameter, dtype=kind)
     return (grad.to_dense() if grad.is_sparse else grad).to(kind) * weight

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from acktr.kfac.tensors import accumulation_type
+
 Named = dict[str, Tensor]
 """Tensors by name of a parameter."""
 FisherQuadratic = Callable[[dict[str, Tensor]], Tensor]
@@ -187,5 +189,5 @@ def root(room: Tensor) -> Tensor:
 
 def dot(first: Tensor, second: Tensor) -> Tensor:
     """Dot product of two tensors of one shape, at least in float32."""
-    kind = torch.promote_types(first.dtype, torch.float32)
+    kind = accumulation_type(first)
     return torch.dot(first.to(kind).flatten(), second.to(kind).flatten())

@@ -10,7 +10,7 @@ from torch import Tensor
 from acktr.kfac.blocks.moment import MomentBlock
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.statistics.averages import RunningAverage
-from acktr.kfac.statistics.factors import accumulation_type
+from acktr.kfac.tensors import accumulation_type
 
 PRIOR = 8.0
 """Degrees of freedom of the mean over a tensor, in batches: what its entries are drawn towards."""

@@ -21,6 +21,7 @@ from acktr.kfac.config import KFACConfig, Sharing
 from acktr.kfac.statistics import factors, transposed
 from acktr.kfac.statistics.averages import RunningAverage
 from acktr.kfac.statistics.uses import Use, by_sample
+from acktr.kfac.tensors import accumulation_type
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ class EmbeddingLayout:
         """Sum over samples, if they are apart, of (Q_G^T sum_t g a^T)^2, (D, V)."""
         found = [factors.output_rows(use.gradients[index], -1) for use in uses]
         every = torch.cat(found, dim=1)
-        every = every.to(factors.accumulation_type(every))
+        every = every.to(accumulation_type(every))
         every = every if g_vectors is None else every @ g_vectors
         pairs = zip(uses, found, strict=True)
         tokens = torch.cat([use.input.reshape(g.shape[:2]) for use, g in pairs], dim=1)
@@ -248,7 +249,7 @@ class LayerFactors:
         self.bias_name = bias
         self.names: tuple[str, ...] = (weight,) if bias is None else (weight, bias)
         place = next(module.parameters())
-        self.dtype = torch.float64 if config.float64 else factors.accumulation_type(place)
+        self.dtype = torch.float64 if config.float64 else accumulation_type(place)
         self.device = place.device
         shapes, limit = self.layout.shapes, config.max_factor_size or math.inf
         large = [len(shape) > 1 and shape[-1] > limit for shape in shapes]

@@ -11,6 +11,7 @@ from torch import Tensor
 from acktr.kfac.config import Sharing
 from acktr.kfac.statistics import factors
 from acktr.kfac.statistics.uses import Use
+from acktr.kfac.tensors import accumulation_type, positions
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...]]
 """Shapes of the factors A and G; a diagonal one is a vector."""
@@ -55,9 +56,9 @@ class LinearLayout:
 
     def rows(self, use: Use, index: int) -> tuple[Tensor, Tensor]:
         """Rows a (N, T, in [+ 1]) and g (N, T, out)."""
-        inputs = factors.positions(use.input)
-        inputs = inputs.to(factors.accumulation_type(inputs))
-        gradients = factors.positions(use.gradients[index]).to(inputs.dtype)
+        inputs = positions(use.input)
+        inputs = inputs.to(accumulation_type(inputs))
+        gradients = positions(use.gradients[index]).to(inputs.dtype)
         return (factors.append_one(inputs) if self.bias else inputs), gradients
 
     def matrix(self, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -12,8 +12,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from acktr.kfac.blocks import rows
 from acktr.kfac.blocks.linear import LinearLayout, Shapes, as_matrix, as_parts
 from acktr.kfac.config import Sharing
-from acktr.kfac.statistics import factors
 from acktr.kfac.statistics.uses import Use
+from acktr.kfac.tensors import accumulation_type, positions
 
 _SQUARES = WeakIdKeyDictionary()
 """Products g g^T by gradient and number of parts, while that lives: two maps may share it."""
@@ -130,8 +130,8 @@ class ProjectionBiasRows:
 
     def rows(self, use: Use, index: int) -> Tensor:
         """Gradients (N, k out)."""
-        gradients = factors.positions(use.gradients[index])
-        total = gradients.sum(1, dtype=factors.accumulation_type(gradients))
+        gradients = positions(use.gradients[index])
+        total = gradients.sum(1, dtype=accumulation_type(gradients))
         if self.groups == 1:
             return total
         spread = total.new_zeros(len(total), self.groups, total.shape[1])

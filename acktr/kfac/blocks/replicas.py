@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from acktr.kfac.blocks.linear import Shapes
 from acktr.kfac.config import Sharing
-from acktr.kfac.statistics.factors import accumulation_type
+from acktr.kfac.statistics.factors import append_one
 from acktr.kfac.statistics.uses import Use
+from acktr.kfac.tensors import accumulation_type
 
 
 class Replicas(nn.Module):
@@ -81,8 +82,7 @@ class ReplicaLayout:
 
     def _inputs(self, use: Use) -> Tensor:
         rows = _rows(use.input)
-        ones = rows.new_ones(*rows.shape[:-1], 1)
-        return torch.cat([rows, ones], dim=-1) if self.bias else rows
+        return append_one(rows) if self.bias else rows
 
     def matrix(self, weight: Tensor, bias: Tensor | None) -> Tensor:
         """(S, out, in [+ 1])."""

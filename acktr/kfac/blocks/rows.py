@@ -22,6 +22,7 @@ from acktr.kfac.config import Sharing
 from acktr.kfac.statistics import factors
 from acktr.kfac.statistics.owners import slots
 from acktr.kfac.statistics.uses import Use
+from acktr.kfac.tensors import accumulation_type
 
 
 class Rows(Protocol):
@@ -62,7 +63,7 @@ def token_factor(module: nn.Embedding, uses: Sequence[Use]) -> tuple[Tensor, flo
     parts = []
     for use in uses:
         like = use.gradients[0].reshape(len(use.gradients[0]), -1, module.embedding_dim)
-        like = like.to(factors.accumulation_type(like))
+        like = like.to(accumulation_type(like))
         parts.append(token_counts(use.input, spread(use.weights, len(like), like), module))
     return reduce(torch.add, (total for total, _ in parts)), sum(count for _, count in parts)
 

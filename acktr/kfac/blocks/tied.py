@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from acktr.kfac.config import Sharing
 from acktr.kfac.statistics import factors
 from acktr.kfac.statistics.uses import Use
+from acktr.kfac.tensors import accumulation_type, positions
 
 
 class TiedLayout:
@@ -78,9 +79,9 @@ class TiedLayout:
     def rows(self, use: Use, index: int) -> tuple[Tensor, Tensor]:
         """Rows of the words (N, T, V) and of the width (N, T, D), whose products are gradients."""
         gradients = factors.output_rows(use.gradients[index], -1)
-        gradients = gradients.to(factors.accumulation_type(gradients))
+        gradients = gradients.to(accumulation_type(gradients))
         if not isinstance(use.module, nn.Embedding):
-            return gradients, factors.positions(use.input).to(gradients.dtype)
+            return gradients, positions(use.input).to(gradients.dtype)
         tokens = use.input.reshape(gradients.shape[:2])
         hot = gradients.new_zeros(*tokens.shape, self.words)
         seen = (

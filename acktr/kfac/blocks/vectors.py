@@ -17,8 +17,8 @@ from acktr.kfac.blocks.projections import ProjectionBiasRows
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.linalg import Parts, Spectrum
 from acktr.kfac.statistics.elementary import elementary_operations
-from acktr.kfac.statistics.factors import accumulation_type
 from acktr.kfac.statistics.uses import Observation, Use, by_sample
+from acktr.kfac.tensors import accumulation_type
 
 Norm = (
     nn.LayerNorm

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from acktr.kfac.cadence import SPARSEST
 from acktr.kfac.fisher.products import Curved
-from acktr.kfac.losses.likelihoods import OutputLoss
+from acktr.kfac.losses.base import OutputLoss
 from acktr.kfac.losses.sums import SumLoss
 from acktr.kfac.losses.terms import has_rows
-from acktr.kfac.statistics.outputs import parts_of
+from acktr.kfac.tensors import parts_of
 
 _LEAST_TERMS, _LEAST_SAMPLES = 32, 8
 """What a part of a batch must have to stand for all of it."""

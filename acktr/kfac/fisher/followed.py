@@ -12,7 +12,7 @@ from torch import Tensor
 from acktr.kfac.fisher.linearized import Linearized
 from acktr.kfac.fisher.products import Curved, Vector
 from acktr.kfac.linalg import fill_bound
-from acktr.kfac.losses.likelihoods import OutputLoss
+from acktr.kfac.losses.base import OutputLoss
 from acktr.kfac.statistics.inputs import Autocast
 
 

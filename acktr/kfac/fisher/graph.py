@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from acktr.kfac.statistics.outputs import parts_of, tensors
+from acktr.kfac.statistics.outputs import tensors
+from acktr.kfac.tensors import parts_of
 
 
 def joined(output: Any) -> Tensor | None:

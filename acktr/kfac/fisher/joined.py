@@ -17,6 +17,7 @@ from acktr.kfac.fisher.extent import Estimate, Forms, next_sparsest, stride
 from acktr.kfac.fisher.observed import Observed
 from acktr.kfac.fisher.products import Vector
 from acktr.kfac.ranks import Ranks
+from acktr.kfac.tensors import accumulation_type
 
 Sizes = Sequence[float | None]
 """Z of every part of a loss; None for a sum, which is not divided."""
@@ -221,7 +222,7 @@ class JoinedFisher:
         if found is not None:
             scale = mine.new_tensor(weights).reshape(-1, *[1] * (len(shape) - 1))
             mine = torch.where(scale == 0, mine, found[0].detach().double() * scale)
-        kind = torch.promote_types(next(iter(vectors[0].values())).dtype, torch.float32)
+        kind = accumulation_type(next(iter(vectors[0].values())))
         return self._ranks.summed([mine])[0].to(kind)
 
 

@@ -23,13 +23,13 @@ from acktr.kfac.fisher.products import (
     output_tangents,
     repeatable,
 )
-from acktr.kfac.losses.base import with_weights
-from acktr.kfac.losses.likelihoods import OutputLoss
+from acktr.kfac.losses.base import OutputLoss, with_weights
 from acktr.kfac.losses.sums import SumLoss
 from acktr.kfac.statistics.capture import Capture, sample_rows
 from acktr.kfac.statistics.generators import RandomState
 from acktr.kfac.statistics.inputs import Autocast, Inputs, detached
-from acktr.kfac.statistics.outputs import Selection, parts_of, selection
+from acktr.kfac.statistics.outputs import Selection, selection
+from acktr.kfac.tensors import parts_of
 
 
 @dataclass
@@ -118,9 +118,7 @@ class Observed:
     @property
     def weights(self) -> tuple[float, ...]:
         """The weight of every part of the loss."""
-        if not isinstance(self.loss, SumLoss):
-            return (1.0,)
-        return self.loss.weights or (1.0,) * len(self.loss.parts)
+        return self.loss.part_weights if isinstance(self.loss, SumLoss) else (1.0,)
 
     @property
     def count(self) -> int:

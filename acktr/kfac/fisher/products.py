@@ -26,11 +26,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, jvp, vjp
 
-from acktr.kfac.losses.likelihoods import OutputLoss
+from acktr.kfac.losses.base import OutputLoss
 from acktr.kfac.statistics.elementary import elementary_operations
 from acktr.kfac.statistics.generators import RandomState
 from acktr.kfac.statistics.inputs import Inputs
-from acktr.kfac.statistics.outputs import parts_of
+from acktr.kfac.tensors import accumulation_type, parts_of
 
 Output = Tensor | tuple[Tensor, ...]
 """What a module returns."""
@@ -328,7 +328,7 @@ def _trainable(module: nn.Module) -> list[str]:
 
 def widened(output: Output) -> Output:
     """At least float32, for sums over half-precision outputs."""
-    return _mapped(lambda part: part.to(torch.promote_types(part.dtype, torch.float32)), output)
+    return _mapped(lambda part: part.to(accumulation_type(part)), output)
 
 
 def _mapped(function: Callable[[Tensor], Tensor], output: Output) -> Output:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
 from acktr.kfac.checks import check_integer
-from acktr.kfac.losses.likelihoods import OutputLoss
+from acktr.kfac.losses.base import OutputLoss
 
 
 @dataclass(frozen=True)

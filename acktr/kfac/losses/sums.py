@@ -108,7 +108,7 @@ class SumLoss:
         check_tuple(self, "output", output, len(self.parts))
         check_tuple(self, "target", target, len(self.parts))
         bound = self if weights is None else self.weighted(output, weights, target)
-        losses = zip(self._weights(), bound.parts, output, target, strict=True)
+        losses = zip(self.part_weights, bound.parts, output, target, strict=True)
         return torch.stack([weight * part(o, t) for weight, part, o, t in losses]).sum()
 
     def normalizer(self, output: tuple[Tensor, ...]) -> float | None:
@@ -154,11 +154,13 @@ class SumLoss:
             each.append(divergence(old, new))
         return torch.cat(each)
 
-    def _weights(self) -> tuple[float, ...]:
+    @property
+    def part_weights(self) -> tuple[float, ...]:
+        """w_k of every part."""
         return self.weights or (1.0,) * len(self.parts)
 
     def scales(self, output: tuple[Tensor, ...]) -> list[float]:
         """w_k Z_0 / Z_k of every part, which must not differ between micro-batches."""
         check_tuple(self, "output", output, len(self.parts))
         sizes = [p.normalizer(o) or 1.0 for p, o in zip(self.parts, output, strict=True)]
-        return [w * sizes[0] / size for w, size in zip(self._weights(), sizes, strict=True)]
+        return [w * sizes[0] / size for w, size in zip(self.part_weights, sizes, strict=True)]

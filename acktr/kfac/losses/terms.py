@@ -8,6 +8,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from acktr.kfac.tensors import accumulation_type, parts_of, positions
+
 Reduction = Literal["mean", "batchmean", "sum"]
 """What the sum over terms is divided by (Z): the number of terms, output.shape[0], or 1."""
 REDUCTIONS: tuple[str, ...] = get_args(Reduction)
@@ -31,7 +33,7 @@ def checked_output(loss: object, output: object) -> Tensor:
             f"{_name(loss)}: output must be (N, ..., D) without empty dimensions, "
             f"got {tuple(output.shape)}"
         )
-    return output.to(torch.promote_types(output.dtype, torch.float32))
+    return output.to(accumulation_type(output))
 
 
 def check_halves(loss: object, output: Tensor) -> None:
@@ -82,7 +84,7 @@ def check_range(loss: object, target: Tensor, low: int, high: int) -> None:
 
 def has_rows(output: Any) -> bool:
     """Whether a loss's output, a tensor or a tuple of them, is of any sample."""
-    parts = output if isinstance(output, tuple) else (output,)
+    parts = parts_of(output)
     return any(not isinstance(part, Tensor) or part.dim() == 0 or len(part) > 0 for part in parts)
 
 
@@ -149,7 +151,7 @@ def diagonal_roots(output: Tensor, root: Tensor, scale: Tensor | None) -> Iterat
         scale: A factor (N, ...) for every term, of which 0 leaves it out; None for 1.
     """
     values = root.detach() if scale is None else _scaled(root.detach(), scale[..., None])
-    outputs, values = _positions(output), _positions(values)
+    outputs, values = positions(output), positions(values)
     for position in range(outputs.shape[1]):
         for column in range(outputs.shape[2]):
             yield (values[:, position, column] * outputs[:, position, column]).sum()
@@ -162,8 +164,8 @@ def categorical_roots(logits: Tensor, scale: Tensor | None) -> Iterator[Tensor]:
         logits: (N, ..., D).
         scale: A factor (N, ...) for every term, of which 0 leaves it out; None for 1.
     """
-    outputs = _positions(logits)
-    scales = None if scale is None else _positions(scale[..., None])
+    outputs = positions(logits)
+    scales = None if scale is None else positions(scale[..., None])
     probabilities = outputs.detach().softmax(-1)
     for position in range(outputs.shape[1]):
         p = probabilities[:, position]
@@ -178,11 +180,6 @@ def categorical_roots(logits: Tensor, scale: Tensor | None) -> Iterator[Tensor]:
 
 def _scaled(root: Tensor, scale: Tensor) -> Tensor:
     return (scale * root).where(scale > 0, 0)  # 0 times NaN would be NaN
-
-
-def _positions(output: Tensor) -> Tensor:
-    """(N, ..., D) as (N, T, D)."""
-    return output.reshape(len(output), -1, output.shape[-1])
 
 
 def _name(loss: object) -> str:

@@ -28,6 +28,7 @@ from acktr.kfac.noisy.prior import check_trainable
 from acktr.kfac.parameter_groups import make_groups
 from acktr.kfac.ranks import Ranks
 from acktr.kfac.statistics.capture import Capture
+from acktr.kfac.tensors import accumulation_type
 from acktr.kfac.trust import Named, trust_scale
 
 
@@ -272,7 +273,7 @@ class NoisyKFAC(Predictive, NamedOptimizer):
 
     def _fresh(self, parameter: Tensor) -> Named:
         """With the weight of the average, which is less than 1 while it is short."""
-        kind = torch.promote_types(parameter.dtype, torch.float32)
+        kind = accumulation_type(parameter)
         weight = torch.zeros((), dtype=kind, device=parameter.device)
         return {**super()._fresh(parameter), "momentum_weight": weight}
 

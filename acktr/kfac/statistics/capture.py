@@ -14,11 +14,12 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from acktr.kfac.statistics.generators import RandomState
 from acktr.kfac.statistics.inputs import Autocast, Inputs
-from acktr.kfac.statistics.outputs import parts_of, tensors
+from acktr.kfac.statistics.outputs import tensors
 from acktr.kfac.statistics.owners import Rows, found, probes
 from acktr.kfac.statistics.projections import Projection, reporting
 from acktr.kfac.statistics.samples import Samples, check_batched, leading, placed
 from acktr.kfac.statistics.uses import LinearMap, Moments, Observation, Use
+from acktr.kfac.tensors import parts_of
 
 _STATEFUL_NORMS = (
     nn.BatchNorm1d,

@@ -28,6 +28,7 @@ from torch.nn import functional
 from acktr.kfac.config import Sharing
 from acktr.kfac.linalg import LARGE_FACTOR, narrow_products
 from acktr.kfac.statistics import strips
+from acktr.kfac.tensors import accumulation_type, positions
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 """A convolution that K-FAC handles."""
@@ -35,11 +36,6 @@ Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _CHUNK_ELEMENTS = 2**22
 _STRIPES = 3
 """A symmetric product in so many stripes takes two thirds of the time."""
-
-
-def accumulation_type(tensor: Tensor) -> torch.dtype:
-    """The type in which statistics of a tensor are summed: at least float32."""
-    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def append_one(rows: Tensor) -> Tensor:
@@ -79,11 +75,6 @@ def _bordered(gram: Tensor, sums: Tensor, count: int, bias: bool) -> Tensor:
     corner = sums.new_full((*sums.shape[:-1], 1), count)
     top = torch.cat([gram, sums[..., :, None]], dim=-1)
     return torch.cat([top, torch.cat([sums, corner], dim=-1)[..., None, :]], dim=-2)
-
-
-def positions(inputs: Tensor) -> Tensor:
-    """Reshape (N, ..., d) to (N, T, d)."""
-    return inputs.reshape(inputs.shape[0], -1, inputs.shape[-1])
 
 
 def conv_patches(inputs: Tensor, conv: Conv, start: int = 0) -> Tensor:

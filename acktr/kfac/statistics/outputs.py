@@ -13,11 +13,6 @@ Path = tuple[Any, ...]
 """Keys, indices and names of fields that lead to a tensor."""
 
 
-def parts_of(output: Any) -> tuple[Any, ...]:
-    """The parts of a loss's output: the items of a tuple, else it alone."""
-    return output if isinstance(output, tuple) else (output,)
-
-
 def tensors(value: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
     """All tensors in a module's output, with their paths."""
     if isinstance(value, Tensor):

@@ -17,6 +17,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from acktr.kfac.tensors import accumulation_type
+
 MIN_CELLS = 2
 """Cells m per patch from which the method saves anything."""
 
@@ -44,7 +46,7 @@ def cut(pixels: Tensor, kernel: int, stride: int, outputs: int) -> Tensor:
     cells = torch.unflatten(pixels[:, : rows * stride], 1, (rows, stride))
     spots = (cells.dim() - 4) // 2
     cells = cells.movedim(1, 0).movedim(2, 2 + spots)
-    kind = torch.promote_types(pixels.dtype, torch.float32)
+    kind = accumulation_type(pixels)
     strips = torch.empty(cells.shape, dtype=kind, device=pixels.device)
     return strips.copy_(cells).flatten(2 + spots).flatten(1, -2)
 

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from acktr.kfac.statistics import factors
 from acktr.kfac.statistics.factors import Conv
+from acktr.kfac.tensors import accumulation_type
 
 ConvTranspose = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 """A transposed convolution that K-FAC handles."""
@@ -101,7 +102,7 @@ def spread_input_factor(
         bias: Whether a 1 is appended.
     """
     channels, width = conv.in_channels // conv.groups, conv.weight[0].numel()
-    kind = factors.accumulation_type(inputs[0])
+    kind = accumulation_type(inputs[0])
     lead = () if conv.groups == 1 else (conv.groups,)
     total = inputs[0].new_zeros(*lead, width + bias, width + bias, dtype=kind)
     entries = torch.arange(width, device=total.device).view(*conv.kernel_size, channels)
