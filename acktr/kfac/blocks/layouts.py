@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -238,9 +238,9 @@ class LayerFactors:
         elif isinstance(module, Replicas):
             count, out, width = module.weight.shape
             self.layout = ReplicaLayout((count, out, width), bias is not None)
-        elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        elif isinstance(module, factors.Conv):
             self.layout = ConvLayout(module, bias is not None, config.conv_sharing)
-        elif isinstance(module, get_args(transposed.ConvTranspose)):
+        elif isinstance(module, transposed.ConvTranspose):
             self.layout = ConvTransposeLayout.of(module, bias is not None, config.conv_sharing)
         else:
             raise TypeError(f"no Kronecker block for {type(module).__name__}")

@@ -35,13 +35,13 @@ from acktr.kfac.blocks.vectors import (
 )
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.statistics.capture import ROOT
+from acktr.kfac.statistics.factors import Conv
 from acktr.kfac.statistics.projections import Projection, biases, is_fused, projections
+from acktr.kfac.statistics.transposed import ConvTranspose
 
 _INSIDE = ("acktr.kfac", "torch.")
 """Modules of frames that a warning does not point to: ours, and torch's wrappers of step()."""
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_LAYERS = (nn.Linear, nn.Embedding, Replicas, *_CONVS, *_TRANSPOSED)
+_LAYERS = (nn.Linear, nn.Embedding, Replicas, *get_args(Conv | ConvTranspose))
 _VECTORS = (*get_args(Norm), nn.PReLU)
 _PASS = (
     "forward",
@@ -205,7 +205,7 @@ class Registry:
         if isinstance(layer, nn.Embedding) and base is not None:
             odd = layer.sparse or layer.scale_grad_by_freq or layer.max_norm is not None
             return None if odd else (base, layer.padding_idx)
-        if isinstance(layer, (*_CONVS, *_TRANSPOSED)) and base is not None:
+        if isinstance(layer, Conv | ConvTranspose) and base is not None:
             mode = (layer.stride, layer.padding, layer.dilation, layer.groups, layer.padding_mode)
             return base, *mode
         return None if base is None else (base,)

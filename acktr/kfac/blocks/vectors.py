@@ -16,23 +16,13 @@ from acktr.kfac.blocks.moment import MomentBlock
 from acktr.kfac.blocks.projections import ProjectionBiasRows
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.linalg import Parts, Spectrum
+from acktr.kfac.statistics.capture import InstanceNorm, StatefulNorm
 from acktr.kfac.statistics.elementary import elementary_operations
 from acktr.kfac.statistics.uses import Observation, Use, by_sample
 from acktr.kfac.tensors import accumulation_type
 
-Norm = (
-    nn.LayerNorm
-    | nn.RMSNorm
-    | nn.GroupNorm
-    | nn.BatchNorm1d
-    | nn.BatchNorm2d
-    | nn.BatchNorm3d
-    | nn.InstanceNorm1d
-    | nn.InstanceNorm2d
-    | nn.InstanceNorm3d
-)
+Norm = nn.LayerNorm | nn.RMSNorm | nn.GroupNorm | StatefulNorm
 """A normalisation with a scale and a shift, or a scale alone."""
-_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 
 def _normalized(use: Use, module: Norm) -> Tensor:
@@ -44,7 +34,7 @@ def _normalized(use: Use, module: Norm) -> Tensor:
         return functional.rms_norm(inputs, list(module.normalized_shape), eps=module.eps)
     if isinstance(module, nn.GroupNorm):
         return functional.group_norm(inputs, module.num_groups, eps=module.eps)
-    if use.moments is None and isinstance(module, _INSTANCE_NORMS):
+    if use.moments is None and isinstance(module, InstanceNorm):
         return functional.instance_norm(inputs, eps=module.eps)
     if use.moments is None:
         return functional.batch_norm(inputs, None, None, training=True, eps=module.eps)

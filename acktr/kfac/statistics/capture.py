@@ -21,14 +21,8 @@ from acktr.kfac.statistics.samples import Samples, check_batched, leading, place
 from acktr.kfac.statistics.uses import LinearMap, Moments, Observation, Use
 from acktr.kfac.tensors import parts_of
 
-_STATEFUL_NORMS = (
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-    nn.InstanceNorm1d,
-    nn.InstanceNorm2d,
-    nn.InstanceNorm3d,
-)
+InstanceNorm = nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d
+StatefulNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | InstanceNorm
 """Normalisations that may keep a running mean and variance."""
 ROOT = "<module>"
 """Name of the record of the whole module."""
@@ -293,7 +287,7 @@ def _separated(output: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _moments(module: nn.Module) -> Moments | None:
     """Running moments that a module normalises with now: copies, as training moves them on."""
-    if not isinstance(module, _STATEFUL_NORMS) or module.training:
+    if not isinstance(module, StatefulNorm) or module.training:
         return None
     mean, variance = module.running_mean, module.running_var
     return None if mean is None or variance is None else (mean.clone(), variance.clone())

@@ -22,16 +22,17 @@ from torch import nn
 from acktr.kfac.statistics.elementary import Elementary, checkpointed
 from acktr.kfac.statistics.uses import LinearMap, Report
 
-_KINDS = (
+FUSED = (
     nn.MultiheadAttention,
     *(nn.LSTM, nn.GRU, nn.RNN),
     *(nn.LSTMCell, nn.GRUCell, nn.RNNCell),
 )
+"""Modules with linear maps inside of fused code."""
 
 
 def is_fused(module: nn.Module) -> bool:
     """Whether a module's projections can be seen; a subclass must keep the forward pass."""
-    return any(isinstance(module, k) and type(module).forward is k.forward for k in _KINDS)
+    return any(isinstance(module, k) and type(module).forward is k.forward for k in FUSED)
 
 
 @dataclass(frozen=True)

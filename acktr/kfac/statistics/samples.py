@@ -19,12 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from acktr.kfac.statistics.owners import Rows, by_owner, in_order, shared_out
+from acktr.kfac.statistics.projections import FUSED
 from acktr.kfac.statistics.uses import Use
 
-_ROWS = (
-    *(nn.Linear, nn.Embedding, nn.MultiheadAttention),
-    *(nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell),
-)
+_ROWS = (nn.Linear, nn.Embedding, *FUSED)
 """Modules of linear maps, whose outputs have one vector for each position."""
 _DIMENSIONS: dict[type[nn.Module], int] = {
     nn.Linear: 2,
