@@ -10,7 +10,6 @@ from typing import Any, Never
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac.blocks.alike import precondition_all
 from acktr.kfac.blocks.kronecker import extreme_eigenvalues
 from acktr.kfac.blocks.refresh import Refresher
 from acktr.kfac.blocks.registry import Block, Registry
@@ -306,9 +305,8 @@ class Curvature:
         ``decay`` is by name; by default all have that of the settings.
         """
         mine = self.weights.intersection(block.names)
-        if decay is None:
-            return self.damping + (self.config.weight_decay if mine else 0.0)
-        return self.damping + max([decay.get(name, 0.0) for name in mine], default=0.0)
+        rates = [self.config.weight_decay if decay is None else decay.get(n, 0.0) for n in mine]
+        return self.damping + max(rates, default=0.0)
 
     def gradients(
         self, decay: Mapping[str, float] | None = None, *, factor: float = 1.0
@@ -337,15 +335,17 @@ class Curvature:
 
         Args:
             gradients: g by name.
-            decay: Weight decay by name of the weight, which adds to its damping; by default that of
-                the settings.
+            decay: Weight decay by name, which adds to the damping; by default that of the settings.
         """
         self._guard.warn_unseen(self.stats.values(), gradients)
         products = float32_products(self.generator.device) if self._large else nullcontext()
         with self._clock.part("apply"), products:
-            damping = partial(self.block_damping, decay=decay)
-            groups = self._estimator.alike
-            step = precondition_all(self.blocks, groups, gradients, self.named, damping)
+            step: dict[str, Tensor] = {}
+            for block in self.blocks:
+                missing = [name for name in block.names if name not in gradients]
+                if len(missing) < len(block.names):
+                    given = gradients | {n: torch.zeros_like(self.named[n]) for n in missing}
+                    step |= block.precondition(given, self.block_damping(block, decay))
             return {n: u.to(gradients[n].dtype) for n, u in step.items() if n in gradients}
 
     # --- inspection and state ---------------------------------------------------------------------

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac.blocks.alike import LayerBlock, alike, fold_all, observe_all
 from acktr.kfac.blocks.diagonal import DiagonalBlock
 from acktr.kfac.blocks.kronecker import KroneckerBlock
 from acktr.kfac.blocks.layouts import ConvLayout
 from acktr.kfac.blocks.linear import LinearLayout
-from acktr.kfac.blocks.registry import Block, StatBlock
+from acktr.kfac.blocks.registry import Block, LayerBlock, StatBlock
 from acktr.kfac.fisher.extent import without_terms
 from acktr.kfac.guard import Guard
 from acktr.kfac.losses.base import OutputLoss
@@ -68,7 +67,6 @@ class Estimator:
         learning = [block for block in blocks if isinstance(block, StatBlock)]
         self.blocks: dict[str, StatBlock] = {block.name: block for block in learning}
         self.layers = [block for block in learning if not isinstance(block, DiagonalBlock)]
-        self.alike = alike(self.layers)
         self.rest = {block.name: block for block in learning if isinstance(block, DiagonalBlock)}
         """Blocks of the parameters outside of layers, which see the gradients of whole batches."""
         self._module, self._named, self._guard, self._ranks = module, named, guard, ranks
@@ -239,7 +237,11 @@ class Estimator:
             if enough is not None:
                 both = zip(self.layers, seen, strict=True)
                 seen = [_thinned(block, part, enough, turn) for block, part in both]
-            observe_all(self.layers, seen, self.alike)
+            for block, part in zip(self.layers, seen, strict=True):
+                if part.uses:
+                    block.observe(part)
+                else:
+                    block.pass_over(part.count)
             if pairs and self.layers and not any(part.uses for part in seen):
                 raise ValueError(
                     "nothing was recorded: run the forward pass inside capture() with gradients"
@@ -271,7 +273,8 @@ class Estimator:
         self._targets = None
         if self._ranks is not None:
             join_ranks(self._averages(), self._ranks)
-        fold_all(self.blocks.values(), self.alike, decay)
+        for block in self.blocks.values():
+            block.fold(decay)
 
 
 def _close(first: Sequence[float], second: Sequence[float]) -> bool:

@@ -46,12 +46,6 @@ class Spectrum(NamedTuple):
         """Zeros of the shapes that a matrix ([k,] d, d), or the diagonal (d,) of one, has."""
         return cls(zero) if zero.dim() == 1 else cls(zero[..., 0].clone(), zero.clone())
 
-    @classmethod
-    def stacked(cls, several: Sequence[Spectrum]) -> Spectrum:
-        """Those of matrices of one size as one with a leading dimension."""
-        vectors = [spectrum.vectors for spectrum in several if spectrum.vectors is not None]
-        return cls(torch.stack([spectrum.values for spectrum in several]), torch.stack(vectors))
-
     def carried(self, former: Spectrum, diagonals: Tensor) -> Tensor:
         """Diagonals (..., d) of matrices that were diagonal in a former basis, in this one.
 

@@ -103,7 +103,7 @@ def words() -> nn.Module:
 
 
 def wide() -> nn.Module:
-    """Nine small layers of one shape, which are taken together."""
+    """Nine small layers of one shape."""
     hidden = (layer for _ in range(9) for layer in (nn.Linear(4, 4), nn.Tanh()))
     return build(*hidden, nn.Linear(4, 3))
 

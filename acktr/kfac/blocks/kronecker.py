@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,12 +42,6 @@ class Eigen:
     def blank(cls, layer: LayerFactors, *, factored: bool = False) -> Eigen:
         """That of a layer, to be installed."""
         return cls(Spectrum.blank(layer.a.value), Spectrum.blank(layer.g.value), factored=factored)
-
-    @classmethod
-    def stacked(cls, several: Sequence[Any]) -> Eigen:
-        """Those of whole factors of one size as one with a leading dimension."""
-        a, g = (Spectrum.stacked([x.a for x in several]), Spectrum.stacked([x.g for x in several]))
-        return cls(a, g, factored=several[0].factored)
 
     def install(self, a: Parts, g: Parts) -> None:
         """Take new decompositions of A and G."""
@@ -108,12 +102,6 @@ class Corrected:
         self._started = False
         """Whether there is a basis."""
 
-    @classmethod
-    def stacked(cls, several: Sequence[Any]) -> _Corrections:
-        """Those of whole factors of one size as one with a leading dimension."""
-        scales = torch.stack([x.scales.mean() for x in several])
-        return _Corrections(Eigen.stacked([x.basis for x in several]), scales)
-
     def _products(self) -> Tensor:
         return _outer(self.basis.g.values, self.basis.a.values)
 
@@ -158,17 +146,6 @@ class Corrected:
         self._started = state["ready"]
 
 
-class _Corrections(NamedTuple):
-    """A snapshot of corrected eigenvalues."""
-
-    basis: Eigen
-    scales: Tensor
-
-    def solve(self, gradient: Tensor, damping: float) -> Tensor:
-        """U of gradients (k, out, in [+ 1])."""
-        return self.basis.divided(gradient, self.scales + damping)
-
-
 class Cholesky:
     """U = (G + sqrt(lambda) / pi)^-1 g (A + pi sqrt(lambda))^-1, lambda being the refresh's.
 
@@ -184,11 +161,6 @@ class Cholesky:
     def __init__(self, a: Tensor, g: Tensor, *, narrow: bool = False) -> None:
         self.a, self.g = a, g
         self._narrow: Tensor | None = g.bfloat16() if narrow else None
-
-    @classmethod
-    def stacked(cls, several: Sequence[Any]) -> Cholesky:
-        """Those of whole factors of one size as one with a leading dimension."""
-        return cls(torch.stack([x.a for x in several]), torch.stack([x.g for x in several]))
 
     def install(self, a: Parts, g: Parts) -> None:
         """Take new inverses."""

@@ -55,7 +55,9 @@ _PASS = (
 """Methods that make up the forward pass of torch's layers."""
 
 
-StatBlock = KroneckerBlock | VectorBlock | TridiagonalBlock | DiagonalBlock | EntriesBlock
+LayerBlock = KroneckerBlock | VectorBlock | TridiagonalBlock | EntriesBlock
+"""A block that learns from what its layers saw."""
+StatBlock = LayerBlock | DiagonalBlock
 """A block that learns its curvature from batches."""
 Block = StatBlock | KnownBlock | PlainBlock
 """A group of parameters with its own curvature."""

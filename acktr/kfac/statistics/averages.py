@@ -201,36 +201,3 @@ class History:
         self.observed = self.started  # whoever trained it was told of what was never observed
         self.failures, self.total_failures = state["failures"], state["total_failures"]
         self.rejected = torch.tensor(state["rejected"], device=self.rejected.device)
-
-
-def fold_together(
-    histories: Sequence[History], averages: Sequence[Sequence[RunningAverage]], decay: float
-) -> None:
-    """As :meth:`History.fold` of many blocks, by calls for all of them; the same numbers.
-
-    Args:
-        histories: Those of the blocks.
-        averages: The same number for each block, of the same shapes and type.
-        decay: Decay of the averages.
-    """
-    taken = [[average.take() for average in mine] for mine in averages]
-    given = [place for place, new in enumerate(taken) if all(mean is not None for mean in new)]
-    if not given:
-        return
-    kinds = [[averages[place][kind] for place in given] for kind in range(len(taken[0]))]
-    news = [torch.stack([taken[place][kind] for place in given]) for kind in range(len(kinds))]  # type: ignore[misc]
-    mine = [histories[place] for place in given]
-    totals = reduce(torch.add, [new.flatten(1).sum(1) for new in news])
-    valid = (totals - totals) == 0
-    rejected = (torch.stack([history.rejected for history in mine]) + 1) * ~valid
-    for history, count in zip(mine, rejected.unbind(), strict=True):
-        history.started = history.observed = True
-        history.rejected = count
-    rates = valid.to(news[0].dtype) * (1 - decay)
-    for kind, new in zip(kinds, news, strict=True):
-        parts = new.nan_to_num_(0.0, 0.0, 0.0).unbind()
-        values = torch._foreach_lerp([average.value for average in kind], parts, rates.unbind())
-        weights = torch.stack([average.weight for average in kind])
-        weights = weights + rates * (1 - weights)
-        for average, value, weight in zip(kind, values, weights.unbind(), strict=True):
-            average.value, average.weight = value, weight
