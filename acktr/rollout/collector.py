@@ -139,8 +139,10 @@ class Collector:
             self.reset(seed)
 
     def reset(self, seed: int | None) -> None:
-        """Start new episodes everywhere."""
-        self._before = None
+        """Start new episodes everywhere; what a rollout that was broken off counted is undone."""
+        if self._before is not None:
+            self._load_statistics(self._before)
+        self._begun, self._before = False, None
         shown, infos = self.envs.reset(seed=seed)
         self.observations.keep(slice(None), shown)
         self._dead[:] = False
@@ -159,9 +161,11 @@ class Collector:
         return next((each.turns for each in layers(self.envs) if isinstance(each, kinds)), 0)
 
     def _begin_again(self) -> None:
-        """Start new episodes if others have played in the running ones, and say so."""
-        if self._turns() != self._noted:
-            warnings.warn(f"{_PLAYED}: new episodes begin", UserWarning, stacklevel=5)
+        """Start new episodes if the running ones did not go on as was recorded, and say so."""
+        cut = self._before is not None
+        if cut or self._turns() != self._noted:
+            why = "the last rollout was broken off" if cut else _PLAYED
+            warnings.warn(f"{why}: new episodes begin", UserWarning, stacklevel=5)
             self.reset(None)
 
     @torch.no_grad()
@@ -338,6 +342,12 @@ class Collector:
             "generator": self.acting.generator.get_state(),
         }
 
+    def _load_statistics(self, state: dict[str, Any]) -> None:
+        for name in ("observation_normalizer", "reward_scaler"):
+            if state[name] is not None:
+                getattr(self, name).load_state_dict(state[name])
+        restore_generator(self.acting.generator, state["generator"])
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`; its episodes go on when the next ones would begin.
 
@@ -354,10 +364,7 @@ class Collector:
                 loaded = {name: state.get(name) for name in self._episodes()}
             except UnsavedError as error:
                 state = {**state, "unsaved": str(error)}
-        for name in ("observation_normalizer", "reward_scaler"):
-            if state[name] is not None:
-                getattr(self, name).load_state_dict(state[name])
-        restore_generator(self.acting.generator, state["generator"])
+        self._load_statistics(state)
         self._begun, self._loaded, self._before = False, loaded, None
         unsaved = state.get("unsaved", "the checkpoint of an earlier version does not hold them")
         self.unsaved = unsaved if loaded is None else None

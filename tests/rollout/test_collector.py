@@ -227,6 +227,40 @@ def test_normalisers_see_each_true_observation_once() -> None:
         assert scaler.moments.count == 6
 
 
+class Broken(CountingEnv):
+    """An error once, in the step of this number over all environments."""
+
+    steps, fails_at = 0, 0
+
+    def step(self, action: int) -> Any:
+        Broken.steps += 1
+        if Broken.steps == Broken.fails_at:
+            raise KeyboardInterrupt
+        return super().step(action)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_rollout_that_was_broken_off_joins_no_episodes(mode: AutoresetMode) -> None:
+    """Other environments had stepped by then, and statistics had counted, what nobody learned."""
+    Broken.steps, Broken.fails_at = 0, 4 * 16 + 4 * 3 + 3
+    makers = [lambda: Broken(terminate_at=10)] * 4
+    envs: Any = RecordEpisodeStatistics(SyncVectorEnv(makers, autoreset_mode=mode))
+    normalizer = ObservationNormalizer((1,))
+    scaler = RewardScaler(4, gamma=0.9)
+    runner = collector(envs, observation_normalizer=normalizer, reward_scaler=scaler)
+    runner.collect(16)
+    kept = [normalizer.moments.count, scaler.moments.count]
+    with pytest.raises(KeyboardInterrupt):
+        runner.collect(16)
+    with pytest.warns(UserWarning, match="was broken off: new episodes begin") as told:
+        found = runner.collect(16)
+    assert len(told) == 1
+    counts = [normalizer.moments.count, scaler.moments.count]
+    assert counts == [count + found.valid.sum() for count in kept]
+    lengths = [end.length for each in (found, runner.collect(16)) for end in each.episodes]
+    assert set(lengths) == {10}
+
+
 def test_a_reset_ends_the_running_discounted_returns() -> None:
     scaler = RewardScaler(1, gamma=0.9)
     runner = collector(counting(AutoresetMode.SAME_STEP), reward_scaler=scaler)
