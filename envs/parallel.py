@@ -86,12 +86,12 @@ class ParallelEnvs(SyncVectorEnv):
         self._name = name
         self._timeout = timeout
         keys = tuple(dict.fromkeys((*record, SUCCESS)))
-        self._rows = Rows(
-            self.num_envs, self.single_observation_space, self.single_action_space, keys
-        )
         self._masking = masks
         bounds = [self.num_envs * part // workers for part in range(workers + 1)]
         bounds = [0, *bounds] if apart else bounds
+        seen, done = self.single_observation_space, self.single_action_space
+        self._rows = Rows(self.num_envs, seen, done, keys, shared=len(bounds) > 2)
+        self._owner = os.getpid()
         self._own, *self._others = (
             Worker(envs[first:last], first, self._rows, name, masks)
             for first, last in pairwise(bounds)
@@ -214,6 +214,11 @@ class ParallelEnvs(SyncVectorEnv):
 
     def _run(self, command: bytes, own: Callable[[], None]) -> None:
         """Let all workers do the same; the first fault in the order of environments counts."""
+        if self._processes and os.getpid() != self._owner:
+            raise EnvError(
+                f"{self._name}: these environments belong to process {self._owner}: make the agent"
+                " in the process that trains it"
+            )
         for process in self._processes:
             process.send(command)
         answers = [lambda p=process: p.receive(self._timeout) for process in self._processes]

@@ -37,7 +37,11 @@ _Place = tuple[int, AnyEnv, Arrays, Arrays, MaskReader]
 
 
 class Rows:
-    """One row for each environment; each array begins a page of memory that later forks share."""
+    """One row for each environment.
+
+    With `shared` each array begins a page of memory that later forks share; else a fork has its
+    own, so that copies of an agent in several processes leave one another alone.
+    """
 
     def __init__(
         self,
@@ -45,35 +49,40 @@ class Rows:
         seen: spaces.Space[Any],
         done: spaces.Space[Any],
         record: tuple[str, ...],
+        shared: bool = True,
     ) -> None:
-        def shared(dtype: Any, shape: tuple[int, ...] | None = None) -> Array:
-            full = (num_envs, *(shape or ()))
-            return np.ndarray(
-                full, dtype, mmap.mmap(-1, math.prod(full) * np.dtype(dtype).itemsize)
-            )
+        self._shared = shared
 
-        self.actions = shared(done.dtype, done.shape)
+        def made(dtype: Any, shape: tuple[int, ...] | None = None) -> Array:
+            full = (num_envs, *(shape or ()))
+            return np.ndarray(full, dtype, self.memory(math.prod(full) * np.dtype(dtype).itemsize))
+
+        self.actions = made(done.dtype, done.shape)
         """Actions that the next step executes."""
-        self.seeds = shared(np.int64)
+        self.seeds = made(np.int64)
         """Seeds of the next reset, or UNSEEDED."""
-        self.mask = shared(np.bool_)
+        self.mask = made(np.bool_)
         """Mask of the environments that the next reset resets."""
         self.space = seen
         inside = parts(seen)
-        self.observations = {name: shared(p.dtype, p.shape) for name, p in inside.items()}
+        self.observations = {name: made(p.dtype, p.shape) for name, p in inside.items()}
         """Observations by part after the step, those of new episodes where one ended."""
-        self.final = {name: shared(p.dtype, p.shape) for name, p in inside.items()}
+        self.final = {name: made(p.dtype, p.shape) for name, p in inside.items()}
         """Last observations of episodes that ended, by part; undefined in other rows."""
-        self.rewards = shared(np.float64)
-        self.terminated, self.truncated = shared(np.bool_), shared(np.bool_)
-        self.recorded = [(key, shared(np.float64)) for key in record]
+        self.rewards = made(np.float64)
+        self.terminated, self.truncated = made(np.bool_), made(np.bool_)
+        self.recorded = [(key, made(np.float64)) for key in record]
         """Numbers in the infos of the last steps of episodes; undefined in other rows."""
-        self.action_masks = shared(np.bool_, (sum(choices(done) or (1,)),))
+        self.action_masks = made(np.bool_, (sum(choices(done) or (1,)),))
         """Action masks of the observations, where environments have some."""
-        self.masked = shared(np.bool_)
+        self.masked = made(np.bool_)
         """Whether an environment has action masks."""
-        self.offered = shared(np.uint8)
+        self.offered = made(np.uint8)
         """The kinds of action masks that an environment offers, see `offers`."""
+
+    def memory(self, size: int) -> mmap.mmap | bytearray:
+        """So many bytes of the kind that the rows are in."""
+        return mmap.mmap(-1, size) if self._shared else bytearray(size)
 
     def offers(self, row: int, sources: Sequence[MaskSource]) -> None:
         """Take note of the kinds of action masks that an environment offers."""
@@ -105,7 +114,7 @@ class Worker:
         self._steps = 0
         # What is called just now, for whoever watches it, in another process too: 2 * row + 1, or
         # + 2 for the reset behind a step, 0 between calls; the step; the count of resets; a thread.
-        self._now = memoryview(mmap.mmap(-1, 4 * 8)).cast("q")
+        self._now = memoryview(rows.memory(4 * 8)).cast("q")
         self._places: list[_Place] = [
             (
                 row,

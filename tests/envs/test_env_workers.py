@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -65,6 +68,42 @@ def test_one_process_where_one_thread_is_asked_for(
     code, _, err = call(capsys, *argv)
     assert code == 0, err
     assert "env workers 1" in err
+
+
+def stepped_in_a_fork(agent: ACKTR) -> str:
+    """What an error says of steps in a copy of the agent's environments in another process."""
+
+    def step(ends: Any) -> None:
+        try:
+            agent.envs.step(
+                np.ones((4, *(agent.action_space.shape or ())), agent.action_space.dtype)
+            )
+            ends.send("")
+        except Exception as error:
+            ends.send(str(error))
+
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=step, args=(theirs,))
+    process.start()
+    said: str = ours.recv()
+    process.join()
+    return said
+
+
+def test_copies_of_an_agent_in_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ACKTR("CartPole-v1", num_envs=4, seed=0, num_steps=8) as agent:
+        agent.learn(32)
+        rows = agent.envs.unwrapped._rows
+        before = rows.observations[""].copy()
+        assert not stepped_in_a_fork(agent)
+        assert np.array_equal(rows.observations[""], before)
+    monkeypatch.setattr("acktr.envs.parallel.usable_cores", lambda: 2)
+    with ACKTR("Hopper-v5", num_envs=4, seed=0, num_steps=8) as agent:
+        agent.learn(32)
+        said = stepped_in_a_fork(agent)
+        assert f"belong to process {os.getpid()}: make the agent in the process" in said
+        agent.learn(32)
 
 
 def test_interrupted_group(tmp_path: Path) -> None:
