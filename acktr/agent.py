@@ -274,7 +274,9 @@ class Agent(Predictor):
         Raises:
             EnvError: It cannot be made or has other spaces; the agent is as it was.
             ValueError: The vector environment declares no supported autoreset mode.
+            RuntimeError: ``learn`` is under way.
         """
+        self._lessons.require_over()
         given = moved(self._given, env, num_envs, env_kwargs, wrappers)
         with closed_on_failure(given):
             require_same_spaces(self.envs, given.envs)

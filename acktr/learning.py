@@ -6,8 +6,8 @@ import dataclasses
 import math
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,29 @@ class Lessons:
     def __init__(self) -> None:
         self.logger: RunLogger | None = None
         self._window = Window()
+        self._under_way = False
+
+    def require_over(self) -> None:
+        """Refuse to give a trainer up that is in use.
+
+        Raises:
+            RuntimeError: A call of ``learn`` is under way.
+        """
+        if self._under_way:
+            raise RuntimeError(
+                "set_env() during learn(): return False from the callback, then call set_env() and"
+                " learn() again"
+            )
+
+    @contextmanager
+    def _going_on(self) -> Iterator[ExitStack]:
+        """A call of ``learn``, and what is left at its end."""
+        before, self._under_way = self._under_way, True
+        try:
+            with ExitStack() as stack:
+                yield stack
+        finally:
+            self._under_way = before
 
     def learn(self, lesson: Lesson) -> None:
         """Train, telling the listeners after every update; nothing is written."""
@@ -86,7 +109,7 @@ class Lessons:
             first = f"{trainer.described}, {lesson.masks.said or 'no action masks'}"
             told = with_panel(told, first)
         start = trainer.timesteps
-        with ExitStack() as stack:
+        with self._going_on() as stack:
             lesson.begin(told, stack)
             for stats in trainer.run(lesson.end, start=start):
                 if not self._told(told, stats)[1]:
@@ -126,7 +149,7 @@ class Lessons:
         known = described(given.config) if given.origin is None else {"environment": given.origin}
         begun = trainer.timesteps
         host = Host(config, begun, lambda stats: self._told(told, stats), place, meta)
-        with ExitStack() as stack:
+        with self._going_on() as stack:
             interrupts = stack.enter_context(Interrupts())
             stack.enter_context(interrupts.deferred())
             opening = Opening(
@@ -176,8 +199,13 @@ def begin(trainer: Trainer) -> FoundMasks:
     """Begin episodes, and warn of what the caller of ``learn`` should know about them.
 
     Raises:
-        ValueError: Somebody has put another network in the trainer's place, which does not learn.
+        ValueError: Somebody has put another network in the trainer's place, which does not learn;
+            or the environments are closed.
     """
+    if trainer.envs.closed:
+        raise ValueError(
+            "the agent's environments are closed: go on in others with set_env(), or load() it"
+        )
     if trainer.network is not trainer.learner.network:
         raise ValueError(
             "trainer.network was replaced, and the new one would not learn: give it when the agent"

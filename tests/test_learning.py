@@ -314,3 +314,36 @@ def test_success_has_its_tags(tmp_path: Path) -> None:
     assert table(run / "eval.csv")[0]["mean_is_success"] == "0"  # the first episode of each
     monitor = table(run / "monitor.csv")
     assert {row["is_success"] for row in monitor} == {"0", "1"}
+
+
+@pytest.mark.parametrize("run_dir", [None, "runs"])
+def test_another_environment_is_refused_while_learning(
+    run_dir: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call would go on in the old one, which is closed, and be lost."""
+    monkeypatch.chdir(tmp_path)
+    with ACKTR("CartPole-v1", seed=0, **FAST) as agent:
+        for _ in range(2):  # also after the first error
+            with pytest.raises(RuntimeError, match="return False from the callback, then call"):
+                agent.learn(256, lambda stats: agent.set_env("CartPole-v0"), run_dir=run_dir)
+        assert agent.learn(128, lambda stats: False).num_timesteps == 384
+        agent.set_env("CartPole-v0")
+        assert agent.learn(128).num_timesteps == 512
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_closed_agent_can_be_saved_and_moved(workers: int, tmp_path: Path) -> None:
+    """Without its episodes, which processes that have ended cannot give."""
+    with ACKTR("CartPole-v1", seed=0, env_workers=workers, **FAST) as agent:
+        agent.learn(128)
+    with pytest.raises(ValueError, match="environments are closed: go on in others with set_env"):
+        agent.learn(128)
+    agent.save(tmp_path / "agent.zip")
+    with ACKTR.load(tmp_path / "agent.zip") as other:
+        with pytest.warns(UserWarning, match="new episodes: the environments were closed before"):
+            other.learn(128)
+        assert other.num_timesteps == 256
+    agent.set_env("CartPole-v1")
+    with agent, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert agent.learn(128).num_timesteps == 256

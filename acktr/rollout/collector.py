@@ -321,6 +321,8 @@ class Collector:
             unsaved = "the checkpoint was made in the middle of a rollout that was broken off"
         elif self._begun and self._turns() != self._noted:
             unsaved = _PLAYED
+        elif self.envs.closed:
+            unsaved = "the environments were closed before it was saved"
         elif self._begun:
             try:
                 envs = state_method(self.envs, "state_dict")()
