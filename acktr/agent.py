@@ -36,7 +36,7 @@ from acktr.given import (
 )
 from acktr.learning import Lesson, Lessons, asked_steps, begin, kept_by
 from acktr.listeners import Callback, listeners
-from acktr.policies import NetworkSource, with_network
+from acktr.policies import NetworkSource, tell_given, with_network
 from acktr.predictor import Predictor
 from acktr.runs.checkpoint import CheckpointError, checkpoint_path, save_checkpoint
 from acktr.runs.logger import RunLogger
@@ -132,6 +132,7 @@ class Agent(Predictor):
             config, self._learning_rate = with_learning_rate(config, learning_rate)
             given = dataclasses.replace(given, config=config)
             self._take(given, self._new_trainer(given))
+        tell_given(network)
 
     def _take(self, given: Given, trainer: Trainer) -> None:
         """Go on with these environments and what learns in them."""

@@ -92,6 +92,26 @@ def test_a_network_for_another_checkpoint_is_refused(tmp_path: Path) -> None:
         ACKTR("CartPole-v1", masks=False)  # type: ignore[arg-type]
 
 
+def test_a_module_of_a_second_agent_is_told(tmp_path: Path) -> None:
+    net = Small(*spaces_of("CartPole-v1"))
+    config = few("a2c", "CartPole-v1", "CartPole-v1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ConfigError, match="device"):
+            A2C("CartPole-v1", config, network=net, device="none")
+        first = A2C("CartPole-v1", config, network=net)
+        first.set_env("CartPole-v1")
+        first.save(tmp_path / "agent")
+        A2C("CartPole-v1", config, network=copy.deepcopy(net))
+        A2C.load(tmp_path / "agent", network=net)
+    for source in (net, first.trainer.network):
+        A2C("CartPole-v1", config, network=Small)
+        with pytest.warns(UserWarning, match="has been another agent's, whose weights") as told:
+            A2C("CartPole-v1", config, network=source)
+            A2C("CartPole-v1", config, network=source)
+        assert told[0].filename == __file__
+
+
 class Stateful(Small):
     """It has a state beside its tensors."""
 

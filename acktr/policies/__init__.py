@@ -32,7 +32,7 @@ from acktr.policies.normalize import (
     observation_normalizer,
     pooling,
 )
-from acktr.policies.own import own_network, tell_other
+from acktr.policies.own import own_network, tell_given, tell_other
 from acktr.policies.parameters import (
     copied_parameters,
     free_deviation,
@@ -87,6 +87,7 @@ __all__ = [
     "saved_parameters",
     "stored_pictures",
     "straight",
+    "tell_given",
     "tell_other",
     "to_environment",
     "with_network",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,9 @@ from acktr.policies.contract import (
 )
 from acktr.policies.distributions import ActionHead
 from acktr.policies.recurrent import RecurrentAdapter, RecurrentSeparate
+
+_given: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Modules that agents were made with."""
 
 
 class MemoryWarning(UserWarning):
@@ -77,8 +81,22 @@ def own_network(
     return network
 
 
+def tell_given(source: NetworkSource | None) -> None:
+    """Warn of a module that another agent was made with, and take note of it."""
+    modules = _modules(source)
+    if not modules.isdisjoint(_given):
+        warnings.warn(
+            "the network has been another agent's, whose weights it goes on from: pass its class,"
+            " or copy.deepcopy(network) before it has learned",
+            UserWarning,
+            stacklevel=3,  # the caller of the agent's constructor
+        )
+    _given.update(modules)
+
+
 def tell_other(trained: str | None, source: NetworkSource | None) -> None:
     """Warn of a network of another name, in whatever module, than that of a checkpoint."""
+    _given.difference_update(_modules(source))  # which get the weights of the checkpoint
     if trained is None or source is None or isinstance(source, ActorCritic):
         return  # what an agent has around its modules has no name of them
     given = network_name(source)
@@ -92,6 +110,11 @@ def tell_other(trained: str | None, source: NetworkSource | None) -> None:
             UserWarning,
             stacklevel=4,  # the caller of load()
         )
+
+
+def _modules(source: NetworkSource | None) -> set[nn.Module]:
+    each = source if isinstance(source, tuple) else (source,)
+    return {one for one in each if isinstance(one, nn.Module)}
 
 
 def _tell_forgetful(made: Sequence[nn.Module]) -> None:
