@@ -18,6 +18,9 @@ from acktr.tree import Observed
 Args = TypeVarTuple("Args")
 R = TypeVar("R")
 
+_SEEDED = threading.RLock()
+"""Held while torch's own generator, which all threads share, has a seed for a while."""
+
 
 def resolve_device(name: str) -> torch.device:
     """The device of a name: auto (CUDA where there is one), cpu, cuda or cuda:N.
@@ -116,6 +119,14 @@ def threads_for(
     they wait for each other: training was seen to take ten times as long.
     """
     return nullcontext() if pictures(space, channels) else one_thread()
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Context with torch's own generator at a seed, for one thread at a time; it comes back."""
+    with _SEEDED, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def restore_generator(generator: torch.Generator, state: torch.Tensor) -> None:

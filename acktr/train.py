@@ -21,7 +21,7 @@ from acktr.algorithms import (
     checked_auxiliary,
 )
 from acktr.apart import apart
-from acktr.compute import autocast_context, resolve_device, threads_for
+from acktr.compute import autocast_context, resolve_device, seeded, threads_for
 from acktr.config import Algo, Config, LearningRate, check_recurrent
 from acktr.envs import FoundMasks, found_masks, pictures, space_difference, space_facts
 from acktr.policies import (
@@ -158,8 +158,7 @@ class Trainer:
     def _initial(self, network: NetworkSource | None) -> ActorCritic:
         """A network of the seed alone, on which torch's own generator does not depend either."""
         config, space = self.config, self.envs.single_observation_space
-        with torch.random.fork_rng(devices=[]), threads_for(space, config.network.channels):
-            torch.manual_seed(config.seed)
+        with seeded(config.seed), threads_for(space, config.network.channels):
             return build_network(
                 space,
                 self.head,

@@ -14,7 +14,7 @@ import torch
 from gymnasium import spaces
 
 from acktr.agent import ACKTR
-from acktr.compute import Compiled, joined, one_thread, threads_for
+from acktr.compute import Compiled, joined, one_thread, seeded, threads_for
 from acktr.config import ConfigError
 from acktr.kfac import Stopwatch
 
@@ -164,3 +164,21 @@ def test_parts_add_up_and_survive_errors() -> None:
 def test_joined_sums_by_name() -> None:
     assert joined({"a": 1.0}, {"a": 2.0, "b": 3.0}) == {"a": 3.0, "b": 3.0}
     assert joined() == {}
+
+
+def test_a_seed_is_for_one_thread_at_a_time() -> None:
+    begun, found = threading.Event(), []
+
+    def draw(seconds: float) -> None:
+        with seeded(0):
+            begun.set()
+            time.sleep(seconds)
+            found.append(torch.rand(3))
+
+    before = torch.get_rng_state()
+    other = threading.Thread(target=draw, args=(0.2,))
+    other.start()
+    begun.wait()
+    draw(0.0)
+    other.join()
+    assert torch.equal(*found) and torch.equal(torch.get_rng_state(), before)

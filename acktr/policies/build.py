@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
+import numpy as np
 import torch
 
 from acktr.config import ConfigError, NetworkConfig
-from acktr.envs import Picture, pictures
+from acktr.envs import Channels, Picture, parts, pictures
 from acktr.policies.contract import ActorCritic, NetworkSource, SeparateActorCritic
 from acktr.policies.distributions import ActionHead
 from acktr.policies.networks import Actor, Critic, SharedActorCritic
@@ -21,7 +22,7 @@ from acktr.policies.recurrent import memory_network
 
 
 class ChannelsWarning(UserWarning):
-    """A shape does not tell which axis of a picture has the channels."""
+    """A shape does not tell which axis of a picture has the channels, or that it is one."""
 
 
 def _tell_channels(name: str, guess: Picture) -> None:
@@ -32,8 +33,26 @@ def _tell_channels(name: str, guess: Picture) -> None:
         f"{what} is taken for {channels} channels of {height} x {width} with the channels"
         f" {guess.axis}; if they are {other}, set network.channels to {other!r}",
         ChannelsWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
+
+
+def _tell_shapes(space: gymnasium.Space[Any], channels: Channels, built_in: bool) -> None:
+    """Warn of channels that may be elsewhere, and of bytes with four axes in built-in networks."""
+    for name, each in pictures(space, channels).items():
+        if not each.sure:
+            _tell_channels(name, each)
+    for name, part in parts(space).items():
+        if not built_in or channels in ("none", "former"):
+            return
+        if part.dtype == np.uint8 and len(part.shape or ()) == 4:
+            warnings.warn(
+                f"the observation{f' part {name!r}' if name else ''} {part.shape} is taken for a"
+                " vector, as a picture has three axes: join stacked frames in the channels by a"
+                " wrapper, (H, W, k*C); or set network.channels to 'none' if it is no picture",
+                ChannelsWarning,
+                stacklevel=4,
+            )
 
 
 def build_network(
@@ -61,9 +80,7 @@ def build_network(
         ConfigError: The network does not keep the contract; or it is one of one's own, by the
             settings, and is not given.
     """
-    for name, each in pictures(space, config.channels).items():
-        if not each.sure:
-            _tell_channels(name, each)
+    _tell_shapes(space, config.channels, built_in=network is None)
     built: ActorCritic
     if network is not None:
         assert action_space is not None

@@ -48,10 +48,15 @@ def require_size(
             warnings.simplefilter("ignore")  # the real one will tell
             network = build_network(space, head, config.network)
     shapes = ", ".join(f"{name or 'observation'} {part}" for name, part in parts(space).items())
+    axes = {len(part.shape or ()) for part in parts(space).values()}
     advice = (
         f"(observations: {shapes:.200}); make them smaller by a wrapper (for pictures"
-        " gymnasium.wrappers.ResizeObservation), or set network.channels if they are pictures"
+        " gymnasium.wrappers.ResizeObservation)"
     )
+    if 4 in axes:
+        advice += ", or join stacked frames in the channels, (H, W, k*C)"
+    elif axes & {2, 3}:
+        advice += ", or set network.channels if they are pictures"
     weights = 4 * sum(parameter.numel() for parameter in network.parameters())
     if weights > _LARGEST_NETWORK:
         raise ConfigError(f"the network's weights would take {_shown(weights)} {advice}")

@@ -367,7 +367,7 @@ def _verified(
 def _read_manifest(target: Path) -> tuple[bytes, int]:
     """The manifest of a folder, of which format and version are checked alone, and the version."""
     if not target.is_dir():
-        raise CheckpointError(f"{target}: no checkpoint folder here")
+        raise CheckpointError(f"{target}: no checkpoint here")
     data = _read(target / _MANIFEST)
     return data, _check_manifest(target / _MANIFEST, data)
 

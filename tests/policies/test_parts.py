@@ -140,6 +140,17 @@ def test_ambiguous_channels_are_said_aloud_once() -> None:
     assert flat.trunk[1].in_features == 512
 
 
+def test_stacked_pictures_are_said_to_be_learned_as_a_vector() -> None:
+    stack = spaces.Box(0, 255, (2, 9, 9, 1), np.uint8)
+    for space, name in ((stack, "observation \\(2,"), (spaces.Dict({"x": stack}), "part 'x' ")):
+        with pytest.warns(ChannelsWarning, match=f"{name}.* join stacked frames in the channels"):
+            network(space)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        network(stack, channels="none")
+        network(spaces.Box(0, 1, (2, 9, 9, 1), np.float32))
+
+
 def test_many_states_have_an_embedding() -> None:
     net = network(spaces.Discrete(100_000, start=5), shared=True)
     assert isinstance(net.trunk[1], nn.Embedding)
@@ -182,6 +193,9 @@ def test_sizes_that_can_be_meant_pass() -> None:
         spaces.Box(-np.inf, np.inf, (4000,), np.float32),
     ):
         require_size(space, HEAD, config(), 8)
+    for shape, hint in (((2, 84, 84, 3), r"\), or join stacked"), ((42_336,), r"\)$")):
+        with pytest.raises(ConfigError, match=f"wrappers.ResizeObservation{hint}"):
+            require_size(spaces.Box(0, 255, shape, np.uint8), HEAD, config(), 8)
     wide = spaces.Box(-np.inf, np.inf, (20_000,), np.float32)
     require_size(wide, HEAD, config(algo="a2c"), 8)  # without K-FAC there is no factor
     acktr = dataclasses.replace(config().acktr, actor=SampledKFACConfig(max_factor_size=2048))

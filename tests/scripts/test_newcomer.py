@@ -20,7 +20,7 @@ def test_programs_are_whole() -> None:
     ("name", "how", "words"),
     [
         ("n_steps=32", "says", "unknown argument n_steps; write num_steps"),
-        ("load what is not there", "says", "nothing: no checkpoint folder here"),
+        ("load what is not there", "says", "nothing: no checkpoint here"),
         ("save to a BytesIO", "says", "an agent is saved to a path and loaded from one, got Byt"),
         ("model.gamma = 0.9", "says", "gamma cannot be set in an agent that is made"),
         ("observation_space, action_space, num_envs, logger", "works", "(4,) Discrete(2) 8 None"),
