@@ -15,7 +15,7 @@ import numpy as np
 
 from acktr.apart import TOLD_LATER
 from acktr.files import reason
-from acktr.listeners import Learning, Listener
+from acktr.listeners import Learning, Listener, Recorder
 from acktr.policies import NetworkSource
 from acktr.runs.checkpoint import CheckpointError
 from acktr.runs.folder import RunError, RunFolder
@@ -90,7 +90,7 @@ class _OfAgent:
         """Nothing to do."""
 
 
-class Logs(_OfAgent):
+class Logs(_OfAgent, Recorder):
     """TensorBoard events, progress.csv and monitor.csv, as a training run writes them.
 
     They lie in a folder ``ALGO_N`` of the given one, with the first N that is free, as in

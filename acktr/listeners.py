@@ -62,6 +62,10 @@ class Listener(Protocol):
         """Leave, also where training ended by an exception."""
 
 
+class Recorder:
+    """A listener that writes what was learned: also updates that a callback before it fails at."""
+
+
 Callback = Listener | Callable[[TrainStats], object]
 """A function of an update's statistics, or a ready one."""
 
@@ -135,12 +139,19 @@ def tell(those: Sequence[Listener], stats: TrainStats) -> tuple[TrainStats, bool
         TypeError: A dict that a callback returned holds something else than numbers by name.
     """
     going_on = True
-    for each in those:
-        answer = each(stats)
-        if isinstance(answer, Mapping):
-            stats = dataclasses.replace(stats, metrics={**stats.metrics, **_numbers(answer)})
-        elif _is_false(answer):
-            going_on = False
+    waiting = list(those)
+    try:
+        while waiting:
+            answer = waiting.pop(0)(stats)
+            if isinstance(answer, Mapping):
+                stats = dataclasses.replace(stats, metrics={**stats.metrics, **_numbers(answer)})
+            elif _is_false(answer):
+                going_on = False
+    except BaseException:
+        for each in waiting:
+            if isinstance(each, Recorder) and isinstance(each, Listener):
+                each(stats)
+        raise
     return stats, going_on
 
 

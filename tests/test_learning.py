@@ -222,6 +222,27 @@ def test_stops(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / RUN / "checkpoints/last")[0]["timesteps"] == 384
 
 
+def test_an_update_that_a_callback_fails_at_is_in_the_logs(tmp_path: Path) -> None:
+    """As the checkpoint is of it: another call would warn of a gap, which the tables had."""
+    with ACKTR("CartPole-v1", seed=0, tensorboard_log=tmp_path / "logs", **FAST) as agent:
+        seen: list[int] = []
+
+        def fail(stats: Any) -> None:
+            seen.append(len(stats.episodes))
+            if len(seen) == 2:
+                raise ArithmeticError("mine")
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(ArithmeticError, match="mine"):
+                agent.learn(512, fail, run_dir=tmp_path)
+            agent.learn(256, fail, run_dir=tmp_path)
+        for folder in (tmp_path / RUN, tmp_path / "logs" / "acktr_1"):
+            rows = table(folder / "progress.csv")
+            assert [int(row["timesteps"]) for row in rows] == [128, 256, 384, 512]
+            assert len(table(folder / "monitor.csv")) == sum(seen)
+
+
 def test_warnings_of_a_quiet_run_are_pythons(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -288,7 +288,11 @@ class Session:
             if self._episodes is not None:
                 self._episodes.after_update()
             if host is not None:
-                stats, going_on = host.told(stats)
+                try:
+                    stats, going_on = host.told(stats)
+                except BaseException:
+                    self.logger.write(stats)  # which the checkpoint is of
+                    raise
                 self._refused = not going_on
             self.logger.require_folder()
             self.logger.write(stats)
