@@ -15,16 +15,17 @@ from typing import Any
 import numpy as np
 
 from acktr.callbacks import ProgressBar, with_panel
-from acktr.config import Config, refuse_learn
+from acktr.config import Config, from_dict, refuse_learn
 from acktr.environments import described
 from acktr.envs import AnyVectorEnv, EnvError, FoundMasks, is_among
 from acktr.given import Given, evaluation_place
 from acktr.interrupts import Interrupts
 from acktr.listeners import Learning, Listener, tell
-from acktr.runs.folder import RunFolder, locked, run_path
+from acktr.runs.folder import RunError, RunFolder, locked, run_path
 from acktr.runs.logger import RunLogger, Window
 from acktr.runs.opening import Opening, best_score
 from acktr.runs.session import Host
+from acktr.runs.start import difference
 from acktr.train import Trainer, TrainStats
 
 
@@ -165,6 +166,7 @@ class Lessons:
             if self.logger is not None and self.logger.path == path:
                 folder = RunFolder(path)
                 stack.enter_context(locked(folder))
+                _require_alike(folder, config)
                 session = opening.again(folder, stack, best_score(folder))
                 opening.save(session)
             else:
@@ -179,6 +181,22 @@ class Lessons:
             self._window.add(each.reward, each.length, each.info)
         means = {tag: mean for tag, mean in self._window.means.items() if mean is not None}
         return tell(told, dataclasses.replace(stats, metrics={**stats.metrics, **means}))
+
+
+def _require_alike(folder: RunFolder, config: Config) -> None:
+    """Refuse to go on in a run's folder with what its files do not tell of.
+
+    Raises:
+        RunError: A setting is another one than there, as after ``set_env``.
+    """
+    changing = {name: getattr(config, name) for name in ("total_timesteps", "eval_freq")}
+    stored = dataclasses.replace(from_dict(folder.read_config()), **changing)
+    if differing := difference(stored, config):
+        name, ours, theirs = differing
+        raise RunError(
+            f"{folder.config}: {name} is {ours!r} in this run and {theirs!r} now: give another"
+            " label= to go on in a folder of its own"
+        )
 
 
 def asked_steps(total_timesteps: Any) -> int:

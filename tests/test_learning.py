@@ -243,6 +243,24 @@ def test_an_update_that_a_callback_fails_at_is_in_the_logs(tmp_path: Path) -> No
             assert len(table(folder / "monitor.csv")) == sum(seen)
 
 
+def test_a_run_is_of_one_environment(tmp_path: Path) -> None:
+    """Its files would tell of the last one alone, and its best agent be another's."""
+    with ACKTR("CartPole-v1", seed=0, **FAST) as agent:
+        agent.learn(128, run_dir=tmp_path)
+        agent.learn(128, run_dir=tmp_path, eval_freq=128)
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+        agent.set_env("CartPole-v1", env_kwargs={"sutton_barto_reward": True}, num_envs=2)
+        with pytest.raises(RunError, match=r"num_envs is 4 in this run and 2 now: give another la"):
+            agent.learn(128, run_dir=tmp_path)
+        assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+        agent.learn(128, run_dir=tmp_path, label="second")
+        agent.set_env("CartPole-v1", num_envs=4)
+        agent.learn(128, run_dir=tmp_path, label="third")
+        agent.set_env("CartPole-v1", num_envs=4)  # the same again
+        agent.learn(128, run_dir=tmp_path, label="third")
+    assert agent.num_timesteps == 640
+
+
 def test_warnings_of_a_quiet_run_are_pythons(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
