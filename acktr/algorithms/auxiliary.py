@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from acktr.config import ConfigError
 from acktr.kfac import Likelihood, Metric
 from acktr.policies import Outputs
 from acktr.rollout import Batch
+from acktr.tree import Sequences, tree_map
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,10 @@ class Auxiliary:
     weight: float = field(default=1.0, kw_only=True)
     """What it counts in the network's loss."""
     target: Callable[[Batch], Tensor] = field(kw_only=True)
-    """Targets (B, ...) of a batch, as the loss takes them; a mask counts as numbers."""
+    """Targets (B, ...) of a batch, as the loss takes them; a mask counts as numbers.
+
+    Its observations are rows (B, ...) of a recurrent network too.
+    """
 
     def __post_init__(self) -> None:
         """Check the fields; raises ConfigError."""
@@ -91,6 +95,8 @@ class AuxiliaryObjective:
         self.name, self.weight = name, float(auxiliary.weight)
         self.likelihood = auxiliary.loss
         self._weights = batch.weights
+        if isinstance(seen := batch.observations, Sequences):
+            batch = replace(batch, observations=tree_map(seen.samples, seen.observations))
         target = auxiliary.target(batch)
         if not isinstance(target, Tensor) or target.shape[:1] != (len(batch),):
             got = tuple(target.shape) if isinstance(target, Tensor) else type(target).__name__
