@@ -215,7 +215,7 @@ class Predictor:
         if action_masks is None and inside and isinstance(batch, dict):
             action_masks, alone = batch.get(MASK), False
         if action_masks is None:
-            if found_masks(self.envs).source is not None:
+            if found_masks(self.envs).source is not None or (sizes and self._masks_method()):
                 warnings.warn(
                     f"{name} was called without action_masks in an environment that has some: the"
                     " action may be a forbidden one",
@@ -233,6 +233,12 @@ class Predictor:
         except ValueError as error:
             raise ValueError(f"action_masks cannot be used: {error}") from error
         return masks[None] if alone else masks
+
+    def _masks_method(self) -> bool:
+        """Whether the first environment has the method of masks that is used, reset or not."""
+        first = next(iter(getattr(self.envs.unwrapped, "envs", ())), None)
+        asked = self.config.masks in ("auto", "action_masks")
+        return asked and isinstance(first, gymnasium.Env) and first.has_wrapper_attr("action_masks")
 
     def get_parameters(self) -> dict[str, Tensor]:
         """Copies of the network's parameters and buffers, by name; :meth:`save` has the rest."""

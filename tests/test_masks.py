@@ -52,6 +52,20 @@ def test_agents_of_vectors_of_others(mode: Any) -> None:
     assert agent.num_timesteps >= 400
 
 
+def test_predictions_without_masks_are_told_before_a_reset(tmp_path: Path) -> None:
+    observation = np.zeros(16, np.float32)
+    env = variant(MaskedEnv, {"nvec": (3, 1, 4), "source": "action_masks"})
+    ACKTR(env, seed=0).save(tmp_path / "agent")
+    agent = ACKTR.load(tmp_path / "agent", env)
+    for ask in (agent.predict, agent.action_probability):
+        with pytest.warns(UserWarning, match=f"{ask.__name__} was called without action_masks"):
+            ask(observation)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        ACKTR(env, seed=0, masks=None).predict(observation)
+        agent.predict(observation, action_masks=np.ones(8))
+
+
 def test_masks_that_cannot_be_predicted_with() -> None:
     agent = ACKTR(variant(MaskedEnv, {"nvec": (3, 1, 4)}), seed=0)
     observation = np.zeros(16, np.float32)
