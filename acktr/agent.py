@@ -74,8 +74,7 @@ class Agent(Predictor):
             or a function of the part of a call of ``learn`` that remains, from 1 to 0, as in
             Stable-Baselines3. None: the configuration's, with its schedule.
         verbose: 1 shows how training goes on standard error, 0 nothing.
-        tensorboard_log: Folder for TensorBoard events, progress.csv and monitor.csv, in a folder
-            ALGO_N of it; None: nowhere.
+        tensorboard_log: Folder whose ALGO_N gets TensorBoard events, progress.csv and monitor.csv.
         settings: Settings in place of the configuration's, such as gamma=0.98 or hidden=(32,):
             those of :class:`acktr.config.Settings`.
 
