@@ -23,6 +23,7 @@ from acktr.runs.folder import RunError, versions
 
 FAILED, BAD_INPUT = 1, 2
 _CPU_INFO = Path("/proc/cpuinfo")
+_ENVIRONMENTS = ("gymnasium", "ale-py", "mujoco")
 
 
 class ScriptError(ValueError):
@@ -184,6 +185,13 @@ def machine() -> dict[str, Any]:
     """Versions, processor, threads and commit; what is unknown is left out."""
     known = {key: value for key, value in versions().items() if value is not None}
     return {**known, "cpu": cpu_model()}
+
+
+def described_machine(*, environments: bool = False) -> str:
+    """Versions, those of environments if asked for, processor, threads and commit in one line."""
+    others = () if environments else _ENVIRONMENTS
+    known = {key: value for key, value in machine().items() if key not in others}
+    return f"Machine: {', '.join(f'{key} {value}' for key, value in known.items())}\n"
 
 
 def cpu_model() -> str:

@@ -26,11 +26,10 @@ from acktr.kfac import FactorError
 from acktr.report.tables import as_csv
 from acktr.runs.progress import Display, duration
 from acktr.runs.tables import read_table
-from scripts.common import ScriptError, given_once, integer, machine, parsed, save
+from scripts.common import ScriptError, given_once, integer, parsed, save
 
 TUNE_SEED = 1000
 _LOSSES = ("seconds", "train_loss", "test_loss")
-_ENVIRONMENTS = ("gymnasium", "ale-py", "mujoco")
 
 Setting = dict[str, float]
 """The tuned values of an optimizer, for example {"lr": 0.01}; empty for one as it comes."""
@@ -346,10 +345,3 @@ def shown(argv: Sequence[str]) -> list[str]:
     return [
         Path(word).name if at and argv[at - 1] == "--data" else word for at, word in enumerate(argv)
     ]
-
-
-def described_machine(*, environments: bool = False) -> str:
-    """Versions, those of environments if asked for, processor, threads and commit in one line."""
-    others = () if environments else _ENVIRONMENTS
-    known = {key: value for key, value in machine().items() if key not in others}
-    return f"Machine: {', '.join(f'{key} {value}' for key, value in known.items())}\n"

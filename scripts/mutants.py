@@ -26,12 +26,12 @@ from scripts.common import (
     ScriptError,
     check_folder,
     command_line,
+    described_machine,
     integer,
     parsed,
     run,
     save,
 )
-from scripts.contest import described_machine
 
 GROUPS = {
     "K-FAC": "acktr.kfac.",

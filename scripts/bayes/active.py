@@ -31,12 +31,13 @@ from scripts.common import (
     ScriptError,
     check_folder,
     command_line,
+    described_machine,
     given_once,
     integer,
     parsed,
     save,
 )
-from scripts.contest import described_machine, shown
+from scripts.contest import shown
 
 FIRST, TEST, ADDED, HIDDEN = 20, 100, 9, 10
 SAMPLES = 100

@@ -22,8 +22,15 @@ from torch import Tensor, UntypedStorage, nn
 
 from acktr.kfac import CategoricalLoss, NoisyConfig, NoisyKFAC
 from acktr.report.tables import markdown as table
-from scripts.common import check_folder, command_line, complain, integer, parsed, save
-from scripts.contest import described_machine
+from scripts.common import (
+    check_folder,
+    command_line,
+    complain,
+    described_machine,
+    integer,
+    parsed,
+    save,
+)
 from scripts.race.cost import Net, Step, kfac, seconds
 
 _BATCH, _DATA_SIZE = 100, 10_000

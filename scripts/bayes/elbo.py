@@ -27,12 +27,13 @@ from scripts.bayes.training import Budget, Training
 from scripts.common import (
     check_folder,
     command_line,
+    described_machine,
     given_once,
     integer,
     parsed,
     save,
 )
-from scripts.contest import described_machine, shown
+from scripts.contest import shown
 
 SAMPLES = 100
 _NOISE_SEED = 1

@@ -36,12 +36,13 @@ from scripts.common import (
     ScriptError,
     check_folder,
     command_line,
+    described_machine,
     given_once,
     integer,
     parsed,
     save,
 )
-from scripts.contest import described_machine, shown
+from scripts.contest import shown
 from scripts.supervised.problems import Dataset, load
 
 WIDTH, BATCH, BINS = 200, 100, 15

@@ -15,7 +15,7 @@ from acktr.runs.tables import read_table
 from scripts.bayes.data import Splits
 from scripts.bayes.methods import DROPOUT, METHODS, Method
 from scripts.bayes.training import TEST_SAMPLES, Budget, Score
-from scripts.contest import described_machine
+from scripts.common import described_machine
 
 Measure = Literal["rmse", "log_likelihood"]
 MEASURES: tuple[Measure, ...] = ("rmse", "log_likelihood")

@@ -24,8 +24,16 @@ from torch.nn import functional
 
 from acktr.kfac import KFAC, BernoulliLoss, CategoricalLoss, KFACConfig
 from acktr.report.tables import markdown as table
-from scripts.common import check_folder, command_line, complain, integer, parsed, run, save
-from scripts.contest import described_machine
+from scripts.common import (
+    check_folder,
+    command_line,
+    complain,
+    described_machine,
+    integer,
+    parsed,
+    run,
+    save,
+)
 from scripts.race.peers import heavyball, muon
 
 _SYMBOLS, _LENGTH, _WIDTH, _LAYERS, _HEADS = 256, 64, 128, 4, 4

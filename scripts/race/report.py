@@ -7,7 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from acktr.report.tables import markdown as table
-from scripts.contest import Outcome, Row, describe, described_machine
+from scripts.common import described_machine
+from scripts.contest import Outcome, Row, describe
 from scripts.race.pace import Pace
 from scripts.race.problems import Problem
 from scripts.race.running import MARKS

@@ -33,12 +33,12 @@ from scripts.common import (
     check_folder,
     command_line,
     complain,
+    described_machine,
     integer,
     parsed,
     run,
     save,
 )
-from scripts.contest import described_machine
 
 ENVS = ("BreakoutNoFrameskip-v4", "HalfCheetah-v5")
 _SAVES = 5

@@ -28,13 +28,14 @@ from scripts.common import (
     ScriptError,
     check_folder,
     command_line,
+    described_machine,
     given_once,
     integer,
     positive,
     run,
     save,
 )
-from scripts.contest import Outcome, Row, described_machine
+from scripts.contest import Outcome, Row
 from scripts.supervised import settings
 from scripts.supervised.plan import Plan, compete
 from scripts.supervised.problems import Dataset, load, make_problem

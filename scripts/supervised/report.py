@@ -10,7 +10,8 @@ from matplotlib import ticker
 
 from acktr.report.figures import COLOURS, GREY, bare, legend_below, panels, picture, plain
 from acktr.report.tables import markdown as table
-from scripts.contest import TUNE_SEED, Outcome, Row, describe, described_machine
+from scripts.common import described_machine
+from scripts.contest import TUNE_SEED, Outcome, Row, describe
 from scripts.supervised.plan import Plan
 from scripts.supervised.problems import Dataset
 from scripts.supervised.settings import OPTIMIZERS
