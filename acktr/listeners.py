@@ -62,7 +62,7 @@ class Listener(Protocol):
         """Leave, also where training ended by an exception."""
 
 
-class Recorder:
+class Recorder(Listener):
     """A listener that writes what was learned: also updates that a callback before it fails at."""
 
 
@@ -139,17 +139,17 @@ def tell(those: Sequence[Listener], stats: TrainStats) -> tuple[TrainStats, bool
         TypeError: A dict that a callback returned holds something else than numbers by name.
     """
     going_on = True
-    waiting = list(those)
+    waiting = iter(those)
     try:
-        while waiting:
-            answer = waiting.pop(0)(stats)
+        for each in waiting:
+            answer = each(stats)
             if isinstance(answer, Mapping):
                 stats = dataclasses.replace(stats, metrics={**stats.metrics, **_numbers(answer)})
             elif _is_false(answer):
                 going_on = False
     except BaseException:
         for each in waiting:
-            if isinstance(each, Recorder) and isinstance(each, Listener):
+            if isinstance(each, Recorder):
                 each(stats)
         raise
     return stats, going_on

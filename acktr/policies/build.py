@@ -42,9 +42,8 @@ def _tell_shapes(space: gymnasium.Space[Any], channels: Channels, built_in: bool
     for name, each in pictures(space, channels).items():
         if not each.sure:
             _tell_channels(name, each)
-    for name, part in parts(space).items():
-        if not built_in or channels in ("none", "former"):
-            return
+    looked_for = built_in and channels not in ("none", "former")
+    for name, part in parts(space).items() if looked_for else ():
         if part.dtype == np.uint8 and len(part.shape or ()) == 4:
             warnings.warn(
                 f"the observation{f' part {name!r}' if name else ''} {part.shape} is taken for a"
