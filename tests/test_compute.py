@@ -176,9 +176,9 @@ def test_a_seed_is_for_one_thread_at_a_time() -> None:
             found.append(torch.rand(3))
 
     before = torch.get_rng_state()
-    other = threading.Thread(target=draw, args=(0.2,))
+    other = threading.Thread(target=draw, args=(0.1,))
     other.start()
     begun.wait()
-    draw(0.0)
+    draw(0.3)  # would draw from what the other one has put back
     other.join()
     assert torch.equal(*found) and torch.equal(torch.get_rng_state(), before)
