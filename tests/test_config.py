@@ -119,6 +119,20 @@ def test_ant_has_a_preset_of_its_own() -> None:
     assert preset("Ant-v5", "a2c")[0].network.log_std_init == -1.0
 
 
+def test_inverted_pendulum_has_a_preset_of_its_own() -> None:
+    own, line = preset("InvertedPendulum-v5")
+    shared, _ = preset("InvertedPendulum-v5", name="family")
+    start = "preset default for acktr, exact id InvertedPendulum-v5: "
+    assert line.startswith(start) and "log -2" in line and "advantages as they are" in line
+    assert (own.network.log_std_init, shared.network.log_std_init) == (-2.0, -1.0)
+    assert (own.normalize_advantage, shared.normalize_advantage) == (False, True)
+    assert own == dataclasses.replace(
+        shared, network=own.network, normalize_advantage=False, preset="default"
+    )
+    assert own == dataclasses.replace(preset("InvertedPendulum-v4")[0], env="InvertedPendulum-v5")
+    assert preset("InvertedPendulum-v5", "trpo")[0].normalize_advantage
+
+
 def test_hopper_has_a_preset_of_its_own() -> None:
     own, line = preset("Hopper-v5")
     shared, _ = preset("Hopper-v5", name="family")
