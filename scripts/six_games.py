@@ -40,6 +40,7 @@ from acktr.report.statistics import steps_to_threshold
 from acktr.report.tables import as_csv, markdown
 from acktr.runs.folder import RunError
 from scripts.common import on_files, parsed, save
+from scripts.returns_at import returned_at
 
 ALGOS = ("acktr", "a2c")
 STEPS = (1_000_000, 2_000_000, 4_000_000)
@@ -105,12 +106,7 @@ def own_row(run: Result, levels: Mapping[str, float]) -> Row:
         raise RunError(f"{run.folder}: the schedule must be of {SCHEDULE:,} steps")
     if curve is None or run.last100 is None:
         raise RunError(f"{run.folder}: no episode has ended yet")
-    at = tuple(
-        float(curve.returns[np.searchsorted(curve.steps, step, side="right") - 1])
-        if curve.steps[0] <= step <= run.steps
-        else None
-        for step in STEPS
-    )
+    at = tuple(returned_at(run, step) for step in STEPS)
     passes: dict[str, int | None] = {}
     if run.algo == "acktr":
         passes = {source: steps_to_threshold(curve, end) for source, end in levels.items()}
