@@ -15,7 +15,7 @@ import pytest
 
 from acktr.cli.main import main
 from acktr.report import page
-from scripts import band, batch_size, six_games
+from scripts import band, batch_size, returns_at, six_games
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 TABLES = (".md", ".csv")
@@ -46,6 +46,13 @@ SCRIPTS: dict[str, tuple[Callable[[Sequence[str]], int], str, set[str]]] = {
         "results/batch_size/runs.zip --speed results/performance/batch.json --threshold 3 "
         "--out results/batch_size",
         {"batch_size.csv"},
+    ),
+    "returns_at": (
+        returns_at.main,
+        "results/critic/runs.zip/HalfCheetah-v5 results/mujoco/runs.zip/HalfCheetah-v5/acktr-paper "
+        "--labels acktr-paper acktr-paper-adam acktr-paper-sgd "
+        "--steps 200000 400000 600000 700000 800000 960000 --out results/critic",
+        {"returns_at.csv", "returns_at.md"},
     ),
     "six_games": (
         six_games.main,
