@@ -255,7 +255,7 @@ class Trainer:
             self.doing = "nothing"
             if self.restarts:
                 metrics["rollout/restarts"] = float(self.restarts)
-            if (deviation := free_deviation(self.network, self.head)) is not None:
+            if (deviation := free_deviation(self.network)) is not None:
                 metrics["train/std"] = deviation
             metrics["time/env"] = rollout.env_seconds
             metrics["time/forward"] = rollout.forward_seconds

@@ -127,12 +127,12 @@ class ACKTRLearner:
         settings: SampledKFACConfig,
         radii: tuple[float | None, ...] = (),
     ) -> KFACStep:
-        """A network's K-FAC optimizer; a Gaussian policy's free log_std has a known Fisher."""
+        """A network's K-FAC optimizer; the log_std of the built-in ones has a known Fisher."""
         known = {
             name: DiagonalGaussian.LOG_STD_FISHER
             for name, parameter in network.named_parameters()
             if name.rsplit(".", 1)[-1] == "log_std"
-            and self.head.gaussian
+            and not self.network.own  # where the name may mean anything
             and parameter.requires_grad
         }
         config = curvature_settings(self.network, settings, radii)

@@ -122,7 +122,7 @@ def curvature_state(state: Any, own: dict[str, Any], outside: Collection[str]) -
     if isinstance(given, dict) and outside and not {*outside} & {*given}:
         raise ValueError(
             f"K-FAC state has no statistics of {', '.join(outside)}: it was made with another"
-            ' small_parameters ("gradient" was the default); give that setting'
+            ' small_parameters ("gradient" was the default) or known_fisher; give that setting'
         )
     state = dict(state)
     if own["trust"] is None or state.get("trust") is None:  # one of the two has another q

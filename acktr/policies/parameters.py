@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from acktr.config import ConfigError
-from acktr.policies.distributions import ActionHead
+from acktr.policies.contract import ActorCritic
 
 
 def copied_parameters(network: nn.Module) -> dict[str, Tensor]:
@@ -110,9 +110,9 @@ def require_fitting(network: nn.Module, saved: Mapping[str, Tensor | None]) -> N
 
 
 @torch.no_grad()
-def free_deviation(network: nn.Module, head: ActionHead) -> float | None:
-    """Mean standard deviation of actions where it does not depend on the state, else None."""
-    if not head.gaussian:
+def free_deviation(network: ActorCritic) -> float | None:
+    """Mean standard deviation of actions that a built-in network has as a parameter, else None."""
+    if network.own:  # where the name may mean anything
         return None
     for name, parameter in network.named_parameters():
         if name.rpartition(".")[2] == "log_std":
