@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 Bools = NDArray[np.bool_]
+ArrayOrTensor = TypeVar("ArrayOrTensor", Tensor, NDArray[Any])
 
 
 @dataclass(frozen=True)
@@ -156,39 +157,15 @@ class Batch:
         return len(self) if self.share is None else self.share.total
 
 
-@overload
 def gae(
-    rewards: Array,
-    values: Array,
-    next_values: Array,
-    terminated: Array,
-    ended: Array,
+    rewards: ArrayOrTensor,
+    values: ArrayOrTensor,
+    next_values: ArrayOrTensor,
+    terminated: ArrayOrTensor,
+    ended: ArrayOrTensor,
     gamma: float,
     gae_lambda: float,
-) -> NDArray[np.float64]: ...
-
-
-@overload
-def gae(
-    rewards: Tensor,
-    values: Tensor,
-    next_values: Tensor,
-    terminated: Tensor,
-    ended: Tensor,
-    gamma: float,
-    gae_lambda: float,
-) -> Tensor: ...
-
-
-def gae(
-    rewards: Any,
-    values: Any,
-    next_values: Any,
-    terminated: Any,
-    ended: Any,
-    gamma: float,
-    gae_lambda: float,
-) -> Any:
+) -> ArrayOrTensor:
     """Generalised advantage estimates (T, ...) (Schulman et al. 2016, equation 16).
 
     delta_t = r_t + gamma (1 - terminated_t) V(s_{t+1}) - V(s_t)
@@ -207,6 +184,9 @@ def gae(
         gamma: Discount factor.
         gae_lambda: lambda.
 
+    Returns:
+        A_t (T, N), of arrays in float64, of tensors in the type of the values.
+
     Raises:
         ValueError: The shapes differ.
     """
@@ -217,7 +197,7 @@ def gae(
         arrays = (torch.as_tensor(each).detach().cpu().numpy() for each in given)
         r, v, following, terminal, last = arrays
         found = gae(r, v, following, terminal, last, gamma, gae_lambda)
-        return torch.from_numpy(found).to(rewards)
+        return torch.from_numpy(found).to(1.0 * values)  # which may be integers too
     terminated, ended = np.asarray(terminated, np.bool_), np.asarray(ended, np.bool_)
     delta = rewards + gamma * np.where(terminated, 0.0, next_values) - values
     carry = gamma * gae_lambda * ~ended

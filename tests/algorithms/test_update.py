@@ -7,7 +7,6 @@ import dataclasses
 from contextlib import closing
 from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -372,4 +371,12 @@ def test_gae_takes_arrays_and_tensors() -> None:
     assert torch.equal(single, tensors[:, 1])
     with pytest.raises(ValueError, match=r"one shape \(T, N\), got \[\(2,\), \(7, 2\)\]"):
         gae(*given[:4], given[4][0], 0.9, 0.8)
-    assert gymnasium.spaces is spaces
+
+
+@pytest.mark.parametrize("integers", [(0,), (0, 1, 2)])
+def test_gae_of_integers_is_not_cut(integers: tuple[int, ...]) -> None:
+    given = [torch.ones(3), torch.zeros(3), torch.zeros(3), torch.zeros(3), torch.zeros(3)]
+    expected = gae(*given, 0.5, 0.5)
+    found = gae(*[e.long() if n in integers else e for n, e in enumerate(given)], 0.5, 0.5)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
