@@ -10,7 +10,7 @@ from gymnasium import spaces
 
 from acktr.envs.nested import parts
 
-Channels = Literal["auto", "first", "last", "none", "former"]
+Channels = Literal["auto", "first", "last", "none"]
 """Where pictures have their channels: see :func:`picture`."""
 
 Axis = Literal["first", "last", "absent"]
@@ -48,8 +48,7 @@ def picture(space: spaces.Space[Any], channels: Channels = "auto") -> Picture | 
         space: The space of one environment, without parts.
         channels: Where they are if there are three axes. auto: where two axes are equal it is the
             third; else the last if it is the shortest, else the first. first or last: there, in
-            every Box of three axes. none: nothing is a picture. former: as before this setting was
-            there, which was bytes with three axes alone, the last if it is the shortest, over 255.
+            every Box of three axes. none: nothing is a picture.
     """
     if not isinstance(space, spaces.Box) or channels == "none" or 0 in space.shape:
         return None
@@ -57,14 +56,12 @@ def picture(space: spaces.Space[Any], channels: Channels = "auto") -> Picture | 
     if len(shape) not in (2, 3):
         return None
     scaling = _scaling(space)
-    if kind == np.uint8 and len(shape) == 2 and min(shape) >= _GREY and channels != "former":
+    if kind == np.uint8 and len(shape) == 2 and min(shape) >= _GREY:
         return Picture((1, *shape), "absent", *(scaling or (0.0, 1.0)), floats=False, sure=True)
-    if len(shape) != 3 or (channels == "former" and kind != np.uint8):
+    if len(shape) != 3:
         return None
     last, sure = _order(shape)
-    if channels == "former":
-        last, sure, scaling = shape[2] < min(shape[:2]), True, (0.0, 1 / 255)
-    elif channels != "auto":
+    if channels != "auto":
         last, sure = channels == "last", True
     ordered = (shape[2], shape[0], shape[1]) if last else (shape[0], shape[1], shape[2])
     bounded = scaling is not None and min(ordered[1:]) >= _BOARD

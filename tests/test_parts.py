@@ -176,13 +176,10 @@ def test_agents_act_evaluate_save_and_load(algo: str, mode: AutoresetMode, tmp_p
     again.learn(30)
 
 
-def test_files_of_before_take_pictures_as_they_did() -> None:
-    values = to_dict(preset("CartPole-v1")[0])
+def test_files_of_before_have_the_defaults() -> None:
+    now = preset("CartPole-v1")[0]
+    values = to_dict(now)
     del values["network"]["channels"], values["normalize_parts"]
-    former = from_dict(values)
-    assert former.network.channels == "former"
-    assert from_dict({"env": "x", "network": {"hidden": [3]}}).network.channels == "auto"
-    now = dataclasses.replace(former, network=dataclasses.replace(former.network, channels="auto"))
-    assert difference(former, now) is None
-    last = dataclasses.replace(former, network=dataclasses.replace(former.network, channels="last"))
-    assert difference(former, last) == ("network.channels", "former", "last")
+    assert from_dict(values) == now and difference(from_dict(values), now) is None
+    last = dataclasses.replace(now, network=dataclasses.replace(now.network, channels="last"))
+    assert difference(now, last) == ("network.channels", "auto", "last")

@@ -29,17 +29,6 @@ _STRUCTURES: dict[tuple[str, str, bool], str] = {
 }
 """K-FAC's structure by the three settings that stood for it."""
 
-_NETWORK = {
-    "shared",
-    "hidden",
-    "critic_hidden",
-    "activation",
-    "critic_activation",
-    "policy_gain",
-    "log_std_init",
-}
-"""Settings of networks, all of them, before there was network.channels."""
-
 _CHOICES = ", ".join(typing.get_args(Structure))
 _THREE = ("structure", "inverse", "factored_damping")
 
@@ -63,9 +52,6 @@ def translated(values: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, 
                 f"configuration: {name} was removed and only {neutral!r} can still be read,"
                 f" got {value!r:.40}; an earlier version of acktr can use it"
             )
-    layers = _group(settings, "network")
-    if not base and "channels" not in layers and layers.keys() >= _NETWORK:
-        layers["channels"] = "former"  # a whole file of before: its agent took pictures so
     for network in ("actor", "critic"):
         group = _group(settings, "acktr", network)
         if "inverse" in group or "factored_damping" in group:

@@ -37,7 +37,7 @@ class NetworkConfig(Checked):
     """Initial log standard deviation of Gaussian policies (independent of the state)."""
     channels: Channels = "auto"
     """Axis of pictures that has the channels: first, last, or auto, by the shape; none: no Box is a
-    picture; former: pictures as versions without this setting took them."""
+    picture."""
     memory: Memory = "none"
     """What goes from step to step behind the hidden layers: nothing, the state of an lstm or a gru,
     or the last steps of the episode, for attention."""

@@ -42,7 +42,7 @@ def _tell_shapes(space: gymnasium.Space[Any], channels: Channels, built_in: bool
     for name, each in pictures(space, channels).items():
         if not each.sure:
             _tell_channels(name, each)
-    looked_for = built_in and channels not in ("none", "former")
+    looked_for = built_in and channels != "none"
     for name, part in parts(space).items() if looked_for else ():
         if part.dtype == np.uint8 and len(part.shape or ()) == 4:
             warnings.warn(

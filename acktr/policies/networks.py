@@ -76,7 +76,6 @@ class Features(nn.Module):
 
     def __init__(self, space: gymnasium.Space[Any], channels: Channels = "auto") -> None:
         super().__init__()
-        self.former = channels == "former"
         self.picture = picture(space, channels)
         self.pictures = {} if self.picture is None else {"": self.picture}
         self.classes = self.start = 0
@@ -85,7 +84,7 @@ class Features(nn.Module):
         offsets: Tensor | None = None
         if isinstance(space, gymnasium.spaces.Discrete):
             self.classes, self.start = int(space.n), int(space.start)
-            self.embedded = self.classes > _MANY_STATES and not self.former
+            self.embedded = self.classes > _MANY_STATES
             self.shape: tuple[int, ...] = (self.classes,)
         elif isinstance(space, gymnasium.spaces.MultiDiscrete):
             sizes = space.nvec.ravel()
@@ -184,7 +183,7 @@ def strided_trunk(shape: tuple[int, ...], activation: Activation) -> nn.Sequenti
     return _channels_last(nn.Sequential(*layers, nn.Flatten(), dense, _ACTIVATIONS[activation]()))
 
 
-def conv_trunk(shape: tuple[int, ...], former: bool = False) -> nn.Sequential:
+def conv_trunk(shape: tuple[int, ...]) -> nn.Sequential:
     """The paper's 32-64-32-512 network for images of at least 36 x 36, a small one below that.
 
     Filters 8x8 stride 4, 4x4 stride 2, 3x3 stride 1 and a dense layer of 512, all ReLU, as in Wu
@@ -194,14 +193,13 @@ def conv_trunk(shape: tuple[int, ...], former: bool = False) -> nn.Sequential:
 
     Args:
         shape: (C, H, W).
-        former: Without those, as versions before network.channels had it.
     """
     channels, height, width = shape
     plan, dense = [(32, 8, 4, 0), (64, 4, 2, 0), (32, 3, 1, 0)], 512
     if min(height, width) < 36:
         plan, dense = [(16, 3, 1, 1), (32, 3, 1, 1)], 256
     layers: list[nn.Module] = []
-    while plan or (height * width > _PLACES and not former):
+    while plan or height * width > _PLACES:
         filters, kernel, stride, padding = plan.pop(0) if plan else (32, 3, 2, 1)
         conv = nn.Conv2d(channels, filters, kernel, stride, padding)
         layers += [orthogonal(conv, math.sqrt(2)), nn.ReLU()]
@@ -238,7 +236,7 @@ def _own_layers(
         if trunk == "strided":
             layers = strided_trunk(features.shape, activation)
         else:
-            layers = conv_trunk(features.shape, features.former)
+            layers = conv_trunk(features.shape)
         return [*layers], next(each.out_features for each in layers if isinstance(each, nn.Linear))
     if features.embedded:
         table = nn.Embedding(features.classes, _EMBEDDING)

@@ -370,14 +370,12 @@ def _first_sound(paths: Sequence[Path]) -> tuple[SavedAgent, dict[Path, Checkpoi
 def difference(one: Config, other: Config) -> tuple[str, Any, Any] | None:
     """The first setting in which two configurations differ, and its values; None if equal.
 
-    What results do not depend on is no difference. Files of before network.channels say
-    former, which is auto for all pictures of bytes that are not ambiguous.
+    What results do not depend on is no difference.
     """
     ours, theirs = flat(to_dict(one)), flat(to_dict(other))
     for name in ours | theirs:  # an argument of the environment may be in one of them only
         our, their = ours.get(name), theirs.get(name)
-        both = {our, their} if name == "network.channels" else set()
-        if name not in _WITHOUT_EFFECT and our != their and both != {"former", "auto"}:
+        if name not in _WITHOUT_EFFECT and our != their:
             return name, our, their
     return None
 

@@ -42,9 +42,6 @@ def test_where_the_channels_are(
     for setting, wanted in (("first", shape), ("last", last)):
         told = picture(box(shape), setting)  # type: ignore[arg-type]
         assert told is not None and told.shape == wanted and told.sure
-    former = picture(box(shape), "former")
-    assert former is not None
-    assert former.shape == (last if shape[2] < min(shape[:2]) else shape)
     assert picture(box(shape), "none") is None
 
 
@@ -64,7 +61,6 @@ def test_numbers_within_bounds_are_pictures_of_a_certain_size() -> None:
     assert picture(small) is None and picture(unbounded) is None
     told = picture(unbounded, "last")
     assert told is not None and (told.low, told.scale) == (0, 1)
-    assert picture(box((128, 64, 4), 0, 1, np.float32), "former") is None
 
 
 def test_grey_pictures_need_no_axis_of_channels() -> None:
@@ -72,7 +68,6 @@ def test_grey_pictures_need_no_axis_of_channels() -> None:
     assert found is not None and found.shape == (1, 84, 80) and found.axis == "absent"
     for space in (box((8, 8)), box((84,)), box((84, 84), 0, 1, np.float32)):
         assert picture(space) is None
-    assert picture(box((84, 80)), "former") is None
 
 
 def test_pictures_among_parts_are_found() -> None:

@@ -133,8 +133,7 @@ def test_ambiguous_channels_are_said_aloud_once() -> None:
         assert len(told) == 1 and name in str(told[0].message)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for settings in ({"channels": "last"}, {"channels": "former"}):
-            network(cube, **settings)
+        network(cube, channels="last")
         network(spaces.Box(0, 1, (8, 8, 12), np.uint8))
     flat = network(cube, channels="none")
     assert flat.trunk[1].in_features == 512
@@ -159,8 +158,6 @@ def test_many_states_have_an_embedding() -> None:
     norms = net.trunk[1].weight.detach().norm(dim=1)
     assert abs(float(norms.mean()) - 2**0.5) < 0.01  # as the columns of an orthogonal layer
     assert network(spaces.Discrete(2048), shared=True).trunk[1].in_features == 2048
-    former = network(spaces.Discrete(3000), shared=True, channels="former")
-    assert former.trunk[1].in_features == 3000
 
 
 def config(**settings: Any) -> Config:
@@ -276,12 +273,21 @@ def test_networks_say_which_pictures_they_take_converted() -> None:
     assert stored_pictures(network(spaces.Box(0, 1, (9, 9, 3), np.float32))) == {}
 
 
-@pytest.mark.parametrize("shape", [(4, 84, 84), (3, 96, 96), (3, 7, 7), (1, 8, 8)])
-def test_pictures_of_usual_size_have_the_layers_that_they_had(shape: tuple[int, ...]) -> None:
-    space = spaces.Box(0, 255, shape, np.uint8)
-    now, former = network(space), network(space, channels="former")
-    pairs = zip(now.state_dict().items(), former.state_dict().items(), strict=True)
-    assert all(n == m and torch.equal(one, other) for (n, one), (m, other) in pairs)
+@pytest.mark.parametrize(
+    ("shape", "convolutions", "inputs"),
+    [
+        ((4, 84, 84), [32, 64, 32], 1568),
+        ((3, 96, 96), [32, 64, 32], 2048),
+        ((3, 7, 7), [16, 32], 1568),
+        ((1, 8, 8), [16, 32], 2048),
+    ],
+)
+def test_pictures_of_usual_size_have_no_further_layers(
+    shape: tuple[int, ...], convolutions: list[int], inputs: int
+) -> None:
+    trunk = network(spaces.Box(0, 255, shape, np.uint8)).trunk
+    assert [m.out_channels for m in trunk if isinstance(m, nn.Conv2d)] == convolutions
+    assert [m.in_features for m in trunk if isinstance(m, nn.Linear)] == [inputs]
 
 
 @pytest.mark.parametrize("shape", [(3, 12, 12), (1, 35, 300), (3, 210, 160), (2, 9, 9)])
@@ -289,6 +295,5 @@ def test_other_pictures_become_small_before_the_dense_layer(shape: tuple[int, ..
     """K-FAC decomposes a factor of as many rows as the dense layer has inputs."""
     space = spaces.Box(0, 255, shape, np.uint8)
     first, *_ = [m for m in network(space).trunk if isinstance(m, nn.Linear)]
-    former, *_ = [m for m in network(space, channels="former").trunk if isinstance(m, nn.Linear)]
-    assert first.in_features <= 2048 < former.in_features
+    assert first.in_features <= 2048
     assert network(space)(torch.zeros(2, *shape, dtype=torch.uint8))[0].shape == (2, 3)
