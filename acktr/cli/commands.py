@@ -24,7 +24,7 @@ from acktr.cli.options import (
     RecordOptions,
     ReportOptions,
 )
-from acktr.cli.parsing import parse, peek
+from acktr.cli.parsing import peek
 from acktr.cli.training import HelpAsked, parse_train, require_work
 from acktr.compare.comparison import RunsFailed, compare
 from acktr.compare.entries import Overlay, parse_algo, parse_seeds
@@ -62,11 +62,17 @@ EXPECTED = (TrainingFault, EnvFault, RunsFailed, RankError, ProcessesFailed, *_B
 """The errors of a command that one line explains."""
 
 
-def run(name: str, args: Sequence[str], interrupts: Interrupts) -> str:
+def run(name: str, options: Any, args: Sequence[str], interrupts: Interrupts) -> str:
     """Run a command; returns what it says at the end.
 
+    Args:
+        name: The command.
+        options: What its words say; None of train, which parses them itself.
+        args: Its words.
+        interrupts: Signals.
+
     Raises:
-        SystemExit: After its help.
+        SystemExit: The first of several processes has ended.
         Stopped: A signal came.
     """
     modules = peek(args, "import")
@@ -77,7 +83,7 @@ def run(name: str, args: Sequence[str], interrupts: Interrupts) -> str:
             kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
             raise UsageError(f"--import {module}: {kind}{one_line(error)}") from error
     with _plain_warnings():
-        return COMMANDS[name](args, interrupts)
+        return COMMANDS[name](options, args, interrupts)
 
 
 @contextmanager
@@ -113,7 +119,7 @@ def explanation(error: Exception) -> tuple[int, str]:
     return 2, f"{error}{hint}"
 
 
-def _train(args: Sequence[str], interrupts: Interrupts) -> str:
+def _train(_: None, args: Sequence[str], interrupts: Interrupts) -> str:
     network = _network(peek(args, "network"))  # first, as a run's file may name its module too
     try:
         options, source = parse_train(args)
@@ -187,8 +193,7 @@ def _named(name: str) -> Any:
     return named
 
 
-def _compare(args: Sequence[str], interrupts: Interrupts) -> str:
-    options = parse(CompareOptions, args, "compare")
+def _compare(options: CompareOptions, args: Sequence[str], interrupts: Interrupts) -> str:
     common = None
     if options.config is not None:
         common = Overlay(options.config, read_settings(options.config))
@@ -214,8 +219,7 @@ def _compare(args: Sequence[str], interrupts: Interrupts) -> str:
     )
 
 
-def _eval(args: Sequence[str], interrupts: Interrupts) -> str:
-    options = parse(EvalOptions, args, "eval")
+def _eval(options: EvalOptions, *_: object) -> str:
     found = _runs(options.run)
     # Runs of scripts.peers, for example, keep no agent.
     paths = [run for run in found if len(found) == 1 or (run / "checkpoints").is_dir()] or found
@@ -312,8 +316,7 @@ def _number(value: float | None) -> float | None:
     return None if value is None or math.isnan(value) else value
 
 
-def _record(args: Sequence[str], interrupts: Interrupts) -> str:
-    options = parse(RecordOptions, args, "record")
+def _record(options: RecordOptions, *_: object) -> str:
     agent = _only_agent(options)
     beside = options.run if (options.run / "config.json").is_file() else Path()
     out = beside / "clip.mp4" if options.out is None else options.out
@@ -328,17 +331,15 @@ def _record(args: Sequence[str], interrupts: Interrupts) -> str:
     return f"{out}: returns {', '.join(map(score, returns))}"
 
 
-def _export(args: Sequence[str], interrupts: Interrupts) -> str:
-    options = parse(ExportOptions, args, "export")
+def _export(options: ExportOptions, *_: object) -> str:
     agent = _only_agent(options)
     export_saved(agent, options.out)
     return f"{options.out}: observation in; {', '.join(OUTPUTS)} out"
 
 
-def _plot(args: Sequence[str], interrupts: Interrupts) -> str:
+def _plot(options: PlotOptions, *_: object) -> str:
     from acktr.report.plot import plot_runs
 
-    options = parse(PlotOptions, args, "plot")
     published = ("acktr",) if options.published else ()
     try:
         drawn = plot_runs(
@@ -350,10 +351,9 @@ def _plot(args: Sequence[str], interrupts: Interrupts) -> str:
     return f"{options.out} and {drawn.numbers}{young if drawn.left_out else ''}"
 
 
-def _report(args: Sequence[str], interrupts: Interrupts) -> str:
+def _report(options: ReportOptions, args: Sequence[str], interrupts: Interrupts) -> str:
     from acktr.report.page import ReportSettings, write_report
 
-    options = parse(ReportOptions, args, "report")
     argv = ["acktr", "report", *args]
     try:
         references = load_references()
@@ -374,7 +374,7 @@ def _report(args: Sequence[str], interrupts: Interrupts) -> str:
         raise UsageError(str(error)) from error
 
 
-COMMANDS: dict[str, Callable[[Sequence[str], Interrupts], str]] = {
+COMMANDS: dict[str, Callable[[Any, Sequence[str], Interrupts], str]] = {
     "train": _train,
     "compare": _compare,
     "eval": _eval,

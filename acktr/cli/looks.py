@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 from acktr.cli.flags import UsageError
-from acktr.cli.look_options import CardOptions, DiffOptions, ListOptions, PresetsOptions
-from acktr.cli.parsing import parse
+from acktr.cli.options import CardOptions, DiffOptions, ListOptions, PresetsOptions
 from acktr.config import known_presets, preset, to_dict
 from acktr.envs import lookup
 from acktr.files import reason, write_atomic
-from acktr.interrupts import Interrupts
 from acktr.report.archives import unpacked
 from acktr.report.listing import MARK, aligned_text, card, differences, row, rows_json, rows_table
 from acktr.report.results import find_runs
 
 
-def list_runs(args: Sequence[str], interrupts: Interrupts) -> str:
+def list_runs(options: ListOptions, *_: object) -> str:
     """The table of runs."""
-    options = parse(ListOptions, args, "list")
     try:
         with unpacked(options.runs) as folders:
             rows = [
@@ -37,9 +33,8 @@ def list_runs(args: Sequence[str], interrupts: Interrupts) -> str:
     return rows_json(rows) if options.json else rows_table(rows)
 
 
-def diff(args: Sequence[str], interrupts: Interrupts) -> str:
+def diff(options: DiffOptions, *_: object) -> str:
     """What sets two runs apart."""
-    options = parse(DiffOptions, args, "diff")
     try:
         found = differences(options.one, options.other)
     except ValueError as error:
@@ -50,20 +45,18 @@ def diff(args: Sequence[str], interrupts: Interrupts) -> str:
     return aligned_text(head, found, words=(0, 1, 2))
 
 
-def presets(args: Sequence[str], interrupts: Interrupts) -> str:
+def presets(options: PresetsOptions, *_: object) -> str:
     """The table of presets, or the settings of one."""
-    options = parse(PresetsOptions, args, "presets")
     if options.env is not None:
         lookup(options.env)  # any other word would have the preset of any environment
-        config, _ = preset(options.env, options.algo, options.preset)
+        config = preset(options.env, options.algo, options.preset)[0]
         return json.dumps(to_dict(config), indent=2)
     head = ("algorithm", "preset", "for", "what")
     return aligned_text(head, known_presets(), words=(0, 1, 2, 3))
 
 
-def write_card(args: Sequence[str], interrupts: Interrupts) -> str:
+def write_card(options: CardOptions, *_: object) -> str:
     """The page about a run."""
-    options = parse(CardOptions, args, "card")
     out: Path = options.run / "README.md" if options.out is None else options.out
     try:
         text = card(options.run)

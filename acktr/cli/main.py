@@ -143,11 +143,12 @@ def _run_known(name: str, args: list[str]) -> int:
 
 def _run_command(name: str, args: list[str]) -> int:
     try:
-        from acktr.cli import kinds, parsing  # tyro
+        from acktr.cli.options import KINDS  # tyro
+        from acktr.cli.parsing import parse
 
-        if name in kinds.KINDS:  # mistakes are told before what takes seconds is imported
-            parsing.parse(kinds.KINDS[name], args, name)
-        from acktr.cli import commands  # takes seconds
+        # Mistakes are told before what takes seconds is imported; defaults of train need that.
+        options = parse(KINDS[name], args, name) if name in KINDS else None
+        from acktr.cli import commands
     except SystemExit:  # after the command's help
         return 0
     except UsageError as error:
@@ -158,8 +159,8 @@ def _run_command(name: str, args: list[str]) -> int:
         return _failed(BAD_INPUT, f"error: a library cannot be loaded: {why}")
     try:
         with Interrupts() as interrupts:
-            _say(commands.run(name, args, interrupts))
-    except SystemExit as stop:  # after the command's help; or the first of several processes did so
+            _say(commands.run(name, options, args, interrupts))
+    except SystemExit as stop:  # the first of several processes has ended
         return int(stop.code or 0)
     except commands.EXPECTED as error:
         code, text = commands.explanation(error)

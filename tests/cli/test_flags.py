@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 
 from acktr.cli.flags import FLAGS, TRAIN_HELP, unknown_option
-from acktr.cli.kinds import KINDS
-from acktr.cli.options import CompareOptions
+from acktr.cli.options import KINDS, CompareOptions
 from acktr.cli.training import TrainOptions, parse_train
 from acktr.config import ALGOS
 from tests.tools.command_line import RUN, call, environment
