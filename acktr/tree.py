@@ -21,11 +21,12 @@ Tree = Tensor | dict[str, Tensor]
 """One tensor (N, ...), or a dict of such tensors with the same N."""
 
 
-def tree_map(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
-    """The tree of what a function makes of each tensor."""
-    if isinstance(tree, dict):
-        return {name: function(part) for name, part in tree.items()}
-    return function(tree)
+def tree_map(function: Callable[..., Tensor], *trees: Tree) -> Tree:
+    """The tree of what a function makes of each tensor, or of all in one place of several trees."""
+    if isinstance(trees[0], dict):
+        parts: Any = trees  # of the same names
+        return {name: function(*[part[name] for part in parts]) for name in trees[0]}
+    return function(*trees)
 
 
 @dataclass(frozen=True)
@@ -140,13 +141,5 @@ def to_device(tree: Tree, device: torch.device) -> Tree:
 
 
 def concatenate(trees: Sequence[Tree]) -> Tree:
-    """The samples of all trees, in order; they have the same names."""
-    head = trees[0]
-    if isinstance(head, dict):
-        return {name: torch.cat([_part(tree, name) for tree in trees]) for name in head}
-    return torch.cat([first(tree) for tree in trees])
-
-
-def _part(tree: Tree, name: str) -> Tensor:
-    assert isinstance(tree, dict)
-    return tree[name]
+    """The samples of all trees, in order."""
+    return tree_map(lambda *parts: torch.cat(parts), *trees)

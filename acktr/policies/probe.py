@@ -267,15 +267,6 @@ def _check_dependence(network: ActorCritic, observations: Observed, outputs: Out
     )
 
 
-def _stacked(one: Tree, two: Tree) -> Tree:
-    """Two steps (N, ...) as a sequence (2, N, ...)."""
-    if isinstance(one, dict):
-        assert isinstance(two, dict)
-        return {name: torch.stack([part, two[name]]) for name, part in one.items()}
-    assert isinstance(two, Tensor)
-    return torch.stack([one, two])
-
-
 class _Unrolled(nn.Module):
     """A recurrent network whose forward pass gives its last state too."""
 
@@ -297,7 +288,7 @@ def check_sequences(network: ActorCritic, observations: Tree) -> ActorCritic:
             their steps, or does not forget where an episode starts.
     """
     turned = tree_map(lambda part: part.flip(0), observations)
-    both = _stacked(observations, turned)
+    both = tree_map(lambda *steps: torch.stack(steps), observations, turned)  # (2, N, ...)
     count = length(observations)
     starts = torch.zeros(2, count, dtype=torch.bool, device=first(observations).device)
     starts[0] = True
