@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import gymnasium
 import numpy as np
@@ -103,16 +103,14 @@ def _clipped(values: Float, limit: float) -> NDArray[np.float32]:
 
 
 class ObservationNormalizer:
-    """(x - mean) / sqrt(variance + 1e-8), clipped to +-clip; frozen unless told to update."""
+    """(x - mean) / sqrt(variance + 1e-8), clipped to +-clip."""
 
     def __init__(self, shape: tuple[int, ...], clip: float = 10.0) -> None:
         self.moments = RunningMoments(shape)
         self.clip = clip
 
-    def __call__(self, observations: Float, update: bool = False) -> NDArray[np.float32]:
-        """Normalise a batch (N, ...), after folding it in if update."""
-        if update:
-            self.moments.update(observations)
+    def __call__(self, observations: Float) -> NDArray[np.float32]:
+        """Normalise a batch (N, ...) with the statistics as they are."""
         scaled = (observations - self.moments.mean) / np.sqrt(self.moments.variance + 1e-8)
         return _clipped(scaled, self.clip)
 
@@ -144,7 +142,7 @@ class PartNormalizer:
         self.parts = {name: ObservationNormalizer(shape) for name, shape in shapes.items()}
 
     def __call__(self, observations: dict[str, Any]) -> dict[str, Any]:
-        """Normalise a batch, by part."""
+        """Normalise a batch with the statistics as they are, by part."""
         scaled = {name: each(observations[name]) for name, each in self.parts.items()}
         return observations | scaled
 
@@ -169,23 +167,8 @@ class PartNormalizer:
             each.load_state_dict(state[name])
 
 
-class Normalizer(Protocol):
-    """Normalises observations: arrays (N, ...), or a dict of them by part."""
-
-    def __call__(self, observations: Any) -> Any:
-        """Normalise a batch with the statistics as they are."""
-
-    def update(self, observations: Any) -> None:
-        """Fold a batch into the statistics."""
-
-    def running(self) -> list[RunningMoments]:
-        """The statistics themselves."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """The statistics."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`; raises ValueError when it does not fit."""
+Normalizer = ObservationNormalizer | PartNormalizer
+"""Normalises observations: arrays (N, ...), or a dict of them by part."""
 
 
 def observation_normalizer(space: gymnasium.Space[Any], config: Config) -> Normalizer | None:

@@ -136,11 +136,8 @@ class Observations:
         steps = tree.to_device(steps, self._device)
         return [steps, ends] if self._frames else [tree.concatenate([steps, ends])]
 
-    def _normalized(self, shown: Arrays) -> Arrays:
-        if self.normalizer is None:
-            return shown
-        normalized: Arrays = self.normalizer(shown)
-        return normalized
+    def _normalized(self, shown: Any) -> Any:
+        return shown if self.normalizer is None else self.normalizer(shown)
 
 
 def fill(places: Arrays, index: Any, values: Any) -> None:
@@ -152,8 +149,7 @@ def fill(places: Arrays, index: Any, values: Any) -> None:
         places[index] = values
 
 
-def _rows(shown: Arrays, index: Any) -> Arrays:
+def _rows(shown: Arrays, index: Any) -> Any:
     if isinstance(shown, dict):
         return {name: array[index] for name, array in shown.items()}
-    taken: Array = shown[index]
-    return taken
+    return shown[index]

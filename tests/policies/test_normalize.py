@@ -28,7 +28,7 @@ def test_observations_are_standardised_clipped_and_frozen() -> None:
     rng = np.random.default_rng(0)
     data = rng.normal(5.0, 3.0, size=(1000, 2))
     normalizer = ObservationNormalizer((2,), clip=2.0)
-    normalizer(data, update=True)
+    normalizer.update(data)
     count = normalizer.moments.count
     scaled = normalizer(data)
     assert normalizer.moments.count == count
@@ -54,7 +54,7 @@ def test_reward_scale_is_the_deviation_of_discounted_returns() -> None:
 
 def test_state_round_trip_and_wrong_shapes() -> None:
     normalizer = ObservationNormalizer((2,))
-    normalizer(np.random.default_rng(0).normal(size=(7, 2)), update=True)
+    normalizer.update(np.random.default_rng(0).normal(size=(7, 2)))
     copy = ObservationNormalizer((2,))
     copy.load_state_dict(normalizer.state_dict())
     data = np.ones((3, 2))
