@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -18,7 +18,12 @@ MAX_EPISODE_STEPS = 27_000
 
 
 class Player(Protocol):
-    """A player that can be evaluated, such as ``acktr.policies.Policy``."""
+    """A player that can be evaluated, such as ``acktr.policies.Policy``.
+
+    One with a state from step to step has ``advance(observations, state, starts, deterministic,
+    masks)``, which is called in place of ``act`` and gives actions and next state. The first state
+    is None; starts (N,) are true where an episode begins.
+    """
 
     @property
     def act(self) -> Callable[..., NDArray[Any]]:
@@ -26,22 +31,6 @@ class Player(Protocol):
 
         Observations are a raw batch (N, ...). Where environments give action masks the call is
         ``act(observations, deterministic, masks)``, with booleans (N, P), true where allowed.
-        """
-
-
-@runtime_checkable
-class Remembering(Protocol):
-    """A player that may have a state from step to step."""
-
-    @property
-    def recurrent(self) -> bool:
-        """Whether it has."""
-
-    @property
-    def advance(self) -> Callable[..., tuple[NDArray[Any], Any]]:
-        """Actions and next state: ``advance(observations, state, starts, deterministic, masks)``.
-
-        The first state is None; starts (N,) are true where an episode begins.
         """
 
 
@@ -122,17 +111,15 @@ def evaluate(
         raise ValueError(f"episodes must be at least 1, got {episodes}")
     account = _Account(episodes, envs, max_episode_steps)
     observation, infos = envs.reset(seed=seed)
-    # Of players with a memory: their state, and where an episode begins.
+    advance = getattr(policy, "advance", None)
     state: Any = None
     starts = np.ones(envs.num_envs, np.bool_)
     while account.left.any():
         masks = infos.get(MASK)
-        if isinstance(policy, Remembering) and policy.recurrent:
-            actions, state = policy.advance(observation, state, starts, deterministic, masks)
-        elif masks is None:  # players of other environments need not know of masks
-            actions = policy.act(observation, deterministic)
-        else:
-            actions = policy.act(observation, deterministic, masks)
+        if advance is not None:
+            actions, state = advance(observation, state, starts, deterministic, masks)
+        else:  # players of other environments need not know of masks
+            actions = policy.act(observation, deterministic, *([] if masks is None else [masks]))
         observation, rewards, _, _, infos = envs.step(actions)
         starts, late = account.step(rewards, infos)
         note(episodes - int(account.left.sum()))

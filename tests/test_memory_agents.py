@@ -276,8 +276,6 @@ def test_an_evaluation_forgets_with_the_first_observation_of_an_episode(mode, mo
     seen = []
 
     class Player:
-        recurrent = True
-
         def act(self, *given):
             raise AssertionError
 
