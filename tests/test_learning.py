@@ -309,7 +309,7 @@ def test_settings_by_keyword_are_those_of_the_configuration() -> None:
         ),
         ({"purple": 1}, "there are num_steps, "),
         ({"gamma": 2}, "gamma must be"),
-        ({"hidden": (0,)}, "each of hidden"),
+        ({"hidden": (0,)}, "each of network.hidden"),
         ({"hidden": "wide"}, "network.hidden must be a list of integers"),
     ],
 )

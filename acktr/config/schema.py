@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import functools
 import math
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -57,6 +58,13 @@ Count = Annotated[int, Limits(1)]
 CountOrZero = Annotated[int, Limits(0)]
 JsonObject = Mapping[str, Any]
 """JSON values by name."""
+_WORDS: dict[Any, str] = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "text",
+    JsonObject: "a dict of JSON values",
+}
 
 
 class Checked:
@@ -68,40 +76,61 @@ class Checked:
 
 
 def check(settings: Any) -> None:
-    """Check the values of a dataclass against the limits and choices in the types of its fields.
+    """Check the values of a dataclass against the types of its fields, with limits and choices.
 
-    Numbers of numpy become Python's, also in a frozen dataclass.
+    Also in a frozen one, numbers of numpy become Python's, integers floats, and lists tuples where
+    these are due.
     """
     kind: Any = type(settings)
     for name, hint in _hints(kind).items():
-        value = getattr(settings, name)
-        if isinstance(value, np.integer | np.floating):
-            value = value.item()
-            object.__setattr__(settings, name, value)
-        _check(name, hint, value)
+        object.__setattr__(settings, name, _checked(name, hint, getattr(settings, name)))
 
 
-def _check(name: str, hint: Any, value: Any) -> None:
+def _checked(name: str, hint: Any, value: Any) -> Any:
+    """Value in the type of its field; ConfigError if it does not fit."""
+    if isinstance(value, np.generic):
+        value = value.item()
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if _is_union(hint):
+        return value if _is_word(value, args) else _checked(name, args[0], value)
     if origin is Annotated:
         for limits in args[1:]:
-            if isinstance(limits, Limits):
-                limits.check(name, value, args[0])
-    elif origin is Literal and value not in args:
-        choices = ", ".join(map(str, args))
-        raise ConfigError(f"{name} must be one of {choices}, got {value!r:.60}")
-    elif origin is tuple:
-        for item in value:
-            _check(f"each of {name}", args[0], item)
-    elif hint == JsonObject:
+            limits.check(name, value, args[0])
+        return _checked(name, args[0], value)
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_checked(f"each of {name}", args[0], item) for item in value)
+    if not _fits(hint, value):
+        raise ConfigError(f"{name} must be {_wanted(hint)}, got {value!r:.60}")
+    if hint == JsonObject:
         _check_json(name, value)
-    elif _is_union(hint) and not _is_word(value, args):
-        _check(name, args[0], value)
+    if hint is float and abs(value) <= sys.float_info.max:  # others are the class's to refuse
+        return float(value)
+    return value
 
 
-def _check_json(name: str, value: Any) -> None:
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{name} must be a dict of JSON values, got {value!r:.60}")
+def _fits(hint: Any, value: Any) -> bool:
+    """Whether a value is of a type, where an integer is a float, but a bool no integer."""
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        return value in hint.__args__
+    if origin is not None:
+        return bool(hint == JsonObject) and isinstance(value, Mapping)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
+
+
+def _wanted(hint: Any) -> str:
+    """What a field takes, in words."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, args))}"
+    if origin is tuple:
+        return f"a list of {'names' if args[0] is str else 'integers'}"
+    return _WORDS.get(hint) or f"of the class {hint.__name__}"
+
+
+def _check_json(name: str, value: JsonObject) -> None:
     for key, item in value.items():
         if not (isinstance(key, str) and is_json(item)):
             raise ConfigError(
@@ -130,9 +159,11 @@ def build(kind: Any, values: Any, path: str = "") -> Any:
         where = f"{group}{key}"
         if key not in hints:
             close = difflib.get_close_matches(str(key), hints, 1)
-            hint = f" (did you mean {close[0]}?)" if close else ""
-            raise ConfigError(f"configuration: unknown setting {where:.120}{hint}")
-        given[key] = _convert(hints[key], value, where)
+            meant = f" (did you mean {close[0]}?)" if close else ""
+            raise ConfigError(f"configuration: unknown setting {where:.120}{meant}")
+        hint = hints[key]
+        nested = dataclasses.is_dataclass(hint)
+        given[key] = build(hint, value, where) if nested else _checked(where, hint, value)
     for item in dataclasses.fields(kind):
         needed = item.default is item.default_factory is dataclasses.MISSING
         if needed and item.name not in given:
@@ -156,37 +187,6 @@ def overlay(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any
 @functools.cache
 def _hints(kind: Any) -> dict[str, Any]:
     return typing.get_type_hints(kind, include_extras=True)
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    """Value as the field's type; JSON has lists for tuples and may write 1 for 1.0."""
-    if dataclasses.is_dataclass(hint):
-        return build(hint, value, where)
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Annotated:
-        return _convert(args[0], value, where)
-    if _is_union(hint):
-        return value if _is_word(value, args) else _convert(args[0], value, where)
-    if origin is Literal:
-        return value  # the constructor checks it
-    if origin is tuple and isinstance(value, list | tuple):
-        return tuple(_convert(args[0], item, where) for item in value)
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except OverflowError:
-            raise ConfigError(f"configuration: {where} is too large") from None
-    if (hint in (int, str, bool) and type(value) is hint) or _is_object(hint, value):
-        return value
-    wanted = "an object" if hint == JsonObject else getattr(hint, "__name__", str(hint))
-    if origin is tuple:
-        wanted = "a list of names" if args[0] is str else "a list of integers"
-    raise ConfigError(f"configuration: {where} must be {wanted}, got {value!r:.60}")
-
-
-def _is_object(hint: Any, value: Any) -> bool:
-    """Whether a setting holds JSON values by name; the constructor checks them."""
-    return bool(hint == JsonObject) and isinstance(value, Mapping)
 
 
 def _is_union(hint: Any) -> bool:

@@ -127,8 +127,8 @@ class SampledKFACConfig(KFACConfig):
     """
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         check(self)
+        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,12 +157,6 @@ class ACKTRConfig(Checked):
     policy's, and the value's gradient is divided by the damping where the policy's is 0."""
     lr_schedule: Schedule = "linear"
     """Schedule of the actor's lr over total_timesteps."""
-
-    def __post_init__(self) -> None:
-        for name in ("actor", "critic"):
-            if not isinstance(getattr(self, name), SampledKFACConfig):
-                raise ConfigError(f"acktr.{name} must be an acktr.config.SampledKFACConfig")
-        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,10 +250,9 @@ class Config(Checked):
         if not self.env:
             raise ConfigError("env must be an environment id such as HalfCheetah-v5, got nothing")
         super().__post_init__()
-        if not isinstance(self.wrappers, tuple) or not all(map(_is_module_name, self.wrappers)):
+        if not all(map(_is_module_name, self.wrappers)):
             raise ConfigError(f"wrappers must be names as module:Name, got {self.wrappers!r:.80}")
-        keys = self.record if isinstance(self.record, tuple) else (None,)
-        if not all(map(_is_column, keys)) or len(set(keys)) < len(keys):
+        if not all(map(_is_column, self.record)) or len(set(self.record)) < len(self.record):
             raise ConfigError(
                 "record must be keys of infos, each once, printable and other than the columns r,"
                 f" l, t and step; got {self.record!r:.80}"
@@ -316,13 +309,12 @@ def check_recurrent(config: Config) -> None:
         raise ConfigError("networks with a memory are not compiled: compile must be false")
 
 
-def _is_module_name(name: object) -> bool:
-    return isinstance(name, str) and name.count(":") == 1 and all(name.split(":"))
+def _is_module_name(name: str) -> bool:
+    return name.count(":") == 1 and all(name.split(":"))
 
 
-def _is_column(name: object) -> bool:
-    columns = ("r", "l", "t", "step")
-    return isinstance(name, str) and name.isprintable() and len(name) > 0 and name not in columns
+def _is_column(name: str) -> bool:
+    return name.isprintable() and name not in ("", "r", "l", "t", "step")
 
 
 def to_dict(config: Config) -> dict[str, Any]:

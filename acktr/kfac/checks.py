@@ -62,6 +62,14 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
         raise ValueError(f"{name} must be {' or '.join(choices)}, got {value!r}")
 
 
+def check_flags(settings: object, *names: str) -> None:
+    """Raise ValueError unless these attributes are True or False."""
+    for name in names:
+        value = getattr(settings, name)
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} must be True or False, got {value!r:.60}")
+
+
 def refuse_settings(owner: object, names: Iterable[str], config: type[Any]) -> None:
     """Raise TypeError for arguments that a class does not have, as settings of its configuration.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from acktr.kfac.checks import check_choice, check_integer, check_number
+from acktr.kfac.checks import check_choice, check_flags, check_integer, check_number
 
 Sharing = Literal["expand", "reduce"]
 Structure = Literal["kfac", "kfac_factored", "cholesky", "ekfac", "tridiagonal", "diagonal"]
@@ -147,6 +147,7 @@ class KFACConfig:
         for name in ("max_factor_size", "factor_rows"):
             value = getattr(self, name)
             check_integer(name, 1 if value is None else value, 1)
+        check_flags(self, "eager_start", "float64", "fast_products")
         check_choice("structure", self.structure, get_args(Structure))
         for name in ("conv_sharing", "linear_sharing"):
             check_choice(name, getattr(self, name), get_args(Sharing))

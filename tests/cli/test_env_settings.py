@@ -87,7 +87,7 @@ def test_what_cannot_be_made_leaves_nothing(
 
 @pytest.mark.parametrize("value", [[1], "a=1", None, 3])
 def test_arguments_in_a_file_are_an_object(value: object) -> None:
-    with pytest.raises(ConfigError, match="env_kwargs must be an object"):
+    with pytest.raises(ConfigError, match="env_kwargs must be a dict of JSON values"):
         from_dict({"env": "X-v0", "env_kwargs": value})
     with pytest.raises(ConfigError, match="wrappers must be"):
         from_dict({"env": "X-v0", "wrappers": value})

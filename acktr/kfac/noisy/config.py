@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from acktr.kfac.checks import check_choice, check_integer, check_number
+from acktr.kfac.checks import check_choice, check_flags, check_integer, check_number
 from acktr.kfac.config import KFACConfig, Structure
 
 Posterior = Literal["mvg", "ffg", "emvg", "tridiagonal"]
@@ -108,8 +108,7 @@ class NoisyConfig:
                 " external_damping would enter the posterior: it must be 0"
             )
         check_integer("kl_warmup", self.kl_warmup, 0)
-        if not isinstance(self.sample_norms, bool):
-            raise ValueError(f"sample_norms must be True or False, got {self.sample_norms!r}")
+        check_flags(self, "sample_norms")
         object.__setattr__(self, "deterministic", _names("deterministic", self.deterministic))
         if isinstance(variances, Mapping):
             object.__setattr__(self, "prior_variance", dict(sorted(variances.items())))
