@@ -97,6 +97,19 @@ def test_a_network_for_another_checkpoint_is_refused(tmp_path: Path) -> None:
         ACKTR("CartPole-v1", masks=False)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("network", [None, (Actor, Critic)])
+def test_the_network_of_another_agent_is_as_separate_as_there(network: Any, tmp_path: Path) -> None:
+    config = few("acktr", "Pendulum-v1", "Hopper-v5")
+    first, second = (ACKTR("Pendulum-v1", config, network=network) for _ in range(2))
+    trpo = TRPO(
+        "Pendulum-v1", few("trpo", "Pendulum-v1", "Hopper-v5"), network=first.trainer.network
+    )
+    assert not trpo.config.network.shared
+    first.save(tmp_path / "agent")
+    again = ACKTR.load(tmp_path / "agent", network=second.trainer.network)
+    assert again.config.network.shared is again.trainer.network.shared is False
+
+
 def test_a_module_of_a_second_agent_is_told(tmp_path: Path) -> None:
     net = Small(*spaces_of("CartPole-v1"))
     config = few("a2c", "CartPole-v1", "CartPole-v1")

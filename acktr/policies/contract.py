@@ -305,7 +305,8 @@ def with_network(config: Config, source: NetworkSource | None) -> Config:
     """
     if source is None:
         return config
-    shared = len(each_source(source)) == 1
+    one = len(each_source(source)) == 1
+    shared = source.shared if isinstance(source, ActorCritic) else one
     if shared and config.algo == "trpo":
         raise ConfigError("trpo needs a critic of its own: network=(Actor, Critic)")
     own = replace(config.network, custom=network_name(source), shared=shared)

@@ -312,6 +312,9 @@ def test_the_configuration_holds_the_name() -> None:
     assert own.network.custom == "tests.policies.test_contract:Net"
     assert own.network.shared
     assert not with_network(config, (Net, Net)).network.shared
+    for part in (NetworkConfig(shared=True), NetworkConfig(shared=False)):
+        known = build_network(VECTORS, action_head(CHOICES), part)
+        assert with_network(config, known).network.shared == part.shared
     assert with_network(config, None) is config
     with pytest.raises(ConfigError, match=r"the network is tests.*:Net: give it by network="):
         build_network(VECTORS, action_head(CHOICES), own.network)
