@@ -106,7 +106,7 @@ class Agent(Predictor):
         **settings: Unpack[Settings],
     ) -> None:
         keys = (record,) if isinstance(record, str) else record
-        asked = {"seed": seed, "device": device, "record": keys and tuple(keys)}
+        asked = {"seed": seed, "device": device, "record": None if keys is None else tuple(keys)}
         changes: dict[str, Any] = {k: value for k, value in asked.items() if value is not None}
         if masks != "auto":
             changes["masks"] = masks

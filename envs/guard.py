@@ -69,7 +69,7 @@ class GuardedVectorEnv(OpenVectorEnv):
         first: int = 0,
     ) -> None:
         super().__init__(env)
-        self.record, self._first = record, first
+        self.record, self._first = tuple(record), first
         self._missing: set[str] = set()
         self._foreign = foreign
         self._masks = VectorMasks(env, masks, name) if foreign else None

@@ -11,7 +11,7 @@ from gymnasium.vector import SyncVectorEnv, VectorEnv
 from gymnasium.wrappers.vector import NormalizeObservation, NormalizeReward
 
 from acktr import ACKTR, EnvError
-from acktr.envs import EnvWarning
+from acktr.envs import EnvWarning, make_vec
 from tests.tools.toys import CountingEnv
 
 SETTINGS: Any = {"num_steps": 4, "hidden": (4,), "seed": 0}
@@ -86,3 +86,13 @@ def test_a_reset_by_call_is_noticed(env: Any) -> None:
         envs.call("reset")
         with pytest.warns(UserWarning, match="new episodes"):
             agent.learn(8)
+
+
+@pytest.mark.parametrize("record", [[], (), ["count"], ("count",), "count"])
+def test_what_is_recorded_is_a_tuple(record: Any) -> None:
+    keys = (record,) if isinstance(record, str) else tuple(record)
+    with ACKTR(CountingEnv, record=record, **SETTINGS) as agent:
+        assert agent.config.record == keys
+    envs = make_vec("CartPole-v1", 2, 0, record=[*keys])  # type: ignore[arg-type]
+    assert ACKTR(envs, record=record, **SETTINGS).config.record == keys
+    envs.close()
