@@ -334,6 +334,7 @@ class Trainer:
             self.envs.single_action_space,
             self.collector.observation_normalizer,
             seed,
+            self.config.network.channels,
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -15,8 +16,9 @@ from gymnasium import spaces
 
 from acktr.agent import ACKTR
 from acktr.compute import Compiled, joined, one_thread, seeded, threads_for
-from acktr.config import ConfigError
+from acktr.config import Config, ConfigError, NetworkConfig
 from acktr.kfac import Stopwatch
+from acktr.runs.saved import read_agent
 
 VECTORS = spaces.Box(-1.0, 1.0, (5,), np.float32)
 IMAGES = spaces.Box(0, 255, (4, 84, 84), np.uint8)
@@ -98,6 +100,43 @@ def test_agents_take_one_thread_and_give_the_others_back(monkeypatch: pytest.Mon
     agent.predict(np.zeros(4, np.float32))
     assert set(seen) == {1} and len(seen) > 1
     assert set(between) == {2} and torch.get_num_threads() == 2
+
+
+class Bytes(gymnasium.Env[Any, Any]):
+    """Numbers that have the shape of a picture."""
+
+    observation_space = spaces.Box(0, 255, (12, 12, 3), np.uint8)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> Any:
+        return self.observation_space.sample(), 0.0, True, False, {}
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_what_is_no_picture_takes_one_thread_in_every_policy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = Config(env="Bytes", network=NetworkConfig(channels="none"), num_envs=2, env_workers=1)
+    agent = ACKTR(Bytes, config, device="cpu")
+    agent.save(tmp_path / "agent")
+    saved = read_agent(tmp_path / "agent").policy(
+        Bytes.observation_space, Bytes.action_space, torch.device("cpu")
+    )
+    seen: list[int] = []
+    for policy in (agent.policy, agent.trainer.policy(0), saved):
+        forward = policy.network.forward
+
+        def watched(*args: Any, forward: Any = forward) -> Any:
+            seen.append(torch.get_num_threads())
+            return forward(*args)
+
+        monkeypatch.setattr(policy.network, "forward", watched)
+        policy.act(np.zeros((1, 12, 12, 3), np.uint8))
+    assert set(seen) == {1}
 
 
 @pytest.mark.parametrize(("dynamic", "times"), [(None, 2), (False, 5)])

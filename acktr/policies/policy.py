@@ -13,7 +13,7 @@ from torch import Tensor
 
 from acktr.compute import threads_for, to_tensor
 from acktr.config import Config
-from acktr.envs import Masks, space_difference, space_facts
+from acktr.envs import Channels, Masks, space_difference, space_facts
 from acktr.policies.build import build_network
 from acktr.policies.contract import ActorCritic, NetworkSource, Outputs
 from acktr.policies.distributions import action_head, to_environment
@@ -34,6 +34,7 @@ class Policy:
         action_space: Of one environment.
         normalizer: Observation statistics, applied frozen.
         seed: Of the action noise.
+        channels: Where pictures have their channels.
     """
 
     def __init__(
@@ -43,12 +44,14 @@ class Policy:
         action_space: gymnasium.Space[Any],
         normalizer: Normalizer | None,
         seed: int = 0,
+        channels: Channels = "auto",
     ) -> None:
         self.network = network
         self.head = action_head(action_space)
         self.observation_space = observation_space
         self.action_space = action_space
         self.normalizer = normalizer
+        self.channels: Channels = channels
         self.device = next(network.parameters()).device
         self.generator = torch.Generator(self.device).manual_seed(seed)
 
@@ -90,7 +93,8 @@ class Policy:
         normalizer = None if saved is None else observation_normalizer(observation_space, config)
         if normalizer is not None:
             normalizer.load_state_dict(saved)
-        return cls(network, observation_space, action_space, normalizer, seed)
+        channels = config.network.channels
+        return cls(network, observation_space, action_space, normalizer, seed, channels)
 
     @property
     def recurrent(self) -> bool:
@@ -155,7 +159,7 @@ class Policy:
     ) -> tuple[Outputs, Memorised | None]:
         """The network's outputs of raw observations (N, ...), and its state after them."""
         tensor = prepared(self.observation_space, observations, self.normalizer, self.device)
-        with threads_for(self.observation_space):
+        with threads_for(self.observation_space, self.channels):
             if not self.network.recurrent:
                 outputs: Outputs = self.network(tensor)
                 return outputs, state
