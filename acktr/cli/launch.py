@@ -8,11 +8,11 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from acktr.cli.parsing import environment
 from acktr.envs import usable_cores
 from acktr.interrupts import STOPPED, Stopped
 from acktr.runs.meeting import MEETING_FILE
@@ -84,7 +84,7 @@ def launch(args: Sequence[str], count: int, restarts: int, good: Path) -> None:
         shutdown_timeout=_PATIENCE,
     )
     try:
-        with _environment(variables):
+        with environment(variables):
             elastic_launch(config, sys.executable)("-m", "acktr", "train", *args)
     except SignalException as stop:
         signum = signal.Signals(stop.sigval)
@@ -128,18 +128,3 @@ def _last_line(logs: Path, rank: int) -> str:
         if lines:
             return lines[-1].removeprefix("acktr: ").removeprefix("error: ")
     return "it said nothing"
-
-
-@contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Set variables for the processes that are started meanwhile."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

@@ -67,7 +67,8 @@ def parse(
     """
     words = _gathered(args)
     said = io.StringIO()
-    width = contextlib.nullcontext() if HELP.intersection(words) else _wide()
+    helps = HELP.intersection(words)
+    width = contextlib.nullcontext() if helps else environment({"COLUMNS": str(_WIDTH)})
     try:
         with contextlib.redirect_stderr(said), width:
             parsed: Parsed = tyro.cli(
@@ -81,17 +82,18 @@ def parse(
 
 
 @contextlib.contextmanager
-def _wide() -> Iterator[None]:
-    """A terminal on which nothing is too long for a line, as far as tyro knows."""
-    before = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = str(_WIDTH)
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables, also of the processes that are started meanwhile."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["COLUMNS"]
-        else:
-            os.environ["COLUMNS"] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _in_one_line(box: str, kind: str, command: str) -> str:
