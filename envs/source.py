@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import reduce
 from typing import Any
 
 import gymnasium
@@ -252,9 +253,7 @@ def _resolved(wrapper: Wrapper) -> Callable[[AnyEnv], AnyEnv]:
     if not module or not name or ":" in name:
         raise EnvError(f"the wrapper {wrapper!r} must be written as module:Name")
     try:
-        found: Any = importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
+        found: Any = reduce(getattr, name.split("."), importlib.import_module(module))
     except Exception as error:
         raise EnvError(f"the wrapper {wrapper!r} cannot be imported: {named(error)}") from error
     if not callable(found):

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -182,15 +183,12 @@ def _named(name: str) -> Any:
     if not colon or not module or not path:
         raise UsageError(f"--network {name}: MODULE:NET is needed, such as my_package.nets:Net")
     try:
-        named: Any = importlib.import_module(module)
-        for part in path.split("."):
-            named = getattr(named, part)
+        return reduce(getattr, path.split("."), importlib.import_module(module))
     except Exception as error:  # whatever the module raises
         kind = "" if isinstance(error, ImportError | AttributeError) else type(error).__name__
         raise UsageError(
             f"--network {name}: {kind}{': ' if kind else ''}{one_line(error)}"
         ) from error
-    return named
 
 
 def _compare(options: CompareOptions, args: Sequence[str], interrupts: Interrupts) -> str:
