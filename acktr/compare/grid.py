@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from acktr.compare.entries import Entry, Overlay
-from acktr.config import Config, ConfigError, has_own, merge, preset, refuse_import, to_dict
+from acktr.config import (
+    Config,
+    ConfigError,
+    has_own,
+    merge,
+    modules_of,
+    preset,
+    refuse_import,
+    to_dict,
+)
 from acktr.envs import EnvError
 from acktr.files import flat
 from acktr.policies import NetworkSource, with_network
@@ -143,9 +152,8 @@ def train_args(plan: RunPlan, resume: bool, module: str | None = None) -> list[s
     A run with a checkpoint is to ``resume``; ``module`` is what --import names.
     """
     if resume:  # the user named them, so they may be imported
-        names = (plan.config.env, *plan.config.wrappers)
-        modules = [module or "", *(name.rpartition(":")[0] for name in names)]
-        module = ",".join(dict.fromkeys(name for name in modules if name))
+        given = [module] if module else []
+        module = ",".join(dict.fromkeys([*given, *modules_of(plan.config)]))
     imports = _flag("import", module) if module else []
     if plan.network is not None:
         imports += _flag("network", plan.network.name)
