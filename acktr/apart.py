@@ -17,7 +17,6 @@ import gymnasium
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from acktr.algorithms import ACKTRLearner, CriticError
 from acktr.config import Config
@@ -254,13 +253,13 @@ def apart(learner: Any, config: Config, envs: AnyVectorEnv) -> Iterator[None]:
         return
     if isinstance(learner.elsewhere, CriticApart):  # of training that is suspended, or was lost
         _home(learner, learner.elsewhere)
-    critic: nn.Module = learner.network.critic
+    critic: Any = learner.network.critic  # torch has not typed all of its hooks
     elsewhere = CriticApart(learner, config.env_timeout)
     learner.elsewhere = elsewhere
     settle = _Settle(learner)
     with ExitStack() as stack:
-        for handle in (critic.register_forward_pre_hook(settle), _before_state(critic, settle)):
-            stack.callback(handle.remove)
+        stack.callback(critic.register_forward_pre_hook(settle).remove)
+        stack.callback(critic.register_state_dict_pre_hook(settle).remove)
         try:
             yield
         except GeneratorExit:  # whoever iterated has had enough
@@ -336,13 +335,6 @@ def can_be_apart(learner: ACKTRLearner, config: Config, envs: AnyVectorEnv) -> b
         and not pictures(envs.single_observation_space, config.network.channels)
         and not list(network.critic.buffers())
     )
-
-
-def _before_state(module: nn.Module, call: _Settle) -> RemovableHandle:
-    """Call something before state_dict()."""
-    register: Any = module.register_state_dict_pre_hook  # which torch has not typed
-    handle: RemovableHandle = register(call)
-    return handle
 
 
 def _as_it_is(parameter: nn.Parameter) -> tuple[Tensor, int]:
