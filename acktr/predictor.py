@@ -269,7 +269,6 @@ class Predictor:
             ExportError: A package is missing, or the network cannot be exported.
         """
         masks = self.trainer.begin().source  # which the first reset of environments finds
-        self.trainer.settle()
         export_policy(self.policy, Path(path), masks)
 
 
