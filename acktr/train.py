@@ -157,12 +157,11 @@ class Trainer:
 
     def _initial(self, network: NetworkSource | None) -> ActorCritic:
         """A network of the seed alone, on which torch's own generator does not depend either."""
-        config, space = self.config, self.envs.single_observation_space
-        with seeded(config.seed), threads_for(space, config.network.channels):
+        with seeded(self.config.seed), self.threads():
             return build_network(
-                space,
+                self.envs.single_observation_space,
                 self.head,
-                config.network,
+                self.config.network,
                 network,
                 action_space=self.envs.single_action_space,
                 auxiliary=tuple(self.auxiliary),
