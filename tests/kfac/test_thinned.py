@@ -77,6 +77,18 @@ def test_the_mean_of_all_turns_is_the_factor_of_the_batch(name: str) -> None:
             close(mean, expected)
 
 
+@pytest.mark.parametrize("turn", range(4))
+def test_inputs_of_weighted_rows_are_those_of_their_samples(turn: int) -> None:
+    """A is the sum of w a a^T by the sum of w, over the samples of this turn."""
+    model, inputs, given, _ = NETS["tokens with a mask"]
+    found = factors(observed(model, inputs, given, 8, turn))
+    weights = given["weights"][turn::4].double()
+    taken = inputs[turn::4]
+    for name, x in (("first", taken), ("last", model.get_submodule("first")(taken).tanh())):
+        a = torch.cat([x, torch.ones_like(x[..., :1])], -1)
+        close(found[f"{name} a"], torch.einsum("nt,nti,ntj->ij", weights, a, a) / weights.sum())
+
+
 def test_rows_that_are_not_enough_are_all_taken() -> None:
     model, inputs, given, _ = NETS["tokens with a mask"]
     whole, same = (factors(observed(model, inputs, given, rows, 0)) for rows in (None, 999))
