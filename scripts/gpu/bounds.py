@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -55,11 +56,12 @@ def distance(
 
 
 def farthest(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> float:
-    """The largest relative difference of a tensor."""
-    return max(
-        float((_wide(found[n]) - _wide(w)).norm() / _wide(w).norm().clamp(min=1e-30))
+    """The largest relative difference of a tensor; NaN if one is."""
+    gaps = [
+        (_wide(found[n]) - _wide(w)).norm() / _wide(w).norm().clamp(min=1e-30)
         for n, w in wanted.items()
-    )
+    ]
+    return float(torch.stack(gaps).max())  # Python's max passes over NaN
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -154,7 +154,7 @@ def acting_difference(subject: Subject, device: torch.device, updates: int) -> f
     K-FAC's updates in between change the weights that a graph reads, and hang hooks into the
     network for a while.
     """
-    worst = 0.0
+    gaps = []
     with computing(torch.float32):
         learner = _learner(subject, device, torch.float32, "float32", False)
         plain, compiled = (
@@ -175,7 +175,6 @@ def acting_difference(subject: Subject, device: torch.device, updates: int) -> f
                 pairs = zip(plain(seen), compiled(seen), strict=True)
                 for ours, theirs in pairs:
                     if ours is not None and theirs is not None:
-                        gap = (ours.double() - theirs.double()).abs().max()
-                        worst = max(worst, float(gap))
+                        gaps.append((ours.double() - theirs.double()).abs().max().cpu())
             learner.update(batch, number / 20)
-    return worst
+    return float(torch.stack(gaps).max())  # NaN if one is

@@ -14,7 +14,7 @@ import torch
 from acktr.files import write_atomic
 from acktr.interrupts import Interrupts
 from scripts.gpu import __main__ as gpu
-from scripts.gpu import report, work
+from scripts.gpu import report, updates, work
 from scripts.gpu.bounds import BOUNDS
 from scripts.gpu.noise import same_noise
 from scripts.gpu.report import Outcome
@@ -133,8 +133,32 @@ def test_bounds() -> None:
     assert bound.limit(0.0) == bound.least
     assert bound.limit(1e-4) == bound.times * 1e-4
     assert bound.limit(1.0) == bound.most
-    assert not math.nan <= bound.limit(1e-4)
     assert math.isnan(bound.limit(math.nan))
+
+
+@pytest.mark.parametrize("which", ["mine", "other"])
+def test_no_number_is_never_right(which: str) -> None:
+    task = Task(CHECK, "cpu", dry=True)
+    ones = torch.ones(3).double()
+    one = {kind: {"x": ones, "y": ones} for kind in ("parameters", "statistics")}
+    begun = {kind: {"x": 0 * ones, "y": 0 * ones} for kind in one}
+    lost = {kind: {"x": ones, "y": math.nan * ones} for kind in one}
+
+    def right(**found: work.State) -> list[bool]:
+        given = {"mine": one, "other": one, "wanted": one, "begun": begun} | found
+        return [row["right"] for row in work._judged(task, "x", "float32", **given)]
+
+    assert right() == [True, True]
+    assert right(**{which: lost}) == [False, False]
+
+
+def test_acting_without_a_number_is_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    def acting(*given: object) -> Any:
+        return lambda seen: (torch.tensor(math.nan if given[-1] else 1.0), None)
+
+    monkeypatch.setattr(updates, "Acting", acting)
+    subject = work._subject(Task(CHECK, "cpu", dry=True), "acktr", False)
+    assert math.isnan(updates.acting_difference(subject, torch.device("cpu"), 1))
 
 
 def test_generators_give_the_same_numbers_in_every_type() -> None:
