@@ -187,7 +187,7 @@ def test_another_environment_of_the_same_spaces() -> None:
     envs.close()
 
 
-def test_evaluation_goes_where_it_is_told() -> None:
+def test_evaluation_goes_where_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with ACKTR("Pendulum-v1", tiny("Pendulum-v1"), seed=0) as agent:
         found = agent.evaluate(episodes=3)
         assert found.lengths == (200,) * 3
@@ -197,8 +197,9 @@ def test_evaluation_goes_where_it_is_told() -> None:
         envs = gymnasium.make_vec("Pendulum-v1", 2, vectorization_mode="sync")
         assert len(agent.evaluate(envs, 3).returns) == 3
         one = gymnasium.make("Pendulum-v1")
-        assert len(agent.evaluate(one, 2).returns) == 2
-        one.reset()  # it is left open
+        with monkeypatch.context() as patch:
+            patch.setattr(one, "close", lambda: pytest.fail("it is left open"))
+            assert len(agent.evaluate(one, 2).returns) == 2
         one.close()
         again = agent.learn(64)  # training was not disturbed
         assert again.num_timesteps == 64
@@ -345,9 +346,10 @@ def test_with_closes_what_it_made(monkeypatch: pytest.MonkeyPatch) -> None:
         agent.learn(16, fail)
     assert closed == ["own"]
     envs = make_vec("CartPole-v1", 2, 0)
-    with ACKTR(envs, tiny()) as agent:
+    with monkeypatch.context() as patch, ACKTR(envs, tiny()) as agent:
+        patch.setattr(envs, "close", lambda: closed.append("the user's"))
         agent.learn(16)
-    envs.reset(seed=0)  # those of the user are left open
+    assert closed == ["own"]
     envs.close()
 
 

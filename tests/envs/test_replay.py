@@ -149,7 +149,7 @@ def test_what_the_present_episodes_do_not_tell_the_whole_log_does(
     calls = played(monkeypatch)
     resumed = games("BreakoutNoFrameskip-v4", 77, BRIEF)
     resumed.load_state_dict(state)
-    assert [whole for whole, _ in calls] == [True, True] if lacking else [False, True] * 2
+    assert [whole for whole, _ in calls] == ([True, True] if lacking else [False, True] * 2)
     assert to_bytes(resumed.state_dict()) == right
     assert go_on(resumed, 50, 2) == go_on(envs, 50, 2)
     for each in (envs, resumed):
