@@ -218,22 +218,6 @@ def test_the_diagonal_is_the_mean_field_optimum() -> None:
     close(found["0.bias"].square(), (1 / precision[6:]).expand(2), 1e-12)
 
 
-@pytest.mark.parametrize("size", [10, 50])
-def test_squares_of_batch_gradients_are_too_small_by_the_size_of_the_batch(size: int) -> None:
-    """The Fisher's diagonal is of every sample; E[(mean gradient)^2] is about 1 / M of it."""
-    inputs, _, rows = linear_data(1000)
-    optimizer = noisy(linear_model(), 1000, structure="ffg")
-    context(optimizer, inputs, inputs[:, :2], gaussian())
-    optimizer.curvature.fold()
-    fisher = dense_kfac(optimizer.curvature).diagonal()
-    close(fisher[:6], TAU * rows[:, :6].square().mean(0), 1e-12)
-    draws = TAU**0.5 * randn(2000, size, seed=7)  # gradients by the output at sampled targets
-    picked = torch.randint(1000, (2000, size), generator=torch.Generator().manual_seed(8))
-    squares = (draws[..., None] * rows[picked][..., :6]).mean(1).square().mean(0)
-    ratio = squares / fisher[:6]
-    assert bool(((ratio > 0.7 / size) & (ratio < 1.4 / size)).all())
-
-
 def test_sampled_targets_have_the_fisher_as_their_mean() -> None:
     optimizer = noisy(linear_model(), 50, structure="ffg")
     inputs, targets, rows = linear_data()

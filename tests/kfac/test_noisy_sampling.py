@@ -156,19 +156,6 @@ def test_predictions_of_a_linear_model_have_the_exact_mean_and_variance() -> Non
     within((found - mean)[..., 0], ahead @ covariance(optimizer) @ ahead.mT)
 
 
-def test_the_log_of_a_mean_over_few_samples_is_low() -> None:
-    """The log of the mean density over P samples is biased, the less the larger P."""
-    optimizer = observed("mlp")
-    inputs, targets = randn(5, 4, seed=9), 2 * randn(5, 3, seed=10)
-    terms = -0.5 * (optimizer.predict(inputs, 1000) - targets).square().sum(-1)
-    found = []
-    for count in (1, 10, 100):
-        grouped = terms.reshape(-1, count, 5)
-        logs = torch.logsumexp(grouped, 1) - torch.tensor(float(count)).log()
-        found.append(float(logs.mean()))
-    assert found[0] < found[1] < found[2]
-
-
 def test_sampling_waits_for_nothing() -> None:
     optimizer = observed("mlp", structure="emvg")
     normal = partial(standard_normal, optimizer.curvature.noise)
