@@ -13,13 +13,19 @@ from typing import Any
 
 import pytest
 
-from acktr.config import ALGOS, PRESETS, Config, ConfigError, preset, to_dict
+from acktr.config import ALGOS, PRESETS, Config, ConfigError, known_presets, preset, to_dict
 from acktr.files import flat
 
 KNOWN = Path(__file__).with_name("presets.json")
-ENVIRONMENTS = ["CartPole-v1", "X-v0", "PongNoFrameskip-v4", "HalfCheetah-v5", "Hopper-v5"]
-ENVIRONMENTS += ["Swimmer-v5"]
-ENVIRONMENTS += [f"Pixels/{name}-v5" for name in ("Hopper", "Walker2d", "Reacher", "HalfCheetah")]
+PLACES = dict.fromkeys(place for _, _, place, _ in known_presets())
+FAMILIES = {
+    "any other environment": ["X-v0"],
+    "Atari": ["PongNoFrameskip-v4"],
+    "MuJoCo": ["HalfCheetah-v5"],
+    "Pixels": [f"Pixels/{name}-v5" for name in ("Hopper", "Walker2d", "Reacher", "HalfCheetah")],
+}
+ENVIRONMENTS = [env for place in PLACES for env in FAMILIES.get(place, [place])]
+"""Those with values of their own, and some of each family."""
 
 
 @cache
