@@ -248,7 +248,8 @@ def test_parts_to_normalise_can_be_named() -> None:
     with pytest.raises(ConfigError, match="Dict and Tuple observations only"):
         made(VECTOR, "x")
     assert observation_normalizer(ROBOT, config()) is None
-    assert isinstance(observation_normalizer(VECTOR, config(normalize_observation=True)), object)
+    found = observation_normalizer(VECTOR, config(normalize_observation=True))
+    assert isinstance(found, ObservationNormalizer)
 
 
 def test_a_module_of_the_users_takes_pictures_and_numbers() -> None:
