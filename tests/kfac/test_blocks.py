@@ -71,12 +71,6 @@ def test_the_average_is_the_normalised_exponential_weighting(decay: float) -> No
         torch.testing.assert_close(average.mean(), expected, rtol=1e-12, atol=1e-13)
 
 
-def test_the_average_of_one_batch_is_the_batch() -> None:
-    average = RunningAverage(ZERO)
-    average.update(randn(3, 3), 0.99)
-    torch.testing.assert_close(average.mean(), randn(3, 3), rtol=1e-13, atol=0)
-
-
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_batch_that_is_not_finite_is_as_if_it_had_not_been(bad: float) -> None:
     clean, dirty = RunningAverage(ZERO), RunningAverage(ZERO)

@@ -20,7 +20,6 @@ from tests.tools.kfac import (
     kfac,
     kronecker,
     observe,
-    observe_gaussian,
     observe_softmax,
     randn,
     seeded,
@@ -114,65 +113,6 @@ def test_softmax_policy_of_one_linear_layer_is_the_dense_fisher_for_one_input_on
         exact = dense_fisher(model, block(optimizer, "0"), inputs, softmax_fisher(model(inputs)))
         gap = (kronecker(optimizer, "0") - exact).abs().max() / exact.abs().max()
         assert (gap < 1e-12) if equal else (gap > 1e-2)
-
-
-def test_one_input_is_exact_for_every_layer_of_a_nonlinear_net() -> None:
-    model = build(
-        nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 4, bias=False), nn.Tanh(), nn.Linear(4, 3)
-    )
-    optimizer = kfac(model)
-    inputs = randn(1, 4)
-    observe_softmax(optimizer, model, inputs)
-    for name in ("0", "2", "4"):
-        exact = dense_fisher(model, block(optimizer, name), inputs, softmax_fisher(model(inputs)))
-        torch.testing.assert_close(kronecker(optimizer, name), exact, **EXACT)
-
-
-def test_deep_linear_net_with_gaussian_output_is_exact_for_any_batch() -> None:
-    model = build(nn.Linear(4, 5), nn.Linear(5, 3, bias=False), nn.Linear(3, 2))
-    optimizer = kfac(model)
-    inputs = randn(7, 4)
-    observe_gaussian(optimizer, model, inputs)
-    for name in ("0", "1", "2"):
-        exact = dense_fisher(model, block(optimizer, name), inputs)
-        torch.testing.assert_close(kronecker(optimizer, name), exact, **EXACT)
-
-
-def test_linear_layer_over_positions_is_exact_when_nothing_mixes_them() -> None:
-    model = build(nn.Linear(3, 4), nn.Linear(4, 2))
-    optimizer = kfac(model)
-    inputs = randn(6, 5, 3)
-    observe_gaussian(optimizer, model, inputs)
-    for name in ("0", "1"):
-        exact = dense_fisher(model, block(optimizer, name), inputs)
-        torch.testing.assert_close(kronecker(optimizer, name), exact, **EXACT)
-
-
-class SpatialSum(nn.Module):
-    def forward(self, inputs: Tensor) -> Tensor:
-        return inputs.sum((2, 3))
-
-
-def test_reduce_is_exact_for_a_convolution_before_a_spatial_sum() -> None:
-    model = build(nn.Conv2d(2, 3, (2, 3), padding=1), SpatialSum())
-    inputs = randn(1, 2, 5, 4)
-    gaps = {}
-    for sharing in ("reduce", "expand"):
-        optimizer = kfac(model, conv_sharing=sharing)
-        observe_softmax(optimizer, model, inputs)
-        exact = dense_fisher(model, block(optimizer, "0"), inputs, softmax_fisher(model(inputs)))
-        gaps[sharing] = float((kronecker(optimizer, "0") - exact).abs().max() / exact.abs().max())
-    assert gaps["reduce"] < 1e-12
-    assert gaps["expand"] > 1e-2
-
-
-def test_reduce_is_exact_for_any_batch_when_the_output_is_gaussian() -> None:
-    model = build(nn.Conv2d(2, 3, 3, stride=2), SpatialSum(), nn.Linear(3, 2))
-    optimizer = kfac(model, conv_sharing="reduce")
-    inputs = randn(6, 2, 7, 5)
-    observe_gaussian(optimizer, model, inputs)
-    exact = dense_fisher(model, block(optimizer, "0"), inputs)
-    torch.testing.assert_close(kronecker(optimizer, "0"), exact, **EXACT)
 
 
 # --- batch scaling --------------------------------------------------------------------------------

@@ -117,22 +117,6 @@ def test_one_batch_of_nan_statistics_is_ignored() -> None:
     assert optimizer.failures == 0
 
 
-def test_only_nan_statistics_are_counted_and_the_step_is_the_gradient() -> None:
-    model = build(nn.Linear(4, 3))
-    optimizer = kfac(model, refresh_interval=1, max_failures=2, momentum=0.0)
-    with optimizer.capture() as captured:
-        output = model(randn(6, 4) * math.nan)
-    optimizer.update_curvature(captured, output.sum())
-    gradients = set_gradients(model)
-    before = parameters(model)
-    optimizer.step()
-    assert optimizer.failures == 1
-    assert optimizer.last_step is not None
-    rate = optimizer.lr * float(optimizer.last_step.scale)
-    for name, change in moved(before, model).items():
-        torch.testing.assert_close(change, rate * gradients[name], rtol=1e-9, atol=1e-14)
-
-
 @pytest.mark.parametrize("quadratic", ["corrected", "kronecker", "exact"])
 def test_gradients_that_stay_nan_are_an_error(quadratic: Any) -> None:
     """Steps are skipped, which nobody sees: the statistics of sampled targets are finite."""

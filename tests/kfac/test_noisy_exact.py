@@ -299,20 +299,6 @@ def test_the_divergence_from_the_prior_is_that_of_dense_gaussians(
     close(deviations.square(), sigma.diagonal(), 1e-10)
 
 
-def test_gradients_of_the_elbo_vanish_at_the_exact_posterior() -> None:
-    """By mu E grad log p - lambda mu / eta, by Sigma (E H - lambda / eta + lambda / Sigma) / 2."""
-    _, targets, rows = linear_data()
-    optimizer = after_a_batch()
-    sigma = by_rows(covariance(optimizer), 2, 6)[:7, :7]
-    mean = mean_of(optimizer.module)
-    by_mean = TAU * (targets - rows @ mean.mT).mT @ rows - LAMBDA * mean / ETA
-    hessian = -TAU * rows.mT @ rows
-    eye = torch.eye(7, dtype=rows.dtype)
-    by_sigma = 0.5 * (hessian - LAMBDA * eye / ETA + LAMBDA * torch.linalg.inv(sigma))
-    assert float(by_mean.abs().max()) < 1e-9
-    assert float(by_sigma.abs().max()) < 1e-9
-
-
 def test_the_fisher_is_the_elbos_gradient_by_the_variance_of_a_logistic_weight() -> None:
     """Gauss-Hermite: d ELBO / dv = (-N E_q F - lambda / eta + lambda / v) / 2, F the library's."""
     inputs, bits = randn(12, 1), (randn(12, 1, seed=2) > 0).double()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from acktr.kfac import KFAC, CategoricalLoss
@@ -232,13 +232,3 @@ def test_the_state_of_another_optimizer_is_refused() -> None:
     adam = torch.optim.Adam(model.parameters())
     with pytest.raises(ValueError, match="this is no K-FAC state"):
         KFAC(model).load_state_dict(adam.state_dict())
-
-
-def test_momentum_in_the_state_is_a_copy() -> None:
-    model = mlp()
-    optimizer = made(model)
-    train(model, optimizer, range(2))
-    state = optimizer.state_dict()
-    kept: Tensor = state["state"][0]["momentum"].clone()
-    train(model, optimizer, range(2, 4))
-    assert torch.equal(state["state"][0]["momentum"], kept)
