@@ -12,7 +12,7 @@ from torch import nn
 
 from acktr import A2C, ACKTR, ACKTRUpdate
 from acktr.config import Config, ConfigError, preset
-from acktr.envs import GuardedVectorEnv, make_vec
+from acktr.envs import GuardedVectorEnv
 from acktr.evaluate import evaluate
 from acktr.kfac import KFAC, KFACConfig
 from acktr.policies.memory import Recurrent
@@ -146,26 +146,6 @@ def test_predict_takes_and_gives_the_state():
     with pytest.raises(ValueError, match=r"episode starts must have the shape \(5,\)"):
         agent.predict(shown[0], state, starts[:2])
     agent.close()
-
-
-def test_evaluation_forgets_between_episodes():
-    agent = ACKTR(CART, config(), seed=0)
-    agent.learn(200)
-    seen = []
-    advance = agent.policy.advance
-
-    def watched(observations, state, starts, *rest):
-        seen.append(starts.copy())
-        return advance(observations, state, starts, *rest)
-
-    agent.policy.advance = watched
-    envs = make_vec(CART, 2, 0, training=False)
-    result = evaluate(agent.policy, envs, 4, seed=0)
-    envs.close()
-    agent.close()
-    ends = np.cumsum(result.lengths)
-    assert seen[0].all() and sum(s.sum() for s in seen[1:]) >= 2
-    assert len(result.returns) == 4 and ends[-1] > 4
 
 
 def test_a_checkpoint_goes_on_with_the_state(tmp_path):

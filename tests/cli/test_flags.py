@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import shutil
-import subprocess
 import sys
 import typing
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from acktr.cli.flags import FLAGS, TRAIN_HELP, unknown_option
 from acktr.cli.options import KINDS, CompareOptions
 from acktr.cli.training import TrainOptions, parse_train
 from acktr.config import ALGOS
-from tests.tools.command_line import RUN, call, environment
+from tests.tools.command_line import RUN, call
 
 POSITIONAL = {
     **{key: {"run"} for key in ("eval", "record", "export", "card")},
@@ -164,21 +163,6 @@ def test_what_the_parser_says_is_one_line(
     code, _, err = call(capsys, "compare", "--envs", "X", "--workers", "0")
     assert (code, err) == (2, "acktr: error: --workers must be at least 1, got 0\n")
     assert os.environ["COLUMNS"] == "44"
-
-
-@pytest.mark.parametrize(
-    "words",
-    ["--help", "--version", "train --help", "train --hlp", "train X --lr 3", "eval --help", "eval"],
-)
-def test_nothing_slow_is_imported(words: str) -> None:
-    code = (
-        "import sys; from acktr.cli.main import main; main(sys.argv[1:]);"
-        "sys.exit(bool({'torch', 'matplotlib', 'gymnasium'} & {*sys.modules}))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words.split()], env=environment(), capture_output=True
-    )
-    assert done.returncode == 0
 
 
 def test_a_folder_of_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

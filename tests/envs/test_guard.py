@@ -81,15 +81,12 @@ def test_time_limit_of_gymnasium() -> None:
 @pytest.mark.parametrize(
     ("what", "value", "message"),
     [
-        ("observation", np.nan, r"environment 1 of .* non-finite observation at step 3: nan"),
         ("observation", -np.inf, r"environment 1 of .* observation at step 3: -inf at element"),
-        ("final observation", np.nan, r"environment 1 of .* final observation at step 3"),
         ("reward", np.inf, r"environment 1 of .* non-finite reward at step 3: inf"),
-        ("exception", 0.0, r"environment 1 of .* raised ZeroDivisionError at step 3: the toy bro"),
     ],
 )
 @pytest.mark.filterwarnings("ignore")  # Gymnasium's own checker warns of NaN at the first step
-def test_faults_name_index_and_step(what: str, value: float, message: str) -> None:
+def test_infinite_numbers_are_faults_too(what: str, value: float, message: str) -> None:
     settings: dict[str, Any] = {"what": what, "at": 3, "index": 1, "value": value}
     env_id = toys.variant(toys.FaultyEnv, settings)
     toys.FaultyEnv.made = 0
