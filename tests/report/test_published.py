@@ -54,6 +54,13 @@ SCRIPTS: dict[str, tuple[Callable[[Sequence[str]], int], str, set[str]]] = {
         "--steps 200000 400000 600000 700000 800000 960000 --out results/critic",
         {"returns_at.csv", "returns_at.md"},
     ),
+    "returns_at of Breakout": (
+        returns_at.main,
+        "results/critic/breakout/runs.zip results/atari/runs.zip/BreakoutNoFrameskip-v4/acktr "
+        "--labels acktr-separate acktr-separate-adam acktr "
+        "--steps 500000 1000000 1500000 2000000 --out results/critic/breakout",
+        {"returns_at.csv", "returns_at.md"},
+    ),
     "six_games": (
         six_games.main,
         "results/atari6/runs.zip results/atari/runs.zip/BreakoutNoFrameskip-v4/acktr "
@@ -61,7 +68,11 @@ SCRIPTS: dict[str, tuple[Callable[[Sequence[str]], int], str, set[str]]] = {
         {"games.csv", "games.md"},
     ),
 }
-PLOTS = re.findall(r"    acktr (plot results/first/.*)", (RESULTS / "first/README.md").read_text())
+PLOTS = [
+    plot
+    for page in ("first/README.md", "critic/README.md")
+    for plot in re.findall(r"    acktr (plot results/.*)", (RESULTS / page).read_text())
+]
 
 
 @pytest.fixture
