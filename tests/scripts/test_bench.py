@@ -213,7 +213,7 @@ def test_a_suite_is_reported_with_what_was_skipped_and_what_failed(
     )
     assert lines[1].startswith("[1/2] acktr CartPole-v1, ETA -")
     module = ConfigError.__module__
-    failure = f"{module}.ConfigError: gamma must be a finite number >= 0 and <= 1, got 7.0"
+    failure = f"{module}.ConfigError: gamma must be a finite number >= 0 and <= 1, got 7"
     assert lines[3] == f"  failed: {failure}"
 
     assert sorted(path.name for path in out.iterdir()) == ["atari.json", "atari.md"]
