@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from acktr.report.archives import unpacked
+from acktr.report.curves import on_grid
 from acktr.report.results import Result, find_runs, read_results
 from acktr.report.statistics import Interval, interval, mean
 from acktr.report.tables import as_csv, cell, markdown, ranged
@@ -43,7 +44,7 @@ def returned_at(run: Result, step: int) -> float | None:
     """Mean return of the last 100 episodes at a step; None behind a run's last, or before any."""
     if run.curve is None or not run.curve.steps[0] <= step <= run.steps:
         return None
-    return float(run.curve.returns[np.searchsorted(run.curve.steps, step, side="right") - 1])
+    return float(on_grid(run.curve, np.array([step])).returns[0])
 
 
 def row_of(runs: Sequence[Result], steps: Sequence[int]) -> Row:
