@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac import Exact, GaussianLoss, Preconditioner, Replicas
+from acktr.kfac import Exact, GaussianLoss, Preconditioner, Replicas, dense_fisher
+from acktr.kfac.blocks.vectors import VectorBlock
 from acktr.kfac.config import Structure
 from tests.tools.kfac import plain_config, randn, set_gradients
 
@@ -59,6 +60,23 @@ def test_steps_are_those_of_a_convolution_with_groups(structure: Structure) -> N
         steps.append(curvature.direction(curvature.gradients()))
     for name, step in steps[0].items():
         torch.testing.assert_close(steps[1][name].flatten(), step.flatten())
+
+
+@pytest.mark.filterwarnings("ignore::acktr.kfac.blocks.registry.LargeFactorWarning")
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_bias_whose_weight_has_no_factors_has_its_fisher(frozen: bool) -> None:
+    """Its weight is frozen, or its factors are too large: that of many replicas has no diagonal."""
+    model, inputs, loss = pair()[1], randn(7, COUNT, WIDTH), GaussianLoss(std=0.6)
+    model.first.weight.requires_grad_(not frozen)
+    limit = None if frozen else HIDDEN - 1
+    curvature = Preconditioner(model, plain_config(max_factor_size=limit))
+    with curvature.capture() as captured:
+        output = model(inputs)
+    curvature.observe(captured, output, loss, source=Exact())
+    block = curvature.stats["first.bias"]
+    assert isinstance(block, VectorBlock)
+    truth = dense_fisher(model, (inputs,), loss, ["first.bias"])
+    torch.testing.assert_close(block.moment.mean(), truth)
 
 
 def test_weights_begin_as_those_of_linear_layers() -> None:

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from acktr.kfac.blocks.moment import MomentBlock
 from acktr.kfac.blocks.projections import ProjectionBiasRows
+from acktr.kfac.blocks.replicas import Replicas
 from acktr.kfac.config import KFACConfig
 from acktr.kfac.linalg import Parts, Spectrum
 from acktr.kfac.statistics.capture import InstanceNorm, StatefulNorm
@@ -94,6 +95,8 @@ class BiasRows:
     def rows(self, use: Use, index: int) -> Tensor:
         """Gradients (N, out)."""
         gradient = use.gradients[index]
+        if isinstance(use.module, Replicas):
+            return gradient.flatten(1)
         if isinstance(use.module, nn.Linear):
             rows = gradient.reshape(len(gradient), -1, gradient.shape[-1])
             return rows.sum(1, dtype=accumulation_type(rows))
