@@ -12,10 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from acktr.kfac import GaussianLoss, NoisyKFAC, NoStatisticsWarning
+from acktr.kfac import (
+    CategoricalLoss,
+    Exact,
+    GaussianLoss,
+    NoisyKFAC,
+    NoStatisticsWarning,
+    dense_kfac,
+)
 from tests.kfac.test_noisy_state import LOSS, SIZE, data, equal, stepped
 from tests.tools.kfac import build, mlp, parameters, randn, same
-from tests.tools.noisy import context, noisy
+from tests.tools.noisy import context, noisy, refreshed
 
 
 @contextmanager
@@ -199,6 +206,30 @@ def test_unequal_micro_batches_count_by_their_terms(weighted: bool) -> None:
         found.append({n: p.grad for n, p in optimizer.module.named_parameters()})
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"ignore_index": -100}, {"class_weights": torch.tensor([0.5, 2.0, 1.5])}]
+)
+def test_targets_that_decide_on_weights_count_as_those_weights(settings: Any) -> None:
+    inputs, labels = data(4)[0], data(4)[1].argmax(-1)
+    weights = settings.get("class_weights", torch.ones(3)).double()[labels]
+    if "ignore_index" in settings:
+        labels[::3], weights[::3] = -100, 0
+    by_target = CategoricalLoss(**settings), {"target": labels}
+    found = []
+    for loss, terms in (by_target, (CategoricalLoss(), {"weights": weights})):
+        optimizer = stepped()
+        for rows in (slice(0, 15), slice(15, 20)):
+            mine = {name: tensor[rows] for name, tensor in terms.items()}
+            with optimizer.sampled_params(train=True) as captured:
+                output = optimizer.module(inputs[rows])
+                optimizer.observe(captured, output, loss, source=Exact(), **mine)
+                loss(output, labels[rows], mine.get("weights")).backward()
+        refreshed(optimizer)
+        found.append([dense_kfac(optimizer.curvature), *optimizer.curvature.gradients().values()])
+    for mine, other in zip(*found, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-14)
 
 
 def test_likelihoods_of_ones_own_count_by_their_samples() -> None:

@@ -179,14 +179,15 @@ class NoisyKFAC(Predictive, NamedOptimizer):
                 'NoisyKFAC needs a loss with reduction="mean": a sum has no Fisher of one term, and'
                 " the noise would be wrong by the size of the batch"
             )
-        loss = with_weights(loss, output, weights, target, empty=self.curvature.region.shared)
-        terms = self.curvature.terms_of_all(sizes(loss, output)[0])
+        bound = with_weights(loss, output, weights, target, empty=self.curvature.region.shared)
+        terms = self.curvature.terms_of_all(sizes(bound, output)[0])
         if self._steps == 0 and terms is not None and terms > self.data_size:
             raise ValueError(
                 f"data_size={self.data_size} is less than the {terms:g} loss terms of this batch:"
                 " it is the number of those in the whole training set"
             )
-        self.curvature.observe(captured, output, loss, source=source, present=present, last=False)
+        given: dict[str, Any] = {"weights": weights, "target": target, "present": present}
+        self.curvature.observe(captured, output, loss, source=source, last=False, **given)
         self._contexts.observe(terms)
 
     def update_curvature(
