@@ -6,11 +6,12 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from acktr.kfac import Empirical, Exact, Preconditioner, dense_kfac
 from acktr.kfac.losses.likelihoods import CategoricalLoss, GaussianLoss, Reduction
 from acktr.kfac.losses.sums import SumLoss
-from tests.tools.kfac import randn, seeded
+from tests.tools.kfac import plain_config, randn, seeded
 from tests.tools.losses import (
     MAKERS,
     REDUCTIONS,
@@ -24,6 +25,7 @@ from tests.tools.losses import (
     moments,
     spread_targets,
 )
+from tests.tools.product_cases import filled
 
 every_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
 HEADS = {"categorical": (3, 2, 4), "gaussian": (3, 1), "bernoulli": (3, 3, 2), "learnt": (3, 2, 1)}
@@ -118,7 +120,35 @@ def test_the_value_and_the_scales_of_a_sum(reduction: Reduction) -> None:
     wanted = sum(weight * value for weight, value in zip(WEIGHTS, values, strict=True))
     assert isinstance(wanted, Tensor)
     close(loss(outputs, targets), wanted)
-    close(loss.empirical(outputs, targets) / (loss.normalizer(outputs) or 1), wanted)
+
+
+class TwoHeads(nn.Module):
+    """One value for every sample, and one for every position of another input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 1), nn.Linear(3, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.first(x[:, 0]), self.second(x)
+
+
+@every_reduction
+def test_the_empirical_curvature_at_typical_targets_is_the_exact_one(reduction: Reduction) -> None:
+    """Targets one deviation away from a normal mean have the score that is typical of it."""
+    model, inputs = filled(TwoHeads()), randn(4, 2, 3)
+    parts = GaussianLoss(reduction=reduction), GaussianLoss(reduction=reduction)
+    loss = SumLoss(parts=parts, weights=(0.25, 3.0))
+    found = []
+    for empirical in (False, True):
+        curvature = Preconditioner(model, plain_config())
+        with curvature.capture() as captured:
+            outputs = model(inputs)
+        targets = tuple(output.detach() + 1 for output in outputs)
+        source = Empirical(targets) if empirical else Exact()
+        curvature.observe(captured, outputs, loss, source=source)
+        found.append(dense_kfac(curvature))
+    close(found[1], found[0])
 
 
 @every_reduction

@@ -55,7 +55,7 @@ class OutputLoss(Protocol[Output]):
         """
 
     def empirical(self, output: Output, target: Output) -> Tensor:
-        """Sum of the terms at these targets (not divided by Z)."""
+        """Sum of the terms at these targets (not divided by Z), times roots of their weights."""
 
     def roots(self, output: Output) -> Iterator[Tensor]:
         """Scalars sum(r_c * output) whose constants r_c have sum_c r_c r_c^T = H of each sample.

@@ -123,10 +123,11 @@ class SumLoss:
         return torch.stack(sums).sum()
 
     def empirical(self, output: tuple[Tensor, ...], target: tuple[Tensor, ...]) -> Tensor:
-        """Sum of the parts' terms times w_k Z_0 / Z_k."""
+        """Sum of the parts' terms times sqrt(w_k Z_0 / Z_k), by which part k counts in g g^T."""
         check_tuple(self, "target", target, len(self.parts))
         scaled = zip(self.scales(output), self.parts, output, target, strict=True)
-        return torch.stack([scale * part.empirical(o, t) for scale, part, o, t in scaled]).sum()
+        sums = [math.sqrt(scale) * part.empirical(o, t) for scale, part, o, t in scaled]
+        return torch.stack(sums).sum()
 
     def roots(self, output: tuple[Tensor, ...]) -> Iterator[Tensor]:
         """The parts' columns times sqrt(w_k Z_0 / Z_k), each part with columns of its own."""
