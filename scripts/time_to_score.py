@@ -7,8 +7,9 @@ own label on one of the four tasks is left out. FILE is the report of `python -m
 --suite score`. A run's minutes are the steps until the mean of its last 100 training episodes is at
 the score (Pong 18, Breakout 300, HalfCheetah 4000, Walker2d 3000), over the steps per second that
 were measured; so they are of one machine and one day, whatever machine made the runs. Runs that end
-below it count as infinite in the median; those that have stopped early are left out. Writes
-time_to_score.md and time_to_score.csv.
+below it count as infinite in the median. So that no run counts because of how it went, those that
+have stopped early all do: of one below the score nobody knows whether it gets there, and a median
+that depends on that is not told. Writes time_to_score.md and time_to_score.csv.
 """
 
 from __future__ import annotations
@@ -46,8 +47,11 @@ class Row:
     runs: int
     reached: int
     """How many runs get there."""
+    stopped: int
+    """How many runs have stopped early."""
     steps: float
-    """Median over the runs; infinite where more than half of them never get there."""
+    """Median over the runs; infinite where more than half of them never get there, NaN where it
+    depends on what would have become of runs that have stopped early."""
     speed: float
     """Environment steps per second; NaN where they were not measured."""
 
@@ -83,21 +87,28 @@ def rows_of(runs: Sequence[Result], speeds: Mapping[tuple[str, str], float]) -> 
             if len({run.total_steps for run in mine}) > 1:
                 raise ValueError(f"{env}: the runs of {label} must be of one length")
             pairs = [(r, steps_to_threshold(r.curve, score) if r.curve else None) for r in mine]
-            # Nobody knows whether a run gets there that has stopped early.
-            steps = [step for run, step in pairs if run.finished or step is not None]
-            if steps:
-                reached = sum(step is not None for step in steps)
+            if pairs:
+                reached = sum(step is not None for _, step in pairs)
+                stopped = sum(not run.finished for run in mine)
                 speed = speeds.get((env, label), math.nan)
-                rows.append(Row(env, label, len(steps), reached, median_steps(steps), speed))
+                rows.append(Row(env, label, len(mine), reached, stopped, _median(pairs), speed))
     return rows
+
+
+def _median(pairs: Sequence[tuple[Result, int | None]]) -> float:
+    """Of the steps of runs; NaN if it differs by when those that have stopped early get there."""
+    most = median_steps([step for _, step in pairs])
+    soon = [run.steps if step is None and not run.finished else step for run, step in pairs]
+    return most if median_steps(soon) == most else math.nan
 
 
 def table(rows: Sequence[Row]) -> bytes:
     """A row per task and algorithm as CSV; what is infinite or not known is empty."""
-    head = ["env", "score", "label", "runs", "reached", "steps", "steps_per_second", "minutes"]
+    head = ["env", "score", "label", "runs", "reached", "stopped"]
+    head += ["steps", "steps_per_second", "minutes"]
     body = [
         [
-            *(row.env, SCORES[row.env], row.label, row.runs, row.reached),
+            *(row.env, SCORES[row.env], row.label, row.runs, row.reached, row.stopped),
             *(round(x, 2) if math.isfinite(x) else None for x in (row.steps, row.speed)),
             round(row.minutes, 2) if math.isfinite(row.minutes) else None,
         ]
@@ -112,8 +123,10 @@ def words(rows: Sequence[Row]) -> bytes:
     body = []
     for row in rows:
         cells = [f"{row.env}, {SCORES[row.env]:g}", LABELS[row.label]]
-        cells += [f"{row.reached} of {row.runs}"]
-        cells += [f"{row.steps:,.0f}" if math.isfinite(row.steps) else "more than the run"]
+        stopped = f" ({row.stopped} stopped early)" if row.stopped else ""
+        cells += [f"{row.reached} of {row.runs}{stopped}"]
+        unknown = "not known" if math.isnan(row.steps) else "more than the run"
+        cells += [f"{row.steps:,.0f}" if math.isfinite(row.steps) else unknown]
         cells += [f"{row.speed:,.0f}" if math.isfinite(row.speed) else "not measured"]
         cells += [f"{row.minutes:.1f}" if math.isfinite(row.minutes) else ""]
         body.append(cells)

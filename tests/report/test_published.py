@@ -15,7 +15,7 @@ import pytest
 
 from acktr.cli.main import main
 from acktr.report import page
-from scripts import band, batch_size, returns_at, six_games
+from scripts import band, batch_size, returns_at, six_games, time_to_score
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 TABLES = (".md", ".csv")
@@ -67,6 +67,13 @@ SCRIPTS: dict[str, tuple[Callable[[Sequence[str]], int], str, set[str]]] = {
         "--out results/atari6",
         {"games.csv", "games.md"},
     ),
+    "time_to_score": (
+        time_to_score.main,
+        "results/mujoco/runs.zip results/atari6/runs.zip "
+        "results/atari/runs.zip/BreakoutNoFrameskip-v4/acktr "
+        "--speed results/performance/score.json --out results/performance",
+        {"time_to_score.csv", "time_to_score.md"},
+    ),
 }
 PLOTS = [
     plot
@@ -77,8 +84,8 @@ PLOTS = [
 
 @pytest.fixture
 def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with the archives and the report that batch_size reads."""
-    for path in (*RESULTS.rglob("*.zip"), RESULTS / "performance" / "batch.json"):
+    """A working directory with the archives and the reports of speed that scripts read."""
+    for path in (*RESULTS.rglob("*.zip"), *(RESULTS / "performance").glob("*.json")):
         target = tmp_path / "results" / path.relative_to(RESULTS)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)

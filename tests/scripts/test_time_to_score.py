@@ -47,6 +47,7 @@ def test_minutes_are_steps_over_measured_speed(tmp_path: Path, speed: Path) -> N
         "label": "acktr",
         "runs": "3",
         "reached": "3",
+        "stopped": "0",
         "steps": "7500.0",
         "steps_per_second": "100.0",
         "minutes": "1.25",
@@ -67,6 +68,23 @@ def test_what_is_not_reached_or_not_measured_is_said(tmp_path: Path, speed: Path
     assert [walker[name] for name in ("reached", "steps_per_second", "minutes")] == ["1", "", ""]
     text = (tmp_path / "out" / "time_to_score.md").read_text()
     assert "| 0 of 1 | more than the run | 100 |  |" in text and "| not measured |  |" in text
+
+
+def test_runs_that_have_stopped_early_count_however_they_went(tmp_path: Path, speed: Path) -> None:
+    runs, some, none = tmp_path / "runs", [0.0] * 50 + [8000.0] * 150, [0.0] * 200
+    for seed, returns in enumerate([none, none, some, some, some, none]):
+        evaluation = (1.0, 3.0) if seed < 2 else None
+        write_run(runs, ROBOT, "acktr", seed, returns, evaluation=evaluation)
+    for seed, returns in enumerate([some, some, none]):
+        evaluation = None if returns == none else (1.0, 3.0)
+        write_run(runs, WALKER, "acktr", seed, returns, evaluation=evaluation)
+    robot, walker = made(tmp_path, speed)
+    # Three of six get there: the median depends on what would have become of the last one.
+    names = ("runs", "reached", "stopped", "steps")
+    assert [robot[name] for name in names] == ["6", "3", "4", ""]
+    assert [walker[name] for name in names] == ["3", "2", "1", "4000.0"]
+    text = (tmp_path / "out" / "time_to_score.md").read_text()
+    assert "| 3 of 6 (4 stopped early) | not known | 100 |  |" in text
 
 
 def test_the_suite_measures_every_task_and_algorithm() -> None:
