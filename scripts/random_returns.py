@@ -19,7 +19,7 @@ from scripts.common import integer, on_files, parsed
 def random_returns(env_id: str, episodes: int, seed: int) -> list[float]:
     """Returns of whole episodes; episodes and actions are seeded."""
     returns = []
-    env = make_single(env_id)
+    env = make_single(env_id, render_mode=None)
     try:
         env.action_space.seed(seed)
         for episode_seed in env_seeds(seed, episodes):

@@ -31,4 +31,4 @@ def measure_drawing(case: Case, timing: Timing) -> dict[str, Any]:
             windows.end_update(count)
             if terminated or truncated:
                 env.reset()
-        return {"rates": windows.rates, "updates": windows.updates, "seconds": windows.seconds}
+        return windows.result()

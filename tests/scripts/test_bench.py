@@ -151,6 +151,8 @@ def test_pictures_are_counted_and_compared() -> None:
         for case in pair
     }
     assert all(len(each["rates"]) == 3 and min(each["rates"]) > 0 for each in found.values())
+    first, second = ({**each, "peak_mib": None} for each in found.values())
+    assert len(runner.together(first, second)["rates"]) == 6  # of two rounds
     ours, gymnasiums = results(pair, found, {})["drawing"]
     assert ours["what"] == "64 x 64, ours" and ours["env"] == "Pixels/Reacher-v5"
     assert ours["ratio"] == rate(found[pair[0].key]) / rate(found[pair[1].key])

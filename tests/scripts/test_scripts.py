@@ -6,14 +6,21 @@ import csv
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
+import gymnasium
 import pytest
+from gymnasium.envs.classic_control import CartPoleEnv
 
 from acktr.cli.main import main
 from acktr.report.archives import read_archive
 from scripts import collect as collecting
 from scripts import mask_cost, random_returns
 from scripts.common import on_files
+
+
+class Blind(CartPoleEnv):
+    metadata: ClassVar = {"render_modes": []}
 
 
 def collect(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -55,6 +62,12 @@ def test_random_returns(capsys: pytest.CaptureFixture[str]) -> None:
     assert float(row["standard_error"]) == pytest.approx(float(row["std"]) / 30**0.5, rel=1e-2)
     assert on_files("random_returns", lambda: random_returns.work(["CartPol-v1"])) == 2
     assert "did you mean 'CartPole-v1'?" in capsys.readouterr().err
+
+
+def test_random_returns_draw_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    gymnasium.register("Blind-v0", entry_point=Blind, max_episode_steps=10)
+    random_returns.work(["Blind-v0", "--episodes", "2"])
+    assert "Blind-v0,2," in capsys.readouterr().out
 
 
 def test_collect_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
