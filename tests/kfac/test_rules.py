@@ -13,6 +13,7 @@ from acktr.kfac import (
     KFAC,
     CategoricalLoss,
     GaussianLoss,
+    KFACConfig,
     KroneckerBlock,
     LayerRule,
     Preconditioner,
@@ -128,7 +129,7 @@ RULES_OF: dict[str, Rules] = {
 
 
 @pytest.mark.parametrize("sharing", ["expand", "reduce"])
-@pytest.mark.parametrize("structure", ["kfac", "cholesky", "ekfac"])
+@pytest.mark.parametrize("structure", ["kfac", "cholesky", "ekfac", "diagonal"])
 @pytest.mark.parametrize("name", NETS)
 def test_a_registered_layer_steps_as_the_layer_of_torch_that_it_is(
     name: str, structure: str, sharing: Sharing
@@ -237,17 +238,29 @@ WRONG: dict[str, tuple[nn.Module, LayerRule, str]] = {
 }
 
 
+PATHS: dict[str, tuple[dict[str, Any], Tensor | None]] = {
+    "factors": ({}, None),
+    "entries": ({"structure": "diagonal"}, None),
+    "weights": ({}, torch.linspace(0, 1, 6)),
+}
+"""What the first rows of a layer are for: settings, and weights of the samples."""
+
+
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("name", WRONG)
-def test_rows_that_do_not_give_the_gradient_are_an_error(name: str, autocast: bool) -> None:
+def test_rows_that_do_not_give_the_gradient_are_an_error(
+    name: str, autocast: bool, path: str
+) -> None:
     layer, rule, message = WRONG[name]
+    settings, weights = PATHS[path]
     model = build(layer, nn.Linear(3 if "shape" in name else 4, 2)).float()
-    curvature = Preconditioner(model, layers={type(layer): rule})
+    curvature = Preconditioner(model, KFACConfig(**settings), layers={type(layer): rule})
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast), curvature.capture() as captured:
         output = model(randn(6, 4).float())
     pattern = f"LayerRule of {type(layer).__name__} does not fit: .*{message}"
     with pytest.raises(ValueError, match=pattern) as caught:
-        curvature.observe(captured, output.float(), GaussianLoss())
+        curvature.observe(captured, output.float(), GaussianLoss(), weights=weights)
     assert "\n" not in str(caught.value)
 
 

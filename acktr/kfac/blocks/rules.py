@@ -124,6 +124,8 @@ class RuleLayout:
 
     def rows(self, use: Use, index: int) -> tuple[Tensor, Tensor]:
         """Rows a (N, T, in [+ 1]) and g (N, T, out)."""
+        if not self._tried:
+            self._try(use)
         return self._linear.rows(self._seen(use), index)
 
     def matrix(self, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -141,7 +143,7 @@ class RuleLayout:
         Raises:
             ValueError: They differ.
         """
-        a, g = self.rows(use, 0)
+        a, g = self._linear.rows(self._seen(use), 0)
         (width, _), (out, _) = self._linear.shapes
         if a.shape[:2] != g.shape[:2] or (g.shape[2], a.shape[2]) != (out, width):
             raise self._wrong(
