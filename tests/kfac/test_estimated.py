@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac import KFAC, BernoulliLoss, CategoricalLoss, GaussianLoss, SumLoss
+from acktr.kfac import KFAC, BernoulliLoss, CategoricalLoss, GaussianLoss, Ranks, SumLoss
 from acktr.kfac.fisher.extent import next_sparsest, stride, term_moments
+from acktr.kfac.fisher.joined import JoinedFisher
 from acktr.kfac.fisher.products import Curved
-from tests.tools.kfac import build, plain_config, randn
+from tests.tools.kfac import build, plain_config, randn, seeded
 from tests.tools.product_cases import close, directions
+from tests.tools.ranks import on_threads
 
 
 class Tokens(nn.Module):
@@ -68,6 +70,13 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Any, Any, dict[str, Any], int]] 
         64,
     ),
     "two heads": (lambda: Heads().double(), BOTH, {}, {"weights": mask(192)}, 192),
+    "two masks": (
+        lambda: Heads().double(),
+        BOTH,
+        {},
+        {"weights": (mask(192), (randn(192, seed=6) < -0.5).double())},
+        192,
+    ),
 }
 
 
@@ -98,6 +107,32 @@ def test_the_mean_of_all_parts_is_the_form_of_the_batch(name: str) -> None:
     close((given * sizes[:, None, None, None]).sum(0), seen.grams(model, vectors))
 
 
+def estimates_of_ranks(ranks: Ranks) -> tuple[Tensor, Tensor]:
+    """Those of all parts of a batch whose second output has few terms, and the exact forms."""
+    model, count = build(Heads())[0], 128
+    few = torch.zeros(2, count)
+    few[0, torch.randperm(count, generator=seeded(1))[:24]] = 1
+    few[1, :24] = 1  # as many on every rank, whose scales must be those of the others
+    (cut,) = torch.arange(2 * count).chunk(ranks.size)[ranks.rank : ranks.rank + 1]
+    inputs, masks = randn(2 * count, 4)[cut], (torch.ones(len(cut)), few.flatten()[cut])
+    optimizer = KFAC(model, plain_config(damping=0.1), ranks=ranks)
+    with optimizer.capture() as captured:
+        output = model(inputs)
+    optimizer.observe(captured, output, BOTH, weights=masks)
+    assert optimizer.curvature.observed is not None
+    fisher = JoinedFisher(ranks, torch.device("cpu"), optimizer.curvature.observed)
+    _, vectors = directions(model, 2)
+    every = [fisher.estimated_grams(model, vectors, turn, 8) for turn in range(8)]
+    return torch.stack([e.grams for e in every if e is not None]), fisher.grams(model, vectors)
+
+
+def test_the_mean_of_all_parts_is_the_form_of_the_ranks_batch() -> None:
+    (estimates, exact), other = on_threads(estimates_of_ranks, 2)
+    assert torch.equal(estimates, other[0])
+    assert len(estimates) == 8
+    close(estimates.mean(0), exact)
+
+
 @pytest.mark.parametrize("name", ["mean", "sum", "two heads"])
 def test_what_samples_bear_is_what_they_give_alone(name: str) -> None:
     make, loss, named, _, count = CASES[name]
@@ -109,7 +144,7 @@ def test_what_samples_bear_is_what_they_give_alone(name: str) -> None:
     for row in range(12):
         found = seen.forms(model, vectors, slice(row, row + 1))
         assert found is not None
-        alone.append(found.grams.sum(0).trace() * (found.size or 1.0))
+        alone.append(found.grams.sum(0).trace() * (found.sizes[0] or 1.0))
     some, each = seen.forms(model, vectors, slice(12)), torch.stack(alone)
     assert some is not None
     close(

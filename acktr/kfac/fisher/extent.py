@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,13 +22,15 @@ _LEAST_EFFECTIVE = 16
 """Terms of equal forms that a measured part must be worth."""
 
 
+Sizes = Sequence[float | None]
+"""Z of every part of a loss; None for a sum, which is not divided."""
+
+
 class Forms(NamedTuple):
     """The exact forms of a part of a batch's samples."""
 
     grams: Tensor
     """(parts, k, k), each divided by its Z."""
-    size: float | None
-    """Z of the loss."""
     sizes: tuple[float | None, ...]
     """Z of every part of the loss."""
     samples: int
@@ -42,6 +45,24 @@ class Estimate(NamedTuple):
     """(parts, k, k)."""
     sparsest: int
     """Every how many-th sample is enough for the next one, by :func:`next_sparsest`."""
+
+
+def of_all(grams: Tensor, taken: Sizes, whole: Sizes, times: tuple[int, int]) -> Tensor:
+    """The forms (parts, k, k) of a batch as those of some samples estimate them.
+
+    Terms of weight zero are samples too: what is scaled is the sum over a part's terms, by one over
+    the share of the samples that were taken (Horvitz & Thompson 1952).
+
+    Args:
+        grams: Of the samples taken, each part divided by its Z there.
+        taken: Sizes there.
+        whole: Those of the batch.
+        times: Samples of the batch, and those taken.
+    """
+    count, some = times
+    pairs = zip(taken, whole, strict=True)
+    scales = [(part or 1.0) / (total or 1.0) * count / some for part, total in pairs]
+    return grams * grams.new_tensor(scales)[:, None, None]
 
 
 def stride(samples: int, terms: int, sparsest: int = SPARSEST) -> int:

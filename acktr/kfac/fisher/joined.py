@@ -13,14 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac.fisher.extent import Estimate, Forms, next_sparsest, stride
+from acktr.kfac.fisher.extent import Estimate, Forms, Sizes, next_sparsest, of_all, stride
 from acktr.kfac.fisher.observed import Observed
 from acktr.kfac.fisher.products import Vector
 from acktr.kfac.ranks import Ranks
 from acktr.kfac.tensors import accumulation_type
 
-Sizes = Sequence[float | None]
-"""Z of every part of a loss; None for a sum, which is not divided."""
 Measured = tuple[Tensor, Sizes]
 """Forms or divergences (parts, ...) of this rank, and its sizes."""
 
@@ -129,13 +127,14 @@ class JoinedFisher:
         grams = self._mean(measure if len(rows) else None, shape, none, vectors)
         if grams is None:
             return None
-        size = (taken[0].size if taken else 0.0) or 0.0
         moments = taken[0].moments if taken else (0.0, 0.0)
-        here = [float(len(rows)), size, observed.totals()[0] or 0.0, *moments]
+        sizes = *(taken[0].sizes if taken else none), *observed.totals()
+        here = [float(len(rows)), *moments, *(size or 0.0 for size in sizes)]
         columns = zip(*self._ranks.gather(here, self._place), strict=True)
-        some, part, whole, forms, squares = (sum(column) for column in columns)
-        scale: float = (part or 1.0) / (whole or 1.0) * share.samples / some
-        return Estimate(grams * scale, next_sparsest(share.samples, int(some), forms, squares))
+        some, forms, squares, *both = (sum(column) for column in columns)
+        times, parts = (share.samples, int(some)), len(none)
+        grams = of_all(grams, both[:parts], both[parts:], times)
+        return Estimate(grams, next_sparsest(*times, forms, squares))
 
     def estimated_kl(
         self, module: nn.Module, change: Vector, turn: int, sparsest: int

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from acktr.kfac.fisher.extent import Estimate, Forms, next_sparsest, stride, term_moments
+from acktr.kfac.fisher.extent import Estimate, Forms, next_sparsest, of_all, stride, term_moments
 from acktr.kfac.fisher.extent import sizes as sizes_of
 from acktr.kfac.fisher.followed import Followed, lower_rounding, near, same
 from acktr.kfac.fisher.products import (
@@ -243,8 +243,8 @@ class Observed:
             found = self.forms(module, vectors, rows)
             if found is None:
                 return None
-            share = (found.size or 1.0) / (self.loss.normalizer(self.output) or 1.0)
-            grams = found.grams * (share * self.count / found.samples)
+            times = self.count, found.samples
+            grams = of_all(found.grams, found.sizes, self.sizes_now(), times)
             return Estimate(grams, next_sparsest(self.count, found.samples, *found.moments))
         except torch.OutOfMemoryError:
             raise
@@ -266,8 +266,8 @@ class Observed:
                 return None
             loss = self._loss(output, rows)
             curved = Curved.of(loss, output, tangents)
-            size, sizes = loss.normalizer(output), sizes_of(loss, output)
-            return Forms(curved.grams(loss), size, sizes, len(some[0]), term_moments(curved))
+            sizes, moments = sizes_of(loss, output), term_moments(curved)
+            return Forms(curved.grams(loss), sizes, len(some[0]), moments)
         except torch.OutOfMemoryError:
             raise
         except Exception:  # the module may dislike another number of samples for any reason
