@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from acktr.kfac import CategoricalLoss, Exact, GaussianLoss, OutputLoss, dense_fisher
 from acktr.kfac.blocks.kronecker import Corrected
+from tests.kfac.test_weights import folded
 from tests.tools.exact import Seen, close, gap, observed, stored
 from tests.tools.kfac import seeded
 from tests.tools.losses import REDUCTIONS
@@ -207,6 +208,25 @@ def test_the_step_solves_the_damped_system_and_moves_all_uses() -> None:
     flat = gradients["table.weight"].mT.flatten()
     wanted = torch.linalg.solve(matrix + 0.07 * torch.eye(len(matrix)).double(), flat)
     close(step["table.weight"].mT.flatten(), wanted)
+
+
+@pytest.mark.filterwarnings(LARGE)
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("limit", [None, WORDS - 1])
+def test_a_sample_of_weight_two_is_two_samples(name: str, limit: int | None) -> None:
+    """In both kinds of uses, and in micro-batches of which one has more weight."""
+    model, inputs, weights = tied(untied(NETS[name])), words(5, 4), torch.tensor([2, 1, 1, 3, 0])
+    repeated = inputs.repeat_interleave(weights, 0)
+    found, settings = [], {"max_factor_size": limit}
+    for rows, mine, parts in (
+        (inputs, weights, (slice(0, 2), slice(2, 5))),
+        (repeated, None, (slice(0, 3), slice(3, 7))),
+    ):
+        both = folded(model, rows, CategoricalLoss(), splits=parts, weights=mine, **settings)
+        block = next(b for b in both.stats.values() if len(b.paths) > 1)
+        found.append([factor.mean() for factor in block.factors])
+    for side, other in zip(*found, strict=True):
+        close(side, other)
 
 
 def test_a_batch_in_parts_and_one_without_a_gradient() -> None:

@@ -284,8 +284,7 @@ class LayerFactors:
             )
         a_diagonal, g_diagonal = (factor.value.dim() == 1 for factor in (self.a, self.g))
         if isinstance(self.layout, TiedLayout):
-            counted = [rows.kept(use) for use in uses]
-            words, tokens, width = self.layout.moments(counted, weights, (a_diagonal, g_diagonal))
+            words, tokens, width = self.layout.moments(uses, weights, (a_diagonal, g_diagonal))
             self.a.add(words.to(self.dtype), tokens)
             self.g.add(width, count)
             return

@@ -57,15 +57,21 @@ def input_factor(layout: RowLayout, uses: Sequence[Use], diagonal: bool) -> tupl
 
 
 def token_factor(module: nn.Embedding, uses: Sequence[Use]) -> tuple[Tensor, float]:
-    """Diagonal factor A of an embedding as (sum, divisor), of tokens that may have weights."""
-    if not _to_weigh("expand", uses):
-        return factors.embedding_input_factor([kept(use).input for use in uses], module)
-    parts = []
+    """Diagonal factor A of an embedding as (sum, divisor), of tokens that may have weights.
+
+    The input of an embedding is one-hot, so that A is diagonal: the frequencies of tokens (V,). A
+    padding index has no gradient and counts as a zero input.
+    """
+    kind, divisor = accumulation_type(uses[0].gradients[0]), 0.0
+    counts = uses[0].gradients[0].new_zeros(module.num_embeddings, dtype=kind)
     for use in uses:
         like = use.gradients[0].reshape(len(use.gradients[0]), -1, module.embedding_dim)
-        like = like.to(accumulation_type(like))
-        parts.append(token_counts(use.input, spread(use.weights, len(like), like), module))
-    return reduce(torch.add, (total for total, _ in parts)), sum(count for _, count in parts)
+        weights = spread(use.weights, len(like), like.to(kind))
+        counts.index_add_(0, use.input.flatten(), weights.flatten())
+        divisor += weights.numel() if use.weights is None else float(weights.sum())
+    if module.padding_idx is not None:
+        counts[module.padding_idx] = 0
+    return counts, divisor
 
 
 def _to_weigh(sharing: Sharing, uses: Sequence[Use]) -> bool:
@@ -112,21 +118,6 @@ def reduced(
     own = v.sum(-1) / counts
     mean = (v[..., None] * every).sum(-2) / torch.where(own > 0, own * counts, 1)[:, None]
     return expanded(mean[..., None, :], own[:, None], diagonal)
-
-
-def token_counts(tokens: Tensor, weights: Tensor, module: nn.Embedding) -> tuple[Tensor, float]:
-    """Sum of the weights of every token (V,), without a padding index, and of all.
-
-    Args:
-        tokens: (N, T).
-        weights: v (N, T).
-        module: The embedding of V tokens.
-    """
-    counts = weights.new_zeros(module.num_embeddings)
-    counts.index_add_(0, tokens.flatten(), weights.flatten())
-    if module.padding_idx is not None:
-        counts[module.padding_idx] = 0
-    return counts, float(weights.sum())
 
 
 def kept(use: Use) -> Use:

@@ -28,6 +28,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from acktr.kfac.blocks.linear import LinearLayout
+from acktr.kfac.blocks.rows import input_factor, token_factor
 from acktr.kfac.config import Sharing
 from acktr.kfac.statistics import factors
 from acktr.kfac.statistics.uses import Use
@@ -54,7 +56,7 @@ class TiedLayout:
 
     def moments(
         self, uses: Sequence[Use], weights: Sequence[float], diagonals: tuple[bool, bool]
-    ) -> tuple[Tensor, int, Tensor]:
+    ) -> tuple[Tensor, float, Tensor]:
         """L with trace 1 as (sum, divisor), and the sum over samples of R.
 
         Args:
@@ -64,15 +66,22 @@ class TiedLayout:
         """
         tables = [use for use in uses if isinstance(use.module, nn.Embedding)]
         heads = [use for use in uses if not isinstance(use.module, nn.Embedding)]
-        pairs = []
+        pairs, tokens = [], 0.0
         if tables:
-            pairs.append(_table(tables, weights, diagonals))
+            module = tables[0].module
+            assert isinstance(module, nn.Embedding)
+            total, count = token_factor(module, tables)
+            frequencies = total / count if diagonals[0] else (total / count).diag()
+            pairs.append((frequencies, _gradient_factor(tables, weights, diagonals[1])))
+            tokens += count
         if heads:
-            pairs.append(_head(heads, weights, diagonals))
+            layout = LinearLayout((self.words, self.width), False, "expand")
+            total, count = input_factor(layout, heads, diagonals[1])
+            pairs.append((_gradient_factor(heads, weights, diagonals[0]), total / count))
+            tokens += count
         traces = [(_trace(left), _trace(right)) for left, right in pairs]
         left = _sum([x * right for (x, _), (_, right) in zip(pairs, traces, strict=True)])
         right = _sum([x * left for (_, x), (left, _) in zip(pairs, traces, strict=True)])
-        tokens = sum(use.gradients[0][..., 0].numel() for use in uses)
         tau = _trace(right).clamp(min=torch.finfo(right.dtype).tiny)  # no gradient gives zeros
         return left / tau * tokens, tokens, right
 
@@ -98,27 +107,6 @@ class TiedLayout:
     def split(self, matrix: Tensor) -> tuple[Tensor, Tensor | None]:
         """The table (V, D)."""
         return matrix.mT.contiguous(), None
-
-
-Sides = tuple[Tensor, Tensor]
-"""L and R of one kind of use."""
-
-
-def _table(uses: Sequence[Use], weights: Sequence[float], diagonals: tuple[bool, bool]) -> Sides:
-    """Frequencies L_1 and gradients R_1."""
-    module = uses[0].module
-    assert isinstance(module, nn.Embedding)
-    total, count = factors.embedding_input_factor([use.input for use in uses], module)
-    frequencies = total / count
-    left = frequencies if diagonals[0] else frequencies.diag()
-    return left, _gradient_factor(uses, weights, diagonals[1])
-
-
-def _head(uses: Sequence[Use], weights: Sequence[float], diagonals: tuple[bool, bool]) -> Sides:
-    """Gradients L_2 and hidden units R_2."""
-    inputs = [use.input for use in uses]
-    total, count = factors.linear_input_factor(inputs, False, "expand", diagonals[1])
-    return _gradient_factor(uses, weights, diagonals[0]), total / count
 
 
 def _gradient_factor(uses: Sequence[Use], weights: Sequence[float], diagonal: bool) -> Tensor:

@@ -20,8 +20,6 @@ _LEAST_TERMS, _LEAST_SAMPLES = 32, 8
 """What a part of a batch must have to stand for all of it."""
 _LEAST_EFFECTIVE = 16
 """Terms of equal forms that a measured part must be worth."""
-
-
 Sizes = Sequence[float | None]
 """Z of every part of a loss; None for a sum, which is not divided."""
 

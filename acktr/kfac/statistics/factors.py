@@ -202,21 +202,6 @@ def linear_input_factor(
     return second_moment(rows, bias, diagonal), len(rows)
 
 
-def embedding_input_factor(inputs: Sequence[Tensor], module: nn.Embedding) -> tuple[Tensor, int]:
-    """Diagonal factor A of an embedding, the token frequencies (V,), as (sum, divisor).
-
-    The input of an embedding is one-hot, so that A is diagonal; a padding index has no gradient and
-    counts as a zero input.
-    """
-    tokens = torch.cat([used.reshape(-1) for used in inputs])
-    kind = accumulation_type(module.weight)
-    ones = torch.ones(len(tokens), dtype=kind, device=tokens.device)
-    counts = ones.new_zeros(module.num_embeddings).index_add_(0, tokens, ones)
-    if module.padding_idx is not None:
-        counts[module.padding_idx] = 0
-    return counts, len(tokens)
-
-
 def output_factor(
     gradients: Sequence[Tensor],
     channel_dim: int,
