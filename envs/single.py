@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import sys
+import threading
 import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,7 +21,7 @@ from acktr.envs.rendering import prepare_rendering
 from acktr.envs.source import EnvSource
 from acktr.envs.spaces import check_spaces
 from acktr.envs.vector import AnyEnv
-from acktr.envs.watch import TIMEOUT, Late, limited
+from acktr.envs.watch import TIMEOUT, Late, Watch
 
 _RESET = "reset must return (observation, info)"
 _STEP = "step must return (observation, reward, terminated, truncated, info)"
@@ -107,7 +109,12 @@ class LimitedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def __init__(self, env: AnyEnv, name: str, seconds: float) -> None:
         super().__init__(env)
-        self._name, self._seconds = name, seconds
+        doing: list[tuple[int, str] | None] = [None]  # the call that is under way, by its number
+        self._doing, self._count = doing, 0
+        watch = Watch(
+            lambda: doing[0], lambda call: f"{name} did not return from {call[1]}", seconds
+        )
+        self._end = weakref.finalize(self, watch.stop)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -130,14 +137,19 @@ class LimitedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         """Close; see `gymnasium.Env.close`."""
         with self._limit("close"):
             self.env.close()
+        self._end()
 
     @contextmanager
     def _limit(self, call: str) -> Iterator[None]:
+        self._count += 1
         try:
-            with limited(f"{self._name} did not return from {call}", self._seconds):
-                yield
+            if threading.current_thread() is threading.main_thread():  # which the watch interrupts
+                self._doing[0] = self._count, call
+            yield
         except Late as late:
             raise EnvFault(str(late)) from late
+        finally:
+            self._doing[0] = None
 
 
 def _raised_in(error: BaseException) -> str:

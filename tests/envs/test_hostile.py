@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import signal
+import threading
 import time
 import warnings
+from concurrent import futures
 from typing import Any
 
 import numpy as np
@@ -90,6 +93,28 @@ def test_faults_of_one_environment_alone(deed: str, said: str) -> None:
         env.reset(seed=0)
         for _ in range(10):
             env.step(0)
+    env.close()
+
+
+def test_one_environment_alone_is_watched_by_one_thread_until_it_is_closed() -> None:
+    before, seen = threading.active_count(), set()
+    env = make_single("CartPole-v1", render_mode=None)
+    env.reset(seed=0)
+    for _ in range(5):
+        env.step(0)
+        seen |= {thread.ident for thread in threading.enumerate()}
+    assert len(seen) == threading.active_count() == before + 1
+    env.close()
+    env.close()
+    assert threading.active_count() == before
+
+
+def test_a_limited_environment_can_be_copied_and_used_in_a_thread() -> None:
+    env = make_single(Slow, render_mode=None, env_timeout=TIMEOUT / 2)  # type: ignore[arg-type]
+    copy.deepcopy(env).reset(seed=0)
+    with futures.ThreadPoolExecutor(1) as other:  # where nothing is late, nor here because of it
+        other.submit(env.reset).result()
+        other.submit(env.step, 0).result()
     env.close()
 
 
