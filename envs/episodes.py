@@ -26,8 +26,8 @@ class EpisodeStats:
     def __init__(self, num_envs: int) -> None:
         self.returns = np.zeros(num_envs, np.float64)
         self.lengths = np.zeros(num_envs, np.int64)
-        self.begun = np.zeros(num_envs, np.int64)
-        """Episodes that have begun."""
+        self.begun = np.zeros(num_envs, np.float64)
+        """Episodes that have begun; NaN where it is not known, as of loaded states."""
         self._start = np.full(num_envs, time.perf_counter())
 
     def reset(self, mask: NDArray[np.bool_] | None = None) -> None:
@@ -83,6 +83,7 @@ class EpisodeStats:
         """Restore :meth:`state_dict`."""
         self.check_state_dict(state)
         self.returns[:], self.lengths[:] = state["returns"], state["lengths"]
+        self.begun[:] = math.nan
         self._start[:] = time.perf_counter()
 
 

@@ -77,7 +77,7 @@ class GuardedVectorEnv(OpenVectorEnv):
         self._dead = np.zeros(env.num_envs, np.bool_)
         self._name = name
         self._seed: int | None = check_seed(seed)
-        self._seeds: list[int] = []  # those of the last seeded reset
+        self._seeds = np.full(env.num_envs, -1)  # of the last seeded resets; -1 where not known
         self._steps = 0
         self._stats = EpisodeStats(env.num_envs)
         space = env.single_observation_space
@@ -109,12 +109,14 @@ class GuardedVectorEnv(OpenVectorEnv):
         if seed is not None and not self._foreign:
             every = env_seeds(seed, self._first + self.num_envs)
             seeds = every[self._first :]  # sync environments take a list of seeds
-        if seed is not None:
-            self._seeds = seeds if isinstance(seeds, list) else [seed] * self.num_envs
         obs, infos = self._call("reset", lambda: self.env.reset(seed=seeds, options=options))
         self._check_observations(obs, "observation", "reset")
-        self._stats.reset(mask)
         which = np.ones(self.num_envs, np.bool_) if mask is None else mask
+        if seed is not None:
+            self._stats.begun[which] = 0
+            # What a vector of somebody else makes of the seed for each environment is its affair.
+            self._seeds = np.where(which, -1 if self._foreign else seeds, self._seeds)
+        self._stats.reset(mask)
         self._dead[which] = False
         self._add_masks(obs, infos, "reset", which)
         return obs, infos
@@ -180,7 +182,7 @@ class GuardedVectorEnv(OpenVectorEnv):
         state_method(self.env, "load_state_dict")(state["envs"])
         self._stats.load_state_dict(state["episodes"])
         self._dead[:] = state["dead"]
-        self._seed, self._seeds = None, []
+        self._seed, self._seeds[:] = None, -1
 
     def _call(self, when: str, call: Callable[[], Any]) -> Any:
         """The results of a reset or step, which may fail in any way."""
@@ -201,13 +203,14 @@ class GuardedVectorEnv(OpenVectorEnv):
             self._calls[0] = None
 
     def _placed(self, said: str) -> str:
-        """A message with the episode and the seed of the environment that it is about."""
+        """A message with the episode, since the seed, of the environment that it is about."""
         found = re.search(r"environment (\d+) of", said)
         if found is None:
             return said
-        index = int(found[1])
-        seed = f", seed {self._seeds[index]}" if self._seeds else ""
-        return f"{said} (episode {self._stats.begun[index]}{seed})"
+        begun, seed = self._stats.begun[int(found[1])], self._seeds[int(found[1])]
+        if np.isnan(begun):
+            return said
+        return f"{said} (episode {begun:.0f}{f', seed {seed}' if seed >= 0 else ''})"
 
     def _column(self, values: Any, what: str, kind: str, when: str) -> Array:
         """One value for each environment, from whatever a foreign environment has them in."""

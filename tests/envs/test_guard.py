@@ -1,12 +1,13 @@
 """Promises of vector environments that are not Atari."""
 
+import functools
 from typing import Any
 
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from acktr.envs import EnvFault, GuardedVectorEnv, make_vec
+from acktr.envs import EnvFault, GuardedVectorEnv, env_seeds, make_vec
 from tests.tools import toys
 
 
@@ -123,6 +124,43 @@ def test_fault_at_reset() -> None:
     with pytest.raises(EnvFault, match=r"environment 2 of .* non-finite observation at reset"):
         vec.reset()
     vec.close()
+
+
+def place(vec: Any) -> str:
+    """What follows on the message of a step with a NaN in environment 2 of 3."""
+    vec.env.envs[2].unwrapped._at = vec.env.envs[2].unwrapped._steps + 1
+    with pytest.raises(EnvFault) as caught:
+        vec.step(np.zeros(3, np.int64))
+    return str(caught.value).partition(": nan at element (1,)")[2]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_episodes_and_seeds_of_faults_are_those_of_the_environment() -> None:
+    make = [functools.partial(toys.FaultyEnv, at=10**6) for _ in range(3)]
+    last, row = [False, False, True], np.zeros(3, np.int64)
+    for foreign in (False, True):
+        toys.FaultyEnv.made = -2
+        envs = SyncVectorEnv(make, autoreset_mode=AutoresetMode.SAME_STEP)
+        vec: Any = GuardedVectorEnv(envs, "toy", 0, foreign=foreign)
+        # Gymnasium adds the number to a seed, but nobody knows what others do.
+        seeds = [f", seed {env_seeds(seed, 3)[2]}" if not foreign else "" for seed in (0, 7, 8)]
+        vec.reset()
+        assert place(vec) == f" (episode 1{seeds[0]})"
+        vec.reset()
+        assert place(vec) == f" (episode 2{seeds[0]})"
+        vec.reset(seed=7)
+        assert place(vec) == f" (episode 1{seeds[1]})"
+        vec.step(row)
+        vec.reset(seed=8, options={"reset_mask": np.array([True, True, False])})
+        vec.reset(options={"reset_mask": np.array(last)})
+        assert place(vec) == f" (episode 2{seeds[1]})"
+        vec._stats.load_state_dict(vec._stats.state_dict())
+        vec._seeds[:] = -1  # as load_state_dict of the whole does
+        vec.step(row)
+        assert place(vec) == ""
+        vec.reset(seed=8)
+        assert place(vec) == f" (episode 1{seeds[2]})"
+        vec.close()
 
 
 @pytest.mark.parametrize("kind", list(toys.IDENTITY_ACTIONS))
