@@ -34,8 +34,6 @@ class NamedOptimizer(torch.optim.Optimizer):
     ) -> None:
         self._named = self.curvature.named
         super().__init__(groups, defaults)
-        self._built = [float(group["lr"]) for group in self.param_groups]
-        """Step sizes of the groups as they were given."""
         self._warned = False
         self._grouped = {
             name: index
@@ -87,14 +85,11 @@ class NamedOptimizer(torch.optim.Optimizer):
 
     def _full_lr(self) -> float:
         """The largest full step size of the groups: those of the construction, or set since."""
-        groups = zip(self.param_groups, self._built, strict=True)
-        return max(float(group.get(FULL, built)) for group, built in groups)
+        return max(self._each(FULL).values())
 
     def _warn_schedule(self, why: str, scale: Tensor | None = None) -> None:
         """Say once that a scheduler's lr has no effect, unless nu = 1 shows that it has one."""
-        groups = zip(self.param_groups, self._built, strict=True)
-        changed = any(float(g["lr"]) != float(g.get(FULL, built)) for g, built in groups)
-        if self._warned or not changed:
+        if self._warned or self._each("lr") == self._each(FULL):
             return
         if scale is None or float(scale) < 1:
             self._warned = True
@@ -214,7 +209,6 @@ class NamedOptimizer(torch.optim.Optimizer):
                     value = moving[plain_name(name)]
                     self.state[p][kind] = value.to(self._fresh(p)[kind], copy=True)
         for group, stored in zip(self.param_groups, state["groups"], strict=True):
-            group.pop(FULL, None)
             group.update(stored)
 
 

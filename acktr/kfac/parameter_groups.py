@@ -17,7 +17,7 @@ _OPTIONS = ("lr", "momentum", "weight_decay")
 INITIAL = "initial_lr"
 """What torch's schedulers leave in a group."""
 FULL = "full_lr"
-"""The full step size of a group, where it is not that of the construction."""
+"""The full step size of a group, of which a scheduler takes a part; files without it are older."""
 
 
 def _check(value: object, name: str, where: str) -> None:
@@ -43,8 +43,7 @@ def make_groups(
     names = {id(parameter): name for name, parameter in named.items()}
     default = {name: getattr(config, name) for name in _OPTIONS}
     if wanted is None:
-        parameters = list(named.values())
-        return [{"params": parameters, **default, "param_names": list(named)}]
+        wanted = [{"params": list(named.values())}]
     groups = []
     place: dict[str, int] = {}
     for index, given in enumerate(wanted):
@@ -61,7 +60,8 @@ def make_groups(
         group = {**default, **given, "params": parameters}
         for option in _OPTIONS:
             _check(group[option], option, f"parameter group {index}:")
-        groups.append({**group, "param_names": [names[id(p)] for p in parameters]})
+        own_names = [names[id(p)] for p in parameters]
+        groups.append({**group, FULL: group["lr"], "param_names": own_names})
     return groups
 
 

@@ -134,6 +134,40 @@ def test_a_step_size_that_is_set_keeps_the_radius_also_after_a_resume() -> None:
     assert float(resumed.last_step.predicted_kl) == pytest.approx(0.2**2 * CLIP / 2)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_state_brings_its_full_step_size_to_an_optimizer_made_with_another(groups: int) -> None:
+    def grouped(lr: float) -> tuple[nn.Module, KFAC]:
+        model = build(Convolutional())[0]
+        parts = [[*model.conv.parameters(), *model.norm.parameters()], [*model.head.parameters()]]
+        config = plain_config(lr=lr, kl_clip=CLIP)
+        return model, KFAC(
+            model, config, param_groups=[{"params": p} for p in parts] if groups == 2 else None
+        )
+
+    (model, optimizer), (other, resumed) = grouped(0.1), grouped(FULL)
+    take(model, CategoricalLoss(), optimizer, 0)
+    other.load_state_dict(model.state_dict())
+    resumed.load_state_dict(optimizer.state_dict())
+    for index in (1, 2):
+        steps = [
+            take(net, CategoricalLoss(), each, index)
+            for net, each in ((model, optimizer), (other, resumed))
+        ]
+        assert torch.equal(*steps)
+
+
+def test_a_state_without_a_full_step_size_leaves_that_of_the_construction() -> None:
+    model, loss, optimizer = made("conv", momentum=0.0)
+    state = optimizer.state_by_name()  # as files of former versions have it
+    state["groups"] = [{**group, "lr": 0.1} for group in state["groups"]]
+    for group in state["groups"]:
+        del group["full_lr"]
+    optimizer.load_state_dict(state)
+    take(model, loss, optimizer, 0)
+    assert optimizer.last_step is not None
+    assert float(optimizer.last_step.predicted_kl) == pytest.approx(0.2**2 * CLIP / 2)
+
+
 @pytest.mark.parametrize("settings", [{"quadratic": "kronecker"}, {"quadratic": "exact"}], ids=str)
 def test_a_schedule_without_effect_is_told_once(settings: dict[str, Any]) -> None:
     for clip in (CLIP, 1e9):
