@@ -66,6 +66,8 @@ class Proposal(NamedTuple):
 class _Forms(NamedTuple):
     """What is known of a step without a measurement, by parameter (P,)."""
 
+    finite: Tensor
+    """Whether the update is, (); else its forms are 0."""
     quadratic: Tensor
     """g . U."""
     slope: Tensor
@@ -162,54 +164,50 @@ class CorrectedRegion:
             ValueError: There is a radius for each part, and nothing to measure them with.
         """
         step, velocities, full = proposal.step, proposal.velocities, proposal.full
-        finite, known = self._known(proposal)
+        known = self._known(proposal)
         unit = known.length.square()  # what takes forms of a velocity to those of its step
+
+        def change(nu: Tensor, carry: Tensor) -> Named:
+            velocity = self._sum(updates(step, self._by_name(nu)), velocities, carry)
+            return {n: v * -(full * (1 - proposal.momenta[n])) for n, v in velocity.items()}
+
         nu, carry = self._lengths(known, full)
-        measured, surprise = False, 0.0
-        if self.due(turn):
-            change = self._sum(self._scaled(step, torch.where(finite, nu, 0.0)), velocities, carry)
-            lengths = {name: full * (1 - proposal.momenta[name]) for name in step}
-            exact = self._measured({n: d * lengths[n] for n, d in change.items()}, measure)
-            if exact is not None:
-                surprise = self._learn(exact, unit * self._velocity_forms(known, nu, carry))
-                nu, carry = self._lengths(known, full)
-                measured = True
-        nu = torch.where(finite, nu, 0.0)
+        exact = self._measured(change(nu, carry), measure) if self.due(turn) else None
+        if exact is not None:
+            surprise = self._learn(exact, unit * self._velocity_forms(known, nu, carry))
+            nu, carry = self._lengths(known, full)
         forms = self._velocity_forms(known, nu, carry)
         scale = self._scales(unit * forms)
-        if measured:
-            change = self._sum(self._scaled(step, nu * scale), velocities, scale * carry)
-            factor, excess = self._tried(
-                {n: d * -lengths[n] for n, d in change.items()},
-                0.5 * self._wholes(unit * scale.square() * forms),
-                spend,
-            )
+        if exact is not None:
+            promised = 0.5 * self._wholes(unit * scale.square() * forms)
+            factor, excess = self._tried(change(nu * scale, scale * carry), promised, spend)
             scale = scale * factor
             self.measurements.plan(surprise <= _FORETOLD and excess <= _KEPT, turn, renewed)
-        scale = scale * self._reached(unit * scale.square() * forms, measured)
+        scale = scale * self._reached(unit * scale.square() * forms, exact is not None)
         taken = scale.square() * forms
         part = proposal.lr / full if full > 0 else 1.0
         kl = 0.5 * part**2 * self._wholes(unit * taken)
         self.forms = torch.where(known.length > 0, taken, self.forms)
-        whole = torch.where(finite, self._wholes(known.quadratic).sum(), torch.nan)
+        whole = torch.where(known.finite, self._wholes(known.quadratic).sum(), torch.nan)
         info = StepInfo(whole, (nu * scale).min(), kl.sum(), part_kl=kl if self.separate else None)
         return Fit(dict(step), self._by_name(nu * scale), self._by_name(scale * carry), info)
 
-    def _known(self, proposal: Proposal) -> tuple[Tensor, _Forms]:
-        """Whether the update is finite, and the forms of the step, 0 where it is not."""
+    def _known(self, proposal: Proposal) -> _Forms:
+        """The forms of the step, 0 where its update is not finite."""
         gradients, step, momenta = proposal.gradients, proposal.step, proposal.momenta
         quadratic = self._dots(gradients, step)
         slope = self._dots(gradients, proposal.velocities)
         finite = torch.isfinite(quadratic).all()
         quadratic, slope = (torch.where(finite, x, torch.zeros_like(x)) for x in (quadratic, slope))
         lengths = {name: proposal.full * (1 - momenta[name]) for name in step}
-        return finite, _Forms(quadratic, slope, self._spread(momenta), self._spread(lengths))
+        return _Forms(finite, quadratic, slope, self._spread(momenta), self._spread(lengths))
 
     def _lengths(self, known: _Forms, full: float) -> tuple[Tensor, Tensor]:
-        """The scale nu of the update alone, and the factor of the velocity."""
+        """The scale nu of the update alone, 0 where it is not finite; the velocity's factor."""
         nu, length = self._scales(full * full * known.quadratic), known.length
         old = length * known.momentum * known.slope
-        return nu, known.momentum * _descending(old, length * nu * known.quadratic)
+        carry = known.momentum * _descending(old, length * nu * known.quadratic)
+        return torch.where(known.finite, nu, 0.0), carry
 
     def _sum(self, updates: Named, velocities: Named, factors: Tensor) -> dict[str, Tensor]:
         """The updates plus factors of the velocities."""
@@ -318,10 +316,6 @@ class CorrectedRegion:
     def _spread(self, values: Mapping[str, float]) -> Tensor:
         """Numbers by name as a tensor, 0 where one is missing."""
         return self._like.new_tensor([values.get(name, 0.0) for name in self._names])
-
-    def _scaled(self, step: Named, scales: Tensor) -> dict[str, Tensor]:
-        """The update nu U by name."""
-        return updates(step, self._by_name(scales))
 
     def _kronecker(self, forms: Tensor) -> Tensor:
         """Forms by parameter (P,), summed to (parts, m)."""
