@@ -30,7 +30,7 @@ from torch import Tensor
 
 from acktr.kfac.cadence import Measurements
 from acktr.kfac.tensors import accumulation_type
-from acktr.kfac.trust import Fit, Named, StepInfo, dot, part_scales, root, updates
+from acktr.kfac.trust import Fit, Named, StepInfo, UnobservedError, dot, part_scales, root, updates
 
 _FORETOLD, _KEPT = math.log(1.5), math.log(2.0)
 """Logarithms: how far off a form may be foretold, and what a step really costs be promised."""
@@ -115,8 +115,8 @@ class CorrectedRegion:
         self._groups = torch.zeros(len(self._names), dtype=torch.int64, device=example.device)
         """0 for a parameter that parts share, 1 + k for one of part k alone."""
         self.measurements = Measurements()
-        self._blind = False
-        """Whether there is nothing to measure with."""
+        self._warned = False
+        """Whether it was said that a step could not be measured."""
         self.whole = False
         """Whether a part of the samples was seen not to stand for the observed pass."""
         self._fickle = False
@@ -129,7 +129,7 @@ class CorrectedRegion:
 
     def due(self, turn: int) -> bool:
         """Whether the step of this turn is measured."""
-        return turn >= self.measurements.next and not self._blind
+        return turn >= self.measurements.next
 
     def own(self, groups: Mapping[str, int]) -> None:
         """Set which parameters belong to one part alone: 1 + k for one of part k."""
@@ -172,7 +172,9 @@ class CorrectedRegion:
             return {n: v * -(full * (1 - proposal.momenta[n])) for n, v in velocity.items()}
 
         nu, carry = self._lengths(known, full)
-        exact = self._measured(change(nu, carry), measure) if self.due(turn) else None
+        exact = None
+        if self.due(turn):
+            exact = self._measured(change(nu, carry), measure, turn, renewed)
         if exact is not None:
             surprise = self._learn(exact, unit * self._velocity_forms(known, nu, carry))
             nu, carry = self._lengths(known, full)
@@ -225,7 +227,9 @@ class CorrectedRegion:
         share = (limit / cross.sum().abs()).clamp(max=1.0)  # by Cauchy-Schwarz, unless w is old
         return old + cross * share.nan_to_num(nan=1.0) + new
 
-    def _measured(self, change: Named, measure: Measure) -> Tensor | None:
+    def _measured(
+        self, change: Named, measure: Measure, turn: int, renewed: Callable[[int], bool]
+    ) -> Tensor | None:
         """Exact forms of a step; None, after a warning, if they cannot be had."""
         parts: list[Named] = [change]
         if self.separate:
@@ -248,14 +252,19 @@ class CorrectedRegion:
             reason = str(error).splitlines()[0]
             if self.separate:
                 raise ValueError(f"the radii of the parts cannot be kept: {reason}") from error
-            self._blind = True
+            if not isinstance(
+                error, UnobservedError
+            ):  # what cannot be measured may cost much to try
+                self.measurements.plan(True, turn, renewed)
             self.reach = torch.full_like(self.reach, torch.finfo(self.reach.dtype).max)
-            warnings.warn(
-                "the trust region cannot be measured, so that a step may cost a KL far from"
-                f" kl_clip / 2: {reason} (observe() with a loss before every step, or give"
-                ' fisher_quadratic to step(), or say quadratic="kronecker" to have it so)',
-                stacklevel=2,
-            )
+            if not self._warned:
+                self._warned = True
+                warnings.warn(
+                    "the trust region cannot be measured, so that a step may cost a KL far from"
+                    f" kl_clip / 2: {reason} (observe() with a loss before every step, or give"
+                    ' fisher_quadratic to step(), or say quadratic="kronecker" to have it so)',
+                    stacklevel=2,
+                )
             return None
 
     def _by_name(self, values: Tensor) -> dict[str, Tensor]:

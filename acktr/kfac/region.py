@@ -19,7 +19,7 @@ from acktr.kfac.losses.base import OutputLoss
 from acktr.kfac.losses.terms import has_rows
 from acktr.kfac.ranks import Ranks
 from acktr.kfac.statistics.capture import Capture
-from acktr.kfac.trust import FisherQuadratic, Fit, rescale
+from acktr.kfac.trust import FisherQuadratic, Fit, UnobservedError, rescale
 
 
 class Region:
@@ -193,10 +193,11 @@ class Region:
         """Forms v_i^T F_k v_j (parts, m, m) of the parts F_k that the exact Fisher is the sum of.
 
         Raises:
-            ValueError: Nothing was observed with a loss, or what was does not do.
+            UnobservedError: Nothing was observed with a loss.
+            ValueError: What was observed does not do.
         """
         if self.observed is None:
-            raise ValueError(
+            raise UnobservedError(
                 f'quadratic="{self._config.quadratic}" needs fisher_quadratic in step(),'
                 " or observe() with a loss"
             )

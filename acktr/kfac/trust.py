@@ -20,6 +20,10 @@ _SHARE = 0.5
 """Part of a radius that shared parameters may use whatever a part's own parameters do."""
 
 
+class UnobservedError(ValueError):
+    """Nothing was observed yet that a step could be measured with."""
+
+
 @dataclass(frozen=True)
 class StepInfo:
     """What the last step did; tensors stay on the device until somebody reads them."""

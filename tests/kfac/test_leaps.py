@@ -135,3 +135,23 @@ def test_a_form_below_zero_by_rounding_is_not_believed(parts: float | tuple[floa
     assert torch.equal(region.ratio, before)
     region._learn(2 * torch.eye(len(before[0])).repeat(len(before), 1, 1), forms)
     assert float(region.ratio[0, 0, 0]) == 2.0
+
+
+def test_steps_that_cannot_be_measured_are_tried_ever_more_rarely_with_one_warning() -> None:
+    steps = Steps(2.0)
+    tried = []
+
+    def measure(_: Sequence[Mapping[str, Tensor]]) -> Tensor:
+        tried.append(turn)
+        if turn < 20:
+            raise RuntimeError("no second derivative")
+        return torch.ones(1, 1, 1, dtype=torch.float64)
+
+    gradients = {name: torch.ones(2, dtype=torch.float64) for name in "ab"}
+    proposal = Proposal(gradients, gradients, {}, dict.fromkeys("ab", 0.0), LR, LR)
+    with pytest.warns(UserWarning, match="no second derivative") as told:
+        for turn in range(30):
+            steps.region.fit(proposal, measure, lambda _: None, turn, lambda _: False)
+    assert tried[:5] == [0, 2, 6, 14, 24]
+    assert len(told) == 1
+    assert steps.region.ratio.item() != 1

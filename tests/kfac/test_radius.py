@@ -326,6 +326,19 @@ def test_without_anything_to_measure_one_warning_says_so() -> None:
     assert 0 < float(optimizer.last_step.scale) < 1
 
 
+@pytest.mark.filterwarnings("ignore:no statistics of", "ignore:the trust region cannot")
+def test_after_a_step_with_nothing_observed_the_next_is_measured() -> None:
+    model = net("mlp")
+    optimizer = KFAC(model, settings(momentum=0.0))
+    set_gradients(model)
+    optimizer.step()
+    for index in range(2):
+        x = randn(60, 4, seed=index)
+        fisher = dense_fisher(model, (x,), LOSS)
+        step = take(optimizer, model, x)
+        assert float(step @ fisher @ step) == pytest.approx(1e-6, rel=1e-3)
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_a_preconditioner_is_corrected_too(momentum: float) -> None:
     model, x = net("mlp"), randn(9, 4)
