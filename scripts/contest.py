@@ -8,9 +8,7 @@ command reads what is finished and makes the rest.
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -18,14 +16,11 @@ from itertools import product
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
-from rich.text import Text
 from torch import Tensor
 
-from acktr.files import flat
 from acktr.kfac import FactorError
 from acktr.report.tables import as_csv
-from acktr.runs.progress import Display, duration
-from acktr.runs.tables import read_table
+from scripts.campaign import Progress, read_own
 from scripts.common import ScriptError, given_once, integer, parsed, save
 
 TUNE_SEED = 1000
@@ -147,12 +142,9 @@ class Contest(Generic[Each]):
     ) -> None:
         self._plan, self._out, self._make, self._write = plan, out, make, write
         self._goal = goal
-        self._display = Display(script, 10.0)
         full = [plan.full_spec(name, seed, {}) for name in plan.optimizers for seed in plan.seeds]
         tuning = [spec for name in plan.optimizers for spec in plan.tuning_specs(name)]
-        self._total = sum(spec.size for spec in (*tuning, *full))
-        self._done = self._made = 0.0
-        self._started = time.monotonic()
+        self._progress = Progress(script, sum(spec.size for spec in (*tuning, *full)))
 
     def run(self) -> Outcome:
         """Do what is left to do.
@@ -162,7 +154,7 @@ class Contest(Generic[Each]):
                 or every setting of an optimizer diverged.
         """
         plan, outcome = self._plan, Outcome()
-        with closing(self._display):
+        with closing(self._progress.display):
             for name in plan.optimizers:
                 specs, folder = plan.tuning_specs(name), self._out / "tune" / name
                 files = [folder / f"{describe(spec.setting)}.csv" for spec in specs]
@@ -188,7 +180,7 @@ class Contest(Generic[Each]):
         setting, best = min(tried, key=rank)
         if not math.isfinite(best.train_loss):
             raise ScriptError(f"{name}: every setting diverged in the tuning")
-        self._display.note(
+        self._progress.display.note(
             f"{name}: {describe(setting)} chosen, training loss {best.train_loss:.5g}"
             f" after {best.update} updates"
         )
@@ -198,29 +190,23 @@ class Contest(Generic[Each]):
         """Read a finished run, or make it and write its file at the end; what counts of it."""
         finished = read_rows(path, spec)
         counted = spec.counted(finished) if finished else None
+        made = counted is None
         if counted is None:
             label = f"{spec.optimizer} seed {spec.seed} {describe(spec.setting)}"
 
             def report(row: Row, part: float) -> None:
-                if self._display.due():
-                    done, made = self._done + part, max(self._made + part, 1e-9)
-                    left = (time.monotonic() - self._started) / made * max(self._total - done, 0.0)
-                    line = (
-                        f"{label}: training loss {row.train_loss:.5g} after {row.update:,} updates;"
-                        f" {done / self._total:.1%} of all, ETA {duration(left)}"
-                    )
-                    self._display.show(line, int(done), int(self._total), Text(line))
+                said = f"training loss {row.train_loss:.5g} after {row.update:,} updates"
+                self._progress.tell(f"{label}: {said}", part)
 
             rows = self._make(spec, report)
             self._write(path, spec, rows)
-            self._made += spec.size
             counted = spec.counted(rows) or rows
             last = rows[-1]
-            self._display.note(
+            self._progress.display.note(
                 f"{label}: training loss {last.train_loss:.5g}, test loss {last.test_loss:.5g},"
                 f" {last.update} updates in {last.seconds:.1f} s"
             )
-        self._done += spec.size
+        self._progress.end(spec.size, made)
         return counted
 
 
@@ -278,33 +264,6 @@ def read_rows(path: Path, spec: Spec) -> list[Row] | None:
         return [Row(int(row["update"]), *(float(row[name]) for name in _LOSSES)) for row in found]
     except (KeyError, ValueError) as error:
         raise ScriptError(f"{path}: not a run's file: {error}") from error
-
-
-def read_own(path: Path, identity: str) -> list[dict[str, str]] | None:
-    """The rows of a CSV file whose first line is this identity; None if there is no such file.
-
-    Args:
-        path: The file.
-        identity: One line of JSON.
-
-    Raises:
-        ScriptError: The file is damaged or belongs to another run.
-    """
-    if not path.exists():
-        return None
-    try:
-        content = read_table(path)
-        stored = flat(json.loads((content.comment or "").removeprefix("#")))
-    except (ValueError, AttributeError) as error:
-        raise ScriptError(f"{path}: not a run's file: {error}") from error
-    wanted = flat(json.loads(identity))
-    for name in wanted | stored:
-        if stored.get(name) != wanted.get(name):
-            raise ScriptError(
-                f"{path}: made with {name} {stored.get(name)}, not {wanted.get(name)};"
-                " choose another --out or delete the file"
-            )
-    return content.rows
 
 
 def add_options(

@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 
 from acktr.report.tables import markdown as table
-from scripts.bayes import campaign, hmc
-from scripts.bayes.campaign import Part, Rows, Tell
+from scripts import campaign
+from scripts.bayes import hmc
 from scripts.bayes.data import LARGE, LAYOUT, SMALL, Raw, Splits, read, standardised
 from scripts.bayes.methods import METHODS, SHORT, Method, Trained, settings
 from scripts.bayes.report import sign_test, with_error
 from scripts.bayes.training import Budget, Training
+from scripts.campaign import Part, Rows, Tell
 from scripts.common import (
     ScriptError,
     check_folder,

@@ -19,11 +19,11 @@ from torch import Tensor
 from acktr.kfac import BayesByBackprop, NoisyKFAC
 from acktr.report.figures import COLOURS, bare, legend_below, panels, picture
 from acktr.report.tables import markdown as table
-from scripts.bayes import campaign
-from scripts.bayes.campaign import Part, Rows, Tell
+from scripts import campaign
 from scripts.bayes.data import LARGE, LAYOUT, SMALL, Raw, Splits, read, standardised
 from scripts.bayes.methods import METHODS, Method, settings
 from scripts.bayes.training import Budget, Training
+from scripts.campaign import Part, Rows, Tell
 from scripts.common import (
     check_folder,
     command_line,

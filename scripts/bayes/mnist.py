@@ -17,8 +17,7 @@ from torch.nn import functional
 
 from acktr.report.figures import COLOURS, bare, legend_below, panels, picture
 from acktr.report.tables import markdown as table
-from scripts.bayes import campaign
-from scripts.bayes.campaign import Part, Rows, Tell
+from scripts import campaign
 from scripts.bayes.classifiers import (
     ADAM_LR,
     CLASSIFIERS,
@@ -32,6 +31,7 @@ from scripts.bayes.classifiers import (
     train,
 )
 from scripts.bayes.report import with_error
+from scripts.campaign import Part, Rows, Tell
 from scripts.common import (
     ScriptError,
     check_folder,

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import torch
 
-from scripts.bayes import campaign, report
-from scripts.bayes.campaign import Part, Rows, Tell
+from scripts import campaign
+from scripts.bayes import report
 from scripts.bayes.data import LARGE, LAYOUT, SMALL, Splits, load
 from scripts.bayes.methods import METHODS, Method, settings
 from scripts.bayes.training import Budget, Score, train
+from scripts.campaign import Part, Rows, Tell
 from scripts.common import check_folder, command_line, given_once, integer, parsed, positive, save
 from scripts.contest import shown
 

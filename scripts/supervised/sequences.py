@@ -2,19 +2,20 @@
 
 K-FAC (and Adam) trains small sequence models on two tasks made from a seed: to recall the first of
 up to 20 tokens behind a mask, and to name the bracket that must close next. Every model of one cell
-starts from the same weights. A CSV of all runs and a table are written; finished runs are kept.
+starts from the same weights. Every run has a file, which a later command reads; a CSV of all runs
+that were asked for and a table are written.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
+import json
 import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -25,8 +26,9 @@ from torch.nn import functional
 
 from acktr.kfac import KFAC, CategoricalLoss, KFACConfig, UnsupportedParameterWarning
 from acktr.report.tables import as_csv
+from scripts import campaign
+from scripts.campaign import Part, Rows, Tell
 from scripts.common import (
-    ScriptError,
     check_folder,
     command_line,
     given_once,
@@ -256,15 +258,18 @@ class Spec:
     updates: int
 
 
-def train(spec: Spec) -> list[dict[str, str]]:
-    """Train one model, and measure it every 50 updates on sequences that it has not seen."""
+def train(spec: Spec, tell: Tell = lambda much: None) -> Rows:
+    """Train one model: updates, accuracy on sequences that it has not seen and CPU ms per update.
+
+    It is measured every 50 updates and at the end.
+    """
     torch.manual_seed(spec.seed)
     made_of, curvature = ROWS[spec.row]
     model = Model(spec.task, spec.cell, made_of)
     make = MAKERS[spec.task]
     test = make(TEST, torch.Generator().manual_seed(10**6))
     step = _adam(model) if curvature == "adam" else _kfac(model, curvature, spec.seed)
-    generator, spent, lines = torch.Generator().manual_seed(spec.seed), 0.0, []
+    generator, spent, rows = torch.Generator().manual_seed(spec.seed), 0.0, []
     for update in range(1, spec.updates + 1):
         batch = make(BATCH, generator)
         started = time.process_time()
@@ -273,10 +278,9 @@ def train(spec: Spec) -> list[dict[str, str]]:
         if update % EVERY == 0 or update == spec.updates:
             with torch.no_grad():
                 right = model(test.tokens, test.lengths).argmax(-1) == test.targets
-            accuracy, cost = float(right.double().mean()), 1000 * spent / update
-            place = (spec.task, spec.cell, spec.row, str(spec.seed), str(update))
-            lines.append(dict(zip(FIELDS, (*place, f"{accuracy:.4f}", f"{cost:.2f}"), strict=True)))
-    return lines
+            rows.append([update, float(right.double().mean()), 1000 * spent / update])
+        tell(update)
+    return rows
 
 
 def _adam(model: Model) -> Callable[[Batch], None]:
@@ -316,7 +320,8 @@ def table(lines: Sequence[Mapping[str, str]]) -> str:
     marks = sorted({int(line["update"]) for line in lines})
     shown = sorted({marks[(len(marks) - 1) // 2], marks[-1]})
     head = "".join(f" {mark} updates: mean (least) |" for mark in shown)
-    text = [f"| task | cell | made of |{head} CPU ms per update |", "|---|---|---|" + "---:|" * 3]
+    rule = "|---|---|---|" + "---:|" * (len(shown) + 1)
+    text = [f"| task | cell | made of |{head} CPU ms per update |", rule]
     for task, cell, row in itertools.product(TASKS, CELLS, ROWS):
         key = (task, cell, row)
         mine = [line for line in lines if (line["task"], line["cell"], line["made_of"]) == key]
@@ -330,20 +335,28 @@ def table(lines: Sequence[Mapping[str, str]]) -> str:
     return "\n".join(text) + "\n"
 
 
-def _read(path: Path) -> list[dict[str, str]]:
-    """Evaluations of earlier runs; raises ScriptError for a file of another kind."""
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        lines = list(reader)
-    if tuple(reader.fieldnames or ()) != FIELDS:
-        raise ScriptError(f"{path}: it must have the columns {', '.join(FIELDS)}")
-    return lines
+def _part(spec: Spec, out: Path) -> Part:
+    def make(tell: Tell) -> tuple[Rows, str]:
+        rows = train(spec, tell)
+        return rows, f"accuracy {rows[-1][1]:.3f}"
+
+    kfac = {"kfac": asdict(KFAC_CONFIG)} if ROWS[spec.row][1] != "adam" else {"lr": ADAM_LR}
+    sizes = {"width": WIDTH, "batch": BATCH, "test": TEST, "every": EVERY}
+    return Part(
+        label=f"{spec.task} {spec.cell} {spec.row} seed {spec.seed}",
+        path=out / "runs" / spec.task / spec.cell / spec.row / f"seed{spec.seed}.csv",
+        identity=json.dumps({**asdict(spec), **sizes, **kfac}),
+        columns=FIELDS[4:],
+        size=spec.updates,
+        make=make,
+    )
 
 
-def _written(lines: Sequence[Mapping[str, str]]) -> bytes:
-    return as_csv(FIELDS, [[line[name] for name in FIELDS] for line in lines])
+def _lines(spec: Spec, rows: Rows) -> list[dict[str, str]]:
+    """The rows of a run as they are in the CSV of all."""
+    place = (spec.task, spec.cell, spec.row, str(spec.seed))
+    cells = [(f"{update:.0f}", f"{right:.4f}", f"{cost:.2f}") for update, right, cost in rows]
+    return [dict(zip(FIELDS, (*place, *found), strict=True)) for found in cells]
 
 
 def _compare(argv: Sequence[str]) -> int:
@@ -361,16 +374,13 @@ def _compare(argv: Sequence[str]) -> int:
     given_once(asked, "tasks", "cells", "rows", "seeds")
     check_folder(asked.out)
     torch.set_num_threads(1)
-    lines = _read(asked.out / "runs.csv")
-    done = {tuple(line[name] for name in FIELDS[:5]) for line in lines}
-    for task, cell, row, seed in itertools.product(
-        asked.tasks, asked.cells, asked.rows, asked.seeds
-    ):
-        if (task, cell, row, str(seed), str(asked.updates)) not in done:
-            lines += train(Spec(task, cell, row, seed, asked.updates))
-            save(asked.out, {"runs.csv": _written(lines)})
+    keys = itertools.product(asked.tasks, asked.cells, asked.rows, asked.seeds)
+    specs = [Spec(*key, asked.updates) for key in keys]
+    found = campaign.run("supervised.sequences", [_part(spec, asked.out) for spec in specs])
+    lines = [line for pair in zip(specs, found, strict=True) for line in _lines(*pair)]
+    whole = as_csv(FIELDS, [list(line.values()) for line in lines])
     text = f"`{command_line('supervised.sequences', argv)}`\n\n{table(lines)}"
-    save(asked.out, {"summary.md": text.encode()})
+    save(asked.out, {"runs.csv": whole, "summary.md": text.encode()})
     sys.stdout.write(text)
     return 0
 

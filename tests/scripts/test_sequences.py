@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from acktr.kfac import KFACConfig
 from scripts.supervised import sequences
 from scripts.supervised.sequences import CELLS, LENGTH, MAKERS, TASKS, Model
 
@@ -46,16 +48,36 @@ def test_the_command_keeps_finished_runs(
     line = ["--out", str(tmp_path), "--updates", "2", "--tasks", "memory", "--seeds", "0"]
     assert sequences.main([*line, "--cells", "gru", "--rows", "module"]) == 0
     kept = (tmp_path / "runs.csv").read_text()
-    monkeypatch.setattr(sequences, "TEST", 10)
+    assert kept.startswith("task,cell,made_of,seed,update,accuracy,cpu_ms\nmemory,gru,module,0,2,")
+    made: list[sequences.Spec] = []
+    train = sequences.train
+
+    def noted(spec: sequences.Spec, *tell: sequences.Tell) -> sequences.Rows:
+        made.append(spec)
+        return train(spec, *tell)
+
+    monkeypatch.setattr(sequences, "train", noted)
     everything = [*line, "--cells", "gru", "attention", "--rows", "module", "unknown, gradient"]
     assert sequences.main(everything) == 0
+    assert len(made) == 3
     assert (tmp_path / "runs.csv").read_text().startswith(kept)
     shown = capsys.readouterr().out
     assert shown.endswith((tmp_path / "summary.md").read_text())
     assert "| memory | attention | unknown, gradient | " in shown
 
 
-def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "runs.csv").write_text("a,b\n1,2\n")
-    assert sequences.main(["--out", str(tmp_path)]) == 2
-    assert "it must have the columns task, cell" in capsys.readouterr().err
+@pytest.mark.parametrize("what", ["updates", "kfac.kl_clip", "test"])
+def test_runs_of_other_settings_are_not_taken_for_these(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+) -> None:
+    line = ["--out", str(tmp_path), "--tasks", "memory", "--seeds", "0", "--rows", "module"]
+    line += ["--cells", "gru", "--updates"]
+    assert sequences.main([*line, "1"]) == 0
+    other = replace(sequences.KFAC_CONFIG, kl_clip=1.0)
+    monkeypatch.setattr(sequences, "KFAC_CONFIG", other if "kfac" in what else KFACConfig())
+    monkeypatch.setattr(sequences, "TEST", 10 if what == "test" else sequences.TEST)
+    assert sequences.main([*line, "2" if what == "updates" else "1"]) == 2
+    assert f"seed0.csv: made with {what} " in capsys.readouterr().err
