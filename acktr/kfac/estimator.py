@@ -16,10 +16,11 @@ from acktr.kfac.blocks.layouts import ConvLayout
 from acktr.kfac.blocks.linear import LinearLayout
 from acktr.kfac.blocks.registry import Block, LayerBlock, StatBlock
 from acktr.kfac.fisher.extent import without_terms
+from acktr.kfac.fisher.graph import own_parts
 from acktr.kfac.guard import Guard
 from acktr.kfac.losses.base import OutputLoss
 from acktr.kfac.losses.sources import Empirical, Exact, Source, curvature_scalars
-from acktr.kfac.losses.sums import SumLoss
+from acktr.kfac.losses.sums import SumLoss, term_weights
 from acktr.kfac.ranks import Ranks
 from acktr.kfac.statistics.averages import RunningAverage, join_ranks
 from acktr.kfac.statistics.capture import (
@@ -186,8 +187,9 @@ class Estimator:
                 f" lengths {sorted(sizes)}: Sampled() is right there"
             )
         known = sizes if part else sizes | captured.sizes()
-        weights, masks = getattr(loss, "term_weights", ()), sizes | captured.sizes()
-        batch = Samples(known, apart, weights=weights, present=checked_masks(present, masks))
+        given, own = _term_weights(captured, output, loss)
+        masks = checked_masks(present, sizes | captured.sizes())
+        batch = Samples(known, apart, weights=given, own_weights=own, present=masks)
         unplaced = any(
             block.needs_samples
             and batch.dimension(captured.layers[path].module, call.shape) is None
@@ -275,6 +277,24 @@ class Estimator:
             join_ranks(self._averages(), self._ranks)
         for block in self.blocks.values():
             block.fold(decay)
+
+
+def _term_weights(
+    captured: Capture, output: Any, loss: OutputLoss[Any]
+) -> tuple[list[Tensor], dict[str, list[list[Tensor] | None]]]:
+    """Weights of the terms of a loss: of all its parts, and by layer of a use's own one."""
+    each = term_weights(loss)
+    given = [weights for part in each for weights in part]
+    alike = len(given) == len(each) and all(torch.equal(given[0], other) for other in given[1:])
+    if not given or alike:  # as where one tensor is for all parts: no need to look at the graph
+        return given, {}
+    layers = captured.layers.items()
+    places = {path: [call.edge.node for call in record.calls] for path, record in layers}
+    parts = own_parts(output, places)
+    return given, {
+        path: [None if part is None else each[part] for part in mine]
+        for path, mine in parts.items()
+    }
 
 
 def _close(first: Sequence[float], second: Sequence[float]) -> bool:

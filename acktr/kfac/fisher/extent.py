@@ -12,7 +12,7 @@ from torch import Tensor
 from acktr.kfac.cadence import SPARSEST
 from acktr.kfac.fisher.products import Curved
 from acktr.kfac.losses.base import OutputLoss
-from acktr.kfac.losses.sums import SumLoss
+from acktr.kfac.losses.sums import SumLoss, term_weights
 from acktr.kfac.losses.terms import has_rows
 from acktr.kfac.tensors import parts_of
 
@@ -113,6 +113,5 @@ def without_terms(loss: OutputLoss[Any], output: Any) -> bool:
     """Whether a batch has no row, or only terms of weight zero."""
     if not has_rows(output):
         return True
-    parts = loss.parts if isinstance(loss, SumLoss) else (loss,)
-    weights = [getattr(part, "term_weights", []) for part in parts]
+    weights = term_weights(loss)
     return all(weights) and not any(bool((w > 0).any()) for each in weights for w in each)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -61,3 +61,22 @@ def own_parameters(output: Any, parameters: Mapping[str, Tensor]) -> dict[str, i
     uses = [uses_of_leaves(part) for part in parts]
     places = {n: [k for k, ids in enumerate(uses) if id(p) in ids] for n, p in parameters.items()}
     return {name: 1 + mine[0] for name, mine in places.items() if len(mine) == 1}
+
+
+def own_parts(output: Any, places: Mapping[str, Sequence[Any]]) -> dict[str, list[int | None]]:
+    """The part of an output that depends on a node, for nodes that no other part depends on.
+
+    Args:
+        output: The parts.
+        places: Nodes of their graphs, by any name.
+
+    Returns:
+        By name its place for every node; None if there are several, or none.
+    """
+    parts = [set(nodes(part)) for part in parts_of(output)]
+
+    def own(node: Any) -> int | None:
+        mine = [k for k, part in enumerate(parts) if node in part]
+        return mine[0] if len(mine) == 1 else None
+
+    return {name: [own(node) for node in some] for name, some in places.items()}

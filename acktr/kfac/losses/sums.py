@@ -93,11 +93,6 @@ class SumLoss:
         object.__setattr__(bound, "parts", tuple(each_bound))
         return bound
 
-    @property
-    def term_weights(self) -> list[Tensor]:
-        """The weights of the parts' terms, of those that have some."""
-        return [weights for part in self.parts for weights in getattr(part, "term_weights", [])]
-
     def __call__(
         self,
         output: tuple[Tensor, ...],
@@ -165,3 +160,9 @@ class SumLoss:
         check_tuple(self, "output", output, len(self.parts))
         sizes = [p.normalizer(o) or 1.0 for p, o in zip(self.parts, output, strict=True)]
         return [w * sizes[0] / size for w, size in zip(self.part_weights, sizes, strict=True)]
+
+
+def term_weights(loss: OutputLoss[Any]) -> list[list[Tensor]]:
+    """The weights of the terms of every part of a loss; none for a part where all are 1."""
+    parts = loss.parts if isinstance(loss, SumLoss) else (loss,)
+    return [getattr(part, "term_weights", []) for part in parts]

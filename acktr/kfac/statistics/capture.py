@@ -239,7 +239,7 @@ class Capture:
                 owners = batch.owners.get(path)
                 rows = None if owners is None else owners[place]
                 use = Use(record.module, call.inputs, filled, *own, weights=call.valid)
-                use = placed(use, batch, rows, owners is not None)
+                use = placed(use, batch.of_use(path, place), rows, owners is not None)
                 samples = len(use.gradients[0])
                 uses.append(use)
         weights = [weight for _, weight in scalars]

@@ -54,8 +54,15 @@ class Samples:
     """Number of samples, where they were looked for."""
     weights: Sequence[Tensor] = ()
     """Weights (N, ...) of the loss's terms, for each of its parts that has some."""
+    own_weights: Mapping[str, Sequence[Sequence[Tensor] | None]] = field(default_factory=dict)
+    """By layer those of the one part that a use is for; None where that is not one alone."""
     present: Sequence[Tensor] = ()
     """Masks (N, T, ...) of positions that are no padding, in layers that see as many."""
+
+    def of_use(self, path: str, place: int) -> Samples:
+        """What is known of the samples for one use of a layer."""
+        weights = self.own_weights[path][place] if self.own_weights else None
+        return self if weights is None else replace(self, weights=weights)
 
     def dimension(self, module: nn.Module, shape: torch.Size) -> int | None:
         """Dimension of a layer's output that holds the samples; None if it cannot be seen.
