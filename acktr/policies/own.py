@@ -22,8 +22,19 @@ from acktr.policies.contract import (
     network_name,
 )
 from acktr.policies.distributions import ActionHead
+from acktr.policies.networks import Actor, Critic, SharedActorCritic
 from acktr.policies.recurrent import RecurrentAdapter, RecurrentSeparate
 
+_OURS = {
+    Actor,
+    Adapter,
+    Critic,
+    RecurrentAdapter,
+    RecurrentSeparate,
+    SeparateActorCritic,
+    SharedActorCritic,
+}
+"""Classes of built-in networks and of what is around others, which know whose they are."""
 _given: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """Modules that agents were made with."""
 
@@ -54,9 +65,14 @@ def own_network(
     Raises:
         ConfigError: It is none of these, cannot be made, or has no parameters.
     """
-    if isinstance(source, ActorCritic):
-        return source
     made = [_made(one, space, action_space) for one in each_source(source)]
+    if len(made) == 1 and isinstance(made[0], ActorCritic):
+        ready = made[0]
+        if not _known(ready):
+            ready.own = True
+            if not ready.recurrent:
+                _tell_forgetful(made)
+        return ready
     remembering = {hasattr(each, "initial_state") for each in made}
     if True not in remembering:
         _tell_forgetful(made)
@@ -97,7 +113,7 @@ def tell_given(source: NetworkSource | None) -> None:
 def tell_other(trained: str | None, source: NetworkSource | None) -> None:
     """Warn of a network of another name, in whatever module, than that of a checkpoint."""
     _given.difference_update(_modules(source))  # which get the weights of the checkpoint
-    if trained is None or source is None or isinstance(source, ActorCritic):
+    if trained is None or source is None or type(source) in _OURS:
         return  # what an agent has around its modules has no name of them
     given = network_name(source)
     former, present = (
@@ -110,6 +126,13 @@ def tell_other(trained: str | None, source: NetworkSource | None) -> None:
             UserWarning,
             stacklevel=4,  # the caller of load()
         )
+
+
+def _known(network: ActorCritic) -> bool:
+    """Whether a network is made of classes of this package alone, not of subclasses of them."""
+    separate = isinstance(network, SeparateActorCritic)
+    parts = (network, network.actor, network.critic) if separate else (network,)
+    return {type(part) for part in parts} <= _OURS
 
 
 def _modules(source: NetworkSource | None) -> set[nn.Module]:

@@ -12,8 +12,19 @@ from gymnasium import Space, spaces
 from torch import Tensor, nn
 
 from acktr.config import Config, ConfigError, NetworkConfig
-from acktr.policies import ActorCritic, action_head, as_outputs, build_network, mode, network_name
+from acktr.policies import (
+    ActorCritic,
+    SeparateActorCritic,
+    SharedActorCritic,
+    action_head,
+    as_outputs,
+    build_network,
+    mode,
+    network_name,
+)
 from acktr.policies.contract import with_network
+from acktr.policies.networks import Actor, Critic
+from acktr.policies.own import MemoryWarning
 
 VECTORS = spaces.Box(-np.inf, np.inf, (5,), np.float64)
 PICTURES = spaces.Box(0, 255, (12, 12, 3), np.uint8)
@@ -304,6 +315,36 @@ def test_built_in_networks_keep_the_contract() -> None:
         policy, value = net(torch.randn(3, 5))
         assert (policy.shape, value.shape) == ((3, 12), (3,))
         assert len(as_outputs(policy)) == 1
+
+
+class Ours(SharedActorCritic):
+    """One of one's own that is built on a built-in one."""
+
+    def __init__(self, space: Space = VECTORS, actions: Space = CHOICES) -> None:
+        super().__init__(space, action_head(actions), NetworkConfig())
+
+
+class OursForgetful(Ours):
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory = nn.LSTM(4, 4)
+
+
+def test_a_network_on_a_built_in_one_is_one_of_ones_own() -> None:
+    head, config = action_head(CHOICES), NetworkConfig()
+    actor = type("Mine", (Actor,), {})(VECTORS, head, config)
+    mine: dict[str, Any] = {
+        "module": Ours(),
+        "class": Ours,
+        "function": lambda space, actions: Ours(space, actions),
+        "actor": SeparateActorCritic(actor, Critic(VECTORS, config)),
+    }
+    assert {name: built(network).own for name, network in mine.items()} == dict.fromkeys(mine, True)
+    assert not built(SharedActorCritic(VECTORS, head, config)).own
+    ours = SeparateActorCritic(Actor(VECTORS, head, config), Critic(VECTORS, config))
+    assert not built(ours).own
+    with pytest.warns(MemoryWarning, match="LSTM memory begins anew at every step"):
+        built(OursForgetful())
 
 
 def test_the_configuration_holds_the_name() -> None:
