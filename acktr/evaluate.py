@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
-from acktr.envs import MASK, EnvError, is_atari
+from acktr.envs import MASK, EnvError, EnvWarning, flat, is_atari
 
 MAX_EPISODE_STEPS = 27_000
 """Steps after which an episode of an environment without a time limit is cut short."""
@@ -124,9 +127,28 @@ def evaluate(
         starts, late = account.step(rewards, infos)
         note(episodes - int(account.left.sum()))
         if late.any():
+            shown = copy.deepcopy(observation)
             observation, fresh = envs.reset(options={"reset_mask": late})
+            _tell_others(envs.single_observation_space, shown, observation, ~late)
             infos = {**infos, **fresh}
     return account.evaluation()
+
+
+def _tell_others(
+    space: gymnasium.Space[Any], before: Any, after: Any, others: NDArray[np.bool_]
+) -> None:
+    """Warn of environments that were reset, or changed, although the mask left them out."""
+    shown, now = (
+        found if isinstance(found, dict) else {"": found}
+        for found in (flat(space, before), flat(space, after))
+    )
+    if not all(np.array_equal(shown[name][others], now[name][others]) for name in shown):
+        warnings.warn(
+            'reset(options={"reset_mask": mask}) changed observations of environments that the mask'
+            " leaves out: if it resets them, returns of this evaluation are sums over two episodes",
+            EnvWarning,
+            stacklevel=3,
+        )
 
 
 class _Account:
