@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +87,19 @@ def _identities(module: nn.Module) -> list[Any]:
     ]
 
 
+class _Kept(NamedTuple):
+    """A gradient that was preconditioned."""
+
+    name: str
+    grad: Tensor
+    before: Tensor
+    """A copy."""
+    version: int
+    """How often torch had seen it change."""
+    look: bool
+    """Whether it is still to be seen that nothing divided it."""
+
+
 class Guard:
     """Compares a module with what it was at construction, and names layers without statistics.
 
@@ -118,7 +131,7 @@ class Guard:
         self._everything = everything
         self._present = _identities(module)
         self._told: set[str] = set()
-        self._kept: tuple[Tensor, Tensor] | None = None
+        self._kept: _Kept | None = None
         self._looks = 3
         self._outside_checked = False
         self._skipped = 0
@@ -219,12 +232,33 @@ class Guard:
                         " would never move it: construct it again, after the last change"
                     )
 
-    def keep(self, gradients: Iterable[Tensor | None]) -> None:
-        """Remember the smallest preconditioned gradient of the first steps, to be compared."""
-        if self._looks:  # each look waits for the device
-            self._looks -= 1
-            grad = min((g for g in gradients if g is not None), key=Tensor.numel)
-            self._kept = grad, grad.clone()
+    def keep(self, names: Iterable[str], scaled: bool) -> None:
+        """Remember the smallest preconditioned gradient, to be compared.
+
+        Args:
+            names: Of those that were preconditioned.
+            scaled: Whether a GradScaler divides them after.
+        """
+        name = min(names, key=lambda name: self._named[name].numel())
+        grad = self._named[name].grad
+        assert grad is not None
+        look = not scaled and self._looks > 0  # each waits for the device
+        self._looks -= look
+        self._kept = _Kept(name, grad, grad.clone(), grad._version, look)
+
+    def check_new(self) -> None:
+        """Raise ValueError when the gradients are those that were preconditioned before."""
+        kept = self._kept
+        if (
+            kept is not None
+            and self._named[kept.name].grad is kept.grad
+            and kept.grad._version == kept.version  # what follows waits for the device
+            and torch.equal(kept.grad, kept.before)
+        ):
+            raise ValueError(
+                f"precondition() was called twice on one gradient, that of {kept.name!r}: call it"
+                " once, between backward() and the optimizer's step()"
+            )
 
     def check_kept(self) -> None:
         """Raise ValueError when a GradScaler divided gradients that were preconditioned before.
@@ -232,9 +266,10 @@ class Guard:
         Nothing else divides all of a tensor by one large power of two: a number of processes or of
         micro-batches, by which a program may divide, is small.
         """
-        if self._kept is None:
+        if self._kept is None or not self._kept.look:
             return
-        (grad, before), self._kept = self._kept, None
+        grad, before = self._kept.grad, self._kept.before
+        self._kept = self._kept._replace(look=False)
         ratio = (before[grad != 0] / grad[grad != 0]).double()
         scale = float(ratio.max()) if len(ratio) else 1.0
         if scale > _PROCESSES and math.frexp(scale)[0] == 0.5 and float(ratio.min()) == scale:

@@ -60,11 +60,12 @@ class Preconditioner(Curvature):
 
         Raises:
             FactorError: As :meth:`prepare`.
-            ValueError: lr or momentum is out of range, or an exact quadratic form has nothing to
-                work with.
+            ValueError: lr or momentum is out of range, an exact quadratic form has nothing to
+                work with, or the gradients are preconditioned already.
         """
         if not (0 <= lr < math.inf and 0 <= momentum < 1):
             raise ValueError(f"lr must be >= 0 and momentum in [0, 1), got {lr!r} and {momentum!r}")
+        self._guard.check_new()
         self.prepare()
         loss_scale = 1.0 if grad_scaler is None else float(grad_scaler.get_scale())
         gradients = self.gradients(factor=1 / loss_scale)
@@ -87,7 +88,6 @@ class Preconditioner(Curvature):
                     self.named[name].grad = update
                 else:
                     grad.copy_(update)
-            if grad_scaler is None:
-                self._guard.keep(self.named[name].grad for name in step)
+            self._guard.keep(step, scaled=grad_scaler is not None)
         self.advance(None if info is None else info.quadratic)
         return info

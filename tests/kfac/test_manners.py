@@ -248,6 +248,28 @@ def test_a_preconditioner_whose_steps_nobody_takes_leaves_no_hook_in_the_process
     assert not _global_optimizer_pre_hooks
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_gradient_is_preconditioned_once(scaled: bool) -> None:
+    model = mlp()
+    scaler: Any = torch.amp.GradScaler("cpu", init_scale=2.0**10) if scaled else None
+    curvature, sgd = Preconditioner(model), torch.optim.SGD(model.parameters(), lr=0.1)
+    if scaled:
+        scaler.scale(torch.ones(()))
+    differentiated(model, curvature, (4,))
+    curvature.precondition(lr=0.1, grad_scaler=scaler)
+    with pytest.raises(ValueError, match=r"twice on one gradient, that of '2.bias': call it once"):
+        curvature.precondition(lr=0.1, grad_scaler=scaler)
+    sgd.step()
+    with curvature.capture():  # and a pass without backward()
+        model(randn(6, 4))
+    with pytest.raises(ValueError, match="twice on one gradient"):
+        curvature.precondition(lr=0.1, grad_scaler=scaler)
+    differentiated(model, curvature, (4,))
+    curvature.precondition(lr=0.1, grad_scaler=scaler)
+    model.zero_grad(set_to_none=False)
+    curvature.precondition(lr=0.1, grad_scaler=scaler)  # zeros are another gradient
+
+
 @pytest.mark.parametrize("to_none", [True, False])
 def test_clipping_and_zeroing_after_the_preconditioner_is_no_error(to_none: bool) -> None:
     model = mlp()
