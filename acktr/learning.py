@@ -6,9 +6,10 @@ import dataclasses
 import math
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ class Lessons:
         path = run_path(kept.run_dir, config, kept.label)
         known = described(given.config) if given.origin is None else {"environment": given.origin}
         begun = trainer.timesteps
-        host = Host(config, begun, lambda stats: self._told(told, stats), place, meta)
+        host = Host(config, begun, partial(self._told, told), place, meta)
         with self._going_on() as stack:
             interrupts = stack.enter_context(Interrupts())
             stack.enter_context(interrupts.deferred())
@@ -175,12 +176,18 @@ class Lessons:
             lesson.begin(told, stack)
             session.progress.note(opening.run(session, draw_curve))
 
-    def _told(self, told: Sequence[Listener], stats: TrainStats) -> tuple[TrainStats, bool]:
+    def _told(
+        self,
+        told: Sequence[Listener],
+        stats: TrainStats,
+        record: Callable[[TrainStats], None] = lambda stats: None,
+    ) -> tuple[TrainStats, bool]:
         """Tell an update, with means over the last episodes among its metrics."""
         for each in stats.episodes:
             self._window.add(each.reward, each.length, each.info)
         means = {tag: mean for tag, mean in self._window.means.items() if mean is not None}
-        return tell(told, dataclasses.replace(stats, metrics={**stats.metrics, **means}))
+        stats = dataclasses.replace(stats, metrics={**stats.metrics, **means})
+        return tell(told, stats, record)
 
 
 def _require_alike(folder: RunFolder, config: Config) -> None:

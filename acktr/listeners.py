@@ -129,8 +129,17 @@ def _require_one_argument(given: Callable[..., Any]) -> None:
         ) from None
 
 
-def tell(those: Sequence[Listener], stats: TrainStats) -> tuple[TrainStats, bool]:
+def tell(
+    those: Sequence[Listener],
+    stats: TrainStats,
+    record: Callable[[TrainStats], None] = lambda stats: None,
+) -> tuple[TrainStats, bool]:
     """Tell an update to all listeners; each also sees the metrics that earlier ones returned.
+
+    Args:
+        those: The listeners.
+        stats: The update.
+        record: Called with what is known of it where a listener fails.
 
     Returns:
         The statistics with those, and whether training goes on: none of them said False.
@@ -151,6 +160,7 @@ def tell(those: Sequence[Listener], stats: TrainStats) -> tuple[TrainStats, bool
         for each in waiting:
             if isinstance(each, Recorder):
                 each(stats)
+        record(stats)
         raise
     return stats, going_on
 

@@ -227,6 +227,9 @@ def test_an_update_that_a_callback_fails_at_is_in_the_logs(tmp_path: Path) -> No
     with ACKTR("CartPole-v1", seed=0, tensorboard_log=tmp_path / "logs", **FAST) as agent:
         seen: list[int] = []
 
+        def mine(stats: Any) -> dict[str, float]:
+            return {"mine/half": stats.timesteps / 2}
+
         def fail(stats: Any) -> None:
             seen.append(len(stats.episodes))
             if len(seen) == 2:
@@ -235,11 +238,12 @@ def test_an_update_that_a_callback_fails_at_is_in_the_logs(tmp_path: Path) -> No
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             with pytest.raises(ArithmeticError, match="mine"):
-                agent.learn(512, fail, run_dir=tmp_path)
-            agent.learn(256, fail, run_dir=tmp_path)
+                agent.learn(512, [mine, fail], run_dir=tmp_path)
+            agent.learn(256, [mine, fail], run_dir=tmp_path)
         for folder in (tmp_path / RUN, tmp_path / "logs" / "acktr_1"):
             rows = table(folder / "progress.csv")
             assert [int(row["timesteps"]) for row in rows] == [128, 256, 384, 512]
+            assert [float(row["mine/half"]) for row in rows] == [64, 128, 192, 256]
             assert len(table(folder / "monitor.csv")) == sum(seen)
 
 

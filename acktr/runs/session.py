@@ -70,8 +70,11 @@ class Every:
         return True
 
 
-Told = Callable[[TrainStats], tuple[TrainStats, bool]]
-"""What listens to updates: statistics with what was added to them, and whether to go on."""
+Told = Callable[[TrainStats, Callable[[TrainStats], None]], tuple[TrainStats, bool]]
+"""What listens to updates: statistics with what was added to them, and whether to go on.
+
+The second argument is called with the statistics where it fails.
+"""
 
 Place = Callable[[Config, int, int], AbstractContextManager[AnyVectorEnv]]
 """Environments to evaluate in, of a configuration, a number and a seed."""
@@ -288,11 +291,8 @@ class Session:
             if self._episodes is not None:
                 self._episodes.after_update()
             if host is not None:
-                try:
-                    stats, going_on = host.told(stats)
-                except BaseException:
-                    self.logger.write(stats)  # which the checkpoint is of
-                    raise
+                # Also an update that a callback fails at is written, which the checkpoint is of.
+                stats, going_on = host.told(stats, self.logger.write)
                 self._refused = not going_on
             self.logger.require_folder()
             self.logger.write(stats)
