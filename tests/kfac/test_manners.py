@@ -311,7 +311,7 @@ def test_habits_of_torchs_optimizers() -> None:
     model = mlp()
     optimizer = KFAC(model, plain_config(lr=0.2))
     assert optimizer.defaults["lr"] == 0.2
-    assert repr(optimizer).startswith("KFAC (\nParameter Group 0\n    lr: 0.2")
+    assert repr(optimizer).startswith("KFAC (\nParameter Group 0\n    full_lr: 0.2\n    lr: 0.2")
     seen: list[str] = []
     optimizer.register_step_pre_hook(lambda *_: seen.append("before"))
     optimizer.register_step_post_hook(lambda *_: seen.append("after"))
