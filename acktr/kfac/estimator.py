@@ -286,7 +286,7 @@ def _term_weights(
     each = term_weights(loss)
     given = [weights for part in each for weights in part]
     alike = len(given) == len(each) and all(torch.equal(given[0], other) for other in given[1:])
-    if not given or alike:  # as where one tensor is for all parts: no need to look at the graph
+    if not given or alike or len(each) == 1:  # one tensor for all: the graph need not be looked at
         return given, {}
     layers = captured.layers.items()
     places = {path: [call.edge.node for call in record.calls] for path, record in layers}
