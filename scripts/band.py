@@ -70,7 +70,7 @@ def band(runs: Sequence[Result], label: str, within: str, points: int) -> Band:
             raise RunError(f"{env}: no run of {name}")
     curves: dict[str, list[Curve]] = {label: [], within: []}
     for run in runs:
-        if not run.finished or run.curve is None or not len(run.curve.steps):
+        if not run.finished or run.curve is None:
             raise RunError(f"{run.folder}: not finished")
         if run.total_steps != runs[0].total_steps:
             raise RunError(f"{env}: the runs must be of one length")

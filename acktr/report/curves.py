@@ -136,10 +136,11 @@ def grid(total_steps: int, points: int = GRID_POINTS) -> Ints:
 def on_grid(found: Curve, steps: Ints) -> Curve:
     """A curve at given steps: what its latest point was then, rounded to 1e-4.
 
-    Steps before the first point are left out. A curve that is on the grid already stays as it is.
+    Steps before the first point are left out; one that lies behind all of them, as the last update
+    of a run may, counts at the last. A curve that is on the grid already stays as it is.
     """
-    kept = steps[steps >= found.steps[0]]
-    at = np.searchsorted(found.steps, kept, side="right") - 1
+    kept = steps[steps >= min(found.steps[0], steps[-1])]
+    at = np.maximum(np.searchsorted(found.steps, kept, side="right") - 1, 0)
     return Curve(kept, found.episodes[at], found.returns[at].round(_DECIMALS))
 
 

@@ -125,7 +125,7 @@ def _handles(study: Study) -> list[Line2D]:
 
 def _draw_curve(axis: Axes, study: Study, env: str, label: str, look: Mapping[str, Any]) -> None:
     """Over the steps at which all runs of the label have ended an episode."""
-    curves = [r.curve for r in study.of(env, label) if r.curve is not None and len(r.curve.steps)]
+    curves = [r.curve for r in study.of(env, label) if r.curve is not None]
     if not curves:
         return
     steps, returns = aligned(curves)

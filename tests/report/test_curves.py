@@ -104,6 +104,12 @@ def test_curve_on_a_grid_is_the_mean_at_that_step(tmp_path: Path) -> None:
     assert again.steps.tolist() == found.steps.tolist()
 
 
+def test_a_curve_that_begins_behind_the_grid_counts_at_its_end(tmp_path: Path) -> None:
+    """Of a run whose only episodes ended in the last update, which goes beyond the total."""
+    found = on_grid(curve(make_run(tmp_path / "a", np.array([1.0, 2, 6]), 3)), grid(990))
+    assert (found.steps.tolist(), found.returns.tolist()) == ([990], [3.0])
+
+
 @pytest.mark.parametrize(
     ("content", "why"),
     [
