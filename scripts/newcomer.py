@@ -95,8 +95,13 @@ def run(code: str) -> tuple[str, str, float]:
 
         process = context.Process(target=child)
         process.start()
-        there = receive.poll(_LONGEST)
-        how, words = receive.recv() if there else ("fails", f"nothing within {_LONGEST} s")
+        send.close()  # the end of the process is then that of the pipe
+        try:
+            there = receive.poll(_LONGEST)
+            how, words = receive.recv() if there else ("fails", f"nothing within {_LONGEST} s")
+        except EOFError:
+            process.join()
+            how, words = "fails", f"the process ended with code {process.exitcode}"
         process.join(5)
         process.kill()
     return how, words, time.monotonic() - began

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import csv
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from acktr.report.archives import unpacked
 from acktr.report.figures import COLOURS, DASHES, GREY, bare, panels, picture, step_axis
 from acktr.report.references import published_curves
 from acktr.report.results import find_runs, read_results
+from scripts.common import on_files, parsed
 
 LABELS = {
     "acktr": "ACKTR",
@@ -76,12 +79,12 @@ def breakout(axis: Axes, runs: Path) -> None:
     axis.legend(frameon=False, loc="lower right", fontsize="small")
 
 
-def main() -> None:
-    """Command line."""
+def work(argv: Sequence[str]) -> None:
+    """Do what a command line says."""
     parser = argparse.ArgumentParser(description="draw the figure of the README")
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--out", type=Path, default=Path("results/overview.png"))
-    options = parser.parse_args()
+    options = parsed(parser, argv)
     figure, (left, right), _ = panels(2, columns=2, height=3.6)
     figure.set_size_inches(12, 3.8)
     scores(left, options.results / "mujoco" / "aggregate.csv")
@@ -89,5 +92,10 @@ def main() -> None:
     write_atomic(options.out, picture(figure, "png"))
 
 
+def main(argv: Sequence[str]) -> int:
+    """Run a command line; 0, or 2 on bad input."""
+    return on_files("overview", lambda: work(argv))
+
+
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main(sys.argv[1:]))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.newcomer import PRELUDE, PROGRAMS, WRONG, outcome, programs
+from scripts.newcomer import PRELUDE, PROGRAMS, WRONG, outcome, programs, run
 
 
 def test_programs_are_whole() -> None:
@@ -32,3 +32,9 @@ def test_how_programs_end(
     monkeypatch.chdir(tmp_path)  # which the program changes
     found = outcome((programs() | programs(WRONG))[name], tmp_path)
     assert found[0] == how and found[1].startswith(words)
+
+
+def test_a_program_that_dies_is_told_at_once() -> None:
+    how, words, seconds = run("import os; os.kill(os.getpid(), 9)")
+    assert (how, words) == ("fails", "the process ended with code -9") and seconds < 60
+    assert run("print(1)")[:2] == ("works", "1")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +16,11 @@ ROOT = Path(__file__).parents[2]
 
 def test_it_draws_the_committed_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "overview.png"
-    arguments = ["overview", "--results", str(ROOT / "results"), "--out", str(out)]
-    monkeypatch.setattr(sys, "argv", arguments)
     figures, picture = [], overview.picture
     monkeypatch.setattr(
         overview, "picture", lambda figure, kind: figures.append(figure) or picture(figure, kind)
     )
-    overview.main()
+    assert overview.main(["--results", str(ROOT / "results"), "--out", str(out)]) == 0
     made, kept = out.read_bytes(), (ROOT / "results" / "overview.png").read_bytes()
     assert made[:8] == b"\x89PNG\r\n\x1a\n"
     assert made[:33] == kept[:33]  # of one size; the pixels depend on installed fonts
@@ -49,3 +46,9 @@ def test_it_draws_the_committed_results(tmp_path: Path, monkeypatch: pytest.Monk
         assert np.array_equal(line.get_xydata()[-1], [curve.steps[-1], curve.returns[-1]])
     steps, score = ours.get_xydata()[-1]
     assert 9_900_000 < steps <= 10_000_000 and score > 0
+
+
+def test_what_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert overview.main(["--results", str(tmp_path), "--out", str(tmp_path / "a.png")]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("overview: error: ") and err.count("\n") == 1
