@@ -27,8 +27,9 @@ environments in one process.
 5. A NaN or infinity in a floating-point observation (in any part of it) or reward, what is none or
    has another shape or type, and an integer that the space does not have, raise `EnvFault` with the
    index of the environment and the step (counted from 1 since construction), and so does an
-   exception in an environment, `sys.exit()` too. An observation outside of the bounds of its Box is
-   an `EnvWarning`, once, and so is an exception in `close()`.
+   exception in an environment, `sys.exit()` too. An exception in `close()` is an `EnvWarning`, and
+   so is, once and unless Gymnasium's own environments do it, an observation outside of the bounds
+   of its Box.
 6. Actions are checked for shape, type, range and finiteness before they are executed. Box actions
    are not clipped. Spaces are those of the environment: Discrete ones keep their start.
 7. What else single Gymnasium environments put into their infos is dropped, except action masks:
