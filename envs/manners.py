@@ -20,7 +20,7 @@ from acktr.envs.errors import EnvWarning
 from acktr.envs.vector import AnyEnv
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
-_SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 """Signals that stop a run in an orderly way."""
 _SEEN = 8
 """Calls after which the generators are looked at only where the count is a power of two."""
@@ -93,7 +93,7 @@ class Manners:
         if now[1] != dtype:
             self._tell(f"changed torch's default dtype to {now[1]}", when, _SET_BACK)
             sys.modules["torch"].set_default_dtype(dtype)
-        for number, handler, then in zip(_SIGNALS, handlers, now[2:], strict=True):
+        for number, handler, then in zip(SIGNALS, handlers, now[2:], strict=True):
             if handler is not then:
                 self._tell(f"changed the handler of {number.name}", when, _SET_BACK)
                 if handler is not None and threading.current_thread() is threading.main_thread():
@@ -151,7 +151,7 @@ def _state() -> tuple[Any, ...]:
         cwd = os.getcwd()
     except OSError:  # it was deleted
         cwd = ""
-    return cwd, dtype, *map(_signal.getsignal, _SIGNALS)
+    return cwd, dtype, *map(_signal.getsignal, SIGNALS)
 
 
 def _generators() -> dict[str, Any]:

@@ -23,6 +23,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from acktr.envs.errors import EnvError, EnvFault, EnvWarning, named, one_line
+from acktr.envs.manners import SIGNALS
 from acktr.envs.watch import too_late
 
 CLOSE = b"c"
@@ -45,8 +46,7 @@ _STACK = getattr(signal, "SIGURG", 0)
 """Signal upon which the process writes where it is."""
 _STACK_PATIENCE = 0.5
 """Seconds for which its parent waits for that."""
-_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
-_IGNORED = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+_IGNORED = (*SIGNALS, *([signal.SIGUSR2] if hasattr(signal, "SIGUSR2") else []))
 """Signals that are the main process's to handle, also where a whole process group gets them."""
 _PR_SET_PDEATHSIG = 1
 

@@ -174,22 +174,20 @@ def interval(
     return Interval(statistic(*scores), *percentile_interval(statistic(*drawn), level))
 
 
-def curve_band(curves: Floats, *, resamples: int, seed: int, level: float = 0.95) -> Interval:
-    """Mean of finite curves, shape (runs, points), with a bootstrap band; shape (points,).
+def curve_band(curves: Floats, *, resamples: int, seed: int) -> Interval:
+    """Mean of finite curves, shape (runs, points), with a 95 % bootstrap band; shape (points,).
 
     Whole runs are drawn; the interval is taken at each point by itself.
     """
     runs = len(curves)
     drawn = np.random.default_rng(seed).integers(runs, size=(resamples, runs))
     shares = np.stack([np.mean(drawn == run, axis=1) for run in range(runs)], axis=1)
-    return Interval(np.mean(curves, axis=0), *percentile_interval(shares @ curves, level))
+    return Interval(np.mean(curves, axis=0), *percentile_interval(shares @ curves))
 
 
-def steps_to_threshold(
-    curve: Curve, threshold: float, least_episodes: int = LEAST_EPISODES
-) -> int | None:
+def steps_to_threshold(curve: Curve, threshold: float) -> int | None:
     """First step at which a curve reaches a return, by a mean over enough episodes; else None."""
-    reached = (curve.returns >= threshold) & (curve.episodes >= least_episodes)
+    reached = (curve.returns >= threshold) & (curve.episodes >= LEAST_EPISODES)
     return int(curve.steps[np.argmax(reached)]) if reached.any() else None
 
 

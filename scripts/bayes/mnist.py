@@ -63,12 +63,12 @@ class Row(NamedTuple):
     """Of the predicted distribution, mean over images, nats."""
 
 
-def calibration_error(p: Tensor, y: Tensor, bins: int = BINS) -> float:
+def calibration_error(p: Tensor, y: Tensor) -> float:
     """Mean of |accuracy - confidence| over equal bins of confidence, weighted by their counts."""
     confidence, said = p.max(1)
-    place = (confidence * bins).long().clamp(max=bins - 1)
+    place = (confidence * BINS).long().clamp(max=BINS - 1)
     gap = (said == y).double() - confidence.double()
-    sums = torch.zeros(bins, dtype=torch.float64).index_add_(0, place, gap)
+    sums = torch.zeros(BINS, dtype=torch.float64).index_add_(0, place, gap)
     return float(sums.abs().sum() / len(y))
 
 

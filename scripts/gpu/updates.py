@@ -79,11 +79,11 @@ class Subject:
 
 
 @contextmanager
-def computing(dtype: torch.dtype, exact: bool = True) -> Iterator[None]:
-    """A context of torch's default type, without TF32 where products are to be of float32."""
+def computing(dtype: torch.dtype) -> Iterator[None]:
+    """A context of torch's default type, without TF32 in place of float32."""
     before, cudnn = torch.get_default_dtype(), torch.backends.cudnn.allow_tf32
     torch.set_default_dtype(dtype)
-    torch.backends.cudnn.allow_tf32 = not exact
+    torch.backends.cudnn.allow_tf32 = False
     try:
         yield
     finally:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from acktr.report.figures import COLOURS, bare, legend_below, panels, picture, plain
+from acktr.report.figures import bare, legend_below, panels, picture, plain
 from acktr.report.tables import as_csv
 from acktr.report.tables import markdown as table
 from scripts import contest
@@ -39,6 +39,7 @@ from scripts.contest import Outcome, Row
 from scripts.supervised import settings
 from scripts.supervised.plan import Plan, compete
 from scripts.supervised.problems import Dataset, load, make_problem
+from scripts.supervised.report import COLOUR_OF
 from scripts.supervised.settings import OPTIMIZERS
 from scripts.supervised.training import RunSpec
 
@@ -47,7 +48,6 @@ GRIDS = {"sgd": contest.grid(lr=(1.5e-3, 3e-3, 6e-3, 1.2e-2))}
 """Settings to choose from in place of the recipe's, which are a factor of three apart."""
 _FAR = 1000
 """A critical batch so many times the largest one is infinite: no end is in sight."""
-_COLOURS = dict(zip(OPTIMIZERS, [COLOURS[i] for i in (0, 2, 1, 3)], strict=True))
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ def figure(found: Sequence[Reached], title: str) -> bytes:
             axis.plot(
                 [one.batch for one in hit],
                 [one.updates if what == "updates" else one.examples for one in hit],
-                color=_COLOURS[key[0]],
+                color=COLOUR_OF[key[0]],
                 alpha=0.8,
                 marker=".",
                 label=key[0],
@@ -269,7 +269,7 @@ def curves(outcomes: Mapping[int, Outcome], title: str) -> bytes:
                 axis.plot(
                     [row.update * (batch if what == "examples" else 1) for row in seen],
                     [row.train_loss for row in seen],
-                    color=_COLOURS[name],
+                    color=COLOUR_OF[name],
                     alpha=0.3 + 0.7 * (place + 1) / len(outcomes),
                     linewidth=1,
                     label=f"{name}, {batch}",

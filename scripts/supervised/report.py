@@ -16,7 +16,7 @@ from scripts.supervised.plan import Plan
 from scripts.supervised.problems import Dataset
 from scripts.supervised.settings import OPTIMIZERS
 
-_COLOURS = dict(zip(OPTIMIZERS, [COLOURS[i] for i in (0, 2, 1, 3)], strict=True))
+COLOUR_OF = dict(zip(OPTIMIZERS, [COLOURS[i] for i in (0, 2, 1, 3)], strict=True))
 
 
 def threshold_of(outcome: Outcome) -> tuple[float, str]:
@@ -143,7 +143,7 @@ def figure(outcome: Outcome, goal: float, title: str) -> bytes:
             axis.plot(
                 [row.update if name == "updates" else row.seconds for row in good],
                 [row.train_loss for row in good],
-                color=_COLOURS[optimizer],
+                color=COLOUR_OF[optimizer],
                 alpha=0.8,
                 label=labels[optimizer],
                 marker="." if len(good) <= 30 else None,

@@ -245,7 +245,6 @@ class TestCurves:
         curve = Curve(steps, episodes, np.array([9.0, 3.0, 5.0, 1.0]))
         reach = stats.steps_to_threshold
         assert reach(curve, 5.0) == 300  # of five episodes 9 does not count
-        assert reach(curve, 5.0, least_episodes=5) == 100
         assert reach(curve, 3.0) == 200
         assert reach(curve, 5.1) is None
         assert reach(Curve(steps[:0], episodes[:0], curve.returns[:0]), 0.0) is None
