@@ -51,9 +51,11 @@ class KFAC(NamedOptimizer):
         loss(output, targets).backward()
         optimizer.step()
 
-    The update is U = (F + lambda)^-1 g, nu = min(1, sqrt(c / (lr^2 q))) with q = U^T F U,
-    v <- mu v + nu U, theta <- theta - lr (1 - mu) v (Martens & Grosse 2015; Wu et al. 2017,
-    section 3.2; the trust region comes before momentum). With ``step_rule="quadratic_model"`` it is
+    The update is U = (F + lambda)^-1 g, v <- m v + nu U, theta <- theta - lr (1 - mu) v (Martens &
+    Grosse 2015; Wu et al. 2017, section 3.2). By default (``quadratic="corrected"``) nu and m <= mu
+    keep the KL of the whole step within c / 2, by forms that are measured now and then. With
+    "kronecker" and "exact" m is mu, and nu = min(1, sqrt(c / (lr^2 q))) with q = U^T F U bounds
+    the step without momentum. With ``step_rule="quadratic_model"`` it is
     theta <- theta + alpha (-U) + mu delta_0, delta_0 the last change, where alpha and mu minimise
     the quadratic model with the exact Fisher of the observed batch (Martens & Grosse 2015, sections
     6.4 and 7); lr and momentum are then not used.
@@ -207,9 +209,9 @@ class KFAC(NamedOptimizer):
 
         Args:
             closure: Optional re-evaluation of the loss, as for every torch optimizer.
-            fisher_quadratic: U -> U^T F U with the exact Fisher, for ``quadratic="exact"``; without
-                it the Fisher of the last observed batch is taken. Otherwise q = g . U, which is
-                U^T (F + lambda) U for the Kronecker factors.
+            fisher_quadratic: d -> d^T F d with the exact Fisher: of the steps that
+                ``quadratic="corrected"`` measures, with one ``kl_clip``, or of the update of
+                ``quadratic="exact"``; without it the Fisher of the last observed batch is taken.
             objective: The loss on the batch of the gradient, at the present parameters, without
                 weight decay; evaluated around the steps that adapt the damping, both times with the
                 same random numbers, and without a trace in the generators or in buffers.
@@ -219,8 +221,14 @@ class KFAC(NamedOptimizer):
 
         Raises:
             FactorError: A factor could not be decomposed ``max_failures`` times in a row.
-            ValueError: An exact quadratic form, or the adaptation, has nothing to work with.
+            ValueError: An exact quadratic form, or the adaptation, has nothing to work with; or
+                ``fisher_quadratic`` is of no use.
         """
+        if fisher_quadratic is not None and not self._takes_forms:
+            raise ValueError(
+                'fisher_quadratic is of no use: it is for quadratic="exact", or "corrected" with'
+                ' one kl_clip, and step_rule="trust_region"'
+            )
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -240,6 +248,13 @@ class KFAC(NamedOptimizer):
             self.curvature.advance(None if self.last_step is None else self.last_step.quadratic)
         self._count(self._steps + 1)
         return loss
+
+    @property
+    def _takes_forms(self) -> bool:
+        """Whether the trust region can do with exact forms of the caller's."""
+        corrected = self.curvature.region.corrected
+        one = corrected is not None and not corrected.separate
+        return self.step_rule == "trust_region" and (self.config.quadratic == "exact" or one)
 
     def _natural_step(
         self,

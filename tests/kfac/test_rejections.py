@@ -12,7 +12,16 @@ from torch import Tensor, nn
 from acktr.kfac import KFAC, CategoricalLoss, Exact, GaussianLoss, Preconditioner
 from acktr.kfac.losses.likelihoods import Reduction
 from acktr.kfac.noisy import NoisyKFAC
-from tests.tools.kfac import build, mlp, plain_config, randn, same, set_gradients, snapshot
+from tests.tools.kfac import (
+    build,
+    mlp,
+    parameters,
+    plain_config,
+    randn,
+    same,
+    set_gradients,
+    snapshot,
+)
 from tests.tools.product_cases import filled
 
 
@@ -60,6 +69,26 @@ def test_a_batch_that_is_refused_leaves_no_trace(reduction: Reduction, parts_bef
         forms.append(optimizer.curvature.exact_quadratic(step))
     assert same(states[0], states[1])
     assert torch.equal(forms[0], forms[1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "rule"),
+    [
+        ({"quadratic": "kronecker"}, "trust_region"),
+        ({"quadratic": "corrected", "kl_clip": (0.1, None)}, "trust_region"),
+        ({"quadratic": "corrected", "kl_clip": None}, "trust_region"),
+        ({"quadratic": "exact"}, "quadratic_model"),
+    ],
+    ids=str,
+)
+def test_exact_forms_that_would_not_be_used_are_refused(settings: Any, rule: Any) -> None:
+    model = mlp()
+    optimizer = KFAC(model, plain_config(**settings), step_rule=rule)
+    set_gradients(model)
+    before = parameters(model)
+    with pytest.raises(ValueError, match="fisher_quadratic is of no use"):
+        optimizer.step(fisher_quadratic=lambda step: sum(u.square().sum() for u in step.values()))
+    assert same(before, parameters(model)) and optimizer.steps == 0
 
 
 def test_a_step_that_is_refused_does_not_pass_over_the_refresh() -> None:
