@@ -13,6 +13,11 @@ def accumulation_type(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
+def wide(tensor: Tensor) -> Tensor:
+    """A tensor in single precision at least, for sums."""
+    return tensor.to(accumulation_type(tensor))
+
+
 def positions(rows: Tensor) -> Tensor:
     """Reshape (N, ..., d) to (N, T, d)."""
     return rows.reshape(len(rows), -1, rows.shape[-1])

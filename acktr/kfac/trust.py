@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from acktr.kfac.tensors import accumulation_type
+from acktr.kfac.tensors import wide
 
 Named = dict[str, Tensor]
 """Tensors by name of a parameter."""
@@ -137,7 +137,9 @@ def rescale(
         fisher_quadratic: Gives q; None for q = g . U, which is U^T (F + lambda) U for the damped
             Kronecker factors.
     """
-    products = torch._foreach_mul([gradients[name] for name in step], list(step.values()))
+    products = torch._foreach_mul(
+        [wide(gradients[name]) for name in step], [wide(update) for update in step.values()]
+    )
     quadratic = torch.stack([product.sum() for product in products]).sum()
     if fisher_quadratic is not None:
         finite = torch.isfinite(quadratic)  # the Fisher may not see a parameter that is not
@@ -151,7 +153,7 @@ def rescale(
 
 def clipped(gradients: dict[str, Tensor], largest: float) -> tuple[dict[str, Tensor], Tensor]:
     """Gradients scaled to a largest norm of all, zeros if it is not finite; and their norm."""
-    norm = torch.stack([grad.square().sum() for grad in gradients.values()]).sum().sqrt()
+    norm = torch.stack([wide(grad).square().sum() for grad in gradients.values()]).sum().sqrt()
     clip = (largest / (norm + 1e-6)).clamp(max=1.0)
     finite = torch.isfinite(norm)
     updates = {
@@ -193,5 +195,4 @@ def root(room: Tensor) -> Tensor:
 
 def dot(first: Tensor, second: Tensor) -> Tensor:
     """Dot product of two tensors of one shape, at least in float32."""
-    kind = accumulation_type(first)
-    return torch.dot(first.to(kind).flatten(), second.to(kind).flatten())
+    return torch.dot(wide(first).flatten(), wide(second).flatten())

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from acktr.kfac import FactorError, symmetric_eigen, trust_scale
+from acktr.kfac.trust import clipped, rescale
 from tests.tools.kfac import HostSyncError, NoHostSync, randn
 
 
@@ -59,6 +60,22 @@ def test_degenerate_quadratic_forms(q: float, expected: float, dtype: torch.dtyp
 def test_a_known_scale() -> None:
     # lr^2 q = 0.25 * 16 = 4, c = 1: nu = 1/2.
     assert float(trust_scale(torch.tensor(16.0), 0.5, 1.0)) == 0.5
+
+
+@pytest.mark.parametrize("quadratic", ["kronecker", "exact"])
+def test_sums_of_half_precision_that_are_beyond_it_scale_a_step(quadratic: str) -> None:
+    """g . U = 4 * 300^2 = 360,000, where float16 ends at 65,504."""
+    gradients = {name: torch.full((2,), 300.0, dtype=torch.float16) for name in "ab"}
+    form = (lambda _: torch.tensor(360_000.0)) if quadratic == "exact" else None
+    fit = rescale(gradients, dict(gradients), 1.0, 0.1, form)
+    assert float(fit.info.quadratic) == pytest.approx(360_000)
+    assert float(fit.info.scale) == pytest.approx(1 / 60, rel=1e-6)
+    for update in fit.updates().values():
+        assert update.dtype == torch.float16
+        assert update.tolist() == pytest.approx([5.0, 5.0], rel=1e-3)
+    clips, norm = clipped(gradients, 60.0)
+    assert float(norm) == pytest.approx(600.0)
+    assert clips["a"].tolist() == pytest.approx([30.0, 30.0], rel=1e-3)
 
 
 def test_trust_scale_does_not_wait_for_the_device() -> None:

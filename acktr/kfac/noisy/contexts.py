@@ -4,16 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
-_HALVES = (torch.float16, torch.bfloat16)
-"""Types in which sums of many numbers are lost."""
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """A tensor in single precision at least, for sums."""
-    return tensor.float() if tensor.dtype in _HALVES else tensor
+from acktr.kfac.tensors import wide
 
 
 class Contexts:

@@ -19,11 +19,11 @@ from acktr.kfac.checks import check_integer, check_number
 from acktr.kfac.fisher.graph import joined, nodes, uses_of_leaves
 from acktr.kfac.modules import check_module
 from acktr.kfac.noisy.checkpoints import watched
-from acktr.kfac.noisy.contexts import wide
 from acktr.kfac.noisy.posterior import standard_normal
 from acktr.kfac.noisy.predictive import Predictive
 from acktr.kfac.noisy.prior import check_trainable
 from acktr.kfac.state import require_like, with_own_generators
+from acktr.kfac.tensors import wide
 
 _LOCAL = [kind.forward for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, Replicas)]
 """Forward passes of layers whose outputs can be drawn in place of their weights."""

@@ -20,7 +20,7 @@ from acktr.kfac.losses.sources import Source
 from acktr.kfac.modules import check_module
 from acktr.kfac.named_optimizer import NamedOptimizer
 from acktr.kfac.noisy.config import NoisyConfig
-from acktr.kfac.noisy.contexts import Contexts, wide
+from acktr.kfac.noisy.contexts import Contexts
 from acktr.kfac.noisy.curvature import NoisyCurvature
 from acktr.kfac.noisy.posterior import standard_normal
 from acktr.kfac.noisy.predictive import Predictive
@@ -28,7 +28,7 @@ from acktr.kfac.noisy.prior import check_trainable
 from acktr.kfac.parameter_groups import make_groups
 from acktr.kfac.ranks import Ranks
 from acktr.kfac.statistics.capture import Capture
-from acktr.kfac.tensors import accumulation_type
+from acktr.kfac.tensors import accumulation_type, wide
 from acktr.kfac.trust import Named, trust_scale
 
 
