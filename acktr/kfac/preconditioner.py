@@ -23,7 +23,7 @@ class Preconditioner(Curvature):
         curvature.observe(captured, output, loss)
         optimizer.zero_grad()
         loss(output, targets).backward()
-        curvature.precondition(lr=optimizer.param_groups[0]["lr"])
+        curvature.precondition(lr=0.1)  # the optimizer's, or the largest of its schedule
         optimizer.step()
     """
 
