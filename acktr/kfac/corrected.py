@@ -167,14 +167,12 @@ class CorrectedRegion:
         known = self._known(proposal)
         unit = known.length.square()  # what takes forms of a velocity to those of its step
 
-        def change(nu: Tensor, carry: Tensor) -> Named:
+        def move(nu: Tensor, carry: Tensor) -> Named:
             velocity = self._sum(updates(step, self._by_name(nu)), velocities, carry)
             return {n: v * -(full * (1 - proposal.momenta[n])) for n, v in velocity.items()}
 
         nu, carry = self._lengths(known, full)
-        exact = None
-        if self.due(turn):
-            exact = self._measured(change(nu, carry), measure, turn, renewed)
+        exact = self._measured(move(nu, carry), measure, turn, renewed) if self.due(turn) else None
         if exact is not None:
             surprise = self._learn(exact, unit * self._velocity_forms(known, nu, carry))
             nu, carry = self._lengths(known, full)
@@ -182,13 +180,13 @@ class CorrectedRegion:
         scale = self._scales(unit * forms)
         if exact is not None:
             promised = 0.5 * self._wholes(unit * scale.square() * forms)
-            factor, excess = self._tried(change(nu * scale, scale * carry), promised, spend)
+            factor, excess = self._tried(move(nu * scale, scale * carry), promised, spend)
             scale = scale * factor
             self.measurements.plan(surprise <= _FORETOLD and excess <= _KEPT, turn, renewed)
         scale = scale * self._reached(unit * scale.square() * forms, exact is not None)
         taken = scale.square() * forms
         part = proposal.lr / full if full > 0 else 1.0
-        kl = 0.5 * part**2 * self._wholes(unit * taken)
+        kl = 0.5 * part**2 * self._wholes(unit * taken) * known.finite
         self.forms = torch.where(known.length > 0, taken, self.forms)
         whole = torch.where(known.finite, self._wholes(known.quadratic).sum(), torch.nan)
         info = StepInfo(whole, (nu * scale).min(), kl.sum(), part_kl=kl if self.separate else None)

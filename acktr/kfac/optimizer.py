@@ -281,7 +281,7 @@ class KFAC(NamedOptimizer):
         else:
             moves, self.last_step, predicted = self._quadratic_model(gradients, step)
         rates = self._each("lr") if self.decoupled_weight_decay else {}
-        self._move(moves, rates, self.last_step.scale)
+        self._move(moves, rates, torch.isfinite(self.last_step.quadratic))
         if rule is not None and evaluate is not None and predicted is not None:
             rho = reduction_ratio(before, evaluate(), float(predicted))
             self.curvature.damping = rule.adapted(self.curvature.damping, rho)
@@ -341,15 +341,20 @@ class KFAC(NamedOptimizer):
         zero = torch.zeros_like(norm)
         self.last_step = StepInfo(zero, torch.ones_like(norm), zero)
 
-    def _move(self, moves: Moves, rates: Mapping[str, float], scale: Tensor) -> None:
-        """Shrink the weights if decay is decoupled, unless the scale is 0, and move parameters."""
+    def _move(self, moves: Moves, rates: Mapping[str, float], finite: Tensor) -> None:
+        """Shrink the weights if decay is decoupled, and move parameters; if the step is finite."""
+        on_cpu = finite.device.type == "cpu"  # where no number has to be waited for
+        if on_cpu and not finite.tolist():
+            return
         decay = self._each("weight_decay") if self.decoupled_weight_decay else {}
         for name in decay.keys() & moves.keys() & self.curvature.weights:
             if shrink := rates[name] * decay[name]:
                 weight = self._named[name]
-                weight.sub_(weight * shrink * (scale != 0))
+                weight.sub_(weight * shrink * finite)
         parameters: list[Tensor] = [self._named[name] for name in moves]
         tensors, factors = zip(*moves.values(), strict=True)
+        if not on_cpu:
+            tensors = torch._foreach_mul(tensors, finite.to(tensors[0].dtype))
         if len(set(factors)) == 1:
             torch._foreach_add_(parameters, tensors, alpha=factors[0])
             return

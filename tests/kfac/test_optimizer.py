@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
+from acktr.kfac import GaussianLoss
 from tests.tools.kfac import (
     build,
     kfac,
@@ -148,6 +149,31 @@ def test_a_gradient_that_is_not_finite_moves_nothing(bad: float) -> None:
     optimizer.step()
     assert all(torch.isfinite(p).all() for p in parameters(model).values())
     assert not torch.equal(parameters(model)["0.weight"], before["0.weight"])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("quadratic", ["corrected", "kronecker", "exact"])
+@pytest.mark.parametrize("cold", [0, 9])
+def test_nor_does_the_momentum_move_anything_then(bad: float, quadratic: Any, cold: int) -> None:
+    model = mlp()
+    optimizer = kfac(model, quadratic=quadratic, momentum=0.9, cold_steps=cold)
+
+    def step(index: int) -> None:
+        with optimizer.capture() as captured:
+            output = model(randn(6, 4, seed=index))
+        optimizer.observe(captured, output, GaussianLoss())
+        set_gradients(model, seed=index)
+        if index == 3:
+            model[0].weight.grad[1, 2] = bad
+        optimizer.step()
+
+    for index in range(5):
+        before = parameters(model)
+        step(index)
+        still = [torch.equal(p, before[n]) for n, p in parameters(model).items()]
+        assert all(still) if index == 3 else not any(still)
+        assert optimizer.last_step is not None
+        assert float(optimizer.last_step.predicted_kl) == 0 or index != 3
 
 
 def test_a_zero_gradient_moves_nothing() -> None:
