@@ -109,12 +109,10 @@ class LimitedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def __init__(self, env: AnyEnv, name: str, seconds: float) -> None:
         super().__init__(env)
-        doing: list[tuple[int, str] | None] = [None]  # the call that is under way, by its number
-        self._doing, self._count = doing, 0
-        watch = Watch(
-            lambda: doing[0], lambda call: f"{name} did not return from {call[1]}", seconds
-        )
-        self._end = weakref.finalize(self, watch.stop)
+        self._name, self._seconds = name, seconds
+        self._doing: list[tuple[int, str] | None] = [None]  # what is under way, by its number
+        self._count = 0
+        self._end: weakref.finalize[..., LimitedEnv] | None = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -137,19 +135,28 @@ class LimitedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         """Close; see `gymnasium.Env.close`."""
         with self._limit("close"):
             self.env.close()
-        self._end()
+        if self._end is not None:
+            self._end()
 
     @contextmanager
     def _limit(self, call: str) -> Iterator[None]:
         self._count += 1
         try:
-            if threading.current_thread() is threading.main_thread():  # which the watch interrupts
+            if threading.current_thread() is threading.main_thread():  # which a watch interrupts
+                self._watch()
                 self._doing[0] = self._count, call
             yield
         except Late as late:
             raise EnvFault(str(late)) from late
         finally:
             self._doing[0] = None
+
+    def _watch(self) -> None:
+        """Begin to watch at the first call: what has a thread when it is made is not forked."""
+        if self._end is None or not self._end.alive:  # a copy's is not
+            doing, said = self._doing, f"{self._name} did not return from "
+            watch = Watch(lambda: doing[0], lambda call: said + call[1], self._seconds)
+            self._end = weakref.finalize(self, watch.stop)
 
 
 def _raised_in(error: BaseException) -> str:

@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from acktr.envs import EnvError, found_masks, make_vec, workers
+from acktr.envs import EnvError, found_masks, make_single, make_vec, workers
 from acktr.envs.parallel import ParallelEnvs, can_fork, thread_ids
 from tests.tools.hostile import ENV_ID
 from tests.tools.masked import MaskedEnv
@@ -56,6 +56,14 @@ def test_masks_are_found_and_missed_as_in_this_process() -> None:
 def test_gymnasiums_own_environments_stay_here() -> None:
     vec = make_vec("CartPole-v1", 2, apart=True)
     assert pids(vec) == []
+    vec.close()
+
+
+def test_environments_of_make_single_have_no_thread_before_they_are_used() -> None:
+    vec = make_vec(lambda: make_single("CartPole-v1", render_mode=None), 2, apart=True)
+    assert len(pids(vec)) == 1
+    vec.reset(seed=0)
+    vec.step(np.zeros(2, np.int64))
     vec.close()
 
 

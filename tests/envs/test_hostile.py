@@ -110,11 +110,16 @@ def test_one_environment_alone_is_watched_by_one_thread_until_it_is_closed() -> 
 
 
 def test_a_limited_environment_can_be_copied_and_used_in_a_thread() -> None:
-    env = make_single(Slow, render_mode=None, env_timeout=TIMEOUT / 2)  # type: ignore[arg-type]
-    copy.deepcopy(env).reset(seed=0)
-    with futures.ThreadPoolExecutor(1) as other:  # where nothing is late, nor here because of it
-        other.submit(env.reset).result()
-        other.submit(env.step, 0).result()
+    env = make_single(Slow, render_mode=None, env_timeout=TIMEOUT / 4)  # type: ignore[arg-type]
+    env.reset(seed=0)
+    other = copy.deepcopy(env)
+    other.reset(seed=0)
+    with pytest.raises(EnvFault, match="did not return from a step"):
+        other.step(0)
+    other.close()
+    with futures.ThreadPoolExecutor(1) as pool:  # where nothing is late, nor here because of it
+        pool.submit(env.reset).result()
+        pool.submit(env.step, 0).result()
     env.close()
 
 
