@@ -124,7 +124,8 @@ def kfac_error(
 
     Args:
         curvature: A preconditioner or optimizer that has observed a batch.
-        args: Inputs of the exact Fisher; by default those of the last observed batch.
+        args: Inputs of the exact Fisher, of all that the module returns; by default those of the
+            last observed batch, of the output that was observed.
         loss: Its loss; by default the observed one.
         damped: Compare the damped matrix of :func:`dense_kfac` with F + lambda I (weight decay
             added to lambda for its blocks).
@@ -133,14 +134,14 @@ def kfac_error(
         FactorError: As :func:`dense_kfac`.
         ValueError: As :func:`dense_kfac`, or there is no batch to compare with.
     """
-    view, kwargs = _View(curvature), None
-    if args is None and loss is None and view.found.observed is not None:
-        call, loss = view.found.observed.inputs, view.found.observed.loss
-        args, kwargs = call.args, call.kwargs
+    view, kwargs, select = _View(curvature), None, None
+    if args is None and loss is None and (observed := view.found.observed) is not None:
+        args, kwargs = observed.inputs.args, observed.inputs.kwargs
+        loss, select = observed.loss, observed.select
     if args is None or loss is None:
         raise ValueError("kfac_error needs both args and loss, or neither after an observe()")
     approximate = view.matrix(damped)
-    exact = dense_fisher(view.found.module, args, loss, view.names, kwargs=kwargs)
+    exact = dense_fisher(view.found.module, args, loss, view.names, kwargs=kwargs, select=select)
     exact = exact.to(approximate.dtype)
     blocks, wrong, size = {}, 0.0, 0.0
     for block in view.blocks:

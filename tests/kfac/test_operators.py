@@ -236,6 +236,26 @@ def test_errors_are_those_of_matrices_written_out() -> None:
     assert other.whole != pytest.approx(error.whole, rel=1e-3)
 
 
+def test_the_error_is_that_of_the_output_that_was_observed() -> None:
+    class Pair(nn.Module):
+        def __init__(self, net: nn.Module) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            output = self.net(x)
+            return {"logits": output, "norm": output.square().sum()}
+
+    model, inputs = three_layers(), randn(30, 3)
+    alone = kfac_error(learnt(model, inputs, CategoricalLoss()))
+    pair = Pair(model)
+    curvature = Preconditioner(pair, plain_config())
+    with curvature.capture() as captured:
+        output = pair(inputs)
+    curvature.observe(captured, output["logits"], CategoricalLoss(), source=Exact())
+    assert kfac_error(curvature).whole == pytest.approx(alone.whole, rel=1e-12)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_corrected_eigenvalues_are_closer_to_every_exact_block(seed: int) -> None:
     model, inputs = three_layers(), randn(30, 3, seed=seed)

@@ -209,6 +209,7 @@ def dense_fisher(
     names: Sequence[str] | None = None,
     *,
     kwargs: Mapping[str, Any] | None = None,
+    select: Callable[[Any], Any] | None = None,
 ) -> Tensor:
     """The Fisher matrix itself, for small networks and as a check of the products.
 
@@ -223,6 +224,7 @@ def dense_fisher(
         names: Parameters in the order wanted; by default the trainable ones, in the order of
             ``named_parameters``.
         kwargs: Its inputs given by keyword.
+        select: Takes the loss's output from what the module returns; None for all.
 
     Returns:
         F (P, P) over the parameters, each flattened and then concatenated.
@@ -237,7 +239,7 @@ def dense_fisher(
             "dense_fisher needs distinct names of the module's parameters,"
             f" got {', '.join(unknown or order) or 'none'}"
         )
-    forward, primals = _as_function(module, Inputs.of(args, kwargs), order)
+    forward, primals = _as_function(module, Inputs.of(args, kwargs), order, select)
 
     def twice(values: dict[str, Tensor]) -> tuple[Any, Any]:
         output = forward(values)
@@ -245,10 +247,9 @@ def dense_fisher(
 
     with undisturbed(primals):
         jacobian, output = jacrev(twice, has_aux=True)(primals)
-    blocks = jacobian if isinstance(jacobian, tuple) else (jacobian,)
     rows = [
         torch.cat([block[name].reshape(*_rows(part), -1) for name in order], dim=2)
-        for block, part in zip(blocks, parts_of(output), strict=True)
+        for block, part in zip(parts_of(jacobian), parts_of(output), strict=True)
     ]
     leaf = _mapped(lambda part: part.detach().requires_grad_(), output)
     total = rows[0].new_zeros(rows[0].shape[2], rows[0].shape[2])
