@@ -29,17 +29,18 @@ from acktr.kfac.losses.base import OutputLoss
 from acktr.kfac.optimizer import KFAC
 from acktr.kfac.preconditioner import Preconditioner
 
-Curvature = Preconditioner | KFAC
+KFACLike = Preconditioner | KFAC
+"""What has a curvature."""
 
 
-def curved_names(curvature: Curvature) -> list[str]:
+def curved_names(curvature: KFACLike) -> list[str]:
     """Names of the rows of :func:`dense_kfac` and :func:`dense_inverse`, in their order."""
     found, decay = _parts(curvature)
     plain = {name for b in found.blocks if isinstance(b, PlainBlock) for name in b.names}
     return [name for name in found.named if name not in plain and (decay is None or name in decay)]
 
 
-def _parts(curvature: Curvature) -> tuple[Preconditioner, dict[str, float] | None]:
+def _parts(curvature: KFACLike) -> tuple[Preconditioner, dict[str, float] | None]:
     """The preconditioner, and the weight decay of every parameter that is in a group."""
     if isinstance(curvature, Preconditioner):
         return curvature, None
@@ -49,7 +50,7 @@ def _parts(curvature: Curvature) -> tuple[Preconditioner, dict[str, float] | Non
 
 
 @torch.no_grad()
-def dense_kfac(curvature: Curvature, *, damped: bool = False) -> Tensor:
+def dense_kfac(curvature: KFACLike, *, damped: bool = False) -> Tensor:
     """The approximate Fisher matrix that the present statistics stand for.
 
     Block-diagonal with G (x) A for K-FAC, Q diag(s) Q^T in the installed eigenbasis for EKFAC, and
@@ -74,7 +75,7 @@ def dense_kfac(curvature: Curvature, *, damped: bool = False) -> Tensor:
 
 
 @torch.no_grad()
-def dense_inverse(curvature: Curvature) -> Tensor:
+def dense_inverse(curvature: KFACLike) -> Tensor:
     """The matrix that ``direction()`` multiplies gradients with, made column by column.
 
     It belongs to the installed decompositions, which may be older than the statistics, and to the
@@ -114,7 +115,7 @@ class KFACError:
 
 @torch.no_grad()
 def kfac_error(
-    curvature: Curvature,
+    curvature: KFACLike,
     args: tuple[Any, ...] | None = None,
     loss: OutputLoss[Any] | None = None,
     *,
@@ -170,7 +171,7 @@ def _ratio(error: float, size: float) -> float:
 class _View:
     """A curvature's blocks, and where their parameters lie in its matrix."""
 
-    def __init__(self, curvature: Curvature) -> None:
+    def __init__(self, curvature: KFACLike) -> None:
         self.found, self.decay = _parts(curvature)
         self.names = curved_names(curvature)
         self.blocks = [block for block in self.found.blocks if block.names[0] in self.names]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
 
 from acktr.kfac.corrected import Proposal
 from acktr.kfac.curvature import Curvature
@@ -31,10 +30,6 @@ class Preconditioner(Curvature):
     def observed(self) -> Observed | None:
         """The last observed pass, without its graph after the step."""
         return self.region.observed
-
-    def exact_quadratic(self, step: dict[str, Tensor]) -> Tensor:
-        """U^T F U with the exact Fisher of the last batch; ValueError if none had a loss."""
-        return self.region.quadratic(step)
 
     @torch.no_grad()
     def precondition(

@@ -123,7 +123,7 @@ def test_the_exact_quadratic_form_knows_inputs_in_any_place(call: str) -> None:
         output = CALLS[call](model, a, b)
     optimizer.observe(captured, output, LOSS)
     _, (step,) = directions(model, 1)
-    close(optimizer.curvature.exact_quadratic(step), truth([step], a, b)[0, 0])
+    close(optimizer.curvature.region.quadratic(step), truth([step], a, b)[0, 0])
     assert kfac_error(optimizer).blocks == pytest.approx(
         kfac_error(optimizer, (a, b), LOSS).blocks
         if call != "nested"
@@ -173,7 +173,7 @@ def test_submodules_alone_give_the_exact_fisher_until_the_step(rule: Any) -> Non
     set_gradients(model)
     step = optimizer.direction()
     exact = fisher_gram(model, (x,), LOSS, [step])[0, 0]
-    close(optimizer.curvature.exact_quadratic(step), exact)
+    close(optimizer.curvature.region.quadratic(step), exact)
     optimizer.step()
     before = parameters(model)
     with pytest.raises(ValueError, match="only submodules were called inside capture"):

@@ -95,7 +95,7 @@ def test_a_batch_in_micro_batches_is_measured_whole() -> None:
         observe_parts(curvature, model, inputs, parts, BernoulliLoss())
         found = curvature.region.estimated([step], 1, 8)
         assert found is not None
-        forms.append((found.grams, curvature.exact_quadratic(step)))
+        forms.append((found.grams, curvature.region.quadratic(step)))
     (some, whole), (all_of_it, again) = forms
     assert abs(float(some) / float(whole) - 1) > 1e-3
     close = {"rtol": 1e-10, "atol": 1e-12}
@@ -113,14 +113,14 @@ def test_exact_forms_of_micro_batches_have_their_dropout() -> None:
     for sample in inputs.split(1):
         torch.manual_seed(len(forms))
         observe_parts(curvature, model, sample, (1,), loss)
-        forms.append(curvature.exact_quadratic(step))
+        forms.append(curvature.region.quadratic(step))
     assert len({float(form) for form in forms}) == 4
     for index, sample in enumerate(inputs.split(1)):
         torch.manual_seed(index)
         with curvature.capture() as captured:
             output = model(sample)
         curvature.observe(captured, output, loss, last=index == 3)
-    torch.testing.assert_close(curvature.exact_quadratic(step), torch.stack(forms).mean())
+    torch.testing.assert_close(curvature.region.quadratic(step), torch.stack(forms).mean())
 
 
 def test_a_micro_batch_that_cannot_run_again_is_told() -> None:
@@ -136,7 +136,7 @@ def test_a_micro_batch_that_cannot_run_again_is_told() -> None:
         if len(forms) == 1:
             first[0].zero_()  # a buffer that the next micro-batch is read into
             with pytest.warns(UserWarning, match="last micro-batch alone: the input of the module"):
-                forms.append(curvature.exact_quadratic(step))
+                forms.append(curvature.region.quadratic(step))
         else:
-            forms.append(curvature.exact_quadratic(step))
+            forms.append(curvature.region.quadratic(step))
     assert torch.equal(forms[0], forms[1]) and not torch.equal(forms[0], forms[2])

@@ -123,7 +123,7 @@ def test_exact_forms_are_those_of_the_observed_pass(name: str, rule: Any) -> Non
     observed = optimizer.curvature.observed
     assert observed is not None
     close(observed.grams(model, vectors)[0], wanted)
-    close(optimizer.curvature.exact_quadratic(vectors[0]), wanted[0, 0])
+    close(optimizer.curvature.region.quadratic(vectors[0]), wanted[0, 0])
     optimizer.step()
     assert optimizer.last_step is not None
     assert observed.followed is None
@@ -166,7 +166,7 @@ def test_without_a_second_derivative_the_pass_runs_again_with_its_mask() -> None
             output = net(inputs)
         optimizer.observe(captured, output, LOSS)
         torch.rand(3)
-        forms.append(optimizer.curvature.exact_quadratic(directions(plain, 1)[1][0]))
+        forms.append(optimizer.curvature.region.quadratic(directions(plain, 1)[1][0]))
     close(forms[0], forms[1])
 
 

@@ -74,7 +74,7 @@ def quadratic(model: nn.Module, inputs: Tensor, loss: Any, take: Any, **observed
         returned = model(inputs)
     optimizer.observe(captured, take(returned), loss, **observed)
     step = {n: randn(*p.shape, seed=3) for n, p in model.named_parameters()}
-    return float(optimizer.curvature.exact_quadratic(step))
+    return float(optimizer.curvature.region.quadratic(step))
 
 
 @pytest.mark.parametrize("kind", [dict, OrderedDict, list, Pair, Fields])

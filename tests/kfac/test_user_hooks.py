@@ -56,7 +56,7 @@ def test_hooks_on_the_whole_model_run_once_in_the_exact_quadratic_form(case: Any
     jacobian = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
     moved = jacobian @ vector
     right = moved @ softmax_fisher(model(inputs))[0] @ moved
-    torch.testing.assert_close(optimizer.curvature.exact_quadratic(direction), right)
+    torch.testing.assert_close(optimizer.curvature.region.quadratic(direction), right)
 
 
 def _entries(model: nn.Module, inputs: Tensor) -> list[Tensor]:
