@@ -55,7 +55,8 @@ def unpacked(paths: Sequence[Path]) -> Iterator[list[Path]]:
                     folders.append(path)
                     continue
                 if archive not in homes:
-                    homes[archive] = Path(tempfile.mkdtemp(dir=temporary), archive.name)
+                    # Numbered, so that runs are in the order of the archives.
+                    homes[archive] = Path(temporary, f"{len(homes):09}", archive.name)
                     _unpack(archive, homes[archive])
                 folders.append(homes[archive] / path.relative_to(archive))
             yield folders

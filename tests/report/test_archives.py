@@ -53,6 +53,16 @@ def test_a_report_of_an_archive_is_that_of_the_folders(tmp_path: Path) -> None:
     assert (tmp_path / "runs.svg").read_bytes() == (tmp_path / "runs.zip.svg").read_bytes()
 
 
+def test_archives_stay_in_their_order(tmp_path: Path) -> None:
+    """Which plots and their tables have the runs in."""
+    archives = [tmp_path / f"{name}.zip" for name in "gfedcba"]
+    for path in archives:
+        path.write_bytes(pack({"Ant-v5/acktr/seed0/config.json": b"{}"}))
+    with unpacked(archives) as folders:
+        assert folders == sorted(folders)
+        assert [folder.name for folder in folders] == [path.name for path in archives]
+
+
 def test_the_same_files_give_the_same_bytes(tmp_path: Path) -> None:
     files = {"b/c": b"1" * 100, "a": b""}
     data = pack(files)
