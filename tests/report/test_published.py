@@ -61,6 +61,15 @@ SCRIPTS: dict[str, tuple[Callable[[Sequence[str]], int], str, set[str]]] = {
         "--steps 500000 1000000 1500000 2000000 --out results/critic/breakout",
         {"returns_at.csv", "returns_at.md"},
     ),
+    "returns_at of adaptive sigma": (
+        returns_at.main,
+        "results/critic/adaptive_atari/runs.zip "
+        "results/atari/runs.zip/BreakoutNoFrameskip-v4/acktr "
+        "results/atari6/runs.zip/BeamRiderNoFrameskip-v4/acktr --labels acktr acktr-adaptive "
+        "--steps 500000 1000000 1500000 2000000 2500000 3000000 "
+        "--out results/critic/adaptive_atari",
+        {"returns_at.csv", "returns_at.md"},
+    ),
     "six_games": (
         six_games.main,
         "results/atari6/runs.zip results/atari/runs.zip/BreakoutNoFrameskip-v4/acktr "
