@@ -132,7 +132,7 @@ def _require_one_argument(given: Callable[..., Any]) -> None:
 def tell(
     those: Sequence[Listener],
     stats: TrainStats,
-    record: Callable[[TrainStats], None] = lambda stats: None,
+    record: Callable[[TrainStats], None],
 ) -> tuple[TrainStats, bool]:
     """Tell an update to all listeners; each also sees the metrics that earlier ones returned.
 

@@ -182,7 +182,7 @@ class GuardedVectorEnv(OpenVectorEnv):
         state_method(self.env, "load_state_dict")(state["envs"])
         self._stats.load_state_dict(state["episodes"])
         self._dead[:] = state["dead"]
-        self._seed, self._seeds[:] = None, -1
+        self._seed = None
 
     def _call(self, when: str, call: Callable[[], Any]) -> Any:
         """The results of a reset or step, which may fail in any way."""

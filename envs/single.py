@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import threading
 import warnings
@@ -113,6 +114,7 @@ class LimitedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._doing: list[tuple[int, str] | None] = [None]  # what is under way, by its number
         self._count = 0
         self._end: weakref.finalize[..., LimitedEnv] | None = None
+        self._process = 0
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -153,7 +155,9 @@ class LimitedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def _watch(self) -> None:
         """Begin to watch at the first call: what has a thread when it is made is not forked."""
-        if self._end is None or not self._end.alive:  # a copy's is not
+        watched = self._end is not None and self._end.alive  # a copy's is not
+        if not watched or self._process != os.getpid():  # and a thread stays behind in a fork
+            self._process = os.getpid()
             doing, said = self._doing, f"{self._name} did not return from "
             watch = Watch(lambda: doing[0], lambda call: said + call[1], self._seconds)
             self._end = weakref.finalize(self, watch.stop)

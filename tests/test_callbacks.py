@@ -50,7 +50,7 @@ def test_false_stops_after_the_first_update(answer: Any) -> None:
 
 @pytest.mark.parametrize("answer", [None, True, np.True_, torch.tensor(True), 0, 0.0, "", []])
 def test_all_else_goes_on(answer: Any) -> None:
-    assert tell(listeners(lambda stats: answer), stats())
+    assert tell(listeners(lambda stats: answer), stats(), print)
 
 
 def test_all_callbacks_are_told_though_one_stops() -> None:
@@ -113,7 +113,7 @@ def test_each_agent_has_a_log_folder_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize("answer", [{"a": "x"}, {1: 2.0}, {"a": [1.0, 2.0]}, {"a\n": 1.0}])
 def test_metrics_of_ones_own_are_numbers_by_name(answer: Any) -> None:
     with pytest.raises(TypeError, match="numbers by name") as caught:
-        tell(listeners(lambda stats: answer), stats())
+        tell(listeners(lambda stats: answer), stats(), print)
     assert "\n" not in str(caught.value)
 
 

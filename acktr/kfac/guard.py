@@ -257,7 +257,8 @@ class Guard:
         ):
             raise ValueError(
                 f"precondition() was called twice on one gradient, that of {kept.name!r}: call it"
-                " once, between backward() and the optimizer's step()"
+                " once, between backward() and the optimizer's step(); where several optimizers"
+                " share it, set all gradients to None before backward()"
             )
 
     def check_kept(self) -> None:

@@ -155,7 +155,6 @@ def test_episodes_and_seeds_of_faults_are_those_of_the_environment() -> None:
         vec.reset(options={"reset_mask": np.array(last)})
         assert place(vec) == f" (episode 2{seeds[1]})"
         vec._stats.load_state_dict(vec._stats.state_dict())
-        vec._seeds[:] = -1  # as load_state_dict of the whole does
         vec.step(row)
         assert place(vec) == ""
         vec.reset(seed=8)

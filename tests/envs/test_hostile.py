@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ import threading
 import time
 import warnings
 from concurrent import futures
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
@@ -120,6 +122,27 @@ def test_a_limited_environment_can_be_copied_and_used_in_a_thread() -> None:
     with futures.ThreadPoolExecutor(1) as pool:  # where nothing is late, nor here because of it
         pool.submit(env.reset).result()
         pool.submit(env.step, 0).result()
+    env.close()
+
+
+def test_a_limited_environment_has_its_limit_in_a_fork_too() -> None:
+    env = make_single(Slow, render_mode=None, env_timeout=TIMEOUT / 4)  # type: ignore[arg-type]
+    env.reset(seed=0)
+
+    def step(ends: Connection) -> None:
+        try:
+            env.step(0)
+        except EnvFault as fault:
+            ends.send(str(fault))
+        ends.close()
+
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=step, args=(theirs,))
+    process.start()
+    theirs.close()
+    assert "did not return from a step" in ours.recv()
+    process.join()
     env.close()
 
 

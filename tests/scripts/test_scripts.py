@@ -64,8 +64,11 @@ def test_random_returns(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean 'CartPole-v1'?" in capsys.readouterr().err
 
 
-def test_random_returns_draw_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    gymnasium.register("Blind-v0", entry_point=Blind, max_episode_steps=10)
+def test_random_returns_draw_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = gymnasium.envs.registration.EnvSpec("Blind-v0", Blind, max_episode_steps=10)
+    monkeypatch.setitem(gymnasium.registry, "Blind-v0", spec)
     random_returns.work(["Blind-v0", "--episodes", "2"])
     assert "Blind-v0,2," in capsys.readouterr().out
 
