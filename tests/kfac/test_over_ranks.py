@@ -14,11 +14,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac import KFAC, CategoricalLoss, KFACConfig, Ranks, placement
+from acktr.kfac import (
+    KFAC,
+    CategoricalLoss,
+    Exact,
+    GaussianLoss,
+    KFACConfig,
+    Ranks,
+    SumLoss,
+    placement,
+)
 from acktr.kfac import estimator as estimator_module
 from acktr.kfac.statistics.averages import RunningAverage, join_ranks
 from tests.kfac.test_micro_batches import nearly
-from tests.tools.kfac import mlp, parameters
+from tests.tools.exact import close
+from tests.tools.kfac import mlp, parameters, plain_config, randn
+from tests.tools.product_cases import filled
 from tests.tools.rank_trainings import (
     KRONECKER,
     TRAININGS,
@@ -135,3 +146,84 @@ def test_what_is_not_finite_on_one_rank_is_rejected_on_all() -> None:
     first, *others = on_threads(not_finite, 3)
     assert all(int(mine["rejected"]) == 1 for mine in (first, *others))
     assert all(torch.equal(mine[n], p) for mine in others for n, p in first.items())
+
+
+class Apart(nn.Module):
+    """A part of the loss for every sample, and another one for a few."""
+
+    def __init__(self, rare: nn.Module) -> None:
+        super().__init__()
+        self.trunk, self.often, self.rare = nn.Linear(4, 4), nn.Linear(4, 2), rare
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.trunk(inputs).tanh()
+        return self.often(hidden), self.rare(hidden)
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.recurrence = nn.MultiheadAttention(2, 1), nn.GRU(2, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = inputs.unflatten(1, (2, 2)).movedim(1, 0)
+        output: Tensor = self.recurrence(self.attention(hidden, hidden, hidden)[0])[0][-1]
+        return output
+
+
+class Tied(nn.Module):
+    """Words of which nothing depends on the trunk, and their table as the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(5, 3), nn.Linear(3, 5)
+        self.head.weight = self.table.weight
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        words = inputs.detach().abs().mul(99).long() % 5
+        output: Tensor = self.head(self.table(words).tanh())
+        return output
+
+
+RARE: dict[str, nn.Module] = {
+    "linear": nn.Linear(4, 1),
+    "convolutions": nn.Sequential(
+        nn.Unflatten(1, (1, 4)),
+        nn.Conv1d(1, 2, 2),
+        nn.Conv1d(2, 2, 2, groups=2),
+        nn.ConvTranspose1d(2, 2, 2),
+        nn.GroupNorm(1, 2),
+    ),
+    "attention": Attention(),
+    "tied": Tied(),
+}
+
+
+@pytest.mark.parametrize("structure", ["kfac", "ekfac"])
+@pytest.mark.parametrize("sharing", ["expand", "reduce"])
+@pytest.mark.parametrize("graded", [False, True])
+@pytest.mark.parametrize("name", RARE)
+def test_a_rank_may_have_no_term_of_a_part(
+    name: str, graded: bool, sharing: Any, structure: Any
+) -> None:
+    inputs, rare = randn(12, 4), torch.arange(12) < 3
+    often = torch.linspace(0.5, 1, 12).double() if graded else None
+    loss = SumLoss(CategoricalLoss(reduction="sum"), GaussianLoss(reduction="sum"))
+
+    def factors(ranks: Ranks | None) -> list[Tensor]:
+        model = filled(Apart(RARE[name]))
+        config = plain_config(structure=structure, conv_sharing=sharing, linear_sharing=sharing)
+        curvature = KFAC(model, config, ranks=ranks).curvature
+        cut = slice(12) if ranks is None else slice(6 * ranks.rank, 6 * ranks.rank + 6)
+        for _ in range(2):  # the scales of EKFAC come with a basis
+            with curvature.capture() as captured:
+                output = model(inputs[cut])
+            weights = None if often is None else often[cut], rare[cut]
+            curvature.observe(captured, output, loss, source=Exact(), weights=weights)
+            curvature.refresh()
+        return [factor.mean() for block in curvature.stats.values() for factor in block.factors]
+
+    wanted = factors(None)
+    for found in on_threads(factors, 2):
+        for mine, whole in zip(found, wanted, strict=True):
+            close(mine, whole)

@@ -69,7 +69,7 @@ class ProjectionLayout:
             if mine and key not in made:
                 made[key] = rows.input_factor(self.linear, mine, diagonal)
         divisor = max(count for _, count in made.values())
-        scaled = {key: total * (divisor / count) for key, (total, count) in made.items()}
+        scaled = {key: total * (divisor / (count or 1.0)) for key, (total, count) in made.items()}
         return self._stacked([scaled.get(key) for key in keys]), divisor
 
     def output_factor(self, uses: Sequence[Use], index: int, diagonal: bool) -> Tensor:

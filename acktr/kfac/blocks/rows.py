@@ -75,9 +75,9 @@ def token_factor(module: nn.Embedding, uses: Sequence[Use]) -> tuple[Tensor, flo
 
 
 def _to_weigh(sharing: Sharing, uses: Sequence[Use]) -> bool:
-    """Whether more is to be done for weights than to leave rows out."""
+    """Whether more is to be done for weights than to leave rows out, some but not all of a use."""
     given = [use.weights for use in uses if use.weights is not None]
-    graded = any(bool(((v != 0) & (v != 1)).any()) for v in given)
+    graded = any(bool(((v != 0) & (v != 1)).any() | ~v.any()) for v in given)
     return graded or (sharing == "reduce" and bool(given))
 
 

@@ -71,13 +71,14 @@ class TiedLayout:
             module = tables[0].module
             assert isinstance(module, nn.Embedding)
             total, count = token_factor(module, tables)
-            frequencies = total / count if diagonals[0] else (total / count).diag()
+            mean = total / (count or 1.0)  # a rank may have no term of a part
+            frequencies = mean if diagonals[0] else mean.diag()
             pairs.append((frequencies, _gradient_factor(tables, weights, diagonals[1])))
             tokens += count
         if heads:
             layout = LinearLayout((self.words, self.width), False, "expand")
             total, count = input_factor(layout, heads, diagonals[1])
-            pairs.append((_gradient_factor(heads, weights, diagonals[0]), total / count))
+            pairs.append((_gradient_factor(heads, weights, diagonals[0]), total / (count or 1.0)))
             tokens += count
         traces = [(_trace(left), _trace(right)) for left, right in pairs]
         left = _sum([x * right for (x, _), (_, right) in zip(pairs, traces, strict=True)])

@@ -104,8 +104,9 @@ class Samples:
                 continue
             weights = _reduced(each[depths.index(deepest)], deepest)
             reached = torch.stack([(g != 0).flatten(deepest).any(-1) for g in use.gradients]).any(0)
-            if len(counted := weights[weights > 0]):  # a rank may have no term of a part
-                weights = weights.where(weights > 0, reached * counted.mean())
+            counted = weights[weights > 0]
+            usual = counted.mean() if len(counted) else 1.0  # a rank may have no term of a part
+            weights = weights.where(weights > 0, reached * usual)
             result = weights if result is None else _times(weights, result)
         return result
 
