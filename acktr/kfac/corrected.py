@@ -117,6 +117,8 @@ class CorrectedRegion:
         self.measurements = Measurements()
         self._warned = False
         """Whether it was said that a step could not be measured."""
+        self.blind = False
+        """Whether there was nothing to measure with at the last try; an `observe` ends it."""
         self.whole = False
         """Whether a part of the samples was seen not to stand for the observed pass."""
         self._fickle = False
@@ -129,12 +131,11 @@ class CorrectedRegion:
 
     def due(self, turn: int) -> bool:
         """Whether the step of this turn is measured."""
-        return turn >= self.measurements.next
+        return turn >= self.measurements.next and not self.blind
 
     def own(self, groups: Mapping[str, int]) -> None:
         """Set which parameters belong to one part alone: 1 + k for one of part k."""
-        values = [groups.get(name, 0) for name in self._names]
-        self._groups = torch.tensor(values, device=self._groups.device)
+        self._groups = self._groups.new_tensor([groups.get(name, 0) for name in self._names])
 
     def fit(
         self,
@@ -250,9 +251,8 @@ class CorrectedRegion:
             reason = str(error).splitlines()[0]
             if self.separate:
                 raise ValueError(f"the radii of the parts cannot be kept: {reason}") from error
-            if not isinstance(
-                error, UnobservedError
-            ):  # what cannot be measured may cost much to try
+            self.blind = isinstance(error, UnobservedError)
+            if not self.blind:  # what cannot be measured may cost much to try
                 self.measurements.plan(True, turn, renewed)
             self.reach = torch.full_like(self.reach, torch.finfo(self.reach.dtype).max)
             if not self._warned:

@@ -157,7 +157,7 @@ class Curvature:
         check_capture(captured)
         check_loss(loss)
         loss = with_weights(loss, output, weights, target, empty=self.region.shared)
-        source = source or Sampled()
+        self.region.see()
         follow, measure = self.following and last, self.measuring and last
         observed = self.region.observe(
             captured, output, loss, (weights, target), follow=follow, measure=measure
@@ -168,7 +168,7 @@ class Curvature:
                 self._guard.warn_rounded(captured, self.damping)
             part = observed.select is not None
             self._estimator.check_scales(loss, output, last)
-            given = loss, source, present, self.generator
+            given = loss, source or Sampled(), present, self.generator
             scalars, batch = self._estimator.scalars(captured, output, *given, part=part)
             size = sizes(loss, output)[0]
             self._fold(captured, scalars, "sum" if size is None else size, batch, last)

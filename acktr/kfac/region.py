@@ -70,6 +70,11 @@ class Region:
             return observed
         return JoinedFisher(self._ranks, self._place, observed)
 
+    def see(self) -> None:
+        """Note that there is something to measure with."""
+        if self.corrected is not None:
+            self.corrected.blind = False
+
     def measures(self, turn: int) -> bool:
         """Whether the step of a turn is measured for the corrected trust region."""
         return self.corrected is not None and self.corrected.due(turn)
@@ -142,6 +147,9 @@ class Region:
             form = (fisher_quadratic or self.quadratic) if exact else None
             gradients, step = dict(proposal.gradients), dict(proposal.step)
             return rescale(gradients, step, self._config.kl_clip, proposal.lr, form)
+
+        if fisher_quadratic is not None:
+            self.see()
 
         def measure(vectors: Sequence[Mapping[str, Tensor]]) -> Tensor | None:
             if fisher_quadratic is not None and not region.separate:

@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from acktr.kfac import KFAC
 from acktr.kfac.corrected import CorrectedRegion, Proposal
 from acktr.kfac.trust import Fit
+from tests.tools.kfac import build, plain_config, randn, set_gradients
 
 CLIP, LR, MOMENTUM = 0.1, 1.0, 0.5
 Spend = Callable[[Mapping[str, Tensor]], Tensor | None]
@@ -155,3 +157,26 @@ def test_steps_that_cannot_be_measured_are_tried_ever_more_rarely_with_one_warni
     assert tried[:5] == [0, 2, 6, 14, 24]
     assert len(told) == 1
     assert steps.region.ratio.item() != 1
+
+
+@pytest.mark.filterwarnings("ignore:the trust region cannot")
+@pytest.mark.parametrize("given", [False, True])
+def test_what_never_gives_a_loss_is_measured_once_or_with_forms_of_its_own(given: bool) -> None:
+    model = build(nn.Linear(4, 3))
+    optimizer = KFAC(model, plain_config(quadratic="corrected", kl_clip=1e-6))
+    due: list[bool] = []
+    asked: list[Mapping[str, Tensor]] = []
+
+    def form(step: Mapping[str, Tensor]) -> Tensor:
+        asked.append(step)
+        return torch.stack([d.square().sum() for d in step.values()]).sum()
+
+    for index in range(20):
+        with optimizer.capture() as captured:
+            output = model(randn(9, 4, seed=index))
+        optimizer.update_curvature(captured, output.log_softmax(-1)[:, 0].sum())
+        set_gradients(model)
+        due.append(optimizer.curvature.measuring)
+        optimizer.step(fisher_quadratic=form if given and index else None)
+    assert due[0] and sum(due[1:]) == max(0, len(asked) - 1)
+    assert bool(asked) is given
