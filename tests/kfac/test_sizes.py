@@ -23,7 +23,10 @@ from acktr.kfac import (
     dense_kfac,
 )
 from acktr.kfac.blocks.diagonal import DiagonalBlock
+from acktr.kfac.blocks.rows import token_factor
 from acktr.kfac.blocks.vectors import VectorBlock
+from acktr.kfac.statistics.inputs import Inputs
+from acktr.kfac.statistics.uses import Use
 from tests.tools.exact import Seen, close, observed
 from tests.tools.kfac import basis, build, eigen, plain_config, randn, scales, seeded
 
@@ -229,6 +232,23 @@ def test_a_head_of_fifty_thousand_classes_trains(structure: Any) -> None:
             losses.append(float(value.detach()))
     assert losses[2] < losses[0] - 0.01
     assert largest.entries <= 2**22  # a factor would have 2.5e9
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_frequencies_of_tokens_copy_no_gradient(kind: torch.dtype, weighted: bool) -> None:
+    table, tokens = nn.Embedding(7, 50, padding_idx=2), torch.arange(12).reshape(4, 3) % 7
+    weights = torch.linspace(0, 2, 4) if weighted else None
+    uses = [
+        Use(table, Inputs.of((tokens,)), (randn(4, 3, 50).to(dtype),), None, None, weights=weights)
+        for dtype in (kind, torch.float64)
+    ]
+    with Largest() as largest:
+        counts, divisor = token_factor(table, uses[:1])
+    wanted, of_all = token_factor(table, uses[1:])
+    assert counts.dtype == torch.float32 and divisor == pytest.approx(of_all)
+    close(counts.double(), wanted, rtol=1e-6)
+    assert largest.entries <= 12
 
 
 # --- layers that are left out ---------------------------------------------------------------------

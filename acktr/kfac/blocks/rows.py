@@ -66,7 +66,7 @@ def token_factor(module: nn.Embedding, uses: Sequence[Use]) -> tuple[Tensor, flo
     counts = uses[0].gradients[0].new_zeros(module.num_embeddings, dtype=kind)
     for use in uses:
         like = use.gradients[0].reshape(len(use.gradients[0]), -1, module.embedding_dim)
-        weights = spread(use.weights, len(like), like.to(kind))
+        weights = spread(use.weights, len(like), like[..., :1].to(kind))
         counts.index_add_(0, use.input.flatten(), weights.flatten())
         divisor += weights.numel() if use.weights is None else float(weights.sum())
     if module.padding_idx is not None:
