@@ -61,6 +61,15 @@ SCRIPTS: dict[str, tuple[Callable[[Sequence[str]], int], str, set[str]]] = {
         "--steps 500000 1000000 1500000 2000000 --out results/critic/breakout",
         {"returns_at.csv", "returns_at.md"},
     ),
+    "returns_at of batches": (
+        returns_at.main,
+        "results/batch_size/long/runs.zip results/atari/runs.zip/BreakoutNoFrameskip-v4/acktr "
+        "results/atari6/runs.zip/BreakoutNoFrameskip-v4/a2c "
+        "results/atari6/runs.zip/QbertNoFrameskip-v4 --labels acktr-160 acktr a2c "
+        "--steps 500000 1000000 1500000 2000000 2400000 3000000 4000000 5000000 6000000 6500000 "
+        "--out results/batch_size/long",
+        {"returns_at.csv", "returns_at.md"},
+    ),
     "returns_at of adaptive sigma": (
         returns_at.main,
         "results/critic/adaptive_atari/runs.zip "
@@ -86,7 +95,7 @@ SCRIPTS: dict[str, tuple[Callable[[Sequence[str]], int], str, set[str]]] = {
 }
 PLOTS = [
     plot
-    for page in ("first/README.md", "critic/README.md")
+    for page in ("first/README.md", "critic/README.md", "batch_size/README.md")
     for plot in re.findall(r"    acktr (plot results/.*)", (RESULTS / page).read_text())
 ]
 
